@@ -1,0 +1,168 @@
+//! The identifiers of the system, one newtype each.
+//!
+//! Owns: how each id is made, written and read. Knows nothing of what it names.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+/// A string was not a lower-case canonical UUID (`xxxxxxxx-xxxx-xxxx-xxxx-xxxxxxxxxxxx`).
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("not a lower-case canonical UUID")]
+pub struct NotAUuid;
+
+/// Reads a UUID in the one spelling we hand out: lower case, with dashes.
+///
+/// Other spellings are refused because the agents themselves look ids up by their text.
+fn canonical_uuid(text: &str) -> Result<Uuid, NotAUuid> {
+    let id = Uuid::parse_str(text).map_err(|_| NotAUuid)?;
+    let mut buffer = Uuid::encode_buffer();
+    if id.hyphenated().encode_lower(&mut buffer) == text { Ok(id) } else { Err(NotAUuid) }
+}
+
+macro_rules! uuid_id {
+    ($(#[$doc:meta])* $name:ident) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+        #[serde(transparent)]
+        pub struct $name(Uuid);
+
+        impl $name {
+            /// A new random id (UUID v4).
+            #[must_use]
+            pub fn random() -> Self {
+                Self(Uuid::new_v4())
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                self.0.hyphenated().fmt(f)
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = NotAUuid;
+
+            fn from_str(text: &str) -> Result<Self, NotAUuid> {
+                canonical_uuid(text).map(Self)
+            }
+        }
+    };
+}
+
+uuid_id! {
+    /// A job: one accepted consult. Unguessable, because it is the only key to its answer.
+    JobId
+}
+
+uuid_id! {
+    /// One running system (host), new at each start.
+    HostId
+}
+
+uuid_id! {
+    /// A conversation kept by an agent CLI, which a later consult may resume.
+    AgentSessionId
+}
+
+uuid_id! {
+    /// Put into the environment of everything an agent run starts, so that a sweep knows its own.
+    RunToken
+}
+
+uuid_id! {
+    /// One chain of consults that started each other; carried through the environment.
+    ChainId
+}
+
+/// One tool invocation, unique across hosts and restarts: the host and a number that only grows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct InvocationId {
+    /// The host that took the request.
+    pub host: HostId,
+    /// Grows by one per invocation of that host.
+    pub sequence: u64,
+}
+
+impl fmt::Display for InvocationId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.host, self.sequence)
+    }
+}
+
+/// One incarnation of a worker. Starts at 1, grows by one per start, is never reused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Generation(pub u64);
+
+impl Generation {
+    /// The generation of a slot that has started nothing yet.
+    pub const NONE: Self = Self(0);
+
+    /// The generation after this one.
+    #[must_use]
+    pub const fn next(self) -> Self {
+        Self(self.0 + 1)
+    }
+}
+
+impl fmt::Display for Generation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// One connection's session within a system; numbers are never reused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct SessionNumber(pub u64);
+
+impl fmt::Display for SessionNumber {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// Milliseconds since the Unix epoch; the only wall-clock type that is stored or sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct UnixMillis(pub i64);
+
+impl UnixMillis {
+    /// The current wall-clock time. Only loops call it; deciding code is given the time.
+    #[must_use]
+    pub fn now() -> Self {
+        let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+        Self(i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
+    }
+
+    /// Milliseconds from `earlier` to `self`, zero when the clock went backwards.
+    #[must_use]
+    pub fn since(self, earlier: Self) -> u64 {
+        u64::try_from(self.0.saturating_sub(earlier.0)).unwrap_or(0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_canonical_spelling_of_a_uuid_is_an_id() {
+        let id = JobId::random();
+        assert_eq!(id.to_string().parse::<JobId>(), Ok(id));
+        for wrong in [
+            id.to_string().to_uppercase().replace('-', "-A").as_str(),
+            "",
+            "6F9619FF-8B86-D011-B42D-00C04FC964FF",
+            "6f9619ff8b86d011b42d00c04fc964ff",
+            "{6f9619ff-8b86-d011-b42d-00c04fc964ff}",
+            "-p",
+        ] {
+            assert_eq!(wrong.parse::<JobId>(), Err(NotAUuid), "{wrong:?}");
+        }
+    }
+}

@@ -1,0 +1,414 @@
+//! Jobs: what a consult is once it has been accepted.
+//!
+//! Owns: the job's states and the one function that moves between them, the frozen request, the outcome, the
+//! journal's event kinds. May not know: SQL, actors, how an agent is run.
+//!
+//! ```text
+//!            runner took it            outcome
+//!  queued ─────────────────▶ running ───────────▶ succeeded | failed | cancelled
+//!    │                          └── runner gone ──▶ interrupted
+//!    └── cancel, caller lost ──▶ cancelled   ── could not start ──▶ failed   ── runner gone ──▶ interrupted
+//! ```
+//!
+//! Invariants: (1) the four states on the right are final; (2) every change of state passes [`JobState::advance`],
+//! and the store enforces the same edges once more in its own update.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::agents::AgentEvent;
+use crate::fault::{Fault, FaultCode};
+use crate::ids::{AgentSessionId, ChainId, InvocationId, JobId, RunToken, UnixMillis};
+
+/// Where a job stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum JobState {
+    /// Accepted and durable; no agent has been started.
+    Queued,
+    /// A runner owns it and may have started the agent.
+    Running,
+    /// The agent answered.
+    Succeeded,
+    /// The agent or the run failed.
+    Failed,
+    /// Stopped by request, deadline or because its caller is gone.
+    Cancelled,
+    /// The runner is gone without an outcome.
+    Interrupted,
+}
+
+impl JobState {
+    /// Every state, for tables and argument messages.
+    pub const ALL: [Self; 6] =
+        [Self::Queued, Self::Running, Self::Succeeded, Self::Failed, Self::Cancelled, Self::Interrupted];
+
+    /// The stable text of the state.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Queued => "queued",
+            Self::Running => "running",
+            Self::Succeeded => "succeeded",
+            Self::Failed => "failed",
+            Self::Cancelled => "cancelled",
+            Self::Interrupted => "interrupted",
+        }
+    }
+
+    /// The state with this text.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|state| state.as_str() == text)
+    }
+
+    /// Whether the state is final.
+    #[must_use]
+    pub const fn is_terminal(self) -> bool {
+        match self {
+            Self::Queued | Self::Running => false,
+            Self::Succeeded | Self::Failed | Self::Cancelled | Self::Interrupted => true,
+        }
+    }
+
+    /// The one function every change of state passes; the match is the diagram above.
+    ///
+    /// # Errors
+    ///
+    /// `illegal_transition`, naming both states, for every edge that is not drawn.
+    pub fn advance(self, to: Self) -> Result<Self, Fault> {
+        match (self, to) {
+            (Self::Queued, Self::Running | Self::Failed | Self::Cancelled | Self::Interrupted)
+            | (Self::Running, Self::Succeeded | Self::Failed | Self::Cancelled | Self::Interrupted) => Ok(to),
+            (from, to) => Err(Fault::new(
+                FaultCode::IllegalTransition,
+                format!("a job cannot go from {} to {}", from.as_str(), to.as_str()),
+            )),
+        }
+    }
+}
+
+/// Whether somebody waits for the answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum JobMode {
+    /// The caller waits; when it is gone the job is cancelled.
+    Sync,
+    /// Nobody needs to wait; the job goes on without any host.
+    Background,
+}
+
+impl JobMode {
+    /// The stable text of the mode.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Sync => "sync",
+            Self::Background => "background",
+        }
+    }
+}
+
+/// Where the agent's money may come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Billing {
+    /// The user's login; API keys are withheld from the agent.
+    #[default]
+    Subscription,
+    /// API keys of the environment are handed on.
+    ApiKey,
+}
+
+impl Billing {
+    /// The stable text of the choice.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Subscription => "subscription",
+            Self::ApiKey => "api_key",
+        }
+    }
+}
+
+/// What was asked, frozen when the job was accepted. Two requests are "the same arguments" when these are equal.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ConsultRequest {
+    /// The caller's text, without our prefix.
+    pub prompt: String,
+    /// An absolute, existing directory; the agent runs there.
+    pub cwd: PathBuf,
+    /// The agent that answers, by name.
+    pub agent: String,
+    /// The agent session to resume.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub session_id: Option<AgentSessionId>,
+    /// Most turns the agent may take.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_turns: Option<u32>,
+    /// Model name or alias, handed on as it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub model: Option<String>,
+    /// Effort level, handed on as it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub effort: Option<String>,
+    /// Seconds the agent may run.
+    pub timeout_s: u64,
+    /// Most US dollars the agent may spend.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_budget_usd: Option<f64>,
+    /// Where the money may come from.
+    pub billing: Billing,
+}
+
+/// A job to be inserted.
+#[derive(Debug, Clone, PartialEq)]
+pub struct NewJob {
+    /// The id the job will have unless it joins an older one.
+    pub id: JobId,
+    /// The invocation that asks; a second accept of the same invocation joins.
+    pub invocation: Option<InvocationId>,
+    /// The caller's own key; a second accept with the same key and arguments joins, with other arguments it conflicts.
+    pub request_key: Option<String>,
+    /// The directory the job belongs to: `cwd`, made canonical.
+    pub workspace: PathBuf,
+    /// Whether somebody waits.
+    pub mode: JobMode,
+    /// What was asked.
+    pub request: ConsultRequest,
+    /// The chain of nested consults.
+    pub chain: ChainId,
+    /// How deep in the chain this one is; 0 outside any agent.
+    pub depth: u32,
+    /// When it was accepted.
+    pub accepted_at: UnixMillis,
+}
+
+/// A job as the store holds it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct JobRecord {
+    /// Its id.
+    pub id: JobId,
+    /// Grows by one per accepted job of the store: the order of the queue.
+    pub sequence: u64,
+    /// The invocation that asked.
+    pub invocation: Option<String>,
+    /// The caller's own key.
+    pub request_key: Option<String>,
+    /// The directory it belongs to.
+    pub workspace: PathBuf,
+    /// Whether somebody waits (a soft deadline turns `sync` into `background`).
+    pub mode: JobMode,
+    /// Where it stands.
+    pub state: JobState,
+    /// What was asked.
+    pub request: ConsultRequest,
+    /// The chain of nested consults.
+    pub chain: ChainId,
+    /// How deep in the chain it is.
+    pub depth: u32,
+    /// When it was accepted.
+    pub accepted_at: UnixMillis,
+    /// When a runner moved it to `running`.
+    pub started_at: Option<UnixMillis>,
+    /// When it reached its terminal state.
+    pub finished_at: Option<UnixMillis>,
+    /// Who asked for it to be cancelled, if anybody did.
+    pub cancel_requested: Option<CancelReason>,
+    /// The process the agent runs in, once started.
+    pub process: Option<RunProcess>,
+    /// How it ended; present exactly when the state is terminal.
+    pub outcome: Option<JobOutcome>,
+    /// When somebody first read the outcome.
+    pub read_at: Option<UnixMillis>,
+    /// The highest journal sequence number, 0 when there is none.
+    pub last_event: u64,
+}
+
+/// The short row of a listing.
+#[derive(Debug, Clone, PartialEq)]
+pub struct JobSummary {
+    /// Its id.
+    pub id: JobId,
+    /// Where it stands.
+    pub state: JobState,
+    /// Whether somebody waits.
+    pub mode: JobMode,
+    /// The agent that answers.
+    pub agent: String,
+    /// The directory it belongs to.
+    pub workspace: PathBuf,
+    /// The agent session it created or resumed, when known.
+    pub session_id: Option<String>,
+    /// The first 80 characters of the prompt, on one line.
+    pub prompt_head: String,
+    /// When it was accepted.
+    pub accepted_at: UnixMillis,
+    /// When it reached its terminal state.
+    pub finished_at: Option<UnixMillis>,
+    /// Whether its outcome is there and nobody has read it.
+    pub unread: bool,
+}
+
+/// The agent's process, as evidence for a sweep: a pid alone proves nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RunProcess {
+    /// The agent's pid, which is also its process group.
+    pub pid: u32,
+    /// The kernel's start time of that process (clock ticks since boot on Linux), 0 where unknown.
+    pub start_time: u64,
+    /// The token in the environment of everything the run started.
+    pub token: RunToken,
+}
+
+/// Why a job is to be cancelled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CancelReason {
+    /// Somebody asked.
+    Requested,
+    /// The caller of a synchronous consult is gone.
+    CallerLost,
+    /// The runner was told to end (signal).
+    RunnerStopped,
+}
+
+impl CancelReason {
+    /// The stable text of the reason.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Requested => "requested",
+            Self::CallerLost => "caller_lost",
+            Self::RunnerStopped => "runner_stopped",
+        }
+    }
+
+    /// The reason with this text.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        [Self::Requested, Self::CallerLost, Self::RunnerStopped].into_iter().find(|reason| reason.as_str() == text)
+    }
+}
+
+/// How the agent's process ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RunExit {
+    /// Exit code, 128 + n for death by signal n.
+    pub code: i32,
+    /// The signal it died of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub signal: Option<i32>,
+    /// Processes of its group that had to be ended after it.
+    pub reaped: u32,
+}
+
+/// One refused tool use of the agent.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PermissionDenial {
+    /// The tool that was refused.
+    pub tool: String,
+    /// The path or command it was refused for, shortened to 200 characters.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target: Option<String>,
+}
+
+/// Everything a finished job has to say. Unknown is `None`, never a zero.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct JobOutcome {
+    /// The answer; also present on failure when the agent had said something.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub response: Option<String>,
+    /// Whether `response` was cut to the most we keep.
+    #[serde(default)]
+    pub response_cut: bool,
+    /// The agent session, resumable when `resumable` says so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub session_id: Option<String>,
+    /// The model that answered, as the agent reported it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub model: Option<String>,
+    /// Where the agent said its key came from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub billing: Option<String>,
+    /// What it cost in US dollars.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cost_usd: Option<f64>,
+    /// Turns the agent took.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub num_turns: Option<u64>,
+    /// Why the model stopped.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stop_reason: Option<String>,
+    /// Token counts, as the agent reported them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub usage: Option<Value>,
+    /// Token counts and cost by model.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub model_usage: Option<Value>,
+    /// Tool uses that were refused.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub permission_denials: Vec<PermissionDenial>,
+    /// Whether our fixed line stood before the caller's prompt.
+    #[serde(default)]
+    pub prompt_prefix_injected: bool,
+    /// Why it did not succeed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fault: Option<Fault>,
+    /// How the agent's process ended; absent when none was started.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exit: Option<RunExit>,
+    /// Whether the agent session can be resumed after this end; `None` when it is not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resumable: Option<bool>,
+    /// The last of the agent's standard error, for failures.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stderr_tail: Option<String>,
+    /// Milliseconds from acceptance to the runner's start of the agent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub queued_ms: Option<u64>,
+    /// Milliseconds from the agent's start to the end of its process group.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub run_ms: Option<u64>,
+}
+
+/// One journal entry of a job. Sequence numbers start at 1 and have no gaps.
+#[derive(Debug, Clone, PartialEq)]
+pub struct JournalEntry {
+    /// Position in the job's journal.
+    pub seq: u64,
+    /// When it was written down.
+    pub at: UnixMillis,
+    /// What happened.
+    pub event: JournalEvent,
+}
+
+/// What the journal records: process events and agent events under one sequence.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum JournalEvent {
+    /// The runner took the job and is about to start the agent.
+    Dispatched,
+    /// The agent's process exists.
+    ProcessStarted {
+        /// Its pid.
+        pid: u32,
+    },
+    /// Something the agent reported; long texts are shortened before they are journalled.
+    Agent {
+        /// The event.
+        event: AgentEvent,
+    },
+    /// The agent's process exited; output may follow.
+    ProcessExited {
+        /// Exit code, 128 + n for death by signal n.
+        code: i32,
+    },
+    /// All pipes are closed and the process group is empty.
+    ProcessClosed,
+    /// The journal reached its bound; what follows is in the outcome only.
+    Truncated,
+}

@@ -1,0 +1,14 @@
+//! phone-opus lets a coding agent phone another one.
+
+#[cfg(panic = "abort")]
+compile_error!("phone-opus survives panics of its actors and must be built with panic = \"unwind\"");
+
+#[cfg(not(unix))]
+compile_error!("phone-opus runs on Linux and macOS; Windows is not supported");
+
+pub mod agents;
+pub mod exec;
+pub mod fault;
+pub mod ids;
+pub mod jobs;
+pub mod store;
