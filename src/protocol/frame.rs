@@ -1,0 +1,176 @@
+//! Splits a byte stream into lines.
+//!
+//! Owns: the partial line. Knows nothing of JSON.
+//!
+//! Invariants: (1) input is kept in `self`, so a dropped read loses nothing; (2) a line longer than the limit is
+//! skipped while it arrives and costs only its head; (3) the last line counts even without a newline.
+
+use bytes::{Buf, Bytes, BytesMut};
+
+/// Bytes asked for at a time. One pipe's worth on Linux.
+const CHUNK: usize = 64 * 1024;
+
+/// What is kept of a line that is too long: enough to find its id, which clients write near the front.
+const HEAD: usize = 4 * 1024;
+
+/// One line of input.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Frame {
+    /// A whole line without its line ending; never blank.
+    Line(Bytes),
+    /// A line over the limit; its beginning, up to 4 KiB.
+    TooLong {
+        /// The first bytes of the line.
+        head: Bytes,
+    },
+}
+
+/// Splits what is read into [`Frame`]s.
+#[derive(Debug)]
+pub struct FrameReader {
+    buffer: BytesMut,
+    /// Bytes of `buffer` known to hold no newline.
+    scanned: usize,
+    limit: usize,
+    /// The head of the over-long line being skipped.
+    skipping: Option<Bytes>,
+}
+
+impl FrameReader {
+    /// A reader that refuses lines of more than `limit` bytes.
+    #[must_use]
+    pub fn new(limit: usize) -> Self {
+        Self { buffer: BytesMut::new(), scanned: 0, limit, skipping: None }
+    }
+
+    /// Where the next bytes go; at least one chunk of room is there.
+    pub fn space(&mut self) -> &mut BytesMut {
+        // A long line grows in large steps, so that it is not copied once per chunk.
+        let want = if self.buffer.len() >= CHUNK { self.buffer.len() } else { CHUNK };
+        if self.buffer.capacity() - self.buffer.len() < CHUNK / 2 {
+            self.buffer.reserve(want);
+        }
+        &mut self.buffer
+    }
+
+    /// Appends bytes that were read elsewhere.
+    pub fn extend(&mut self, bytes: &[u8]) {
+        self.buffer.extend_from_slice(bytes);
+    }
+
+    /// The next line, if a whole one is there.
+    pub fn next_frame(&mut self) -> Option<Frame> {
+        loop {
+            match memchr::memchr(b'\n', &self.buffer[self.scanned..]) {
+                Some(at) => {
+                    let end = self.scanned + at;
+                    self.scanned = 0;
+                    if let Some(head) = self.skipping.take() {
+                        self.buffer.advance(end + 1);
+                        return Some(Frame::TooLong { head });
+                    }
+                    let mut line = self.buffer.split_to(end + 1);
+                    line.truncate(end);
+                    if let Some(frame) = self.whole(line.freeze()) {
+                        return Some(frame);
+                    }
+                }
+                None => {
+                    self.scanned = self.buffer.len();
+                    if self.skipping.is_some() {
+                        self.buffer.clear();
+                        self.scanned = 0;
+                    } else if self.buffer.len() > self.limit {
+                        self.skipping = Some(Bytes::copy_from_slice(&self.buffer[..HEAD.min(self.buffer.len())]));
+                        // The memory of the part already read goes back at once.
+                        self.buffer = BytesMut::new();
+                        self.scanned = 0;
+                    }
+                    return None;
+                }
+            }
+        }
+    }
+
+    /// The rest after the end of input: a last line without newline counts.
+    pub fn finish(&mut self) -> Option<Frame> {
+        if let Some(head) = self.skipping.take() {
+            return Some(Frame::TooLong { head });
+        }
+        let rest = self.buffer.split().freeze();
+        self.scanned = 0;
+        self.whole(rest)
+    }
+
+    fn whole(&self, mut line: Bytes) -> Option<Frame> {
+        if line.last() == Some(&b'\r') {
+            line.truncate(line.len() - 1);
+        }
+        if line.len() > self.limit {
+            return Some(Frame::TooLong { head: line.slice(..HEAD.min(line.len())) });
+        }
+        if line.first().is_none_or(u8::is_ascii_whitespace) && line.iter().all(u8::is_ascii_whitespace) {
+            return None;
+        }
+        Some(Frame::Line(line))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn frames(input: &[u8], chunk: usize, limit: usize) -> Vec<Frame> {
+        let mut reader = FrameReader::new(limit);
+        let mut out = Vec::new();
+        for part in input.chunks(chunk.max(1)) {
+            reader.extend(part);
+            while let Some(frame) = reader.next_frame() {
+                out.push(frame);
+            }
+        }
+        out.extend(reader.finish());
+        out
+    }
+
+    fn line(text: &str) -> Frame {
+        Frame::Line(Bytes::copy_from_slice(text.as_bytes()))
+    }
+
+    #[test]
+    fn lines_are_the_same_however_the_bytes_arrive() {
+        let input = b"one\r\n\n  \t\ntwo\nthree";
+        for chunk in 1..input.len() {
+            assert_eq!(frames(input, chunk, 100), [line("one"), line("two"), line("three")], "chunk {chunk}");
+        }
+    }
+
+    #[test]
+    fn a_line_over_the_limit_is_skipped_and_the_next_one_served() {
+        for chunk in [1, 3, 7, 50] {
+            let got = frames(b"0123456789ab\nok\n", chunk, 10);
+            let Frame::TooLong { head } = &got[0] else { panic!("{got:?}") };
+            assert!(b"0123456789ab".starts_with(head), "{head:?}");
+            assert_eq!(got[1..], [line("ok")]);
+        }
+    }
+
+    #[test]
+    fn an_over_long_line_costs_its_head_only() {
+        let mut reader = FrameReader::new(1024 * 1024);
+        let part = [b'x'; CHUNK];
+        for _ in 0..512 {
+            reader.space().extend_from_slice(&part);
+            assert_eq!(reader.next_frame(), None);
+            assert!(reader.buffer.capacity() <= 4 * 1024 * 1024, "{}", reader.buffer.capacity());
+        }
+        reader.extend(b"\n");
+        let Some(Frame::TooLong { head }) = reader.next_frame() else { panic!("a frame is there") };
+        assert_eq!(head.len(), HEAD);
+    }
+
+    #[test]
+    fn an_over_long_last_line_is_still_reported() {
+        assert!(matches!(frames(b"0123456789abcdef", 4, 10)[..], [Frame::TooLong { .. }]));
+    }
+}

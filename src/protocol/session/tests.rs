@@ -1,0 +1,309 @@
+use super::*;
+use crate::protocol::catalog::{Annotations, ToolDefinition};
+
+struct Rig {
+    core: SessionCore,
+    now: Instant,
+    invoked: Vec<Call>,
+    withdrawn: Vec<CallNumber>,
+    finished: Vec<Finished>,
+}
+
+impl Rig {
+    fn new() -> Self {
+        Self::with_limits(SessionLimits::default())
+    }
+
+    fn with_limits(limits: SessionLimits) -> Self {
+        let define = || ToolDefinition {
+            name: "echo".into(),
+            title: "Echo".into(),
+            description: "Echoes.".into(),
+            input_schema: serde_json::json!({"type": "object"}),
+            annotations: Annotations { read_only: true, destructive: false, idempotent: true, open_world: false },
+            meta: None,
+        };
+        let catalog = Catalog::new(vec![("echo".into(), Arc::new(define))]);
+        let identity = Identity::new("phone-opus", "0", "Ask.");
+        Self {
+            core: SessionCore::new(Arc::new(catalog), Arc::new(identity), limits),
+            now: Instant::now(),
+            invoked: Vec::new(),
+            withdrawn: Vec::new(),
+            finished: Vec::new(),
+        }
+    }
+
+    fn legacy(version: &str) -> Self {
+        let mut rig = Self::new();
+        rig.send(&format!(
+            r#"{{"jsonrpc":"2.0","id":"i","method":"initialize","params":{{"protocolVersion":"{version}","capabilities":{{}},"clientInfo":{{"name":"t","version":"1"}}}}}}"#
+        ));
+        rig
+    }
+
+    fn send(&mut self, line: &str) -> String {
+        self.frame(&Frame::Line(Bytes::copy_from_slice(line.as_bytes())))
+    }
+
+    fn frame(&mut self, frame: &Frame) -> String {
+        let mut out = BytesMut::new();
+        let mut effects = Vec::new();
+        self.core.on_frame(frame, self.now, &mut out, &mut effects);
+        self.take(effects, &out)
+    }
+
+    fn settle(&mut self, call: usize, outcome: CallOutcome) -> String {
+        let mut out = BytesMut::new();
+        let mut effects = Vec::new();
+        let number = self.invoked[call].number;
+        self.core.on_settled(number, outcome, self.now, &mut out, &mut effects);
+        self.take(effects, &out)
+    }
+
+    fn reply(&mut self, call: usize, text: &str) -> String {
+        self.settle(call, CallOutcome::Reply(Box::new(ToolReply::text(text))))
+    }
+
+    fn take(&mut self, effects: Vec<Effect>, out: &BytesMut) -> String {
+        for effect in effects {
+            match effect {
+                Effect::Invoke(call) => self.invoked.push(call),
+                Effect::Withdraw(call) => self.withdrawn.push(call),
+                Effect::Finished(finished) => self.finished.push(finished),
+            }
+        }
+        self.core.invariant_calls_are_consistent_and_bounded().expect("the invariant holds");
+        String::from_utf8(out.to_vec()).expect("we write UTF-8")
+    }
+}
+
+const ENVELOPE: &str = r#""_meta":{"io.modelcontextprotocol/protocolVersion":"2026-07-28","io.modelcontextprotocol/clientCapabilities":{}}"#;
+
+fn call(id: &str, rest: &str) -> String {
+    format!(r#"{{"jsonrpc":"2.0","id":{id},"method":"tools/call","params":{{"name":"echo"{rest}}}}}"#)
+}
+
+#[test]
+fn each_request_gets_the_code_of_the_table() {
+    let cases: &[(&str, &str, &str)] = &[
+        // before initialize, no envelope
+        ("new", r#"{"jsonrpc":"2.0","id":1,"method":"ping"}"#, "\"result\":{}"),
+        ("new", r#"{"jsonrpc":"2.0","id":1,"method":"tools/list"}"#, "-32602"),
+        ("new", r#"{"jsonrpc":"2.0","id":1,"method":"prompts/list"}"#, "-32601"),
+        ("new", r#"{"jsonrpc":"2.0","id":1,"method":"initialize"}"#, "-32602"),
+        ("new", r#"{"jsonrpc":"2.0","id":1,"method":"initialize","params":{"protocolVersion":7}}"#, "-32602"),
+        ("new", r#"{"jsonrpc":"2.0","id":1,"method":"initialize","params":[]}"#, "-32602"),
+        ("new", "nonsense", ""),
+        // after it
+        ("legacy", r#"{"jsonrpc":"2.0","id":1,"method":"tools/list"}"#, "\"tools\":[{"),
+        ("legacy", r#"{"jsonrpc":"2.0","id":1,"method":"tools/list","params":null}"#, "\"tools\":[{"),
+        ("legacy", r#"{"jsonrpc":"2.0","id":1,"method":"tools/list","params":[]}"#, "-32602"),
+        ("legacy", r#"{"jsonrpc":"2.0","id":1,"method":"tools/list","params":{"cursor":"x"}}"#, "-32602"),
+        ("legacy", r#"{"jsonrpc":"2.0","id":1,"method":"logging/setLevel","params":{"level":"debug"}}"#, "-32601"),
+        ("legacy", r#"{"jsonrpc":"2.0","id":1,"method":"tools/call"}"#, "-32602"),
+        ("legacy", r#"{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":7}}"#, "-32602"),
+        ("legacy", r#"{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"nope"}}"#, "-32602"),
+        ("legacy", r#"{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"echo","arguments":[]}}"#, "-32602"),
+        ("legacy", r#"{"jsonrpc":"2.0","id":1,"method":"tools/call","params":"x"}"#, "-32602"),
+        ("legacy", r#"{"jsonrpc":"2.0","id":null,"method":"ping"}"#, "\"id\":null,\"error\":{\"code\":-32600"),
+        ("legacy", r#"{"id":5,"method":"ping"}"#, "\"id\":5,\"error\":{\"code\":-32600"),
+        ("legacy", "7", "\"id\":null,\"error\":{\"code\":-32600"),
+        ("legacy", "nonsense", "\"id\":null,\"error\":{\"code\":-32700"),
+        ("legacy", r#"[{"jsonrpc":"2.0","id":1,"method":"ping"}]"#, "\"id\":null,\"error\":{\"code\":-32600"),
+        ("legacy", r#"{"jsonrpc":"2.0","id":1,"result":{}}"#, ""),
+        ("legacy", r#"{"jsonrpc":"2.0","method":"tools/call","params":{"name":"echo"}}"#, ""),
+        ("legacy", r#"{"jsonrpc":"2.0","method":"notifications/unheard_of"}"#, ""),
+        ("legacy", r#"{"jsonrpc":"2.0","method":"notifications/cancelled","params":{"requestId":{}}}"#, ""),
+        // the stateless era, cold
+        ("new", r#"{"jsonrpc":"2.0","id":1,"method":"server/discover"}"#, "-32602"),
+        (
+            "new",
+            r#"{"jsonrpc":"2.0","id":1,"method":"server/discover","params":{"_meta":{"io.modelcontextprotocol/protocolVersion":"2099-01-01"}}}"#,
+            "-32022",
+        ),
+        (
+            "new",
+            r#"{"jsonrpc":"2.0","id":1,"method":"tools/list","params":{"_meta":{"io.modelcontextprotocol/protocolVersion":"2026-07-28"}}}"#,
+            "-32602",
+        ),
+    ];
+    for (state, line, want) in cases {
+        let mut rig = if *state == "new" { Rig::new() } else { Rig::legacy("2025-06-18") };
+        let got = rig.send(line);
+        assert!(if want.is_empty() { got.is_empty() } else { got.contains(want) }, "{state} {line}\n -> {got}");
+        assert!(got.is_empty() || (got.ends_with('\n') && got.lines().count() == 1), "{got:?}");
+    }
+}
+
+#[test]
+fn the_stateless_era_is_served_cold_and_beside_a_legacy_session() {
+    for mut rig in [Rig::new(), Rig::legacy("2025-06-18")] {
+        let discover = rig.send(&format!(r#"{{"jsonrpc":"2.0","id":"d","method":"server/discover","params":{{{ENVELOPE}}}}}"#));
+        assert!(discover.contains(r#""supportedVersions":["2026-07-28"]"#), "{discover}");
+        assert!(discover.contains(r#""resultType":"complete""#) && discover.contains(r#""ttlMs":0"#), "{discover}");
+        let list = rig.send(&format!(r#"{{"jsonrpc":"2.0","id":2,"method":"tools/list","params":{{{ENVELOPE}}}}}"#));
+        assert!(list.contains("resultType") && list.contains("cacheScope") && list.contains("serverInfo"), "{list}");
+        assert_eq!(rig.send(&call("3", &format!(r#","arguments":{{"text":"x"}},{ENVELOPE}"#))), "");
+        let answer = rig.reply(0, "hi");
+        assert!(answer.contains(r#""id":3"#) && answer.contains("resultType"), "{answer}");
+        let ping = rig.send(&format!(r#"{{"jsonrpc":"2.0","id":4,"method":"ping","params":{{{ENVELOPE}}}}}"#));
+        assert!(ping.contains("-32601"), "{ping}");
+        serde_json::from_str::<serde_json::Value>(&discover).expect("discover is JSON");
+        serde_json::from_str::<serde_json::Value>(&answer).expect("the answer is JSON");
+    }
+}
+
+#[test]
+fn ids_are_echoed_token_for_token_and_answered_once() {
+    for id in ["0", "-5", "7", "\"7\"", "7.0", "1e3", "12345678901234567890123", "\"\"", "\"\\u00e9\\\"\"", "\"é\""] {
+        let mut rig = Rig::legacy("2025-11-25");
+        assert_eq!(rig.send(&call(id, "")), "");
+        let answer = rig.reply(0, "x");
+        assert!(answer.starts_with(&format!("{{\"jsonrpc\":\"2.0\",\"id\":{id},\"result\"")), "{answer}");
+        assert_eq!(rig.reply(0, "again"), "", "a second outcome is not an answer");
+    }
+}
+
+#[test]
+fn an_id_in_flight_is_refused_to_the_newcomer_and_the_first_goes_on() {
+    let mut rig = Rig::legacy("2025-11-25");
+    rig.send(&call("7", ""));
+    assert!(rig.send(&call("7", "")).contains("-32600"));
+    assert!(rig.send(r#"{"jsonrpc":"2.0","id":7,"method":"ping"}"#).contains("-32600"));
+    assert_eq!(rig.send(&call("\"7\"", "")), "", "another id");
+    assert!(rig.reply(0, "first").contains("first"));
+    assert_eq!(rig.send(&call("7", "")), "", "a finished id may be used again");
+    assert_eq!(rig.invoked.len(), 3);
+}
+
+#[test]
+fn nothing_is_said_about_a_cancelled_call() {
+    let mut rig = Rig::legacy("2025-11-25");
+    rig.send(&call("7", r#","_meta":{"progressToken":0}"#));
+    rig.send(r#"{"jsonrpc":"2.0","method":"notifications/cancelled","params":{"requestId":"7"}}"#);
+    assert!(rig.withdrawn.is_empty(), "\"7\" is another id");
+    rig.send(r#"{"jsonrpc":"2.0","method":"notifications/cancelled","params":{"requestId":7}}"#);
+    assert_eq!(rig.withdrawn, [rig.invoked[0].number]);
+    assert_eq!(rig.reply(0, "late"), "");
+    let mut out = BytesMut::new();
+    rig.core.on_progress(rig.invoked[0].number, 1.0, None, &mut out);
+    assert!(out.is_empty());
+    assert_eq!(rig.finished.last().map(|f| f.result), Some(FinishedAs::Cancelled));
+}
+
+#[test]
+fn progress_needs_a_token_and_strictly_rises() {
+    for (meta, want) in [(r#"{"progressToken":0}"#, "0"), (r#"{"progressToken":"a"}"#, "\"a\"")] {
+        let mut rig = Rig::legacy("2025-11-25");
+        rig.send(&call("1", &format!(r#","_meta":{meta}"#)));
+        assert!(rig.invoked[0].wants_progress);
+        let mut out = BytesMut::new();
+        for value in [5.0, 5.0, 4.0, 10.0] {
+            rig.core.on_progress(CallNumber(1), value, Some("reading"), &mut out);
+        }
+        let text = String::from_utf8(out.to_vec()).expect("UTF-8");
+        assert_eq!(text.lines().count(), 2, "{text}");
+        assert!(text.contains(&format!("\"progressToken\":{want},\"progress\":5")), "{text}");
+    }
+    for meta in [r#"{"progressToken":null}"#, r#"{"progressToken":{}}"#, "{}"] {
+        let mut rig = Rig::legacy("2025-11-25");
+        rig.send(&call("1", &format!(r#","_meta":{meta}"#)));
+        assert!(!rig.invoked[0].wants_progress, "{meta}");
+    }
+}
+
+#[test]
+fn bad_arguments_are_a_protocol_error_before_2025_11_25_and_a_tool_result_after() {
+    for (version, protocol_error) in
+        [("2024-11-05", true), ("2025-03-26", true), ("2025-06-18", true), ("2025-11-25", false)]
+    {
+        let mut rig = Rig::legacy(version);
+        rig.send(&call("1", ""));
+        let answer =
+            rig.settle(0, CallOutcome::Fault(Box::new(Fault::new(FaultCode::InvalidInput, "text is missing."))));
+        assert_eq!(answer.contains("-32602"), protocol_error, "{version}: {answer}");
+        assert_eq!(answer.contains("\"isError\":true"), !protocol_error, "{version}: {answer}");
+    }
+}
+
+#[test]
+fn calls_beyond_the_bound_are_refused_while_ping_and_cancel_are_served() {
+    let mut rig = Rig::with_limits(SessionLimits { calls: 2, ..SessionLimits::default() });
+    rig.send(r#"{"jsonrpc":"2.0","id":"i","method":"initialize","params":{"protocolVersion":"2025-11-25"}}"#);
+    for id in 1..=2 {
+        assert_eq!(rig.send(&call(&id.to_string(), "")), "");
+    }
+    let refused = rig.send(&call("3", ""));
+    assert!(refused.contains("\"code\":\"busy\"") && refused.contains("\"id\":3"), "{refused}");
+    assert!(rig.send(r#"{"jsonrpc":"2.0","id":4,"method":"ping"}"#).contains("\"result\":{}"));
+    rig.send(r#"{"jsonrpc":"2.0","method":"notifications/cancelled","params":{"requestId":1}}"#);
+    assert_eq!(rig.send(&call("5", "")), "");
+}
+
+#[test]
+fn a_batch_is_answered_with_one_array_when_its_last_member_is_done() {
+    let mut rig = Rig::legacy("2025-03-26");
+    let batch = format!(
+        r#"[{},{{"jsonrpc":"2.0","id":2,"method":"ping"}},{{"jsonrpc":"2.0","method":"n"}},{},{{"jsonrpc":"2.0","id":9,"method":"initialize"}},7]"#,
+        call("1", ""),
+        call("3", "")
+    );
+    assert_eq!(rig.send(&batch), "");
+    assert_eq!(rig.reply(1, "three"), "");
+    let answer = rig.reply(0, "one");
+    let array: Vec<serde_json::Value> = serde_json::from_str(&answer).expect("one array");
+    let mut ids: Vec<String> = array.iter().map(|member| member["id"].to_string()).collect();
+    ids.sort();
+    assert_eq!(ids, ["1", "2", "3", "9", "null"]);
+    assert!(rig.core.batches.is_empty());
+
+    assert!(rig.send("[]").contains("-32600"));
+    assert_eq!(rig.send(r#"[{"jsonrpc":"2.0","method":"n"}]"#), "", "only notifications: nothing");
+    rig.send(&format!("[{},{}]", call("11", ""), call("12", "")));
+    rig.send(r#"{"jsonrpc":"2.0","method":"notifications/cancelled","params":{"requestId":11}}"#);
+    let answer = rig.reply(3, "twelve");
+    assert_eq!(serde_json::from_str::<Vec<serde_json::Value>>(&answer).expect("an array").len(), 1);
+}
+
+#[test]
+fn complaints_without_an_id_wait_for_the_first_answer_and_are_rationed() {
+    let mut rig = Rig::new();
+    assert_eq!(rig.send("nonsense"), "");
+    rig.send(r#"{"jsonrpc":"2.0","id":1,"method":"ping"}"#);
+    let answered = (0..50).filter(|_| !rig.send("nonsense").is_empty()).count();
+    assert_eq!(answered, 5);
+    rig.now += Duration::from_secs(1);
+    assert!(!rig.send("nonsense").is_empty());
+}
+
+#[test]
+fn an_over_long_line_is_refused_with_its_id() {
+    let mut rig = Rig::legacy("2025-11-25");
+    let head = Bytes::from_static(br#"{"jsonrpc":"2.0","id":42,"method":"tools/call","params":{"#);
+    let answer = rig.frame(&Frame::TooLong { head });
+    assert!(answer.contains("\"id\":42,\"error\":{\"code\":-32600"), "{answer}");
+}
+
+#[test]
+fn undecodable_text_is_repaired_and_its_request_answered() {
+    let mut rig = Rig::legacy("2025-11-25");
+    let mut line = call("1", r#","arguments":{"text":"x"}"#).into_bytes();
+    let at = line.windows(3).position(|w| w == b"\"x\"").expect("the text is there");
+    line[at + 1] = 0xff;
+    assert_eq!(rig.frame(&Frame::Line(Bytes::from(line))), "");
+    assert_eq!(&rig.invoked[0].arguments[..], "{\"text\":\"\u{fffd}\"}".as_bytes());
+}
+
+#[test]
+fn a_closed_connection_withdraws_every_call() {
+    let mut rig = Rig::legacy("2025-11-25");
+    for id in 1..=3 {
+        rig.send(&call(&id.to_string(), ""));
+    }
+    let mut effects = Vec::new();
+    rig.core.on_closed(rig.now, &mut effects);
+    rig.take(effects, &BytesMut::new());
+    assert_eq!(rig.withdrawn.len(), 3);
+    assert_eq!(rig.core.in_flight(), 0);
+}
