@@ -78,18 +78,20 @@ uuid_id! {
     ChainId
 }
 
-/// One tool invocation, unique across hosts and restarts: the host and a number that only grows.
+/// One tool invocation, unique across hosts and restarts: the host, its session and the call within it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct InvocationId {
     /// The host that took the request.
     pub host: HostId,
-    /// Grows by one per invocation of that host.
-    pub sequence: u64,
+    /// The session it came in on.
+    pub session: SessionNumber,
+    /// The call within the session; numbers are never reused.
+    pub call: u64,
 }
 
 impl fmt::Display for InvocationId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}", self.host, self.sequence)
+        write!(f, "{}:{}:{}", self.host, self.session, self.call)
     }
 }
 

@@ -1,0 +1,91 @@
+//! A supervised child: the reference through which its owner speaks to it and ends it.
+
+use std::time::Duration;
+
+use ractor::{ActorId, ActorRef, Message};
+
+/// How long a child that was killed may take to be gone; longer means it is stuck in synchronous code.
+const KILL_LIMIT: Duration = Duration::from_millis(250);
+
+/// How a child ended when it was told to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stopped {
+    /// By itself, within its limit.
+    InTime,
+    /// It was killed after its limit.
+    Killed,
+    /// Not even a kill ended it: it is stuck in synchronous code.
+    Abandoned,
+}
+
+/// A child actor and the way to end it.
+pub struct Child<M: Message> {
+    actor: ActorRef<M>,
+}
+
+impl<M: Message> Child<M> {
+    /// Takes ownership of a started child.
+    #[must_use]
+    pub fn new(actor: ActorRef<M>) -> Self {
+        Self { actor }
+    }
+
+    /// Its id.
+    #[must_use]
+    pub fn id(&self) -> ActorId {
+        self.actor.get_id()
+    }
+
+    /// A reference for others; it does not keep the child alive.
+    #[must_use]
+    pub fn actor(&self) -> &ActorRef<M> {
+        &self.actor
+    }
+
+    /// Sends it a message.
+    ///
+    /// # Errors
+    ///
+    /// The child is gone; the message is given back.
+    pub fn cast(&self, message: M) -> Result<(), Box<ractor::MessagingErr<M>>> {
+        self.actor.cast(message).map_err(Box::new)
+    }
+
+    /// Ends it at its next await; its state is dropped, nothing else runs.
+    pub fn kill(&self) {
+        self.actor.kill();
+    }
+
+    /// Ends it in order: stop, wait, kill, wait. What is still in its mailbox is dropped.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping this future leaves the child stopping.
+    pub async fn stop(self, limit: Duration) -> Stopped {
+        self.actor.stop(None);
+        self.end(limit).await
+    }
+
+    /// Ends it after it has handled what is in its mailbox.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping this future leaves the child draining.
+    pub async fn drain(self, limit: Duration) -> Stopped {
+        // A child that is gone already cannot be drained, and need not be.
+        let _ = self.actor.drain();
+        self.end(limit).await
+    }
+
+    async fn end(self, limit: Duration) -> Stopped {
+        if self.actor.wait(Some(limit)).await.is_ok() {
+            return Stopped::InTime;
+        }
+        self.actor.kill();
+        if self.actor.wait(Some(KILL_LIMIT)).await.is_ok() {
+            return Stopped::Killed;
+        }
+        tracing::error!(actor = %self.actor.get_id(), "an actor did not end when it was killed");
+        Stopped::Abandoned
+    }
+}

@@ -1,0 +1,608 @@
+//! The jobs' supervisor and the handle through which everybody reaches jobs.
+//!
+//! Owns: which jobs this host attached to, who waits for each, admission's door, the sweep. May not know: agents,
+//! MCP, how a runner is spoken to.
+//!
+//! Invariants: (1) L4: a job is in the store before anybody hears its id; (2) a synchronous job whose last caller
+//! withdrew is cancelled, a background job is not; (3) it never awaits the store: verbs run as tasks and come back as
+//! messages.
+
+use std::collections::{HashMap, HashSet};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ractor::{Actor, ActorProcessingErr, ActorRef, SupervisionEvent};
+use tokio::sync::{oneshot, watch};
+use tokio::task::JoinSet;
+
+use super::child::Child;
+use super::consult::{Consult, ConsultArguments, ConsultMsg};
+use crate::fault::{Fault, FaultCode};
+use crate::ids::{InvocationId, JobId, UnixMillis};
+use crate::jobs::live::JobLive;
+use crate::jobs::sweep;
+use crate::jobs::{CancelReason, JobMode, JobRecord, JobState, JobSummary, JournalEntry, NewJob};
+use crate::runner::RunnerCommand;
+use crate::state_dir::StateDir;
+use crate::store::{Accept, AcceptLimits, CancelState, DayCost, JobCounts, JobFilter, StoreHandle};
+use crate::telemetry::{Record, TelemetryHandle};
+
+/// How often a host looks for jobs whose runner is gone.
+const SWEEP_EVERY: Duration = Duration::from_secs(30);
+
+/// The first sweep waits a little, so that a probing client that starts and kills us costs no disk.
+const FIRST_SWEEP: Duration = Duration::from_secs(1);
+
+/// How often a job of another host is looked at.
+const LOOK_EVERY: Duration = Duration::from_millis(250);
+
+/// What a caller is told about its accepted job.
+#[derive(Debug, Clone)]
+pub struct Accepted {
+    /// The job as it stands in the store.
+    pub record: JobRecord,
+    /// Whether it was there before.
+    pub joined: bool,
+}
+
+/// Everything that can wake the jobs' supervisor.
+pub enum JobsMsg {
+    /// Accept a consult.
+    Accept {
+        /// What.
+        job: Box<NewJob>,
+        /// Who waits for it.
+        caller: Option<InvocationId>,
+        /// Told when it is durable.
+        reply: oneshot::Sender<Result<Accepted, Fault>>,
+    },
+    /// The store has answered.
+    Stored {
+        /// Who waits.
+        caller: Option<InvocationId>,
+        /// What became of it.
+        result: Box<Result<Accept, Fault>>,
+        /// Told.
+        reply: oneshot::Sender<Result<Accepted, Fault>>,
+    },
+    /// A call was withdrawn; its job may have lost its last caller.
+    Withdrawn(InvocationId),
+    /// A job is waited for by nobody any more, and goes on.
+    HandedOver(JobId),
+    /// Where is the news of this job?
+    Attach {
+        /// Which.
+        job: JobId,
+        /// `None` when it runs under another host, or is over.
+        reply: oneshot::Sender<Option<watch::Receiver<JobLive>>>,
+    },
+    /// Ask the runner of this job to end it, if it is ours; the store has been told.
+    Terminate(JobId),
+    /// A job's custody has ended.
+    Ended {
+        /// Which.
+        job: JobId,
+        /// How it ended, where the store could say.
+        record: Option<Arc<JobRecord>>,
+    },
+    /// Look for jobs whose runner is gone.
+    Sweep,
+    /// A background job was accepted and has no runner: its host died in between.
+    Adopt(Box<JobRecord>),
+    /// Which jobs are attached?
+    Attached(oneshot::Sender<usize>),
+}
+
+/// The supervisor actor.
+pub struct Jobs;
+
+/// What it is started with.
+#[derive(Clone)]
+pub struct JobsArguments {
+    /// The truth.
+    pub store: StoreHandle,
+    /// Where locks lie.
+    pub dir: StateDir,
+    /// How a runner is started; `None` in a system without consults.
+    pub runner: Option<Arc<RunnerCommand>>,
+    /// How much may wait.
+    pub limits: AcceptLimits,
+    /// Who counts.
+    pub telemetry: TelemetryHandle,
+}
+
+struct Attached {
+    consult: Child<ConsultMsg>,
+    news: watch::Receiver<JobLive>,
+    mode: JobMode,
+    callers: HashSet<InvocationId>,
+}
+
+/// The supervisor's state.
+pub struct JobsState {
+    arguments: JobsArguments,
+    attached: HashMap<JobId, Attached>,
+    /// Accepts under way, and whether their caller withdrew meanwhile.
+    accepting: HashMap<InvocationId, bool>,
+    tasks: JoinSet<()>,
+}
+
+impl Actor for Jobs {
+    type Msg = JobsMsg;
+    type State = JobsState;
+    type Arguments = JobsArguments;
+
+    async fn pre_start(
+        &self,
+        me: ActorRef<Self::Msg>,
+        arguments: Self::Arguments,
+    ) -> Result<Self::State, ActorProcessingErr> {
+        let mut tasks = JoinSet::new();
+        if arguments.runner.is_some() {
+            tasks.spawn(async move {
+                let mut wait = FIRST_SWEEP;
+                loop {
+                    tokio::time::sleep(wait).await;
+                    if me.cast(JobsMsg::Sweep).is_err() {
+                        return;
+                    }
+                    wait = SWEEP_EVERY;
+                }
+            });
+        }
+        Ok(JobsState { arguments, attached: HashMap::new(), accepting: HashMap::new(), tasks })
+    }
+
+    async fn handle(
+        &self,
+        me: ActorRef<Self::Msg>,
+        message: Self::Msg,
+        state: &mut Self::State,
+    ) -> Result<(), ActorProcessingErr> {
+        match message {
+            JobsMsg::Accept { job, caller, reply } => state.accept(&me, job, caller, reply),
+            JobsMsg::Stored { caller, result, reply } => state.stored(&me, caller, *result, reply).await,
+            JobsMsg::Withdrawn(caller) => state.withdrawn(caller),
+            JobsMsg::HandedOver(job) => {
+                if let Some(attached) = state.attached.get_mut(&job) {
+                    attached.mode = JobMode::Background;
+                    attached.callers.clear();
+                }
+            }
+            JobsMsg::Attach { job, reply } => {
+                let _ = reply.send(state.attached.get(&job).map(|attached| attached.news.clone()));
+            }
+            JobsMsg::Terminate(job) => {
+                if let Some(attached) = state.attached.get(&job) {
+                    let _ = attached.consult.cast(ConsultMsg::Terminate);
+                }
+            }
+            JobsMsg::Ended { job, record } => {
+                state.attached.remove(&job);
+                if let Some(record) = record {
+                    let outcome = record.outcome.as_ref();
+                    state.arguments.telemetry.record(Record::JobState {
+                        job,
+                        state: record.state,
+                        code: outcome.and_then(|outcome| outcome.fault.as_ref()).map(|fault| fault.code),
+                        cost_usd: outcome.and_then(|outcome| outcome.cost_usd),
+                    });
+                }
+            }
+            JobsMsg::Sweep => {
+                let (store, dir) = (state.arguments.store.clone(), state.arguments.dir.clone());
+                let ours: HashSet<JobId> = state.attached.keys().copied().collect();
+                state.tasks.spawn(async move {
+                    match sweep::sweep(&store, &dir, &ours).await {
+                        Ok(orphans) => orphans.into_iter().for_each(|record| drop(me.cast(JobsMsg::Adopt(Box::new(record))))),
+                        Err(error) => tracing::warn!(%error, "the sweep did not finish"),
+                    }
+                });
+            }
+            JobsMsg::Adopt(record) => {
+                if !state.attached.contains_key(&record.id) {
+                    state.attach(&me, &record).await;
+                }
+            }
+            JobsMsg::Attached(reply) => {
+                let _ = reply.send(state.attached.len());
+            }
+        }
+        while state.tasks.try_join_next().is_some() {}
+        Ok(())
+    }
+
+    async fn handle_supervisor_evt(
+        &self,
+        _me: ActorRef<Self::Msg>,
+        event: SupervisionEvent,
+        state: &mut Self::State,
+    ) -> Result<(), ActorProcessingErr> {
+        if let SupervisionEvent::ActorFailed(cell, error) = event {
+            // Its runner goes on by itself and the store keeps the truth; whoever followed the news reads there.
+            tracing::error!(%error, "a consult actor failed");
+            let id = cell.get_id();
+            state.attached.retain(|_, attached| attached.consult.id() != id);
+        }
+        Ok(())
+    }
+
+    async fn post_stop(&self, _me: ActorRef<Self::Msg>, state: &mut Self::State) -> Result<(), ActorProcessingErr> {
+        // All at once: a synchronous job is asked to end, a background job is let go.
+        for attached in state.attached.values() {
+            if attached.mode == JobMode::Sync {
+                let _ = attached.consult.cast(ConsultMsg::Terminate);
+            }
+        }
+        let ending: Vec<Attached> = state.attached.drain().map(|(_, attached)| attached).collect();
+        let until = tokio::time::Instant::now() + Duration::from_secs(2);
+        for Attached { consult, mode, .. } in ending {
+            if mode == JobMode::Sync {
+                let left = until.saturating_duration_since(tokio::time::Instant::now());
+                let _ = consult.actor().wait(Some(left)).await;
+            }
+            consult.stop(Duration::from_millis(100)).await;
+        }
+        Ok(())
+    }
+}
+
+impl JobsState {
+    fn accept(
+        &mut self,
+        me: &ActorRef<JobsMsg>,
+        job: Box<NewJob>,
+        caller: Option<InvocationId>,
+        reply: oneshot::Sender<Result<Accepted, Fault>>,
+    ) {
+        if self.arguments.runner.is_none() {
+            let fault = Fault::new(FaultCode::RunnerSpawnFailed, "this system was built without a runner for consults.");
+            let _ = reply.send(Err(fault));
+            return;
+        }
+        if let Some(caller) = caller {
+            self.accepting.insert(caller, false);
+        }
+        let (store, limits, me) = (self.arguments.store.clone(), self.arguments.limits, me.clone());
+        self.tasks.spawn(async move {
+            let result = Box::new(store.accept(*job, limits).await.map_err(Fault::from));
+            let _ = me.cast(JobsMsg::Stored { caller, result, reply });
+        });
+    }
+
+    async fn stored(
+        &mut self,
+        me: &ActorRef<JobsMsg>,
+        caller: Option<InvocationId>,
+        result: Result<Accept, Fault>,
+        reply: oneshot::Sender<Result<Accepted, Fault>>,
+    ) {
+        let withdrawn = caller.is_some_and(|caller| self.accepting.remove(&caller).unwrap_or(false));
+        let (record, joined) = match result {
+            Ok(Accept::Inserted(record)) => (record, false),
+            Ok(Accept::Joined(record)) => (record, true),
+            Ok(Accept::Conflict { job }) => {
+                let detail = format!("`request_key` was used in this workspace with other arguments, by job {job}.");
+                let fault = Fault::new(FaultCode::RequestKeyConflict, detail)
+                    .hint("Use another key for another request, or read that job with consult_job.");
+                let _ = reply.send(Err(fault));
+                return;
+            }
+            Ok(Accept::QueueFull { queued }) => {
+                let fault = Fault::new(FaultCode::QueueFull, format!("{queued} jobs are waiting already."))
+                    .hint("Wait for one of them, or cancel one with consult_cancel.");
+                let _ = reply.send(Err(fault));
+                return;
+            }
+            Err(fault) => {
+                let _ = reply.send(Err(fault));
+                return;
+            }
+        };
+        let job = record.id;
+        if !joined {
+            self.arguments.telemetry.record(Record::JobState {
+                job,
+                state: JobState::Queued,
+                code: None,
+                cost_usd: None,
+            });
+        }
+        // A joined job that nobody runs (its host died between accepting and starting) is started by whoever asks.
+        if !record.state.is_terminal() && !self.attached.contains_key(&job) && !joined {
+            self.attach(me, &record).await;
+        }
+        if let (Some(caller), Some(attached)) = (caller, self.attached.get_mut(&job)) {
+            attached.callers.insert(caller);
+        }
+        if withdrawn {
+            if let Some(caller) = caller {
+                self.withdrawn(caller);
+            }
+        }
+        let _ = reply.send(Ok(Accepted { record, joined }));
+    }
+
+    async fn attach(&mut self, me: &ActorRef<JobsMsg>, record: &JobRecord) {
+        let Some(runner) = self.arguments.runner.clone() else { return };
+        let (news, followed) = watch::channel(JobLive::default());
+        let arguments = ConsultArguments {
+            job: record.id,
+            agent: record.request.agent.clone(),
+            jobs: me.clone(),
+            store: self.arguments.store.clone(),
+            dir: self.arguments.dir.clone(),
+            runner,
+            news,
+        };
+        match Consult::spawn_linked(None, Consult, arguments, me.get_cell()).await {
+            Ok((consult, _)) => {
+                let attached =
+                    Attached { consult: Child::new(consult), news: followed, mode: record.mode, callers: HashSet::new() };
+                self.attached.insert(record.id, attached);
+            }
+            // The job is durable; the sweep starts or settles it.
+            Err(error) => tracing::error!(%error, "a consult actor could not be started"),
+        }
+    }
+
+    fn withdrawn(&mut self, caller: InvocationId) {
+        if let Some(withdrawn) = self.accepting.get_mut(&caller) {
+            *withdrawn = true;
+            return;
+        }
+        let lost: Vec<JobId> = self
+            .attached
+            .iter_mut()
+            .filter_map(|(job, attached)| {
+                let was_last = attached.callers.remove(&caller) && attached.callers.is_empty();
+                (was_last && attached.mode == JobMode::Sync).then_some(*job)
+            })
+            .collect();
+        for job in lost {
+            let Some(attached) = self.attached.get(&job) else { continue };
+            let (store, consult) = (self.arguments.store.clone(), attached.consult.actor().clone());
+            self.tasks.spawn(async move {
+                // The reason first, so that the runner finds it when it is asked to end.
+                if let Err(error) = store.request_cancel(job, CancelReason::CallerLost).await {
+                    tracing::warn!(%error, "the reason of a cancel was not recorded");
+                }
+                let _ = consult.cast(ConsultMsg::Terminate);
+            });
+        }
+    }
+}
+
+/// Jobs, for tools, embedding programs and the command line. Cheap to clone.
+#[derive(Clone)]
+pub struct JobsHandle {
+    actor: ActorRef<JobsMsg>,
+    store: StoreHandle,
+}
+
+/// News of one job, wherever it runs.
+pub struct Follow {
+    job: JobId,
+    store: StoreHandle,
+    news: Option<watch::Receiver<JobLive>>,
+    seen: u64,
+}
+
+/// What following a job has shown.
+#[derive(Debug, Clone)]
+pub enum News {
+    /// It is over.
+    Finished(Arc<JobRecord>),
+    /// It goes on and something happened.
+    Changed,
+}
+
+fn stopped() -> Fault {
+    Fault::new(FaultCode::Internal, "the system is stopping.")
+}
+
+impl JobsHandle {
+    /// A handle on these jobs.
+    #[must_use]
+    pub fn new(actor: ActorRef<JobsMsg>, store: StoreHandle) -> Self {
+        Self { actor, store }
+    }
+
+    /// Accepts a consult: when this returns a job, the job is durable and will reach a terminal state.
+    ///
+    /// # Errors
+    ///
+    /// `request_key_conflict`, `queue_full`, `store_unavailable`.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future does not undo the accept.
+    pub async fn accept(&self, job: NewJob, caller: Option<InvocationId>) -> Result<Accepted, Fault> {
+        let (reply, answer) = oneshot::channel();
+        self.actor.cast(JobsMsg::Accept { job: Box::new(job), caller, reply }).map_err(|_| stopped())?;
+        answer.await.map_err(|_| stopped())?
+    }
+
+    /// Follows a job's news: live when this host runs it, by looking at the store otherwise.
+    ///
+    /// # Errors
+    ///
+    /// The system is stopping.
+    pub async fn follow(&self, job: JobId) -> Result<Follow, Fault> {
+        let (reply, answer) = oneshot::channel();
+        self.actor.cast(JobsMsg::Attach { job, reply }).map_err(|_| stopped())?;
+        let news = answer.await.map_err(|_| stopped())?;
+        Ok(Follow { job, store: self.store.clone(), news, seen: 0 })
+    }
+
+    /// Everything about one job.
+    ///
+    /// # Errors
+    ///
+    /// `unknown_job`, `store_unavailable`.
+    pub async fn record(&self, job: JobId) -> Result<JobRecord, Fault> {
+        Ok(self.store.job(job).await?)
+    }
+
+    /// A job's journal after `after_seq`.
+    ///
+    /// # Errors
+    ///
+    /// `unknown_job`, `store_unavailable`.
+    pub async fn events(&self, job: JobId, after_seq: u64, limit: usize) -> Result<Vec<JournalEntry>, Fault> {
+        Ok(self.store.events(job, after_seq, limit, 256 * 1024).await?)
+    }
+
+    /// Jobs that match.
+    ///
+    /// # Errors
+    ///
+    /// `store_unavailable`.
+    pub async fn list(&self, filter: JobFilter) -> Result<Vec<JobSummary>, Fault> {
+        Ok(self.store.list(filter).await?)
+    }
+
+    /// Asks for a job to be ended, wherever it runs; returns at once.
+    ///
+    /// # Errors
+    ///
+    /// `unknown_job`, `store_unavailable`.
+    pub async fn cancel(&self, job: JobId) -> Result<CancelState, Fault> {
+        let state = self.store.request_cancel(job, CancelReason::Requested).await?;
+        let _ = self.actor.cast(JobsMsg::Terminate(job));
+        Ok(state)
+    }
+
+    /// Lets a synchronous job go on without a caller.
+    ///
+    /// # Errors
+    ///
+    /// `store_unavailable`. A job that is over already is no error.
+    pub async fn hand_over(&self, job: JobId) -> Result<(), Fault> {
+        let _ = self.store.hand_over(job).await?;
+        let _ = self.actor.cast(JobsMsg::HandedOver(job));
+        Ok(())
+    }
+
+    /// Notes that an answer was read.
+    pub async fn mark_read(&self, job: JobId) {
+        // An unread mark that stays costs a reminder, nothing else.
+        if let Err(error) = self.store.mark_read(job, UnixMillis::now()).await {
+            tracing::debug!(%error, "a job was not marked as read");
+        }
+    }
+
+    /// Finished jobs of a workspace that nobody has read, newest first.
+    ///
+    /// # Errors
+    ///
+    /// `store_unavailable`.
+    pub async fn unread(&self, workspace: PathBuf) -> Result<Vec<JobId>, Fault> {
+        Ok(self.store.unread(workspace, 5).await?)
+    }
+
+    /// The job an invocation was accepted as, if it was.
+    ///
+    /// # Errors
+    ///
+    /// `store_unavailable`.
+    pub async fn find_invocation(&self, invocation: InvocationId) -> Result<Option<JobId>, Fault> {
+        Ok(self.store.find_invocation(invocation).await?)
+    }
+
+    /// A queued job's place, from 1; `None` when it does not wait.
+    ///
+    /// # Errors
+    ///
+    /// `store_unavailable`.
+    pub async fn queue_place(&self, job: JobId) -> Result<Option<usize>, Fault> {
+        let rows = self.store.queue().await?;
+        let waiting: Vec<JobId> =
+            rows.iter().filter(|row| row.state == JobState::Queued).map(|row| row.job).collect();
+        Ok(waiting.iter().position(|row| *row == job).map(|place| place + 1))
+    }
+
+    /// Jobs by state.
+    ///
+    /// # Errors
+    ///
+    /// `store_unavailable`.
+    pub async fn counts(&self) -> Result<JobCounts, Fault> {
+        Ok(self.store.counts().await?)
+    }
+
+    /// What was spent, by day.
+    ///
+    /// # Errors
+    ///
+    /// `store_unavailable`.
+    pub async fn cost_by_day(&self, since: UnixMillis) -> Result<Vec<DayCost>, Fault> {
+        Ok(self.store.cost_by_day(since).await?)
+    }
+
+    /// Jobs this host is attached to.
+    pub async fn attached(&self) -> usize {
+        let (reply, answer) = oneshot::channel();
+        if self.actor.cast(JobsMsg::Attached(reply)).is_err() {
+            return 0;
+        }
+        answer.await.unwrap_or(0)
+    }
+}
+
+impl Follow {
+    /// Waits for news.
+    ///
+    /// # Errors
+    ///
+    /// `store_unavailable`, `unknown_job`.
+    ///
+    /// # Cancel safety
+    ///
+    /// Safe: what was seen is kept in `self`.
+    pub async fn next(&mut self) -> Result<News, Fault> {
+        loop {
+            if let Some(news) = &mut self.news {
+                let (events, finished) = {
+                    let live = news.borrow_and_update();
+                    (live.events, live.finished.clone())
+                };
+                if let Some(record) = finished {
+                    return Ok(News::Finished(record));
+                }
+                if events > self.seen {
+                    self.seen = events;
+                    return Ok(News::Changed);
+                }
+                if news.changed().await.is_err() {
+                    // Its actor is gone; the store says what became of the job.
+                    self.news = None;
+                    self.seen = 0;
+                }
+                continue;
+            }
+            let glance = self.store.glance(self.job).await?;
+            if glance.state.is_terminal() {
+                return Ok(News::Finished(Arc::new(self.store.job(self.job).await?)));
+            }
+            if glance.last_event > self.seen {
+                self.seen = glance.last_event;
+                return Ok(News::Changed);
+            }
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+    }
+
+    /// The news as they stand, where the job runs under this host.
+    #[must_use]
+    pub fn live(&self) -> Option<JobLive> {
+        self.news.as_ref().map(|news| news.borrow().clone())
+    }
+
+    /// What the agent is doing, where that is known.
+    #[must_use]
+    pub fn describe(&self) -> String {
+        self.news.as_ref().map_or_else(|| "running under another host".to_owned(), |news| news.borrow().phase.describe())
+    }
+}

@@ -1,0 +1,303 @@
+//! The ledger: every call a worker may be executing, and what is known about it.
+//!
+//! Owns: calls from the moment a session hands them over until their outcome is known. It belongs to the supervisor,
+//! so it survives any worker. May not know: how a worker is started, what a call contains.
+//!
+//! Invariants: (1) a call is recorded as in flight before a worker is given it (L6); (2) an outcome from another
+//! generation than the one in flight is counted and dropped (L5); (3) a call leaves the ledger exactly once.
+
+use std::collections::HashMap;
+
+use super::replay::{self, Disposition, Knowledge};
+use crate::actors::reply::CallKey;
+use crate::fault::{Fault, FaultCode};
+use crate::ids::Generation;
+use crate::tools::{Evidence, ReplayContract};
+
+/// One call.
+#[derive(Debug)]
+struct Entry<P> {
+    contract: ReplayContract,
+    knowledge: Knowledge,
+    /// The generation in flight, or the last one that was.
+    generation: Generation,
+    attempts: u32,
+    evidence: Option<Evidence>,
+    /// A probe was asked for and has not answered.
+    probing: bool,
+    payload: P,
+}
+
+/// What the ledger wants done about a call.
+#[derive(Debug, PartialEq, Eq)]
+pub enum LedgerEffect {
+    /// Give it to the worker as soon as there is one.
+    Send(CallKey),
+    /// Ask its tool for evidence.
+    Probe(CallKey),
+    /// Answer it with this fault; it has left the ledger through [`Ledger::take`].
+    Fail(CallKey, Box<Fault>),
+}
+
+/// A call that has left the ledger with an outcome.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Settled<P> {
+    /// What the loop kept with it.
+    pub payload: P,
+    /// Attempts after the first.
+    pub replays: u32,
+}
+
+/// All calls of a workers' supervisor. `P` is what the loop keeps with a call.
+#[derive(Debug)]
+pub struct Ledger<P> {
+    entries: HashMap<CallKey, Entry<P>>,
+    stale: u64,
+    replays: u64,
+}
+
+impl<P> Default for Ledger<P> {
+    fn default() -> Self {
+        Self { entries: HashMap::new(), stale: 0, replays: 0 }
+    }
+}
+
+impl<P> Ledger<P> {
+    /// Calls in the ledger.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Whether it holds nothing.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// Messages of earlier generations that were dropped.
+    #[must_use]
+    pub fn stale(&self) -> u64 {
+        self.stale
+    }
+
+    /// Attempts after a first one.
+    #[must_use]
+    pub fn replays(&self) -> u64 {
+        self.replays
+    }
+
+    /// Takes a call in; it waits to be sent.
+    pub fn record(&mut self, key: CallKey, contract: ReplayContract, payload: P) {
+        let entry = Entry {
+            contract,
+            knowledge: Knowledge::NotDispatched,
+            generation: Generation::NONE,
+            attempts: 0,
+            evidence: None,
+            probing: false,
+            payload,
+        };
+        self.entries.insert(key, entry);
+    }
+
+    /// Records that the call goes to this generation now. Must come before the worker is given it.
+    ///
+    /// `None` when the call is gone or was not waiting to be sent.
+    pub fn dispatch(&mut self, key: CallKey, generation: Generation) -> Option<(Option<Evidence>, &P)> {
+        let entry = self.entries.get_mut(&key)?;
+        if entry.knowledge == Knowledge::InFlight || entry.probing {
+            return None;
+        }
+        entry.knowledge = Knowledge::InFlight;
+        entry.generation = generation;
+        if entry.attempts > 0 {
+            self.replays += 1;
+        }
+        entry.attempts += 1;
+        Some((entry.evidence, &entry.payload))
+    }
+
+    /// Calls that wait to be sent, oldest first.
+    #[must_use]
+    pub fn waiting(&self) -> Vec<CallKey> {
+        let ready = |entry: &Entry<P>| {
+            entry.knowledge == Knowledge::NotDispatched
+                || (entry.knowledge == Knowledge::OutcomeUnknown
+                    && !entry.probing
+                    && matches!(
+                        replay::disposition(entry.knowledge, entry.contract, entry.evidence, entry.attempts),
+                        Disposition::Replay | Disposition::Attach
+                    ))
+        };
+        let mut keys: Vec<CallKey> =
+            self.entries.iter().filter(|(_, entry)| ready(entry)).map(|(key, _)| *key).collect();
+        keys.sort_unstable();
+        keys
+    }
+
+    /// An attempt came out. The payload of the call, or `None` when the news is stale.
+    pub fn settle(&mut self, key: CallKey, generation: Generation) -> Option<Settled<P>> {
+        let current = self
+            .entries
+            .get(&key)
+            .is_some_and(|entry| entry.knowledge == Knowledge::InFlight && entry.generation == generation);
+        if !current {
+            self.stale += 1;
+            return None;
+        }
+        self.entries.remove(&key).map(|entry| Settled { payload: entry.payload, replays: entry.attempts - 1 })
+    }
+
+    /// Removes a call: withdrawn, or answered with a fault.
+    pub fn take(&mut self, key: CallKey) -> Option<P> {
+        self.entries.remove(&key).map(|entry| entry.payload)
+    }
+
+    /// What the loop keeps with a call.
+    #[must_use]
+    pub fn payload(&self, key: CallKey) -> Option<&P> {
+        self.entries.get(&key).map(|entry| &entry.payload)
+    }
+
+    /// A generation is gone: decides about each call it had. The oldest call comes first.
+    pub fn lost(&mut self, generation: Generation) -> Vec<LedgerEffect> {
+        let mut keys: Vec<CallKey> = self
+            .entries
+            .iter()
+            .filter(|(_, entry)| entry.knowledge == Knowledge::InFlight && entry.generation == generation)
+            .map(|(key, _)| *key)
+            .collect();
+        keys.sort_unstable();
+        keys.into_iter()
+            .filter_map(|key| {
+                let entry = self.entries.get_mut(&key)?;
+                entry.knowledge = Knowledge::OutcomeUnknown;
+                // Evidence is as old as the attempt before the one that was lost.
+                entry.evidence = None;
+                self.decide(key)
+            })
+            .collect()
+    }
+
+    /// A probe has answered.
+    pub fn probed(&mut self, key: CallKey, evidence: Evidence) -> Option<LedgerEffect> {
+        let entry = self.entries.get_mut(&key)?;
+        if !std::mem::take(&mut entry.probing) {
+            return None;
+        }
+        entry.evidence = Some(evidence);
+        self.decide(key)
+    }
+
+    fn decide(&mut self, key: CallKey) -> Option<LedgerEffect> {
+        let entry = self.entries.get_mut(&key)?;
+        let fail = |code, detail: &str| {
+            LedgerEffect::Fail(key, Box::new(Fault::new(code, detail).generation(entry.generation)))
+        };
+        Some(match replay::disposition(entry.knowledge, entry.contract, entry.evidence, entry.attempts) {
+            Disposition::Dispatch | Disposition::Replay | Disposition::Attach => LedgerEffect::Send(key),
+            Disposition::Probe => {
+                entry.probing = true;
+                LedgerEffect::Probe(key)
+            }
+            Disposition::FailUnknown => fail(
+                FaultCode::OutcomeUnknown,
+                "the worker was lost while it ran this call; whether the call took effect is not known.",
+            ),
+            Disposition::FailExhausted => {
+                fail(FaultCode::ReplayExhausted, "the worker was lost each time it ran this call.")
+            }
+        })
+    }
+
+    /// Every call, in order: for failing all of them when the slot gives up.
+    #[must_use]
+    pub fn keys(&self) -> Vec<CallKey> {
+        let mut keys: Vec<CallKey> = self.entries.keys().copied().collect();
+        keys.sort_unstable();
+        keys
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::SessionNumber;
+    use crate::protocol::session::CallNumber;
+
+    fn key(call: u64) -> CallKey {
+        CallKey { session: SessionNumber(1), call: CallNumber(call) }
+    }
+
+    const G1: Generation = Generation(1);
+    const G2: Generation = Generation(2);
+
+    #[test]
+    fn a_stale_outcome_is_counted_and_dropped() {
+        let mut ledger = Ledger::default();
+        ledger.record(key(1), ReplayContract::Convergent, "call");
+        ledger.dispatch(key(1), G1);
+        assert_eq!(ledger.lost(G1), [LedgerEffect::Send(key(1))]);
+        assert_eq!(ledger.settle(key(1), G1), None, "the lost generation reports late");
+        ledger.dispatch(key(1), G2);
+        assert_eq!(ledger.settle(key(1), G1), None);
+        assert_eq!(ledger.settle(key(1), G2), Some(Settled { payload: "call", replays: 1 }));
+        assert_eq!(ledger.settle(key(1), G2), None, "a call leaves once");
+        assert_eq!(ledger.stale(), 3);
+        assert_eq!(ledger.replays(), 1);
+    }
+
+    #[test]
+    fn a_call_that_needs_a_probe_is_neither_sent_nor_failed_before_it_answers() {
+        for (evidence, want) in [
+            (Evidence::Accepted, "send"),
+            (Evidence::NotAccepted, "send"),
+            (Evidence::Unknown, "fail"),
+        ] {
+            let mut ledger = Ledger::default();
+            ledger.record(key(1), ReplayContract::ProbeRequired, ());
+            ledger.dispatch(key(1), G1);
+            assert_eq!(ledger.lost(G1), [LedgerEffect::Probe(key(1))]);
+            assert!(ledger.waiting().is_empty());
+            assert!(ledger.dispatch(key(1), G2).is_none());
+            match ledger.probed(key(1), evidence) {
+                Some(LedgerEffect::Send(_)) => {
+                    assert_eq!(want, "send");
+                    assert_eq!(ledger.waiting(), [key(1)]);
+                    assert_eq!(ledger.dispatch(key(1), G2).map(|(evidence, ())| evidence), Some(Some(evidence)));
+                }
+                Some(LedgerEffect::Fail(_, fault)) => {
+                    assert_eq!((want, fault.code), ("fail", FaultCode::OutcomeUnknown));
+                }
+                other => panic!("{other:?}"),
+            }
+            assert_eq!(ledger.probed(key(1), evidence), None, "a probe answers once");
+        }
+    }
+
+    #[test]
+    fn a_call_no_worker_had_is_sent_whatever_its_contract() {
+        for contract in ReplayContract::ALL {
+            let mut ledger = Ledger::default();
+            ledger.record(key(1), contract, ());
+            assert!(ledger.lost(G1).is_empty());
+            assert_eq!(ledger.waiting(), [key(1)]);
+        }
+    }
+
+    #[test]
+    fn a_call_that_must_not_be_replayed_fails_once_with_the_generation_it_was_lost_in() {
+        let mut ledger = Ledger::default();
+        ledger.record(key(1), ReplayContract::NeverReplay, ());
+        ledger.record(key(2), ReplayContract::Convergent, ());
+        ledger.dispatch(key(1), G1);
+        ledger.dispatch(key(2), G1);
+        let effects = ledger.lost(G1);
+        let [LedgerEffect::Fail(failed, fault), LedgerEffect::Send(sent)] = &effects[..] else { panic!("{effects:?}") };
+        assert_eq!((*failed, *sent), (key(1), key(2)));
+        assert_eq!((fault.code, fault.generation), (FaultCode::OutcomeUnknown, Some(G1)));
+        assert!(ledger.take(key(1)).is_some());
+        assert!(ledger.lost(G1).is_empty());
+    }
+}

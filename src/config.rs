@@ -1,0 +1,336 @@
+//! Configuration: every number and path a user may choose, where each comes from, and what is accepted.
+//!
+//! Owns: the keys, their defaults and bounds, the order of precedence (flags > environment > project file > user file >
+//! defaults). May not know: who uses a value. Nothing here reads the process's environment; it is passed in.
+//!
+//! Invariants: (1) an unknown key or a bad value is an error that names its place and the nearest known key; (2) a
+//! project file can set safe keys only: never a program, a key, or who pays.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::Deserialize;
+
+use crate::jobs::Billing;
+use crate::tools::arguments::nearest;
+
+/// A configuration that cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{place}: {problem}")]
+pub struct ConfigError {
+    /// The file, variable or flag.
+    pub place: String,
+    /// What is wrong with it and what is accepted.
+    pub problem: String,
+}
+
+/// One source's values; what it does not set is left to the sources below it.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Settings {
+    /// Path of Claude Code's program.
+    pub claude_bin: Option<PathBuf>,
+    /// Who pays: `subscription` or `api_key`.
+    pub billing: Option<Billing>,
+    /// The agent that answers when none is named.
+    pub agent: Option<String>,
+    /// Agent runs at once in this state directory, 1 to 64.
+    pub max_running: Option<u64>,
+    /// Jobs that may wait, 1 to 10 000.
+    pub max_queued: Option<u64>,
+    /// Seconds an agent may run, 1 to 86 400.
+    pub timeout_s: Option<u64>,
+    /// Seconds without any output after which an agent is taken for stuck, 10 to 86 400.
+    pub stall_s: Option<u64>,
+    /// Seconds a synchronous consult is waited for, whoever the client is, 1 to 3 600.
+    pub wait_s: Option<u64>,
+    /// Characters of a reply's answer, 1 000 to 400 000.
+    pub response_chars: Option<u64>,
+    /// Seconds between progress notifications, 1 to 60.
+    pub progress_s: Option<u64>,
+}
+
+/// Every key, in the order it is documented.
+pub const KEYS: [&str; 10] = [
+    "claude_bin",
+    "billing",
+    "agent",
+    "max_running",
+    "max_queued",
+    "timeout_s",
+    "stall_s",
+    "wait_s",
+    "response_chars",
+    "progress_s",
+];
+
+/// Keys a project file may set: nothing that names a program or decides who pays.
+const SAFE_KEYS: [&str; 6] = ["agent", "timeout_s", "stall_s", "wait_s", "response_chars", "progress_s"];
+
+/// The configuration in force.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Config {
+    /// Path of Claude Code's program, if configured.
+    pub claude_bin: Option<PathBuf>,
+    /// Who pays.
+    pub billing: Billing,
+    /// The agent that answers when none is named.
+    pub agent: String,
+    /// Agent runs at once. Three: what a laptop and a subscription's limit bear.
+    pub max_running: usize,
+    /// Jobs that may wait. Each waiting job is a small process.
+    pub max_queued: usize,
+    /// How long an agent may run.
+    pub timeout: Duration,
+    /// Silence after which an agent is taken for stuck.
+    pub stall: Duration,
+    /// How long a synchronous consult is waited for; by client when not set.
+    pub wait: Option<Duration>,
+    /// Characters of a reply's answer before it is cut.
+    pub response_chars: usize,
+    /// Time between progress notifications.
+    pub progress: Duration,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            claude_bin: None,
+            billing: Billing::Subscription,
+            agent: "claude".to_owned(),
+            max_running: 3,
+            max_queued: 64,
+            timeout: Duration::from_secs(3600),
+            stall: Duration::from_secs(300),
+            wait: None,
+            response_chars: 24_000,
+            progress: Duration::from_secs(5),
+        }
+    }
+}
+
+/// How long a synchronous consult is waited for before it becomes a background job, by client name. Each is under the
+/// time after which that client drops the call: 120 s (moved to the background), 300 s, and 60 s for most others.
+#[must_use]
+pub fn soft_deadline(client: Option<&str>) -> Duration {
+    Duration::from_secs(match client {
+        Some("claude-code") => 110,
+        Some("codex-mcp-client") => 280,
+        _ => 50,
+    })
+}
+
+impl Config {
+    /// How long a synchronous consult of this client is waited for.
+    #[must_use]
+    pub fn wait_for(&self, client: Option<&str>) -> Duration {
+        self.wait.unwrap_or_else(|| soft_deadline(client))
+    }
+
+    /// Lays sources over the defaults, the strongest last.
+    ///
+    /// # Errors
+    ///
+    /// The first value that is out of bounds, with its place.
+    pub fn from_sources(sources: &[(String, Settings)]) -> Result<Self, ConfigError> {
+        let mut config = Self::default();
+        for (place, settings) in sources {
+            config.lay(place, settings)?;
+        }
+        Ok(config)
+    }
+
+    fn lay(&mut self, place: &str, settings: &Settings) -> Result<(), ConfigError> {
+        let within = |key: &str, value: Option<u64>, least: u64, most: u64| match value {
+            Some(value) if (least..=most).contains(&value) => Ok(Some(value)),
+            None => Ok(None),
+            Some(value) => Err(ConfigError {
+                place: place.to_owned(),
+                problem: format!("{key} is {value}; accepted: {least} to {most}"),
+            }),
+        };
+        let count = |value: u64| usize::try_from(value).unwrap_or(usize::MAX);
+        if let Some(value) = within("max_running", settings.max_running, 1, 64)? {
+            self.max_running = count(value);
+        }
+        if let Some(value) = within("max_queued", settings.max_queued, 1, 10_000)? {
+            self.max_queued = count(value);
+        }
+        if let Some(value) = within("timeout_s", settings.timeout_s, 1, 86_400)? {
+            self.timeout = Duration::from_secs(value);
+        }
+        if let Some(value) = within("stall_s", settings.stall_s, 10, 86_400)? {
+            self.stall = Duration::from_secs(value);
+        }
+        if let Some(value) = within("wait_s", settings.wait_s, 1, 3_600)? {
+            self.wait = Some(Duration::from_secs(value));
+        }
+        if let Some(value) = within("response_chars", settings.response_chars, 1_000, 400_000)? {
+            self.response_chars = count(value);
+        }
+        if let Some(value) = within("progress_s", settings.progress_s, 1, 60)? {
+            self.progress = Duration::from_secs(value);
+        }
+        if let Some(path) = &settings.claude_bin {
+            self.claude_bin = Some(path.clone());
+        }
+        if let Some(billing) = settings.billing {
+            self.billing = billing;
+        }
+        if let Some(agent) = &settings.agent {
+            self.agent.clone_from(agent);
+        }
+        Ok(())
+    }
+}
+
+/// What a file may set.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FileTrust {
+    /// The user's own file: everything.
+    User,
+    /// A file of the project one happens to work in: safe keys only.
+    Project,
+}
+
+impl Settings {
+    /// Reads a configuration file's text.
+    ///
+    /// # Errors
+    ///
+    /// The place (file and line) and what is wrong, with the nearest known key for an unknown one.
+    pub fn from_toml(path: &Path, text: &str, trust: FileTrust) -> Result<Self, ConfigError> {
+        let failed = |problem: String| ConfigError { place: path.display().to_string(), problem };
+        let table: toml::Table = text.parse().map_err(|error: toml::de::Error| failed(error.to_string()))?;
+        for key in table.keys() {
+            if !KEYS.contains(&key.as_str()) {
+                return Err(failed(unknown(key, &KEYS)));
+            }
+            if trust == FileTrust::Project && !SAFE_KEYS.contains(&key.as_str()) {
+                return Err(failed(format!(
+                    "{key} may not be set by a project's file; set it in your own configuration, or by {}",
+                    variable(key)
+                )));
+            }
+        }
+        toml::from_str(text).map_err(|error| failed(error.to_string().trim_end().to_owned()))
+    }
+
+    /// Reads the variables `PHONE_OPUS_<KEY>`.
+    ///
+    /// # Errors
+    ///
+    /// The variable and what is wrong with it.
+    pub fn from_environment(get: impl Fn(&str) -> Option<OsString>) -> Result<Self, ConfigError> {
+        let mut settings = Self::default();
+        for key in KEYS {
+            let name = variable(key);
+            let Some(value) = get(&name).filter(|value| !value.is_empty()) else { continue };
+            if key == "claude_bin" {
+                settings.claude_bin = Some(PathBuf::from(value));
+                continue;
+            }
+            let failed = |problem: String| ConfigError { place: name.clone(), problem };
+            let text = value.into_string().map_err(|_| failed("is not UTF-8".to_owned()))?;
+            settings.set(key, &text).map_err(failed)?;
+        }
+        Ok(settings)
+    }
+
+    fn set(&mut self, key: &str, text: &str) -> Result<(), String> {
+        let number = || text.trim().parse::<u64>().map_err(|_| format!("{text:?} is not a whole number"));
+        match key {
+            "billing" => {
+                self.billing = Some(match text {
+                    "subscription" => Billing::Subscription,
+                    "api_key" => Billing::ApiKey,
+                    other => return Err(format!("{other:?}; accepted: subscription, api_key")),
+                });
+            }
+            "agent" => self.agent = Some(text.to_owned()),
+            "max_running" => self.max_running = Some(number()?),
+            "max_queued" => self.max_queued = Some(number()?),
+            "timeout_s" => self.timeout_s = Some(number()?),
+            "stall_s" => self.stall_s = Some(number()?),
+            "wait_s" => self.wait_s = Some(number()?),
+            "response_chars" => self.response_chars = Some(number()?),
+            "progress_s" => self.progress_s = Some(number()?),
+            other => return Err(unknown(other, &KEYS)),
+        }
+        Ok(())
+    }
+}
+
+/// The environment variable of a key.
+#[must_use]
+pub fn variable(key: &str) -> String {
+    format!("PHONE_OPUS_{}", key.to_ascii_uppercase())
+}
+
+fn unknown(key: &str, known: &[&str]) -> String {
+    match nearest(key, known) {
+        Some(near) => format!("unknown key {key:?} (did you mean {near}?)"),
+        None => format!("unknown key {key:?}; accepted: {}", known.join(", ")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn toml(text: &str, trust: FileTrust) -> Result<Settings, ConfigError> {
+        Settings::from_toml(Path::new("config.toml"), text, trust)
+    }
+
+    #[test]
+    fn stronger_sources_win_and_the_rest_stays() {
+        let user = toml("max_running = 2\nbilling = \"api_key\"\n", FileTrust::User).expect("it is good");
+        let environment = Settings::from_environment(|name| match name {
+            "PHONE_OPUS_MAX_RUNNING" => Some("5".into()),
+            "PHONE_OPUS_CLAUDE_BIN" => Some("/x/claude".into()),
+            _ => None,
+        })
+        .expect("it is good");
+        let config = Config::from_sources(&[("file".into(), user), ("environment".into(), environment)]).expect("good");
+        assert_eq!(config.max_running, 5);
+        assert_eq!(config.billing, Billing::ApiKey);
+        assert_eq!(config.claude_bin, Some(PathBuf::from("/x/claude")));
+        assert_eq!(config.timeout, Config::default().timeout);
+    }
+
+    #[test]
+    fn a_bad_value_names_its_place_and_what_is_accepted() {
+        let cases = [
+            (toml("max_runing = 2", FileTrust::User), "did you mean max_running?"),
+            (toml("max_running = \"two\"", FileTrust::User), "line 1"),
+            (toml("billing = \"free\"", FileTrust::User), "subscription"),
+            (toml("claude_bin = \"/bin/sh\"", FileTrust::Project), "may not be set by a project's file"),
+            (toml("billing = \"api_key\"", FileTrust::Project), "PHONE_OPUS_BILLING"),
+            (
+                Settings::from_environment(|name| (name == "PHONE_OPUS_BILLING").then(|| "cash".into())),
+                "PHONE_OPUS_BILLING: \"cash\"; accepted: subscription, api_key",
+            ),
+            (
+                Settings::from_environment(|name| (name == "PHONE_OPUS_STALL_S").then(|| "soon".into())),
+                "\"soon\" is not a whole number",
+            ),
+        ];
+        for (got, want) in cases {
+            let error = got.expect_err(want).to_string();
+            assert!(error.contains(want), "{want}\n in {error}");
+        }
+        let settings = Settings { max_running: Some(0), ..Settings::default() };
+        let error = Config::from_sources(&[("--max-running".into(), settings)]).expect_err("zero is no limit");
+        assert_eq!(error.to_string(), "--max-running: max_running is 0; accepted: 1 to 64");
+    }
+
+    #[test]
+    fn each_client_is_waited_for_less_than_it_waits() {
+        for (client, seconds) in [(Some("claude-code"), 110), (Some("codex-mcp-client"), 280), (Some("x"), 50), (None, 50)] {
+            assert_eq!(Config::default().wait_for(client).as_secs(), seconds);
+        }
+        let config = Config { wait: Some(Duration::from_secs(7)), ..Config::default() };
+        assert_eq!(config.wait_for(Some("claude-code")).as_secs(), 7);
+    }
+}

@@ -1,0 +1,106 @@
+//! What is done about jobs whose runner is gone.
+//!
+//! Owns: the evidence (the job's lock is free) and what follows from it. May not know: actors.
+//!
+//! Invariants: (1) nothing is settled without holding the job's lock; (2) a process is ended only when the run's token
+//! is in its environment or its start time is the recorded one, never because of its pid alone; (3) a job that never
+//! started an agent may still be run, one that did is not run again.
+
+use std::collections::HashSet;
+use std::time::Duration;
+
+use super::lock::JobLock;
+use super::{CancelReason, JobMode, JobOutcome, JobRecord, JobState};
+use crate::exec::leftovers;
+use crate::fault::{Fault, FaultCode};
+use crate::ids::{JobId, UnixMillis};
+use crate::state_dir::StateDir;
+use crate::store::{StoreHandle, Transition};
+
+/// How long an accepted job may be without a runner before somebody else may care: its host is starting one.
+const STARTING: Duration = Duration::from_secs(10);
+
+/// Looks at every job that is not over, except `ours`. Returns background jobs that need a runner.
+///
+/// # Errors
+///
+/// The store cannot be used; what was settled before stays settled.
+pub async fn sweep(store: &StoreHandle, dir: &StateDir, ours: &HashSet<JobId>) -> Result<Vec<JobRecord>, Fault> {
+    let mut orphans = Vec::new();
+    for row in store.queue().await? {
+        let fresh = UnixMillis::now().since(row.accepted_at) < u64::try_from(STARTING.as_millis()).unwrap_or(u64::MAX);
+        let waiting = row.state == JobState::Queued;
+        if ours.contains(&row.job) || (waiting && fresh) {
+            continue;
+        }
+        if JobLock::is_held(dir, row.job).unwrap_or(true) {
+            continue;
+        }
+        if waiting && row.mode == JobMode::Background {
+            orphans.push(store.job(row.job).await?);
+            continue;
+        }
+        let why = Fault::new(FaultCode::RunnerLost, "the job's runner is gone.");
+        settle(store, dir, row.job, why).await?;
+    }
+    Ok(orphans)
+}
+
+/// Settles a job whose runner is gone: ends what is left of it, then makes it terminal.
+///
+/// `None` when its lock is held, so that somebody else looks after it.
+///
+/// # Errors
+///
+/// The store cannot be used.
+pub async fn settle(
+    store: &StoreHandle,
+    dir: &StateDir,
+    job: JobId,
+    why: Fault,
+) -> Result<Option<JobRecord>, Fault> {
+    let lock = match JobLock::try_acquire(dir, job) {
+        Ok(Some(lock)) => lock,
+        Ok(None) => return Ok(None),
+        Err(error) => return Err(Fault::new(FaultCode::StoreUnavailable, format!("failed to {error}."))),
+    };
+    let record = store.job(job).await?;
+    if record.state.is_terminal() {
+        return Ok(Some(record));
+    }
+    let reaped = match record.process {
+        // It looks through all processes, which takes milliseconds: not on the actors' thread.
+        Some(process) => tokio::task::spawn_blocking(move || leftovers::end(process)).await.unwrap_or(0),
+        None => 0,
+    };
+    let (state, outcome) = verdict(&record, why, reaped);
+    let transition = store.finish(job, state, outcome, UnixMillis::now()).await?;
+    if let Transition::Refused { current } = transition {
+        tracing::debug!(%job, current = current.as_str(), "a lost job was settled by somebody else");
+    }
+    drop(lock);
+    Ok(Some(store.job(job).await?))
+}
+
+fn verdict(record: &JobRecord, why: Fault, reaped: u32) -> (JobState, JobOutcome) {
+    let resumed = record.request.session_id.map(|session| session.to_string());
+    let mut outcome = JobOutcome { session_id: resumed, ..JobOutcome::default() };
+    if let Some(reason) = record.cancel_requested {
+        let code = if reason == CancelReason::CallerLost { FaultCode::CallerLost } else { FaultCode::Cancelled };
+        outcome.fault = Some(Fault::new(code, "the job was to be cancelled, and its runner is gone."));
+        return (JobState::Cancelled, outcome);
+    }
+    if record.state == JobState::Queued {
+        outcome.resumable = Some(outcome.session_id.is_some());
+        outcome.fault = Some(why.hint("No agent was started for it; ask again."));
+        return (JobState::Failed, outcome);
+    }
+    // Which session the agent opened is in the journal at best; resuming one that was asked for is always possible.
+    outcome.resumable = outcome.session_id.is_some().then_some(true);
+    let ended = if reaped > 0 { format!(" {reaped} of its processes were still alive and were ended.") } else { String::new() };
+    outcome.fault = Some(
+        Fault { detail: format!("{}{ended}", why.detail), ..why }
+            .hint("It is not known how far the agent came; it was not run again."),
+    );
+    (JobState::Interrupted, outcome)
+}

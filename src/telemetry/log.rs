@@ -1,0 +1,389 @@
+//! The log file: one JSON object per line, rotated, shared by all processes of a state directory.
+//!
+//! Invariants: (1) records are appended whole, many per write, so lines of two processes never mix; (2) the file is
+//! 0600; (3) a write that fails costs its records, which are counted, and nothing else.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::Write;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
+use std::thread::JoinHandle;
+
+use rustix::fs::{FlockOperation, flock};
+use serde::Serialize;
+
+use super::{Record, ToolCallRecord};
+use crate::fault::FaultCode;
+use crate::ids::UnixMillis;
+use crate::protocol::session::FinishedAs;
+
+/// Size at which the file is moved aside.
+const ROTATE_AT: u64 = 8 * 1024 * 1024;
+
+/// Old files kept.
+const KEPT: u32 = 4;
+
+/// Batches that may wait for the disk; then they are dropped and counted.
+const WAITING_BATCHES: usize = 16;
+
+/// The schema of the lines; additions do not change it.
+pub const SCHEMA: u32 = 1;
+
+/// A line of the file. The names are stable.
+#[derive(Debug, Serialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum Line {
+    /// A finished tool call.
+    ToolCall {
+        /// When it was finished.
+        ts_unix_ms: i64,
+        /// The version of these lines.
+        schema: u32,
+        /// The repository `path_hint` lies in.
+        repo_root: Option<String>,
+        /// The session's number within its host process.
+        session: u64,
+        /// The request's id as the client wrote it.
+        request_id: String,
+        /// The tool.
+        tool_name: String,
+        /// The directory it was about.
+        path_hint: Option<String>,
+        /// From the line's arrival to its answer.
+        latency_ms: f64,
+        /// Attempts after the first.
+        replay_attempts: u32,
+        /// `success`, `error` or `cancelled`.
+        outcome: &'static str,
+        /// The fault's code.
+        error_code: Option<&'static str>,
+        /// The fault's class.
+        error_kind: Option<crate::fault::FaultClass>,
+        /// The code in words. Never the fault's own text: an agent's error may quote the prompt.
+        error_message: Option<String>,
+        /// The worker it ran in, when known.
+        generation: Option<u64>,
+        /// The job it was about.
+        job_id: Option<String>,
+    },
+    /// A worker was started again.
+    WorkerRestart {
+        /// When.
+        ts_unix_ms: i64,
+        /// The new incarnation.
+        generation: u64,
+    },
+    /// A job changed its state.
+    JobState {
+        /// When.
+        ts_unix_ms: i64,
+        /// Which job.
+        job_id: String,
+        /// To which state.
+        state: &'static str,
+        /// Why it did not succeed.
+        error_code: Option<&'static str>,
+        /// What it cost in US dollars.
+        cost_usd: Option<f64>,
+    },
+    /// Something failed.
+    Fault {
+        /// When.
+        ts_unix_ms: i64,
+        /// The fault's code.
+        code: &'static str,
+        /// Its class.
+        class: crate::fault::FaultClass,
+        /// The part at work.
+        stage: crate::fault::Stage,
+        /// The worker it happened in.
+        generation: Option<u64>,
+        /// What was being done.
+        operation: Option<String>,
+    },
+    /// The directories asked about most.
+    HotPathsSnapshot {
+        /// When.
+        ts_unix_ms: i64,
+        /// Directory and calls, most first.
+        paths: Vec<(String, u64)>,
+    },
+}
+
+/// What is handed to the writing thread.
+#[derive(Debug)]
+pub enum Entry {
+    /// A record.
+    Record(Record),
+    /// A hot-path snapshot.
+    HotPaths(Vec<(String, u64)>),
+}
+
+/// The thread that writes the file. Started by the first batch; ends when this is dropped.
+#[derive(Debug)]
+pub struct LogWriter {
+    path: PathBuf,
+    lost: Arc<AtomicU64>,
+    thread: Option<(SyncSender<Vec<Entry>>, JoinHandle<()>)>,
+}
+
+impl LogWriter {
+    /// A writer that has not touched the disk yet.
+    #[must_use]
+    pub fn new(path: PathBuf) -> Self {
+        Self { path, lost: Arc::new(AtomicU64::new(0)), thread: None }
+    }
+
+    /// Records that could not be written.
+    #[must_use]
+    pub fn lost(&self) -> u64 {
+        self.lost.load(Ordering::Relaxed)
+    }
+
+    /// Hands a batch to the disk's thread; never waits.
+    pub fn write(&mut self, batch: Vec<Entry>) {
+        let count = batch.len() as u64;
+        if self.thread.is_none() {
+            let (batches, taken) = sync_channel::<Vec<Entry>>(WAITING_BATCHES);
+            let mut file = LogFile::new(self.path.clone());
+            let lost = Arc::clone(&self.lost);
+            let work = move || {
+                while let Ok(batch) = taken.recv() {
+                    let count = batch.len() as u64;
+                    if file.append(batch).is_err() {
+                        lost.fetch_add(count, Ordering::Relaxed);
+                    }
+                }
+            };
+            match std::thread::Builder::new().name("telemetry".into()).stack_size(128 * 1024).spawn(work) {
+                Ok(thread) => self.thread = Some((batches, thread)),
+                Err(_) => {
+                    self.lost.fetch_add(count, Ordering::Relaxed);
+                    return;
+                }
+            }
+        }
+        if let Some((batches, _)) = &self.thread {
+            if let Err(TrySendError::Full(batch) | TrySendError::Disconnected(batch)) = batches.try_send(batch) {
+                self.lost.fetch_add(batch.len() as u64, Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// Ends the thread after it has written what it was given. Blocks for that long.
+    pub fn close(mut self) {
+        if let Some((batches, thread)) = self.thread.take() {
+            drop(batches);
+            let _ = thread.join();
+        }
+    }
+}
+
+struct LogFile {
+    path: PathBuf,
+    open: Option<File>,
+    repositories: std::collections::HashMap<String, Option<String>>,
+}
+
+impl LogFile {
+    fn new(path: PathBuf) -> Self {
+        Self { path, open: None, repositories: std::collections::HashMap::new() }
+    }
+
+    fn append(&mut self, batch: Vec<Entry>) -> std::io::Result<()> {
+        let mut text = Vec::with_capacity(batch.len() * 256);
+        for entry in batch {
+            let Some(line) = self.line(entry) else { continue };
+            let start = text.len();
+            if serde_json::to_writer(&mut text, &line).is_err() {
+                text.truncate(start);
+                continue;
+            }
+            text.push(b'\n');
+        }
+        if text.is_empty() {
+            return Ok(());
+        }
+        self.ready()?.write_all(&text)
+    }
+
+    /// The file, reopened when another process has moved it aside, moved aside when it is full.
+    fn ready(&mut self) -> std::io::Result<&mut File> {
+        let current = self.open.as_ref().and_then(|file| file.metadata().ok());
+        let named = fs::metadata(&self.path).ok();
+        let same = matches!((&current, &named), (Some(a), Some(b)) if a.ino() == b.ino() && a.dev() == b.dev());
+        if !same {
+            self.open = None;
+        }
+        if named.is_some_and(|file| file.len() >= ROTATE_AT) {
+            self.rotate()?;
+        }
+        match &mut self.open {
+            Some(file) => Ok(file),
+            closed => {
+                let file = OpenOptions::new().append(true).create(true).mode(0o600).open(&self.path)?;
+                Ok(closed.insert(file))
+            }
+        }
+    }
+
+    fn rotate(&mut self) -> std::io::Result<()> {
+        let guard = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(self.path.with_extension("lock"))?;
+        flock(&guard, FlockOperation::LockExclusive)?;
+        // Another process may have done it while we waited.
+        if fs::metadata(&self.path).is_ok_and(|file| file.len() >= ROTATE_AT) {
+            let old = |n: u32| self.path.with_extension(format!("jsonl.{n}"));
+            for n in (1..KEPT).rev() {
+                let _ = fs::rename(old(n), old(n + 1));
+            }
+            fs::rename(&self.path, old(1))?;
+        }
+        self.open = None;
+        Ok(())
+    }
+
+    fn line(&mut self, entry: Entry) -> Option<Line> {
+        let now = UnixMillis::now().0;
+        Some(match entry {
+            Entry::HotPaths(paths) => Line::HotPathsSnapshot { ts_unix_ms: now, paths },
+            Entry::Record(Record::Request { .. }) => return None,
+            Entry::Record(Record::ToolCall(call)) => self.tool_call(*call),
+            Entry::Record(Record::WorkerRestart { generation }) => {
+                Line::WorkerRestart { ts_unix_ms: now, generation: generation.0 }
+            }
+            Entry::Record(Record::JobState { job, state, code, cost_usd }) => Line::JobState {
+                ts_unix_ms: now,
+                job_id: job.to_string(),
+                state: state.as_str(),
+                error_code: code.map(FaultCode::as_str),
+                cost_usd,
+            },
+            Entry::Record(Record::Fault(fault)) => Line::Fault {
+                ts_unix_ms: now,
+                code: fault.code.as_str(),
+                class: fault.class,
+                stage: fault.stage,
+                generation: fault.generation.map(|generation| generation.0),
+                operation: fault.operation,
+            },
+        })
+    }
+
+    fn tool_call(&mut self, call: ToolCallRecord) -> Line {
+        let code = match call.result {
+            FinishedAs::Failed(code) => Some(code),
+            FinishedAs::Success | FinishedAs::Cancelled => None,
+        };
+        Line::ToolCall {
+            ts_unix_ms: call.at.0,
+            schema: SCHEMA,
+            repo_root: call.path_hint.as_deref().and_then(|path| self.repository(path)),
+            session: call.session.0,
+            request_id: call.request_id,
+            tool_name: call.tool.to_string(),
+            path_hint: call.path_hint,
+            latency_ms: call.latency.as_secs_f64() * 1000.0,
+            replay_attempts: call.replays,
+            outcome: match call.result {
+                FinishedAs::Success => "success",
+                FinishedAs::Failed(_) => "error",
+                FinishedAs::Cancelled => "cancelled",
+            },
+            error_code: code.map(FaultCode::as_str),
+            error_kind: code.map(FaultCode::class),
+            error_message: code.map(|code| code.as_str().replace('_', " ")),
+            generation: (call.generation != crate::ids::Generation::NONE).then_some(call.generation.0),
+            job_id: call.job.map(|job| job.to_string()),
+        }
+    }
+
+    fn repository(&mut self, path: &str) -> Option<String> {
+        if self.repositories.len() > 256 {
+            self.repositories.clear();
+        }
+        self.repositories
+            .entry(path.to_owned())
+            .or_insert_with(|| {
+                let root = Path::new(path).ancestors().find(|dir| dir.join(".git").exists())?;
+                Some(root.display().to_string())
+            })
+            .clone()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+    use crate::ids::JobId;
+
+    fn entry() -> Entry {
+        Entry::Record(Record::JobState {
+            job: JobId::random(),
+            state: crate::jobs::JobState::Succeeded,
+            code: None,
+            cost_usd: Some(0.5),
+        })
+    }
+
+    #[test]
+    fn lines_of_two_writers_never_mix_and_the_file_is_private() {
+        let dir = tempfile::tempdir().expect("a scratch directory");
+        let path = dir.path().join("telemetry.jsonl");
+        let writers: Vec<LogWriter> = (0..2)
+            .map(|_| {
+                let mut writer = LogWriter::new(path.clone());
+                for _ in 0..WAITING_BATCHES {
+                    writer.write((0..50).map(|_| entry()).collect());
+                }
+                writer
+            })
+            .collect();
+        let mut lost = 0;
+        for writer in writers {
+            let counted = Arc::clone(&writer.lost);
+            writer.close();
+            lost += counted.load(Ordering::Relaxed);
+        }
+        let text = fs::read_to_string(&path).expect("the file is there");
+        for line in text.lines() {
+            let value: serde_json::Value = serde_json::from_str(line).expect("each line is whole");
+            assert_eq!(value["type"], "job_state");
+        }
+        assert_eq!(text.lines().count() as u64 + lost, 2 * WAITING_BATCHES as u64 * 50, "every record is written or counted");
+        let mode = fs::metadata(&path).expect("the file is there").permissions().mode() & 0o777;
+        assert_eq!(mode, 0o600);
+    }
+
+    #[test]
+    fn a_full_file_is_moved_aside_and_four_old_ones_are_kept() {
+        let dir = tempfile::tempdir().expect("a scratch directory");
+        let path = dir.path().join("telemetry.jsonl");
+        let mut file = LogFile::new(path.clone());
+        for round in 0..7_u32 {
+            file.append(vec![entry()]).expect("it is written");
+            OpenOptions::new()
+                .append(true)
+                .open(&path)
+                .and_then(|file| file.set_len(ROTATE_AT + u64::from(round)))
+                .expect("it grows");
+        }
+        file.append(vec![entry()]).expect("it is written");
+        assert!(fs::metadata(&path).expect("a new file").len() < 1000);
+        let old = fs::read_dir(dir.path())
+            .expect("a directory")
+            .filter_map(Result::ok)
+            .filter(|entry| entry.file_name().to_string_lossy().contains("jsonl."))
+            .count();
+        assert_eq!(old, KEPT as usize);
+    }
+}
