@@ -11,4 +11,5 @@ pub mod exec;
 pub mod fault;
 pub mod ids;
 pub mod jobs;
+pub mod state_dir;
 pub mod store;
