@@ -12,4 +12,5 @@ pub mod fault;
 pub mod ids;
 pub mod jobs;
 pub mod protocol;
+pub mod state_dir;
 pub mod store;

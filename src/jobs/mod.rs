@@ -13,6 +13,9 @@
 //! Invariants: (1) the four states on the right are final; (2) every change of state passes [`JobState::advance`],
 //! and the store enforces the same edges once more in its own update.
 
+pub mod admission;
+pub mod lock;
+
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};

@@ -1,0 +1,379 @@
+//! The state directory: where everything that outlives a process is kept.
+//!
+//! Owns: which directory it is, the names inside it, and that nobody but its owner can reach them. May not know: what
+//! is in the files, the configuration, the process's environment (whoever resolves a directory hands the variables in).
+//!
+//! ```text
+//! phone-opus.db (-wal, -shm)   the job store
+//! jobs/ID/lock                 held by the runner of the job
+//! slots/N                      held by a runner while its agent runs
+//! telemetry.jsonl
+//! ```
+//!
+//! Invariants: (1) directories are 0700 and files are made 0600, whatever the umask; (2) a directory that somebody else
+//! owns or can write to is refused, never repaired: what was put there before us cannot be trusted.
+
+use std::ffi::OsString;
+use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::OFlags;
+
+use crate::ids::JobId;
+
+/// The directory's name under the user's state directory.
+const NAME: &str = "phone_opus";
+
+/// Read, write and enter for the owner, nothing for anybody else.
+const PRIVATE_DIR: u32 = 0o700;
+
+/// Read and write for the owner, nothing for anybody else.
+pub(crate) const PRIVATE_FILE: u32 = 0o600;
+
+/// Why a state directory cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum StateDirError {
+    /// Nothing says where it is.
+    #[error("find a state directory: neither XDG_STATE_HOME nor HOME is an absolute path")]
+    Unknown,
+    /// `PHONE_OPUS_STATE_DIR` depends on the directory a process happens to be in.
+    #[error("use {} as the state directory: PHONE_OPUS_STATE_DIR must be an absolute path", path.display())]
+    Relative {
+        /// What was given.
+        path: PathBuf,
+    },
+    /// Something else than a directory has the name.
+    #[error("use {}: it is not a directory", path.display())]
+    NotADirectory {
+        /// Where.
+        path: PathBuf,
+    },
+    /// Somebody else owns it.
+    #[error("use {}: it belongs to user id {owner} and this is user id {ours}", path.display())]
+    ForeignOwner {
+        /// Where.
+        path: PathBuf,
+        /// The uid that owns it.
+        owner: u32,
+        /// The uid of this process.
+        ours: u32,
+    },
+    /// Its group or everybody can write to it.
+    #[error("use {}: others can write to it (mode {mode:04o})", path.display())]
+    WritableByOthers {
+        /// Where.
+        path: PathBuf,
+        /// Its permission bits.
+        mode: u32,
+    },
+    /// The system refused.
+    #[error("{doing} {}: {reason}", path.display())]
+    Io {
+        /// What was being done, as a verb.
+        doing: &'static str,
+        /// Where.
+        path: PathBuf,
+        /// The kind of refusal.
+        kind: io::ErrorKind,
+        /// The system's words.
+        reason: String,
+    },
+}
+
+impl StateDirError {
+    fn io(doing: &'static str, path: &Path, error: &io::Error) -> Self {
+        Self::Io { doing, path: path.to_owned(), kind: error.kind(), reason: error.to_string() }
+    }
+}
+
+/// A state directory, by its absolute path. Making the value touches nothing.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct StateDir {
+    root: PathBuf,
+}
+
+impl StateDir {
+    /// The directory at this path.
+    #[must_use]
+    pub fn at(root: impl Into<PathBuf>) -> Self {
+        Self { root: root.into() }
+    }
+
+    /// Decides which directory to use: `explicit` (the flag), else `variable` (the value of `PHONE_OPUS_STATE_DIR`),
+    /// else `phone_opus` in `$XDG_STATE_HOME`, else in `~/.local/state`, which is also what the platforms we run on name.
+    ///
+    /// `env` looks up environment variables; nothing else is asked. Empty variables count as unset, and so does a
+    /// relative `XDG_STATE_HOME`, as its specification demands. A relative `explicit` path is taken from the current
+    /// directory, since whoever typed it was there.
+    ///
+    /// # Errors
+    ///
+    /// `Relative` for a relative `variable`, `Unknown` when nothing names a directory.
+    pub fn resolve(
+        explicit: Option<&Path>,
+        variable: Option<OsString>,
+        env: impl Fn(&str) -> Option<OsString>,
+    ) -> Result<Self, StateDirError> {
+        if let Some(path) = explicit {
+            let root = std::path::absolute(path).map_err(|error| StateDirError::io("resolve", path, &error))?;
+            return Ok(Self { root });
+        }
+        if let Some(root) = variable.filter(|value| !value.is_empty()).map(PathBuf::from) {
+            return if root.is_absolute() { Ok(Self { root }) } else { Err(StateDirError::Relative { path: root }) };
+        }
+        let absolute = |name: &str| env(name).map(PathBuf::from).filter(|path| path.is_absolute());
+        let base = absolute("XDG_STATE_HOME").or_else(|| absolute("HOME").map(|home| home.join(".local/state")));
+        base.map(|base| Self { root: base.join(NAME) }).ok_or(StateDirError::Unknown)
+    }
+
+    /// Makes the directory and its fixed sub-directories, or checks the ones that are there. Doing it twice is harmless.
+    ///
+    /// A directory of our own that others could only read is closed to them.
+    ///
+    /// # Errors
+    ///
+    /// What is there cannot be trusted, or the system refused.
+    pub fn create(&self) -> Result<(), StateDirError> {
+        private_dir(&self.root, Parents::Create)?;
+        private_dir(&self.jobs(), Parents::Exist)?;
+        private_dir(&self.slots(), Parents::Exist)
+    }
+
+    /// The directory itself.
+    #[must_use]
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// The job store's database.
+    #[must_use]
+    pub fn database(&self) -> PathBuf {
+        self.root.join("phone-opus.db")
+    }
+
+    /// The telemetry log.
+    #[must_use]
+    pub fn telemetry(&self) -> PathBuf {
+        self.root.join("telemetry.jsonl")
+    }
+
+    /// Where the jobs' directories are.
+    #[must_use]
+    pub fn jobs(&self) -> PathBuf {
+        self.root.join("jobs")
+    }
+
+    /// One job's directory.
+    #[must_use]
+    pub fn job_dir(&self, job: JobId) -> PathBuf {
+        self.jobs().join(job.to_string())
+    }
+
+    /// The file whose lock is the ownership of a job.
+    #[must_use]
+    pub fn job_lock(&self, job: JobId) -> PathBuf {
+        self.job_dir(job).join("lock")
+    }
+
+    /// Where the slots' locks are.
+    #[must_use]
+    pub fn slots(&self) -> PathBuf {
+        self.root.join("slots")
+    }
+
+    /// The file whose lock is one permit to run an agent; slots are numbered from 0.
+    #[must_use]
+    pub fn slot_lock(&self, slot: usize) -> PathBuf {
+        self.slots().join(slot.to_string())
+    }
+
+    /// Makes one job's directory, and what it lies in.
+    ///
+    /// # Errors
+    ///
+    /// As for [`StateDir::create`].
+    pub fn create_job_dir(&self, job: JobId) -> Result<PathBuf, StateDirError> {
+        let dir = self.job_dir(job);
+        if !self.jobs().is_dir() {
+            self.create()?;
+        }
+        private_dir(&dir, Parents::Exist)?;
+        Ok(dir)
+    }
+
+    /// Removes one job's directory and all in it; one that is not there is no error.
+    ///
+    /// Only for jobs the store has forgotten: removing a lock that may still be taken would give it two owners.
+    ///
+    /// # Errors
+    ///
+    /// The system refused.
+    pub fn remove_job_dir(&self, job: JobId) -> Result<(), StateDirError> {
+        let dir = self.job_dir(job);
+        match fs::remove_dir_all(&dir) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(StateDirError::io("remove", &dir, &error)),
+            _ => Ok(()),
+        }
+    }
+}
+
+enum Parents {
+    Create,
+    Exist,
+}
+
+fn private_dir(path: &Path, parents: Parents) -> Result<(), StateDirError> {
+    let mut builder = DirBuilder::new();
+    builder.mode(PRIVATE_DIR);
+    if let (Parents::Create, Some(parent)) = (parents, path.parent()) {
+        builder
+            .recursive(true)
+            .create(parent)
+            .map_err(|error| StateDirError::io("create the directory", parent, &error))?;
+        builder.recursive(false);
+    }
+    match builder.create(path) {
+        // A umask can only have taken bits away, so nobody can have come in between making and opening up.
+        Ok(()) => {
+            return fs::set_permissions(path, Permissions::from_mode(PRIVATE_DIR))
+                .map_err(|error| StateDirError::io("set the mode of", path, &error));
+        }
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+        Err(error) => return Err(StateDirError::io("create the directory", path, &error)),
+    }
+    let found = fs::metadata(path).map_err(|error| StateDirError::io("look at", path, &error))?;
+    if !found.is_dir() {
+        return Err(StateDirError::NotADirectory { path: path.to_owned() });
+    }
+    let ours = rustix::process::geteuid().as_raw();
+    if found.uid() != ours {
+        return Err(StateDirError::ForeignOwner { path: path.to_owned(), owner: found.uid(), ours });
+    }
+    let mode = found.mode() & 0o7777;
+    if mode & 0o022 != 0 {
+        return Err(StateDirError::WritableByOthers { path: path.to_owned(), mode });
+    }
+    if mode & 0o077 != 0 {
+        fs::set_permissions(path, Permissions::from_mode(PRIVATE_DIR))
+            .map_err(|error| StateDirError::io("set the mode of", path, &error))?;
+    }
+    Ok(())
+}
+
+/// Opens a file of ours for reading and writing, making it 0600 whatever the umask, and never through a link.
+///
+/// The descriptor closes on exec, so that no agent inherits it.
+pub(crate) fn open_private(path: &Path) -> io::Result<File> {
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(PRIVATE_FILE)
+        .custom_flags(OFlags::NOFOLLOW.bits().cast_signed())
+        .open(path)?;
+    if file.metadata()?.mode() & 0o777 != PRIVATE_FILE {
+        file.set_permissions(Permissions::from_mode(PRIVATE_FILE))?;
+    }
+    Ok(file)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    fn mode(path: &Path) -> u32 {
+        fs::metadata(path).expect("it exists").mode() & 0o7777
+    }
+
+    #[test]
+    fn the_most_explicit_choice_wins() {
+        let env = |known: &'static [(&'static str, &'static str)]| {
+            move |name: &str| known.iter().find(|(key, _)| *key == name).map(|(_, value)| OsString::from(value))
+        };
+        let both: &[_] = &[("XDG_STATE_HOME", "/xdg"), ("HOME", "/home/u")];
+        let cases = [
+            (Some("/flag"), Some("/var"), both, "/flag"),
+            (None, Some("/var"), both, "/var"),
+            (None, Some(""), both, "/xdg/phone_opus"),
+            (None, None, both, "/xdg/phone_opus"),
+            (None, None, &[("XDG_STATE_HOME", "rel"), ("HOME", "/home/u")], "/home/u/.local/state/phone_opus"),
+            (None, None, &[("XDG_STATE_HOME", ""), ("HOME", "/home/u")], "/home/u/.local/state/phone_opus"),
+        ];
+        for (explicit, variable, known, expected) in cases {
+            let dir = StateDir::resolve(explicit.map(Path::new), variable.map(OsString::from), env(known));
+            assert_eq!(dir, Ok(StateDir::at(expected)), "{explicit:?} {variable:?} {known:?}");
+        }
+        assert_eq!(StateDir::resolve(None, None, env(&[])), Err(StateDirError::Unknown));
+        assert_eq!(
+            StateDir::resolve(None, Some("rel".into()), env(both)),
+            Err(StateDirError::Relative { path: "rel".into() })
+        );
+        let typed = StateDir::resolve(Some(Path::new("rel")), None, env(both)).expect("a typed path may be relative");
+        assert!(typed.root().is_absolute());
+    }
+
+    #[test]
+    fn creating_makes_private_directories_and_is_repeatable() {
+        let scratch = tempfile::tempdir().expect("a scratch directory");
+        let dir = StateDir::at(scratch.path().join("a/b/state"));
+        dir.create().expect("first");
+        dir.create().expect("again");
+        let job = JobId::random();
+        dir.create_job_dir(job).expect("a job's directory");
+        for path in [dir.root().to_owned(), dir.jobs(), dir.slots(), dir.job_dir(job)] {
+            assert_eq!(mode(&path), 0o700, "{path:?}");
+        }
+        dir.remove_job_dir(job).expect("removed");
+        dir.remove_job_dir(job).expect("removed already");
+        assert!(!dir.job_dir(job).exists());
+    }
+
+    #[test]
+    fn a_directory_others_can_write_to_is_refused_and_a_readable_one_is_closed() {
+        let scratch = tempfile::tempdir().expect("a scratch directory");
+        let root = scratch.path().join("state");
+        fs::create_dir(&root).expect("made");
+        for bad in [0o777, 0o720, 0o702, 0o1777] {
+            fs::set_permissions(&root, Permissions::from_mode(bad)).expect("mode set");
+            let error = StateDir::at(&root).create().expect_err("refused");
+            assert_eq!(error, StateDirError::WritableByOthers { path: root.clone(), mode: bad });
+            assert_eq!(mode(&root), bad, "it is not repaired");
+        }
+        fs::set_permissions(&root, Permissions::from_mode(0o755)).expect("mode set");
+        StateDir::at(&root).create().expect("accepted");
+        assert_eq!(mode(&root), 0o700);
+    }
+
+    #[test]
+    fn a_directory_of_somebody_else_is_refused() {
+        let scratch = tempfile::tempdir().expect("a scratch directory");
+        let ours = rustix::process::geteuid().as_raw();
+        let (path, owner) = if ours == 0 {
+            let path = scratch.path().join("theirs");
+            fs::create_dir(&path).expect("made");
+            std::os::unix::fs::chown(&path, Some(12_345), None).expect("given away");
+            (path, 12_345)
+        } else {
+            (PathBuf::from("/"), 0)
+        };
+        let error = StateDir::at(&path).create().expect_err("refused");
+        assert_eq!(error, StateDirError::ForeignOwner { path, owner, ours });
+    }
+
+    #[test]
+    fn a_file_in_the_way_and_a_planted_link_are_refused() {
+        let scratch = tempfile::tempdir().expect("a scratch directory");
+        let path = scratch.path().join("state");
+        fs::write(&path, "").expect("written");
+        assert_eq!(StateDir::at(&path).create(), Err(StateDirError::NotADirectory { path: path.clone() }));
+        let link = scratch.path().join("link");
+        symlink(&path, &link).expect("linked");
+        open_private(&link).expect_err("links are not followed");
+        assert_eq!(mode(&path) & 0o600, 0o600);
+    }
+}

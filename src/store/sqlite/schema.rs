@@ -1,0 +1,106 @@
+//! The tables, and how a database gets from one version to the next.
+//!
+//! Owns: the migrations. Each step only adds, so that an older process that still has the database open goes on working.
+//! `user_version` counts the steps that were done.
+
+use rusqlite::{Connection, TransactionBehavior};
+
+use crate::store::StoreError;
+
+/// Steps in order; once released, one is never changed.
+const STEPS: &[&str] = &[FIRST];
+
+/// The version this program writes.
+pub(super) fn known() -> i64 {
+    i64::try_from(STEPS.len()).unwrap_or(i64::MAX)
+}
+
+/// `jobs` has the small columns only: it is rewritten at every journal append, and read by every listing. What may be
+/// large and is written once is in `requests` and `outcomes`.
+///
+/// `unread` is 1 from the end of a job until somebody read it. `turn` and `start_turn` are draws of one counter
+/// (see `jobs::admission`). `bytes` is what a job holds, for retention. `workspace` is text, or a blob where the path is
+/// not UTF-8.
+const FIRST: &str = "
+CREATE TABLE jobs (
+    sequence         INTEGER PRIMARY KEY AUTOINCREMENT,
+    id               TEXT    NOT NULL UNIQUE,
+    invocation       TEXT    UNIQUE,
+    request_key      TEXT,
+    workspace        BLOB    NOT NULL,
+    mode             TEXT    NOT NULL,
+    state            TEXT    NOT NULL,
+    agent            TEXT    NOT NULL,
+    session_id       TEXT,
+    prompt_head      TEXT    NOT NULL,
+    chain            TEXT    NOT NULL,
+    depth            INTEGER NOT NULL,
+    accepted_at      INTEGER NOT NULL,
+    started_at       INTEGER,
+    finished_at      INTEGER,
+    read_at          INTEGER,
+    unread           INTEGER NOT NULL DEFAULT 0,
+    cancel_requested TEXT,
+    pid              INTEGER,
+    pid_start_time   INTEGER,
+    run_token        TEXT,
+    turn             INTEGER NOT NULL,
+    start_turn       INTEGER,
+    last_event       INTEGER NOT NULL DEFAULT 0,
+    cost_usd         REAL,
+    bytes            INTEGER NOT NULL
+);
+CREATE UNIQUE INDEX jobs_by_key ON jobs (workspace, request_key) WHERE request_key IS NOT NULL;
+CREATE INDEX jobs_by_unread ON jobs (unread);
+CREATE INDEX jobs_by_workspace ON jobs (workspace, unread);
+CREATE INDEX jobs_by_state ON jobs (state, unread);
+CREATE INDEX jobs_by_workspace_state ON jobs (workspace, state, unread);
+CREATE INDEX jobs_by_start ON jobs (workspace, start_turn);
+CREATE INDEX jobs_by_end ON jobs (finished_at, cost_usd) WHERE finished_at IS NOT NULL;
+
+CREATE TABLE requests (
+    job     INTEGER PRIMARY KEY REFERENCES jobs (sequence) ON DELETE CASCADE,
+    request TEXT    NOT NULL
+);
+CREATE TABLE outcomes (
+    job     INTEGER PRIMARY KEY REFERENCES jobs (sequence) ON DELETE CASCADE,
+    outcome TEXT    NOT NULL
+);
+CREATE TABLE events (
+    job   INTEGER NOT NULL REFERENCES jobs (sequence) ON DELETE CASCADE,
+    seq   INTEGER NOT NULL,
+    at    INTEGER NOT NULL,
+    event TEXT    NOT NULL,
+    PRIMARY KEY (job, seq)
+) WITHOUT ROWID;
+
+CREATE TABLE turns (last INTEGER NOT NULL);
+INSERT INTO turns VALUES (0);
+";
+
+fn version(connection: &Connection) -> Result<i64, StoreError> {
+    Ok(connection.query_row("PRAGMA user_version", [], |row| row.get(0))?)
+}
+
+/// Refuses a database of a later version. Nothing may be written before this has passed.
+pub(super) fn refuse_newer(connection: &Connection) -> Result<(), StoreError> {
+    let found = version(connection)?;
+    if found > known() { Err(StoreError::NewerSchema { found, known: known() }) } else { Ok(()) }
+}
+
+/// Does the steps that are missing, in one transaction.
+pub(super) fn migrate(connection: &mut Connection) -> Result<(), StoreError> {
+    if version(connection)? == known() {
+        return Ok(());
+    }
+    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    // Another process may have done them, or gone further, while this one waited.
+    refuse_newer(&transaction)?;
+    let done = usize::try_from(version(&transaction)?).unwrap_or(0);
+    for step in STEPS.iter().skip(done) {
+        transaction.execute_batch(step)?;
+    }
+    transaction.pragma_update(None, "user_version", known())?;
+    transaction.commit()?;
+    Ok(())
+}

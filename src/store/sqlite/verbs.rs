@@ -1,0 +1,505 @@
+//! The verbs of the store as SQL.
+//!
+//! Owns: every statement that is run on an open database. Changes of state are conditional updates; whether one was
+//! refused is read from the number of rows it changed.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rusqlite::{Connection, OptionalExtension, params};
+
+use super::rows;
+use super::{Durability, SqliteStore};
+use crate::agents::AgentEvent;
+use crate::ids::{InvocationId, JobId, UnixMillis};
+use crate::jobs::{
+    CancelReason, JobMode, JobOutcome, JobRecord, JobState, JobSummary, JournalEntry, JournalEvent, NewJob, RunProcess,
+};
+use crate::store::{
+    Accept, AcceptLimits, CancelState, DataVersion, DayCost, Glance, JobCounts, JobFilter, MOST_LISTED, Pruned,
+    QueueRow, RetentionPolicy, Start, Store, StoreError, Transition,
+};
+
+/// What a job holds besides its request, journal and outcome, roughly: its row and its index entries.
+const ROW_BYTES: usize = 1_024;
+
+/// What a journal entry holds besides its text, roughly.
+const EVENT_BYTES: usize = 24;
+
+/// Jobs forgotten in one transaction: some ten milliseconds, so that nobody waits long behind a pruning.
+const PRUNE_BATCH: usize = 50;
+
+/// Pages given back to the file system after a pruning, at most: 16 MiB, again to keep the lock short.
+const GIVEN_BACK: usize = 4_096;
+
+/// The columns of a full record.
+const RECORD: &str = "SELECT jobs.*, requests.request, outcomes.outcome FROM jobs
+    JOIN requests ON requests.job = jobs.sequence LEFT JOIN outcomes ON outcomes.job = jobs.sequence";
+
+/// The columns of a listing.
+const SUMMARY: &str = "SELECT id, state, mode, agent, workspace, session_id, prompt_head, accepted_at, finished_at,
+    unread FROM jobs";
+
+pub(super) const QUEUE: &str = "SELECT id, sequence, workspace, agent, session_id, state, mode, accepted_at, turn,
+    (SELECT max(other.start_turn) FROM jobs AS other WHERE other.workspace = jobs.workspace) AS served
+    FROM jobs WHERE state IN ('queued', 'running') ORDER BY sequence";
+
+pub(super) const UNREAD: &str =
+    "SELECT id FROM jobs WHERE workspace = ?1 AND unread = 1 ORDER BY sequence DESC LIMIT ?2";
+
+pub(super) const COUNTS: &str = "SELECT state, count(*) FROM jobs GROUP BY state";
+
+pub(super) const COSTS: &str = "SELECT date(finished_at / 1000, 'unixepoch') AS day, count(*), total(cost_usd),
+    count(*) - count(cost_usd) FROM jobs WHERE finished_at IS NOT NULL AND finished_at >= ?1 GROUP BY day ORDER BY day";
+
+pub(super) const QUEUED: &str = "SELECT count(*) FROM jobs WHERE state = 'queued'";
+
+pub(super) const SESSION_BUSY: &str = "SELECT other.id FROM jobs AS this JOIN jobs AS other
+    ON other.state = 'running' AND other.agent = this.agent AND other.session_id = this.session_id
+    AND other.sequence <> this.sequence WHERE this.id = ?1 LIMIT 1";
+
+/// The statement of a listing; ?1 is the workspace, ?2 the state, ?3 the limit. One for each combination, so that each has
+/// an index that gives its order.
+pub(super) fn listing(by_workspace: bool, by_state: bool) -> String {
+    let condition = match (by_workspace, by_state) {
+        (false, false) => "",
+        (true, false) => "WHERE workspace = ?1",
+        (false, true) => "WHERE state = ?2",
+        (true, true) => "WHERE workspace = ?1 AND state = ?2",
+    };
+    format!("{SUMMARY} {condition} ORDER BY unread DESC, sequence DESC LIMIT ?3")
+}
+
+/// A job's number and state; every verb on one job begins with it.
+fn locate(connection: &Connection, job: JobId) -> Result<(i64, JobState), StoreError> {
+    let mut statement = connection.prepare_cached("SELECT sequence, state FROM jobs WHERE id = ?1")?;
+    let found = statement.query_and_then([job.to_string()], |row| Ok((row.get(0)?, rows::state(row)?)))?.next();
+    found.unwrap_or(Err(StoreError::UnknownJob(job)))
+}
+
+fn find_record(
+    connection: &Connection,
+    condition: &str,
+    values: impl rusqlite::Params,
+) -> Result<Option<JobRecord>, StoreError> {
+    let mut statement = connection.prepare_cached(&format!("{RECORD} WHERE {condition}"))?;
+    statement.query_and_then(values, rows::record)?.next().transpose()
+}
+
+fn record(connection: &Connection, job: JobId) -> Result<JobRecord, StoreError> {
+    find_record(connection, "jobs.id = ?1", [job.to_string()])?.ok_or(StoreError::UnknownJob(job))
+}
+
+/// The older job that a consult already is, or collides with.
+fn find_same(connection: &Connection, new: &NewJob) -> Result<Option<Accept>, StoreError> {
+    if let Some(invocation) = &new.invocation {
+        let found = find_record(connection, "jobs.invocation = ?1", [invocation.to_string()])?;
+        if let Some(found) = found {
+            return Ok(Some(Accept::Joined(found)));
+        }
+    }
+    let by_key = match &new.request_key {
+        Some(key) => find_record(
+            connection,
+            "jobs.workspace = ?1 AND jobs.request_key = ?2",
+            params![rows::path(&new.workspace), key],
+        )?,
+        None => None,
+    };
+    // The id is the last thing to be recognised by: an accept whose answer was lost and that is tried again.
+    let found = match by_key {
+        Some(found) => Some(found),
+        None => find_record(connection, "jobs.id = ?1", [new.id.to_string()])?,
+    };
+    Ok(found.map(
+        |found| {
+            if found.request == new.request { Accept::Joined(found) } else { Accept::Conflict { job: found.id } }
+        },
+    ))
+}
+
+fn next_turn(connection: &Connection) -> Result<i64, StoreError> {
+    let mut statement = connection.prepare_cached("UPDATE turns SET last = last + 1 RETURNING last")?;
+    Ok(statement.query_row([], |row| row.get(0))?)
+}
+
+/// Reports one conditional update: the number of rows it changed, and what the job is when it changed none.
+fn transition(changed: usize, current: JobState) -> Transition {
+    if changed == 0 { Transition::Refused { current } } else { Transition::Done }
+}
+
+/// The session an event tells of, so that a run that began a session keeps others out of it before it has ended.
+fn begun_session(event: &JournalEvent) -> Option<&str> {
+    match event {
+        JournalEvent::Agent { event: AgentEvent::Started { session_id, .. } } => session_id.as_deref(),
+        _ => None,
+    }
+}
+
+/// Milliseconds before `now`, as a stored time.
+fn before(now: UnixMillis, age: Duration) -> i64 {
+    now.0.saturating_sub(i64::try_from(age.as_millis()).unwrap_or(i64::MAX))
+}
+
+impl SqliteStore {
+    /// Forgets the finished jobs that `condition` selects, oldest end first, until `excess` bytes are gone.
+    fn forget(&mut self, condition: &str, value: i64, excess: u64, pruned: &mut Pruned) -> Result<(), StoreError> {
+        let select = format!(
+            "SELECT sequence, id, bytes FROM jobs WHERE finished_at IS NOT NULL AND {condition}
+             ORDER BY finished_at, sequence LIMIT ?2"
+        );
+        let mut freed = 0_u64;
+        while freed < excess {
+            let batch = self.write(Durability::Normal, |transaction| {
+                let mut batch = Vec::new();
+                let mut chosen = transaction.prepare_cached(&select)?;
+                let mut found = chosen.query(params![value, rows::count(PRUNE_BATCH)])?;
+                while let (true, Some(row)) = (freed < excess, found.next()?) {
+                    let bytes = rows::unsigned(row.get("bytes")?);
+                    freed = freed.saturating_add(bytes);
+                    batch.push((row.get::<_, i64>("sequence")?, rows::job_id(row)?, bytes));
+                }
+                let mut delete = transaction.prepare_cached("DELETE FROM jobs WHERE sequence = ?1")?;
+                for (sequence, _, _) in &batch {
+                    delete.execute([sequence])?;
+                }
+                Ok(batch)
+            })?;
+            pruned.bytes += batch.iter().map(|(_, _, bytes)| bytes).sum::<u64>();
+            pruned.jobs.extend(batch.iter().map(|(_, id, _)| id));
+            if batch.len() < PRUNE_BATCH {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn finished_bytes(&mut self) -> Result<u64, StoreError> {
+        self.read(|transaction| {
+            let sum = "SELECT coalesce(sum(bytes), 0) FROM jobs WHERE finished_at IS NOT NULL";
+            Ok(rows::unsigned(transaction.prepare_cached(sum)?.query_row([], |row| row.get(0))?))
+        })
+    }
+}
+
+impl Store for SqliteStore {
+    fn accept(&mut self, new: &NewJob, limits: AcceptLimits) -> Result<Accept, StoreError> {
+        let request = rows::to_json("the request", &new.request)?;
+        self.write(Durability::Full, |transaction| {
+            if let Some(same) = find_same(transaction, new)? {
+                return Ok(same);
+            }
+            let queued: i64 = transaction.prepare_cached(QUEUED)?.query_row([], |row| row.get(0))?;
+            if queued >= rows::count(limits.max_queued) {
+                return Ok(Accept::QueueFull { queued: usize::try_from(queued).unwrap_or(usize::MAX) });
+            }
+            let turn = next_turn(transaction)?;
+            transaction
+                .prepare_cached(
+                    "INSERT INTO jobs (id, invocation, request_key, workspace, mode, state, agent, session_id,
+                        prompt_head, chain, depth, accepted_at, turn, bytes)
+                     VALUES (?1, ?2, ?3, ?4, ?5, 'queued', ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13)",
+                )?
+                .execute(params![
+                    new.id.to_string(),
+                    new.invocation.map(|invocation| invocation.to_string()),
+                    new.request_key,
+                    rows::path(&new.workspace),
+                    new.mode.as_str(),
+                    new.request.agent,
+                    new.request.session_id.map(|session| session.to_string()),
+                    rows::prompt_head(&new.request.prompt),
+                    new.chain.to_string(),
+                    new.depth,
+                    new.accepted_at.0,
+                    turn,
+                    rows::count(ROW_BYTES + request.len()),
+                ])?;
+            transaction
+                .prepare_cached("INSERT INTO requests (job, request) VALUES (?1, ?2)")?
+                .execute(params![transaction.last_insert_rowid(), request])?;
+            record(transaction, new.id).map(Accept::Inserted)
+        })
+    }
+
+    fn job(&mut self, job: JobId) -> Result<JobRecord, StoreError> {
+        self.read(|transaction| record(transaction, job))
+    }
+
+    fn glance(&mut self, job: JobId) -> Result<Glance, StoreError> {
+        self.read(|transaction| {
+            let mut statement = transaction
+                .prepare_cached("SELECT state, mode, cancel_requested, last_event FROM jobs WHERE id = ?1")?;
+            let found = statement.query_and_then([job.to_string()], rows::glance)?.next();
+            found.unwrap_or(Err(StoreError::UnknownJob(job)))
+        })
+    }
+
+    fn find_invocation(&mut self, invocation: &InvocationId) -> Result<Option<JobId>, StoreError> {
+        self.read(|transaction| {
+            let mut statement = transaction.prepare_cached("SELECT id FROM jobs WHERE invocation = ?1")?;
+            statement.query_and_then([invocation.to_string()], rows::job_id)?.next().transpose()
+        })
+    }
+
+    fn list(&mut self, filter: &JobFilter) -> Result<Vec<JobSummary>, StoreError> {
+        self.read(|transaction| {
+            let sql = listing(filter.workspace.is_some(), filter.state.is_some());
+            let mut statement = transaction.prepare_cached(&sql)?;
+            let values = params![
+                filter.workspace.as_deref().map(rows::path),
+                filter.state.map(JobState::as_str),
+                rows::count(filter.limit.min(MOST_LISTED)),
+            ];
+            statement.query_and_then(values, rows::summary)?.collect()
+        })
+    }
+
+    fn start(&mut self, job: JobId, at: UnixMillis) -> Result<Start, StoreError> {
+        self.write(Durability::Full, |transaction| {
+            let (sequence, current) = locate(transaction, job)?;
+            let busy = transaction
+                .prepare_cached(SESSION_BUSY)?
+                .query_and_then([job.to_string()], rows::job_id)?
+                .next()
+                .transpose()?;
+            if let (JobState::Queued, Some(by)) = (current, busy) {
+                return Ok(Start::SessionBusy { by });
+            }
+            let turn = next_turn(transaction)?;
+            let changed = transaction
+                .prepare_cached(
+                    "UPDATE jobs SET state = 'running', started_at = ?2, start_turn = ?3
+                     WHERE sequence = ?1 AND state = 'queued'",
+                )?
+                .execute(params![sequence, at.0, turn])?;
+            Ok(if changed == 0 { Start::Refused { current } } else { Start::Started })
+        })
+    }
+
+    fn set_process(&mut self, job: JobId, process: RunProcess) -> Result<Transition, StoreError> {
+        self.write(Durability::Normal, |transaction| {
+            let (sequence, current) = locate(transaction, job)?;
+            let changed = transaction
+                .prepare_cached(
+                    "UPDATE jobs SET pid = ?2, pid_start_time = ?3, run_token = ?4
+                     WHERE sequence = ?1 AND state = 'running'",
+                )?
+                .execute(params![sequence, process.pid, rows::signed(process.start_time), process.token.to_string()])?;
+            Ok(transition(changed, current))
+        })
+    }
+
+    fn finish(
+        &mut self,
+        job: JobId,
+        to: JobState,
+        outcome: &JobOutcome,
+        at: UnixMillis,
+    ) -> Result<Transition, StoreError> {
+        let text = rows::to_json("the outcome", outcome)?;
+        self.write(Durability::Full, |transaction| {
+            let (sequence, current) = locate(transaction, job)?;
+            // The edges of `JobState::advance` once more; nothing leads back to the first two.
+            let from = match to {
+                JobState::Queued | JobState::Running => return Ok(Transition::Refused { current }),
+                JobState::Succeeded => "state = 'running'",
+                JobState::Failed | JobState::Cancelled | JobState::Interrupted => "state IN ('queued', 'running')",
+            };
+            let changed = transaction
+                .prepare_cached(&format!(
+                    "UPDATE jobs SET state = ?2, finished_at = ?3, unread = 1, cost_usd = ?4,
+                        session_id = coalesce(?5, session_id), bytes = bytes + ?6
+                     WHERE sequence = ?1 AND {from}"
+                ))?
+                .execute(params![
+                    sequence,
+                    to.as_str(),
+                    at.0,
+                    outcome.cost_usd,
+                    outcome.session_id,
+                    rows::count(text.len())
+                ])?;
+            if changed > 0 {
+                transaction
+                    .prepare_cached("INSERT INTO outcomes (job, outcome) VALUES (?1, ?2)")?
+                    .execute(params![sequence, text])?;
+            }
+            Ok(transition(changed, current))
+        })
+    }
+
+    fn append(&mut self, job: JobId, events: &[(UnixMillis, JournalEvent)]) -> Result<u64, StoreError> {
+        let texts = events
+            .iter()
+            .map(|(at, event)| Ok((at.0, rows::to_json("a journal event", event)?)))
+            .collect::<Result<Vec<_>, StoreError>>()?;
+        let bytes: usize = texts.iter().map(|(_, text)| text.len() + EVENT_BYTES).sum();
+        let session = events.iter().rev().find_map(|(_, event)| begun_session(event));
+        self.write(Durability::Normal, |transaction| {
+            let (sequence, state) = locate(transaction, job)?;
+            if state.is_terminal() {
+                return Err(StoreError::Ended { job, state });
+            }
+            let last: i64 = transaction
+                .prepare_cached(
+                    "UPDATE jobs SET last_event = last_event + ?2, bytes = bytes + ?3,
+                        session_id = coalesce(?4, session_id)
+                     WHERE sequence = ?1 RETURNING last_event",
+                )?
+                .query_row(params![sequence, rows::count(texts.len()), rows::count(bytes), session], |row| {
+                    row.get(0)
+                })?;
+            let mut insert =
+                transaction.prepare_cached("INSERT INTO events (job, seq, at, event) VALUES (?1, ?2, ?3, ?4)")?;
+            for ((at, text), seq) in texts.iter().zip(last - rows::count(texts.len()) + 1..) {
+                insert.execute(params![sequence, seq, at, text])?;
+            }
+            Ok(rows::unsigned(last))
+        })
+    }
+
+    fn events(
+        &mut self,
+        job: JobId,
+        after_seq: u64,
+        limit: usize,
+        max_bytes: usize,
+    ) -> Result<Vec<JournalEntry>, StoreError> {
+        self.read(|transaction| {
+            let (sequence, _) = locate(transaction, job)?;
+            let mut statement = transaction.prepare_cached(
+                "SELECT seq, at, event FROM events WHERE job = ?1 AND seq > ?2 ORDER BY seq LIMIT ?3",
+            )?;
+            let mut found = statement.query(params![sequence, rows::signed(after_seq), rows::count(limit)])?;
+            let mut entries = Vec::new();
+            let mut bytes = 0_usize;
+            while let Some(row) = found.next()? {
+                bytes = bytes.saturating_add(row.get_ref("event")?.as_str().map_or(0, str::len));
+                if bytes > max_bytes && !entries.is_empty() {
+                    break;
+                }
+                entries.push(rows::journal_entry(row)?);
+            }
+            Ok(entries)
+        })
+    }
+
+    fn request_cancel(&mut self, job: JobId, reason: CancelReason) -> Result<CancelState, StoreError> {
+        self.write(Durability::Normal, |transaction| {
+            let (sequence, state) = locate(transaction, job)?;
+            if state.is_terminal() {
+                return Ok(CancelState::Ended { state });
+            }
+            let first = transaction
+                .prepare_cached("SELECT cancel_requested FROM jobs WHERE sequence = ?1")?
+                .query_and_then([sequence], rows::cancel_reason)?
+                .next()
+                .transpose()?
+                .flatten();
+            if let Some(reason) = first {
+                return Ok(CancelState::AlreadyRequested { state, reason });
+            }
+            transaction
+                .prepare_cached("UPDATE jobs SET cancel_requested = ?2 WHERE sequence = ?1")?
+                .execute(params![sequence, reason.as_str()])?;
+            Ok(CancelState::Requested { state })
+        })
+    }
+
+    fn hand_over(&mut self, job: JobId) -> Result<Transition, StoreError> {
+        self.write(Durability::Normal, |transaction| {
+            let (sequence, current) = locate(transaction, job)?;
+            let changed = transaction
+                .prepare_cached("UPDATE jobs SET mode = ?2 WHERE sequence = ?1 AND state IN ('queued', 'running')")?
+                .execute(params![sequence, JobMode::Background.as_str()])?;
+            Ok(transition(changed, current))
+        })
+    }
+
+    fn mark_read(&mut self, job: JobId, at: UnixMillis) -> Result<(), StoreError> {
+        // Most reads are not the first one, and need no write.
+        let unread = self.read(|transaction| {
+            let mut statement = transaction.prepare_cached("SELECT unread FROM jobs WHERE id = ?1")?;
+            let unread: Option<bool> = statement.query_row([job.to_string()], |row| row.get(0)).optional()?;
+            unread.ok_or(StoreError::UnknownJob(job))
+        })?;
+        if !unread {
+            return Ok(());
+        }
+        self.write(Durability::Normal, |transaction| {
+            transaction
+                .prepare_cached("UPDATE jobs SET unread = 0, read_at = ?2 WHERE id = ?1 AND unread = 1")?
+                .execute(params![job.to_string(), at.0])?;
+            Ok(())
+        })
+    }
+
+    fn unread(&mut self, workspace: &Path, limit: usize) -> Result<Vec<JobId>, StoreError> {
+        self.read(|transaction| {
+            let mut statement = transaction.prepare_cached(UNREAD)?;
+            let values = params![rows::path(workspace), rows::count(limit.min(MOST_LISTED))];
+            statement.query_and_then(values, rows::job_id)?.collect()
+        })
+    }
+
+    fn queue(&mut self) -> Result<Vec<QueueRow>, StoreError> {
+        self.read(|transaction| transaction.prepare_cached(QUEUE)?.query_and_then([], rows::queue_row)?.collect())
+    }
+
+    fn counts(&mut self) -> Result<JobCounts, StoreError> {
+        self.read(|transaction| {
+            let mut counts = JobCounts::default();
+            let mut statement = transaction.prepare_cached(COUNTS)?;
+            for found in
+                statement.query_and_then([], |row| Ok::<_, StoreError>((rows::state(row)?, row.get::<_, i64>(1)?)))?
+            {
+                let (state, count) = found?;
+                *counts.of_mut(state) = rows::unsigned(count);
+            }
+            Ok(counts)
+        })
+    }
+
+    fn cost_by_day(&mut self, since: UnixMillis) -> Result<Vec<DayCost>, StoreError> {
+        self.read(|transaction| {
+            let mut statement = transaction.prepare_cached(COSTS)?;
+            statement
+                .query_and_then([since.0], |row| {
+                    Ok(DayCost {
+                        day: row.get(0)?,
+                        jobs: rows::unsigned(row.get(1)?),
+                        cost_usd: row.get(2)?,
+                        unknown: rows::unsigned(row.get(3)?),
+                    })
+                })?
+                .collect()
+        })
+    }
+
+    fn prune(&mut self, policy: RetentionPolicy, now: UnixMillis) -> Result<Pruned, StoreError> {
+        let mut pruned = Pruned::default();
+        self.forget("unread = 0 AND finished_at < ?1", before(now, policy.max_age), u64::MAX, &mut pruned)?;
+        self.forget("unread = 1 AND finished_at < ?1", before(now, policy.max_unread_age), u64::MAX, &mut pruned)?;
+        for unread in [0, 1] {
+            let excess = self.finished_bytes()?.saturating_sub(policy.max_bytes);
+            self.forget("unread = ?1", unread, excess, &mut pruned)?;
+        }
+        if !pruned.jobs.is_empty() {
+            let open = self.connection()?;
+            open.connection.execute_batch(&format!("PRAGMA incremental_vacuum({GIVEN_BACK})"))?;
+        }
+        Ok(pruned)
+    }
+
+    fn data_version(&mut self) -> Result<DataVersion, StoreError> {
+        let open = self.connection()?;
+        let by_others = open.connection.prepare_cached("PRAGMA data_version")?.query_row([], |row| row.get(0))?;
+        let by_us = open.connection.total_changes();
+        Ok(DataVersion { opened: self.opened, by_others, by_us })
+    }
+
+    fn moved_aside(&self) -> Option<PathBuf> {
+        self.moved_aside.clone()
+    }
+}

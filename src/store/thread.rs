@@ -1,0 +1,278 @@
+//! The store's thread: the asynchronous side of a store that blocks.
+//!
+//! Owns: one thread, the one store it opened, the queue in front of it. May not know: what the verbs do, SQL.
+//!
+//! Invariants: (1) nothing touches the disk before the first verb; (2) a verb that cannot be queued fails at once, it
+//! never makes its caller wait; (3) a panic costs the verb it happened in, and the store is opened anew for the next one;
+//! (4) the thread ends when the last handle is dropped or one is closed, after the verbs that were queued.
+
+use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use tokio::sync::oneshot;
+
+use super::{
+    Accept, AcceptLimits, CancelState, DataVersion, DayCost, Glance, JobCounts, JobFilter, Pruned, QueueRow,
+    RetentionPolicy, SqliteStore, Start, Store, StoreError, Transition,
+};
+use crate::ids::{InvocationId, JobId, UnixMillis};
+use crate::jobs::{
+    CancelReason, JobOutcome, JobRecord, JobState, JobSummary, JournalEntry, JournalEvent, NewJob, RunProcess,
+};
+use crate::state_dir::StateDir;
+
+/// Verbs that may wait for the thread. Sixteen sessions of 64 calls; at some 10,000 verbs a second the last one waits a
+/// tenth of a second. When it is reached a verb fails with `Overloaded`.
+const QUEUED_VERBS: usize = 1_024;
+
+/// A store that could not be opened is not tried again for so long; verbs in between get the same error at once.
+const REOPEN_PAUSE: Duration = Duration::from_secs(1);
+
+type Factory = Arc<dyn Fn() -> Result<Box<dyn Store>, StoreError> + Send + Sync>;
+
+/// Sends the verbs of a [`Store`] to the thread that owns it. Clones share the thread.
+///
+/// # Cancel safety
+///
+/// A verb whose future is dropped is carried out all the same once it was queued, which happens at the first poll; only
+/// its answer is lost. All verbs may be repeated, except `append`, which would append twice.
+#[derive(Clone)]
+pub struct StoreHandle {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    factory: Factory,
+    /// Held for the length of a `try_send` or of starting the thread; never across anything that waits.
+    life: Mutex<Life>,
+}
+
+enum Life {
+    /// Nobody has asked for anything yet.
+    Unstarted,
+    Running(Worker),
+    Closed,
+}
+
+struct Worker {
+    commands: SyncSender<Command>,
+    thread: JoinHandle<()>,
+    ended: oneshot::Receiver<()>,
+}
+
+impl StoreHandle {
+    /// A handle to the store of a state directory. Directory, database and thread are made at the first verb.
+    #[must_use]
+    pub fn sqlite(dir: StateDir) -> Self {
+        Self::new(move || SqliteStore::in_dir(&dir))
+    }
+
+    /// A handle to whatever the factory makes. It is called in the store's thread, at the first verb and again after a
+    /// failure or a panic.
+    pub fn new<S: Store + 'static>(factory: impl Fn() -> Result<S, StoreError> + Send + Sync + 'static) -> Self {
+        let factory: Factory = Arc::new(move || Ok(Box::new(factory()?)));
+        Self { shared: Arc::new(Shared { factory, life: Mutex::new(Life::Unstarted) }) }
+    }
+
+    /// Refuses further verbs of all clones, lets the queued ones finish, and returns when the thread is gone and the
+    /// database closed.
+    ///
+    /// # Cancel safety
+    ///
+    /// Closing goes on when the future is dropped; only the waiting ends.
+    pub async fn close(&self) {
+        let life = std::mem::replace(&mut *self.shared.life(), Life::Closed);
+        if let Life::Running(Worker { commands, thread, ended }) = life {
+            drop(commands);
+            // Answered or dropped, either way the thread has nothing left to do but to return.
+            let _ = ended.await;
+            // It never panics outside a verb; if a store's end did, there is nobody left to tell.
+            let _ = thread.join();
+        }
+    }
+
+    async fn call<T>(
+        &self,
+        command: impl FnOnce(oneshot::Sender<Result<T, StoreError>>) -> Command,
+    ) -> Result<T, StoreError> {
+        let (reply, answer) = oneshot::channel();
+        self.shared.send(command(reply))?;
+        // Dropped without an answer only by a panic.
+        answer.await.unwrap_or(Err(StoreError::Panicked))
+    }
+}
+
+impl fmt::Debug for StoreHandle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("StoreHandle").finish_non_exhaustive()
+    }
+}
+
+impl Shared {
+    fn life(&self) -> MutexGuard<'_, Life> {
+        // Nothing that can panic leaves it half changed.
+        self.life.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn send(&self, command: Command) -> Result<(), StoreError> {
+        let mut life = self.life();
+        if let Life::Unstarted = &*life {
+            *life = Life::Running(Worker::start(&self.factory)?);
+        }
+        let Life::Running(worker) = &mut *life else { return Err(StoreError::Closed) };
+        match worker.commands.try_send(command) {
+            Ok(()) => Ok(()),
+            Err(TrySendError::Full(_)) => Err(StoreError::Overloaded),
+            // The thread died although it catches panics: a store panicked while it was dropped.
+            Err(TrySendError::Disconnected(command)) => {
+                *worker = Worker::start(&self.factory)?;
+                worker.commands.try_send(command).map_err(|_| StoreError::Panicked)
+            }
+        }
+    }
+}
+
+impl Worker {
+    fn start(factory: &Factory) -> Result<Self, StoreError> {
+        let factory = Arc::clone(factory);
+        let (commands, queue) = sync_channel(QUEUED_VERBS);
+        let (done, ended) = oneshot::channel();
+        let thread = std::thread::Builder::new()
+            .name("store".to_owned())
+            .spawn(move || {
+                run(&factory, &queue);
+                let _ = done.send(());
+            })
+            .map_err(|error| StoreError::Io { detail: error.to_string() })?;
+        Ok(Self { commands, thread, ended })
+    }
+}
+
+fn run(factory: &Factory, queue: &Receiver<Command>) {
+    let mut slot = Slot::Empty;
+    while let Ok(command) = queue.recv() {
+        // Whatever a panic leaves behind is dropped here, and the store with it.
+        let after = catch_unwind(AssertUnwindSafe(|| {
+            slot.open(factory);
+            command.perform(&mut slot);
+        }));
+        if after.is_err() {
+            slot = Slot::Empty;
+        }
+    }
+}
+
+/// What the thread has in place of a store.
+enum Slot {
+    Empty,
+    Open(Box<dyn Store>),
+    Failed { error: StoreError, at: Instant },
+}
+
+impl Slot {
+    fn open(&mut self, factory: &Factory) {
+        match self {
+            Self::Open(_) => return,
+            Self::Failed { at, .. } if at.elapsed() < REOPEN_PAUSE => return,
+            Self::Failed { .. } | Self::Empty => {}
+        }
+        *self = match factory() {
+            Ok(store) => Self::Open(store),
+            Err(error) => Self::Failed { error, at: Instant::now() },
+        };
+    }
+
+    fn with<T>(&mut self, verb: impl FnOnce(&mut dyn Store) -> Result<T, StoreError>) -> Result<T, StoreError> {
+        match self {
+            Self::Open(store) => verb(store.as_mut()),
+            Self::Failed { error, .. } => Err(error.clone()),
+            Self::Empty => Err(StoreError::Closed),
+        }
+    }
+}
+
+macro_rules! verbs {
+    ($($(#[$doc:meta])* $command:ident: $verb:ident($($name:ident: $type:ty),*) -> $answer:ty = |$store:ident| $body:expr;)*) => {
+        /// Everything the thread can be asked for.
+        enum Command {
+            $($command { $($name: $type,)* reply: oneshot::Sender<Result<$answer, StoreError>> },)*
+        }
+
+        impl Command {
+            fn perform(self, slot: &mut Slot) {
+                match self {
+                    $(Self::$command { $($name,)* reply } => {
+                        // Nobody waiting any more is no reason not to do it.
+                        let _ = reply.send(slot.with(|$store| $body));
+                    })*
+                }
+            }
+        }
+
+        impl StoreHandle {
+            $(
+                $(#[$doc])*
+                ///
+                /// # Errors
+                ///
+                /// As the [`Store`] verb of the same name, and `Overloaded`, `Panicked`, `Closed`.
+                pub async fn $verb(&self $(, $name: $type)*) -> Result<$answer, StoreError> {
+                    self.call(|reply| Command::$command { $($name,)* reply }).await
+                }
+            )*
+        }
+    };
+}
+
+verbs! {
+    /// Makes a consult a job, or finds the job it already is: [`Store::accept`].
+    Accept: accept(job: NewJob, limits: AcceptLimits) -> Accept = |store| store.accept(&job, limits);
+    /// Everything about one job.
+    Job: job(job: JobId) -> JobRecord = |store| store.job(job);
+    /// The little about a job that changes.
+    Glance: glance(job: JobId) -> Glance = |store| store.glance(job);
+    /// The job that was accepted for an invocation.
+    FindInvocation: find_invocation(invocation: InvocationId) -> Option<JobId> =
+        |store| store.find_invocation(&invocation);
+    /// The jobs that match, unread first, then newest first.
+    List: list(filter: JobFilter) -> Vec<JobSummary> = |store| store.list(&filter);
+    /// Moves a job from `queued` to `running`: [`Store::start`].
+    Start: start(job: JobId, at: UnixMillis) -> Start = |store| store.start(job, at);
+    /// Records the process of the agent.
+    SetProcess: set_process(job: JobId, process: RunProcess) -> Transition = |store| store.set_process(job, process);
+    /// Moves a job to a terminal state: [`Store::finish`].
+    Finish: finish(job: JobId, to: JobState, outcome: JobOutcome, at: UnixMillis) -> Transition =
+        |store| store.finish(job, to, &outcome, at);
+    /// Appends to a job's journal: [`Store::append`].
+    Append: append(job: JobId, events: Vec<(UnixMillis, JournalEvent)>) -> u64 = |store| store.append(job, &events);
+    /// The journal after a number: [`Store::events`].
+    Events: events(job: JobId, after_seq: u64, limit: usize, max_bytes: usize) -> Vec<JournalEntry> =
+        |store| store.events(job, after_seq, limit, max_bytes);
+    /// Asks a job's runner to end it.
+    RequestCancel: request_cancel(job: JobId, reason: CancelReason) -> CancelState =
+        |store| store.request_cancel(job, reason);
+    /// Turns a job nobody waits for any more into a background job.
+    HandOver: hand_over(job: JobId) -> Transition = |store| store.hand_over(job);
+    /// Notes that somebody read the outcome.
+    MarkRead: mark_read(job: JobId, at: UnixMillis) -> () = |store| store.mark_read(job, at);
+    /// The finished jobs of a workspace nobody has read, newest first.
+    Unread: unread(workspace: PathBuf, limit: usize) -> Vec<JobId> =
+        |store| store.unread(Path::new(&workspace), limit);
+    /// The queued and running jobs, in the order of acceptance.
+    Queue: queue() -> Vec<QueueRow> = |store| store.queue();
+    /// How many jobs are in each state.
+    Counts: counts() -> JobCounts = |store| store.counts();
+    /// What was spent since a moment, by day.
+    CostByDay: cost_by_day(since: UnixMillis) -> Vec<DayCost> = |store| store.cost_by_day(since);
+    /// Forgets finished jobs that are kept long enough.
+    Prune: prune(policy: RetentionPolicy, now: UnixMillis) -> Pruned = |store| store.prune(policy, now);
+    /// A stamp that differs when anything was written since.
+    DataVersion: data_version() -> DataVersion = |store| store.data_version();
+    /// Where a damaged database was moved, if one was.
+    MovedAside: moved_aside() -> Option<PathBuf> = |store| Ok(store.moved_aside());
+}
