@@ -12,3 +12,4 @@ pub mod fault;
 pub mod ids;
 pub mod jobs;
 pub mod store;
+pub mod testkit;
