@@ -3,6 +3,8 @@
 //! This test has no harness, because the program under test must be this very file: it plays the agent when it is
 //! called by the agent's name, and runs the checks otherwise.
 
+#![expect(clippy::expect_used, clippy::print_stdout, reason = "a test, without the harness that makes it known as one")]
+
 use std::ffi::OsString;
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
@@ -10,6 +12,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
+use phone_opus::agents::{
+    Agent as _, AgentEvent, ClaudeCode, Environment, OutputReader, RunEnd, RunRequest, RunSummary,
+};
+use phone_opus::ids::{AgentSessionId, ChainId, RunToken};
+use phone_opus::jobs::{Billing, ConsultRequest, JobState, RunExit};
 use phone_opus::testkit::scripted_agent::{self, Place, Script, Step};
 use rustix::process::{Pid, Signal, kill_process, kill_process_group, test_kill_process_group};
 
@@ -22,6 +29,7 @@ fn main() -> ExitCode {
     }
     let filter: Vec<String> = std::env::args().skip(1).filter(|arg| !arg.starts_with('-')).collect();
     let checks: &[(&str, fn())] = &[
+        ("a_prepared_command_runs_to_its_verdict", a_prepared_command_runs_to_its_verdict),
         ("it_dies_of_sigterm_by_default", it_dies_of_sigterm_by_default),
         ("it_ignores_sigterm_when_told_and_dies_of_sigkill", it_ignores_sigterm_when_told_and_dies_of_sigkill),
         ("it_kills_itself", it_kills_itself),
@@ -118,6 +126,88 @@ fn scratch() -> (tempfile::TempDir, PathBuf) {
     let dir = tempfile::tempdir().expect("scratch");
     let sign = dir.path().join("sign");
     (dir, sign)
+}
+
+/// Probe, command line, environment, stdin, parser and table with a real process between them.
+fn a_prepared_command_runs_to_its_verdict() {
+    let (dir, log) = scratch();
+    let link = dir.path().join(scripted_agent::PROGRAM_NAME);
+    std::os::unix::fs::symlink(std::env::current_exe().expect("this program"), &link).expect("a link");
+    let environment = Environment::capture()
+        .with("PHONE_OPUS_CLAUDE_BIN", &link)
+        .with("ANTHROPIC_API_KEY", "key")
+        .with("CLAUDECODE", "1");
+    let session = AgentSessionId::random();
+    let script = Script { log: Some(log.clone()), answer: Some("CANARY answer".into()), ..Script::default() };
+    let request = ConsultRequest {
+        prompt: script.in_prompt(),
+        cwd: dir.path().to_owned(),
+        agent: "claude".into(),
+        session_id: Some(session),
+        max_turns: Some(3),
+        model: Some("opus".into()),
+        effort: Some("high".into()),
+        timeout_s: 60,
+        max_budget_usd: Some(1.5),
+        billing: Billing::Subscription,
+    };
+    let run = RunRequest {
+        request: &request,
+        token: RunToken::random(),
+        chain: ChainId::random(),
+        depth: 0,
+        environment: &environment,
+    };
+    let state = dir.path().join("state");
+    let claude = ClaudeCode::default();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    let command = runtime.block_on(claude.prepare(&run, &state)).expect("a command");
+    assert!(command.args.iter().any(|arg| arg == "--restricted"));
+    assert!(state.join("probe").exists(), "the stand-in's help is read like the real one's");
+
+    let mut child = Command::new(&command.program)
+        .args(&command.args)
+        .env_clear()
+        .envs(command.env.iter().map(|(name, value)| (name, value)))
+        .current_dir(&request.cwd)
+        .process_group(0)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("started");
+    let group = Pid::from_child(&child);
+    child.stdin.take().expect("stdin").write_all(&command.stdin).expect("written");
+    let mut agent = Agent { child, group };
+    let stdout = agent.stdout();
+    let code = agent.wait().code().expect("an exit code");
+    agent.expect_nothing_left();
+
+    let (mut reader, mut events, mut summary) = (OutputReader::new(claude.parser()), Vec::new(), RunSummary::new());
+    reader.push(stdout.as_bytes(), &mut events);
+    reader.finish(&mut events);
+    events.iter().for_each(|event| summary.fold(event));
+    let started = events.iter().find(|event| matches!(event, AgentEvent::Started { .. })).expect("started");
+    claude.check_start(started, command.payment).expect("the key was withheld, so the login pays");
+    let verdict = claude.classify(RunEnd {
+        summary,
+        exit: Some(RunExit { code, signal: None, reaped: 0 }),
+        resume_requested: Some(session),
+        key_withheld: command.key_withheld,
+        prompt_prefix_injected: command.prompt_prefix_injected,
+        ..RunEnd::default()
+    });
+    assert_eq!(verdict.state, JobState::Succeeded, "{verdict:?}");
+    assert_eq!(verdict.outcome.response.as_deref(), Some("CANARY answer"));
+    assert_eq!(verdict.outcome.session_id, Some(session.to_string()));
+
+    // What the process itself saw: no prompt, no key, no marker of the host.
+    let log = std::fs::read_to_string(log).expect("a log");
+    let seen: serde_json::Value = serde_json::from_str(log.lines().next().expect("a line")).expect("JSON");
+    let (argv, env) = (seen["argv"].to_string(), &seen["env"]);
+    assert!(!argv.contains("CANARY") && !env.to_string().contains("CANARY"), "{argv} {env}");
+    assert!(env.get("ANTHROPIC_API_KEY").is_none() && env.get("CLAUDECODE").is_none(), "{env}");
+    assert_eq!(env["PHONE_OPUS_DEPTH"], "1");
+    assert_eq!(env["PHONE_OPUS_RUN_TOKEN"], run.token.to_string());
 }
 
 fn it_dies_of_sigterm_by_default() {

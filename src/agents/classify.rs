@@ -148,22 +148,28 @@ pub(super) fn classify(profile: &Profile, mut end: RunEnd) -> Verdict {
         outcome.usage = result.usage.clone();
         outcome.model_usage = result.model_usage.clone();
     }
+    let reported_error = seen.reported_error();
     let suspicious = end.exit.is_some_and(|exit| exit.code != 0);
     if (fault.is_some() || suspicious) && !stderr.is_empty() {
         outcome.stderr_tail = Some(stderr);
     }
     outcome.fault = fault;
-    (outcome.response, outcome.response_cut) = response(&mut end.summary);
+    (outcome.response, outcome.response_cut) = response(&mut end.summary, reported_error);
     Verdict { state, outcome }
 }
 
-/// The answer, or else what was said on the way to it.
-fn response(summary: &mut RunSummary) -> (Option<String>, bool) {
+/// The answer; for a failure what was said on the way to it, and then the agent's own words about the failure.
+fn response(summary: &mut RunSummary, failed: bool) -> (Option<String>, bool) {
+    let mut text = summary.take_result_text().filter(|text| !is_blank(text)).unwrap_or_default();
     let mut cut = false;
-    let mut text = summary.take_result_text().filter(|text| !is_blank(text)).unwrap_or_else(|| {
+    if text.is_empty() || failed && !summary.partial_text().is_empty() && !summary.partial_text().ends_with(&text) {
         cut = summary.partial_text_cut();
-        summary.take_partial_text()
-    });
+        let error = std::mem::replace(&mut text, summary.take_partial_text());
+        if !error.is_empty() {
+            text.push_str("\n\n");
+            text.push_str(&error);
+        }
+    }
     if text.len() > MAX_RESPONSE_BYTES {
         let mut end = MAX_RESPONSE_BYTES;
         while !text.is_char_boundary(end) {
@@ -293,13 +299,13 @@ const ROWS: &[Row] = rows! {
     "neither started nor refused" => Internal if |s| s.end.exit.is_none();
     "died by a signal" => AgentKilled if |s| s.killed();
     "unknown option" => AgentUnsupported if |s| s.result.is_none() && s.failed_exit() && s.stderr_says(&[
-        "unknown option", "unknown argument", "is invalid", "requires --verbose",
+        "unknown option", "unknown argument", "' is invalid", "requires --verbose",
     ]);
     "no such conversation" => UnknownSession if |s| s.says(&["No conversation found"]);
     "bad session id" => InvalidSession if |s| s.says(&["valid session ID or session title"])
         || s.failed_exit() && s.stderr_says(&["already in use"]);
-    "input too large" => InputTooLarge if |s| s.stderr_says(&["exceeds 10MB"])
-        || s.terminal_reason_is(&["blocking_limit", "prompt_too_long"]) || s.status_is(413);
+    "input too large" => InputTooLarge if |s| s.says(&["exceeds 10MB"])
+        || s.terminal_reason_is(&["blocking_limit", "prompt_too_long"]) || s.not_a_success() && s.status_is(413);
     "turn limit" => TurnLimit if |s| s.subtype_is("error_max_turns");
     "budget" => BudgetExhausted if |s| s.subtype_is("error_max_budget_usd") || s.terminal_reason_is(&["budget_exhausted"]);
     "aborted" => AgentKilled if |s| s.subtype_is("error_during_execution")
@@ -791,6 +797,13 @@ mod tests {
         };
         assert!(hint(true).contains("PHONE_OPUS_BILLING=api_key"), "{}", hint(true));
         assert_eq!(hint(false), "log in");
+    }
+
+    #[test]
+    fn an_error_after_some_text_loses_neither() {
+        let said = r#"{"type":"assistant","message":{"content":[{"type":"text","text":"so far"}]}}"#;
+        let outcome = classify(&PROFILE, end(1, "", &[said, &assistant_error("server_error"), &result("")])).outcome;
+        assert_eq!(outcome.response.as_deref(), Some("so far\n\nAPI Error"));
     }
 
     #[test]

@@ -442,11 +442,18 @@ mod tests_support {
         path
     }
 
+    /// Whether the process runs; one that only waits to be reaped by somebody else does not.
+    fn lives(pid: Pid) -> bool {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero())).unwrap_or_default();
+        let zombie = stat.rsplit_once(')').is_some_and(|(_, rest)| rest.trim_start().starts_with('Z'));
+        test_kill_process(pid).is_ok() && !zombie
+    }
+
     /// Waits until none of these processes exists.
     pub(super) fn wait_until_gone(pids: &[Pid]) {
         let deadline = Instant::now() + Duration::from_secs(10);
         loop {
-            let left: Vec<_> = pids.iter().filter(|pid| test_kill_process(**pid).is_ok()).collect();
+            let left: Vec<_> = pids.iter().filter(|pid| lives(**pid)).collect();
             if left.is_empty() {
                 return;
             }

@@ -73,11 +73,8 @@ impl RunSummary {
             AgentEvent::Limited { retry_at } => self.retry_at = retry_at.or(self.retry_at),
             AgentEvent::Result { result } => self.result = Some(result.clone()),
             AgentEvent::Garbage { bytes } => self.garbage_bytes = self.garbage_bytes.saturating_add(*bytes),
-            AgentEvent::Thinking
-            | AgentEvent::ToolUse { .. }
-            | AgentEvent::ToolResult
-            | AgentEvent::Retrying { .. }
-            | AgentEvent::Other { .. } => {}
+            AgentEvent::Thinking | AgentEvent::ToolUse { .. } => self.error = None,
+            AgentEvent::ToolResult | AgentEvent::Retrying { .. } | AgentEvent::Other { .. } => {}
         }
     }
 

@@ -280,7 +280,7 @@ fn ends_alike(line: &[u8], end: usize, stem: &str) -> bool {
     let rest: Vec<u8> = line[end..].iter().take_while(goes_on).map(u8::to_ascii_lowercase).collect();
     let is_ending = |rest: &[u8]| SUFFIXES.iter().any(|suffix| suffix.as_bytes() == rest);
     // `stop` and `stopped`.
-    let doubled = rest.first().is_some() && rest.first() == stem.as_bytes().last();
+    let doubled = !rest.is_empty() && rest.first() == stem.as_bytes().last();
     is_ending(&rest) || doubled && is_ending(&rest[1..])
 }
 
