@@ -14,3 +14,4 @@ pub mod jobs;
 pub mod protocol;
 pub mod state_dir;
 pub mod store;
+pub mod testkit;

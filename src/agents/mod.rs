@@ -1,12 +1,289 @@
 //! Agents: the programs that answer consults.
 //!
 //! Owns: what an agent is asked to run (argv, environment, stdin), what its output lines mean, and what its end means.
-//! May not know: jobs' states, the store, actors, MCP. Nothing here starts a process except the feature probe.
+//! May not know: the store, actors, MCP, who runs the command. Nothing here starts a process except the feature probe.
+//!
+//! ```text
+//! ConsultRequest ─ prepare ─▶ AgentCommand ─ (somebody runs it) ─▶ bytes ─ OutputReader ─▶ AgentEvent
+//!                                                                                            │ RunSummary::fold
+//!                                       Verdict (state, outcome) ◀─ classify ─ RunEnd ◀──────┘
+//! ```
+//!
+//! Invariants: (1) the prompt is on stdin, never in argv or the environment; (2) the environment is made from a
+//! snapshot passed in and an allowlist, never inherited; (3) whatever an agent writes, memory stays bounded and nothing
+//! panics; (4) classification is a pure function of what was seen.
 
+use std::ffi::OsString;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
 use serde::{Deserialize, Serialize};
 
-use crate::ids::UnixMillis;
-use crate::jobs::PermissionDenial;
+use crate::fault::{Fault, FaultCode};
+use crate::ids::{ChainId, RunToken, UnixMillis};
+use crate::jobs::{Billing, ConsultRequest, PermissionDenial};
+
+mod classify;
+mod claude;
+mod environment;
+mod lines;
+pub mod offline;
+mod probe;
+mod stream_json;
+mod summary;
+
+pub use classify::{RunEnd, SpawnFailure, StopCause, Verdict};
+pub use claude::{ClaudeCode, PROMPT_PREFIX};
+pub use environment::Environment;
+pub use lines::{Line, LineSplitter, MAX_LINE_BYTES};
+pub use offline::Offline;
+pub use probe::Features;
+pub use stream_json::StreamJson;
+pub use summary::{RunSummary, Started};
+
+/// Bytes of prompt an agent is given.
+///
+/// Claude Code takes 1 MB well and fails at 5 MB after a start that costs a quarter of a gigabyte. A longer prompt is
+/// refused with `prompt_too_large` before anything is started.
+pub const MAX_PROMPT_BYTES: usize = 1_000_000;
+
+/// One program that can answer consults.
+pub trait Agent: Send + Sync {
+    /// The name callers use.
+    fn name(&self) -> &str;
+
+    /// The agent's program, as an absolute path that is executable. Links are not resolved: a program may look at the
+    /// name it is called by.
+    ///
+    /// # Errors
+    ///
+    /// `agent_missing` or `agent_not_executable`, with what to do about it.
+    fn locate(&self, env: &Environment) -> Result<PathBuf, Fault>;
+
+    /// What to run for this request. May run the agent's `--help` once per installed version (at most 10 s).
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Agent::locate`]; `invalid_input` and `prompt_too_large` for requests no run can serve.
+    ///
+    /// # Cancel safety
+    ///
+    /// May be dropped at any time; a probe under way is killed with its process group.
+    fn prepare<'a>(
+        &'a self,
+        run: &'a RunRequest<'a>,
+        state_dir: &'a Path,
+    ) -> BoxFuture<'a, Result<AgentCommand, Fault>>;
+
+    /// A parser for one run's output; [`OutputReader`] feeds it.
+    fn parser(&self) -> Box<dyn OutputParser>;
+
+    /// Whether the run may go on after this event. Called for [`AgentEvent::Started`], before the first turn.
+    ///
+    /// # Errors
+    ///
+    /// `billing_mismatch` when the agent would be paid for from another source than the one chosen: the run is to be
+    /// ended at once, with the fault as its [`StopCause::Faulted`].
+    fn check_start(&self, started: &AgentEvent, payment: Payment) -> Result<(), Fault>;
+
+    /// What the end of a run means.
+    fn classify(&self, end: RunEnd) -> Verdict;
+}
+
+/// What one run is made from.
+#[derive(Debug, Clone, Copy)]
+pub struct RunRequest<'a> {
+    /// What was asked.
+    pub request: &'a ConsultRequest,
+    /// Marks everything the run starts.
+    pub token: RunToken,
+    /// The chain of nested consults.
+    pub chain: ChainId,
+    /// How deep in the chain this run is; the agent is told one more.
+    pub depth: u32,
+    /// The host's environment, as it was when the host started.
+    pub environment: &'a Environment,
+}
+
+/// A command ready to be spawned in the request's `cwd`, with this environment and nothing else.
+#[derive(Clone, PartialEq, Eq)]
+pub struct AgentCommand {
+    /// The program.
+    pub program: PathBuf,
+    /// Its arguments, without the program's name. Never holds prompt text.
+    pub args: Vec<OsString>,
+    /// Its whole environment, sorted by name.
+    pub env: Vec<(OsString, OsString)>,
+    /// To be written to its stdin, which is closed afterwards.
+    pub stdin: Bytes,
+    /// Whether our fixed line stands before the caller's prompt.
+    pub prompt_prefix_injected: bool,
+    /// Whether an API key was in the environment and not handed on.
+    pub key_withheld: bool,
+    /// What [`Agent::check_start`] compares with.
+    pub payment: Payment,
+}
+
+/// Names only: values are secrets and prompts.
+impl fmt::Debug for AgentCommand {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AgentCommand")
+            .field("program", &self.program)
+            .field("args", &self.args)
+            .field("env", &self.env.iter().map(|(name, _)| name).collect::<Vec<_>>())
+            .field("stdin_bytes", &self.stdin.len())
+            .field("prompt_prefix_injected", &self.prompt_prefix_injected)
+            .field("key_withheld", &self.key_withheld)
+            .field("payment", &self.payment)
+            .finish()
+    }
+}
+
+/// Where the money was to come from, and what the agent got to make it so.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Payment {
+    /// What was chosen.
+    pub billing: Billing,
+    /// What the environment handed on holds.
+    pub credential: Credential,
+}
+
+/// What an environment handed to an agent can pay with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Credential {
+    /// Nothing: the agent has its own login or none.
+    Nothing,
+    /// An API key the agent names in its introduction.
+    Key,
+    /// A gateway's token or a cloud provider's account, which the agent does not name in its introduction.
+    Unnamed,
+}
+
+/// Turns one run's output lines into events.
+pub trait OutputParser: Send {
+    /// One line without its line end; the last one may be cut off. Adds what it means to `out`.
+    fn line(&mut self, line: &[u8], out: &mut Vec<AgentEvent>);
+}
+
+/// A parser behind a line splitter: bytes in, events out. What is unfinished stays in here.
+pub struct OutputReader {
+    splitter: LineSplitter,
+    parser: Box<dyn OutputParser>,
+}
+
+impl OutputReader {
+    /// A reader of one run's stdout.
+    #[must_use]
+    pub fn new(parser: Box<dyn OutputParser>) -> Self {
+        Self { splitter: LineSplitter::new(MAX_LINE_BYTES), parser }
+    }
+
+    /// The next bytes, in any portions. Adds the events of every line they complete to `out`.
+    pub fn push(&mut self, bytes: &[u8], out: &mut Vec<AgentEvent>) {
+        let parser = &mut self.parser;
+        self.splitter.push(bytes, &mut |line| feed(parser.as_mut(), line, out));
+    }
+
+    /// The end of the output: the last line counts even without a line end.
+    pub fn finish(&mut self, out: &mut Vec<AgentEvent>) {
+        let parser = &mut self.parser;
+        self.splitter.finish(&mut |line| feed(parser.as_mut(), line, out));
+    }
+}
+
+fn feed(parser: &mut dyn OutputParser, line: Line<'_>, out: &mut Vec<AgentEvent>) {
+    match line {
+        Line::Whole(bytes) => parser.line(bytes, out),
+        Line::TooLong { bytes } => out.push(AgentEvent::Garbage { bytes }),
+    }
+}
+
+/// The agents of one system, by name.
+#[derive(Clone, Default)]
+pub struct AgentRegistry {
+    agents: Vec<Arc<dyn Agent>>,
+}
+
+impl AgentRegistry {
+    /// A registry without agents.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The agents every installation has.
+    ///
+    /// `claude` is the configured path of Claude Code, if any; `program` is phone-opus itself, which the offline agent
+    /// is run from.
+    #[must_use]
+    pub fn standard(claude: Option<PathBuf>, program: PathBuf) -> Self {
+        Self::new().with(Arc::new(ClaudeCode::new(claude))).with(Arc::new(Offline::new(program)))
+    }
+
+    /// Adds an agent; one of the same name is replaced.
+    #[must_use]
+    pub fn with(mut self, agent: Arc<dyn Agent>) -> Self {
+        self.agents.retain(|known| known.name() != agent.name());
+        self.agents.push(agent);
+        self
+    }
+
+    /// The names, in the order they were added.
+    #[must_use]
+    pub fn names(&self) -> Vec<&str> {
+        self.agents.iter().map(|agent| agent.name()).collect()
+    }
+
+    /// The agent of this name.
+    ///
+    /// # Errors
+    ///
+    /// `invalid_input`, naming the nearest and all known names.
+    pub fn get(&self, name: &str) -> Result<Arc<dyn Agent>, Fault> {
+        if let Some(agent) = self.agents.iter().find(|agent| agent.name() == name) {
+            return Ok(Arc::clone(agent));
+        }
+        let known = self.names();
+        let lower = name.to_lowercase();
+        // Three slips is what still reads as a misspelling of a name this short.
+        let nearest = known
+            .iter()
+            .map(|candidate| (strsim::damerau_levenshtein(candidate, &lower), *candidate))
+            .min()
+            .filter(|(distance, candidate)| *distance <= 3 && *distance < candidate.len());
+        let listed = known.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
+        let hint = match nearest {
+            Some((_, nearest)) => format!("Did you mean `{nearest}`? Agents: {listed}."),
+            None => format!("Agents: {listed}."),
+        };
+        let shown: String = name.chars().filter(|c| !c.is_control()).take(40).collect();
+        Err(Fault::new(FaultCode::InvalidInput, format!("`agent`: there is no agent `{shown}`.")).hint(hint))
+    }
+}
+
+impl fmt::Debug for AgentRegistry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("AgentRegistry").field(&self.names()).finish()
+    }
+}
+
+/// Refuses what no agent can run: no text at all, or more than [`MAX_PROMPT_BYTES`].
+fn check_prompt(prompt: &str) -> Result<(), Fault> {
+    if prompt.trim().is_empty() {
+        return Err(Fault::new(FaultCode::InvalidInput, "`prompt`: is empty; say what to ask."));
+    }
+    if prompt.len() > MAX_PROMPT_BYTES {
+        return Err(Fault::new(
+            FaultCode::PromptTooLarge,
+            format!("`prompt`: has {} bytes, at most {MAX_PROMPT_BYTES} are accepted.", prompt.len()),
+        )
+        .hint("Name the files to read instead of including them; the agent reads the working directory itself."));
+    }
+    Ok(())
+}
 
 /// Something an agent reported on its output. One line may give several.
 ///
@@ -54,6 +331,11 @@ pub enum AgentEvent {
         delay_ms: u64,
         /// The provider's status, when there was an answer.
         status: Option<u64>,
+    },
+    /// The provider answered with an error; the agent may go on or end with it.
+    ProviderError {
+        /// The agent's word for it: `rate_limit`, `authentication_failed`, …
+        class: String,
     },
     /// The provider said when its limit is lifted.
     Limited {
@@ -112,4 +394,101 @@ pub struct AgentResult {
     /// Refused tool uses.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub permission_denials: Vec<PermissionDenial>,
+}
+
+#[cfg(test)]
+mod tests_support {
+    //! What the tests of several agents need.
+
+    use std::io::Write as _;
+    use std::path::{Path, PathBuf};
+    use std::process::{Command, Stdio};
+    use std::time::{Duration, Instant};
+
+    use rustix::process::{Pid, test_kill_process};
+
+    use crate::jobs::{Billing, ConsultRequest};
+
+    pub(super) fn request(prompt: &str) -> ConsultRequest {
+        ConsultRequest {
+            prompt: prompt.to_owned(),
+            cwd: PathBuf::from("/"),
+            agent: "claude".to_owned(),
+            session_id: None,
+            max_turns: None,
+            model: None,
+            effort: None,
+            timeout_s: 60,
+            max_budget_usd: None,
+            billing: Billing::Subscription,
+        }
+    }
+
+    /// Writes an executable shell script.
+    ///
+    /// Another process writes it: a file this process has open for writing while another test forks cannot be executed.
+    pub(super) fn script(dir: &Path, name: &str, body: &str) -> PathBuf {
+        let path = dir.join(name);
+        let mut writer = Command::new("/bin/sh")
+            .args(["-c", "cat > \"$0\" && chmod 755 \"$0\""])
+            .arg(&path)
+            .stdin(Stdio::piped())
+            .spawn()
+            .expect("a shell");
+        let mut stdin = writer.stdin.take().expect("its stdin");
+        stdin.write_all(format!("#!/bin/sh\n{body}\n").as_bytes()).expect("written");
+        drop(stdin);
+        assert!(writer.wait().expect("ended").success());
+        path
+    }
+
+    /// Whether the process runs; one that only waits to be reaped by somebody else does not.
+    fn lives(pid: Pid) -> bool {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero())).unwrap_or_default();
+        let zombie = stat.rsplit_once(')').is_some_and(|(_, rest)| rest.trim_start().starts_with('Z'));
+        test_kill_process(pid).is_ok() && !zombie
+    }
+
+    /// Waits until none of these processes exists.
+    pub(super) fn wait_until_gone(pids: &[Pid]) {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        loop {
+            let left: Vec<_> = pids.iter().filter(|pid| lives(**pid)).collect();
+            if left.is_empty() {
+                return;
+            }
+            assert!(Instant::now() < deadline, "still alive: {left:?}");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_misspelled_agent_is_answered_with_the_nearest_name() {
+        let registry = AgentRegistry::standard(None, PathBuf::from("/bin/phone-opus"));
+        assert_eq!(registry.names(), ["claude", "offline"]);
+        assert_eq!(registry.get("offline").map(|agent| agent.name().to_owned()), Ok("offline".to_owned()));
+        let fault = registry.get("Cluade").err().expect("unknown");
+        assert_eq!(fault.code, FaultCode::InvalidInput);
+        assert_eq!(fault.hint.as_deref(), Some("Did you mean `claude`? Agents: `claude`, `offline`."));
+        let fault = registry.get("zzz").err().expect("unknown");
+        assert_eq!(fault.hint.as_deref(), Some("Agents: `claude`, `offline`."));
+    }
+
+    #[test]
+    fn an_overlong_line_is_one_piece_of_garbage_and_the_next_line_counts() {
+        let mut reader = OutputReader { splitter: LineSplitter::new(64), parser: Box::new(StreamJson::new()) };
+        let mut out = Vec::new();
+        reader.push(&[b'x'; 500], &mut out);
+        reader.push(b"\n{\"type\":\"user\"}\n{\"type\":\"us", &mut out);
+        reader.finish(&mut out);
+        assert_eq!(
+            out,
+            [AgentEvent::Garbage { bytes: 500 }, AgentEvent::ToolResult, AgentEvent::Garbage { bytes: 11 }]
+        );
+    }
 }

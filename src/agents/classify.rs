@@ -1,0 +1,869 @@
+//! What the end of a run means.
+//!
+//! Owns: the table from what was observed to a fault code, and what each code says to the caller. May not know how the
+//! run was made or where the outcome goes.
+//!
+//! The rows are tried in order and the first that applies decides; the order is the knowledge. Exit codes alone prove
+//! nothing: an interrupted agent may exit with 0, a failed provider reports the subtype `success`.
+//!
+//! Invariants: (1) every end gets a verdict; (2) an answer that was given whole is not lost to a stop that came too
+//! late, except when the run was not to be paid for; (3) no fault's text holds words of the prompt, the answer or
+//! stderr; (4) a failure carries whatever is known: session, text so far, costs, stderr.
+
+use std::io;
+
+use super::stream_json::epoch;
+use super::{AgentResult, RunSummary};
+use crate::fault::{Fault, FaultCode};
+use crate::ids::{AgentSessionId, UnixMillis};
+use crate::jobs::{CancelReason, JobOutcome, JobState, RunExit};
+
+/// Bytes of an answer that are kept. Ones of 8 MB have been seen, and nobody reads further.
+const MAX_RESPONSE_BYTES: usize = 8 << 20;
+/// Bytes of stderr that are kept: the end, where programs say what went wrong.
+const MAX_STDERR_BYTES: usize = 4 << 10;
+
+/// Why we ended a run.
+#[derive(Debug, Clone, PartialEq)]
+pub enum StopCause {
+    /// Somebody wanted it so.
+    Cancelled(CancelReason),
+    /// The request's time was over.
+    Deadline,
+    /// Nothing was heard for the stall time.
+    Stalled,
+    /// The run was not to go on: a billing mismatch, or a part of ours that failed.
+    Faulted(Box<Fault>),
+}
+
+/// Why the agent's process could not be started.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SpawnFailure {
+    /// The program does not exist.
+    Missing,
+    /// The program exists and may not be executed, or is no program.
+    NotExecutable,
+    /// The working directory does not exist.
+    NoDirectory,
+    /// Arguments or environment are larger than the system takes.
+    TooLarge,
+    /// Anything else, in the system's words.
+    Other(String),
+}
+
+impl SpawnFailure {
+    /// Reads the system's error. A missing directory looks like a missing program, so the caller says whether the
+    /// working directory is there.
+    #[must_use]
+    pub fn from_io(error: &io::Error, directory_exists: bool) -> Self {
+        if !directory_exists {
+            return Self::NoDirectory;
+        }
+        match error.kind() {
+            io::ErrorKind::NotFound => Self::Missing,
+            io::ErrorKind::PermissionDenied => Self::NotExecutable,
+            io::ErrorKind::ArgumentListTooLong => Self::TooLarge,
+            _ if error.raw_os_error() == Some(rustix::io::Errno::NOEXEC.raw_os_error()) => Self::NotExecutable,
+            _ => Self::Other(error.to_string()),
+        }
+    }
+}
+
+/// Everything seen of a run that is over: its process group is empty and its pipes are closed.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct RunEnd {
+    /// What it said.
+    pub summary: RunSummary,
+    /// How its process ended; `None` when none was started.
+    pub exit: Option<RunExit>,
+    /// Why we ended it, if we did.
+    pub stop: Option<StopCause>,
+    /// Why it could not be started.
+    pub spawn_error: Option<SpawnFailure>,
+    /// The end of its stderr; the last 4 KiB count.
+    pub stderr_tail: Vec<u8>,
+    /// From its command.
+    pub key_withheld: bool,
+    /// From its command.
+    pub prompt_prefix_injected: bool,
+    /// The session it was to resume.
+    pub resume_requested: Option<AgentSessionId>,
+}
+
+/// What a run's end means for its job.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Verdict {
+    /// `Succeeded`, `Failed` or `Cancelled`.
+    pub state: JobState,
+    /// Everything to be said about it; the runner adds the times.
+    pub outcome: JobOutcome,
+}
+
+/// What differs between agents that share the table.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Profile {
+    /// The agent's name in sentences.
+    pub(super) title: &'static str,
+    /// How to install it or point to it.
+    pub(super) install_hint: &'static str,
+    /// How to log in.
+    pub(super) login_hint: &'static str,
+    /// Whether it keeps sessions.
+    pub(super) sessions: Sessions,
+}
+
+/// Whether an agent's sessions can be resumed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Sessions {
+    Kept,
+    NotKept,
+}
+
+/// The verdict on a run of the agent this profile describes.
+pub(super) fn classify(profile: &Profile, mut end: RunEnd) -> Verdict {
+    let stderr = stderr_text(&end.stderr_tail);
+    let seen = Seen { end: &end, result: end.summary.result(), stderr: &stderr };
+    let (state, fault) = match judge(profile, &seen) {
+        Judgement::Answered => (JobState::Succeeded, None),
+        Judgement::Stopped(fault) => (JobState::Cancelled, Some(fault)),
+        Judgement::Failed(fault) => (JobState::Failed, Some(fault)),
+    };
+    let code = fault.as_ref().map(|fault| fault.code);
+    let session_id = seen.session_id(code);
+    let resumable = resumable(profile, &end, code, session_id.is_some());
+    let mut outcome = JobOutcome {
+        session_id,
+        model: model(&end.summary),
+        billing: end.summary.started().and_then(|started| started.key_source.clone()),
+        permission_denials: end.summary.denials().to_vec(),
+        prompt_prefix_injected: end.prompt_prefix_injected,
+        exit: end.exit,
+        resumable,
+        ..JobOutcome::default()
+    };
+    if let Some(result) = end.summary.result() {
+        outcome.cost_usd = result.cost_usd;
+        outcome.num_turns = result.num_turns;
+        outcome.stop_reason = result.stop_reason.clone();
+        outcome.usage = result.usage.clone();
+        outcome.model_usage = result.model_usage.clone();
+    }
+    let reported_error = seen.reported_error();
+    let suspicious = end.exit.is_some_and(|exit| exit.code != 0);
+    if (fault.is_some() || suspicious) && !stderr.is_empty() {
+        outcome.stderr_tail = Some(stderr);
+    }
+    outcome.fault = fault;
+    (outcome.response, outcome.response_cut) = response(&mut end.summary, reported_error);
+    Verdict { state, outcome }
+}
+
+/// The answer; for a failure what was said on the way to it, and then the agent's own words about the failure.
+fn response(summary: &mut RunSummary, failed: bool) -> (Option<String>, bool) {
+    let mut text = summary.take_result_text().filter(|text| !is_blank(text)).unwrap_or_default();
+    let mut cut = false;
+    if text.is_empty() || failed && !summary.partial_text().is_empty() && !summary.partial_text().ends_with(&text) {
+        cut = summary.partial_text_cut();
+        let error = std::mem::replace(&mut text, summary.take_partial_text());
+        if !error.is_empty() {
+            text.push_str("\n\n");
+            text.push_str(&error);
+        }
+    }
+    if text.len() > MAX_RESPONSE_BYTES {
+        let mut end = MAX_RESPONSE_BYTES;
+        while !text.is_char_boundary(end) {
+            end -= 1;
+        }
+        text.truncate(end);
+        text.shrink_to_fit();
+        cut = true;
+    }
+    (Some(text).filter(|text| !is_blank(text)), cut)
+}
+
+/// The model that did most of the writing; the introduction names only the one that was asked for.
+fn model(summary: &RunSummary) -> Option<String> {
+    let by_usage = summary.result().and_then(|result| result.model_usage.as_ref()).and_then(|usage| {
+        let written = |usage: &serde_json::Value| usage.get("outputTokens").and_then(serde_json::Value::as_u64);
+        usage.as_object()?.iter().max_by_key(|(_, usage)| written(usage)).map(|(model, _)| model.clone())
+    });
+    by_usage.or_else(|| summary.started()?.model.clone())
+}
+
+/// Whether the session can be resumed; `None` where nobody has seen it tried.
+fn resumable(profile: &Profile, end: &RunEnd, code: Option<FaultCode>, session_known: bool) -> Option<bool> {
+    use FaultCode as C;
+    if profile.sessions == Sessions::NotKept {
+        return Some(false);
+    }
+    match code {
+        Some(C::UnknownSession | C::InvalidSession) => return Some(false),
+        // Where no process ran nothing has changed, for better or worse.
+        _ if end.exit.is_none() || !session_known => return None,
+        None
+        | Some(
+            C::TurnLimit
+            | C::BudgetExhausted
+            | C::Cancelled
+            | C::CallerLost
+            | C::DeadlineExceeded
+            | C::AgentStalled
+            | C::AgentKilled
+            | C::EmptyAnswer,
+        ) => return Some(true),
+        Some(_) => {}
+    }
+    // A failure of the provider leaves the session that was resumed as it was.
+    end.resume_requested.is_some().then_some(true)
+}
+
+/// What is left of stderr once it is text.
+fn stderr_text(bytes: &[u8]) -> String {
+    let tail = &bytes[bytes.len().saturating_sub(MAX_STDERR_BYTES)..];
+    // A cut may have left continuation bytes of a character at the front.
+    let start = tail.iter().take(3).take_while(|byte| (0x80..0xC0).contains(*byte)).count();
+    let start = if tail.len() < bytes.len() { start } else { 0 };
+    String::from_utf8_lossy(&tail[start..]).trim().to_owned()
+}
+
+fn is_blank(text: &str) -> bool {
+    text.chars().all(char::is_whitespace)
+}
+
+enum Judgement {
+    Answered,
+    Stopped(Fault),
+    Failed(Fault),
+}
+
+fn judge(profile: &Profile, seen: &Seen<'_>) -> Judgement {
+    match &seen.end.stop {
+        Some(StopCause::Faulted(fault)) => return Judgement::Failed(fault.as_ref().clone()),
+        Some(stop) if !seen.answered_whole() => return stopped(profile, stop),
+        // The stop came when the answer was already complete and the agent had left by itself.
+        Some(_) | None => {}
+    }
+    match ROWS.iter().find(|row| (row.applies)(seen)) {
+        None => Judgement::Answered,
+        Some(row) => Judgement::Failed(fault(profile, seen, row)),
+    }
+}
+
+fn stopped(profile: &Profile, stop: &StopCause) -> Judgement {
+    let title = profile.title;
+    match stop {
+        StopCause::Faulted(fault) => Judgement::Failed(fault.as_ref().clone()),
+        StopCause::Cancelled(CancelReason::Requested) => {
+            Judgement::Stopped(Fault::new(FaultCode::Cancelled, "The consult was cancelled by request."))
+        }
+        StopCause::Cancelled(CancelReason::CallerLost) => Judgement::Stopped(
+            Fault::new(FaultCode::CallerLost, "The caller went away while it waited, so the consult was ended.")
+                .hint("Ask again with `background: true` for an answer that outlives the call."),
+        ),
+        StopCause::Cancelled(CancelReason::RunnerStopped) => {
+            Judgement::Stopped(Fault::new(FaultCode::Cancelled, "The job's runner was told to end by a signal."))
+        }
+        StopCause::Deadline => Judgement::Stopped(
+            Fault::new(FaultCode::DeadlineExceeded, format!("{title} did not finish within `timeout_s`."))
+                .hint("Ask for less, allow more with `timeout_s`, or resume the session."),
+        ),
+        StopCause::Stalled => Judgement::Failed(
+            Fault::new(FaultCode::AgentStalled, format!("{title} wrote nothing for too long and was ended."))
+                .hint("Try again, or resume the session."),
+        ),
+    }
+}
+
+/// One line of the table.
+struct Row {
+    /// What was observed, for tests and diagnostics.
+    name: &'static str,
+    applies: fn(&Seen<'_>) -> bool,
+    code: FaultCode,
+}
+
+macro_rules! rows {
+    ($($name:literal => $code:ident if |$seen:ident| $applies:expr;)*) => {
+        &[$(Row { name: $name, applies: |$seen| $applies, code: FaultCode::$code },)*]
+    };
+}
+
+/// The table. A run none of whose rows applies has succeeded.
+const ROWS: &[Row] = rows! {
+    "program missing" => AgentMissing if |s| s.spawn(|e| *e == SpawnFailure::Missing);
+    "program not executable" => AgentNotExecutable if |s| s.spawn(|e| *e == SpawnFailure::NotExecutable);
+    "working directory missing" => InvalidInput if |s| s.spawn(|e| *e == SpawnFailure::NoDirectory);
+    "command too large" => Internal if |s| s.spawn(|e| *e == SpawnFailure::TooLarge);
+    "not started otherwise" => AgentSpawnFailed if |s| s.spawn(|_| true);
+    "neither started nor refused" => Internal if |s| s.end.exit.is_none();
+    "died by a signal" => AgentKilled if |s| s.killed();
+    "unknown option" => AgentUnsupported if |s| s.result.is_none() && s.failed_exit() && s.stderr_says(&[
+        "unknown option", "unknown argument", "' is invalid", "requires --verbose",
+    ]);
+    "no such conversation" => UnknownSession if |s| s.says(&["No conversation found"]);
+    "bad session id" => InvalidSession if |s| s.says(&["valid session ID or session title"])
+        || s.failed_exit() && s.stderr_says(&["already in use"]);
+    "input too large" => InputTooLarge if |s| s.says(&["exceeds 10MB"])
+        || s.terminal_reason_is(&["blocking_limit", "prompt_too_long"]) || s.not_a_success() && s.status_is(413);
+    "turn limit" => TurnLimit if |s| s.subtype_is("error_max_turns");
+    "budget" => BudgetExhausted if |s| s.subtype_is("error_max_budget_usd") || s.terminal_reason_is(&["budget_exhausted"]);
+    "aborted" => AgentKilled if |s| s.subtype_is("error_during_execution")
+        && s.terminal_reason_is(&["aborted_streaming", "aborted_tools"]);
+    "authentication" => AgentNotLoggedIn if |s| s.not_a_success() && (s.status_is(401) || s.status_is(403)
+        || s.error_is(&["authentication_failed"]) || s.says(&["Not logged in", "Please run /login", "Invalid API key"]));
+    "billing" => AgentBilling if |s| s.not_a_success() && s.error_is(&["billing_error"]);
+    "rate limit" => AgentRateLimited if |s| s.not_a_success() && (s.status_is(429) || s.error_is(&["rate_limit"])
+        || s.result_says(&["usage limit reached"]));
+    "overloaded" => AgentOverloaded if |s| s.not_a_success() && (s.status_is(529)
+        || s.error_is(&["overloaded", "overloaded_error"]) || s.api_error_type_is("overloaded_error"));
+    "upstream" => AgentUpstream if |s| s.not_a_success() && (s.status().is_some_and(|status| status >= 500)
+        || s.status().is_none() && s.error_is(&["server_error"]));
+    "model" => AgentModel if |s| s.not_a_success() && (s.status_is(404) || s.error_is(&["model_not_found"]));
+    "refusal" => Refused if |s| s.result.is_some_and(|result| result.stop_reason.as_deref() == Some("refusal"));
+    "output limit" => AnswerTooLong if |s| s.not_a_success() && s.error_is(&["max_output_tokens"]);
+    "reported an error" => AgentError if |s| s.reported_error();
+    "a local command ran" => PromptGuardFailed if |s| s.result.is_some_and(|result| result.num_turns == Some(0));
+    "another session answered" => UnknownSession if |s| s.other_session();
+    "empty answer" => EmptyAnswer if |s| s.result.is_some_and(|result| result.text.as_deref().is_none_or(is_blank));
+    "exit 0 without a result" => AgentProtocol if |s| s.result.is_none() && !s.failed_exit();
+    "unreadable output" => AgentProtocol if |s| s.result.is_none() && s.end.summary.garbage_bytes() > 0;
+    "failed without a result" => AgentError if |s| s.result.is_none();
+};
+
+/// The end as the rows look at it.
+struct Seen<'a> {
+    end: &'a RunEnd,
+    result: Option<&'a AgentResult>,
+    stderr: &'a str,
+}
+
+impl Seen<'_> {
+    fn spawn(&self, is: impl FnOnce(&SpawnFailure) -> bool) -> bool {
+        self.end.spawn_error.as_ref().is_some_and(is)
+    }
+
+    fn failed_exit(&self) -> bool {
+        self.end.exit.is_some_and(|exit| exit.code != 0)
+    }
+
+    /// By a signal, or with the exit code of an agent that handled one (HUP, INT, QUIT, KILL, TERM).
+    fn killed(&self) -> bool {
+        self.end.exit.is_some_and(|exit| exit.signal.is_some() || [129, 130, 131, 137, 143].contains(&exit.code))
+    }
+
+    fn reported_error(&self) -> bool {
+        self.result.is_some_and(|result| {
+            result.is_error || result.subtype.as_deref().is_some_and(|subtype| subtype.starts_with("error_"))
+        })
+    }
+
+    /// Errors the agent got over are no faults: they count when the result says so or when there is none.
+    fn not_a_success(&self) -> bool {
+        self.reported_error() || self.result.is_none() && self.failed_exit()
+    }
+
+    /// The agent left by itself, with a whole answer.
+    fn answered_whole(&self) -> bool {
+        self.end.exit.is_some_and(|exit| exit.code == 0 && exit.signal.is_none())
+            && self.result.is_some_and(|result| result.text.as_deref().is_some_and(|text| !is_blank(text)))
+            && !self.reported_error()
+    }
+
+    fn status(&self) -> Option<u64> {
+        self.result.and_then(|result| result.api_error_status)
+    }
+
+    fn status_is(&self, status: u64) -> bool {
+        self.status() == Some(status)
+    }
+
+    fn subtype_is(&self, subtype: &str) -> bool {
+        self.result.is_some_and(|result| result.subtype.as_deref() == Some(subtype))
+    }
+
+    fn terminal_reason_is(&self, reasons: &[&str]) -> bool {
+        self.result.and_then(|result| result.terminal_reason.as_deref()).is_some_and(|is| reasons.contains(&is))
+    }
+
+    fn api_error_type_is(&self, kind: &str) -> bool {
+        self.result.is_some_and(|result| result.api_error_type.as_deref() == Some(kind))
+    }
+
+    fn error_is(&self, classes: &[&str]) -> bool {
+        self.end.summary.error().is_some_and(|class| classes.contains(&class))
+    }
+
+    fn stderr_says(&self, needles: &[&str]) -> bool {
+        needles.iter().any(|needle| self.stderr.contains(needle))
+    }
+
+    fn result_says(&self, needles: &[&str]) -> bool {
+        self.result.is_some_and(|result| {
+            let texts = result.errors.iter().chain(result.text.iter().filter(|_| result.is_error));
+            texts.into_iter().any(|text| needles.iter().any(|needle| text.contains(needle)))
+        })
+    }
+
+    /// On stderr or in an error of the result; not in an answer, which may speak of anything.
+    fn says(&self, needles: &[&str]) -> bool {
+        self.failed_exit() && self.stderr_says(needles) && !self.plain_success() || self.result_says(needles)
+    }
+
+    fn plain_success(&self) -> bool {
+        self.result.is_some() && !self.reported_error()
+    }
+
+    /// A session was to be resumed, and an answer came from another one: it does not know what was said before.
+    fn other_session(&self) -> bool {
+        let answered = self.result.and_then(|result| result.session_id.as_deref());
+        match (&self.end.resume_requested, answered) {
+            (Some(asked), Some(answered)) => asked.to_string() != answered,
+            _ => false,
+        }
+    }
+
+    /// The session, from whoever named it last; one that does not exist is named by its request.
+    fn session_id(&self, code: Option<FaultCode>) -> Option<String> {
+        let asked = self.end.resume_requested.as_ref().map(ToString::to_string);
+        let started = self.end.summary.started().and_then(|started| started.session_id.clone());
+        let answered = self.result.and_then(|result| result.session_id.clone());
+        if code == Some(FaultCode::UnknownSession) && !self.plain_success() {
+            return asked.or(answered).or(started);
+        }
+        answered.or(started).or(asked)
+    }
+
+    /// When the limit is lifted: the event says so, older versions write it at the end of the error's text.
+    fn retry_at(&self) -> Option<UnixMillis> {
+        self.end.summary.retry_at().or_else(|| {
+            let (_, time) = self.result?.text.as_deref()?.rsplit_once("limit reached|")?;
+            epoch(time.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()?)
+        })
+    }
+
+    /// The exit in words.
+    fn exit(&self) -> String {
+        match self.end.exit {
+            None => "did not start".to_owned(),
+            Some(RunExit { signal: Some(signal), .. }) => format!("died of signal {signal}"),
+            Some(RunExit { code, .. }) => format!("exited with code {code}"),
+        }
+    }
+
+    /// The agent's own names for what happened; names only, its texts may quote the prompt.
+    fn reasons(&self) -> String {
+        let mut reasons = Vec::new();
+        if let Some(status) = self.status() {
+            reasons.push(format!("status {status}"));
+        }
+        let result = self.result;
+        let named = [
+            self.end.summary.error(),
+            result.and_then(|result| result.terminal_reason.as_deref()),
+            result.and_then(|result| result.subtype.as_deref()).filter(|subtype| *subtype != "success"),
+        ];
+        let is_name = |name: &&str| name.len() <= 40 && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
+        reasons.extend(named.into_iter().flatten().filter(is_name).map(str::to_owned));
+        if reasons.is_empty() { String::new() } else { format!(" ({})", reasons.join(", ")) }
+    }
+}
+
+const OWN_WORDS: &str = "`response` and `stderr_tail` hold its own words.";
+
+fn fault(profile: &Profile, seen: &Seen<'_>, row: &Row) -> Fault {
+    use FaultCode as C;
+    let (title, reasons) = (profile.title, seen.reasons());
+    let detail = match row.code {
+        C::AgentMissing => format!("The program of {title} was not found."),
+        C::AgentNotExecutable => format!("The program of {title} may not be executed."),
+        C::InvalidInput => "`cwd`: the directory does not exist any more.".to_owned(),
+        C::Internal => format!("{title} could not be started as it was asked to ({}).", row.name),
+        C::AgentSpawnFailed => match &seen.end.spawn_error {
+            Some(SpawnFailure::Other(error)) => format!("{title} could not be started: {error}."),
+            _ => format!("{title} could not be started."),
+        },
+        C::AgentKilled if row.name == "aborted" => format!("{title} was interrupted by somebody else{reasons}."),
+        C::AgentKilled => format!("{title} was killed by somebody else: it {}.", seen.exit()),
+        C::AgentUnsupported => format!("The installed version of {title} does not know an option that is needed."),
+        C::UnknownSession if row.name == "another session answered" => {
+            format!("{title} answered from another session than the one to be resumed.")
+        }
+        C::UnknownSession => format!("{title} has no session with this id."),
+        C::InvalidSession => format!("{title} refused the session id."),
+        C::InputTooLarge => format!("Prompt and history are larger than the model takes{reasons}."),
+        C::TurnLimit => format!("{title} used all its turns before it had an answer."),
+        C::BudgetExhausted => format!("{title} used up `max_budget_usd` before it had an answer."),
+        C::AgentNotLoggedIn => format!("{title} is not logged in, or its credentials were refused{reasons}."),
+        C::AgentBilling => format!("The provider refused for lack of credit{reasons}."),
+        C::AgentRateLimited => format!("The provider's usage limit is reached{reasons}."),
+        C::AgentOverloaded => format!("The provider is overloaded{reasons}."),
+        C::AgentUpstream => format!("The provider or the network to it failed{reasons}."),
+        C::AgentModel => format!("The model does not exist or is not available to this account{reasons}."),
+        C::Refused => "The model refused the request.".to_owned(),
+        C::AnswerTooLong => "The answer reached the model's output limit.".to_owned(),
+        C::PromptGuardFailed => format!("{title} took the prompt for one of its own commands."),
+        C::EmptyAnswer => format!("{title} ended well and said nothing."),
+        C::AgentProtocol if seen.end.summary.events() == 0 => {
+            format!("{title} {} and wrote nothing; it was probably interrupted.", seen.exit())
+        }
+        C::AgentProtocol => format!("{title} {} without a readable result.", seen.exit()),
+        _ if seen.result.is_none() => format!("{title} {} without a result.", seen.exit()),
+        _ => format!("{title} reported an error{reasons}."),
+    };
+    let hint = match row.code {
+        C::AgentMissing | C::AgentNotExecutable => profile.install_hint.to_owned(),
+        C::AgentUnsupported => format!("Update {title}; `stderr_tail` names the option."),
+        C::AgentNotLoggedIn if seen.end.key_withheld => format!(
+            "An API key is in the environment but was withheld, because billing is `subscription`; set \
+             PHONE_OPUS_BILLING=api_key to use the key in the environment. Or: {}",
+            profile.login_hint
+        ),
+        C::AgentNotLoggedIn => profile.login_hint.to_owned(),
+        C::UnknownSession if row.name == "another session answered" => {
+            "`response` was given without the history; `session_id` is the session that gave it.".to_owned()
+        }
+        C::UnknownSession => "Leave `session_id` out to start a new session.".to_owned(),
+        C::InvalidSession => "Wait for the other run of this session, or leave `session_id` out.".to_owned(),
+        C::InputTooLarge => "Ask for less at once, or start a new session.".to_owned(),
+        C::TurnLimit => "Resume with this `session_id`, or allow more with `max_turns`.".to_owned(),
+        C::BudgetExhausted => "Resume with this `session_id` and a new `max_budget_usd`.".to_owned(),
+        C::AgentRateLimited => "Wait until `retry_at` if it is given; trying before it fails again.".to_owned(),
+        C::AgentModel => "Leave `model` out to use the default.".to_owned(),
+        C::Refused => "Put the request differently; the same words will be refused again.".to_owned(),
+        C::AnswerTooLong => "Ask for a shorter answer, or for one part at a time.".to_owned(),
+        C::AgentKilled | C::AgentProtocol => "Try again, or resume the session if `resumable` is true.".to_owned(),
+        C::AgentError => OWN_WORDS.to_owned(),
+        _ => String::new(),
+    };
+    let mut fault = Fault::new(row.code, detail);
+    if !hint.is_empty() {
+        fault = fault.hint(hint);
+    }
+    match seen.retry_at() {
+        Some(at) if row.code == C::AgentRateLimited => fault.retry_at(at),
+        _ => fault,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::agents::{OutputParser, StreamJson};
+
+    const PROFILE: Profile =
+        Profile { title: "Claude Code", install_hint: "install", login_hint: "log in", sessions: Sessions::Kept };
+    const SESSION: &str = "0b7a3f1e-5a53-4a4f-8f7b-2f4c9a2f6d10";
+
+    /// An end as the words of the agent tell it.
+    fn end(code: i32, stderr: &str, lines: &[&str]) -> RunEnd {
+        let mut parser = StreamJson::new();
+        let mut events = Vec::new();
+        lines.iter().for_each(|line| parser.line(line.as_bytes(), &mut events));
+        let mut summary = RunSummary::new();
+        events.iter().for_each(|event| summary.fold(event));
+        RunEnd {
+            summary,
+            exit: Some(RunExit { code, signal: None, reaped: 0 }),
+            stderr_tail: stderr.as_bytes().to_vec(),
+            ..RunEnd::default()
+        }
+    }
+
+    fn result(fields: &str) -> String {
+        format!(
+            r#"{{"type":"result","subtype":"success","is_error":true,"result":"API Error","num_turns":1,"session_id":"{SESSION}"{fields}}}"#
+        )
+    }
+
+    /// A result whose fields are all the caller's.
+    fn raw(fields: &str) -> String {
+        format!(r#"{{"type":"result","session_id":"{SESSION}",{fields}}}"#)
+    }
+
+    fn assistant_error(class: &str) -> String {
+        format!(r#"{{"type":"assistant","error":"{class}","message":{{"content":[{{"type":"text","text":"x"}}]}}}}"#)
+    }
+
+    fn code(end: RunEnd) -> Option<FaultCode> {
+        classify(&PROFILE, end).outcome.fault.map(|fault| fault.code)
+    }
+
+    fn row(end: &RunEnd) -> Option<&'static str> {
+        let stderr = stderr_text(&end.stderr_tail);
+        let seen = Seen { end, result: end.summary.result(), stderr: &stderr };
+        ROWS.iter().find(|row| (row.applies)(&seen)).map(|row| row.name)
+    }
+
+    #[test]
+    fn every_row_of_the_table_is_reached_by_what_the_agent_really_does() {
+        use FaultCode as C;
+        let spawn = |failure| RunEnd { spawn_error: Some(failure), ..RunEnd::default() };
+        let signalled = RunEnd { exit: Some(RunExit { code: 137, signal: Some(9), reaped: 0 }), ..RunEnd::default() };
+        let api = |error: &str, fields: &str| end(1, "", &[&assistant_error(error), &result(fields)]);
+        let resumed_elsewhere = RunEnd {
+            resume_requested: Some(AgentSessionId::random()),
+            ..end(0, "", &[&raw(r#""is_error":false,"result":"hello","num_turns":1"#)])
+        };
+        let table: Vec<(&str, C, RunEnd)> = vec![
+            ("program missing", C::AgentMissing, spawn(SpawnFailure::Missing)),
+            ("program not executable", C::AgentNotExecutable, spawn(SpawnFailure::NotExecutable)),
+            ("working directory missing", C::InvalidInput, spawn(SpawnFailure::NoDirectory)),
+            ("command too large", C::Internal, spawn(SpawnFailure::TooLarge)),
+            ("not started otherwise", C::AgentSpawnFailed, spawn(SpawnFailure::Other("too many files".into()))),
+            ("neither started nor refused", C::Internal, RunEnd::default()),
+            ("died by a signal", C::AgentKilled, signalled),
+            ("died by a signal", C::AgentKilled, end(143, "", &[])),
+            ("died by a signal", C::AgentKilled, end(129, "", &[])),
+            ("unknown option", C::AgentUnsupported, end(1, "error: unknown option '--restricted'", &[])),
+            ("unknown option", C::AgentUnsupported, end(1, "error: option '--x' argument 'y' is invalid.", &[])),
+            ("no such conversation", C::UnknownSession, end(1, "No conversation found with session ID: x", &[])),
+            (
+                "no such conversation",
+                C::UnknownSession,
+                end(
+                    1,
+                    "",
+                    &[&raw(
+                        r#""subtype":"error_during_execution","is_error":true,"num_turns":0,"errors":["No conversation found with session ID: x"]"#,
+                    )],
+                ),
+            ),
+            ("bad session id", C::InvalidSession, end(1, "--resume requires a valid session ID or session title", &[])),
+            ("bad session id", C::InvalidSession, end(1, "Error: Session ID x is already in use.", &[])),
+            ("input too large", C::InputTooLarge, end(1, "Error: stdin exceeds 10MB", &[])),
+            ("input too large", C::InputTooLarge, api("invalid_request", r#","terminal_reason":"prompt_too_long""#)),
+            ("input too large", C::InputTooLarge, end(1, "", &[&result(r#","terminal_reason":"blocking_limit""#)])),
+            ("input too large", C::InputTooLarge, api("invalid_request", r#","api_error_status":413"#)),
+            (
+                "turn limit",
+                C::TurnLimit,
+                end(
+                    1,
+                    "",
+                    &[&raw(
+                        r#""subtype":"error_max_turns","is_error":true,"num_turns":4,"stop_reason":"tool_use","errors":["max turns"]"#,
+                    )],
+                ),
+            ),
+            (
+                "budget",
+                C::BudgetExhausted,
+                end(
+                    1,
+                    "",
+                    &[&raw(r#""subtype":"error_max_budget_usd","is_error":true,"terminal_reason":"budget_exhausted""#)],
+                ),
+            ),
+            (
+                "aborted",
+                C::AgentKilled,
+                end(
+                    0,
+                    "",
+                    &[&raw(
+                        r#""subtype":"error_during_execution","is_error":true,"terminal_reason":"aborted_streaming""#,
+                    )],
+                ),
+            ),
+            ("authentication", C::AgentNotLoggedIn, api("authentication_failed", r#","api_error_status":401"#)),
+            ("authentication", C::AgentNotLoggedIn, end(1, "", &[&result(r#","api_error_status":403"#)])),
+            (
+                "authentication",
+                C::AgentNotLoggedIn,
+                end(1, "", &[&raw(r#""is_error":true,"result":"Not logged in · Please run /login""#)]),
+            ),
+            ("authentication", C::AgentNotLoggedIn, end(1, "Not logged in", &[])),
+            ("billing", C::AgentBilling, api("billing_error", r#","api_error_status":400"#)),
+            ("rate limit", C::AgentRateLimited, api("rate_limit", r#","api_error_status":429"#)),
+            ("rate limit", C::AgentRateLimited, end(1, "", &[&assistant_error("rate_limit")])),
+            ("overloaded", C::AgentOverloaded, api("server_error", r#","api_error_status":529"#)),
+            ("overloaded", C::AgentOverloaded, api("x", r#","api_error_type":"overloaded_error""#)),
+            ("upstream", C::AgentUpstream, api("server_error", r#","api_error_status":500"#)),
+            ("upstream", C::AgentUpstream, api("server_error", r#","api_error_status":null"#)),
+            ("model", C::AgentModel, api("model_not_found", r#","api_error_status":404"#)),
+            ("refusal", C::Refused, api("invalid_request", r#","stop_reason":"refusal""#)),
+            ("output limit", C::AnswerTooLong, api("max_output_tokens", "")),
+            ("reported an error", C::AgentError, api("unknown", r#","api_error_status":400"#)),
+            (
+                "reported an error",
+                C::AgentError,
+                end(1, "", &[&raw(r#""subtype":"error_during_execution","is_error":true"#)]),
+            ),
+            (
+                "a local command ran",
+                C::PromptGuardFailed,
+                end(0, "", &[&raw(r#""is_error":false,"result":"","num_turns":0"#)]),
+            ),
+            ("another session answered", C::UnknownSession, resumed_elsewhere),
+            ("empty answer", C::EmptyAnswer, end(0, "", &[&raw(r#""is_error":false,"result":" \n","num_turns":1"#)])),
+            ("exit 0 without a result", C::AgentProtocol, end(0, "", &[])),
+            ("unreadable output", C::AgentProtocol, end(1, "", &["what is this"])),
+            ("failed without a result", C::AgentError, end(1, "something else", &[])),
+        ];
+        for (name, expected, end) in &table {
+            assert_eq!(row(end), Some(*name), "{end:?}");
+            let verdict = classify(&PROFILE, end.clone());
+            let fault = verdict.outcome.fault.expect("a fault");
+            assert_eq!((verdict.state, fault.code), (JobState::Failed, *expected), "{name}");
+            assert!(!fault.detail.is_empty() && fault.detail.ends_with('.'), "{name}: {}", fault.detail);
+        }
+        let untested: Vec<&str> =
+            ROWS.iter().map(|row| row.name).filter(|name| !table.iter().any(|(tested, ..)| tested == name)).collect();
+        assert_eq!(untested, [] as [&str; 0]);
+    }
+
+    #[test]
+    fn an_answer_succeeds_even_with_denials_a_bad_exit_code_or_errors_got_over() {
+        let answer = raw(
+            r#""subtype":"success","is_error":false,"result":"42","num_turns":2,"total_cost_usd":0.5,"modelUsage":{"helper":{"outputTokens":1},"main":{"outputTokens":9}},"permission_denials":[{"tool_name":"Bash"}]"#,
+        );
+        for (exit, stderr, before) in [
+            (0, "", String::new()),
+            (1, "a plan was refused", String::new()),
+            (0, "Not logged in to something else; No conversation found", String::new()),
+            (0, "", assistant_error("rate_limit")),
+        ] {
+            let verdict = classify(&PROFILE, end(exit, stderr, &[&before, &answer]));
+            assert_eq!(verdict.state, JobState::Succeeded, "{verdict:?}");
+            let outcome = verdict.outcome;
+            assert_eq!(outcome.response.as_deref(), Some("42"));
+            assert_eq!(outcome.model.as_deref(), Some("main"));
+            assert_eq!((outcome.cost_usd, outcome.num_turns), (Some(0.5), Some(2)));
+            assert_eq!(outcome.permission_denials.len(), 1);
+            assert_eq!((outcome.session_id.as_deref(), outcome.resumable), (Some(SESSION), Some(true)));
+            assert_eq!(outcome.stderr_tail.is_some(), exit != 0);
+        }
+    }
+
+    #[test]
+    fn an_answer_that_speaks_of_errors_is_an_answer() {
+        let answer = raw(
+            r#""is_error":false,"num_turns":1,"result":"The log says: Not logged in, No conversation found, usage limit reached|1900000000""#,
+        );
+        assert_eq!(code(end(0, "", &[&answer])), None);
+    }
+
+    #[test]
+    fn our_own_stop_names_its_cause_and_keeps_what_was_said() {
+        use FaultCode as C;
+        let lines = [
+            format!(r#"{{"type":"system","subtype":"init","session_id":"{SESSION}","apiKeySource":"none"}}"#),
+            r#"{"type":"assistant","message":{"content":[{"type":"text","text":"so far"}]}}"#.to_owned(),
+        ];
+        let lines = [lines[0].as_str(), lines[1].as_str()];
+        let mismatch = Fault::new(C::BillingMismatch, "x");
+        for (stop, state, code) in [
+            (StopCause::Cancelled(CancelReason::Requested), JobState::Cancelled, C::Cancelled),
+            (StopCause::Cancelled(CancelReason::CallerLost), JobState::Cancelled, C::CallerLost),
+            (StopCause::Cancelled(CancelReason::RunnerStopped), JobState::Cancelled, C::Cancelled),
+            (StopCause::Deadline, JobState::Cancelled, C::DeadlineExceeded),
+            (StopCause::Stalled, JobState::Failed, C::AgentStalled),
+            (StopCause::Faulted(Box::new(mismatch)), JobState::Failed, C::BillingMismatch),
+        ] {
+            for exit in [143, 137, 0, 1] {
+                let verdict =
+                    classify(&PROFILE, RunEnd { stop: Some(stop.clone()), ..end(exit, "Terminated", &lines) });
+                assert_eq!(verdict.state, state, "{stop:?}");
+                assert_eq!(verdict.outcome.fault.as_ref().map(|fault| fault.code), Some(code));
+                assert_eq!(verdict.outcome.response.as_deref(), Some("so far"));
+                assert_eq!(verdict.outcome.session_id.as_deref(), Some(SESSION));
+                assert_eq!(verdict.outcome.billing.as_deref(), Some("none"));
+                assert_eq!(verdict.outcome.stderr_tail.as_deref(), Some("Terminated"));
+                assert_eq!(verdict.outcome.resumable, (code != C::BillingMismatch).then_some(true), "{stop:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_stop_that_came_after_the_whole_answer_does_not_lose_it_unless_nobody_was_to_pay() {
+        let answered = |code, stop| RunEnd {
+            stop: Some(stop),
+            ..end(code, "", &[&raw(r#""is_error":false,"result":"42","num_turns":1"#)])
+        };
+        assert_eq!(classify(&PROFILE, answered(0, StopCause::Deadline)).state, JobState::Succeeded);
+        // A result is the answer only once the process has ended by itself; before, it may not be the last one.
+        let killed = classify(&PROFILE, answered(143, StopCause::Deadline));
+        assert_eq!((killed.state, killed.outcome.response.as_deref()), (JobState::Cancelled, Some("42")));
+        let mismatch = StopCause::Faulted(Box::new(Fault::new(FaultCode::BillingMismatch, "x")));
+        assert_eq!(classify(&PROFILE, answered(0, mismatch)).state, JobState::Failed);
+    }
+
+    #[test]
+    fn a_failed_login_says_when_a_key_was_withheld() {
+        let hint = |key_withheld| {
+            let end = RunEnd { key_withheld, ..end(1, "Not logged in", &[]) };
+            classify(&PROFILE, end).outcome.fault.and_then(|fault| fault.hint).expect("a hint")
+        };
+        assert!(hint(true).contains("PHONE_OPUS_BILLING=api_key"), "{}", hint(true));
+        assert_eq!(hint(false), "log in");
+    }
+
+    #[test]
+    fn an_error_after_some_text_loses_neither() {
+        let said = r#"{"type":"assistant","message":{"content":[{"type":"text","text":"so far"}]}}"#;
+        let outcome = classify(&PROFILE, end(1, "", &[said, &assistant_error("server_error"), &result("")])).outcome;
+        assert_eq!(outcome.response.as_deref(), Some("so far\n\nAPI Error"));
+    }
+
+    #[test]
+    fn a_rate_limit_says_when_it_is_lifted() {
+        let event = r#"{"type":"rate_limit_event","rate_limit_info":{"status":"rejected","resetsAt":1900000000}}"#;
+        let at = |end| classify(&PROFILE, end).outcome.fault.and_then(|fault| fault.retry_at);
+        let expected = Some(UnixMillis(1_900_000_000_000));
+        assert_eq!(at(end(1, "", &[event, &result(r#","api_error_status":429"#)])), expected);
+        let old = raw(r#""is_error":true,"result":"Claude AI usage limit reached|1900000000""#);
+        assert_eq!(at(end(1, "", &[&old])), expected);
+    }
+
+    #[test]
+    fn sessions_are_resumable_when_they_are_known_to_be_kept() {
+        let max_turns = end(1, "", &[&raw(r#""subtype":"error_max_turns","is_error":true"#)]);
+        assert_eq!(classify(&PROFILE, max_turns.clone()).outcome.resumable, Some(true));
+        let offline = Profile { sessions: Sessions::NotKept, ..PROFILE };
+        assert_eq!(classify(&offline, max_turns).outcome.resumable, Some(false));
+        let asked = AgentSessionId::random();
+        let resume = |end| RunEnd { resume_requested: Some(asked), ..end };
+        let unknown = classify(&PROFILE, resume(end(1, "No conversation found with session ID", &[]))).outcome;
+        assert_eq!((unknown.session_id, unknown.resumable), (Some(asked.to_string()), Some(false)));
+        let upstream = classify(&PROFILE, resume(end(1, "", &[&assistant_error("server_error")]))).outcome;
+        assert_eq!((upstream.session_id, upstream.resumable), (Some(asked.to_string()), Some(true)));
+        let not_started = RunEnd { spawn_error: Some(SpawnFailure::Missing), ..RunEnd::default() };
+        assert_eq!(classify(&PROFILE, resume(not_started)).outcome.resumable, None);
+    }
+
+    #[test]
+    fn no_fault_repeats_the_agents_texts() {
+        let canary = "CANARY";
+        for fields in [
+            r#""is_error":true,"subtype":"CANARY text","result":"CANARY","errors":["CANARY"],"terminal_reason":"a CANARY""#,
+            r#""is_error":true,"result":"CANARY","api_error_status":429"#,
+            r#""is_error":false,"num_turns":0,"result":"CANARY""#,
+        ] {
+            let fault = classify(&PROFILE, end(1, canary, &[&raw(fields)])).outcome.fault.expect("a fault");
+            assert!(!fault.to_string().contains(canary), "{fault}");
+        }
+    }
+
+    #[test]
+    fn stderr_is_cut_to_its_end_and_an_answer_to_its_beginning() {
+        let stderr = format!("{}the end", "é".repeat(5_000));
+        let outcome = classify(&PROFILE, end(1, &stderr, &[])).outcome;
+        let tail = outcome.stderr_tail.expect("a tail");
+        assert!(tail.len() <= MAX_STDERR_BYTES && tail.ends_with("the end") && tail.starts_with('é'));
+        let long = raw(&format!(r#""is_error":false,"num_turns":1,"result":"{}""#, "ü".repeat(MAX_RESPONSE_BYTES)));
+        let outcome = classify(&PROFILE, end(0, "", &[&long])).outcome;
+        assert!(outcome.response_cut && outcome.response.is_some_and(|text| text.len() == MAX_RESPONSE_BYTES));
+    }
+
+    #[test]
+    fn a_missing_directory_is_not_taken_for_a_missing_program() {
+        let missing = io::Error::from(io::ErrorKind::NotFound);
+        assert_eq!(SpawnFailure::from_io(&missing, true), SpawnFailure::Missing);
+        assert_eq!(SpawnFailure::from_io(&missing, false), SpawnFailure::NoDirectory);
+        let exec = io::Error::from_raw_os_error(rustix::io::Errno::NOEXEC.raw_os_error());
+        assert_eq!(SpawnFailure::from_io(&exec, true), SpawnFailure::NotExecutable);
+        let big = io::Error::from_raw_os_error(rustix::io::Errno::TOOBIG.raw_os_error());
+        assert_eq!(SpawnFailure::from_io(&big, true), SpawnFailure::TooLarge);
+    }
+}

@@ -1,0 +1,319 @@
+//! The environment an agent gets.
+//!
+//! Owns: the list of names that may pass from the host to an agent, and on what condition. May not know where the
+//! snapshot came from (only the binary captures it) or what an agent does with it.
+//!
+//! Invariants: (1) a name that is not listed does not pass; (2) what can spend money by the token passes only when
+//! that was chosen; (3) values are never shown.
+
+use std::collections::BTreeMap;
+use std::ffi::{OsStr, OsString};
+use std::fmt;
+
+use super::{Credential, RunRequest};
+use crate::jobs::Billing;
+
+/// A snapshot of environment variables, sorted by name.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct Environment(BTreeMap<OsString, OsString>);
+
+impl Environment {
+    /// The environment of this process. For the binary only; the library is given a snapshot.
+    #[must_use]
+    pub fn capture() -> Self {
+        std::env::vars_os().collect()
+    }
+
+    /// The value of a variable; an empty one counts as absent, as it does for the agents.
+    #[must_use]
+    pub fn get(&self, name: &str) -> Option<&OsStr> {
+        self.0.get(OsStr::new(name)).map(OsString::as_os_str).filter(|value| !value.is_empty())
+    }
+
+    /// The same environment with one variable more or changed.
+    #[must_use]
+    pub fn with(mut self, name: impl Into<OsString>, value: impl Into<OsString>) -> Self {
+        self.0.insert(name.into(), value.into());
+        self
+    }
+
+    /// All variables, sorted by name.
+    pub fn iter(&self) -> impl Iterator<Item = (&OsStr, &OsStr)> {
+        self.0.iter().map(|(name, value)| (name.as_os_str(), value.as_os_str()))
+    }
+}
+
+impl<N: Into<OsString>, V: Into<OsString>> FromIterator<(N, V)> for Environment {
+    fn from_iter<I: IntoIterator<Item = (N, V)>>(variables: I) -> Self {
+        Self(variables.into_iter().map(|(name, value)| (name.into(), value.into())).collect())
+    }
+}
+
+/// Names only: values are secrets.
+impl fmt::Debug for Environment {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_set().entries(self.0.keys()).finish()
+    }
+}
+
+/// Marks everything a run starts.
+pub(crate) const RUN_TOKEN: &str = "PHONE_OPUS_RUN_TOKEN";
+/// The chain of nested consults.
+pub(crate) const CHAIN: &str = "PHONE_OPUS_CHAIN";
+/// How deep in the chain whatever reads it is.
+pub(crate) const DEPTH: &str = "PHONE_OPUS_DEPTH";
+
+/// What passes to every agent.
+const ALLOWLIST: &[&str] = &[
+    "HOME",
+    "PATH",
+    "USER",
+    "LOGNAME",
+    "SHELL",
+    "TERM",
+    "LANG",
+    "LANGUAGE",
+    "TZ",
+    "TMPDIR",
+    // Both spellings are in use, and programs differ in which they read.
+    "HTTP_PROXY",
+    "HTTPS_PROXY",
+    "NO_PROXY",
+    "ALL_PROXY",
+    "http_proxy",
+    "https_proxy",
+    "no_proxy",
+    "all_proxy",
+    "SSL_CERT_FILE",
+    "SSL_CERT_DIR",
+    "NIX_SSL_CERT_FILE",
+    "NODE_EXTRA_CA_CERTS",
+];
+
+/// What passes to every agent by the beginning of its name.
+const ALLOWED_PREFIXES: &[&str] = &["LC_", "XDG_"];
+
+/// What passes to Claude Code besides. The OAuth token is the subscription's own login, for machines without a browser.
+const CLAUDE_ALLOWLIST: &[&str] = &["CLAUDE_CONFIG_DIR", "CLAUDE_CODE_OAUTH_TOKEN", "API_TIMEOUT_MS"];
+
+/// Words in an `ANTHROPIC_…` name that make it a way to pay or a place to send the bill to. Headers may hold a key.
+const PAYING_WORDS: &[&str] = &["KEY", "TOKEN", "SECRET", "BEARER", "BASE_URL", "CUSTOM_HEADERS"];
+
+/// Accounts of cloud providers: the switch that makes Claude Code use one, and what it then reads.
+const CLOUDS: &[(&str, &[&str])] = &[
+    (
+        "CLAUDE_CODE_USE_BEDROCK",
+        &[
+            "AWS_REGION",
+            "AWS_DEFAULT_REGION",
+            "AWS_PROFILE",
+            "AWS_ACCESS_KEY_ID",
+            "AWS_SECRET_ACCESS_KEY",
+            "AWS_SESSION_TOKEN",
+            "AWS_BEARER_TOKEN_BEDROCK",
+            "AWS_CONFIG_FILE",
+            "AWS_SHARED_CREDENTIALS_FILE",
+        ],
+    ),
+    ("CLAUDE_CODE_USE_VERTEX", &["CLOUD_ML_REGION", "GOOGLE_APPLICATION_CREDENTIALS", "GOOGLE_CLOUD_PROJECT"]),
+    ("CLAUDE_CODE_USE_FOUNDRY", &[]),
+];
+
+/// On what condition a name passes to Claude Code.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Grant {
+    Always,
+    /// Only when `billing` is `api_key`.
+    ForPay,
+    /// Only when `billing` is `api_key` and this switch is set.
+    ForCloud(&'static str),
+    Never,
+}
+
+fn common(name: &str) -> bool {
+    ALLOWLIST.contains(&name) || ALLOWED_PREFIXES.iter().any(|prefix| name.starts_with(prefix))
+}
+
+fn claude_grant(name: &str) -> Grant {
+    if common(name) || CLAUDE_ALLOWLIST.contains(&name) {
+        return Grant::Always;
+    }
+    if let Some(rest) = name.strip_prefix("ANTHROPIC_") {
+        return if PAYING_WORDS.iter().any(|word| rest.contains(word)) { Grant::ForPay } else { Grant::Always };
+    }
+    for (switch, names) in CLOUDS {
+        if name == *switch {
+            return Grant::ForPay;
+        }
+        if names.contains(&name) {
+            return Grant::ForCloud(switch);
+        }
+    }
+    Grant::Never
+}
+
+/// What passed, and what that means for the bill.
+pub(super) struct Granted {
+    pub(super) env: BTreeMap<OsString, OsString>,
+    pub(super) key_withheld: bool,
+    pub(super) credential: Credential,
+}
+
+impl Granted {
+    /// Sets one of our own variables, over whatever the host had.
+    pub(super) fn set(&mut self, name: &str, value: impl Into<OsString>) {
+        self.env.insert(name.into(), value.into());
+    }
+
+    /// Sets what tells a nested consult where it is.
+    pub(super) fn set_run(&mut self, run: &RunRequest<'_>) {
+        self.set(RUN_TOKEN, run.token.to_string());
+        self.set(CHAIN, run.chain.to_string());
+        self.set(DEPTH, run.depth.saturating_add(1).to_string());
+    }
+}
+
+/// What an agent that needs nothing of its own gets.
+pub(super) fn for_offline(env: &Environment) -> Granted {
+    let env = env
+        .iter()
+        .filter(|(name, _)| name.to_str().is_some_and(common))
+        .map(|(name, value)| (name.to_owned(), value.to_owned()))
+        .collect();
+    Granted { env, key_withheld: false, credential: Credential::Nothing }
+}
+
+/// What Claude Code gets.
+pub(super) fn for_claude(env: &Environment, billing: Billing) -> Granted {
+    let pays = billing == Billing::ApiKey;
+    let mut granted = Granted { env: BTreeMap::new(), key_withheld: false, credential: Credential::Nothing };
+    for (name, value) in env.iter() {
+        let Some(text) = name.to_str() else { continue };
+        let passes = match claude_grant(text) {
+            Grant::Always => true,
+            Grant::ForPay => pays,
+            Grant::ForCloud(switch) => pays && is_on(env, switch),
+            Grant::Never => false,
+        };
+        if passes {
+            granted.env.insert(name.to_owned(), value.to_owned());
+        }
+    }
+    let has_key = env.get("ANTHROPIC_API_KEY").is_some();
+    let has_other = env.get("ANTHROPIC_AUTH_TOKEN").is_some() || CLOUDS.iter().any(|(switch, _)| is_on(env, switch));
+    if pays {
+        // A token or a cloud account wins over the key in the agent, and is not named in its introduction.
+        granted.credential = match (has_other, has_key) {
+            (true, _) => Credential::Unnamed,
+            (false, true) => Credential::Key,
+            (false, false) => Credential::Nothing,
+        };
+    } else {
+        granted.key_withheld = has_key || has_other;
+    }
+    granted
+}
+
+/// Whether a switch of the agent is set, in the agent's own understanding.
+fn is_on(env: &Environment, switch: &str) -> bool {
+    env.get(switch)
+        .and_then(OsStr::to_str)
+        .is_some_and(|value| ["1", "true", "yes", "on"].iter().any(|on| value.eq_ignore_ascii_case(on)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What real hosts put into the environment of their MCP servers.
+    const HOST_MARKERS: &[&str] = &[
+        "CLAUDECODE",
+        "CLAUDE_CODE_ENTRYPOINT",
+        "CLAUDE_CODE_SESSION_ID",
+        "CLAUDE_CODE_CHILD_SESSION",
+        "CLAUDE_CODE_MESSAGING_SOCKET",
+        "CLAUDE_CODE_MESSAGING_TOKEN",
+        "CLAUDE_CODE_LAUNCHED_BY_SESSION_IDS",
+        "CLAUDE_CODE_CHILD_NOTES_DIR",
+        "CLAUDE_PROJECT_DIR",
+        "CLAUDE_CODE_SIMPLE",
+        "CLAUDE_EFFORT",
+        "AI_AGENT",
+    ];
+
+    fn passes(name: &str, billing: Billing) -> bool {
+        let env: Environment = [(name, "value")].into_iter().collect();
+        !for_claude(&env, billing).env.is_empty()
+    }
+
+    #[test]
+    fn the_allowlist_decides_by_name_and_billing() {
+        // name, under subscription, under api_key
+        let table = [
+            ("HOME", true, true),
+            ("PATH", true, true),
+            ("LC_ALL", true, true),
+            ("XDG_RUNTIME_DIR", true, true),
+            ("https_proxy", true, true),
+            ("NODE_EXTRA_CA_CERTS", true, true),
+            ("CLAUDE_CONFIG_DIR", true, true),
+            ("CLAUDE_CODE_OAUTH_TOKEN", true, true),
+            ("ANTHROPIC_MODEL", true, true),
+            ("ANTHROPIC_DEFAULT_OPUS_MODEL", true, true),
+            ("ANTHROPIC_API_KEY", false, true),
+            ("ANTHROPIC_AUTH_TOKEN", false, true),
+            ("ANTHROPIC_BASE_URL", false, true),
+            ("ANTHROPIC_BEDROCK_BASE_URL", false, true),
+            ("ANTHROPIC_CUSTOM_HEADERS", false, true),
+            ("ANTHROPIC_FOUNDRY_API_KEY", false, true),
+            ("CLAUDE_CODE_USE_BEDROCK", false, true),
+            ("AWS_SECRET_ACCESS_KEY", false, false),
+            ("OPENAI_API_KEY", false, false),
+            ("DATABASE_PASSWORD", false, false),
+            ("LD_PRELOAD", false, false),
+            ("NODE_OPTIONS", false, false),
+            ("PHONE_OPUS_FAULTS", false, false),
+            ("PHONE_OPUS_RUN_TOKEN", false, false),
+        ];
+        for (name, subscription, api_key) in table {
+            assert_eq!(passes(name, Billing::Subscription), subscription, "{name} under subscription");
+            assert_eq!(passes(name, Billing::ApiKey), api_key, "{name} under api_key");
+        }
+        for name in HOST_MARKERS {
+            assert!(!passes(name, Billing::Subscription) && !passes(name, Billing::ApiKey), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_cloud_account_passes_only_with_its_switch_and_billing() {
+        let env: Environment =
+            [("CLAUDE_CODE_USE_BEDROCK", "1"), ("AWS_SECRET_ACCESS_KEY", "s"), ("CLOUD_ML_REGION", "r")]
+                .into_iter()
+                .collect();
+        let names = |billing| for_claude(&env, billing).env.into_keys().collect::<Vec<_>>();
+        assert_eq!(names(Billing::ApiKey), ["AWS_SECRET_ACCESS_KEY", "CLAUDE_CODE_USE_BEDROCK"]);
+        assert_eq!(names(Billing::Subscription), [] as [&str; 0]);
+    }
+
+    #[test]
+    fn a_withheld_key_is_known_and_an_empty_one_is_none() {
+        let with = |name: &str, value: &str| [(name, value)].into_iter().collect::<Environment>();
+        let granted = |env: &Environment, billing| {
+            let granted = for_claude(env, billing);
+            (granted.key_withheld, granted.credential)
+        };
+        let key = with("ANTHROPIC_API_KEY", "k");
+        assert_eq!(granted(&key, Billing::Subscription), (true, Credential::Nothing));
+        assert_eq!(granted(&key, Billing::ApiKey), (false, Credential::Key));
+        assert_eq!(granted(&with("ANTHROPIC_API_KEY", ""), Billing::Subscription), (false, Credential::Nothing));
+        assert_eq!(granted(&with("ANTHROPIC_AUTH_TOKEN", "t"), Billing::ApiKey), (false, Credential::Unnamed));
+        assert_eq!(granted(&with("CLAUDE_CODE_USE_VERTEX", "0"), Billing::ApiKey), (false, Credential::Nothing));
+    }
+
+    #[test]
+    fn values_are_not_shown() {
+        let env: Environment = [("ANTHROPIC_API_KEY", "the-secret")].into_iter().collect();
+        let shown = format!("{env:?}");
+        assert!(shown.contains("ANTHROPIC_API_KEY") && !shown.contains("the-secret"), "{shown}");
+    }
+}

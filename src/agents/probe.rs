@@ -1,0 +1,307 @@
+//! Asks an installed Claude Code what it can do.
+//!
+//! Owns: the feature list and its cache, one file per binary under `STATE_DIR/probe`. May not know what the features
+//! are used for.
+//!
+//! Invariants: (1) a probe never fails a run: what cannot be found out is assumed to be the newest known version, whose
+//! `unknown option` says the rest; (2) at most 10 s and 256 KiB; (3) nothing it started is left when it returns or is
+//! dropped; (4) a cached answer counts only for the very file it was got from.
+
+use std::ffi::OsString;
+use std::fs::{self, DirBuilder, OpenOptions};
+use std::io::{self, Write as _};
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process_group};
+use serde::{Deserialize, Serialize};
+use tokio::io::AsyncReadExt as _;
+use tokio::process::Command;
+
+/// Time for one of the two questions. They take 0.3 s; a wrapper that downloads something may take longer than this,
+/// and then the newest version is assumed.
+const DEADLINE: Duration = Duration::from_secs(5);
+/// Bytes of an answer that are read; a real one has 15 KB.
+const MAX_OUTPUT: u64 = 256 << 10;
+/// How long a killed probe may take to be gone. Only a process stuck in the kernel takes longer.
+const REAP_DEADLINE: Duration = Duration::from_secs(1);
+
+/// What an installed Claude Code can do.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Features {
+    /// What `--version` says.
+    pub version: Option<String>,
+    /// `--tools`: the hard limit of the built-in tools.
+    pub tools: bool,
+    /// `--restricted`: file tools are confined to the working directory.
+    pub restricted: bool,
+    /// `--permission-prompts`: whatever would ask is denied.
+    pub permission_prompts: bool,
+    /// `--setting-sources`: no hooks, servers and rules of user and project.
+    pub setting_sources: bool,
+    /// `--strict-mcp-config`: no MCP servers.
+    pub strict_mcp_config: bool,
+    /// `--system-prompt-snapshot`: an appended system prompt counts on resume as well.
+    pub system_prompt_snapshot: bool,
+}
+
+impl Features {
+    /// Everything the newest known version can do.
+    #[must_use]
+    pub fn newest() -> Self {
+        Self {
+            version: None,
+            tools: true,
+            restricted: true,
+            permission_prompts: true,
+            setting_sources: true,
+            strict_mcp_config: true,
+            system_prompt_snapshot: true,
+        }
+    }
+
+    /// What a help text names. `None` when it is not the help text of Claude Code.
+    fn from_help(help: &str, version: Option<String>) -> Option<Self> {
+        let names = |flag: &str| {
+            help.match_indices(flag).any(|(at, _)| {
+                let next = help[at + flag.len()..].chars().next();
+                next.is_none_or(|next| !next.is_ascii_alphanumeric() && next != '-')
+            })
+        };
+        names("--output-format").then(|| Self {
+            version,
+            tools: names("--tools"),
+            restricted: names("--restricted"),
+            permission_prompts: names("--permission-prompts"),
+            setting_sources: names("--setting-sources"),
+            strict_mcp_config: names("--strict-mcp-config"),
+            system_prompt_snapshot: names("--system-prompt-snapshot"),
+        })
+    }
+}
+
+/// The file a binary is, as far as it can be told without reading it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Fingerprint {
+    path: Vec<u8>,
+    size: u64,
+    mtime: i64,
+    mtime_nsec: i64,
+    inode: u64,
+}
+
+impl Fingerprint {
+    fn of(program: &Path) -> io::Result<Self> {
+        let meta = fs::metadata(program)?;
+        Ok(Self {
+            path: program.as_os_str().as_bytes().to_vec(),
+            size: meta.size(),
+            mtime: meta.mtime(),
+            mtime_nsec: meta.mtime_nsec(),
+            inode: meta.ino(),
+        })
+    }
+
+    /// A name for the cache file (FNV-1a of the path). Two paths that collide only cost each other's cache.
+    fn file_name(&self) -> String {
+        let hash = self.path.iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+            (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3)
+        });
+        format!("claude-{hash:016x}.json")
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+struct Cached {
+    fingerprint: Fingerprint,
+    features: Features,
+}
+
+/// What this program can do: from the cache, else from itself, else [`Features::newest`].
+///
+/// # Cancel safety
+///
+/// May be dropped at any time; what it started is killed with its process group.
+pub(super) async fn features(program: &Path, env: &[(OsString, OsString)], state_dir: &Path) -> Features {
+    probe(program, env, state_dir, DEADLINE).await
+}
+
+async fn probe(program: &Path, env: &[(OsString, OsString)], state_dir: &Path, deadline: Duration) -> Features {
+    let Ok(fingerprint) = Fingerprint::of(program) else { return Features::newest() };
+    let directory = state_dir.join("probe");
+    let cache = directory.join(fingerprint.file_name());
+    if let Some(features) = cached(&cache, &fingerprint) {
+        return features;
+    }
+    let version = ask(program, "--version", env, deadline).await.and_then(|text| {
+        let first = text.lines().next()?.trim();
+        (!first.is_empty()).then(|| first.chars().take(80).collect())
+    });
+    let help = ask(program, "--help", env, deadline).await.unwrap_or_default();
+    let Some(features) = Features::from_help(&help, version) else {
+        tracing::debug!("the agent's help could not be read; the newest version is assumed");
+        return Features::newest();
+    };
+    let entry = Cached { fingerprint, features };
+    if let Err(error) = keep(&directory, &cache, &entry) {
+        tracing::debug!(%error, "the probe of the agent could not be cached");
+    }
+    entry.features
+}
+
+fn cached(file: &Path, fingerprint: &Fingerprint) -> Option<Features> {
+    let entry: Cached = serde_json::from_slice(&fs::read(file).ok()?).ok()?;
+    (entry.fingerprint == *fingerprint).then_some(entry.features)
+}
+
+/// Writes beside and renames, so that a reader sees the old file or the new one.
+fn keep(directory: &Path, file: &Path, entry: &Cached) -> io::Result<()> {
+    DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
+    let beside: PathBuf = directory.join(format!("{}.tmp", uuid::Uuid::new_v4()));
+    let written = (|| {
+        let mut new = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&beside)?;
+        new.write_all(&serde_json::to_vec(entry)?)?;
+        fs::rename(&beside, file)
+    })();
+    if written.is_err() {
+        // Nothing can be done about a leftover; the error itself is what is reported.
+        let _ = fs::remove_file(&beside);
+    }
+    written
+}
+
+/// Kills a process group when it is dropped. Must be dropped before the leader is reaped: as long as it is not, the
+/// number of the group cannot belong to anybody else.
+struct GroupKill(Pid);
+
+impl Drop for GroupKill {
+    fn drop(&mut self) {
+        // Nobody left to kill is what we want.
+        let _ = kill_process_group(self.0, Signal::KILL);
+    }
+}
+
+/// One question. The exit code is not looked at: the text tells whether it was answered.
+async fn ask(program: &Path, flag: &str, env: &[(OsString, OsString)], deadline: Duration) -> Option<String> {
+    let mut command = Command::new(program);
+    command
+        .arg(flag)
+        .env_clear()
+        .envs(env.iter().map(|(name, value)| (name, value)))
+        .current_dir("/")
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .process_group(0)
+        .kill_on_drop(true);
+    let mut child = command.spawn().ok()?;
+    let group = child.id().and_then(|id| Pid::from_raw(i32::try_from(id).ok()?)).map(GroupKill);
+    let mut output = Vec::new();
+    let read = match child.stdout.take() {
+        Some(stdout) => tokio::time::timeout(deadline, stdout.take(MAX_OUTPUT).read_to_end(&mut output)).await,
+        None => return None,
+    };
+    drop(group);
+    let _ = tokio::time::timeout(REAP_DEADLINE, child.wait()).await;
+    match read {
+        Ok(Ok(_)) => Some(String::from_utf8_lossy(&output).into_owned()),
+        Ok(Err(_)) | Err(_) => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+    use std::time::Instant;
+
+    use super::*;
+    use crate::agents::tests_support::script;
+    use crate::testkit::scripted_agent::HELP;
+
+    fn path_env() -> Vec<(OsString, OsString)> {
+        vec![("PATH".into(), std::env::var_os("PATH").unwrap_or_else(|| "/usr/bin:/bin".into()))]
+    }
+
+    fn calls(dir: &Path) -> usize {
+        fs::read_to_string(dir.join("calls")).map(|calls| calls.lines().count()).unwrap_or(0)
+    }
+
+    /// A stand-in that counts its calls and answers with this help.
+    fn agent(dir: &Path, help: &str) -> PathBuf {
+        fs::write(dir.join("help"), help).expect("help");
+        let dir = dir.display();
+        let body = format!(
+            "echo call >> '{dir}/calls'\nif [ \"$1\" = --version ]; then echo '9.9 (Claude Code)'; else cat '{dir}/help'; fi"
+        );
+        script(Path::new(&dir.to_string()), "agent", &body)
+    }
+
+    #[tokio::test]
+    async fn a_binary_is_asked_once_and_again_when_it_changes() {
+        let dir = tempfile::tempdir().expect("scratch");
+        let program = agent(dir.path(), HELP);
+        let state = dir.path().join("state");
+        let first = features(&program, &path_env(), &state).await;
+        assert_eq!(first, Features { version: Some("9.9 (Claude Code)".into()), ..Features::newest() });
+        assert_eq!(features(&program, &path_env(), &state).await, first);
+        assert_eq!(calls(dir.path()), 2);
+
+        let changed = agent(dir.path(), "--output-format  --restricted-mode --setting-sources=x");
+        fs::File::open(&changed).and_then(|file| file.set_modified(std::time::UNIX_EPOCH)).expect("older");
+        let old = features(&changed, &path_env(), &state).await;
+        assert!(old.setting_sources && !old.restricted && !old.tools, "{old:?}");
+        assert_eq!(calls(dir.path()), 4);
+
+        let cache: Vec<_> =
+            fs::read_dir(state.join("probe")).expect("cache").map(|entry| entry.expect("entry")).collect();
+        assert_eq!(cache.len(), 1);
+        let mode = |path: &Path| fs::metadata(path).expect("meta").permissions().mode() & 0o777;
+        assert_eq!((mode(&state.join("probe")), mode(&cache[0].path())), (0o700, 0o600));
+
+        fs::write(cache[0].path(), "{ torn").expect("torn");
+        assert_eq!(features(&changed, &path_env(), &state).await, old);
+        assert_eq!(calls(dir.path()), 6);
+    }
+
+    #[tokio::test]
+    async fn a_probe_that_hangs_or_floods_is_ended_with_everything_it_started() {
+        let dir = tempfile::tempdir().expect("scratch");
+        let path = dir.path().display();
+        for (name, body) in [
+            ("hangs", format!("echo $$ >> '{path}/pids'; sleep 600 & echo $! >> '{path}/pids'; wait")),
+            ("floods", format!("echo $$ >> '{path}/pids'; while :; do echo --output-format; done")),
+        ] {
+            let program = script(dir.path(), name, &body);
+            let started = Instant::now();
+            let seen = probe(&program, &path_env(), dir.path(), Duration::from_millis(500)).await;
+            assert!(started.elapsed() < Duration::from_secs(30));
+            if name == "hangs" {
+                assert_eq!(seen, Features::newest());
+                assert!(!dir.path().join("probe").exists(), "an assumption is not cached");
+            }
+            let pids = fs::read_to_string(dir.path().join("pids")).expect("pids");
+            let pids: Vec<Pid> = pids.lines().filter_map(|pid| Pid::from_raw(pid.parse().ok()?)).collect();
+            assert!(!pids.is_empty());
+            crate::agents::tests_support::wait_until_gone(&pids);
+            fs::remove_file(dir.path().join("pids")).expect("again");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_probe_that_cannot_start_assumes_the_newest_version() {
+        let dir = tempfile::tempdir().expect("scratch");
+        assert_eq!(features(Path::new("/nonexistent/claude"), &[], dir.path()).await, Features::newest());
+        let program = script(dir.path(), "other", "echo usage: something else");
+        assert_eq!(features(&program, &path_env(), dir.path()).await, Features::newest());
+    }
+
+    #[test]
+    fn a_flag_is_named_only_as_a_whole() {
+        let features = Features::from_help("--output-format x\n --tools-all, --restricted\n", None).expect("help");
+        assert!(features.restricted && !features.tools);
+        assert_eq!(Features::from_help("bash: no such file", None), None);
+    }
+}

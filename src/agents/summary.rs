@@ -1,0 +1,233 @@
+//! What a run has said so far, folded from its events.
+//!
+//! Owns: which of several reports counts. May not know what an end means.
+//!
+//! Invariants: (1) of results the last one counts; (2) of texts the newest are kept; (3) the size is bounded: one
+//! result, [`MAX_PARTIAL_BYTES`] of text, [`MAX_DENIALS`] denials.
+
+use super::{AgentEvent, AgentResult};
+use crate::ids::UnixMillis;
+use crate::jobs::PermissionDenial;
+
+/// Bytes of text kept for a run that ends without an answer. The newest are kept: they are nearest to the answer.
+const MAX_PARTIAL_BYTES: usize = 256 << 10;
+/// Denials kept; the list shows what was refused, not how often.
+const MAX_DENIALS: usize = 64;
+
+/// What the agent said about itself.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Started {
+    /// Its session.
+    pub session_id: Option<String>,
+    /// The model it will use.
+    pub model: Option<String>,
+    /// Where it says its key comes from.
+    pub key_source: Option<String>,
+    /// Its version.
+    pub version: Option<String>,
+}
+
+/// Everything about a run's output that its end is judged by.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct RunSummary {
+    started: Option<Started>,
+    result: Option<Box<AgentResult>>,
+    error: Option<String>,
+    denials: Vec<PermissionDenial>,
+    retry_at: Option<UnixMillis>,
+    partial: String,
+    partial_cut: bool,
+    events: u64,
+    garbage_bytes: u64,
+}
+
+impl RunSummary {
+    /// A run that has said nothing.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Takes one event into account.
+    pub fn fold(&mut self, event: &AgentEvent) {
+        self.events += 1;
+        match event {
+            AgentEvent::Started { session_id, model, key_source, version } => {
+                let started = self.started.get_or_insert_default();
+                keep_newest(&mut started.session_id, session_id);
+                keep_newest(&mut started.model, model);
+                keep_newest(&mut started.key_source, key_source);
+                keep_newest(&mut started.version, version);
+            }
+            AgentEvent::Text { text } => {
+                // The agent answers again, so the error before is overcome.
+                self.error = None;
+                self.add_text(text);
+            }
+            AgentEvent::ProviderError { class } => self.error = Some(class.clone()),
+            AgentEvent::Denied { denial } => {
+                if self.denials.len() < MAX_DENIALS && !self.denials.contains(denial) {
+                    self.denials.push(denial.clone());
+                }
+            }
+            AgentEvent::Limited { retry_at } => self.retry_at = retry_at.or(self.retry_at),
+            AgentEvent::Result { result } => self.result = Some(result.clone()),
+            AgentEvent::Garbage { bytes } => self.garbage_bytes = self.garbage_bytes.saturating_add(*bytes),
+            AgentEvent::Thinking | AgentEvent::ToolUse { .. } => self.error = None,
+            AgentEvent::ToolResult | AgentEvent::Retrying { .. } | AgentEvent::Other { .. } => {}
+        }
+    }
+
+    /// What the agent said about itself.
+    #[must_use]
+    pub fn started(&self) -> Option<&Started> {
+        self.started.as_ref()
+    }
+
+    /// The last result.
+    #[must_use]
+    pub fn result(&self) -> Option<&AgentResult> {
+        self.result.as_deref()
+    }
+
+    /// The error class the provider's last answer had.
+    #[must_use]
+    pub fn error(&self) -> Option<&str> {
+        self.result().and_then(|result| result.error.as_deref()).or(self.error.as_deref())
+    }
+
+    /// The texts so far, paragraph by paragraph; the newest when they were too many.
+    #[must_use]
+    pub fn partial_text(&self) -> &str {
+        &self.partial
+    }
+
+    /// Whether the beginning of the texts was dropped.
+    #[must_use]
+    pub fn partial_text_cut(&self) -> bool {
+        self.partial_cut
+    }
+
+    /// Refused tool uses, from events and result.
+    #[must_use]
+    pub fn denials(&self) -> &[PermissionDenial] {
+        match self.result() {
+            Some(result) if result.permission_denials.len() >= self.denials.len() => &result.permission_denials,
+            _ => &self.denials,
+        }
+    }
+
+    /// When the provider's limit is lifted, if it said so.
+    #[must_use]
+    pub fn retry_at(&self) -> Option<UnixMillis> {
+        self.retry_at
+    }
+
+    /// How many events there were, garbage included.
+    #[must_use]
+    pub fn events(&self) -> u64 {
+        self.events
+    }
+
+    /// How many bytes of output were not the agent's format.
+    #[must_use]
+    pub fn garbage_bytes(&self) -> u64 {
+        self.garbage_bytes
+    }
+
+    /// The answer's text, moved out.
+    pub(super) fn take_result_text(&mut self) -> Option<String> {
+        self.result.as_mut().and_then(|result| result.text.take())
+    }
+
+    /// The texts so far, moved out.
+    pub(super) fn take_partial_text(&mut self) -> String {
+        std::mem::take(&mut self.partial)
+    }
+
+    fn add_text(&mut self, text: &str) {
+        if text.trim().is_empty() {
+            return;
+        }
+        if !self.partial.is_empty() {
+            self.partial.push_str("\n\n");
+        }
+        self.partial.push_str(text);
+        if self.partial.len() > MAX_PARTIAL_BYTES {
+            let mut from = self.partial.len() - MAX_PARTIAL_BYTES;
+            while !self.partial.is_char_boundary(from) {
+                from += 1;
+            }
+            // A new string, so that one huge text does not keep its capacity.
+            self.partial = self.partial[from..].to_owned();
+            self.partial_cut = true;
+        }
+    }
+}
+
+fn keep_newest(kept: &mut Option<String>, new: &Option<String>) {
+    if new.is_some() {
+        kept.clone_from(new);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn text(text: &str) -> AgentEvent {
+        AgentEvent::Text { text: text.to_owned() }
+    }
+
+    fn result(text: &str) -> AgentEvent {
+        AgentEvent::Result { result: Box::new(AgentResult { text: Some(text.to_owned()), ..AgentResult::default() }) }
+    }
+
+    #[test]
+    fn the_last_result_wins() {
+        let mut summary = RunSummary::new();
+        for event in [result("first"), text("more"), result("second"), text("after")] {
+            summary.fold(&event);
+        }
+        assert_eq!(summary.result().and_then(|result| result.text.as_deref()), Some("second"));
+        assert_eq!(summary.partial_text(), "more\n\nafter");
+    }
+
+    #[test]
+    fn text_is_bounded_and_the_newest_is_kept() {
+        let mut summary = RunSummary::new();
+        for round in 0..100 {
+            summary.fold(&text(&"ü".repeat(10_000)));
+            summary.fold(&text(&format!("round {round}")));
+        }
+        assert!(summary.partial_text().len() <= MAX_PARTIAL_BYTES);
+        assert!(summary.partial_text().ends_with("round 99"));
+        assert!(summary.partial_text_cut());
+    }
+
+    #[test]
+    fn denials_are_bounded_and_not_repeated() {
+        let mut summary = RunSummary::new();
+        for number in 0..1_000 {
+            let target = Some(format!("/{}", number / 2));
+            summary.fold(&AgentEvent::Denied { denial: PermissionDenial { tool: "Read".into(), target } });
+        }
+        assert_eq!(summary.denials().len(), MAX_DENIALS);
+        assert_eq!(summary.denials()[1].target.as_deref(), Some("/1"));
+    }
+
+    #[test]
+    fn an_introduction_that_comes_twice_keeps_what_only_the_first_said() {
+        let mut summary = RunSummary::new();
+        let started = |session: Option<&str>, model: Option<&str>| AgentEvent::Started {
+            session_id: session.map(str::to_owned),
+            model: model.map(str::to_owned),
+            key_source: None,
+            version: None,
+        };
+        summary.fold(&started(Some("s"), Some("m")));
+        summary.fold(&started(None, Some("n")));
+        let seen = summary.started().expect("started");
+        assert_eq!((seen.session_id.as_deref(), seen.model.as_deref()), (Some("s"), Some("n")));
+    }
+}

@@ -1,0 +1,717 @@
+//! A program that plays the part of Claude Code.
+//!
+//! Owns: the script language and its execution. May not know phone-opus: it is on the other side of the pipe.
+//!
+//! The binary becomes it when it is called by the name [`PROGRAM_NAME`] (a link to it). The script rides in the prompt:
+//!
+//! ```text
+//! @@script {"answer":"42","log":"/tmp/x/log","steps":[{"tool_use":"Grep"},{"wait_for_file":"/tmp/x/go"}]} @@
+//! ```
+//!
+//! Without one it answers `scripted answer to: ` and the first 40 characters. Every run introduces itself, takes the
+//! steps in order, gives one result unless a step said otherwise, and exits. With `log`, it appends one JSON line when
+//! it starts and one when it ends by itself.
+//!
+//! Invariants: (1) it does nothing the script does not say; (2) it never outlives [`LIFETIME`], whatever the script
+//! says; (3) options the real program refuses are refused in the same words.
+
+use std::ffi::{OsStr, OsString};
+use std::fs::OpenOptions;
+use std::io::{self, Read, Write};
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, getpgrp, getpid, kill_process, setsid};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
+
+use crate::ids::UnixMillis;
+
+/// The file name the program is called by.
+pub const PROGRAM_NAME: &str = "phone-opus-scripted-agent";
+
+/// How long it lives at most. A test that failed to end it must not leave it behind for good.
+const LIFETIME: Duration = Duration::from_secs(600);
+/// How long it waits for a file. Shorter than [`LIFETIME`], so that a wrong test fails and says why.
+const FILE_DEADLINE: Duration = Duration::from_secs(120);
+/// How often it looks for the file.
+const FILE_POLL: Duration = Duration::from_millis(5);
+/// The first argument of the process that a `fork` step starts.
+const GRANDCHILD: &str = "--scripted-grandchild";
+/// The exit code when the script itself is wrong or waited in vain.
+const SCRIPT_FAILED: i32 = 70;
+
+/// What it answers to `--version`.
+pub const VERSION: &str = "2.1.329 (Claude Code)\n";
+
+/// What it answers to `--help`: the options the probe looks for. `--max-turns` works and is not named, as in the real one.
+pub const HELP: &str = "\
+Usage: claude [options] [command] [prompt]
+
+Options:
+  -p, --print                       Print response and exit
+  --output-format <format>          \"text\", \"json\" or \"stream-json\"
+  --verbose                         Override verbose mode
+  --tools <tools...>                Specify the list of available tools
+  --allowedTools <tools...>         Tools to allow
+  --disallowedTools <tools...>      Tools to deny
+  --restricted                      Confine the file tools
+  --strict-mcp-config               Only use MCP servers from --mcp-config
+  --setting-sources <sources>       Setting sources to load
+  --permission-mode <mode>          Permission mode
+  --permission-prompts <target>     Where permission prompts go
+  --system-prompt-snapshot <mode>   System prompt on resume
+  --append-system-prompt <prompt>   Append to the system prompt
+  --max-budget-usd <amount>         Most to spend
+  --model <model>                   Model
+  --effort <level>                  Effort
+  -r, --resume [sessionId]          Resume a conversation
+  -v, --version                     Output the version number
+";
+
+const FLAGS: &[&str] = &["-p", "--print", "--verbose", "--restricted", "--strict-mcp-config"];
+const OPTIONS: &[&str] = &[
+    "--output-format",
+    "--tools",
+    "--allowedTools",
+    "--disallowedTools",
+    "--setting-sources",
+    "--permission-mode",
+    "--permission-prompts",
+    "--system-prompt-snapshot",
+    "--append-system-prompt",
+    "--max-budget-usd",
+    "--max-turns",
+    "--model",
+    "--effort",
+    "--resume",
+    "-r",
+];
+
+/// What the prompt tells the program to do.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Script {
+    /// The text of the answer.
+    pub answer: Option<String>,
+    /// Its session; by default the one to be resumed, else a new one.
+    pub session_id: Option<String>,
+    /// Where it says its key comes from; by default the key in its environment, else `none`.
+    pub key_source: Option<String>,
+    /// The model it names.
+    pub model: Option<String>,
+    /// A file each run appends its start and its end to.
+    pub log: Option<PathBuf>,
+    /// Whether it starts without introducing itself.
+    pub no_init: bool,
+    /// Fields put over those of the result, `is_error` with exit code 1 among them.
+    pub result: Map<String, Value>,
+    /// Whether it ends without a result.
+    pub no_result: bool,
+    /// Its exit code; by default 1 for a result with `is_error`, else 0.
+    pub exit: Option<i32>,
+    /// What it does between introduction and result.
+    pub steps: Vec<Step>,
+}
+
+/// One thing to do. In JSON: `{"delay_ms": 5}`, or `"hang"`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Step {
+    /// Says something before the answer.
+    Text(String),
+    /// Thinks.
+    Thinking,
+    /// Uses a tool, by name, and gets its result.
+    ToolUse(String),
+    /// Waits.
+    DelayMs(u64),
+    /// Waits until this path exists.
+    WaitForFile(PathBuf),
+    /// Makes this file: a sign for the test that it came so far.
+    Touch(PathBuf),
+    /// Does nothing any more until it is ended.
+    Hang,
+    /// Takes no notice of SIGTERM from here on.
+    IgnoreTerm,
+    /// Writes this many lines that are not JSON.
+    Garbage(u32),
+    /// Writes this line as it is.
+    Raw(String),
+    /// Writes about this many bytes of well-formed events.
+    HugeOutput(u64),
+    /// Writes one line of this many bytes that is not JSON.
+    HugeLine(u64),
+    /// Says a text that holds half of a surrogate pair.
+    LoneSurrogate,
+    /// Writes half of a character, without a line end.
+    HalfUtf8,
+    /// Writes to stderr.
+    Stderr(String),
+    /// Starts a process that stays behind and holds the pipes.
+    Fork(Place),
+    /// The provider refuses until this time, in seconds since 1970.
+    RateLimit(u64),
+    /// Waits before it asks its provider again.
+    ApiRetry {
+        /// Which try comes next.
+        attempt: u64,
+        /// How many there are.
+        max: u64,
+        /// How long it says it waits.
+        delay_ms: u64,
+        /// The provider's status.
+        status: Option<u64>,
+    },
+    /// An assistant event with this error class.
+    ApiError(String),
+    /// A tool use is refused.
+    Denied {
+        /// The tool.
+        tool: String,
+        /// What for.
+        target: String,
+    },
+    /// A result, before the last one or instead of it: these fields over the usual ones.
+    Result(Map<String, Value>),
+    /// Exits at once with this code.
+    Exit(i32),
+    /// Ends itself by this signal.
+    KillSelf(i32),
+}
+
+/// Where a process that stays behind lives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Place {
+    /// In the program's own process group.
+    Group,
+    /// In a session of its own, where a signal to the group does not reach it.
+    Session,
+}
+
+impl Script {
+    /// The script as it is put into a prompt.
+    #[must_use]
+    pub fn in_prompt(&self) -> String {
+        format!("@@script {} @@", serde_json::to_string(self).unwrap_or_default())
+    }
+
+    /// The script in a prompt; `None` when there is none.
+    fn find(prompt: &str) -> Option<Result<Self, serde_json::Error>> {
+        let (_, rest) = prompt.split_once("@@script")?;
+        serde_json::Deserializer::from_str(rest).into_iter().next()
+    }
+}
+
+/// Whether a program called by this name (`argv[0]`) is the scripted agent.
+#[must_use]
+pub fn is_called(argv0: &OsStr) -> bool {
+    Path::new(argv0).file_name() == Some(OsStr::new(PROGRAM_NAME))
+}
+
+/// The whole program: `args` without the program's name. Returns the exit code.
+///
+/// Reads the environment and may end, signal or replace nothing but its own process.
+pub fn main(args: &[OsString], stdin: impl Read, stdout: impl Write, stderr: impl Write) -> i32 {
+    if args.first().is_some_and(|arg| arg == GRANDCHILD) {
+        return grandchild(args.get(1).is_some_and(|place| place == "session"));
+    }
+    let mut program = Program { stdout, stderr, _term: None };
+    program.run(args, stdin).unwrap_or_else(|end| match end {
+        End::Exit(code) => code,
+        // The reader is gone; the real program is ended by that as well.
+        End::Io(_) => 1,
+    })
+}
+
+/// Stays until it is ended.
+fn grandchild(own_session: bool) -> i32 {
+    // Fails only for the leader of a group, and a forked process leads none.
+    if own_session && setsid().is_err() {
+        return SCRIPT_FAILED;
+    }
+    std::thread::sleep(LIFETIME);
+    0
+}
+
+/// Why a run ends before its script does.
+enum End {
+    Exit(i32),
+    Io(io::Error),
+}
+
+impl From<io::Error> for End {
+    fn from(error: io::Error) -> Self {
+        Self::Io(error)
+    }
+}
+
+/// A SIGTERM handler and the runtime that must live as long as it.
+struct IgnoredTerm {
+    _signal: tokio::signal::unix::Signal,
+    _runtime: tokio::runtime::Runtime,
+}
+
+struct Program<O, E> {
+    stdout: O,
+    stderr: E,
+    _term: Option<IgnoredTerm>,
+}
+
+/// What one run knows of itself.
+struct Run {
+    script: Script,
+    session_id: String,
+    prompt_head: String,
+}
+
+impl<O: Write, E: Write> Program<O, E> {
+    fn run(&mut self, args: &[OsString], mut stdin: impl Read) -> Result<i32, End> {
+        let args_text: Vec<String> = args.iter().map(|arg| arg.to_string_lossy().into_owned()).collect();
+        if args_text.iter().any(|arg| arg == "--version" || arg == "-v") {
+            self.stdout.write_all(VERSION.as_bytes())?;
+            return Ok(0);
+        }
+        if args_text.iter().any(|arg| arg == "--help" || arg == "-h") {
+            self.stdout.write_all(HELP.as_bytes())?;
+            return Ok(0);
+        }
+        let resume = self.check_arguments(&args_text)?;
+        let mut bytes = Vec::new();
+        stdin.read_to_end(&mut bytes)?;
+        let prompt = String::from_utf8_lossy(&bytes).into_owned();
+        if prompt.trim().is_empty() {
+            return self.refuse("Error: Input must be provided either through stdin or as a prompt argument");
+        }
+        let script = match Script::find(&prompt) {
+            None => Script::default(),
+            Some(Ok(script)) => script,
+            Some(Err(error)) => {
+                writeln!(self.stderr, "the script is wrong: {error}")?;
+                return Ok(SCRIPT_FAILED);
+            }
+        };
+        let session_id =
+            script.session_id.clone().or(resume).unwrap_or_else(|| uuid::Uuid::new_v4().hyphenated().to_string());
+        let log = script.log.clone();
+        let note = |event: &str| note(log.as_deref(), event, args, &prompt);
+        note("start")?;
+        let body = prompt.strip_prefix(crate::agents::PROMPT_PREFIX).unwrap_or(&prompt);
+        let run = Run { script, session_id, prompt_head: body.chars().take(40).collect() };
+        let code = match self.play(&run) {
+            Ok(code) | Err(End::Exit(code)) => code,
+            Err(End::Io(error)) => return Err(End::Io(error)),
+        };
+        self.stdout.flush()?;
+        note("end")?;
+        Ok(code)
+    }
+
+    /// Refuses what the real program refuses, and returns the session to resume.
+    fn check_arguments(&mut self, args: &[String]) -> Result<Option<String>, End> {
+        let mut resume = None;
+        let mut format = "text";
+        let mut verbose = false;
+        let mut rest = args.iter();
+        while let Some(arg) = rest.next() {
+            if FLAGS.contains(&arg.as_str()) {
+                verbose |= arg == "--verbose";
+            } else if OPTIONS.contains(&arg.as_str()) {
+                let Some(value) = rest.next() else {
+                    return self.refuse(&format!("error: option '{arg}' argument missing")).map(|_: i32| None);
+                };
+                match arg.as_str() {
+                    "--resume" | "-r" => resume = Some(value.clone()),
+                    "--output-format" => format = value,
+                    _ => {}
+                }
+            } else {
+                return self.refuse(&format!("error: unknown option '{arg}'")).map(|_: i32| None);
+            }
+        }
+        if format == "stream-json" && !verbose {
+            let text = "Error: When using --print, --output-format=stream-json requires --verbose";
+            return self.refuse(text).map(|_: i32| None);
+        }
+        Ok(resume)
+    }
+
+    /// The way the real program refuses: one line on stderr and code 1.
+    fn refuse<T>(&mut self, line: &str) -> Result<T, End> {
+        writeln!(self.stderr, "{line}")?;
+        Err(End::Exit(1))
+    }
+
+    fn play(&mut self, run: &Run) -> Result<i32, End> {
+        let script = &run.script;
+        if !script.no_init {
+            self.event(&init(run))?;
+        }
+        for step in &script.steps {
+            self.step(run, step)?;
+        }
+        let mut failed = false;
+        if !script.no_result {
+            let result = result(run, &script.result);
+            failed = result.get("is_error").and_then(Value::as_bool).unwrap_or(false);
+            if !failed && let Some(text) = result.get("result").and_then(Value::as_str) {
+                self.event(&assistant(run, &json!({"type": "text", "text": text})))?;
+            }
+            self.event(&result)?;
+        }
+        Ok(script.exit.unwrap_or(i32::from(failed)))
+    }
+
+    fn step(&mut self, run: &Run, step: &Step) -> Result<(), End> {
+        match step {
+            Step::Text(text) => self.event(&assistant(run, &json!({"type": "text", "text": text}))),
+            Step::Thinking => self.event(&assistant(run, &json!({"type": "thinking", "thinking": "…"}))),
+            Step::ToolUse(tool) => {
+                self.event(&assistant(run, &json!({"type": "tool_use", "name": tool, "id": "t", "input": {}})))?;
+                self.event(&json!({"type": "user", "message": {"content": [{"type": "tool_result"}]}}))
+            }
+            Step::DelayMs(ms) => {
+                std::thread::sleep(Duration::from_millis(*ms).min(LIFETIME));
+                Ok(())
+            }
+            Step::WaitForFile(path) => self.wait_for(path),
+            Step::Touch(path) => Ok(OpenOptions::new().create(true).append(true).open(path).map(|_| ())?),
+            Step::Hang => {
+                self.stdout.flush()?;
+                std::thread::sleep(LIFETIME);
+                Err(End::Exit(SCRIPT_FAILED))
+            }
+            Step::IgnoreTerm => self.ignore_term(),
+            Step::Garbage(lines) => {
+                for line in 0..*lines {
+                    writeln!(self.stdout, "garbage line {line}: {{not json")?;
+                }
+                Ok(self.stdout.flush()?)
+            }
+            Step::Raw(line) => self.line(line.as_bytes()),
+            Step::HugeOutput(bytes) => {
+                let event = assistant(run, &json!({"type": "text", "text": "x".repeat(1_000)})).to_string();
+                let lines = bytes.div_ceil(event.len() as u64 + 1);
+                (0..lines).try_for_each(|_| writeln!(self.stdout, "{event}"))?;
+                Ok(self.stdout.flush()?)
+            }
+            Step::HugeLine(bytes) => {
+                io::copy(&mut io::repeat(b'x').take(*bytes), &mut self.stdout)?;
+                self.line(b"")
+            }
+            Step::LoneSurrogate => self.line(
+                br#"{"type":"assistant","message":{"content":[{"type":"text","text":"half of a pair: \ud83d"}]}}"#,
+            ),
+            Step::HalfUtf8 => {
+                self.stdout.write_all(b"half a character: \xe2\x82")?;
+                Ok(self.stdout.flush()?)
+            }
+            Step::Stderr(text) => Ok(self.stderr.write_all(text.as_bytes())?),
+            Step::Fork(place) => fork(*place),
+            Step::RateLimit(at) => self.event(&json!({
+                "type": "rate_limit_event",
+                "rate_limit_info": {"status": "rejected", "resetsAt": at, "rateLimitType": "five_hour"},
+            })),
+            Step::ApiRetry { attempt, max, delay_ms, status } => self.event(&json!({
+                "type": "system", "subtype": "api_retry", "attempt": attempt, "max_retries": max,
+                "retry_delay_ms": delay_ms, "error_status": status, "error": "server_error",
+            })),
+            Step::ApiError(class) => {
+                let mut event = assistant(run, &json!({"type": "text", "text": "API Error"}));
+                event["error"] = json!(class);
+                self.event(&event)
+            }
+            Step::Denied { tool, target } => self.event(&json!({
+                "type": "system", "subtype": "permission_denied", "tool_name": tool,
+                "tool_input": {"file_path": target}, "message": "denied by the script",
+            })),
+            Step::Result(fields) => self.event(&result(run, fields)),
+            Step::Exit(code) => Err(End::Exit(*code)),
+            Step::KillSelf(signal) => {
+                self.stdout.flush()?;
+                let signal = Signal::from_named_raw(*signal).ok_or(End::Exit(SCRIPT_FAILED))?;
+                kill_process(getpid(), signal).map_err(io::Error::from)?;
+                // A signal to oneself may be delivered a moment later.
+                std::thread::sleep(LIFETIME);
+                Err(End::Exit(SCRIPT_FAILED))
+            }
+        }
+    }
+
+    fn wait_for(&mut self, path: &Path) -> Result<(), End> {
+        self.stdout.flush()?;
+        let deadline = Instant::now() + FILE_DEADLINE;
+        while !path.exists() {
+            if Instant::now() > deadline {
+                writeln!(self.stderr, "waited in vain for a file")?;
+                return Err(End::Exit(SCRIPT_FAILED));
+            }
+            std::thread::sleep(FILE_POLL);
+        }
+        Ok(())
+    }
+
+    /// A registered handler replaces the default action for good; nobody needs to listen to it.
+    fn ignore_term(&mut self) -> Result<(), End> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let signal = {
+            let _entered = runtime.enter();
+            tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?
+        };
+        self._term = Some(IgnoredTerm { _signal: signal, _runtime: runtime });
+        Ok(())
+    }
+
+    fn event(&mut self, event: &Value) -> Result<(), End> {
+        self.line(event.to_string().as_bytes())
+    }
+
+    fn line(&mut self, line: &[u8]) -> Result<(), End> {
+        self.stdout.write_all(line)?;
+        self.stdout.write_all(b"\n")?;
+        Ok(self.stdout.flush()?)
+    }
+}
+
+/// Starts a process that inherits the pipes and is not waited for.
+fn fork(place: Place) -> Result<(), End> {
+    let place = match place {
+        Place::Group => "group",
+        Place::Session => "session",
+    };
+    Command::new(std::env::current_exe()?).arg0(PROGRAM_NAME).args([GRANDCHILD, place]).stdin(Stdio::null()).spawn()?;
+    Ok(())
+}
+
+fn init(run: &Run) -> Value {
+    let key_source = run.script.key_source.clone().unwrap_or_else(|| {
+        let has_key = std::env::var_os("ANTHROPIC_API_KEY").is_some_and(|key| !key.is_empty());
+        if has_key { "ANTHROPIC_API_KEY" } else { "none" }.to_owned()
+    });
+    json!({
+        "type": "system", "subtype": "init", "session_id": run.session_id, "model": model(run),
+        "tools": ["Read", "Grep", "Glob"], "mcp_servers": [], "permissionMode": "dontAsk",
+        "claude_code_version": "2.1.329", "apiKeySource": key_source,
+    })
+}
+
+fn model(run: &Run) -> &str {
+    run.script.model.as_deref().unwrap_or("scripted-model")
+}
+
+fn assistant(run: &Run, block: &Value) -> Value {
+    json!({"type": "assistant", "session_id": run.session_id, "message": {"role": "assistant", "content": [block]}})
+}
+
+/// A result with the usual fields and these over them; a field set to null is left out.
+fn result(run: &Run, fields: &Map<String, Value>) -> Value {
+    let answer = run.script.answer.clone().unwrap_or_else(|| format!("scripted answer to: {}", run.prompt_head));
+    let mut result = json!({
+        "is_error": false, "type": "result", "subtype": "success", "result": answer,
+        "session_id": run.session_id, "num_turns": 1, "duration_ms": 1, "stop_reason": "end_turn",
+        "terminal_reason": "completed", "total_cost_usd": 0.001,
+        "usage": {"input_tokens": 3, "output_tokens": 5},
+        "modelUsage": {model(run): {"inputTokens": 3, "outputTokens": 5}},
+        "permission_denials": [],
+    });
+    if let Some(object) = result.as_object_mut() {
+        object.extend(fields.clone());
+        object.retain(|_, value| !value.is_null());
+    }
+    result
+}
+
+/// Appends one line to the log: written at once, so that lines of several runs do not mix.
+fn note(log: Option<&Path>, event: &str, args: &[OsString], prompt: &str) -> io::Result<()> {
+    let Some(log) = log else { return Ok(()) };
+    let argv: Vec<_> = args.iter().map(|arg| arg.to_string_lossy()).collect();
+    let env: Map<String, Value> = std::env::vars_os()
+        .map(|(name, value)| (String::from_utf8_lossy(name.as_bytes()).into_owned(), json!(value.to_string_lossy())))
+        .collect();
+    let cwd = std::env::current_dir().unwrap_or_default();
+    let mut line = json!({
+        "event": event, "pid": Pid::as_raw(Some(getpid())), "pgid": Pid::as_raw(Some(getpgrp())), "argv": argv,
+        "env": env, "cwd": cwd.to_string_lossy(), "prompt_bytes": prompt.len(),
+        "prompt_head": prompt.chars().take(200).collect::<String>(), "ts_ms": UnixMillis::now(),
+    })
+    .to_string();
+    line.push('\n');
+    OpenOptions::new().create(true).append(true).open(log)?.write_all(line.as_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::agents::{Agent, AgentEvent, ClaudeCode, OutputReader, PROMPT_PREFIX, RunEnd, RunSummary, Verdict};
+    use crate::fault::FaultCode;
+    use crate::jobs::{JobState, RunExit};
+
+    const ARGS: &[&str] = &["-p", "--output-format", "stream-json", "--verbose"];
+
+    struct Played {
+        code: i32,
+        stdout: Vec<u8>,
+        stderr: String,
+    }
+
+    fn play(args: &[&str], prompt: &str) -> Played {
+        let args: Vec<OsString> = args.iter().map(OsString::from).collect();
+        let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
+        let code = main(&args, prompt.as_bytes(), &mut stdout, &mut stderr);
+        Played { code, stdout, stderr: String::from_utf8(stderr).expect("text") }
+    }
+
+    /// Through parser and classifier, fed in portions that split lines and characters.
+    fn verdict(script: &str) -> (Vec<AgentEvent>, Verdict) {
+        let played = play(ARGS, &format!("{PROMPT_PREFIX}@@script {script} @@"));
+        let mut reader = OutputReader::new(ClaudeCode::default().parser());
+        let mut events = Vec::new();
+        played.stdout.chunks(7).for_each(|chunk| reader.push(chunk, &mut events));
+        reader.finish(&mut events);
+        let mut summary = RunSummary::new();
+        events.iter().for_each(|event| summary.fold(event));
+        let end = RunEnd {
+            summary,
+            exit: Some(RunExit { code: played.code, signal: None, reaped: 0 }),
+            stderr_tail: played.stderr.into_bytes(),
+            ..RunEnd::default()
+        };
+        (events, ClaudeCode::default().classify(end))
+    }
+
+    #[test]
+    fn without_a_script_it_answers_with_the_head_of_the_prompt() {
+        let played = play(ARGS, &format!("{PROMPT_PREFIX}why is the sky blue, and what would change if it were not?"));
+        assert_eq!(played.code, 0);
+        let text = String::from_utf8(played.stdout).expect("text");
+        assert!(text.contains("scripted answer to: why is the sky blue, and what would chan\""), "{text}");
+    }
+
+    #[test]
+    fn it_answers_a_probe_and_refuses_options_as_the_real_one() {
+        assert_eq!(play(&["--version"], "").stdout, VERSION.as_bytes());
+        assert_eq!(play(&["--help"], "").stdout, HELP.as_bytes());
+        let unknown = play(&["-p", "--cwd", "/"], "x");
+        assert_eq!((unknown.code, unknown.stderr.as_str()), (1, "error: unknown option '--cwd'\n"));
+        assert!(play(&["-p", "--output-format", "stream-json"], "x").stderr.contains("requires --verbose"));
+        assert_eq!(play(ARGS, "  ").code, 1);
+        assert_eq!(play(ARGS, "@@script {\"no_such\":1} @@").code, SCRIPT_FAILED);
+    }
+
+    #[test]
+    fn scripts_reach_the_verdict_they_are_meant_for() {
+        use FaultCode as C;
+        for (script, state, code, response) in [
+            (r#"{"answer":"42"}"#, JobState::Succeeded, None, Some("42")),
+            (
+                r#"{"answer":"42","steps":["thinking",{"tool_use":"Grep"},{"garbage":3},{"huge_line":100000}]}"#,
+                JobState::Succeeded,
+                None,
+                Some("42"),
+            ),
+            (
+                r#"{"steps":[{"result":{"result":"first"}},{"text":"more"}],"answer":"last"}"#,
+                JobState::Succeeded,
+                None,
+                Some("last"),
+            ),
+            (
+                r#"{"steps":["lone_surrogate",{"exit":0}]}"#,
+                JobState::Failed,
+                Some(C::AgentProtocol),
+                Some("half of a pair: \u{fffd}"),
+            ),
+            (r#"{"steps":["half_utf8"],"no_result":true}"#, JobState::Failed, Some(C::AgentProtocol), None),
+            (r#"{"no_init":true,"no_result":true}"#, JobState::Failed, Some(C::AgentProtocol), None),
+            (r#"{"answer":" "}"#, JobState::Failed, Some(C::EmptyAnswer), None),
+            (
+                r#"{"result":{"num_turns":0}}"#,
+                JobState::Failed,
+                Some(C::PromptGuardFailed),
+                Some("scripted answer to: @@script {\"result\":{\"num_turns\":0}} @@"),
+            ),
+            (
+                r#"{"steps":[{"api_error":"rate_limit"},{"rate_limit":1900000000}],"result":{"is_error":true,"result":"API Error: 429"}}"#,
+                JobState::Failed,
+                Some(C::AgentRateLimited),
+                Some("API Error: 429"),
+            ),
+            (
+                r#"{"result":{"is_error":true,"subtype":"error_max_turns","result":null},"steps":[{"text":"so far"}]}"#,
+                JobState::Failed,
+                Some(C::TurnLimit),
+                Some("so far"),
+            ),
+            (
+                r#"{"steps":[{"stderr":"error: unknown option '--restricted'"}],"no_init":true,"no_result":true,"exit":1}"#,
+                JobState::Failed,
+                Some(C::AgentUnsupported),
+                None,
+            ),
+            (
+                r#"{"steps":[{"stderr":"No conversation found with session ID: x"}],"no_result":true,"exit":1}"#,
+                JobState::Failed,
+                Some(C::UnknownSession),
+                None,
+            ),
+            (r#"{"answer":"42","exit":1}"#, JobState::Succeeded, None, Some("42")),
+        ] {
+            let (_, verdict) = verdict(script);
+            let outcome = &verdict.outcome;
+            assert_eq!(verdict.state, state, "{script}: {outcome:?}");
+            assert_eq!(outcome.fault.as_ref().map(|fault| fault.code), code, "{script}");
+            assert_eq!(outcome.response.as_deref(), response, "{script}");
+        }
+    }
+
+    #[test]
+    fn every_step_is_seen_as_its_event() {
+        let (events, verdict) = verdict(
+            r#"{"session_id":"s","model":"m","key_source":"k","steps":["thinking",{"tool_use":"Grep"},
+                {"api_retry":{"attempt":1,"max":2,"delay_ms":10,"status":529}},
+                {"denied":{"tool":"Write","target":"/x"}},{"huge_output":20000}]}"#,
+        );
+        let started = AgentEvent::Started {
+            session_id: Some("s".into()),
+            model: Some("m".into()),
+            key_source: Some("k".into()),
+            version: Some("2.1.329".into()),
+        };
+        assert_eq!(events[0], started);
+        assert_eq!(
+            events[1..4],
+            [AgentEvent::Thinking, AgentEvent::ToolUse { tool: "Grep".into() }, AgentEvent::ToolResult]
+        );
+        assert_eq!(events[4], AgentEvent::Retrying { attempt: 1, max: 2, delay_ms: 10, status: Some(529) });
+        assert!(matches!(&events[5], AgentEvent::Denied { denial } if denial.target.as_deref() == Some("/x")));
+        assert!(events.len() > 20);
+        assert_eq!(verdict.outcome.session_id.as_deref(), Some("s"));
+        assert_eq!(verdict.outcome.permission_denials.len(), 1);
+        assert_eq!(verdict.outcome.cost_usd, Some(0.001));
+    }
+
+    #[test]
+    fn a_resumed_session_is_named_again() {
+        let id = uuid::Uuid::new_v4().to_string();
+        let args: Vec<&str> = ARGS.iter().copied().chain(["--resume", &id]).collect();
+        let text = String::from_utf8(play(&args, "x").stdout).expect("text");
+        assert!(text.lines().last().expect("a result").contains(&id));
+    }
+
+    #[test]
+    fn a_run_logs_its_start_and_its_end() {
+        let dir = tempfile::tempdir().expect("scratch");
+        let log = dir.path().join("log");
+        let script = Script { log: Some(log.clone()), ..Script::default() };
+        assert_eq!(play(ARGS, &script.in_prompt()).code, 0);
+        let lines = std::fs::read_to_string(log).expect("a log");
+        let lines: Vec<Value> = lines.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+        assert_eq!(lines.iter().map(|line| line["event"].as_str()).collect::<Vec<_>>(), [Some("start"), Some("end")]);
+        assert_eq!(lines[0]["argv"], json!(ARGS));
+        assert_eq!(lines[0]["pid"], json!(std::process::id()));
+    }
+}
