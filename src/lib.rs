@@ -6,12 +6,17 @@ compile_error!("phone-opus survives panics of its actors and must be built with 
 #[cfg(not(unix))]
 compile_error!("phone-opus runs on Linux and macOS; Windows is not supported");
 
+pub mod actors;
 pub mod agents;
+pub mod config;
 pub mod exec;
 pub mod fault;
 pub mod ids;
 pub mod jobs;
 pub mod protocol;
+pub mod runner;
 pub mod state_dir;
 pub mod store;
+pub mod telemetry;
 pub mod testkit;
+pub mod tools;

@@ -57,11 +57,11 @@ impl fmt::Debug for Environment {
 }
 
 /// Marks everything a run starts.
-pub(crate) const RUN_TOKEN: &str = "PHONE_OPUS_RUN_TOKEN";
+pub const RUN_TOKEN: &str = "PHONE_OPUS_RUN_TOKEN";
 /// The chain of nested consults.
-pub(crate) const CHAIN: &str = "PHONE_OPUS_CHAIN";
+pub const CHAIN: &str = "PHONE_OPUS_CHAIN";
 /// How deep in the chain whatever reads it is.
-pub(crate) const DEPTH: &str = "PHONE_OPUS_DEPTH";
+pub const DEPTH: &str = "PHONE_OPUS_DEPTH";
 
 /// What passes to every agent.
 const ALLOWLIST: &[&str] = &[

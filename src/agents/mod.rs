@@ -37,7 +37,7 @@ mod summary;
 
 pub use classify::{RunEnd, SpawnFailure, StopCause, Verdict};
 pub use claude::{ClaudeCode, PROMPT_PREFIX};
-pub use environment::Environment;
+pub use environment::{CHAIN as CHAIN_VARIABLE, DEPTH as DEPTH_VARIABLE, Environment, RUN_TOKEN as RUN_TOKEN_VARIABLE};
 pub use lines::{Line, LineSplitter, MAX_LINE_BYTES};
 pub use offline::Offline;
 pub use probe::Features;

@@ -1,0 +1,538 @@
+//! The runner: the small process that owns one job's agent.
+//!
+//! Owns: the job's lock, the agent's process group and pipes, the journal, the one terminal outcome. May not know: MCP,
+//! sessions, other jobs (but for whose turn it is). It needs nobody: its host hears of it at once over the pipes, every
+//! other process reads the store.
+//!
+//! Invariants: (1) nothing is done without the job's lock, so two runners never own one job; (2) L6: the job is
+//! `running` in the store before the agent is started; (3) L7: it becomes terminal when the agent's group is empty;
+//! (4) L4: `closed` is published after the terminal state is durable.
+
+mod core;
+mod journal;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::{mpsc, oneshot};
+
+pub use self::core::{Clocks, RunnerCore};
+use self::journal::Journal;
+use crate::agents::{
+    Agent, AgentCommand, AgentEvent, AgentRegistry, Environment, OutputReader, RunEnd, RunRequest, RunSummary,
+    SpawnFailure, StopCause, Verdict,
+};
+use crate::config::Config;
+use crate::exec::local::{Adopt, CloseBy, LocalExec, ProcessEnd, SpawnError, SpawnSpec, Stdin, become_subreaper};
+use crate::exec::server::{self, ProcessTable};
+use crate::exec::{OutputStream, Session};
+use crate::fault::{Fault, FaultCode};
+use crate::ids::{JobId, RunToken, UnixMillis};
+use crate::jobs::admission::{Contender, Position, plan};
+use crate::jobs::lock::{JobLock, SlotLock};
+use crate::jobs::{JobRecord, JobState, JournalEvent, RunExit, RunProcess};
+use crate::state_dir::StateDir;
+use crate::store::{Start, StoreError, StoreHandle};
+
+/// How often the store is looked at: for a cancel by another process, and for the job's turn.
+const LOOK_EVERY: Duration = Duration::from_millis(250);
+
+/// The end of the agent's standard error that is kept.
+const STDERR_KEPT: usize = 4 * 1024;
+
+/// How long the last notifications may take to be read by the host.
+const FLUSH: Duration = Duration::from_secs(1);
+
+/// How a host starts runners.
+#[derive(Debug, Clone)]
+pub struct RunnerCommand {
+    program: PathBuf,
+    dir: StateDir,
+    config: Config,
+    agents: AgentRegistry,
+    environment: Option<Environment>,
+}
+
+impl RunnerCommand {
+    /// Runners are `program mcp background-consult`; they inherit the host's environment unless one is given.
+    #[must_use]
+    pub fn new(
+        program: PathBuf,
+        dir: StateDir,
+        config: Config,
+        agents: AgentRegistry,
+        environment: Option<Environment>,
+    ) -> Self {
+        Self { program, dir, config, agents, environment }
+    }
+
+    /// The agents whose output a host can read.
+    #[must_use]
+    pub fn agents(&self) -> &AgentRegistry {
+        &self.agents
+    }
+
+    /// The command for one job's runner; the caller adds the pipes.
+    #[must_use]
+    pub fn command(&self, job: JobId) -> tokio::process::Command {
+        let mut command = tokio::process::Command::new(&self.program);
+        command
+            .args(["mcp", "background-consult", "--job"])
+            .arg(job.to_string())
+            .arg("--state-dir")
+            .arg(self.dir.root())
+            .args(["--max-running", &self.config.max_running.to_string()])
+            .args(["--stall-s", &self.config.stall.as_secs().to_string()])
+            // The runner outlives its host when its job is a background job.
+            .kill_on_drop(false);
+        if let Some(path) = &self.config.claude_bin {
+            command.arg("--claude-bin").arg(path);
+        }
+        if let Some(environment) = &self.environment {
+            command.env_clear();
+            command.envs(environment.iter());
+        }
+        command
+    }
+}
+
+/// What a runner is started with.
+#[derive(Debug)]
+pub struct RunnerOptions {
+    /// Its job.
+    pub job: JobId,
+    /// Where the store and the locks lie.
+    pub dir: StateDir,
+    /// Agent runs at once in this state directory.
+    pub max_running: usize,
+    /// Silence after which the agent is taken for stuck.
+    pub stall: Duration,
+    /// The agents there are.
+    pub agents: AgentRegistry,
+    /// The environment an agent's own is made from.
+    pub environment: Environment,
+}
+
+/// How a runner ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RunnerEnd {
+    /// Its job is terminal.
+    Done(JobState),
+    /// The job was not its to run: another runner has it, or it is over.
+    NotOurs,
+}
+
+/// Why a runner could not do its work. The job is left for the sweep.
+#[derive(Debug, thiserror::Error)]
+pub enum RunnerError {
+    /// The job's or a slot's lock failed.
+    #[error("take the job's lock")]
+    Lock(#[from] crate::jobs::lock::LockError),
+    /// The store failed.
+    #[error("use the job store")]
+    Store(#[from] StoreError),
+    /// A signal handler could not be installed.
+    #[error("listen for signals")]
+    Signal(#[source] std::io::Error),
+}
+
+/// What wakes the runner besides its agent and its clock.
+enum Wake {
+    /// The host asked for the end.
+    Terminate,
+    /// The host's end of the pipe is closed.
+    HostGone,
+}
+
+/// Runs one job to its terminal state. For the main function of a process that does nothing else, on its main thread
+/// under a current-thread runtime: the agent gets its death signal when this thread ends.
+///
+/// # Errors
+///
+/// The job could not be taken or settled; whatever was started has been ended.
+///
+/// # Cancel safety
+///
+/// Not safe: dropping the future kills the agent's group and leaves the job to the sweep.
+pub async fn run<R, W>(options: RunnerOptions, reader: R, writer: W) -> Result<RunnerEnd, RunnerError>
+where
+    R: AsyncRead + Send + Unpin + 'static,
+    W: AsyncWrite + Send + Unpin + 'static,
+{
+    let store = StoreHandle::sqlite(options.dir.clone());
+    let Some(_lock) = JobLock::try_acquire(&options.dir, options.job)? else { return Ok(RunnerEnd::NotOurs) };
+    let record = store.job(options.job).await?;
+    if record.state != JobState::Queued {
+        // Running with a free lock means that an earlier runner died: that is the sweep's, never a second run.
+        return Ok(RunnerEnd::NotOurs);
+    }
+    if let Err(error) = become_subreaper() {
+        tracing::warn!(%error, "processes that leave the agent's session will not be found");
+    }
+    let session = Session::new();
+    let (wake, wakes) = mpsc::channel(16);
+    let (done, finished) = oneshot::channel::<()>();
+    let table = OneProcess { id: options.job.to_string(), session: session.clone(), wake: wake.clone() };
+    let serving = tokio::spawn(serve(reader, writer, table, wake, finished));
+    let listening = Signals::new().map_err(RunnerError::Signal)?;
+    let clocks = Clocks { timeout: Duration::from_secs(record.request.timeout_s), stall: options.stall };
+    let core = RunnerCore::new(clocks, record.mode, Instant::now());
+    let mut runner = Runner {
+        journal: Journal::start(store.clone(), options.job),
+        store: store.clone(),
+        session: session.clone(),
+        core,
+        wakes,
+        signals: listening,
+        options,
+    };
+    let verdict = runner.work(&record).await?;
+    let state = verdict.state;
+    let Runner { journal, options, .. } = runner;
+    journal.finish().await;
+    let _ = store.finish(options.job, state, verdict.outcome, UnixMillis::now()).await?;
+    // Durable now: the host may be told.
+    let _ = session.publish_closed();
+    let _ = done.send(());
+    let _ = tokio::time::timeout(FLUSH, serving).await;
+    store.close().await;
+    Ok(RunnerEnd::Done(state))
+}
+
+/// The one process a runner shows to its host; it exists before the agent does.
+struct OneProcess {
+    id: String,
+    session: Session,
+    wake: mpsc::Sender<Wake>,
+}
+
+impl ProcessTable for OneProcess {
+    fn session(&self, process: &str) -> Option<Session> {
+        (process == self.id).then(|| self.session.clone())
+    }
+
+    fn sessions(&self) -> Vec<(String, Session)> {
+        vec![(self.id.clone(), self.session.clone())]
+    }
+
+    fn terminate(&self, process: &str) -> bool {
+        // A full queue means that enough wakes wait already.
+        process == self.id && !self.session.has_ended() && {
+            let _ = self.wake.try_send(Wake::Terminate);
+            true
+        }
+    }
+}
+
+struct Signals {
+    terminate: Signal,
+    hangup: Signal,
+    look: Signal,
+}
+
+impl Signals {
+    fn new() -> std::io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            hangup: signal(SignalKind::hangup())?,
+            look: signal(SignalKind::user_defined1())?,
+        })
+    }
+}
+
+struct Runner {
+    options: RunnerOptions,
+    store: StoreHandle,
+    session: Session,
+    journal: Journal,
+    core: RunnerCore,
+    wakes: mpsc::Receiver<Wake>,
+    signals: Signals,
+}
+
+impl Runner {
+    /// From waiting to the verdict. Whatever was started is over when this returns.
+    async fn work(&mut self, record: &JobRecord) -> Result<Verdict, RunnerError> {
+        let agent = match self.options.agents.get(&record.request.agent) {
+            Ok(agent) => agent,
+            Err(fault) => return Ok(failed(fault)),
+        };
+        let nothing = RunEnd { resume_requested: record.request.session_id, ..RunEnd::default() };
+        let Some(_slot) = self.wait_for_turn().await? else {
+            return Ok(agent.classify(RunEnd { stop: self.core.stop().cloned(), ..nothing }));
+        };
+        let queued_ms = UnixMillis::now().since(record.accepted_at);
+        let began = Instant::now();
+        let mut verdict = self.run_agent(agent.as_ref(), record, nothing).await;
+        verdict.outcome.queued_ms = Some(queued_ms);
+        verdict.outcome.run_ms = u64::try_from(began.elapsed().as_millis()).ok();
+        Ok(verdict)
+    }
+
+    /// Waits for the job's turn. `None` when it must end before it came; otherwise the job is `running` in the store.
+    async fn wait_for_turn(&mut self) -> Result<Option<SlotLock>, RunnerError> {
+        loop {
+            let now = Instant::now();
+            let glance = self.store.glance(self.options.job).await?;
+            self.core.glanced(&glance);
+            if self.core.tick(now).is_some() {
+                return Ok(None);
+            }
+            if self.is_our_turn().await? {
+                if let Some(slot) = SlotLock::try_acquire_any(&self.options.dir, self.options.max_running)? {
+                    match self.store.start(self.options.job, UnixMillis::now()).await? {
+                        Start::Started => return Ok(Some(slot)),
+                        Start::SessionBusy { .. } => {}
+                        Start::Refused { current } => {
+                            let fault = Fault::new(
+                                FaultCode::IllegalTransition,
+                                format!("the job was {} when its turn came.", current.as_str()),
+                            );
+                            self.core.faulted(fault);
+                            return Ok(None);
+                        }
+                    }
+                }
+            }
+            self.pause(LOOK_EVERY).await;
+        }
+    }
+
+    async fn is_our_turn(&self) -> Result<bool, RunnerError> {
+        let rows = self.store.queue().await?;
+        let contenders: Vec<Contender> = rows
+            .into_iter()
+            .map(|row| {
+                // Whose lock cannot be looked at counts as alive: waiting is safe.
+                let alive =
+                    row.job == self.options.job || JobLock::is_held(&self.options.dir, row.job).unwrap_or(true);
+                Contender { row, alive }
+            })
+            .collect();
+        let plan = plan(&contenders, self.options.max_running);
+        Ok(plan.position(self.options.job) == Some(Position::Start))
+    }
+
+    /// Waits for whatever wakes a runner, at most `limit`.
+    async fn pause(&mut self, limit: Duration) {
+        tokio::select! {
+            Some(wake) = self.wakes.recv() => self.woken(wake).await,
+            _ = self.signals.terminate.recv() => self.core.told_to_stop(),
+            _ = self.signals.hangup.recv() => {}
+            _ = self.signals.look.recv() => {}
+            () = tokio::time::sleep(limit) => {}
+        }
+    }
+
+    async fn woken(&mut self, wake: Wake) {
+        match wake {
+            Wake::HostGone => self.core.host_went(Instant::now()),
+            Wake::Terminate => {
+                // The host records why before it asks.
+                let recorded = self.store.glance(self.options.job).await.ok().and_then(|glance| glance.cancel_requested);
+                self.core.asked_to_end(recorded);
+            }
+        }
+    }
+
+    async fn run_agent(&mut self, agent: &dyn Agent, record: &JobRecord, nothing: RunEnd) -> Verdict {
+        let token = RunToken::random();
+        self.journal.write(JournalEvent::Dispatched);
+        let environment = self.options.environment.clone();
+        let request = RunRequest {
+            request: &record.request,
+            token,
+            chain: record.chain,
+            depth: record.depth,
+            environment: &environment,
+        };
+        let root = self.options.dir.root().to_owned();
+        let command = match self.prepare(agent, &request, &root).await {
+            Some(Ok(command)) => command,
+            Some(Err(fault)) => return failed(fault),
+            None => return agent.classify(RunEnd { stop: self.core.stop().cloned(), ..nothing }),
+        };
+        let nothing = RunEnd {
+            key_withheld: command.key_withheld,
+            prompt_prefix_injected: command.prompt_prefix_injected,
+            ..nothing
+        };
+        let spec = SpawnSpec {
+            program: command.program.clone(),
+            args: command.args.clone(),
+            cwd: record.request.cwd.clone(),
+            env: command.env.clone(),
+            stdin: Stdin::Bytes(command.stdin.clone()),
+            adopt: Adopt::Yes,
+        };
+        let (mut process, tap) = match LocalExec::spawn(spec, self.session.clone(), CloseBy::Owner) {
+            Ok(started) => started,
+            Err(error) => return agent.classify(RunEnd { spawn_error: Some(spawn_failure(&error)), ..nothing }),
+        };
+        self.core.started(Instant::now());
+        self.journal.write(JournalEvent::ProcessStarted { pid: process.pid() });
+        let evidence = RunProcess { pid: process.pid(), start_time: process.start_time(), token };
+        if let Err(error) = self.store.set_process(record.id, evidence).await {
+            // Without it a sweep could not find what is left of this run, so the run does not go on.
+            self.core.faulted(error.into());
+        }
+        let seen = self.attend(agent, &command, &mut process, tap).await;
+        let exit = RunExit { code: seen.end.code, signal: seen.end.signal, reaped: seen.end.reaped };
+        self.journal.write(JournalEvent::ProcessClosed);
+        agent.classify(RunEnd {
+            summary: seen.summary,
+            exit: Some(exit),
+            stop: self.core.stop().cloned(),
+            stderr_tail: seen.stderr,
+            ..nothing
+        })
+    }
+
+    /// Prepares the command; `None` when the job must end meanwhile.
+    async fn prepare(
+        &mut self,
+        agent: &dyn Agent,
+        request: &RunRequest<'_>,
+        root: &Path,
+    ) -> Option<Result<AgentCommand, Fault>> {
+        let mut preparing = agent.prepare(request, root);
+        loop {
+            tokio::select! {
+                command = &mut preparing => return Some(command),
+                () = self.pause(LOOK_EVERY) => {}
+            }
+            if self.look().await {
+                return None;
+            }
+        }
+    }
+
+    /// Looks at the store and the clocks; true when the job is to end.
+    async fn look(&mut self) -> bool {
+        // A store that cannot be looked at for a moment does not end a run that is paid for already.
+        if let Ok(glance) = self.store.glance(self.options.job).await {
+            self.core.glanced(&glance);
+        }
+        self.core.tick(Instant::now()).is_some()
+    }
+
+    /// Reads the agent's output to its end, and ends the agent when its time has come.
+    async fn attend(
+        &mut self,
+        agent: &dyn Agent,
+        command: &AgentCommand,
+        process: &mut crate::exec::local::LocalProcess,
+        mut tap: crate::exec::local::OutputTap,
+    ) -> Seen {
+        let mut reader = OutputReader::new(agent.parser());
+        let mut summary = RunSummary::new();
+        let mut stderr: Vec<u8> = Vec::new();
+        let mut events: Vec<AgentEvent> = Vec::new();
+        let mut looks = tokio::time::interval(LOOK_EVERY);
+        looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let control = process.control();
+        let mut open = true;
+        let mut ended = None;
+        while open || ended.is_none() {
+            tokio::select! {
+                chunk = tap.next(), if open => match chunk {
+                    Some((OutputStream::Stdout, bytes)) => {
+                        self.core.heard(Instant::now());
+                        reader.push(&bytes, &mut events);
+                    }
+                    Some((OutputStream::Stderr, bytes)) => {
+                        self.core.heard(Instant::now());
+                        keep_tail(&mut stderr, &bytes);
+                    }
+                    None => {
+                        reader.finish(&mut events);
+                        open = false;
+                    }
+                },
+                end = process.wait_end(), if ended.is_none() => {
+                    self.journal.write(JournalEvent::ProcessExited { code: end.code });
+                    ended = Some(end);
+                }
+                _ = looks.tick() => {
+                    if self.look().await {
+                        control.terminate();
+                    }
+                }
+                Some(wake) = self.wakes.recv() => self.woken(wake).await,
+                _ = self.signals.terminate.recv() => self.core.told_to_stop(),
+                _ = self.signals.hangup.recv() => {}
+                _ = self.signals.look.recv() => looks.reset_immediately(),
+            }
+            for event in events.drain(..) {
+                if matches!(event, AgentEvent::Started { .. }) {
+                    if let Err(fault) = agent.check_start(&event, command.payment) {
+                        self.core.faulted(fault);
+                    }
+                }
+                summary.fold(&event);
+                self.journal.write(JournalEvent::Agent { event });
+            }
+            if self.core.tick(Instant::now()).is_some() {
+                control.terminate();
+            }
+        }
+        let end = ended.unwrap_or(ProcessEnd { code: -1, signal: None, reaped: 0, terminated: false, pipes_leaked: false });
+        Seen { summary, stderr, end }
+    }
+}
+
+struct Seen {
+    summary: RunSummary,
+    stderr: Vec<u8>,
+    end: ProcessEnd,
+}
+
+/// Serves the exec protocol until the host is gone, or until the job is done and everything was written.
+async fn serve<R, W>(reader: R, writer: W, table: OneProcess, wake: mpsc::Sender<Wake>, finished: oneshot::Receiver<()>)
+where
+    R: AsyncRead + Send + Unpin + 'static,
+    W: AsyncWrite + Send + Unpin + 'static,
+{
+    let connection = server::serve(reader, writer, Arc::new(table), finished);
+    if let Err(error) = connection.await {
+        tracing::debug!(%error, "the host's pipe failed");
+    }
+    let _ = wake.send(Wake::HostGone).await;
+}
+
+fn keep_tail(tail: &mut Vec<u8>, bytes: &[u8]) {
+    tail.extend_from_slice(bytes);
+    if tail.len() > STDERR_KEPT {
+        tail.drain(..tail.len() - STDERR_KEPT);
+    }
+}
+
+fn spawn_failure(error: &SpawnError) -> SpawnFailure {
+    match error {
+        SpawnError::CwdMissing { .. } | SpawnError::CwdNotADirectory { .. } => SpawnFailure::NoDirectory,
+        SpawnError::ProgramMissing { .. } => SpawnFailure::Missing,
+        SpawnError::NotExecutable { .. } => SpawnFailure::NotExecutable,
+        SpawnError::ArgumentsTooLarge { .. } => SpawnFailure::TooLarge,
+        SpawnError::Other { source, .. } => SpawnFailure::Other(source.to_string()),
+    }
+}
+
+fn failed(fault: Fault) -> Verdict {
+    Verdict {
+        state: JobState::Failed,
+        outcome: crate::jobs::JobOutcome { fault: Some(fault), ..crate::jobs::JobOutcome::default() },
+    }
+}
+
+/// The variables by which nested consults know of each other.
+#[must_use]
+pub fn nesting(environment: &Environment) -> (Option<crate::ids::ChainId>, u32) {
+    let text = |name: &str| environment.get(name).and_then(|value| value.to_str()).map(str::to_owned);
+    let chain = text(crate::agents::CHAIN_VARIABLE).and_then(|chain| chain.parse().ok());
+    let depth = text(crate::agents::DEPTH_VARIABLE).and_then(|depth| depth.parse().ok()).unwrap_or(0);
+    (chain, depth)
+}
+

@@ -1,0 +1,381 @@
+//! The tool `consult`: accept, follow, wait.
+//!
+//! Owns: what a consult's arguments mean and how long its caller is kept waiting. May not know: runners, processes.
+//!
+//! Accepting is idempotent by invocation, so another attempt at the same call (after a worker was lost) joins the job
+//! of the first: the caller loses nothing and the agent is not run twice.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use schemars::JsonSchema;
+
+use super::arguments::ArgumentReader;
+use super::reply::{self, Context, DETAIL, Detail, RENDER, Render, Shape};
+use super::{
+    Annotations, Evidence, ProbeFuture, ReplayContract, Tool, ToolCall, ToolDefinition, ToolFuture, ToolReply,
+};
+use crate::actors::jobs::{Follow, JobsHandle, News};
+use crate::agents::{AgentRegistry, MAX_PROMPT_BYTES};
+use crate::config::Config;
+use crate::fault::{Fault, FaultCode};
+use crate::ids::{AgentSessionId, ChainId, InvocationId, JobId, UnixMillis};
+use crate::jobs::{ConsultRequest, JobMode, JobRecord, NewJob};
+
+/// Depth at which a nested consult is refused: an agent may ask another one, which may not ask a third.
+const DEPTH_REFUSED: u32 = 2;
+
+/// Longest a caller may ask to be kept waiting.
+pub const WAIT_MOST: u64 = 3600;
+
+/// The arguments of `consult`, as clients are told about them.
+#[derive(Debug, JsonSchema)]
+#[expect(dead_code, reason = "the schema is generated from it; arguments are read by the argument reader")]
+struct ConsultArguments {
+    /// The question, self-contained: the agent sees the directory, not this conversation.
+    prompt: String,
+    /// Absolute directory to answer from. Default: where this server runs.
+    cwd: Option<String>,
+    /// Continue the agent session of an earlier reply.
+    session_id: Option<String>,
+    /// Return a job id at once instead of waiting.
+    background: Option<bool>,
+    /// Most agent turns.
+    max_turns: Option<u32>,
+    /// Model name or alias.
+    model: Option<String>,
+    /// low, medium, high or max, where the agent knows it.
+    effort: Option<String>,
+    /// Who answers: `claude`, or `offline` (word search, no model).
+    agent: Option<String>,
+    /// Seconds the agent may run.
+    timeout_s: Option<u32>,
+    /// Seconds to wait here before the consult goes on in the background.
+    wait_s: Option<u32>,
+    /// Your own key: the same key and arguments join the same job, never a second run.
+    request_key: Option<String>,
+    /// Most US dollars.
+    max_budget_usd: Option<f64>,
+    /// `porcelain` (default) or `json`.
+    render: Option<String>,
+    /// `concise` (default) or `full`.
+    detail: Option<String>,
+}
+
+/// What all consult tools share.
+#[derive(Clone)]
+pub struct Desk {
+    /// Jobs.
+    pub jobs: JobsHandle,
+    /// Who can answer.
+    pub agents: AgentRegistry,
+    /// The numbers.
+    pub config: Arc<Config>,
+    /// Where a consult runs that names no directory; `None` when that is no place to run one.
+    pub default_cwd: Option<PathBuf>,
+    /// The chain this host itself is part of, and how deep.
+    pub nesting: (Option<ChainId>, u32),
+}
+
+/// A consult's arguments, read.
+#[derive(Debug, Clone)]
+pub struct ConsultOptions {
+    /// What is asked.
+    pub request: ConsultRequest,
+    /// Whether the caller waits.
+    pub background: bool,
+    /// How long it waits; by client when not given.
+    pub wait: Option<Duration>,
+    /// Its own key.
+    pub request_key: Option<String>,
+}
+
+impl Desk {
+    /// Reads and checks a consult's arguments. Nothing is started while anything is wrong with them.
+    ///
+    /// # Errors
+    ///
+    /// `invalid_input` with every problem, `prompt_too_large`, `recursion_refused`.
+    pub fn read(&self, arguments: &[u8]) -> Result<(ConsultOptions, Shape), Fault> {
+        let mut args = ArgumentReader::parse(arguments)?;
+        let prompt = args.string("prompt");
+        let prompt = args.require("prompt", prompt, "a text");
+        if prompt.as_ref().is_some_and(|prompt| prompt.trim().is_empty()) {
+            args.problem("prompt", "is blank", "a question for the agent");
+        }
+        let cwd = args.string("cwd");
+        let session_id = args.uuid::<AgentSessionId>("session_id");
+        let background = args.boolean("background").unwrap_or(false);
+        let max_turns = args.integer("max_turns", 1..=1000);
+        let model = args.word("model", 100);
+        let effort = args.choice("effort", &[("low", "low"), ("medium", "medium"), ("high", "high"), ("xhigh", "xhigh"), ("max", "max")]);
+        let agent = args.string("agent").unwrap_or_else(|| self.config.agent.clone());
+        if let Err(fault) = self.agents.get(&agent) {
+            let hint = fault.hint.unwrap_or_default();
+            let shown: String = agent.chars().take(40).collect();
+            args.problem("agent", format_args!("is {shown:?}, which is no agent"), hint.trim_end_matches('.'));
+        }
+        let timeout_s = args.integer("timeout_s", 1..=86_400).unwrap_or(self.config.timeout.as_secs());
+        let wait_s = args.integer("wait_s", 1..=WAIT_MOST);
+        let request_key = args.string("request_key");
+        if request_key.as_ref().is_some_and(|key| key.trim().is_empty() || key.len() > 200 || key.chars().any(char::is_control)) {
+            args.problem("request_key", "is not usable as a key", "1 to 200 bytes without control characters");
+        }
+        let max_budget_usd = args.positive("max_budget_usd", 10_000.0);
+        let shape = shape(&mut args, &self.config);
+        let cwd = self.directory(cwd, &mut args);
+        args.finish()?;
+        let (Some(prompt), Some(cwd)) = (prompt, cwd) else {
+            return Err(Fault::new(FaultCode::Internal, "arguments were accepted that are not there."));
+        };
+        if prompt.len() > MAX_PROMPT_BYTES {
+            let detail = format!("`prompt` has {} bytes; accepted: at most {MAX_PROMPT_BYTES}.", prompt.len());
+            return Err(Fault::new(FaultCode::PromptTooLarge, detail)
+                .hint("Name the files instead of including them; the agent can read the directory."));
+        }
+        if self.nesting.1 >= DEPTH_REFUSED {
+            return Err(Fault::new(
+                FaultCode::RecursionRefused,
+                "this is a consult inside a consult inside a consult, and goes no deeper.",
+            )
+            .hint("Answer with what you have, or hand the question back to your caller."));
+        }
+        let request = ConsultRequest {
+            prompt,
+            cwd,
+            agent,
+            session_id,
+            max_turns: max_turns.and_then(|turns| u32::try_from(turns).ok()),
+            model,
+            effort: effort.map(str::to_owned),
+            timeout_s,
+            max_budget_usd,
+            billing: self.config.billing,
+        };
+        Ok((ConsultOptions { request, background, wait: wait_s.map(Duration::from_secs), request_key }, shape))
+    }
+
+    /// The directory a consult runs in: as given, else where the server runs. Never a guess.
+    fn directory(&self, given: Option<String>, args: &mut ArgumentReader) -> Option<PathBuf> {
+        const ACCEPTED: &str = "the absolute path of an existing directory";
+        let Some(given) = given else {
+            if self.default_cwd.is_none() {
+                args.problem("cwd", "is missing, and this server was started in / or in the home directory", ACCEPTED);
+            }
+            return self.default_cwd.clone();
+        };
+        let path = PathBuf::from(given);
+        let wrong = if !path.is_absolute() {
+            "is not absolute"
+        } else {
+            match std::fs::metadata(&path) {
+                Ok(found) if found.is_dir() => return Some(path),
+                Ok(_) => "is not a directory",
+                Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => "cannot be looked at",
+                Err(_) => "does not exist",
+            }
+        };
+        args.problem("cwd", wrong, ACCEPTED);
+        None
+    }
+
+    /// The job a consult becomes.
+    #[must_use]
+    pub fn job(&self, options: &ConsultOptions, invocation: Option<InvocationId>) -> NewJob {
+        let cwd = &options.request.cwd;
+        NewJob {
+            id: JobId::random(),
+            invocation,
+            request_key: options.request_key.clone(),
+            workspace: std::fs::canonicalize(cwd).unwrap_or_else(|_| cwd.clone()),
+            mode: if options.background { JobMode::Background } else { JobMode::Sync },
+            request: options.request.clone(),
+            chain: self.nesting.0.unwrap_or_else(ChainId::random),
+            depth: self.nesting.1,
+            accepted_at: UnixMillis::now(),
+        }
+    }
+
+    /// What a reply about this job says beyond its record.
+    pub async fn context(&self, record: &JobRecord, follow: Option<&Follow>) -> Context {
+        let live = follow.and_then(Follow::live);
+        let mut context = Context::default();
+        if !record.state.is_terminal() {
+            context.place = self.jobs.queue_place(record.id).await.unwrap_or_default();
+            match live {
+                Some(live) => {
+                    context.phase = Some(live.phase.describe());
+                    context.text_so_far = live.text;
+                }
+                None => context.phase = follow.map(Follow::describe),
+            }
+        }
+        let unread = self.jobs.unread(record.workspace.clone()).await.unwrap_or_default();
+        context.unread = unread.into_iter().filter(|job| *job != record.id).collect();
+        context
+    }
+}
+
+/// Reads `render` and `detail`.
+pub(super) fn shape(args: &mut ArgumentReader, config: &Config) -> Shape {
+    Shape {
+        render: args.choice("render", &RENDER).unwrap_or(Render::Porcelain),
+        detail: args.choice("detail", &DETAIL).unwrap_or(Detail::Concise),
+        budget: config.response_chars,
+    }
+}
+
+/// The tool.
+pub struct ConsultTool {
+    desk: Desk,
+}
+
+impl ConsultTool {
+    /// The tool over these jobs.
+    #[must_use]
+    pub fn new(desk: Desk) -> Self {
+        Self { desk }
+    }
+}
+
+impl Tool for ConsultTool {
+    fn name(&self) -> &str {
+        "consult"
+    }
+
+    fn definition(&self) -> ToolDefinition {
+        ToolDefinition {
+            name: "consult".to_owned(),
+            title: "Consult another coding agent".to_owned(),
+            description: "Ask another coding agent for a second opinion: it reads (never writes) the directory and \
+                          answers. For reviews, stuck bugs and risky designs, not for what you can look up yourself. \
+                          A long consult comes back as a running job."
+                .to_owned(),
+            input_schema: super::readers::schema::<ConsultArguments>(),
+            annotations: Annotations { read_only: true, destructive: false, idempotent: false, open_world: true },
+            meta: Some(super::readers::size_hint()),
+        }
+    }
+
+    fn contract(&self) -> ReplayContract {
+        ReplayContract::ProbeRequired
+    }
+
+    fn deadline(&self) -> Option<Duration> {
+        // The soft deadline bounds it.
+        None
+    }
+
+    fn call(&self, call: ToolCall) -> ToolFuture {
+        let desk = self.desk.clone();
+        Box::pin(async move { consult(&desk, call).await })
+    }
+
+    fn probe(&self, invocation: InvocationId) -> ProbeFuture {
+        let jobs = self.desk.jobs.clone();
+        Box::pin(async move {
+            match jobs.find_invocation(invocation).await {
+                Ok(Some(_)) => Evidence::Accepted,
+                Ok(None) => Evidence::NotAccepted,
+                Err(fault) => {
+                    tracing::warn!(%fault, "the store could not say whether a consult was accepted");
+                    Evidence::Unknown
+                }
+            }
+        })
+    }
+}
+
+async fn consult(desk: &Desk, call: ToolCall) -> Result<ToolReply, Fault> {
+    let (options, shape) = desk.read(&call.arguments)?;
+    let job = desk.job(&options, Some(call.invocation));
+    let caller = (!options.background).then_some(call.invocation);
+    let accepted = desk.jobs.accept(job, caller).await?;
+    let record = accepted.record;
+    if record.state.is_terminal() {
+        return Ok(finished(desk, &record, shape).await);
+    }
+    let mut follow = desk.jobs.follow(record.id).await?;
+    if options.background {
+        let context = desk.context(&record, Some(&follow)).await;
+        return Ok(reply::job(&record, &context, shape));
+    }
+    let wait = options.wait.unwrap_or_else(|| desk.config.wait_for(call.client.name().as_deref()));
+    // Counted from acceptance, so that an attempt after a lost worker waits for the rest only.
+    let waited = Duration::from_millis(UnixMillis::now().since(record.accepted_at));
+    let watch = Watch { progress: &call, desk, began: Instant::now().checked_sub(waited).unwrap_or_else(Instant::now) };
+    match watch.until(&mut follow, wait.saturating_sub(waited), Until::Finished).await? {
+        Some(record) => Ok(finished(desk, &record, shape).await),
+        None => {
+            desk.jobs.hand_over(record.id).await?;
+            let record = desk.jobs.record(record.id).await?;
+            if record.state.is_terminal() {
+                return Ok(finished(desk, &record, shape).await);
+            }
+            let context = Context { handed_over: true, ..desk.context(&record, Some(&follow)).await };
+            Ok(reply::job(&record, &context, shape))
+        }
+    }
+}
+
+/// The reply about a job that is over; its answer counts as read.
+pub(super) async fn finished(desk: &Desk, record: &JobRecord, shape: Shape) -> ToolReply {
+    desk.jobs.mark_read(record.id).await;
+    let context = desk.context(record, None).await;
+    reply::job(record, &context, shape)
+}
+
+/// What ends a wait.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Until {
+    /// The job is over.
+    Finished,
+    /// The job is over, or something happened.
+    Anything,
+}
+
+/// A wait for news of a job, with progress reports on its own clock.
+pub(super) struct Watch<'a> {
+    pub(super) progress: &'a ToolCall,
+    pub(super) desk: &'a Desk,
+    pub(super) began: Instant,
+}
+
+impl Watch<'_> {
+    /// Waits. The record when the job is over, `None` when the time is up or something happened.
+    pub(super) async fn until(
+        &self,
+        follow: &mut Follow,
+        wait: Duration,
+        until: Until,
+    ) -> Result<Option<Arc<JobRecord>>, Fault> {
+        let lapse = tokio::time::sleep(wait);
+        tokio::pin!(lapse);
+        let mut ticks = tokio::time::interval(self.desk.config.progress);
+        ticks.reset();
+        loop {
+            tokio::select! {
+                news = follow.next() => match news? {
+                    News::Finished(record) => return Ok(Some(record)),
+                    News::Changed if until == Until::Anything => return Ok(None),
+                    News::Changed => {}
+                },
+                () = &mut lapse => return Ok(None),
+                _ = ticks.tick(), if self.progress.progress.is_wanted() => self.report(follow),
+            }
+        }
+    }
+
+    fn report(&self, follow: &Follow) {
+        let elapsed = self.began.elapsed();
+        let message = format!("{}, {} s", follow.describe(), elapsed.as_secs());
+        self.progress.progress.report(elapsed.as_secs_f64().round(), message);
+    }
+}
+
+/// A directory a consult may run in without being named: not the root, not the user's home.
+#[must_use]
+pub fn default_cwd(current: Option<&Path>, home: Option<&Path>) -> Option<PathBuf> {
+    current.filter(|dir| dir.is_absolute() && dir.parent().is_some() && Some(*dir) != home).map(Path::to_owned)
+}

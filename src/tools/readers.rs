@@ -1,0 +1,423 @@
+//! The tools that read: jobs, health, telemetry; and the one that cancels. They run in the host, so they answer even
+//! when no worker can be started.
+
+use std::fmt::Write as _;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use schemars::generate::SchemaSettings;
+use schemars::{JsonSchema, Schema};
+use serde_json::{Map, Value, json};
+
+use super::arguments::ArgumentReader;
+use super::consult::{Desk, Until, WAIT_MOST, Watch, finished, shape};
+use super::reply::{self, Context, Detail, RENDER, Render};
+use super::{Annotations, ReplayContract, Target, Tool, ToolCall, ToolDefinition, ToolFuture, ToolReply};
+use crate::config::Config;
+use crate::fault::{Fault, FaultCode};
+use crate::health::HealthSource;
+use crate::ids::JobId;
+use crate::jobs::{JobState, JobSummary, JournalEntry, JournalEvent};
+use crate::store::{CancelState, JobFilter};
+
+/// Journal entries one reply shows.
+const EVENTS_SHOWN: usize = 50;
+
+/// The schema of an argument type: a plain object without anything a client would pay for and not use.
+pub(super) fn schema<T: JsonSchema>() -> Value {
+    let schema: Schema = SchemaSettings::draft2020_12().into_generator().into_root_schema_for::<T>();
+    let mut value = schema.to_value();
+    if let Value::Object(object) = &mut value {
+        object.remove("$schema");
+        object.remove("title");
+        object.remove("description");
+        object.insert("additionalProperties".to_owned(), Value::Bool(false));
+        if let Some(Value::Object(properties)) = object.get_mut("properties") {
+            properties.values_mut().for_each(plain);
+        }
+    }
+    value
+}
+
+/// An optional argument may be left out; that it may also be null need not be said.
+fn plain(property: &mut Value) {
+    let Value::Object(property) = property else { return };
+    property.remove("format");
+    property.remove("minimum");
+    if let Some(Value::Array(types)) = property.get("type") {
+        if let Some(first) = types.iter().find(|kind| *kind != "null").cloned() {
+            property.insert("type".to_owned(), first);
+        }
+    }
+}
+
+/// Lets a client that would move a long answer into a file keep it in the conversation.
+pub(super) fn size_hint() -> Map<String, Value> {
+    Map::from_iter([("anthropic/maxResultSizeChars".to_owned(), json!(200_000))])
+}
+
+const READS: Annotations = Annotations { read_only: true, destructive: false, idempotent: true, open_world: false };
+
+fn definition<T: JsonSchema>(name: &str, title: &str, description: &str, annotations: Annotations) -> ToolDefinition {
+    ToolDefinition {
+        name: name.to_owned(),
+        title: title.to_owned(),
+        description: description.to_owned(),
+        input_schema: schema::<T>(),
+        annotations,
+        meta: None,
+    }
+}
+
+macro_rules! host_tool {
+    ($(#[$doc:meta])* $tool:ident($state:ident: $type:ty), $name:literal, |$me:ident| $definition:expr, $run:ident) => {
+        $(#[$doc])*
+        pub struct $tool {
+            $state: $type,
+        }
+
+        impl $tool {
+            /// The tool.
+            #[must_use]
+            pub fn new($state: $type) -> Self {
+                Self { $state }
+            }
+        }
+
+        impl Tool for $tool {
+            fn name(&self) -> &str {
+                $name
+            }
+
+            fn definition(&self) -> ToolDefinition {
+                let $me = self;
+                $definition
+            }
+
+            fn contract(&self) -> ReplayContract {
+                ReplayContract::Convergent
+            }
+
+            fn target(&self) -> Target {
+                Target::Host
+            }
+
+            fn deadline(&self) -> Option<Duration> {
+                Some(Duration::from_secs(WAIT_MOST + 30))
+            }
+
+            fn call(&self, call: ToolCall) -> ToolFuture {
+                let state = self.$state.clone();
+                Box::pin(async move { $run(&state, call).await })
+            }
+        }
+    };
+}
+
+/// The arguments of `consult_job`.
+#[derive(Debug, JsonSchema)]
+#[expect(dead_code, reason = "the schema is generated from it")]
+struct JobArguments {
+    /// The job.
+    job_id: String,
+    /// Seconds to block until it is over (or, with after_seq, has news).
+    wait_s: Option<u32>,
+    /// Also return events after this number.
+    after_seq: Option<u32>,
+    /// Page of a long answer, from 1.
+    page: Option<u32>,
+    /// `porcelain` (default) or `json`.
+    render: Option<String>,
+    /// `concise` (default) or `full`.
+    detail: Option<String>,
+}
+
+host_tool! {
+    /// `consult_job`: reads one job, waiting for it if asked to.
+    JobTool(desk: Desk), "consult_job",
+    |me| ToolDefinition {
+        meta: Some(size_hint()),
+        ..definition::<JobArguments>(
+            me.name(),
+            "Read a consult",
+            "Read one consult job: blocks up to wait_s until it is over, then gives its answer. One call is enough; do not poll.",
+            READS,
+        )
+    },
+    read_job
+}
+
+async fn read_job(desk: &Desk, call: ToolCall) -> Result<ToolReply, Fault> {
+    let mut args = ArgumentReader::parse(&call.arguments)?;
+    let job = args.uuid::<JobId>("job_id");
+    let job = args.require("job_id", job, "the job_id of a consult");
+    let wait = args.integer("wait_s", 0..=WAIT_MOST).map_or(Duration::ZERO, Duration::from_secs);
+    let after = args.integer("after_seq", 0..=u64::from(u32::MAX));
+    let page = args.integer("page", 1..=100_000).and_then(|page| usize::try_from(page).ok());
+    let shape = shape(&mut args, &desk.config);
+    args.finish()?;
+    let Some(job) = job else { return Err(Fault::new(FaultCode::Internal, "a job id went missing.")) };
+
+    let mut record = desk.jobs.record(job).await?;
+    let began = Instant::now();
+    let mut follow = desk.jobs.follow(job).await?;
+    if !record.state.is_terminal() && !wait.is_zero() {
+        let until = match after {
+            // News the caller has not seen are an answer at once.
+            Some(after) if record.last_event > after => None,
+            Some(_) => Some(Until::Anything),
+            None => Some(Until::Finished),
+        };
+        if let Some(until) = until {
+            let watch = Watch { progress: &call, desk, began };
+            let seen = record.last_event;
+            loop {
+                let left = wait.saturating_sub(began.elapsed());
+                let over = watch.until(&mut follow, left, until).await?;
+                record = desk.jobs.record(job).await?;
+                let news = until == Until::Anything && record.last_event > seen;
+                if over.is_some() || news || began.elapsed() >= wait {
+                    break;
+                }
+                // What is heard of live is in the journal a moment later.
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        }
+    }
+    let events = match after {
+        Some(after) => desk.jobs.events(job, after, EVENTS_SHOWN).await?,
+        None => Vec::new(),
+    };
+    if !record.state.is_terminal() && events.is_empty() && !wait.is_zero() {
+        return Ok(unchanged(&record.state, job, &follow.describe(), began.elapsed(), shape.render));
+    }
+    if record.state.is_terminal() && after.is_none() && page.is_none() {
+        return Ok(finished(desk, &record, shape).await);
+    }
+    let context = Context { page, ..desk.context(&record, Some(&follow)).await };
+    if record.state.is_terminal() {
+        desk.jobs.mark_read(job).await;
+    }
+    Ok(with_events(reply::job(&record, &context, shape), &events, shape.render))
+}
+
+/// A lapsed wait costs next to nothing to read.
+fn unchanged(state: &JobState, job: JobId, phase: &str, waited: Duration, render: Render) -> ToolReply {
+    let value = json!({"status": state.as_str(), "phase": phase});
+    let text = format!("Still {} after {} s: {phase}.", state.as_str(), waited.as_secs());
+    ToolReply { job: Some(job), ..reply::object(&value, text, render) }
+}
+
+fn with_events(mut reply: ToolReply, events: &[JournalEntry], render: Render) -> ToolReply {
+    if events.is_empty() {
+        return reply;
+    }
+    let shown: Vec<Value> =
+        events.iter().map(|entry| json!({"seq": entry.seq, "at": entry.at, "event": entry.event})).collect();
+    let Some(Ok(Value::Object(mut object))) = reply.structured.as_deref().map(serde_json::from_str) else { return reply };
+    object.insert("last_seq".to_owned(), json!(events.last().map(|entry| entry.seq)));
+    object.insert("events".to_owned(), Value::Array(shown));
+    let structured = Value::Object(object).to_string();
+    reply.text = match (reply.text, render) {
+        (_, Render::Json) => super::ReplyText::Plain(structured.clone()),
+        (super::ReplyText::Plain(mut text), Render::Porcelain) => {
+            text.push_str("\n\nEvents:");
+            for entry in events {
+                let _ = write!(text, "\n{:>4} {}", entry.seq, described(&entry.event));
+            }
+            super::ReplyText::Plain(text)
+        }
+        (other, Render::Porcelain) => other,
+    };
+    reply.structured = Some(structured);
+    reply
+}
+
+/// One line about an event. Everything it says is in the structured form too.
+fn described(event: &JournalEvent) -> String {
+    match event {
+        JournalEvent::Agent { event } => serde_json::to_string(event).unwrap_or_default(),
+        other => serde_json::to_string(other).unwrap_or_default(),
+    }
+}
+
+/// The arguments of `consult_jobs`.
+#[derive(Debug, JsonSchema)]
+#[expect(dead_code, reason = "the schema is generated from it")]
+struct JobsArguments {
+    /// 1 to 50, default 10.
+    limit: Option<u32>,
+    /// Only this state.
+    state: Option<String>,
+    /// `workspace` (default) or `all`.
+    scope: Option<String>,
+    /// The workspace's directory. Default: where this server runs.
+    cwd: Option<String>,
+    /// `porcelain` (default) or `json`.
+    render: Option<String>,
+    /// `concise` (default) or `full`.
+    detail: Option<String>,
+}
+
+host_tool! {
+    /// `consult_jobs`: lists jobs.
+    JobsTool(desk: Desk), "consult_jobs",
+    |me| definition::<JobsArguments>(
+        me.name(),
+        "List consults",
+        "List consult jobs of this workspace, unread answers first.",
+        READS,
+    ),
+    list_jobs
+}
+
+async fn list_jobs(desk: &Desk, call: ToolCall) -> Result<ToolReply, Fault> {
+    let mut args = ArgumentReader::parse(&call.arguments)?;
+    let limit = args.integer("limit", 1..=50).unwrap_or(10);
+    let states: Vec<(&str, JobState)> = JobState::ALL.iter().map(|state| (state.as_str(), *state)).collect();
+    let state = args.choice("state", &states);
+    let all = args.choice("scope", &[("workspace", false), ("all", true)]).unwrap_or(false);
+    let cwd = args.string("cwd").map(PathBuf::from);
+    let shape = shape(&mut args, &desk.config);
+    args.finish()?;
+    let dir = cwd.or_else(|| desk.default_cwd.clone());
+    let workspace = dir.map(|dir| std::fs::canonicalize(&dir).unwrap_or(dir)).filter(|_| !all);
+    let scope = if workspace.is_some() { "workspace" } else { "all" };
+    let filter = JobFilter { workspace: workspace.clone(), state, limit: usize::try_from(limit).unwrap_or(10) };
+    let rows = desk.jobs.list(filter).await?;
+    let jobs: Vec<Value> = rows.iter().map(|row| summary(row, shape.detail)).collect();
+    let value = json!({"scope": scope, "workspace": workspace, "jobs": jobs});
+    let mut text = if rows.is_empty() { "No jobs.".to_owned() } else { String::new() };
+    for row in &rows {
+        let unread = if row.unread { " UNREAD" } else { "" };
+        let _ = writeln!(text, "{} {}{unread} {}: {}", row.id, row.state.as_str(), row.agent, row.prompt_head);
+    }
+    Ok(reply::object(&value, text.trim_end().to_owned(), shape.render))
+}
+
+/// A job's row.
+#[must_use]
+pub fn summary(row: &JobSummary, detail: Detail) -> Value {
+    let mut value = json!({
+        "job_id": row.id, "state": row.state, "unread": row.unread, "agent": row.agent,
+        "prompt": row.prompt_head, "accepted_at": row.accepted_at,
+    });
+    if let (Value::Object(object), Detail::Full) = (&mut value, detail) {
+        object.insert("mode".to_owned(), json!(row.mode));
+        object.insert("workspace".to_owned(), json!(row.workspace));
+        object.insert("session_id".to_owned(), json!(row.session_id));
+        object.insert("finished_at".to_owned(), json!(row.finished_at));
+    }
+    value
+}
+
+/// The arguments of `consult_cancel`.
+#[derive(Debug, JsonSchema)]
+#[expect(dead_code, reason = "the schema is generated from it")]
+struct CancelArguments {
+    /// The job.
+    job_id: String,
+    /// `porcelain` (default) or `json`.
+    render: Option<String>,
+    /// `concise` (default) or `full`.
+    detail: Option<String>,
+}
+
+host_tool! {
+    /// `consult_cancel`: ends a job and everything it started.
+    CancelTool(desk: Desk), "consult_cancel",
+    |me| definition::<CancelArguments>(
+        me.name(),
+        "Cancel a consult",
+        "End a consult job and every process it started. A finished job stays as it is.",
+        Annotations { read_only: false, destructive: true, idempotent: true, open_world: false },
+    ),
+    cancel_job
+}
+
+/// How long a cancel waits for the job to be over: the agent's grace and then some.
+const CANCEL_WAIT: Duration = Duration::from_secs(5);
+
+async fn cancel_job(desk: &Desk, call: ToolCall) -> Result<ToolReply, Fault> {
+    let mut args = ArgumentReader::parse(&call.arguments)?;
+    let job = args.uuid::<JobId>("job_id");
+    let job = args.require("job_id", job, "the job_id of a consult");
+    let shape = shape(&mut args, &desk.config);
+    args.finish()?;
+    let Some(job) = job else { return Err(Fault::new(FaultCode::Internal, "a job id went missing.")) };
+    let mut follow = desk.jobs.follow(job).await?;
+    let asked = desk.jobs.cancel(job).await?;
+    let was = match asked {
+        CancelState::Ended { state } => Some(state),
+        CancelState::Requested { .. } | CancelState::AlreadyRequested { .. } => None,
+    };
+    if was.is_none() {
+        let watch = Watch { progress: &call, desk, began: Instant::now() };
+        watch.until(&mut follow, CANCEL_WAIT, Until::Finished).await?;
+    }
+    let record = desk.jobs.record(job).await?;
+    if record.state.is_terminal() {
+        desk.jobs.mark_read(job).await;
+    }
+    let reaped = record.outcome.as_ref().and_then(|outcome| outcome.exit).map(|exit| exit.reaped);
+    let value = json!({
+        "job_id": job, "status": record.state, "already_over": was.is_some(), "reaped": reaped,
+        "session_id": record.outcome.as_ref().and_then(|outcome| outcome.session_id.as_deref()),
+        "resumable": record.outcome.as_ref().and_then(|outcome| outcome.resumable),
+    });
+    let text = match was {
+        Some(state) => format!("Job {job} was already {}; nothing was changed.", state.as_str()),
+        None if record.state.is_terminal() => format!("Job {job} is {}; nothing of it is left running.", record.state.as_str()),
+        None => format!("Job {job} is being ended; consult_job tells when it is over."),
+    };
+    Ok(ToolReply { job: Some(job), ..reply::object(&value, text, shape.render) })
+}
+
+/// The arguments of the snapshots.
+#[derive(Debug, JsonSchema)]
+#[expect(dead_code, reason = "the schema is generated from it")]
+struct SnapshotArguments {
+    /// `porcelain` (default) or `json`.
+    render: Option<String>,
+    /// `concise` (default) or `full`.
+    detail: Option<String>,
+}
+
+host_tool! {
+    /// `health_snapshot`: how this server is.
+    HealthTool(source: HealthSource), "health_snapshot",
+    |me| definition::<SnapshotArguments>(me.name(), "Health", "How this server is: workers, jobs, store.", READS),
+    health
+}
+
+fn snapshot_shape(call: &ToolCall) -> Result<reply::Shape, Fault> {
+    let mut args = ArgumentReader::parse(&call.arguments)?;
+    let shape = shape(&mut args, &Config::default());
+    args.finish()?;
+    Ok(shape)
+}
+
+async fn health(source: &HealthSource, call: ToolCall) -> Result<ToolReply, Fault> {
+    let shape = snapshot_shape(&call)?;
+    let value = source.health(shape.detail).await;
+    Ok(reply::object(&value, serde_json::to_string_pretty(&value).unwrap_or_default(), shape.render))
+}
+
+host_tool! {
+    /// `telemetry_snapshot`: what this server did.
+    TelemetryTool(source: HealthSource), "telemetry_snapshot",
+    |me| definition::<SnapshotArguments>(me.name(), "Telemetry", "Counts, latencies and cost since this server started.", READS),
+    telemetry
+}
+
+async fn telemetry(source: &HealthSource, call: ToolCall) -> Result<ToolReply, Fault> {
+    let shape = snapshot_shape(&call)?;
+    let value = source.telemetry().await?;
+    Ok(reply::object(&value, serde_json::to_string_pretty(&value).unwrap_or_default(), shape.render))
+}
+
+/// The words of `render`, for argument messages.
+#[must_use]
+pub fn renders() -> Vec<&'static str> {
+    RENDER.iter().map(|(word, _)| *word).collect()
+}

@@ -1,0 +1,429 @@
+//! What the consult tools answer: one projection of a job, shown as text and as structured content.
+//!
+//! Owns: the fields, what `concise` and `full` show, the budget of an answer and its pages. May not know: where a job
+//! came from.
+//!
+//! Invariants: (1) text and structured content are each complete, because real clients show the model only one of
+//! them; (2) an unknown number is null, not 0; (3) a failure carries everything a success does, the session id above all.
+
+use serde_json::{Map, Value, json};
+
+use super::{ReplyText, ToolReply};
+use crate::fault::FaultCode;
+use crate::ids::{JobId, UnixMillis};
+use crate::jobs::{JobMode, JobRecord, JobState};
+
+/// How the text block looks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Render {
+    /// For reading.
+    #[default]
+    Porcelain,
+    /// The structured content once more.
+    Json,
+}
+
+/// How much is told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Detail {
+    /// The answer and what matters about it.
+    #[default]
+    Concise,
+    /// Everything that is known.
+    Full,
+}
+
+/// The words of `render`.
+pub const RENDER: [(&str, Render); 2] = [("porcelain", Render::Porcelain), ("json", Render::Json)];
+
+/// The words of `detail`.
+pub const DETAIL: [(&str, Detail); 2] = [("concise", Detail::Concise), ("full", Detail::Full)];
+
+/// How a reply is to be made.
+#[derive(Debug, Clone, Copy)]
+pub struct Shape {
+    /// How the text looks.
+    pub render: Render,
+    /// How much is told.
+    pub detail: Detail,
+    /// Characters of an answer per page.
+    pub budget: usize,
+}
+
+/// What is known about a job beyond its record.
+#[derive(Debug, Clone, Default)]
+pub struct Context {
+    /// What the agent has said so far.
+    pub text_so_far: String,
+    /// What it is doing.
+    pub phase: Option<String>,
+    /// Its place in the queue.
+    pub place: Option<usize>,
+    /// Finished jobs of the workspace that nobody has read.
+    pub unread: Vec<JobId>,
+    /// The page of the answer that is wanted, from 1; head and tail when none is.
+    pub page: Option<usize>,
+    /// The call that is open: a soft deadline turned it into a background job.
+    pub handed_over: bool,
+}
+
+/// Cuts an answer that is over the budget: head and tail with a marker, or one page.
+fn cut(answer: &str, budget: usize, page: Option<usize>) -> (String, bool, usize) {
+    let count = answer.chars().count();
+    let pages = count.div_ceil(budget).max(1);
+    if let Some(page) = page {
+        let text = answer.chars().skip((page - 1) * budget).take(budget).collect();
+        return (text, pages > 1, pages);
+    }
+    if count <= budget {
+        return (answer.to_owned(), false, pages);
+    }
+    let head = budget * 2 / 3;
+    let tail = budget - head;
+    let start: String = answer.chars().take(head).collect();
+    let end: String = answer.chars().skip(count - tail).collect();
+    let left_out = count - head - tail;
+    (format!("{start}\n\n[… {left_out} characters left out; read them with `page` …]\n\n{end}"), true, pages)
+}
+
+/// The reply about one job.
+#[must_use]
+pub fn job(record: &JobRecord, context: &Context, shape: Shape) -> ToolReply {
+    let outcome = record.outcome.as_ref();
+    let fault = outcome.and_then(|outcome| outcome.fault.as_ref());
+    let answer = match outcome {
+        Some(outcome) => outcome.response.as_deref(),
+        None => Some(context.text_so_far.as_str()).filter(|text| !text.is_empty()),
+    };
+    let (response, truncated, pages) =
+        answer.map_or((None, false, 1), |answer| {
+            let (text, truncated, pages) = cut(answer, shape.budget, context.page);
+            (Some(text), truncated, pages)
+        });
+    let truncated = truncated || outcome.is_some_and(|outcome| outcome.response_cut);
+    let session = outcome
+        .and_then(|outcome| outcome.session_id.clone())
+        .or_else(|| record.request.session_id.map(|session| session.to_string()));
+    let ended = record.finished_at.unwrap_or_else(UnixMillis::now);
+    let next = next(record, context, session.as_deref(), truncated, pages);
+
+    let mut object = Map::new();
+    let mut put = |name: &str, value: Value| drop(object.insert(name.to_owned(), value));
+    put("mode", json!(record.mode.as_str()));
+    put("status", json!(record.state.as_str()));
+    put("job_id", json!(record.id.to_string()));
+    put("session_id", json!(session));
+    put("session_mode", json!(if record.request.session_id.is_some() { "resumed" } else { "new" }));
+    put("response", json!(response));
+    put("agent", json!(record.request.agent));
+    put("model", json!(outcome.and_then(|o| o.model.clone()).or_else(|| record.request.model.clone())));
+    put("cwd", json!(record.request.cwd));
+    put("billing", json!(outcome.and_then(|o| o.billing.as_deref())));
+    put("cost_usd", json!(outcome.and_then(|o| o.cost_usd)));
+    put("duration_ms", json!(ended.since(record.accepted_at)));
+    put("num_turns", json!(outcome.and_then(|o| o.num_turns)));
+    put("stop_reason", json!(outcome.and_then(|o| o.stop_reason.as_deref())));
+    put("usage", json!(outcome.and_then(|o| o.usage.as_ref()).map(|usage| brief_usage(usage, shape.detail))));
+    put("permission_denial_count", json!(outcome.map_or(0, |o| o.permission_denials.len())));
+    put("prompt_prefix_injected", json!(outcome.is_some_and(|o| o.prompt_prefix_injected)));
+    put("truncated", json!(truncated));
+    put("next", json!(next));
+    if pages > 1 {
+        put("page", json!(context.page));
+        put("pages", json!(pages));
+    }
+    if let Some(phase) = context.phase.as_ref().filter(|_| !record.state.is_terminal()) {
+        put("phase", json!(phase));
+    }
+    if let Some(place) = context.place {
+        put("queue_position", json!(place));
+    }
+    if let Some(fault) = fault {
+        put("fault", json!(fault));
+        put("resumable", json!(outcome.and_then(|o| o.resumable)));
+    }
+    if !context.unread.is_empty() {
+        put("unread_jobs", json!(context.unread.iter().map(ToString::to_string).collect::<Vec<_>>()));
+    }
+    if shape.detail == Detail::Full {
+        put("prompt", json!(record.request.prompt));
+        put("effective_prompt", json!(effective_prompt(record)));
+        put("model_usage", json!(outcome.and_then(|o| o.model_usage.as_ref())));
+        put("permission_denials", json!(outcome.map(|o| &o.permission_denials)));
+        put("exit", json!(outcome.and_then(|o| o.exit)));
+        put("stderr_tail", json!(outcome.and_then(|o| o.stderr_tail.as_deref())));
+        put("timings", json!({
+            "accepted_at": record.accepted_at, "started_at": record.started_at, "finished_at": record.finished_at,
+            "queued_ms": outcome.and_then(|o| o.queued_ms), "run_ms": outcome.and_then(|o| o.run_ms),
+        }));
+        put("chain", json!({"id": record.chain, "depth": record.depth}));
+    }
+    let object = Value::Object(object);
+    let structured = object.to_string();
+    let text = match shape.render {
+        Render::Json => structured.clone(),
+        Render::Porcelain => porcelain(record, &object, response.as_deref()),
+    };
+    ToolReply {
+        text: ReplyText::Plain(text),
+        structured: Some(structured),
+        fault: fault.filter(|_| record.state != JobState::Succeeded).map(|fault| fault.code),
+        job: Some(record.id),
+        path_hint: Some(record.request.cwd.display().to_string()),
+    }
+}
+
+/// The counts most people ask for; everything under `full`.
+fn brief_usage(usage: &Value, detail: Detail) -> Value {
+    let Value::Object(all) = usage else { return usage.clone() };
+    if detail == Detail::Full {
+        return usage.clone();
+    }
+    let kept = ["input_tokens", "output_tokens", "cache_read_input_tokens", "cache_creation_input_tokens"];
+    Value::Object(kept.iter().filter_map(|name| Some(((*name).to_owned(), all.get(*name)?.clone()))).collect())
+}
+
+fn effective_prompt(record: &JobRecord) -> String {
+    let injected = record.outcome.as_ref().is_some_and(|outcome| outcome.prompt_prefix_injected);
+    if injected { format!("{}{}", crate::agents::PROMPT_PREFIX, record.request.prompt) } else { record.request.prompt.clone() }
+}
+
+/// What to do now, if anything.
+fn next(record: &JobRecord, context: &Context, session: Option<&str>, truncated: bool, pages: usize) -> Option<String> {
+    let id = record.id;
+    if !record.state.is_terminal() {
+        let kept = if context.handed_over { "The consult goes on in the background. " } else { "" };
+        return Some(format!("{kept}Read the answer with one blocking call: consult_job {{\"job_id\":\"{id}\",\"wait_s\":45}}."));
+    }
+    if truncated && pages > 1 {
+        let page = context.page.map_or(1, |page| page + 1);
+        if page <= pages {
+            return Some(format!("Page {page} of {pages}: consult_job {{\"job_id\":\"{id}\",\"page\":{page}}}."));
+        }
+    }
+    let outcome = record.outcome.as_ref();
+    let code = outcome.and_then(|outcome| outcome.fault.as_ref()).map(|fault| fault.code);
+    match (code, outcome.and_then(|outcome| outcome.resumable), session) {
+        (Some(FaultCode::TurnLimit | FaultCode::BudgetExhausted), _, Some(session)) => {
+            Some(format!("Go on in the same session: consult with session_id {session} and a higher limit."))
+        }
+        (Some(_), Some(true), Some(session)) => Some(format!("The session can be resumed: session_id {session}.")),
+        _ => None,
+    }
+}
+
+fn porcelain(record: &JobRecord, object: &Value, response: Option<&str>) -> String {
+    let mut text = String::new();
+    let outcome = record.outcome.as_ref();
+    let fault = outcome.and_then(|outcome| outcome.fault.as_ref());
+    match (record.state, fault) {
+        (JobState::Succeeded, _) => {}
+        (state, Some(fault)) => {
+            let verb = match state {
+                JobState::Cancelled => "was cancelled",
+                JobState::Interrupted => "was interrupted",
+                _ => "failed",
+            };
+            text.push_str(&format!("The consult {verb} ({}): {}", fault.code, fault.detail));
+            if let Some(hint) = &fault.hint {
+                text.push_str(&format!(" {hint}"));
+            }
+            if let Some(stderr) = outcome.and_then(|o| o.stderr_tail.as_deref()).filter(|tail| !tail.trim().is_empty()) {
+                let last: String = stderr.trim_end().chars().rev().take(600).collect::<Vec<_>>().into_iter().rev().collect();
+                text.push_str(&format!("\n\nThe agent's last words on standard error:\n{last}"));
+            }
+            if response.is_some() {
+                text.push_str("\n\nWhat it had said:\n");
+            }
+        }
+        (JobState::Queued, None) => text.push_str("The consult waits for its turn."),
+        (_, None) => {
+            let phase = object["phase"].as_str().unwrap_or("at work");
+            text.push_str(&format!("The consult is still running ({phase})."));
+            if response.is_some() {
+                text.push_str(" So far it has said:\n\n");
+            }
+        }
+    }
+    if let Some(response) = response {
+        text.push_str(response);
+    }
+    let mut facts = vec![format!("job {}", record.id), record.state.as_str().to_owned(), record.mode.as_str().to_owned()];
+    if let Some(place) = object["queue_position"].as_u64() {
+        facts.push(format!("place {place} in the queue"));
+    }
+    let model = object["model"].as_str().map_or(String::new(), |model| format!(" ({model})"));
+    facts.push(format!("{}{model}", record.request.agent));
+    if let Some(session) = object["session_id"].as_str() {
+        facts.push(format!("session {session} ({})", object["session_mode"].as_str().unwrap_or("new")));
+    }
+    facts.push(format!("cwd {}", record.request.cwd.display()));
+    if let Some(ms) = object["duration_ms"].as_f64() {
+        facts.push(format!("{:.1} s", ms / 1000.0));
+    }
+    if record.state.is_terminal() {
+        facts.push(outcome.and_then(|o| o.cost_usd).map_or("cost unknown".to_owned(), |cost| format!("${cost:.4}")));
+        if let Some(billing) = object["billing"].as_str() {
+            facts.push(format!("key source {billing}"));
+        }
+        if let Some(turns) = object["num_turns"].as_u64() {
+            facts.push(format!("{turns} turns"));
+        }
+        if let Some(count) = object["permission_denial_count"].as_u64().filter(|count| *count > 0) {
+            facts.push(format!("{count} tool uses denied"));
+        }
+        if object["truncated"] == true {
+            facts.push("answer cut".to_owned());
+        }
+    }
+    text.push_str(&format!("\n\n[{}]", facts.join(" · ")));
+    if let Some(next) = object["next"].as_str() {
+        text.push_str(&format!("\n{next}"));
+    }
+    if let Some(unread) = object["unread_jobs"].as_array() {
+        let ids: Vec<&str> = unread.iter().filter_map(Value::as_str).collect();
+        text.push_str(&format!("\nFinished and not read yet: {}.", ids.join(", ")));
+    }
+    if object.get("prompt").is_some() {
+        // `full`: the rest of the projection, where a reader of the text finds it too.
+        let mut rest = object.clone();
+        if let Value::Object(rest) = &mut rest {
+            rest.remove("response");
+        }
+        text.push_str(&format!("\n\n{}", serde_json::to_string_pretty(&rest).unwrap_or_default()));
+    }
+    text
+}
+
+/// Whether a job's mode lets its caller go.
+#[must_use]
+pub const fn is_background(record: &JobRecord) -> bool {
+    matches!(record.mode, JobMode::Background)
+}
+
+/// A reply made of one JSON object and a text for people.
+#[must_use]
+pub fn object(value: &Value, text: String, render: Render) -> ToolReply {
+    let structured = value.to_string();
+    let text = if render == Render::Json { structured.clone() } else { text };
+    ToolReply { text: ReplyText::Plain(text), structured: Some(structured), ..ToolReply::default() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fault::Fault;
+    use crate::ids::{AgentSessionId, ChainId};
+    use crate::jobs::{Billing, ConsultRequest, JobOutcome};
+
+    fn record(state: JobState, outcome: Option<JobOutcome>) -> JobRecord {
+        JobRecord {
+            id: JobId::random(),
+            sequence: 1,
+            invocation: None,
+            request_key: None,
+            workspace: "/w".into(),
+            mode: JobMode::Sync,
+            state,
+            request: ConsultRequest {
+                prompt: "why?".into(),
+                cwd: "/w".into(),
+                agent: "claude".into(),
+                session_id: None,
+                max_turns: None,
+                model: None,
+                effort: None,
+                timeout_s: 60,
+                max_budget_usd: None,
+                billing: Billing::Subscription,
+            },
+            chain: ChainId::random(),
+            depth: 0,
+            accepted_at: UnixMillis(1000),
+            started_at: Some(UnixMillis(1100)),
+            finished_at: state.is_terminal().then_some(UnixMillis(3000)),
+            cancel_requested: None,
+            process: None,
+            outcome,
+            read_at: None,
+            last_event: 0,
+        }
+    }
+
+    fn shape(budget: usize) -> Shape {
+        Shape { render: Render::Porcelain, detail: Detail::Concise, budget }
+    }
+
+    fn parts(reply: &ToolReply) -> (String, Value) {
+        let ReplyText::Plain(text) = &reply.text else { panic!("a plain text") };
+        let structured = reply.structured.as_ref().expect("structured content");
+        (text.clone(), serde_json::from_str(structured).expect("it is JSON"))
+    }
+
+    const ALWAYS: [&str; 19] = [
+        "mode", "status", "job_id", "session_id", "session_mode", "response", "agent", "model", "cwd", "billing",
+        "cost_usd", "duration_ms", "num_turns", "stop_reason", "usage", "permission_denial_count",
+        "prompt_prefix_injected", "truncated", "next",
+    ];
+
+    #[test]
+    fn every_reply_carries_every_field_and_failures_do_too() {
+        let session = AgentSessionId::random().to_string();
+        let failed = JobOutcome {
+            session_id: Some(session.clone()),
+            fault: Some(Fault::new(FaultCode::TurnLimit, "the agent used all its turns.")),
+            resumable: Some(true),
+            ..JobOutcome::default()
+        };
+        let fine = JobOutcome { response: Some("42".into()), cost_usd: Some(0.5), ..JobOutcome::default() };
+        for (record, error) in [
+            (record(JobState::Succeeded, Some(fine)), false),
+            (record(JobState::Failed, Some(failed)), true),
+            (record(JobState::Running, None), false),
+            (record(JobState::Queued, None), false),
+        ] {
+            let reply = job(&record, &Context::default(), shape(24_000));
+            let (text, structured) = parts(&reply);
+            for field in ALWAYS {
+                assert!(structured.get(field).is_some(), "{field} in {structured}");
+            }
+            assert_eq!(reply.fault.is_some(), error);
+            assert!(text.contains(&record.id.to_string()), "{text}");
+            if error {
+                assert!(text.contains(&session) && structured["fault"]["code"] == "turn_limit", "{text}\n{structured}");
+                assert_eq!(structured["cost_usd"], Value::Null, "unknown is not 0");
+            }
+        }
+    }
+
+    #[test]
+    fn an_answer_over_the_budget_is_cut_in_the_middle_and_its_pages_give_the_whole() {
+        let answer: String = (0..5000).map(|n| char::from(b'a' + (n % 26) as u8)).collect::<String>() + "é";
+        let outcome = JobOutcome { response: Some(answer.clone()), ..JobOutcome::default() };
+        let record = record(JobState::Succeeded, Some(outcome));
+        let (text, structured) = parts(&job(&record, &Context::default(), shape(1000)));
+        assert_eq!((structured["truncated"].as_bool(), structured["pages"].as_u64()), (Some(true), Some(6)));
+        assert!(text.contains("4001 characters left out") && text.contains('é'), "{text}");
+        let whole: String = (1..=6)
+            .map(|page| {
+                let context = Context { page: Some(page), ..Context::default() };
+                let (text, structured) = parts(&job(&record, &context, shape(1000)));
+                let part = structured["response"].as_str().expect("a page").to_owned();
+                assert!(text.contains(&part), "both carry it");
+                part
+            })
+            .collect();
+        assert_eq!(whole, answer);
+    }
+
+    #[test]
+    fn full_shows_the_prompt_and_concise_does_not() {
+        let record = record(JobState::Succeeded, Some(JobOutcome::default()));
+        let full = Shape { detail: Detail::Full, ..shape(1000) };
+        for (shape, shown) in [(shape(1000), false), (full, true)] {
+            let (text, structured) = parts(&job(&record, &Context::default(), shape));
+            assert_eq!(structured.get("prompt").is_some(), shown);
+            assert_eq!(text.contains("why?"), shown, "{text}");
+        }
+    }
+}
