@@ -4,7 +4,7 @@
 //! is in the files, the configuration, the process's environment (whoever resolves a directory hands the variables in).
 //!
 //! ```text
-//! phone-opus.db (-wal, -shm)   the job store
+//! phone-opus.db (-wal, -shm, .opening)   the job store
 //! jobs/ID/lock                 held by the runner of the job
 //! slots/N                      held by a runner while its agent runs
 //! telemetry.jsonl

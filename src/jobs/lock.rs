@@ -131,24 +131,36 @@ impl SlotLock {
     }
 }
 
+/// The lock on a file; given back when it is dropped or its process ends in any way.
 #[derive(Debug)]
 pub(crate) struct HeldLock {
-    _file: File,
+    file: File,
 }
 
 impl HeldLock {
-    /// Takes the lock within `patience`, or says that somebody has it.
+    /// Takes the lock for itself within `patience`, or says that somebody has it.
     pub(crate) fn try_take(path: &Path, patience: Duration) -> Result<Option<Self>, LockError> {
+        let held = Self::lock(path, FlockOperation::NonBlockingLockExclusive, patience)?;
+        if let Some(Self { file }) = &held {
+            let mut file: &File = file;
+            // Information for people; a full disk must not keep a job from being owned.
+            let _ = file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id()));
+        }
+        Ok(held)
+    }
+
+    /// Takes the lock together with others that share it within `patience`, or says that somebody has it for itself.
+    pub(crate) fn try_share(path: &Path, patience: Duration) -> Result<Option<Self>, LockError> {
+        Self::lock(path, FlockOperation::NonBlockingLockShared, patience)
+    }
+
+    fn lock(path: &Path, operation: FlockOperation, patience: Duration) -> Result<Option<Self>, LockError> {
         let until = Instant::now() + patience;
         loop {
-            let mut file = open_private(path).map_err(|error| LockError::io(path, &error))?;
-            match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            let file = open_private(path).map_err(|error| LockError::io(path, &error))?;
+            match flock(&file, operation) {
                 // The file may have been removed, and made anew by somebody else, between opening and locking it.
-                Ok(()) if is_still_at(path, &file) => {
-                    // Information for people; a full disk must not keep a job from being owned.
-                    let _ = file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id()));
-                    return Ok(Some(Self { _file: file }));
-                }
+                Ok(()) if is_still_at(path, &file) => return Ok(Some(Self { file })),
                 Ok(()) => {}
                 Err(Errno::WOULDBLOCK) if Instant::now() >= until => return Ok(None),
                 Err(Errno::WOULDBLOCK) => std::thread::sleep(Duration::from_millis(1)),

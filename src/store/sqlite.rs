@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 use rusqlite::{Connection, ErrorCode, OpenFlags, Transaction, TransactionBehavior};
 
 use crate::ids::{JobId, UnixMillis};
-use crate::jobs::lock::HeldLock;
+use crate::jobs::lock::{HeldLock, LockError};
 use crate::state_dir::{PRIVATE_FILE, StateDir, open_private};
 use crate::store::{BUSY_BOUND, StoreError};
 
@@ -37,6 +37,9 @@ const STATEMENTS: usize = 64;
 /// A connection on which damage was reported checks the whole file when it is opened anew, but not more often than this:
 /// for 1 GiB the check takes seconds.
 const CHECK_PAUSE: Duration = Duration::from_secs(60);
+
+/// What follows the database's name in that of the lock which is shared to open it and held alone to move it aside.
+const OPENING: &str = ".opening";
 
 /// How safe a commit is against the loss of power. Against the death of processes every commit is safe.
 ///
@@ -130,10 +133,7 @@ impl SqliteStore {
 
     /// The connection, opened anew when the path does not lead to its file any more.
     fn connection(&mut self) -> Result<&mut Open, StoreError> {
-        let replaced = match (&self.path, &self.open) {
-            (Some(path), Some(open)) => identity(path) != open.identity,
-            _ => false,
-        };
+        let replaced = self.is_replaced();
         let check_due = self.suspect && self.checked.is_none_or(|at| at.elapsed() >= CHECK_PAUSE);
         if replaced || check_due {
             self.open = None;
@@ -143,6 +143,14 @@ impl SqliteStore {
             self.opened += 1;
         }
         self.open.as_mut().ok_or(StoreError::Closed)
+    }
+
+    /// Whether the path leads to another file than the one that is open, or to none.
+    fn is_replaced(&self) -> bool {
+        match (&self.path, &self.open) {
+            (Some(path), Some(open)) => identity(path) != open.identity,
+            _ => false,
+        }
     }
 
     fn reopen(&mut self, check: bool) -> Result<Open, StoreError> {
@@ -156,16 +164,23 @@ impl SqliteStore {
             self.checked = Some(Instant::now());
         }
         let check = if check { Check::Whole } else { Check::Skip };
-        let connection = match open_file(path, check) {
+        // Nobody moves the file while somebody opens it: SQLite finds the database and its log by name, one after the
+        // other, and would write the log of a new database into an old one.
+        let opening = HeldLock::try_share(&beside(path, OPENING), BUSY_BOUND)
+            .map_err(|error| lock_error(&error))?
+            .ok_or(StoreError::Busy)?;
+        let opened = open_file(path, check);
+        drop(opening);
+        let open = match opened {
             Err(StoreError::Corrupt { .. }) => {
-                let (connection, moved) = replace_damaged(path, check)?;
+                let (open, moved) = replace_damaged(path, check)?;
                 self.moved_aside = moved.or(self.moved_aside.take());
-                connection
+                open
             }
             other => other?,
         };
         self.suspect = false;
-        Ok(Open::new(connection, identity(path)))
+        Ok(open)
     }
 
     /// Runs `body` in a transaction that excludes other writers from its first statement on.
@@ -182,6 +197,10 @@ impl SqliteStore {
             transaction.commit()?;
             Ok(value)
         });
+        if done.is_ok() && self.is_replaced() {
+            // Durable, but in a file that nobody will look at any more.
+            return Err(StoreError::Io { detail: "the database was replaced while it was written".to_owned() });
+        }
         self.note(done)
     }
 
@@ -228,16 +247,20 @@ enum Check {
     Whole,
 }
 
-fn open_file(path: &Path, check: Check) -> Result<Connection, StoreError> {
-    make_private(path)?;
-    // Two processes that make a database at once may be told `busy` without having been made to wait.
+fn open_file(path: &Path, check: Check) -> Result<Open, StoreError> {
     let until = Instant::now() + BUSY_BOUND;
     loop {
+        make_private(path)?;
+        let file = identity(path);
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-        let connection = Connection::open_with_flags(path, flags)?;
-        match set_up(connection, check) {
+        let opened = Connection::open_with_flags(path, flags).map_err(StoreError::from);
+        match opened.and_then(|connection| set_up(connection, check)) {
+            // Somebody may have removed the whole directory in the meantime.
+            Ok(_) if identity(path) != file && Instant::now() < until => {}
+            Ok(connection) => return Ok(Open::new(connection, file)),
+            // Two processes that make a database at once may be told `busy` without having been made to wait.
             Err(StoreError::Busy) if Instant::now() < until => std::thread::sleep(Duration::from_millis(10)),
-            other => return other,
+            Err(error) => return Err(error),
         }
     }
 }
@@ -259,8 +282,10 @@ fn set_up(mut connection: Connection, check: Check) -> Result<Connection, StoreE
     // Only macOS knows a difference: its plain sync leaves the data in the drive's cache.
     connection.pragma_update(None, "fullfsync", true)?;
     connection.pragma_update(None, "journal_size_limit", LOG_BYTES)?;
-    // Has an effect on an empty database only.
-    connection.pragma_update(None, "auto_vacuum", "INCREMENTAL")?;
+    if schema::is_new(&connection)? {
+        // Has to come before the first table. On an older database it would be a write at every opening.
+        connection.pragma_update(None, "auto_vacuum", "INCREMENTAL")?;
+    }
     let mode: String = connection.query_row("PRAGMA journal_mode = WAL", [], |row| row.get(0))?;
     if mode != "wal" && mode != "memory" {
         return Err(StoreError::Io { detail: "the file system cannot hold a database shared by processes".to_owned() });
@@ -297,9 +322,9 @@ fn make_private(path: &Path) -> Result<(), StoreError> {
 }
 
 /// Moves a damaged database aside and begins a new one, unless another process has done so in the meantime.
-fn replace_damaged(path: &Path, check: Check) -> Result<(Connection, Option<PathBuf>), StoreError> {
-    let turn = HeldLock::try_take(&beside(path, ".recovery"), BUSY_BOUND)
-        .map_err(|error| StoreError::Io { detail: error.to_string() })?
+fn replace_damaged(path: &Path, check: Check) -> Result<(Open, Option<PathBuf>), StoreError> {
+    let alone = HeldLock::try_take(&beside(path, OPENING), BUSY_BOUND)
+        .map_err(|error| lock_error(&error))?
         .ok_or(StoreError::Busy)?;
     let moved = match open_file(path, check) {
         Err(StoreError::Corrupt { detail }) => {
@@ -314,17 +339,21 @@ fn replace_damaged(path: &Path, check: Check) -> Result<(Connection, Option<Path
             tracing::error!(%detail, aside = %aside.display(), "the job store was damaged; it was moved aside and a new one begun");
             aside
         }
-        other => return other.map(|connection| (connection, None)),
+        other => return other.map(|open| (open, None)),
     };
-    let connection = open_file(path, Check::Skip)?;
-    drop(turn);
-    Ok((connection, Some(moved)))
+    let open = open_file(path, Check::Skip)?;
+    drop(alone);
+    Ok((open, Some(moved)))
 }
 
 fn beside(path: &Path, suffix: &str) -> PathBuf {
     let mut name: OsString = path.as_os_str().to_owned();
     name.push(suffix);
     PathBuf::from(name)
+}
+
+fn lock_error(error: &LockError) -> StoreError {
+    StoreError::Io { detail: error.to_string() }
 }
 
 fn io_error(error: &io::Error) -> StoreError {

@@ -276,3 +276,262 @@ verbs! {
     /// Where a damaged database was moved, if one was.
     MovedAside: moved_aside() -> Option<PathBuf> = |store| Ok(store.moved_aside());
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::sync::mpsc;
+
+    use super::*;
+    use crate::ids::ChainId;
+    use crate::jobs::{Billing, ConsultRequest, JobMode};
+
+    fn new_job(prompt: &str) -> NewJob {
+        NewJob {
+            id: JobId::random(),
+            invocation: None,
+            request_key: None,
+            workspace: "/w".into(),
+            mode: JobMode::Sync,
+            request: ConsultRequest {
+                prompt: prompt.to_owned(),
+                cwd: "/w".into(),
+                agent: "claude".to_owned(),
+                session_id: None,
+                max_turns: None,
+                model: None,
+                effort: None,
+                timeout_s: 60,
+                max_budget_usd: None,
+                billing: Billing::Subscription,
+            },
+            chain: ChainId::random(),
+            depth: 0,
+            accepted_at: UnixMillis(1),
+        }
+    }
+
+    const LIMITS: AcceptLimits = AcceptLimits { max_queued: 10 };
+
+    /// A store whose `counts` does what a test tells it to; the other verbs are those of a real one.
+    struct Scripted<F> {
+        inner: SqliteStore,
+        counts: F,
+    }
+
+    impl<F: FnMut() -> Result<JobCounts, StoreError> + Send> Store for Scripted<F> {
+        fn accept(&mut self, job: &NewJob, limits: AcceptLimits) -> Result<Accept, StoreError> {
+            self.inner.accept(job, limits)
+        }
+        fn job(&mut self, job: JobId) -> Result<JobRecord, StoreError> {
+            self.inner.job(job)
+        }
+        fn glance(&mut self, job: JobId) -> Result<Glance, StoreError> {
+            self.inner.glance(job)
+        }
+        fn find_invocation(&mut self, invocation: &InvocationId) -> Result<Option<JobId>, StoreError> {
+            self.inner.find_invocation(invocation)
+        }
+        fn list(&mut self, filter: &JobFilter) -> Result<Vec<JobSummary>, StoreError> {
+            self.inner.list(filter)
+        }
+        fn start(&mut self, job: JobId, at: UnixMillis) -> Result<Start, StoreError> {
+            self.inner.start(job, at)
+        }
+        fn set_process(&mut self, job: JobId, process: RunProcess) -> Result<Transition, StoreError> {
+            self.inner.set_process(job, process)
+        }
+        fn finish(
+            &mut self,
+            job: JobId,
+            to: JobState,
+            outcome: &JobOutcome,
+            at: UnixMillis,
+        ) -> Result<Transition, StoreError> {
+            self.inner.finish(job, to, outcome, at)
+        }
+        fn append(&mut self, job: JobId, events: &[(UnixMillis, JournalEvent)]) -> Result<u64, StoreError> {
+            self.inner.append(job, events)
+        }
+        fn events(
+            &mut self,
+            job: JobId,
+            after_seq: u64,
+            limit: usize,
+            max_bytes: usize,
+        ) -> Result<Vec<JournalEntry>, StoreError> {
+            self.inner.events(job, after_seq, limit, max_bytes)
+        }
+        fn request_cancel(&mut self, job: JobId, reason: CancelReason) -> Result<CancelState, StoreError> {
+            self.inner.request_cancel(job, reason)
+        }
+        fn hand_over(&mut self, job: JobId) -> Result<Transition, StoreError> {
+            self.inner.hand_over(job)
+        }
+        fn mark_read(&mut self, job: JobId, at: UnixMillis) -> Result<(), StoreError> {
+            self.inner.mark_read(job, at)
+        }
+        fn unread(&mut self, workspace: &Path, limit: usize) -> Result<Vec<JobId>, StoreError> {
+            self.inner.unread(workspace, limit)
+        }
+        fn queue(&mut self) -> Result<Vec<QueueRow>, StoreError> {
+            self.inner.queue()
+        }
+        fn counts(&mut self) -> Result<JobCounts, StoreError> {
+            (self.counts)()
+        }
+        fn cost_by_day(&mut self, since: UnixMillis) -> Result<Vec<DayCost>, StoreError> {
+            self.inner.cost_by_day(since)
+        }
+        fn prune(&mut self, policy: RetentionPolicy, now: UnixMillis) -> Result<Pruned, StoreError> {
+            self.inner.prune(policy, now)
+        }
+        fn data_version(&mut self) -> Result<DataVersion, StoreError> {
+            self.inner.data_version()
+        }
+        fn moved_aside(&self) -> Option<PathBuf> {
+            self.inner.moved_aside()
+        }
+    }
+
+    #[tokio::test]
+    async fn nothing_touches_the_disk_before_the_first_verb() {
+        let scratch = tempfile::tempdir().expect("a scratch directory");
+        let dir = StateDir::at(scratch.path().join("state"));
+        let store = StoreHandle::sqlite(dir.clone());
+        let clone = store.clone();
+        assert!(!dir.root().exists());
+        let job = new_job("p");
+        assert!(matches!(clone.accept(job.clone(), LIMITS).await, Ok(Accept::Inserted(_))));
+        assert!(dir.database().exists());
+        assert_eq!(store.job(job.id).await.expect("there").request, job.request);
+        store.close().await;
+        assert_eq!(clone.counts().await, Err(StoreError::Closed));
+        clone.close().await;
+    }
+
+    #[tokio::test]
+    async fn a_panic_costs_its_own_verb_and_the_next_finds_a_new_store() {
+        let opened = Arc::new(AtomicUsize::new(0));
+        let count = Arc::clone(&opened);
+        let store = StoreHandle::new(move || {
+            let nth = count.fetch_add(1, Ordering::Relaxed);
+            let counts = move || if nth == 0 { panic!("planned") } else { Ok(JobCounts::default()) };
+            Ok(Scripted { inner: SqliteStore::in_memory()?, counts })
+        });
+        assert_eq!(store.counts().await, Err(StoreError::Panicked));
+        assert_eq!(store.counts().await, Ok(JobCounts::default()));
+        assert_eq!(opened.load(Ordering::Relaxed), 2);
+        store.close().await;
+    }
+
+    #[tokio::test]
+    async fn a_store_that_panics_even_while_it_is_dropped_is_replaced_too() {
+        struct Bomb(Arc<AtomicUsize>);
+        impl Drop for Bomb {
+            fn drop(&mut self) {
+                if self.0.fetch_add(1, Ordering::Relaxed) == 0 && !std::thread::panicking() {
+                    panic!("planned, while dropping");
+                }
+            }
+        }
+        let dropped = Arc::new(AtomicUsize::new(0));
+        let seen = Arc::clone(&dropped);
+        let store = StoreHandle::new(move || {
+            let bomb = Bomb(Arc::clone(&seen));
+            let first = seen.load(Ordering::Relaxed) == 0;
+            let counts = move || {
+                let _keep = &bomb;
+                if first { panic!("planned") } else { Ok(JobCounts::default()) }
+            };
+            Ok(Scripted { inner: SqliteStore::in_memory()?, counts })
+        });
+        assert_eq!(store.counts().await, Err(StoreError::Panicked));
+        let until = Instant::now() + Duration::from_secs(10);
+        // A verb that was queued while the thread was dying is answered like the one it died of.
+        while let Err(error) = store.counts().await {
+            assert_eq!(error, StoreError::Panicked);
+            assert!(Instant::now() < until, "the thread was not replaced");
+        }
+        store.close().await;
+    }
+
+    #[tokio::test]
+    async fn a_store_that_cannot_be_opened_is_not_tried_again_at_once() {
+        let tried = Arc::new(AtomicUsize::new(0));
+        let count = Arc::clone(&tried);
+        let store = StoreHandle::new(move || {
+            if count.fetch_add(1, Ordering::Relaxed) == 0 { Err(StoreError::Full) } else { SqliteStore::in_memory() }
+        });
+        assert_eq!(store.counts().await, Err(StoreError::Full));
+        assert_eq!(store.queue().await, Err(StoreError::Full), "the same answer, without another try");
+        assert_eq!(tried.load(Ordering::Relaxed), 1);
+        let until = Instant::now() + Duration::from_secs(10);
+        while store.counts().await.is_err() {
+            assert!(Instant::now() < until, "never tried again");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        assert_eq!(tried.load(Ordering::Relaxed), 2);
+        store.close().await;
+    }
+
+    #[tokio::test]
+    async fn a_full_queue_is_told_at_once_and_what_was_queued_is_done() {
+        let (entered, at_work) = mpsc::channel();
+        let (release, gate) = mpsc::channel::<()>();
+        let gate = Mutex::new(Some((entered, gate)));
+        let store = StoreHandle::new(move || {
+            let mut first = gate.lock().expect("not poisoned").take();
+            let counts = move || {
+                if let Some((entered, gate)) = first.take() {
+                    let _ = entered.send(());
+                    let _ = gate.recv();
+                }
+                Ok(JobCounts::default())
+            };
+            Ok(Scripted { inner: SqliteStore::in_memory()?, counts })
+        });
+        let mut waiting = Vec::new();
+        let ask = |wait: &mut Vec<_>| {
+            let (reply, answer) = oneshot::channel();
+            let sent = store.shared.send(Command::Counts { reply });
+            wait.push(answer);
+            sent
+        };
+        assert_eq!(ask(&mut waiting), Ok(()));
+        at_work.recv().expect("the thread is at work");
+        for _ in 0..QUEUED_VERBS {
+            assert_eq!(ask(&mut waiting), Ok(()));
+        }
+        assert_eq!(ask(&mut waiting), Err(StoreError::Overloaded));
+        waiting.pop();
+        release.send(()).expect("waiting");
+        store.close().await;
+        for answer in waiting {
+            assert_eq!(answer.await, Ok(Ok(JobCounts::default())), "closing lets the queued ones finish");
+        }
+    }
+
+    #[tokio::test]
+    async fn the_thread_ends_when_the_last_handle_is_dropped() {
+        let ended = Arc::new(());
+        let held = Arc::clone(&ended);
+        let store = StoreHandle::new(move || {
+            let held = Arc::clone(&held);
+            let counts = move || {
+                let _ = &held;
+                Ok(JobCounts::default())
+            };
+            Ok(Scripted { inner: SqliteStore::in_memory()?, counts })
+        });
+        store.counts().await.expect("counted");
+        drop(store.clone());
+        store.counts().await.expect("a clone was not the last one");
+        drop(store);
+        let until = Instant::now() + Duration::from_secs(10);
+        while Arc::strong_count(&ended) > 1 {
+            assert!(Instant::now() < until, "the store is still there");
+            tokio::task::yield_now().await;
+        }
+    }
+}

@@ -88,6 +88,11 @@ pub(super) fn refuse_newer(connection: &Connection) -> Result<(), StoreError> {
     if found > known() { Err(StoreError::NewerSchema { found, known: known() }) } else { Ok(()) }
 }
 
+/// Whether no step was done yet.
+pub(super) fn is_new(connection: &Connection) -> Result<bool, StoreError> {
+    Ok(version(connection)? == 0)
+}
+
 /// Does the steps that are missing, in one transaction.
 pub(super) fn migrate(connection: &mut Connection) -> Result<(), StoreError> {
     if version(connection)? == known() {

@@ -174,7 +174,7 @@ impl SqliteStore {
         Ok(())
     }
 
-    fn finished_bytes(&mut self) -> Result<u64, StoreError> {
+    pub(super) fn finished_bytes(&mut self) -> Result<u64, StoreError> {
         self.read(|transaction| {
             let sum = "SELECT coalesce(sum(bytes), 0) FROM jobs WHERE finished_at IS NOT NULL";
             Ok(rows::unsigned(transaction.prepare_cached(sum)?.query_row([], |row| row.get(0))?))
@@ -487,7 +487,10 @@ impl Store for SqliteStore {
         }
         if !pruned.jobs.is_empty() {
             let open = self.connection()?;
-            open.connection.execute_batch(&format!("PRAGMA incremental_vacuum({GIVEN_BACK})"))?;
+            let mut give_back = open.connection.prepare(&format!("PRAGMA incremental_vacuum({GIVEN_BACK})"))?;
+            let mut pages = give_back.query([])?;
+            // One page is given back at each step.
+            while pages.next()?.is_some() {}
         }
         Ok(pruned)
     }
