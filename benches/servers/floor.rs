@@ -22,7 +22,8 @@ const MAX_LINE: usize = 8 * 1024 * 1024;
 
 const TOOL: &str = r#"{"name":"echo","description":"Returns the text.","inputSchema":{"type":"object","properties":{"text":{"type":"string"}},"required":["text"]}}"#;
 const SERVER: &str = r#"{"name":"floor","version":"0"}"#;
-const MODERN_TAIL: &str = r#","resultType":"complete","_meta":{"io.modelcontextprotocol/serverInfo":{"name":"floor","version":"0"}}}"#;
+const MODERN_TAIL: &str =
+    r#","resultType":"complete","_meta":{"io.modelcontextprotocol/serverInfo":{"name":"floor","version":"0"}}}"#;
 
 #[derive(Deserialize)]
 struct Message<'a> {

@@ -87,10 +87,17 @@ pub(crate) enum Ask {
 /// A request, complete but for its id.
 #[derive(Debug)]
 pub(crate) struct Template {
-    ask: Ask,
-    era: Era,
     bytes: Vec<u8>,
     places: Vec<usize>,
+    expected: Expected,
+}
+
+/// What the reply to a request has to be.
+#[derive(Debug, Clone)]
+struct Expected {
+    ask: Ask,
+    era: Era,
+    /// The text after the id.
     filler: String,
 }
 
@@ -125,7 +132,7 @@ impl Template {
         for place in &places {
             bytes[*place..place + DIGITS].fill(b'0');
         }
-        Self { ask, era, bytes, places, filler }
+        Self { bytes, places, expected: Expected { ask, era, filler } }
     }
 
     /// The bytes of the request with this id, newline included.
@@ -141,9 +148,11 @@ impl Template {
     pub(crate) fn len(&self) -> usize {
         self.bytes.len()
     }
+}
 
-    /// Whether a parsed reply is what this request with this id should get.
-    fn is_answered_by(&self, id: Id, reply: &Value) -> Result<(), String> {
+impl Expected {
+    /// Whether a parsed reply is what the request with this id should get.
+    fn check(&self, id: Id, reply: &Value) -> Result<(), String> {
         if let Some(error) = reply.get("error") {
             return Err(format!("request {} got the error {error}", id.number()));
         }
@@ -199,8 +208,8 @@ pub(crate) struct Tally {
 
 /// Checks the replies to one kind of request.
 #[derive(Debug)]
-pub(crate) struct Checker<'a> {
-    template: &'a Template,
+pub(crate) struct Checker {
+    expected: Expected,
     first: Option<Id>,
     /// By id, from `first`: whether it was answered.
     answered: Vec<bool>,
@@ -241,16 +250,16 @@ impl Shape {
     }
 }
 
-impl<'a> Checker<'a> {
+impl Checker {
     /// A checker of the replies to this request.
-    pub(crate) const fn new(template: &'a Template) -> Self {
+    pub(crate) fn new(template: &Template) -> Self {
         Self {
-            template,
+            expected: template.expected.clone(),
             first: None,
             answered: Vec::new(),
             waiting: 0,
             shape: None,
-            tally: Tally { right: 0, doubled: 0, wrong: 0, first_fault: None },
+            tally: Tally::default(),
         }
     }
 
@@ -291,9 +300,9 @@ impl<'a> Checker<'a> {
         let Some(id) = id else {
             return self.fault(format!("a reply to nobody: {}", head(&reply.to_string())));
         };
-        let verdict = self.template.is_answered_by(id, &reply);
+        let verdict = self.expected.check(id, &reply);
         if verdict.is_ok() && self.shape.is_none() {
-            let count = if matches!(self.template.ask, Ask::Echo(_)) { 2 } else { 1 };
+            let count = if matches!(self.expected.ask, Ask::Echo(_)) { 2 } else { 1 };
             self.shape = Shape::learn(line, id, count);
         }
         self.settle(id, verdict);
@@ -330,7 +339,7 @@ pub(crate) fn self_check() -> Result<(), String> {
         json!({"jsonrpc": "2.0", "id": id, "result": {"content": [{"type": "text", "text": text}]}}).to_string()
     };
     let template = Template::new(Ask::Echo(64), Era::Legacy);
-    let own = |id: u64| echo(id, format!("{id}{}", template.filler));
+    let own = |id: u64| echo(id, format!("{id}{}", template.expected.filler));
     let first = u64::from(FIRST);
     let cases: [(&str, Vec<String>, [u64; 4]); 6] = [
         ("right", vec![own(first + 1), own(first), own(first + 2)], [3, 0, 0, 0]),
@@ -338,7 +347,7 @@ pub(crate) fn self_check() -> Result<(), String> {
         ("doubled", vec![own(first), own(first + 1), own(first + 1), own(first + 2)], [3, 1, 0, 0]),
         (
             "swapped",
-            vec![own(first), echo(first + 1, format!("{}{}", first + 2, template.filler)), own(first + 2)],
+            vec![own(first), echo(first + 1, format!("{}{}", first + 2, template.expected.filler)), own(first + 2)],
             [2, 0, 1, 0],
         ),
         ("torn", vec![own(first), own(first + 1), own(first + 2)[..60].to_owned()], [2, 0, 1, 1]),
