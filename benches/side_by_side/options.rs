@@ -34,6 +34,13 @@ pub(crate) struct Options {
     pub(crate) json: Option<PathBuf>,
 }
 
+impl Options {
+    /// Whether this target is to be measured and shown.
+    pub(crate) fn wants(&self, id: &str) -> bool {
+        self.only.is_empty() || self.only.iter().any(|only| only == id)
+    }
+}
+
 /// How much time a run may take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Effort {

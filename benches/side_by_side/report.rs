@@ -22,16 +22,11 @@ struct Entry<'a> {
 
 /// The entries of a row: those of the yardstick first, and it is not judged.
 fn entries<'a>(target: &Target, labels: &'a [String], results: &Results) -> Vec<Entry<'a>> {
-    let rivals: Vec<&str> = TARGETS
-        .iter()
-        .filter_map(|target| match target.rule {
-            Rule::BeatsAtLeast { rival, .. } => Some(rival),
-            _ => None,
-        })
-        .collect();
-    let base = match target.rule {
-        Rule::BeatsAtLeast { rival, .. } => labels.iter().position(|label| label == rival),
-        _ => Some(0),
+    let rivals: Vec<&str> = TARGETS.iter().filter_map(|target| target.rule.rival()).collect();
+    let rival = target.rule.rival();
+    let base = match rival {
+        Some(rival) => labels.iter().position(|label| label == rival),
+        None => Some(0),
     };
     let base_value = base.and_then(|base| results.cell(base, target.figure).median()).filter(|value| *value > 0.0);
     let mut entries = Vec::new();
@@ -40,20 +35,22 @@ fn entries<'a>(target: &Target, labels: &'a [String], results: &Results) -> Vec<
         if cell.values.is_empty() && cell.gap.is_none() {
             continue;
         }
+        if rival.is_some() && (base.is_none() || index == 0 || rivals.contains(&label.as_str())) {
+            continue;
+        }
         let value = cell.median();
-        let ratio = match target.rule {
-            Rule::AtMost { goal, .. } if goal == 0.0 => None,
-            Rule::AtLeast { .. } => None,
-            _ => value.zip(base_value).map(|(value, base)| value / base),
+        let (ratio, judged) = match target.rule {
+            Rule::AtMost { .. } | Rule::AtLeast { .. } => (None, value),
+            _ => {
+                let ratio = value.zip(base_value).map(|(value, base)| value / base);
+                (ratio, ratio)
+            }
         };
-        let verdict = match target.rule {
-            Rule::BeatsAtLeast { .. } if index == 0 || rivals.contains(&label.as_str()) || base.is_none() => continue,
-            _ if index == 0 => None,
-            _ if matches!(cell.gap, Some(Gap::Failed(_))) => Some(Verdict::Missed),
-            Rule::AtMost { .. } | Rule::AtLeast { .. } => value.map(|value| target.rule.judge(value)),
-            _ => ratio.map(|ratio| target.rule.judge(ratio)),
-        };
-        let verdict = if index == 0 { None } else { Some(verdict.unwrap_or(Verdict::NotApplicable)) };
+        let verdict = (index > 0).then(|| match (&cell.gap, judged) {
+            (Some(Gap::Failed(_)), _) => Verdict::Missed,
+            (None, Some(judged)) => target.rule.judge(judged),
+            (Some(Gap::NotApplicable(_)), _) | (None, None) => Verdict::NotApplicable,
+        });
         entries.push(Entry { peer: label, cell, ratio, verdict });
     }
     entries
@@ -80,7 +77,7 @@ fn number(value: f64) -> String {
 }
 
 /// The table and the remarks under it.
-pub(crate) fn table(labels: &[String], results: &Results) -> String {
+pub(crate) fn table(options: &Options, labels: &[String], results: &Results) -> String {
     let mut text = String::new();
     let mut remarks = Vec::new();
     let width = labels.iter().map(|label| label.chars().count()).max().unwrap_or(0).max(5);
@@ -89,7 +86,7 @@ pub(crate) fn table(labels: &[String], results: &Results) -> String {
         "{:<4} {:<43} {:<width$} {:>11} {:>7} {:>6} {:>8} {:>8}  verdict",
         "id", "figure", "peer", "median", "ratio", "spread", "goal", "line"
     );
-    for target in TARGETS {
+    for target in TARGETS.iter().filter(|target| options.wants(target.id)) {
         let entries = entries(target, labels, results);
         for (index, entry) in entries.iter().enumerate() {
             let (id, name) = if index == 0 { (target.id, target.name) } else { ("", "") };
@@ -132,6 +129,7 @@ pub(crate) fn table(labels: &[String], results: &Results) -> String {
 pub(crate) fn json(options: &Options, machine: &Value, labels: &[String], results: &Results) -> Value {
     let rows: Vec<Value> = TARGETS
         .iter()
+        .filter(|target| options.wants(target.id))
         .map(|target| (target, entries(target, labels, results)))
         .filter(|(_, entries)| !entries.is_empty())
         .map(|(target, entries)| {

@@ -82,7 +82,7 @@ fn run(options: &Options) -> Result<(), String> {
     let results = rounds(options, &kit, &ready);
     let labels: Vec<String> = ready.into_iter().map(|peer| peer.label).collect();
     println!("{}", describe(&machine, options, &labels));
-    print!("{}", report::table(&labels, &results));
+    print!("{}", report::table(options, &labels, &results));
     if let Some(path) = &options.json {
         let text = report::json(options, &machine, &labels, &results).to_string();
         fs::write(path, text).map_err(|error| format!("{} is not written: {error}", path.display()))?;
@@ -127,8 +127,7 @@ fn one(probe: &Probe, kit: &Kit, index: usize, peer: &Peer, results: &mut Result
 }
 
 fn wanted(probe: &Probe, options: &Options) -> bool {
-    options.only.is_empty()
-        || probe.figures.iter().any(|figure| figure.ids().any(|id| options.only.iter().any(|only| only == id)))
+    probe.figures.iter().any(|figure| figure.ids().any(|id| options.wants(id)))
 }
 
 const fn is_due(probe: &Probe, round: usize) -> bool {

@@ -89,6 +89,11 @@ impl Sheet<'_> {
         self.results.0.entry((self.peer, figure)).or_default()
     }
 
+    /// Whether there is still something to be learned of a figure.
+    pub(crate) fn wants(&self, figure: Figure) -> bool {
+        !self.results.settled(self.peer, figure)
+    }
+
     /// Writes a value down.
     pub(crate) fn put(&mut self, figure: Figure, value: f64) {
         self.cell(figure).values.push(value);
