@@ -1,0 +1,165 @@
+//! Run: builds and checks the peers, goes through the rounds, prints.
+//!
+//! Owns: the order of things, and what is said meanwhile.
+//! May not know: figures one by one.
+
+use std::fs;
+use std::process::ExitCode;
+use std::time::Instant;
+
+use serde_json::{Value, json};
+
+use crate::options::{self, Asked, Options, USAGE};
+use crate::peers::{Peer, prepare};
+use crate::probes::{Kit, Often, PROBES, Probe, preflight};
+use crate::report;
+use crate::server::{Cores, Leaving, Trouble, Watchdog};
+use crate::sheet::{Gap, Results};
+use crate::targets::TARGETS;
+use crate::wire;
+
+/// Reads the options and does what they ask.
+#[expect(clippy::print_stdout, clippy::print_stderr, reason = "the table is what this program is for")]
+pub(crate) fn main() -> ExitCode {
+    let asked = options::read(std::env::args().skip(1), |name| std::env::var(name).ok());
+    let options = match asked {
+        Ok(Asked::Run(options)) => options,
+        Ok(Asked::Help) => {
+            print!("{USAGE}");
+            return ExitCode::SUCCESS;
+        }
+        Ok(Asked::Nothing) => {
+            println!("side_by_side measures and tests nothing; run it with: cargo bench --bench side_by_side");
+            return ExitCode::SUCCESS;
+        }
+        Err(problem) => {
+            eprintln!("{}", problem.trim_end());
+            return ExitCode::from(2);
+        }
+    };
+    match run(&options) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(problem) => {
+            eprintln!("{problem}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+#[expect(clippy::print_stdout, clippy::print_stderr, reason = "the table is what this program is for")]
+fn run(options: &Options) -> Result<(), String> {
+    if let Some(unknown) = options.only.iter().find(|id| !TARGETS.iter().any(|target| target.id == id.as_str())) {
+        return Err(format!("there is no target {unknown}; they are I1 to I16"));
+    }
+    wire::self_check()?;
+    let machine = machine();
+    let kit = Kit {
+        watchdog: Watchdog::start().map_err(|error| format!("no watchdog: {error}"))?,
+        cores: Cores::find().map_err(|error| format!("the cores are not known: {error}"))?,
+        effort: options.effort,
+        rounds: options.rounds,
+    };
+
+    let mut ready = Vec::new();
+    for choice in &options.peers {
+        eprintln!("{}: building and trying", choice.label());
+        let tried = prepare(choice).and_then(|peer| preflight(&kit, &peer).map(|leaving| (peer, leaving)));
+        match tried {
+            Ok((peer, leaving)) => {
+                if leaving == Leaving::Killed {
+                    println!("{}: does not leave when its input ends; it is killed after every figure", peer.label);
+                }
+                ready.push(peer);
+            }
+            Err(reason) => println!("{}: left out: {reason}", choice.label()),
+        }
+    }
+    let [yardstick, ..] = ready.as_slice() else { return Err("no peer is left".to_owned()) };
+    if options.peers.first().is_some_and(|first| first.label() != yardstick.label) {
+        return Err("the first peer is the yardstick, and it does not work".to_owned());
+    }
+
+    let results = rounds(options, &kit, &ready);
+    let labels: Vec<String> = ready.into_iter().map(|peer| peer.label).collect();
+    println!("{}", describe(&machine, options, &labels));
+    print!("{}", report::table(options, &labels, &results));
+    if let Some(path) = &options.json {
+        let text = report::json(options, &machine, &labels, &results).to_string();
+        fs::write(path, text).map_err(|error| format!("{} is not written: {error}", path.display()))?;
+    }
+    Ok(())
+}
+
+/// Every wanted probe on every peer, in turns.
+#[expect(clippy::print_stderr, reason = "progress, for whoever waits")]
+fn rounds(options: &Options, kit: &Kit, peers: &[Peer]) -> Results {
+    let began = Instant::now();
+    let mut results = Results::default();
+    for round in 0..options.rounds {
+        for probe in PROBES.iter().filter(|probe| wanted(probe, options) && is_due(probe, round)) {
+            eprintln!(
+                "{:>4.0} s  round {} of {}: {}",
+                began.elapsed().as_secs_f64(),
+                round + 1,
+                options.rounds,
+                probe.name
+            );
+            for turn in 0..peers.len() {
+                let peer = (turn + round) % peers.len();
+                if probe.figures.iter().any(|figure| !results.settled(peer, *figure)) {
+                    one(probe, kit, peer, &peers[peer], &mut results);
+                }
+            }
+        }
+    }
+    results
+}
+
+fn one(probe: &Probe, kit: &Kit, index: usize, peer: &Peer, results: &mut Results) {
+    let mut sheet = results.page(index);
+    if let Err(trouble) = (probe.run)(kit, peer, &mut sheet) {
+        let gap = match trouble {
+            Trouble::OneCore => Gap::NotApplicable(trouble.to_string()),
+            other => Gap::Failed(other.to_string()),
+        };
+        sheet.fail_rest(probe.figures, &gap);
+    }
+}
+
+fn wanted(probe: &Probe, options: &Options) -> bool {
+    probe.figures.iter().any(|figure| figure.ids().any(|id| options.wants(id)))
+}
+
+const fn is_due(probe: &Probe, round: usize) -> bool {
+    match probe.often {
+        Often::EachRound => true,
+        Often::Twice => round < 2,
+        Often::Once => round == 0,
+    }
+}
+
+/// What the figures depend on besides the peers.
+fn machine() -> Value {
+    let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
+    let cpu = read("/proc/cpuinfo")
+        .lines()
+        .find_map(|line| line.strip_prefix("model name")?.split_once(':').map(|(_, name)| name.trim().to_owned()));
+    json!({
+        "cpu": cpu,
+        "cores": std::thread::available_parallelism().map_or(1, usize::from),
+        "kernel": read("/proc/sys/kernel/osrelease").trim(),
+        "load_before": read("/proc/loadavg").split_whitespace().next(),
+    })
+}
+
+fn describe(machine: &Value, options: &Options, labels: &[String]) -> String {
+    format!(
+        "\n{} cores of {}, Linux {}, load {} before; {} rounds; ratios are to {}\n",
+        machine["cores"],
+        machine["cpu"].as_str().unwrap_or("an unknown CPU"),
+        machine["kernel"].as_str().unwrap_or("?"),
+        machine["load_before"].as_str().unwrap_or("?"),
+        options.rounds,
+        labels.first().map_or("nothing", String::as_str),
+    )
+}

@@ -1,0 +1,208 @@
+//! The root of the tree: starts everything in order, ends everything in the reverse order, under one deadline.
+//!
+//! Owns: the children and their order. May not know: what any of them does. When a child that has no restart of its own
+//! fails, the root gives up in order: accepted jobs are durable and go on without it.
+//!
+//! Start: telemetry, jobs, workers, sessions. The store's thread starts with its first verb and is closed last.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ractor::{Actor, ActorProcessingErr, ActorRef, SpawnErr, SupervisionEvent};
+use tokio::sync::{Mutex, mpsc, watch};
+
+use super::child::{Child, Stopped};
+use super::jobs::{Jobs, JobsArguments, JobsMsg};
+use super::sessions::{Sessions, SessionsArguments, SessionsMsg};
+use super::telemetry::{Telemetry, TelemetryArguments, TelemetryMsg};
+use super::workers::slot::RestartPolicy;
+use super::workers::{Workers, WorkersArguments, WorkersMsg};
+use crate::fault::{Fault, FaultCode};
+use crate::ids::HostId;
+use crate::store::StoreHandle;
+use crate::telemetry::{Intake, TelemetryHandle};
+
+/// Longest a child may take to start; each builds a struct.
+const START_LIMIT: Duration = Duration::from_secs(2);
+
+/// What each child may take to stop. The sum is the bound of an ordered stop.
+const STOP_SESSIONS: Duration = Duration::from_millis(2500);
+const STOP_WORKERS: Duration = Duration::from_millis(600);
+const STOP_JOBS: Duration = Duration::from_millis(2500);
+const STOP_TELEMETRY: Duration = Duration::from_millis(500);
+const CLOSE_STORE: Duration = Duration::from_millis(1000);
+
+/// The root actor.
+pub struct Root;
+
+/// What it is started with.
+pub struct RootArguments {
+    /// This system.
+    pub host: HostId,
+    /// When workers restart.
+    pub policy: RestartPolicy,
+    /// The job store.
+    pub store: StoreHandle,
+    /// The jobs' supervisor is started with this.
+    pub jobs: JobsArguments,
+    /// Who counts.
+    pub telemetry: TelemetryHandle,
+    /// Where its records arrive.
+    pub intake: mpsc::Receiver<Intake>,
+    /// Where they are written; `None` counts only.
+    pub log: Option<PathBuf>,
+    /// Makes what the sessions are started with, once the others are there.
+    pub sessions: MakeSessions,
+    /// Told which actors there are.
+    pub started: tokio::sync::oneshot::Sender<Started>,
+    /// Told when the tree is down, and why.
+    pub down: watch::Sender<Option<Down>>,
+}
+
+/// Makes the sessions' arguments from the parts they need.
+pub type MakeSessions = Box<dyn FnOnce(&ActorRef<WorkersMsg>, &ActorRef<JobsMsg>) -> SessionsArguments + Send>;
+
+/// The actors an embedding program speaks to.
+#[derive(Clone)]
+pub struct Started {
+    /// Connections.
+    pub sessions: ActorRef<SessionsMsg>,
+    /// Jobs.
+    pub jobs: ActorRef<JobsMsg>,
+    /// Workers.
+    pub workers: ActorRef<WorkersMsg>,
+}
+
+/// Why the tree is down.
+#[derive(Debug, Clone)]
+pub enum Down {
+    /// It was told to stop.
+    Stopped,
+    /// One of its parts failed.
+    Failed(Fault),
+}
+
+/// Nothing: the root is told to stop by its stop port, which overtakes every message.
+pub enum RootMsg {}
+
+/// The root's state.
+pub struct RootState {
+    telemetry: Child<TelemetryMsg>,
+    jobs: Child<JobsMsg>,
+    workers: Child<WorkersMsg>,
+    sessions: Child<SessionsMsg>,
+    store: StoreHandle,
+    down: watch::Sender<Option<Down>>,
+    why: Option<Fault>,
+}
+
+async fn started<M: ractor::Message>(
+    spawn: impl Future<Output = Result<(ActorRef<M>, ractor::concurrency::JoinHandle<()>), SpawnErr>>,
+) -> Result<Child<M>, ActorProcessingErr> {
+    match tokio::time::timeout(START_LIMIT, spawn).await {
+        Ok(Ok((actor, _))) => Ok(Child::new(actor)),
+        Ok(Err(error)) => Err(error.into()),
+        Err(late) => Err(late.into()),
+    }
+}
+
+impl Actor for Root {
+    type Msg = RootMsg;
+    type State = RootState;
+    type Arguments = RootArguments;
+
+    async fn pre_start(&self, me: ActorRef<Self::Msg>, a: Self::Arguments) -> Result<Self::State, ActorProcessingErr> {
+        let cell = || me.get_cell();
+        let intake = Arc::new(Mutex::new(a.intake));
+        let telemetry = TelemetryArguments { intake, log: a.log };
+        let telemetry = started(Telemetry::spawn_linked(None, Telemetry, telemetry, cell())).await?;
+        let jobs = started(Jobs::spawn_linked(None, Jobs, a.jobs, cell())).await?;
+        let workers = WorkersArguments {
+            host: a.host,
+            policy: a.policy,
+            jobs: jobs.actor().clone(),
+            telemetry: a.telemetry.clone(),
+        };
+        let workers = started(Workers::spawn_linked(None, Workers, workers, cell())).await?;
+        let sessions = (a.sessions)(workers.actor(), jobs.actor());
+        let sessions = started(Sessions::spawn_linked(None, Sessions, sessions, cell())).await?;
+        let parts = Started {
+            sessions: sessions.actor().clone(),
+            jobs: jobs.actor().clone(),
+            workers: workers.actor().clone(),
+        };
+        // Whoever started us has gone away: then nobody will use it, and it is stopped like any other.
+        let _ = a.started.send(parts);
+        Ok(RootState { telemetry, jobs, workers, sessions, store: a.store, down: a.down, why: None })
+    }
+
+    async fn handle(
+        &self,
+        _me: ActorRef<Self::Msg>,
+        message: Self::Msg,
+        _state: &mut Self::State,
+    ) -> Result<(), ActorProcessingErr> {
+        match message {}
+    }
+
+    async fn handle_supervisor_evt(
+        &self,
+        me: ActorRef<Self::Msg>,
+        event: SupervisionEvent,
+        state: &mut Self::State,
+    ) -> Result<(), ActorProcessingErr> {
+        let (cell, error) = match event {
+            SupervisionEvent::ActorFailed(cell, error) => (cell, error.to_string()),
+            SupervisionEvent::ActorTerminated(cell, _, reason) => (cell, reason.unwrap_or_else(|| "ended".to_owned())),
+            _ => return Ok(()),
+        };
+        let id = cell.get_id();
+        let part = if id == state.telemetry.id() {
+            // Nobody waits for it, and losing it changes nothing else.
+            tracing::error!(error, "telemetry is gone");
+            return Ok(());
+        } else if id == state.jobs.id() {
+            "jobs"
+        } else if id == state.workers.id() {
+            "workers"
+        } else if id == state.sessions.id() {
+            "sessions"
+        } else {
+            return Ok(());
+        };
+        tracing::error!(part, error, "a part of the tree failed; stopping in order");
+        state.why.get_or_insert_with(|| {
+            Fault::new(FaultCode::Internal, format!("the part {part} failed: {error}."))
+                .hint("Accepted jobs are kept; start again and read them with consult_job.")
+        });
+        me.stop(None);
+        Ok(())
+    }
+
+    async fn post_stop(&self, _me: ActorRef<Self::Msg>, state: RootStateRef<'_>) -> Result<(), ActorProcessingErr> {
+        // Reverse of the start: no new work comes in, what is open is answered or withdrawn, jobs are let go, and
+        // telemetry sees all of it.
+        let ends = [
+            ("sessions", stop(&state.sessions, STOP_SESSIONS).await),
+            ("workers", stop(&state.workers, STOP_WORKERS).await),
+            ("jobs", stop(&state.jobs, STOP_JOBS).await),
+            ("telemetry", stop(&state.telemetry, STOP_TELEMETRY).await),
+        ];
+        for (part, end) in ends {
+            if end != Stopped::InTime {
+                tracing::warn!(part, ?end, "a part of the tree did not stop in time");
+            }
+        }
+        let _ = tokio::time::timeout(CLOSE_STORE, state.store.close()).await;
+        let down = state.why.take().map_or(Down::Stopped, Down::Failed);
+        let _ = state.down.send(Some(down));
+        Ok(())
+    }
+}
+
+type RootStateRef<'a> = &'a mut RootState;
+
+async fn stop<M: ractor::Message>(child: &Child<M>, limit: Duration) -> Stopped {
+    Child::new(child.actor().clone()).stop(limit).await
+}

@@ -1,0 +1,137 @@
+//! How a system is and what it did, as one answer each.
+//!
+//! Owns: the two snapshots' shape. May not know: how the parts it asks do their work. Every question has a bound, so a
+//! part that does not answer is shown as such and delays nothing else.
+
+use std::future::Future;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use ractor::ActorRef;
+use serde_json::{Value, json};
+use tokio::sync::oneshot;
+
+use crate::actors::jobs::JobsHandle;
+use crate::actors::workers::{WorkersMsg, WorkersSnapshot};
+use crate::config::Config;
+use crate::fault::{Fault, FaultCode};
+use crate::ids::{HostId, UnixMillis};
+use crate::telemetry::TelemetryHandle;
+use crate::tools::reply::Detail;
+
+/// Longest one part may take to answer; a healthy one takes microseconds, the store milliseconds.
+const ASK: Duration = Duration::from_secs(2);
+
+/// A day, for the cost of the last ones.
+const WEEK: i64 = 7 * 24 * 60 * 60 * 1000;
+
+/// Where the snapshots come from. Cheap to clone.
+#[derive(Clone)]
+pub struct HealthSource {
+    /// This system.
+    pub host: HostId,
+    /// When it started.
+    pub started: Instant,
+    /// Who runs worker tools.
+    pub workers: ActorRef<WorkersMsg>,
+    /// Jobs.
+    pub jobs: JobsHandle,
+    /// Who counts.
+    pub telemetry: TelemetryHandle,
+    /// The numbers.
+    pub config: Arc<Config>,
+    /// The program that was launched, where known.
+    pub program: Option<PathBuf>,
+}
+
+async fn within<T>(question: impl Future<Output = Option<T>>) -> Option<T> {
+    tokio::time::timeout(ASK, question).await.ok().flatten()
+}
+
+impl HealthSource {
+    /// The workers as they are; `None` when they do not answer.
+    pub async fn workers(&self) -> Option<WorkersSnapshot> {
+        let (reply, answer) = oneshot::channel();
+        self.workers.cast(WorkersMsg::Snapshot(reply)).ok()?;
+        within(async { answer.await.ok() }).await
+    }
+
+    /// `health_snapshot`.
+    pub async fn health(&self, detail: Detail) -> Value {
+        let workers = self.workers().await;
+        let counts = match tokio::time::timeout(ASK, self.jobs.counts()).await {
+            Ok(counts) => counts,
+            Err(_) => Err(Fault::new(FaultCode::StoreUnavailable, "the store did not answer in time.")),
+        };
+        let attached = within(async { Some(self.jobs.attached().await) }).await;
+        let store = match &counts {
+            Ok(_) => json!({"status": "ok"}),
+            Err(fault) => json!({"status": "unavailable", "fault": fault}),
+        };
+        // A worker that was never needed is not missing.
+        let ready = counts.is_ok() && workers.as_ref().is_some_and(|workers| !workers.gave_up);
+        let last = workers.as_ref().and_then(|workers| workers.losses.last().cloned());
+        let mut value = json!({
+            "ready": ready,
+            "version": env!("CARGO_PKG_VERSION"),
+            "worker_generation": workers.as_ref().map(|w| w.generation),
+            "worker_alive": workers.as_ref().map(|w| w.alive),
+            "restart_count": workers.as_ref().map(|w| w.restarts),
+            "consecutive_failures": workers.as_ref().map(|w| w.consecutive_failures),
+            "last_fault": last.map(|(at, fault)| json!({"at": at, "fault": fault})),
+            "rollout": "idle",
+            "launch_path_stable": self.program.as_deref().map(launch_path_stable),
+            "jobs": counts.as_ref().ok(),
+            "queue_depth": counts.as_ref().ok().map(|counts| counts.queued),
+            "store": store,
+            "uptime_s": self.started.elapsed().as_secs(),
+            "calls_in_flight": workers.as_ref().map(|w| w.in_flight),
+            "attached_jobs": attached,
+        });
+        if let (Value::Object(object), Detail::Full) = (&mut value, detail) {
+            object.insert("host".into(), json!(self.host));
+            object.insert("replays".into(), json!(workers.as_ref().map(|w| w.replays)));
+            object.insert("stale_messages".into(), json!(workers.as_ref().map(|w| w.stale)));
+            let losses = workers.map(|w| w.losses).unwrap_or_default();
+            let losses: Vec<Value> = losses.iter().map(|(at, fault)| json!({"at": at, "fault": fault})).collect();
+            object.insert("faults".into(), Value::Array(losses));
+            object.insert(
+                "limits".into(),
+                json!({"max_running": self.config.max_running, "max_queued": self.config.max_queued,
+                       "timeout_s": self.config.timeout.as_secs(), "stall_s": self.config.stall.as_secs()}),
+            );
+        }
+        value
+    }
+
+    /// `telemetry_snapshot`.
+    ///
+    /// # Errors
+    ///
+    /// Telemetry does not answer.
+    pub async fn telemetry(&self) -> Result<Value, Fault> {
+        let snapshot = within(self.telemetry.snapshot())
+            .await
+            .ok_or_else(|| Fault::new(FaultCode::Internal, "telemetry did not answer in time."))?;
+        let since = UnixMillis(UnixMillis::now().0 - WEEK);
+        let cost = within(async { self.jobs.cost_by_day(since).await.ok() }).await;
+        Ok(json!({"totals": snapshot.totals, "methods": snapshot.methods, "cost_by_day": cost}))
+    }
+}
+
+/// Whether the program lies where it will still lie tomorrow: a build directory is swept by the next build.
+fn launch_path_stable(program: &Path) -> bool {
+    !program.components().any(|part| part.as_os_str() == "target")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_build_directory_is_no_stable_launch_path() {
+        assert!(!launch_path_stable(Path::new("/w/target/release/phone-opus")));
+        assert!(launch_path_stable(Path::new("/usr/local/bin/phone-opus")));
+    }
+}

@@ -1,0 +1,459 @@
+//! A running system, for programs that embed one. The binary is such a program.
+//!
+//! Owns: how the parts are put together. Nothing here is global (L12): two systems run in one process, and the
+//! embedding program keeps its signals, its logger, its environment and its exit.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use ractor::{Actor, ActorRef};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::{oneshot, watch};
+
+use crate::actors::door::{Input, Sink};
+use crate::actors::jobs::{JobsArguments, JobsHandle};
+use crate::actors::root::{Down, Root, RootArguments, RootMsg, Started};
+use crate::actors::sessions::{SessionEnd, SessionsArguments, SessionsMsg};
+use crate::actors::workers::slot::RestartPolicy;
+use crate::agents::{Agent, AgentRegistry, Environment};
+use crate::config::Config;
+use crate::fault::{Fault, FaultCode};
+use crate::health::HealthSource;
+use crate::ids::{HostId, JobId};
+use crate::jobs::{ConsultRequest, JobMode, JobRecord, NewJob};
+use crate::protocol::catalog::{Catalog, Define};
+use crate::protocol::session::SessionLimits;
+use crate::protocol::wire::Identity;
+use crate::runner::{RunnerCommand, nesting};
+use crate::state_dir::StateDir;
+use crate::store::{AcceptLimits, StoreHandle};
+use crate::telemetry::TelemetryHandle;
+use crate::tools::Tool;
+use crate::tools::consult::{ConsultTool, Desk};
+use crate::tools::readers::{CancelTool, HealthTool, JobTool, JobsTool, TelemetryTool};
+
+/// When to use us, as every model that connects is told. Under 600 characters: every session pays for it.
+pub const INSTRUCTIONS: &str = "Ask another coding agent for a second opinion with `consult`: reviews of risky diffs, \
+bugs you are stuck on, design choices. It can read this directory and nothing else, and never writes. Do not use it for \
+what you can look up or run yourself. A consult that outlasts your wait, or has background=true, becomes a job: read it \
+with ONE blocking call, consult_job with wait_s; do not poll. Pass the session_id of a reply to continue that \
+conversation. Answers are kept: unread_jobs in a reply names finished ones.";
+
+/// Longest line a client may send, and that we send: beyond 10 MiB several clients close the connection.
+pub const LINE_LIMIT: usize = 8 * 1024 * 1024;
+
+/// Longest an ordered stop takes in all; the sum of its parts is in the root actor.
+const STOP_LIMIT: Duration = Duration::from_secs(8);
+
+/// Puts a system together.
+pub struct SystemBuilder {
+    state_dir: Option<StateDir>,
+    config: Config,
+    agents: AgentRegistry,
+    tools: Vec<Arc<dyn Tool>>,
+    runner: Option<PathBuf>,
+    environment: Option<Environment>,
+    default_cwd: Option<PathBuf>,
+    restart: RestartPolicy,
+    session_limits: SessionLimits,
+    line_limit: usize,
+    telemetry_log: bool,
+}
+
+impl SystemBuilder {
+    /// Where jobs and their locks are kept. Without it the system offers its own tools only, and no consults.
+    #[must_use]
+    pub fn state_dir(mut self, dir: StateDir) -> Self {
+        self.state_dir = Some(dir);
+        self
+    }
+
+    /// The numbers.
+    #[must_use]
+    pub fn config(mut self, config: Config) -> Self {
+        self.config = config;
+        self
+    }
+
+    /// Adds an agent; one of the same name is replaced.
+    #[must_use]
+    pub fn agent(mut self, agent: impl Agent + 'static) -> Self {
+        self.agents = self.agents.with(Arc::new(agent));
+        self
+    }
+
+    /// The agents, all at once.
+    #[must_use]
+    pub fn agents(mut self, agents: AgentRegistry) -> Self {
+        self.agents = agents;
+        self
+    }
+
+    /// Adds a tool.
+    #[must_use]
+    pub fn tool(mut self, tool: impl Tool) -> Self {
+        self.tools.push(Arc::new(tool));
+        self
+    }
+
+    /// The phone-opus program that is run for each job. Required for consults.
+    #[must_use]
+    pub fn runner(mut self, program: impl Into<PathBuf>) -> Self {
+        self.runner = Some(program.into());
+        self
+    }
+
+    /// The environment of runners, from which an agent's is made; the process's own when not set.
+    #[must_use]
+    pub fn environment(mut self, environment: Environment) -> Self {
+        self.environment = Some(environment);
+        self
+    }
+
+    /// Where a consult runs that names no directory.
+    #[must_use]
+    pub fn default_cwd(mut self, dir: Option<PathBuf>) -> Self {
+        self.default_cwd = dir;
+        self
+    }
+
+    /// When workers are started again.
+    #[must_use]
+    pub fn restart_policy(mut self, policy: RestartPolicy) -> Self {
+        self.restart = policy;
+        self
+    }
+
+    /// Bounds of each session.
+    #[must_use]
+    pub fn session_limits(mut self, limits: SessionLimits) -> Self {
+        self.session_limits = limits;
+        self
+    }
+
+    /// Longest line a client may send; [`LINE_LIMIT`] when not set.
+    #[must_use]
+    pub fn line_limit(mut self, bytes: usize) -> Self {
+        self.line_limit = bytes;
+        self
+    }
+
+    /// Whether telemetry is written to the state directory; it is counted in any case.
+    #[must_use]
+    pub fn telemetry_log(mut self, written: bool) -> Self {
+        self.telemetry_log = written;
+        self
+    }
+
+    /// Starts the system. Nothing touches the disk before it is needed.
+    ///
+    /// # Errors
+    ///
+    /// A part did not start; whatever had started is stopped.
+    ///
+    /// # Cancel safety
+    ///
+    /// Not safe: a dropped future may leave a started tree behind that nobody stops.
+    pub async fn start(self) -> Result<System, Fault> {
+        let host = HostId::random();
+        let (telemetry, intake) = TelemetryHandle::new();
+        let log = self.state_dir.as_ref().filter(|_| self.telemetry_log).map(StateDir::telemetry);
+        let config = Arc::new(self.config);
+        let environment = self.environment.clone();
+        // A system without a directory has no consults; its store is never opened.
+        let dir = self.state_dir.clone().unwrap_or_else(|| StateDir::at("/nonexistent"));
+        let store = StoreHandle::sqlite(dir.clone());
+        let runner = match (&self.state_dir, self.runner) {
+            (Some(dir), Some(program)) => Some(Arc::new(RunnerCommand::new(
+                program,
+                dir.clone(),
+                (*config).clone(),
+                self.agents.clone(),
+                environment.clone(),
+            ))),
+            _ => None,
+        };
+        let consults = runner.is_some();
+        let jobs = JobsArguments {
+            store: store.clone(),
+            dir,
+            runner,
+            limits: AcceptLimits { max_queued: config.max_queued },
+            telemetry: telemetry.clone(),
+        };
+        let (reply, parts) = oneshot::channel();
+        let (down_tx, down) = watch::channel(None);
+        let started = Instant::now();
+        let assembly = Assembly {
+            host,
+            started,
+            config: Arc::clone(&config),
+            agents: self.agents.clone(),
+            nesting: environment.as_ref().map_or((None, 0), nesting),
+            default_cwd: self.default_cwd,
+            store: store.clone(),
+            telemetry: telemetry.clone(),
+            extra: self.tools,
+            consults,
+            session_limits: self.session_limits,
+            line_limit: self.line_limit,
+        };
+        let (desk_tx, desk) = oneshot::channel();
+        let arguments = RootArguments {
+            host,
+            policy: self.restart,
+            store: store.clone(),
+            jobs,
+            telemetry: telemetry.clone(),
+            intake,
+            log,
+            sessions: Box::new(move |workers, jobs| {
+                let jobs = JobsHandle::new(jobs.clone(), assembly.store.clone());
+                let (sessions, parts) = assembly.sessions(workers.clone(), jobs);
+                let _ = desk_tx.send(parts);
+                sessions
+            }),
+            started: reply,
+            down: down_tx,
+        };
+        let failed = |detail: String| Fault::new(FaultCode::Internal, format!("the system did not start: {detail}."));
+        let (root, _) = Root::spawn(None, Root, arguments).await.map_err(|error| failed(error.to_string()))?;
+        let parts: Started = parts.await.map_err(|_| failed("its parts are missing".to_owned()))?;
+        let (desk, health) = desk.await.map_err(|_| failed("its tools are missing".to_owned()))?;
+        Ok(System { inner: Arc::new(Inner { root, parts, desk, health, down }) })
+    }
+}
+
+/// What the tools are made from.
+struct Assembly {
+    host: HostId,
+    started: Instant,
+    config: Arc<Config>,
+    agents: AgentRegistry,
+    nesting: (Option<crate::ids::ChainId>, u32),
+    default_cwd: Option<PathBuf>,
+    store: StoreHandle,
+    telemetry: TelemetryHandle,
+    extra: Vec<Arc<dyn Tool>>,
+    consults: bool,
+    session_limits: SessionLimits,
+    line_limit: usize,
+}
+
+impl Assembly {
+    fn sessions(
+        self,
+        workers: ActorRef<crate::actors::workers::WorkersMsg>,
+        jobs: JobsHandle,
+    ) -> (SessionsArguments, (Desk, HealthSource)) {
+        let health = HealthSource {
+            host: self.host,
+            started: self.started,
+            workers: workers.clone(),
+            jobs: jobs.clone(),
+            telemetry: self.telemetry.clone(),
+            config: Arc::clone(&self.config),
+            program: std::env::current_exe().ok(),
+        };
+        let desk = Desk {
+            jobs,
+            agents: self.agents,
+            config: self.config,
+            default_cwd: self.default_cwd,
+            nesting: self.nesting,
+        };
+        let mut tools: Vec<Arc<dyn Tool>> = Vec::new();
+        if self.consults {
+            tools.push(Arc::new(ConsultTool::new(desk.clone())));
+            tools.push(Arc::new(JobTool::new(desk.clone())));
+            tools.push(Arc::new(JobsTool::new(desk.clone())));
+            tools.push(Arc::new(CancelTool::new(desk.clone())));
+        }
+        tools.push(Arc::new(HealthTool::new(health.clone())));
+        tools.push(Arc::new(TelemetryTool::new(health.clone())));
+        tools.extend(self.extra);
+        let entries = tools
+            .iter()
+            .map(|tool| {
+                let define: Define = {
+                    let tool = Arc::clone(tool);
+                    Arc::new(move || tool.definition())
+                };
+                (tool.name().to_owned(), define)
+            })
+            .collect();
+        let arguments = SessionsArguments {
+            host: self.host,
+            catalog: Arc::new(Catalog::new(entries)),
+            tools: tools.into(),
+            identity: Arc::new(Identity::new("phone-opus", env!("CARGO_PKG_VERSION"), INSTRUCTIONS)),
+            limits: self.session_limits,
+            line_limit: self.line_limit,
+            workers,
+            telemetry: self.telemetry,
+        };
+        (arguments, (desk, health))
+    }
+}
+
+struct Inner {
+    root: ActorRef<RootMsg>,
+    parts: Started,
+    desk: Desk,
+    health: HealthSource,
+    down: watch::Receiver<Option<Down>>,
+}
+
+/// A running system. Clones are handles on the same one; dropping them all does not stop it.
+#[derive(Clone)]
+pub struct System {
+    inner: Arc<Inner>,
+}
+
+/// How long an ordered stop may take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Grace(pub Duration);
+
+impl Default for Grace {
+    fn default() -> Self {
+        Self(STOP_LIMIT)
+    }
+}
+
+/// How a stop went.
+#[derive(Debug, Clone)]
+pub enum Shutdown {
+    /// Everything ended in order.
+    InOrder,
+    /// A part had failed before, which is why the system stopped.
+    AfterFault(Fault),
+    /// The grace was over first; the root was killed, its children with it.
+    Killed,
+}
+
+impl System {
+    /// A system to be put together.
+    #[must_use]
+    pub fn builder() -> SystemBuilder {
+        SystemBuilder {
+            state_dir: None,
+            config: Config::default(),
+            agents: AgentRegistry::new(),
+            tools: Vec::new(),
+            runner: None,
+            environment: None,
+            default_cwd: None,
+            restart: RestartPolicy::default(),
+            session_limits: SessionLimits::default(),
+            line_limit: LINE_LIMIT,
+            telemetry_log: true,
+        }
+    }
+
+    /// Serves one client until its connection is over.
+    ///
+    /// # Errors
+    ///
+    /// `busy` when there are too many connections; the system is stopping.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future leaves the connection open; it ends with the client or the system.
+    pub async fn serve<R, W>(&self, reader: R, writer: W) -> Result<SessionEnd, Fault>
+    where
+        R: AsyncRead + Send + Unpin + 'static,
+        W: AsyncWrite + Send + Unpin + 'static,
+    {
+        let (ended, end) = oneshot::channel();
+        let input: Input = Box::new(reader);
+        let sink: Sink = Box::new(writer);
+        let stopping = || Fault::new(FaultCode::Internal, "the system is stopping.");
+        self.inner.parts.sessions.cast(SessionsMsg::Open { input, sink, ended }).map_err(|_| stopping())?;
+        end.await.map_err(|_| stopping())?
+    }
+
+    /// Jobs.
+    #[must_use]
+    pub fn jobs(&self) -> &JobsHandle {
+        &self.inner.desk.jobs
+    }
+
+    /// What the consult tools share.
+    #[must_use]
+    pub fn desk(&self) -> &Desk {
+        &self.inner.desk
+    }
+
+    /// How it is and what it did.
+    #[must_use]
+    pub fn health(&self) -> &HealthSource {
+        &self.inner.health
+    }
+
+    /// Accepts a consult of the embedding program itself and waits for its end.
+    ///
+    /// # Errors
+    ///
+    /// It was not accepted. A consult that failed is a record that says so.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future leaves the job running until this system stops.
+    pub async fn consult(&self, request: ConsultRequest) -> Result<JobRecord, Fault> {
+        let record = self.start_consult(request, JobMode::Sync).await?;
+        let mut follow = self.jobs().follow(record.id).await?;
+        loop {
+            if let crate::actors::jobs::News::Finished(record) = follow.next().await? {
+                return Ok((*record).clone());
+            }
+        }
+    }
+
+    /// Accepts a consult of the embedding program itself.
+    ///
+    /// # Errors
+    ///
+    /// It was not accepted.
+    pub async fn start_consult(&self, request: ConsultRequest, mode: JobMode) -> Result<JobRecord, Fault> {
+        let options = crate::tools::consult::ConsultOptions {
+            request,
+            background: mode == JobMode::Background,
+            wait: None,
+            request_key: None,
+        };
+        let job: NewJob = NewJob { id: JobId::random(), ..self.inner.desk.job(&options, None) };
+        Ok(self.jobs().accept(job, None).await?.record)
+    }
+
+    /// Resolves when the system is down by itself: one of its parts failed.
+    ///
+    /// # Cancel safety
+    ///
+    /// Safe.
+    pub async fn down(&self) -> Down {
+        let mut down = self.inner.down.clone();
+        match down.wait_for(Option::is_some).await {
+            Ok(down) => down.clone().unwrap_or(Down::Stopped),
+            Err(_) => Down::Failed(Fault::new(FaultCode::Internal, "the root of the tree is gone.")),
+        }
+    }
+
+    /// Stops everything in order: connections, workers, jobs (synchronous ones are cancelled, background ones let go),
+    /// telemetry, store.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future leaves the system stopping.
+    pub async fn shutdown(&self, grace: Grace) -> Shutdown {
+        self.inner.root.stop(None);
+        match tokio::time::timeout(grace.0, self.down()).await {
+            Ok(Down::Stopped) => Shutdown::InOrder,
+            Ok(Down::Failed(fault)) => Shutdown::AfterFault(fault),
+            Err(_) => {
+                self.inner.root.kill();
+                Shutdown::Killed
+            }
+        }
+    }
+}
