@@ -1,0 +1,118 @@
+//! What the process table says.
+//!
+//! Owns: reading it on Linux. Elsewhere it says nothing, and the callers' answers get coarser, not wrong.
+
+use rustix::process::Pid;
+
+/// When the kernel started `pid`, in clock ticks since boot; 0 when unknown.
+pub(super) fn start_time(pid: Pid) -> u64 {
+    linux::stat(pid.as_raw_nonzero().get()).map_or(0, |stat| stat.start_time)
+}
+
+/// The members of a group that are not dead; `None` where the table cannot be read.
+pub(super) fn living_members(group: Pid) -> Option<Vec<i32>> {
+    linux::all(|stat| !stat.is_dead && stat.group == group.as_raw_nonzero().get())
+}
+
+/// All children of this process, dead ones included.
+pub(super) fn children() -> Vec<Pid> {
+    let found = linux::own_children().or_else(|| {
+        let own = rustix::process::getpid().as_raw_nonzero().get();
+        linux::all(|stat| stat.parent == own)
+    });
+    found.unwrap_or_default().into_iter().filter_map(Pid::from_raw).collect()
+}
+
+#[cfg(target_os = "linux")]
+mod linux {
+    use std::fs;
+
+    pub(super) struct Stat {
+        pub(super) is_dead: bool,
+        pub(super) parent: i32,
+        pub(super) group: i32,
+        pub(super) start_time: u64,
+    }
+
+    pub(super) fn stat(pid: i32) -> Option<Stat> {
+        parse(&fs::read(format!("/proc/{pid}/stat")).ok()?)
+    }
+
+    /// Fields follow the last `)`, because the program's name in front of it may contain anything.
+    pub(super) fn parse(text: &[u8]) -> Option<Stat> {
+        let name_end = memchr::memrchr(b')', text)?;
+        let rest = std::str::from_utf8(text.get(name_end + 1..)?).ok()?;
+        let mut fields = rest.split_ascii_whitespace();
+        let state = fields.next()?;
+        let parent = fields.next()?.parse().ok()?;
+        let group = fields.next()?.parse().ok()?;
+        // Field 22 of the line; the three above are 3 to 5.
+        let start_time = fields.nth(16)?.parse().ok()?;
+        Some(Stat { is_dead: matches!(state, "Z" | "X" | "x"), parent, group, start_time })
+    }
+
+    pub(super) fn all(wanted: impl Fn(&Stat) -> bool) -> Option<Vec<i32>> {
+        let entries = fs::read_dir("/proc").ok()?;
+        let pids = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<i32>().ok());
+        Some(pids.filter(|pid| stat(*pid).is_some_and(|stat| wanted(&stat))).collect())
+    }
+
+    /// Children of every thread; adopted ones fall to any of them. `None` on kernels built without this file.
+    pub(super) fn own_children() -> Option<Vec<i32>> {
+        let mut found = Vec::new();
+        for task in fs::read_dir("/proc/self/task").ok()? {
+            // A thread may end while we look; its children are then another one's, seen at the next look.
+            let Ok(text) = fs::read_to_string(task.ok()?.path().join("children")) else {
+                if fs::exists("/proc/thread-self/children").unwrap_or(false) {
+                    continue;
+                }
+                return None;
+            };
+            found.extend(text.split_ascii_whitespace().filter_map(|pid| pid.parse::<i32>().ok()));
+        }
+        Some(found)
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+mod linux {
+    pub(super) struct Stat {
+        pub(super) is_dead: bool,
+        pub(super) parent: i32,
+        pub(super) group: i32,
+        pub(super) start_time: u64,
+    }
+
+    pub(super) fn stat(_pid: i32) -> Option<Stat> {
+        None
+    }
+
+    pub(super) fn all(_wanted: impl Fn(&Stat) -> bool) -> Option<Vec<i32>> {
+        None
+    }
+
+    pub(super) fn own_children() -> Option<Vec<i32>> {
+        None
+    }
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_program_name_with_brackets_and_spaces_does_not_shift_the_fields() {
+        let line = b"42 (a) S 1 2 (x) Z 7 9 1 0 -1 0 0 0 0 0 0 0 0 0 20 0 1 0 123456 0 0";
+        let stat = linux::parse(line).unwrap();
+        assert!(stat.is_dead);
+        assert_eq!((stat.parent, stat.group, stat.start_time), (7, 9, 123_456));
+        for torn in [&b""[..], b"42 (a", b"42 (a)", b"42 (a) S 1 2"] {
+            assert!(linux::parse(torn).is_none());
+        }
+    }
+
+    #[test]
+    fn our_own_start_time_is_known() {
+        assert!(start_time(rustix::process::getpid()) > 0);
+    }
+}

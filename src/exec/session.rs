@@ -1,0 +1,239 @@
+//! A process session as its owners and subscribers hold it.
+//!
+//! Owns: the one [`SessionCore`] behind a lock held for the time of a push or a look, and the wake-up of those who wait.
+//! May not know: where events come from and where they go.
+//!
+//! Invariants: the lock is never held over an await; a subscriber only ever looks at the shared ring, so a slow one costs
+//! nothing and loses only its own view; the wake value never goes back, watched or not.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use super::core::{Misplaced, SessionCore};
+use super::{Cursor, OutputStream, ProcessEvent, ReadResult};
+
+/// A shared handle on one session; clones are the same session.
+#[derive(Debug, Clone)]
+pub struct Session {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    core: Mutex<SessionCore>,
+    wake: watch::Sender<u64>,
+}
+
+impl Default for Session {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Session {
+    /// A session in which nothing has happened.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::over(SessionCore::new())
+    }
+
+    /// A session over a core that may already hold events.
+    #[must_use]
+    pub fn over(core: SessionCore) -> Self {
+        let wake = watch::Sender::new(core.wake());
+        Self { shared: Arc::new(Shared { core: Mutex::new(core), wake }) }
+    }
+
+    /// Publishes output.
+    ///
+    /// # Errors
+    /// After the end of the session; nothing is published.
+    pub fn publish_output(&self, stream: OutputStream, bytes: Bytes) -> Result<(), Misplaced> {
+        self.change(|core| core.append_output(stream, bytes))
+    }
+
+    /// Publishes the exit.
+    ///
+    /// # Errors
+    /// After the end of the session, or for a second exit; nothing is published.
+    pub fn publish_exited(&self, code: i32) -> Result<(), Misplaced> {
+        self.change(|core| core.append_exited(code))
+    }
+
+    /// Publishes the end.
+    ///
+    /// # Errors
+    /// After the end of the session; nothing is published.
+    pub fn publish_closed(&self) -> Result<(), Misplaced> {
+        self.change(SessionCore::append_closed)
+    }
+
+    /// Publishes that the session failed. Does nothing after its end.
+    pub fn publish_failed(&self, message: impl Into<String>) {
+        self.change(|core| core.fail(message));
+    }
+
+    /// Lets `change` work on the core, then wakes everybody who waits if something became visible.
+    pub(crate) fn change<T>(&self, change: impl FnOnce(&mut SessionCore) -> T) -> T {
+        let (answer, wake) = {
+            let mut core = self.lock();
+            let answer = change(&mut core);
+            (answer, core.wake())
+        };
+        // Two changers may arrive here in the other order than they left the lock; the value still only grows.
+        self.shared.wake.send_if_modified(|value| {
+            let grown = *value < wake;
+            *value = wake.max(*value);
+            grown
+        });
+        answer
+    }
+
+    /// Lets `look` see the core.
+    pub(crate) fn look<T>(&self, look: impl FnOnce(&SessionCore) -> T) -> T {
+        look(&self.lock())
+    }
+
+    /// The events after `cursor`, retained ones first.
+    #[must_use]
+    pub fn subscribe(&self, cursor: Cursor) -> EventStream {
+        EventStream {
+            wake: self.shared.wake.subscribe(),
+            session: self.clone(),
+            seen: cursor.seen(),
+            state: StreamState::Open,
+        }
+    }
+
+    /// A value that grows with every visible change of the session.
+    #[must_use]
+    pub fn wake(&self) -> watch::Receiver<u64> {
+        self.shared.wake.subscribe()
+    }
+
+    /// Retained output after position `after`, waiting up to `wait` for some.
+    ///
+    /// Returns early for output, for the exit when it lies after `after`, and for the end. A lapsed wait is an answer
+    /// without chunks.
+    ///
+    /// # Cancel safety
+    /// Reading changes nothing; it may be dropped at any point.
+    pub async fn read(&self, after: u64, max_bytes: Option<u64>, wait: Duration) -> ReadResult {
+        let mut wake = self.shared.wake.subscribe();
+        // A wait too long to be represented is no deadline at all.
+        let deadline = Instant::now().checked_add(wait);
+        loop {
+            wake.borrow_and_update();
+            let due = self.look(|core| core.read_is_due(after));
+            if due || wait.is_zero() {
+                return self.look(|core| core.read(after, max_bytes));
+            }
+            let changed = wake.changed();
+            let lapsed = match deadline {
+                Some(deadline) => tokio::time::timeout_at(deadline, changed).await.is_err(),
+                None => changed.await.is_err(),
+            };
+            if lapsed {
+                return self.look(|core| core.read(after, max_bytes));
+            }
+        }
+    }
+
+    /// The last position published.
+    #[must_use]
+    pub fn last_seq(&self) -> u64 {
+        self.look(SessionCore::last_seq)
+    }
+
+    /// Whether the terminal event is published.
+    #[must_use]
+    pub fn has_ended(&self) -> bool {
+        self.look(SessionCore::has_ended)
+    }
+
+    /// Whether this is the only handle: nobody subscribed, nobody else publishes.
+    pub(crate) fn is_alone(&self) -> bool {
+        Arc::strong_count(&self.shared) == 1
+    }
+
+    fn lock(&self) -> MutexGuard<'_, SessionCore> {
+        // A panic inside the core's short synchronous functions leaves at worst one event out; the session must still end.
+        self.shared.core.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// One subscriber's way through a session.
+#[derive(Debug)]
+pub struct EventStream {
+    session: Session,
+    wake: watch::Receiver<u64>,
+    /// The last position delivered or reported lost.
+    seen: u64,
+    state: StreamState,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum StreamState {
+    Open,
+    /// The terminal event was delivered.
+    Ended,
+}
+
+impl EventStream {
+    /// The next event; after the terminal one, `None` for ever.
+    ///
+    /// # Cancel safety
+    /// An event is taken only by the poll that returns it; dropping the future loses nothing.
+    pub async fn next(&mut self) -> Option<ProcessEvent> {
+        loop {
+            self.wake.borrow_and_update();
+            if self.state == StreamState::Ended {
+                return None;
+            }
+            if let Some(event) = self.try_next() {
+                return Some(event);
+            }
+            // The sender lives in the session this stream holds, so this only ever returns for a change.
+            if self.wake.changed().await.is_err() {
+                return None;
+            }
+        }
+    }
+
+    /// The next event if it has happened.
+    pub fn try_next(&mut self) -> Option<ProcessEvent> {
+        if self.state == StreamState::Ended {
+            return None;
+        }
+        let event = self.session.look(|core| core.next_event(self.seen))?;
+        if let Some(reached) = event.reached() {
+            self.seen = reached;
+        }
+        if event.is_terminal() {
+            self.state = StreamState::Ended;
+        }
+        Some(event)
+    }
+
+    /// Where this subscriber stands, to subscribe again from there.
+    #[must_use]
+    pub fn cursor(&self) -> Cursor {
+        Cursor::after(self.seen)
+    }
+
+    /// Whether the terminal event was delivered.
+    #[must_use]
+    pub fn has_ended(&self) -> bool {
+        self.state == StreamState::Ended
+    }
+
+    /// The session this stream follows.
+    #[must_use]
+    pub fn session(&self) -> &Session {
+        &self.session
+    }
+}
