@@ -210,7 +210,7 @@ impl Custody {
             Fault::new(FaultCode::RunnerProtocol, format!("the pipe to the job's runner failed: {error}."))
         };
         let client = ExecClient::connect(output, input, "phone-opus").await.map_err(failed)?;
-        let mut events = client.subscribe(&job, Cursor::start());
+        let mut events = client.subscribe(&job, Cursor::start()).await.map_err(failed)?;
         let mut reader = self.a.runner.agents().get(&self.a.agent).ok().map(|agent| OutputReader::new(agent.parser()));
         let mut reported: Vec<AgentEvent> = Vec::new();
         let mut terminating = JoinSet::new();

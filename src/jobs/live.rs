@@ -97,6 +97,7 @@ impl JobLive {
             AgentEvent::Result { .. } => self.phase = Phase::Ending,
             AgentEvent::Denied { .. }
             | AgentEvent::Limited { .. }
+            | AgentEvent::ProviderError { .. }
             | AgentEvent::Other { .. }
             | AgentEvent::Garbage { .. } => {}
         }

@@ -14,7 +14,10 @@
 //! and the store enforces the same edges once more in its own update.
 
 pub mod admission;
+pub mod leftovers;
+pub mod live;
 pub mod lock;
+pub mod sweep;
 
 use std::path::PathBuf;
 

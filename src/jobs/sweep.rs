@@ -9,9 +9,9 @@
 use std::collections::HashSet;
 use std::time::Duration;
 
+use super::leftovers;
 use super::lock::JobLock;
 use super::{CancelReason, JobMode, JobOutcome, JobRecord, JobState};
-use crate::exec::leftovers;
 use crate::fault::{Fault, FaultCode};
 use crate::ids::{JobId, UnixMillis};
 use crate::state_dir::StateDir;

@@ -12,22 +12,21 @@ mod core;
 mod journal;
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 
 pub use self::core::{Clocks, RunnerCore};
 use self::journal::Journal;
 use crate::agents::{
     Agent, AgentCommand, AgentEvent, AgentRegistry, Environment, OutputReader, RunEnd, RunRequest, RunSummary,
-    SpawnFailure, StopCause, Verdict,
+    SpawnFailure, Verdict,
 };
 use crate::config::Config;
 use crate::exec::local::{Adopt, CloseBy, LocalExec, ProcessEnd, SpawnError, SpawnSpec, Stdin, become_subreaper};
-use crate::exec::server::{self, ProcessTable};
+use crate::exec::server::{ProcessTable, Server};
 use crate::exec::{OutputStream, Session};
 use crate::fault::{Fault, FaultCode};
 use crate::ids::{JobId, RunToken, UnixMillis};
@@ -139,12 +138,11 @@ pub enum RunnerError {
     Signal(#[source] std::io::Error),
 }
 
-/// What wakes the runner besides its agent and its clock.
-enum Wake {
-    /// The host asked for the end.
-    Terminate,
-    /// The host's end of the pipe is closed.
-    HostGone,
+/// Whether the host that started this runner still holds its end of the pipe.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Host {
+    There,
+    Gone,
 }
 
 /// Runs one job to its terminal state. For the main function of a process that does nothing else, on its main thread
@@ -173,10 +171,8 @@ where
         tracing::warn!(%error, "processes that leave the agent's session will not be found");
     }
     let session = Session::new();
-    let (wake, wakes) = mpsc::channel(16);
-    let (done, finished) = oneshot::channel::<()>();
-    let table = OneProcess { id: options.job.to_string(), session: session.clone(), wake: wake.clone() };
-    let serving = tokio::spawn(serve(reader, writer, table, wake, finished));
+    let (ask, asked) = mpsc::channel(1);
+    let server = Server::start(reader, writer, OneProcess { id: options.job.to_string(), session: session.clone(), ask });
     let listening = Signals::new().map_err(RunnerError::Signal)?;
     let clocks = Clocks { timeout: Duration::from_secs(record.request.timeout_s), stall: options.stall };
     let core = RunnerCore::new(clocks, record.mode, Instant::now());
@@ -185,19 +181,20 @@ where
         store: store.clone(),
         session: session.clone(),
         core,
-        wakes,
+        server,
+        host: Host::There,
+        asked,
         signals: listening,
         options,
     };
     let verdict = runner.work(&record).await?;
     let state = verdict.state;
-    let Runner { journal, options, .. } = runner;
+    let Runner { journal, options, server, .. } = runner;
     journal.finish().await;
     let _ = store.finish(options.job, state, verdict.outcome, UnixMillis::now()).await?;
     // Durable now: the host may be told.
     let _ = session.publish_closed();
-    let _ = done.send(());
-    let _ = tokio::time::timeout(FLUSH, serving).await;
+    server.finish(FLUSH).await;
     store.close().await;
     Ok(RunnerEnd::Done(state))
 }
@@ -206,24 +203,25 @@ where
 struct OneProcess {
     id: String,
     session: Session,
-    wake: mpsc::Sender<Wake>,
+    /// One place: asking twice adds nothing.
+    ask: mpsc::Sender<()>,
 }
 
 impl ProcessTable for OneProcess {
-    fn session(&self, process: &str) -> Option<Session> {
-        (process == self.id).then(|| self.session.clone())
+    fn exposed(&self) -> Vec<String> {
+        vec![self.id.clone()]
     }
 
-    fn sessions(&self) -> Vec<(String, Session)> {
-        vec![(self.id.clone(), self.session.clone())]
+    fn session(&self, process_id: &str) -> Option<Session> {
+        (process_id == self.id).then(|| self.session.clone())
     }
 
-    fn terminate(&self, process: &str) -> bool {
-        // A full queue means that enough wakes wait already.
-        process == self.id && !self.session.has_ended() && {
-            let _ = self.wake.try_send(Wake::Terminate);
-            true
+    fn terminate(&self, process_id: &str) -> bool {
+        if process_id != self.id || self.session.has_ended() {
+            return false;
         }
+        let _ = self.ask.try_send(());
+        true
     }
 }
 
@@ -249,7 +247,9 @@ struct Runner {
     session: Session,
     journal: Journal,
     core: RunnerCore,
-    wakes: mpsc::Receiver<Wake>,
+    server: Server,
+    host: Host,
+    asked: mpsc::Receiver<()>,
     signals: Signals,
 }
 
@@ -319,7 +319,8 @@ impl Runner {
     /// Waits for whatever wakes a runner, at most `limit`.
     async fn pause(&mut self, limit: Duration) {
         tokio::select! {
-            Some(wake) = self.wakes.recv() => self.woken(wake).await,
+            Some(()) = self.asked.recv() => self.asked_to_end().await,
+            _ = self.server.peer_gone(), if self.host == Host::There => self.host_went(),
             _ = self.signals.terminate.recv() => self.core.told_to_stop(),
             _ = self.signals.hangup.recv() => {}
             _ = self.signals.look.recv() => {}
@@ -327,15 +328,15 @@ impl Runner {
         }
     }
 
-    async fn woken(&mut self, wake: Wake) {
-        match wake {
-            Wake::HostGone => self.core.host_went(Instant::now()),
-            Wake::Terminate => {
-                // The host records why before it asks.
-                let recorded = self.store.glance(self.options.job).await.ok().and_then(|glance| glance.cancel_requested);
-                self.core.asked_to_end(recorded);
-            }
-        }
+    fn host_went(&mut self) {
+        self.host = Host::Gone;
+        self.core.host_went(Instant::now());
+    }
+
+    async fn asked_to_end(&mut self) {
+        // The host records why before it asks.
+        let recorded = self.store.glance(self.options.job).await.ok().and_then(|glance| glance.cancel_requested);
+        self.core.asked_to_end(recorded);
     }
 
     async fn run_agent(&mut self, agent: &dyn Agent, record: &JobRecord, nothing: RunEnd) -> Verdict {
@@ -461,7 +462,8 @@ impl Runner {
                         control.terminate();
                     }
                 }
-                Some(wake) = self.wakes.recv() => self.woken(wake).await,
+                Some(()) = self.asked.recv() => self.asked_to_end().await,
+                _ = self.server.peer_gone(), if self.host == Host::There => self.host_went(),
                 _ = self.signals.terminate.recv() => self.core.told_to_stop(),
                 _ = self.signals.hangup.recv() => {}
                 _ = self.signals.look.recv() => looks.reset_immediately(),
@@ -488,19 +490,6 @@ struct Seen {
     summary: RunSummary,
     stderr: Vec<u8>,
     end: ProcessEnd,
-}
-
-/// Serves the exec protocol until the host is gone, or until the job is done and everything was written.
-async fn serve<R, W>(reader: R, writer: W, table: OneProcess, wake: mpsc::Sender<Wake>, finished: oneshot::Receiver<()>)
-where
-    R: AsyncRead + Send + Unpin + 'static,
-    W: AsyncWrite + Send + Unpin + 'static,
-{
-    let connection = server::serve(reader, writer, Arc::new(table), finished);
-    if let Err(error) = connection.await {
-        tracing::debug!(%error, "the host's pipe failed");
-    }
-    let _ = wake.send(Wake::HostGone).await;
 }
 
 fn keep_tail(tail: &mut Vec<u8>, bytes: &[u8]) {
