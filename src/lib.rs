@@ -17,6 +17,7 @@ pub mod jobs;
 pub mod protocol;
 pub mod runner;
 pub mod state_dir;
+pub mod stdio;
 pub mod store;
 pub mod system;
 pub mod telemetry;

@@ -1,1 +1,42 @@
-fn main() {}
+//! The phone-opus program: command line, signals, logging, exit codes. Everything else is the library's.
+
+mod cli;
+mod consult;
+mod doctor;
+mod jobs;
+mod logging;
+mod serve;
+mod settings;
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use clap::Parser;
+use phone_opus::agents::offline;
+use phone_opus::testkit::scripted_agent;
+
+use crate::cli::{Cli, Command, McpCommand};
+
+fn main() -> ExitCode {
+    let mut arguments = std::env::args_os();
+    let called = arguments.next().unwrap_or_default();
+    if scripted_agent::is_called(&called) {
+        let rest: Vec<OsString> = arguments.collect();
+        return code(scripted_agent::main(&rest, std::io::stdin(), std::io::stdout(), std::io::stderr()));
+    }
+    let cli = Cli::parse();
+    match cli.command {
+        Command::Mcp { command: McpCommand::Serve(options) } => serve::serve(&options),
+        Command::Mcp { command: McpCommand::BackgroundConsult(options) } => serve::background_consult(&options),
+        Command::Mcp { command: McpCommand::OfflineAgent { arguments } } => {
+            code(offline::run(&arguments, std::io::stdin(), std::io::stdout()))
+        }
+        Command::Consult(options) => consult::run(&options),
+        Command::Jobs { command } => jobs::run(&command),
+        Command::Doctor(options) => doctor::run(&options),
+    }
+}
+
+fn code(code: i32) -> ExitCode {
+    ExitCode::from(u8::try_from(code).unwrap_or(1))
+}

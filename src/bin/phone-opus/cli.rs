@@ -1,0 +1,266 @@
+//! The command line's words.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use phone_opus::ids::{AgentSessionId, JobId};
+use phone_opus::jobs::{Billing, JobState};
+
+/// Lets one coding agent phone another one.
+///
+/// An MCP server whose tool `consult` runs your agent CLI read-only in the caller's directory, at once or as a durable
+/// background job.
+#[derive(Debug, Parser)]
+#[command(
+    version,
+    after_help = "Examples:\n  \
+        phone-opus consult --agent offline \"where are workers restarted?\"   ask here, without any model\n  \
+        phone-opus consult \"review the last commit\"                         ask Claude Code\n  \
+        claude mcp add phone-opus -- phone-opus mcp serve                   let Claude Code ask\n  \
+        phone-opus jobs list                                                what was asked\n  \
+        phone-opus doctor                                                   is everything in place?\n\n\
+        Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 cancelled or interrupted."
+)]
+pub(crate) struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// The MCP server and the processes it starts.
+    Mcp {
+        /// Which.
+        #[command(subcommand)]
+        command: McpCommand,
+    },
+    /// Ask an agent here and now; the answer goes to stdout.
+    #[command(after_help = "Examples:\n  \
+        phone-opus consult \"why does the build fail?\"\n  \
+        git diff | phone-opus consult -                    the prompt from stdin\n  \
+        phone-opus consult --session UUID \"and then?\"      go on in the session of an earlier answer\n  \
+        phone-opus consult --background --json \"review\"    a job; read it with `phone-opus jobs show ID --wait 600`")]
+    Consult(ConsultOptions),
+    /// List, show and cancel jobs.
+    Jobs {
+        /// Which.
+        #[command(subcommand)]
+        command: JobsCommand,
+    },
+    /// Check that everything is in place.
+    Doctor(DoctorOptions),
+}
+
+/// The processes.
+#[derive(Debug, Subcommand)]
+pub(crate) enum McpCommand {
+    /// Serve one MCP client on stdin and stdout.
+    #[command(after_help = "Add it to a client:\n  \
+        claude mcp add phone-opus -- phone-opus mcp serve\n  \
+        codex mcp add phone-opus -- phone-opus mcp serve\n  \
+        {\"mcpServers\":{\"phone-opus\":{\"command\":\"phone-opus\",\"args\":[\"mcp\",\"serve\"]}}}")]
+    Serve(ServeOptions),
+    /// Run one job to its end (started by the server).
+    #[command(hide = true)]
+    BackgroundConsult(RunnerArguments),
+    /// The built-in agent that searches without a model (started by a runner).
+    #[command(hide = true)]
+    OfflineAgent {
+        /// Options of the run.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<OsString>,
+    },
+}
+
+/// What every command that uses jobs takes.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct Common {
+    /// Where jobs are kept [env: PHONE_OPUS_STATE_DIR] [default: the platform's state directory].
+    #[arg(long, value_name = "DIR")]
+    pub(crate) state_dir: Option<PathBuf>,
+}
+
+/// Numbers and paths, over environment and files.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct Overrides {
+    /// Claude Code's program [env: PHONE_OPUS_CLAUDE_BIN].
+    #[arg(long, value_name = "PATH")]
+    pub(crate) claude_bin: Option<PathBuf>,
+    /// Who pays [env: PHONE_OPUS_BILLING].
+    #[arg(long, value_enum)]
+    pub(crate) billing: Option<BillingWord>,
+    /// Agent runs at once [env: PHONE_OPUS_MAX_RUNNING].
+    #[arg(long, value_name = "N")]
+    pub(crate) max_running: Option<u64>,
+}
+
+/// Who pays.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+#[value(rename_all = "snake_case")]
+pub(crate) enum BillingWord {
+    /// The user's login; API keys are withheld.
+    Subscription,
+    /// The API key of the environment.
+    ApiKey,
+}
+
+impl From<BillingWord> for Billing {
+    fn from(word: BillingWord) -> Self {
+        match word {
+            BillingWord::Subscription => Self::Subscription,
+            BillingWord::ApiKey => Self::ApiKey,
+        }
+    }
+}
+
+/// `mcp serve`.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct ServeOptions {
+    /// Where jobs are kept.
+    #[command(flatten)]
+    pub(crate) common: Common,
+    /// Numbers and paths.
+    #[command(flatten)]
+    pub(crate) overrides: Overrides,
+}
+
+/// `mcp background-consult`.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct RunnerArguments {
+    /// The job.
+    #[arg(long)]
+    pub(crate) job: JobId,
+    /// Where jobs are kept.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) state_dir: PathBuf,
+    /// Agent runs at once.
+    #[arg(long, default_value_t = 3)]
+    pub(crate) max_running: usize,
+    /// Seconds of silence after which the agent is taken for stuck.
+    #[arg(long, default_value_t = 300)]
+    pub(crate) stall_s: u64,
+    /// Claude Code's program.
+    #[arg(long, value_name = "PATH")]
+    pub(crate) claude_bin: Option<PathBuf>,
+}
+
+/// `consult`.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct ConsultOptions {
+    /// The question; `-` reads it from stdin.
+    pub(crate) prompt: String,
+    /// Who answers: `claude`, or `offline` (word search without a model).
+    #[arg(long)]
+    pub(crate) agent: Option<String>,
+    /// Where the agent looks [default: here].
+    #[arg(long, value_name = "DIR")]
+    pub(crate) cwd: Option<PathBuf>,
+    /// Go on in this agent session.
+    #[arg(long, value_name = "UUID")]
+    pub(crate) session: Option<AgentSessionId>,
+    /// Model name or alias.
+    #[arg(long)]
+    pub(crate) model: Option<String>,
+    /// Effort: low, medium, high, xhigh, max.
+    #[arg(long)]
+    pub(crate) effort: Option<String>,
+    /// Most agent turns.
+    #[arg(long, value_name = "N")]
+    pub(crate) max_turns: Option<u32>,
+    /// Most US dollars.
+    #[arg(long, value_name = "USD")]
+    pub(crate) max_budget_usd: Option<f64>,
+    /// Seconds the agent may run.
+    #[arg(long, value_name = "S")]
+    pub(crate) timeout_s: Option<u64>,
+    /// Return a job id at once; the job goes on by itself.
+    #[arg(long)]
+    pub(crate) background: bool,
+    /// The same key and arguments join the same job.
+    #[arg(long, value_name = "KEY")]
+    pub(crate) request_key: Option<String>,
+    /// The whole reply as one JSON object.
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// No progress on stderr.
+    #[arg(long, short)]
+    pub(crate) quiet: bool,
+    /// Where jobs are kept.
+    #[command(flatten)]
+    pub(crate) common: Common,
+    /// Numbers and paths.
+    #[command(flatten)]
+    pub(crate) overrides: Overrides,
+}
+
+/// `jobs`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum JobsCommand {
+    /// List jobs, unread answers first.
+    List {
+        /// How many.
+        #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u16).range(1..=1000))]
+        limit: u16,
+        /// Only this state.
+        #[arg(long, value_parser = job_state)]
+        state: Option<JobState>,
+        /// Of all workspaces, not only this directory's.
+        #[arg(long)]
+        all: bool,
+        /// One JSON array.
+        #[arg(long)]
+        json: bool,
+        /// Where jobs are kept.
+        #[command(flatten)]
+        common: Common,
+    },
+    /// Show one job and its answer.
+    Show {
+        /// The job.
+        job: JobId,
+        /// Seconds to wait for its end.
+        #[arg(long, default_value_t = 0, value_name = "S")]
+        wait: u64,
+        /// Everything that is known.
+        #[arg(long)]
+        full: bool,
+        /// One JSON object.
+        #[arg(long)]
+        json: bool,
+        /// Where jobs are kept.
+        #[command(flatten)]
+        common: Common,
+    },
+    /// End a job and everything it started.
+    Cancel {
+        /// The job.
+        job: JobId,
+        /// Where jobs are kept.
+        #[command(flatten)]
+        common: Common,
+    },
+}
+
+fn job_state(text: &str) -> Result<JobState, String> {
+    JobState::parse(text).ok_or_else(|| {
+        let known: Vec<&str> = JobState::ALL.iter().map(|state| state.as_str()).collect();
+        format!("accepted: {}", known.join(", "))
+    })
+}
+
+/// `doctor`.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct DoctorOptions {
+    /// One JSON object.
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Where jobs are kept.
+    #[command(flatten)]
+    pub(crate) common: Common,
+    /// Numbers and paths.
+    #[command(flatten)]
+    pub(crate) overrides: Overrides,
+}

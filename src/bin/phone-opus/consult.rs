@@ -1,0 +1,157 @@
+//! `consult`: the same engine, from the command line.
+
+use std::io::{IsTerminal, Read};
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use phone_opus::actors::jobs::News;
+use phone_opus::fault::{Fault, FaultCode};
+use phone_opus::jobs::{JobRecord, JobState};
+use phone_opus::protocol::wire::ReplyText;
+use phone_opus::system::{Grace, System};
+use phone_opus::tools::reply::{self, Context, Detail, Render, Shape};
+use serde_json::{Map, Value, json};
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::cli::ConsultOptions;
+use crate::logging;
+use crate::settings::{SetupError, prepare, print, refused, runtime, say};
+
+/// Characters of an answer on the command line: all of any answer we keep.
+const EVERYTHING: usize = 64 * 1024 * 1024;
+
+/// How often the progress line is renewed.
+const PROGRESS: Duration = Duration::from_secs(1);
+
+/// Asks, shows progress on stderr and the answer on stdout.
+pub(crate) fn run(options: &ConsultOptions) -> ExitCode {
+    logging::start();
+    match ask(options) {
+        Ok(code) => code,
+        Err(error) => refused(&error),
+    }
+}
+
+fn ask(options: &ConsultOptions) -> Result<ExitCode, SetupError> {
+    let prepared = prepare(&options.common, &options.overrides)?;
+    let prompt = if options.prompt == "-" {
+        let mut text = String::new();
+        std::io::stdin().read_to_string(&mut text).map_err(SetupError::Runtime)?;
+        text
+    } else {
+        options.prompt.clone()
+    };
+    let runtime = runtime()?;
+    let code = runtime.block_on(async {
+        let mut interrupt = signal(SignalKind::interrupt()).map_err(SetupError::Runtime)?;
+        let mut terminate = signal(SignalKind::terminate()).map_err(SetupError::Runtime)?;
+        let system = match prepared.system().start().await {
+            Ok(system) => system,
+            Err(fault) => return Ok(failed(&fault)),
+        };
+        let stopped = async {
+            tokio::select! {
+                _ = interrupt.recv() => {}
+                _ = terminate.recv() => {}
+            }
+        };
+        let code = tokio::select! {
+            code = consult(&system, options, prompt) => code.unwrap_or_else(|fault| failed(&fault)),
+            () = stopped => {
+                say("phone-opus: cancelled");
+                ExitCode::from(3)
+            }
+        };
+        system.shutdown(Grace::default()).await;
+        Ok(code)
+    });
+    runtime.shutdown_timeout(Duration::from_millis(100));
+    code
+}
+
+fn failed(fault: &Fault) -> ExitCode {
+    say(&format!("phone-opus: {fault}"));
+    ExitCode::from(if fault.code == FaultCode::InvalidInput { 2 } else { 1 })
+}
+
+/// The options as the tool's arguments: one reader checks both.
+fn arguments(options: &ConsultOptions, prompt: String) -> Value {
+    let mut object = Map::new();
+    let mut put = |name: &str, value: Value| {
+        if !value.is_null() {
+            object.insert(name.to_owned(), value);
+        }
+    };
+    let cwd = options.cwd.as_ref().map(|dir| std::path::absolute(dir).unwrap_or_else(|_| dir.clone()));
+    // The shell's directory is a directory the caller chose, whatever it is.
+    let cwd = cwd.or_else(|| std::env::current_dir().ok());
+    put("prompt", json!(prompt));
+    put("cwd", json!(cwd));
+    put("session_id", json!(options.session));
+    put("background", json!(options.background));
+    put("max_turns", json!(options.max_turns));
+    put("model", json!(options.model));
+    put("effort", json!(options.effort));
+    put("agent", json!(options.agent));
+    put("timeout_s", json!(options.timeout_s));
+    put("request_key", json!(options.request_key));
+    put("max_budget_usd", json!(options.max_budget_usd));
+    Value::Object(object)
+}
+
+async fn consult(system: &System, options: &ConsultOptions, prompt: String) -> Result<ExitCode, Fault> {
+    let desk = system.desk();
+    let (read, _) = desk.read(arguments(options, prompt).to_string().as_bytes())?;
+    let record = system.jobs().accept(desk.job(&read, None), None).await?.record;
+    if options.background {
+        let context = desk.context(&record, None).await;
+        show(&record, &context, options.json);
+        return Ok(ExitCode::SUCCESS);
+    }
+    let mut follow = system.jobs().follow(record.id).await?;
+    let began = Instant::now();
+    let shown = !options.quiet && !options.json && std::io::stderr().is_terminal();
+    let mut ticks = tokio::time::interval(PROGRESS);
+    ticks.reset();
+    let mut last = String::new();
+    let record = loop {
+        tokio::select! {
+            news = follow.next() => if let News::Finished(record) = news? { break record },
+            _ = ticks.tick(), if shown => {
+                let phase = follow.describe();
+                if phase != last {
+                    say(&format!("[{:>4} s] {phase}", began.elapsed().as_secs()));
+                    last = phase;
+                }
+            }
+        }
+    };
+    system.jobs().mark_read(record.id).await;
+    let context = desk.context(&record, None).await;
+    Ok(show(&record, &context, options.json))
+}
+
+/// Shows a job's answer; facts about it go to stderr, so that stdout is the answer alone.
+pub(crate) fn show(record: &JobRecord, context: &Context, as_json: bool) -> ExitCode {
+    let shape = Shape {
+        render: if as_json { Render::Json } else { Render::Porcelain },
+        detail: Detail::Concise,
+        budget: EVERYTHING,
+    };
+    let reply = reply::job(record, context, shape);
+    let ReplyText::Plain(text) = &reply.text else { return ExitCode::FAILURE };
+    match (as_json, record.state, &record.outcome) {
+        (false, JobState::Succeeded, Some(outcome)) => {
+            let answer = outcome.response.as_deref().unwrap_or_default();
+            print(answer);
+            say(text.strip_prefix(answer).unwrap_or(text).trim_start());
+        }
+        (false, state, _) if state.is_terminal() => say(text),
+        _ => print(text),
+    }
+    match record.state {
+        JobState::Failed => ExitCode::FAILURE,
+        JobState::Cancelled | JobState::Interrupted => ExitCode::from(3),
+        JobState::Succeeded | JobState::Queued | JobState::Running => ExitCode::SUCCESS,
+    }
+}

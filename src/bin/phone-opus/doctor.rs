@@ -1,0 +1,213 @@
+//! `doctor`: is everything in place?
+
+use std::process::{Command, ExitCode, Stdio};
+use std::time::{Duration, Instant};
+
+use phone_opus::agents::Environment;
+use phone_opus::jobs::Billing;
+use phone_opus::store::StoreHandle;
+use serde_json::{Value, json};
+
+use crate::cli::DoctorOptions;
+use crate::logging;
+use crate::settings::{Prepared, chain, prepare, print, refused, runtime};
+
+/// Longest a program that is asked about itself may take.
+const ASK: Duration = Duration::from_secs(10);
+
+/// Options of Claude Code a consult uses where they exist.
+const FLAGS: [&str; 8] = [
+    "--restricted",
+    "--permission-prompts",
+    "--setting-sources",
+    "--strict-mcp-config",
+    "--permission-mode",
+    "--tools",
+    "--max-budget-usd",
+    "--system-prompt-snapshot",
+];
+
+struct Finding {
+    name: &'static str,
+    good: Option<bool>,
+    text: String,
+    data: Value,
+}
+
+/// Checks and reports; exit code 1 when a consult with the default agent cannot work.
+pub(crate) fn run(options: &DoctorOptions) -> ExitCode {
+    logging::start();
+    let prepared = match prepare(&options.common, &options.overrides) {
+        Ok(prepared) => prepared,
+        Err(error) => return refused(&error),
+    };
+    let mut findings = vec![state(&prepared), store(&prepared)];
+    findings.extend(claude(&prepared));
+    findings.push(billing(&prepared));
+    findings.push(limits(&prepared));
+    findings.push(Finding {
+        name: "offline",
+        good: Some(true),
+        text: "the built-in word search needs nothing: consult --agent offline".to_owned(),
+        data: Value::Null,
+    });
+    let broken = findings.iter().any(|finding| finding.good == Some(false));
+    if options.json {
+        let findings: Vec<Value> = findings
+            .iter()
+            .map(|f| json!({"check": f.name, "ok": f.good, "text": f.text, "data": f.data}))
+            .collect();
+        print(&json!({"ok": !broken, "version": env!("CARGO_PKG_VERSION"), "checks": findings}).to_string());
+    } else {
+        print(&format!("phone-opus {}", env!("CARGO_PKG_VERSION")));
+        for finding in &findings {
+            let mark = match finding.good {
+                Some(true) => "ok  ",
+                Some(false) => "FAIL",
+                None => "note",
+            };
+            print(&format!("{mark} {:<11} {}", finding.name, finding.text));
+        }
+    }
+    if broken { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+}
+
+fn state(prepared: &Prepared) -> Finding {
+    let root = prepared.dir.root().display().to_string();
+    let made = prepared.dir.create();
+    let text = match &made {
+        Ok(()) => format!("{root} is there, private and writable"),
+        Err(error) => format!("{root}: failed to {}", chain(error)),
+    };
+    Finding { name: "state", good: Some(made.is_ok()), text, data: json!({"path": root}) }
+}
+
+fn store(prepared: &Prepared) -> Finding {
+    let counted = runtime().map_err(|error| error.to_string()).and_then(|runtime| {
+        runtime.block_on(async {
+            let store = StoreHandle::sqlite(prepared.dir.clone());
+            let counts = store.counts().await;
+            store.close().await;
+            counts.map_err(|error| format!("failed to {}", chain(&error)))
+        })
+    });
+    match counted {
+        Ok(counts) => {
+            let text = format!(
+                "{} queued, {} running, {} succeeded, {} failed, {} cancelled, {} interrupted",
+                counts.queued, counts.running, counts.succeeded, counts.failed, counts.cancelled, counts.interrupted
+            );
+            Finding { name: "store", good: Some(true), text, data: json!(counts) }
+        }
+        Err(text) => Finding { name: "store", good: Some(false), text, data: Value::Null },
+    }
+}
+
+/// Asks a program about itself, for a bounded time.
+fn ask(program: &std::path::Path, argument: &[&str], environment: &Environment) -> Option<(Option<i32>, String)> {
+    let mut child = Command::new(program)
+        .args(argument)
+        .env_clear()
+        .envs(environment.iter())
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .ok()?;
+    let mut stdout = child.stdout.take()?;
+    let reader = std::thread::spawn(move || {
+        let mut text = Vec::new();
+        // What is more than this is no version and no help.
+        let _ = std::io::Read::read_to_end(&mut std::io::Read::take(&mut stdout, 512 * 1024), &mut text);
+        String::from_utf8_lossy(&text).into_owned()
+    });
+    let began = Instant::now();
+    let status = loop {
+        match child.try_wait().ok()? {
+            Some(status) => break status,
+            None if began.elapsed() > ASK => {
+                let _ = child.kill();
+                let _ = child.wait();
+                return None;
+            }
+            None => std::thread::park_timeout(Duration::from_millis(5)),
+        }
+    };
+    Some((status.code(), reader.join().ok()?))
+}
+
+fn claude(prepared: &Prepared) -> Vec<Finding> {
+    let wanted = prepared.config.agent == "claude";
+    let located = prepared.agents().get("claude").and_then(|agent| agent.locate(&prepared.environment));
+    let program = match located {
+        Ok(program) => program,
+        Err(fault) => {
+            return vec![Finding {
+                name: "claude",
+                good: wanted.then_some(false),
+                text: fault.to_string(),
+                data: json!({"fault": fault}),
+            }];
+        }
+    };
+    let version = ask(&program, &["--version"], &prepared.environment).map(|(_, text)| text.trim().to_owned());
+    let mut findings = vec![Finding {
+        name: "claude",
+        good: if version.is_some() { Some(true) } else { wanted.then_some(false) },
+        text: format!("{} ({})", program.display(), version.as_deref().unwrap_or("does not answer --version")),
+        data: json!({"path": program, "version": version}),
+    }];
+    let help = ask(&program, &["--help"], &prepared.environment).map(|(_, text)| text).unwrap_or_default();
+    let missing: Vec<&str> = FLAGS.iter().copied().filter(|flag| !help.contains(flag)).collect();
+    let text = if missing.is_empty() {
+        "every option a consult uses is there".to_owned()
+    } else {
+        format!("not in --help: {}; consults do without", missing.join(", "))
+    };
+    findings.push(Finding { name: "flags", good: missing.is_empty().then_some(true), text, data: json!({"missing": missing}) });
+    let status = ask(&program, &["auth", "status"], &prepared.environment);
+    let logged_in = status
+        .as_ref()
+        .and_then(|(_, text)| serde_json::from_str::<Value>(text).ok())
+        .and_then(|status| status.get("loggedIn").and_then(Value::as_bool));
+    let (good, text) = match logged_in {
+        Some(true) => (Some(true), "logged in"),
+        Some(false) if prepared.config.billing == Billing::ApiKey => (None, "not logged in; billing is by API key"),
+        Some(false) => (wanted.then_some(false), "not logged in: run `claude` once and log in"),
+        None => (None, "the program does not say whether it is logged in"),
+    };
+    findings.push(Finding { name: "login", good, text: text.to_owned(), data: json!({"logged_in": logged_in}) });
+    findings
+}
+
+fn billing(prepared: &Prepared) -> Finding {
+    let key = prepared.environment.get("ANTHROPIC_API_KEY").is_some();
+    let billing = prepared.config.billing;
+    let (good, text) = match (billing, key) {
+        (Billing::Subscription, true) => {
+            (None, "subscription; the API key in the environment is withheld (PHONE_OPUS_BILLING=api_key to use it)")
+        }
+        (Billing::Subscription, false) => (Some(true), "subscription"),
+        (Billing::ApiKey, true) => (Some(true), "api_key, and a key is in the environment"),
+        (Billing::ApiKey, false) => (None, "api_key, but no ANTHROPIC_API_KEY is in the environment"),
+    };
+    Finding { name: "billing", good, text: text.to_owned(), data: json!({"billing": billing, "key_present": key}) }
+}
+
+fn limits(prepared: &Prepared) -> Finding {
+    let c = &prepared.config;
+    let text = format!(
+        "{} agents at once, {} jobs waiting, {} s a run, {} s of silence",
+        c.max_running,
+        c.max_queued,
+        c.timeout.as_secs(),
+        c.stall.as_secs()
+    );
+    Finding {
+        name: "limits",
+        good: Some(true),
+        text,
+        data: json!({"max_running": c.max_running, "max_queued": c.max_queued,
+                     "timeout_s": c.timeout.as_secs(), "stall_s": c.stall.as_secs()}),
+    }
+}

@@ -1,0 +1,66 @@
+//! Diagnostics on stderr, which may be unread: nothing here waits for it.
+
+use std::io::{self, Write};
+use std::sync::mpsc::{SyncSender, sync_channel};
+
+use tracing_subscriber::filter::LevelFilter;
+use tracing_subscriber::fmt::MakeWriter;
+
+/// Lines that may wait for whoever reads stderr; then they are dropped.
+const WAITING: usize = 256;
+
+/// Hands lines to a thread.
+#[derive(Clone)]
+struct Lines(SyncSender<Vec<u8>>);
+
+impl Write for Lines {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        let _ = self.0.try_send(line.to_vec());
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Starts the writing thread with the first line.
+struct Stderr(std::sync::OnceLock<Lines>);
+
+impl<'a> MakeWriter<'a> for Stderr {
+    type Writer = Lines;
+
+    fn make_writer(&'a self) -> Self::Writer {
+        self.0
+            .get_or_init(|| {
+                let (lines, waiting) = sync_channel::<Vec<u8>>(WAITING);
+                let work = move || {
+                    while let Ok(line) = waiting.recv() {
+                        let _ = io::stderr().write_all(&line);
+                    }
+                };
+                // Without the thread the lines are dropped, like when nobody reads them.
+                let _ = std::thread::Builder::new().name("stderr".into()).stack_size(128 * 1024).spawn(work);
+                Lines(lines)
+            })
+            .clone()
+    }
+}
+
+/// Logs what `PHONE_OPUS_LOG` asks for (`error`, `warn`, `info`, `debug`, `trace`; `warn` when not set), and panics as
+/// one line each.
+pub(crate) fn start() {
+    let level = std::env::var("PHONE_OPUS_LOG").ok().and_then(|level| level.parse().ok()).unwrap_or(LevelFilter::WARN);
+    let subscriber = tracing_subscriber::fmt()
+        .with_max_level(level)
+        .with_ansi(false)
+        .with_writer(Stderr(std::sync::OnceLock::new()))
+        .finish();
+    // Only this program sets it, once.
+    let _ = tracing::subscriber::set_global_default(subscriber);
+    std::panic::set_hook(Box::new(|panic| {
+        let place = panic.location().map(ToString::to_string).unwrap_or_default();
+        // The payload of a tool's panic may hold anything; where it happened is enough to find it.
+        tracing::error!(place, "a panic was caught");
+    }));
+}

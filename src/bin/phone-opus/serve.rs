@@ -1,0 +1,97 @@
+//! `mcp serve` and the runner's process.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use phone_opus::agents::{AgentRegistry, Environment};
+use phone_opus::runner::{self, RunnerEnd, RunnerOptions};
+use phone_opus::state_dir::StateDir;
+use phone_opus::stdio::{Input, Output};
+use phone_opus::system::{Grace, Shutdown};
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::cli::{RunnerArguments, ServeOptions};
+use crate::settings::{SetupError, chain, prepare, program, refused, runtime, say};
+use crate::logging;
+
+/// How long a runtime's own threads may take to end; what is stuck in one does not keep the process.
+const RUNTIME_END: Duration = Duration::from_millis(100);
+
+/// Serves one client on the standard streams until it closes them or a signal comes.
+pub(crate) fn serve(options: &ServeOptions) -> ExitCode {
+    logging::start();
+    match serve_client(options) {
+        Ok(code) => code,
+        Err(error) => refused(&error),
+    }
+}
+
+fn serve_client(options: &ServeOptions) -> Result<ExitCode, SetupError> {
+    let prepared = prepare(&options.common, &options.overrides)?;
+    let runtime = runtime()?;
+    let code = runtime.block_on(async {
+        let mut interrupt = signal(SignalKind::interrupt()).map_err(SetupError::Runtime)?;
+        let mut terminate = signal(SignalKind::terminate()).map_err(SetupError::Runtime)?;
+        let mut hangup = signal(SignalKind::hangup()).map_err(SetupError::Runtime)?;
+        let (input, output) = (Input::stdin().map_err(SetupError::Runtime)?, Output::stdout().map_err(SetupError::Runtime)?);
+        let system = match prepared.system().start().await {
+            Ok(system) => system,
+            Err(fault) => {
+                say(&format!("phone-opus: {fault}"));
+                return Ok(ExitCode::FAILURE);
+            }
+        };
+        // Clients stop a server by any of these, some within milliseconds of each other.
+        let served = tokio::select! {
+            served = system.serve(input, output) => served.map(drop),
+            _ = interrupt.recv() => Ok(()),
+            _ = terminate.recv() => Ok(()),
+            _ = hangup.recv() => Ok(()),
+        };
+        let down = system.shutdown(Grace::default()).await;
+        Ok(match (served, down) {
+            (Ok(()), Shutdown::InOrder | Shutdown::Killed) => ExitCode::SUCCESS,
+            (_, Shutdown::AfterFault(fault)) | (Err(fault), _) => {
+                say(&format!("phone-opus: {fault}"));
+                ExitCode::FAILURE
+            }
+        })
+    });
+    runtime.shutdown_timeout(RUNTIME_END);
+    code
+}
+
+/// Runs one job to its end, in a session of its own.
+pub(crate) fn background_consult(options: &RunnerArguments) -> ExitCode {
+    logging::start();
+    // Away from the client's process group and terminal. It fails for a group's leader, who is away already.
+    let _ = rustix::process::setsid();
+    let options = RunnerOptions {
+        job: options.job,
+        dir: StateDir::at(&options.state_dir),
+        max_running: options.max_running,
+        stall: Duration::from_secs(options.stall_s),
+        agents: AgentRegistry::standard(options.claude_bin.clone(), program()),
+        environment: Environment::capture(),
+    };
+    let runtime = match runtime() {
+        Ok(runtime) => runtime,
+        Err(error) => return refused(&error),
+    };
+    let end = runtime.block_on(async {
+        let (input, output) = match (Input::stdin(), Output::stdout()) {
+            (Ok(input), Ok(output)) => (input, output),
+            (Err(error), _) | (_, Err(error)) => return Err(chain(&error)),
+        };
+        runner::run(options, input, output).await.map_err(|error| chain(&error))
+    });
+    runtime.shutdown_timeout(RUNTIME_END);
+    match end {
+        Ok(RunnerEnd::Done(_)) => ExitCode::SUCCESS,
+        Ok(RunnerEnd::NotOurs) => ExitCode::from(3),
+        Err(error) => {
+            tracing::error!(error, "the runner failed");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,142 @@
+//! Puts the configuration together: flags over environment over files over defaults.
+
+use std::ffi::OsString;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use phone_opus::agents::{AgentRegistry, Environment};
+use phone_opus::config::{Config, ConfigError, FileTrust, Settings};
+use phone_opus::state_dir::StateDir;
+use phone_opus::system::{System, SystemBuilder};
+use phone_opus::tools::consult::default_cwd;
+
+use crate::cli::{Common, Overrides};
+
+/// Everything a command needs to begin.
+pub(crate) struct Prepared {
+    /// The numbers.
+    pub(crate) config: Config,
+    /// Where jobs are kept.
+    pub(crate) dir: StateDir,
+    /// This program.
+    pub(crate) program: PathBuf,
+    /// The environment as it was at the start.
+    pub(crate) environment: Environment,
+}
+
+/// What stops a command before it begins. Printed with its place and what is accepted.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum SetupError {
+    /// A value cannot be used.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The state directory cannot be used.
+    #[error("the state directory: failed to {}", chain(.0))]
+    StateDir(#[from] phone_opus::state_dir::StateDirError),
+    /// The runtime could not be started.
+    #[error("failed to start the runtime: {0}")]
+    Runtime(std::io::Error),
+}
+
+/// An error and its causes in one line.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(&format!(": {error}"));
+        cause = error.source();
+    }
+    text
+}
+
+/// Says why a command did not begin.
+pub(crate) fn refused(error: &dyn std::error::Error) -> ExitCode {
+    say(&format!("phone-opus: {error}"));
+    ExitCode::from(2)
+}
+
+/// One line on stderr. Where nobody reads it, nobody needs it.
+#[expect(clippy::print_stderr, reason = "the program's own words to its user")]
+pub(crate) fn say(line: &str) {
+    eprintln!("{line}");
+}
+
+/// Output of a command on stdout, never used while MCP is spoken there.
+#[expect(clippy::print_stdout, reason = "the program's own output")]
+pub(crate) fn print(text: &str) {
+    println!("{text}");
+}
+
+/// Where jobs are kept.
+pub(crate) fn state_dir(common: &Common) -> Result<StateDir, SetupError> {
+    let variable = std::env::var_os("PHONE_OPUS_STATE_DIR");
+    let environment = |name: &str| {
+        std::env::var_os(name).or_else(|| (name == "HOME").then(dirs::home_dir).flatten().map(OsString::from))
+    };
+    Ok(StateDir::resolve(common.state_dir.as_deref(), variable, environment)?)
+}
+
+/// Reads every source and lays one over the other.
+pub(crate) fn prepare(common: &Common, overrides: &Overrides) -> Result<Prepared, SetupError> {
+    let mut sources = Vec::new();
+    if let Some(dir) = dirs::config_dir() {
+        from_file(&dir.join("phone_opus").join("config.toml"), FileTrust::User, &mut sources)?;
+    }
+    from_file(Path::new(".phone-opus.toml"), FileTrust::Project, &mut sources)?;
+    sources.push(("the environment".to_owned(), Settings::from_environment(|name| std::env::var_os(name))?));
+    let flags = Settings {
+        claude_bin: overrides.claude_bin.clone(),
+        billing: overrides.billing.map(Into::into),
+        max_running: overrides.max_running,
+        ..Settings::default()
+    };
+    sources.push(("the command line".to_owned(), flags));
+    let config = Config::from_sources(&sources)?;
+    Ok(Prepared { config, dir: state_dir(common)?, program: program(), environment: Environment::capture() })
+}
+
+fn from_file(path: &Path, trust: FileTrust, sources: &mut Vec<(String, Settings)>) -> Result<(), SetupError> {
+    match std::fs::read_to_string(path) {
+        Ok(text) => sources.push((path.display().to_string(), Settings::from_toml(path, &text, trust)?)),
+        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {}
+        Err(error) => {
+            return Err(ConfigError { place: path.display().to_string(), problem: error.to_string() }.into());
+        }
+    }
+    Ok(())
+}
+
+/// This program, as children are started from it. When its file was replaced or removed, the running image itself.
+pub(crate) fn program() -> PathBuf {
+    match std::env::current_exe() {
+        Ok(path) if path.exists() => path,
+        _ => PathBuf::from("/proc/self/exe"),
+    }
+}
+
+impl Prepared {
+    /// The agents of this installation.
+    pub(crate) fn agents(&self) -> AgentRegistry {
+        AgentRegistry::standard(self.config.claude_bin.clone(), self.program.clone())
+    }
+
+    /// A system with everything this program offers.
+    pub(crate) fn system(self) -> SystemBuilder {
+        let here = std::env::current_dir().ok();
+        let home = dirs::home_dir();
+        System::builder()
+            .state_dir(self.dir.clone())
+            .agents(self.agents())
+            .runner(self.program.clone())
+            .default_cwd(default_cwd(here.as_deref(), home.as_deref()))
+            .environment(self.environment.clone())
+            .config(self.config)
+    }
+}
+
+/// A runtime on this thread. One thread: a message between actors is then a function call away, and what blocks has a
+/// thread of its own.
+pub(crate) fn runtime() -> Result<tokio::runtime::Runtime, SetupError> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(SetupError::Runtime)
+}

@@ -1,0 +1,233 @@
+//! Standard streams without the blocking pool.
+//!
+//! Owns: how a descriptor is read and written without making anybody else's copy of it non-blocking. Pipes are opened
+//! once more, so that they have a description of their own; sockets (what clients on Node hand out) are asked not to
+//! wait call by call; anything else, a file or a terminal, gets a thread.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use bytes::{Buf, Bytes};
+use rustix::fs::{FileType, Mode, OFlags};
+use rustix::net::{RecvFlags, SendFlags};
+use tokio::io::unix::AsyncFd;
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
+use tokio::sync::mpsc;
+
+/// Bytes a reading thread takes at a time.
+const CHUNK: usize = 64 * 1024;
+
+/// Chunks a reading thread may be ahead by.
+const AHEAD: usize = 2;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Pipe,
+    Socket,
+    Other,
+}
+
+fn kind(fd: BorrowedFd<'_>) -> io::Result<Kind> {
+    let mode = rustix::fs::fstat(fd)?.st_mode;
+    Ok(match FileType::from_raw_mode(mode) {
+        FileType::Fifo => Kind::Pipe,
+        FileType::Socket => Kind::Socket,
+        _ => Kind::Other,
+    })
+}
+
+/// A description of a pipe's end that belongs to us alone, where the system can make one.
+fn own_pipe(fd: BorrowedFd<'_>, access: OFlags) -> io::Result<OwnedFd> {
+    #[cfg(target_os = "linux")]
+    {
+        use std::os::fd::AsRawFd;
+        let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
+        let flags = access | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        if let Ok(own) = rustix::fs::open(path.as_str(), flags, Mode::empty()) {
+            return Ok(own);
+        }
+    }
+    let _ = (access, Mode::empty());
+    let own = fd.try_clone_to_owned()?;
+    rustix::io::ioctl_fionbio(&own, true)?;
+    Ok(own)
+}
+
+/// What a client sends us.
+#[derive(Debug)]
+pub enum Input {
+    /// A pipe.
+    Pipe(AsyncFd<OwnedFd>),
+    /// A socket.
+    Socket(AsyncFd<OwnedFd>),
+    /// Read by a thread.
+    Thread {
+        /// What it has read.
+        chunks: mpsc::Receiver<io::Result<Bytes>>,
+        /// The rest of the chunk being handed on.
+        rest: Bytes,
+    },
+}
+
+impl Input {
+    /// Reads from this descriptor; must be called within a runtime that has I/O.
+    ///
+    /// # Errors
+    ///
+    /// The descriptor cannot be looked at or registered.
+    pub fn from_fd(fd: impl AsFd) -> io::Result<Self> {
+        let fd = fd.as_fd();
+        match kind(fd)? {
+            Kind::Pipe => Ok(Self::Pipe(AsyncFd::register_with_interest(own_pipe(fd, OFlags::RDONLY)?, Interest::READABLE)?)),
+            Kind::Socket => Ok(Self::Socket(AsyncFd::register_with_interest(fd.try_clone_to_owned()?, Interest::READABLE)?)),
+            Kind::Other => Self::thread(fd.try_clone_to_owned()?),
+        }
+    }
+
+    /// The process's standard input.
+    ///
+    /// # Errors
+    ///
+    /// As [`Input::from_fd`].
+    pub fn stdin() -> io::Result<Self> {
+        Self::from_fd(io::stdin())
+    }
+
+    fn thread(fd: OwnedFd) -> io::Result<Self> {
+        let (sender, chunks) = mpsc::channel(AHEAD);
+        std::thread::Builder::new().name("stdin".into()).spawn(move || {
+            loop {
+                let mut chunk = vec![0; CHUNK];
+                let read = loop {
+                    match rustix::io::read(&fd, &mut chunk[..]) {
+                        Err(rustix::io::Errno::INTR) => {}
+                        read => break read,
+                    }
+                };
+                let message = match read {
+                    Ok(0) => return,
+                    Ok(count) => {
+                        chunk.truncate(count);
+                        Ok(Bytes::from(chunk))
+                    }
+                    Err(error) => Err(error.into()),
+                };
+                let failed = message.is_err();
+                if sender.blocking_send(message).is_err() || failed {
+                    return;
+                }
+            }
+        })?;
+        Ok(Self::Thread { chunks, rest: Bytes::new() })
+    }
+}
+
+impl AsyncRead for Input {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let read = |fd: &AsyncFd<OwnedFd>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>, socket: bool| loop {
+            let mut ready = ready!(fd.poll_read_ready(cx))?;
+            let space = buf.initialize_unfilled();
+            let attempt = ready.try_io(|fd| {
+                let count = if socket {
+                    rustix::net::recv(fd.get_ref(), &mut *space, RecvFlags::DONTWAIT)?.0
+                } else {
+                    rustix::io::read(fd.get_ref(), &mut *space)?
+                };
+                Ok(count)
+            });
+            match attempt {
+                Ok(Ok(count)) => {
+                    buf.advance(count);
+                    return Poll::Ready(Ok(()));
+                }
+                Ok(Err(error)) if error.kind() == io::ErrorKind::Interrupted => {}
+                Ok(Err(error)) => return Poll::Ready(Err(error)),
+                Err(_would_block) => {}
+            }
+        };
+        match self.get_mut() {
+            Self::Pipe(fd) => read(fd, cx, buf, false),
+            Self::Socket(fd) => read(fd, cx, buf, true),
+            Self::Thread { chunks, rest } => {
+                if rest.is_empty() {
+                    match ready!(chunks.poll_recv(cx)) {
+                        Some(Ok(chunk)) => *rest = chunk,
+                        Some(Err(error)) => return Poll::Ready(Err(error)),
+                        None => return Poll::Ready(Ok(())),
+                    }
+                }
+                let count = rest.len().min(buf.remaining());
+                buf.put_slice(&rest[..count]);
+                rest.advance(count);
+                Poll::Ready(Ok(()))
+            }
+        }
+    }
+}
+
+/// What we send a client.
+#[derive(Debug)]
+pub enum Output {
+    /// A pipe.
+    Pipe(AsyncFd<OwnedFd>),
+    /// A socket.
+    Socket(AsyncFd<OwnedFd>),
+    /// A file or a terminal, written by the runtime's blocking threads.
+    Blocking(tokio::io::Stdout),
+}
+
+impl Output {
+    /// The process's standard output; must be called within a runtime that has I/O.
+    ///
+    /// # Errors
+    ///
+    /// The descriptor cannot be looked at or registered.
+    pub fn stdout() -> io::Result<Self> {
+        let stdout = io::stdout();
+        let fd = stdout.as_fd();
+        match kind(fd)? {
+            Kind::Pipe => Ok(Self::Pipe(AsyncFd::register_with_interest(own_pipe(fd, OFlags::WRONLY)?, Interest::WRITABLE)?)),
+            Kind::Socket => Ok(Self::Socket(AsyncFd::register_with_interest(fd.try_clone_to_owned()?, Interest::WRITABLE)?)),
+            Kind::Other => Ok(Self::Blocking(tokio::io::stdout())),
+        }
+    }
+}
+
+impl AsyncWrite for Output {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let write = |fd: &AsyncFd<OwnedFd>, cx: &mut Context<'_>, socket: bool| loop {
+            let mut ready = ready!(fd.poll_write_ready(cx))?;
+            let attempt = ready.try_io(|fd| {
+                let count = if socket {
+                    rustix::net::send(fd.get_ref(), bytes, SendFlags::DONTWAIT | SendFlags::NOSIGNAL)?
+                } else {
+                    rustix::io::write(fd.get_ref(), bytes)?
+                };
+                Ok(count)
+            });
+            match attempt {
+                Ok(Err(error)) if error.kind() == io::ErrorKind::Interrupted => {}
+                Ok(result) => return Poll::Ready(result),
+                Err(_would_block) => {}
+            }
+        };
+        match self.get_mut() {
+            Self::Pipe(fd) => write(fd, cx, false),
+            Self::Socket(fd) => write(fd, cx, true),
+            Self::Blocking(stdout) => Pin::new(stdout).poll_write(cx, bytes),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Pipe(_) | Self::Socket(_) => Poll::Ready(Ok(())),
+            Self::Blocking(stdout) => Pin::new(stdout).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.poll_flush(cx)
+    }
+}
