@@ -21,6 +21,8 @@ const READ: usize = 64 * 1024;
 const MAX_LINE: usize = 8 * 1024 * 1024;
 
 const TOOL: &str = r#"{"name":"echo","description":"Returns the text.","inputSchema":{"type":"object","properties":{"text":{"type":"string"}},"required":["text"]}}"#;
+/// Versions a handshake may agree on; the newest when the client wants another.
+const LEGACY: [&str; 4] = ["2024-11-05", "2025-03-26", "2025-06-18", "2025-11-25"];
 const SERVER: &str = r#"{"name":"floor","version":"0"}"#;
 const MODERN_TAIL: &str =
     r#","resultType":"complete","_meta":{"io.modelcontextprotocol/serverInfo":{"name":"floor","version":"0"}}}"#;
@@ -158,10 +160,7 @@ fn answer(line: &[u8], out: &mut Vec<u8>) {
         }
         "initialize" => {
             let asked = params.and_then(|params| params.protocol_version);
-            let version = match asked.as_deref() {
-                Some(known @ ("2024-11-05" | "2025-03-26" | "2025-06-18")) => known,
-                _ => "2025-11-25",
-            };
+            let version = asked.as_deref().filter(|asked| LEGACY.contains(asked)).unwrap_or("2025-11-25");
             head(id, out);
             out.extend_from_slice(br#"{"protocolVersion":""#);
             out.extend_from_slice(version.as_bytes());

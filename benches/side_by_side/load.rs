@@ -163,9 +163,7 @@ fn wait_for_room_or_reply(connection: &Connection, want_room: bool) -> Result<()
     }
 }
 
-/// Sends for so long and reads nothing. Returns how many requests were sent whole.
-///
-/// A request sent in part is completed, and every answer awaited, by [`Flood::drain`].
+/// Calls sent by a client that read nothing. [`Flood::drain`] completes the last one and awaits every answer.
 pub(crate) struct Flood {
     checker: Checker,
     /// What the server has not taken of the last request.

@@ -50,6 +50,17 @@ pub(crate) struct Kit {
 }
 
 impl Kit {
+    /// How many turns each peer has at a probe in this round, which counts from 0.
+    pub(crate) fn turns(&self, often: Often, round: usize) -> usize {
+        match often {
+            Often::EachRound => 1,
+            Often::ManyTimes if self.effort == Effort::Quick => 5,
+            Often::ManyTimes => 30_usize.div_ceil(self.rounds).max(8),
+            Often::Twice => usize::from(round < 2),
+            Often::Once => usize::from(round == 0),
+        }
+    }
+
     fn time(&self, full_ms: u64) -> Duration {
         Duration::from_millis(match self.effort {
             Effort::Full => full_ms,
@@ -63,6 +74,8 @@ impl Kit {
 pub(crate) enum Often {
     /// In each round.
     EachRound,
+    /// In each round, so many times that there are at least 30 values in a full run; it is short and varies much.
+    ManyTimes,
     /// In the first two rounds: it varies little, or takes long.
     Twice,
     /// In the first round: it counts and does not measure.
@@ -98,7 +111,7 @@ pub(crate) const PROBES: &[Probe] = &[
     },
     Probe { name: "modern era", figures: &[Figure::Modern], often: Often::EachRound, run: modern_era },
     Probe { name: "socket pairs", figures: &[Figure::SocketP50], often: Often::EachRound, run: socket_pairs },
-    Probe { name: "start", figures: &[Figure::FirstEcho], often: Often::EachRound, run: start },
+    Probe { name: "start", figures: &[Figure::FirstEcho], often: Often::ManyTimes, run: start },
     Probe {
         name: "large texts",
         figures: &[Figure::Echo64K, Figure::Echo1M, Figure::Echo16M],
@@ -298,20 +311,14 @@ fn socket_pairs(kit: &Kit, peer: &Peer, sheet: &mut Sheet<'_>) -> Result<(), Tro
     Ok(())
 }
 
-/// One value per start: the table's median is over all of them, at least 30 in a full run.
+/// One start: the table's median is over all starts of all rounds.
 fn start(kit: &Kit, peer: &Peer, sheet: &mut Sheet<'_>) -> Result<(), Trouble> {
     kit.cores.pin_up_to_two()?;
-    let starts = match kit.effort {
-        Effort::Full => 30_usize.div_ceil(kit.rounds).max(8),
-        Effort::Quick => 5,
-    };
-    for _ in 0..starts {
-        let mut template = Template::new(Ask::Echo(SMALL), Era::Legacy);
-        let began = Instant::now();
-        let mut session = Session::open(kit, peer, PLAIN)?;
-        session.one_by_one(&mut template, Until::calls(1))?;
-        sheet.put(Figure::FirstEcho, began.elapsed().as_secs_f64() * 1e3);
-    }
+    let mut template = Template::new(Ask::Echo(SMALL), Era::Legacy);
+    let began = Instant::now();
+    let mut session = Session::open(kit, peer, PLAIN)?;
+    session.one_by_one(&mut template, Until::calls(1))?;
+    sheet.put(Figure::FirstEcho, began.elapsed().as_secs_f64() * 1e3);
     Ok(())
 }
 

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use crate::options::{self, Asked, Options, USAGE};
 use crate::peers::{Peer, prepare};
-use crate::probes::{Kit, Often, PROBES, Probe, preflight};
+use crate::probes::{Kit, PROBES, Probe, preflight};
 use crate::report;
 use crate::server::{Cores, Leaving, Trouble, Watchdog};
 use crate::sheet::{Gap, Results};
@@ -96,7 +96,11 @@ fn rounds(options: &Options, kit: &Kit, peers: &[Peer]) -> Results {
     let began = Instant::now();
     let mut results = Results::default();
     for round in 0..options.rounds {
-        for probe in PROBES.iter().filter(|probe| wanted(probe, options) && is_due(probe, round)) {
+        for probe in PROBES.iter().filter(|probe| wanted(probe, options)) {
+            let turns = kit.turns(probe.often, round);
+            if turns == 0 {
+                continue;
+            }
             eprintln!(
                 "{:>4.0} s  round {} of {}: {}",
                 began.elapsed().as_secs_f64(),
@@ -104,7 +108,7 @@ fn rounds(options: &Options, kit: &Kit, peers: &[Peer]) -> Results {
                 options.rounds,
                 probe.name
             );
-            for turn in 0..peers.len() {
+            for turn in 0..turns * peers.len() {
                 let peer = (turn + round) % peers.len();
                 if probe.figures.iter().any(|figure| !results.settled(peer, *figure)) {
                     one(probe, kit, peer, &peers[peer], &mut results);
@@ -128,14 +132,6 @@ fn one(probe: &Probe, kit: &Kit, index: usize, peer: &Peer, results: &mut Result
 
 fn wanted(probe: &Probe, options: &Options) -> bool {
     probe.figures.iter().any(|figure| figure.ids().any(|id| options.wants(id)))
-}
-
-const fn is_due(probe: &Probe, round: usize) -> bool {
-    match probe.often {
-        Often::EachRound => true,
-        Often::Twice => round < 2,
-        Often::Once => round == 0,
-    }
 }
 
 /// What the figures depend on besides the peers.

@@ -213,7 +213,7 @@ impl Rule {
         match self {
             Self::TimesAtMost { goal, .. } | Self::BeatsAtMost { goal, .. } => format!("≤ {goal}×"),
             Self::TimesAtLeast { goal, .. } | Self::BeatsAtLeast { goal, .. } => format!("≥ {goal}×"),
-            Self::AtMost { goal, .. } if goal == 0.0 => "0".to_owned(),
+            Self::AtMost { goal: 0.0, .. } => "0".to_owned(),
             Self::AtMost { goal, .. } => format!("≤ {goal}"),
             Self::AtLeast { goal, .. } => format!("≥ {goal}"),
         }
@@ -225,7 +225,7 @@ impl Rule {
             Self::TimesAtMost { line, .. } | Self::BeatsAtMost { line, .. } => format!("≤ {line}×"),
             Self::TimesAtLeast { line, .. } => format!("≥ {line}×"),
             Self::BeatsAtLeast { .. } => String::new(),
-            Self::AtMost { line, .. } if line == 0.0 => "0".to_owned(),
+            Self::AtMost { line: 0.0, .. } => "0".to_owned(),
             Self::AtMost { line, .. } => format!("≤ {line}"),
             Self::AtLeast { line, .. } => format!("≥ {line}"),
         }
