@@ -327,7 +327,9 @@ mod tests {
 
     #[test]
     fn each_client_is_waited_for_less_than_it_waits() {
-        for (client, seconds) in [(Some("claude-code"), 110), (Some("codex-mcp-client"), 280), (Some("x"), 50), (None, 50)] {
+        for (client, seconds) in
+            [(Some("claude-code"), 110), (Some("codex-mcp-client"), 280), (Some("x"), 50), (None, 50)]
+        {
             assert_eq!(Config::default().wait_for(client).as_secs(), seconds);
         }
         let config = Config { wait: Some(Duration::from_secs(7)), ..Config::default() };

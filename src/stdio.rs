@@ -55,6 +55,13 @@ fn own_pipe(fd: BorrowedFd<'_>, access: OFlags) -> io::Result<OwnedFd> {
     Ok(own)
 }
 
+/// Registers a descriptor with the reactor.
+#[expect(unsafe_code, reason = "the runtime's registration asks its caller to vouch for the descriptor")]
+fn register(fd: OwnedFd, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: an `OwnedFd` gives the same open descriptor for as long as it lives, and it lives inside the `AsyncFd`.
+    unsafe { AsyncFd::register_with_interest(fd, interest) }.map_err(Into::into)
+}
+
 /// What a client sends us.
 #[derive(Debug)]
 pub enum Input {
@@ -80,8 +87,8 @@ impl Input {
     pub fn from_fd(fd: impl AsFd) -> io::Result<Self> {
         let fd = fd.as_fd();
         match kind(fd)? {
-            Kind::Pipe => Ok(Self::Pipe(AsyncFd::register_with_interest(own_pipe(fd, OFlags::RDONLY)?, Interest::READABLE)?)),
-            Kind::Socket => Ok(Self::Socket(AsyncFd::register_with_interest(fd.try_clone_to_owned()?, Interest::READABLE)?)),
+            Kind::Pipe => Ok(Self::Pipe(register(own_pipe(fd, OFlags::RDONLY)?, Interest::READABLE)?)),
+            Kind::Socket => Ok(Self::Socket(register(fd.try_clone_to_owned()?, Interest::READABLE)?)),
             Kind::Other => Self::thread(fd.try_clone_to_owned()?),
         }
     }
@@ -188,8 +195,8 @@ impl Output {
         let stdout = io::stdout();
         let fd = stdout.as_fd();
         match kind(fd)? {
-            Kind::Pipe => Ok(Self::Pipe(AsyncFd::register_with_interest(own_pipe(fd, OFlags::WRONLY)?, Interest::WRITABLE)?)),
-            Kind::Socket => Ok(Self::Socket(AsyncFd::register_with_interest(fd.try_clone_to_owned()?, Interest::WRITABLE)?)),
+            Kind::Pipe => Ok(Self::Pipe(register(own_pipe(fd, OFlags::WRONLY)?, Interest::WRITABLE)?)),
+            Kind::Socket => Ok(Self::Socket(register(fd.try_clone_to_owned()?, Interest::WRITABLE)?)),
             Kind::Other => Ok(Self::Blocking(tokio::io::stdout())),
         }
     }

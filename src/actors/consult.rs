@@ -155,7 +155,8 @@ impl Custody {
                 }
             }
         }
-        let why = why.unwrap_or_else(|| Fault::new(FaultCode::RunnerLost, "the job's runner ended without an outcome."));
+        let why =
+            why.unwrap_or_else(|| Fault::new(FaultCode::RunnerLost, "the job's runner ended without an outcome."));
         match sweep::settle(&self.a.store, &self.a.dir, self.a.job, why).await {
             Ok(Some(record)) => Some(self.publish(record)),
             // Another process holds the job's lock, so it is in good hands.

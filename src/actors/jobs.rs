@@ -195,7 +195,9 @@ impl Actor for Jobs {
                 let ours: HashSet<JobId> = state.attached.keys().copied().collect();
                 state.tasks.spawn(async move {
                     match sweep::sweep(&store, &dir, &ours).await {
-                        Ok(orphans) => orphans.into_iter().for_each(|record| drop(me.cast(JobsMsg::Adopt(Box::new(record))))),
+                        Ok(orphans) => {
+                            orphans.into_iter().for_each(|record| drop(me.cast(JobsMsg::Adopt(Box::new(record)))))
+                        }
                         Err(error) => tracing::warn!(%error, "the sweep did not finish"),
                     }
                 });
@@ -257,7 +259,8 @@ impl JobsState {
         reply: oneshot::Sender<Result<Accepted, Fault>>,
     ) {
         if self.arguments.runner.is_none() {
-            let fault = Fault::new(FaultCode::RunnerSpawnFailed, "this system was built without a runner for consults.");
+            let fault =
+                Fault::new(FaultCode::RunnerSpawnFailed, "this system was built without a runner for consults.");
             let _ = reply.send(Err(fault));
             return;
         }
@@ -338,8 +341,12 @@ impl JobsState {
         };
         match Consult::spawn_linked(None, Consult, arguments, me.get_cell()).await {
             Ok((consult, _)) => {
-                let attached =
-                    Attached { consult: Child::new(consult), news: followed, mode: record.mode, callers: HashSet::new() };
+                let attached = Attached {
+                    consult: Child::new(consult),
+                    news: followed,
+                    mode: record.mode,
+                    callers: HashSet::new(),
+                };
                 self.attached.insert(record.id, attached);
             }
             // The job is durable; the sweep starts or settles it.
@@ -518,8 +525,7 @@ impl JobsHandle {
     /// `store_unavailable`.
     pub async fn queue_place(&self, job: JobId) -> Result<Option<usize>, Fault> {
         let rows = self.store.queue().await?;
-        let waiting: Vec<JobId> =
-            rows.iter().filter(|row| row.state == JobState::Queued).map(|row| row.job).collect();
+        let waiting: Vec<JobId> = rows.iter().filter(|row| row.state == JobState::Queued).map(|row| row.job).collect();
         Ok(waiting.iter().position(|row| *row == job).map(|place| place + 1))
     }
 
@@ -603,6 +609,8 @@ impl Follow {
     /// What the agent is doing, where that is known.
     #[must_use]
     pub fn describe(&self) -> String {
-        self.news.as_ref().map_or_else(|| "running under another host".to_owned(), |news| news.borrow().phase.describe())
+        self.news
+            .as_ref()
+            .map_or_else(|| "running under another host".to_owned(), |news| news.borrow().phase.describe())
     }
 }

@@ -71,7 +71,8 @@ impl Drop for SessionReply {
         if let Some(to) = self.to.take() {
             let fault = Fault::new(FaultCode::WorkerLost, "the part that held this call went away before it answered.");
             // A closed mailbox means the session is over: nobody waits.
-            let _ = to.cast(SessionMsg::Settled(vec![Answer::from_host(self.call, CallOutcome::Fault(Box::new(fault)))]));
+            let _ =
+                to.cast(SessionMsg::Settled(vec![Answer::from_host(self.call, CallOutcome::Fault(Box::new(fault)))]));
         }
     }
 }

@@ -53,12 +53,7 @@ pub async fn sweep(store: &StoreHandle, dir: &StateDir, ours: &HashSet<JobId>) -
 /// # Errors
 ///
 /// The store cannot be used.
-pub async fn settle(
-    store: &StoreHandle,
-    dir: &StateDir,
-    job: JobId,
-    why: Fault,
-) -> Result<Option<JobRecord>, Fault> {
+pub async fn settle(store: &StoreHandle, dir: &StateDir, job: JobId, why: Fault) -> Result<Option<JobRecord>, Fault> {
     let lock = match JobLock::try_acquire(dir, job) {
         Ok(Some(lock)) => lock,
         Ok(None) => return Ok(None),
@@ -97,7 +92,8 @@ fn verdict(record: &JobRecord, why: Fault, reaped: u32) -> (JobState, JobOutcome
     }
     // Which session the agent opened is in the journal at best; resuming one that was asked for is always possible.
     outcome.resumable = outcome.session_id.is_some().then_some(true);
-    let ended = if reaped > 0 { format!(" {reaped} of its processes were still alive and were ended.") } else { String::new() };
+    let ended =
+        if reaped > 0 { format!(" {reaped} of its processes were still alive and were ended.") } else { String::new() };
     outcome.fault = Some(
         Fault { detail: format!("{}{ended}", why.detail), ..why }
             .hint("It is not known how far the agent came; it was not run again."),

@@ -330,12 +330,7 @@ impl SessionCore {
             Incoming::Response => {}
             Incoming::Invalid { id, why } => {
                 if id.is_some() || self.may_complain(origin.now) {
-                    wire::error(
-                        out,
-                        id.as_ref(),
-                        &Fault::new(FaultCode::InvalidRequest, format!("{why}.")),
-                        None,
-                    );
+                    wire::error(out, id.as_ref(), &Fault::new(FaultCode::InvalidRequest, format!("{why}.")), None);
                 }
             }
             Incoming::Unparsable | Incoming::Batch(_) => {
@@ -442,11 +437,9 @@ impl SessionCore {
                 wire::discovered(out, id, &self.identity);
             }
             _ => {
-                return Err(Fault::new(
-                    FaultCode::UnknownMethod,
-                    format!("there is no method {}.", shortened(method)),
-                )
-                .into());
+                return Err(
+                    Fault::new(FaultCode::UnknownMethod, format!("there is no method {}.", shortened(method))).into()
+                );
             }
         }
         Ok(Dispatched::Answered)
@@ -456,7 +449,9 @@ impl SessionCore {
         let [wanted, client] = envelope::object(params, ["protocolVersion", "clientInfo"])
             .map_err(|_| Fault::new(FaultCode::InvalidInput, "the member params must be an object."))?;
         let Some(wanted) = wanted.and_then(envelope::string) else {
-            return Err(Fault::new(FaultCode::InvalidInput, "initialize needs params.protocolVersion, a string.").into());
+            return Err(
+                Fault::new(FaultCode::InvalidInput, "initialize needs params.protocolVersion, a string.").into()
+            );
         };
         let version = Version::negotiate(&wanted);
         let client = client
@@ -503,12 +498,11 @@ impl SessionCore {
         }
         match &self.handshake {
             Handshake::Ready { version, client } => Ok((*version, client.clone())),
-            Handshake::Before => Err(Fault::new(
-                FaultCode::NotInitialized,
-                "this connection has not been initialized.",
-            )
-            .hint("Send initialize first, or put the 2026-07-28 envelope into params._meta of each request.")
-            .into()),
+            Handshake::Before => {
+                Err(Fault::new(FaultCode::NotInitialized, "this connection has not been initialized.")
+                    .hint("Send initialize first, or put the 2026-07-28 envelope into params._meta of each request.")
+                    .into())
+            }
         }
     }
 
@@ -747,7 +741,11 @@ impl<'a> Meta<'a> {
 /// A slice of the line where the text lies in it, a copy where it had to be repaired.
 fn within(line: &Bytes, text: &str) -> Bytes {
     let lines = line.as_ptr_range();
-    if lines.contains(&text.as_ptr()) { line.slice_ref(text.as_bytes()) } else { Bytes::copy_from_slice(text.as_bytes()) }
+    if lines.contains(&text.as_ptr()) {
+        line.slice_ref(text.as_bytes())
+    } else {
+        Bytes::copy_from_slice(text.as_bytes())
+    }
 }
 
 fn label(method: &str) -> &'static str {

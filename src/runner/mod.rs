@@ -172,7 +172,8 @@ where
     }
     let session = Session::new();
     let (ask, asked) = mpsc::channel(1);
-    let server = Server::start(reader, writer, OneProcess { id: options.job.to_string(), session: session.clone(), ask });
+    let server =
+        Server::start(reader, writer, OneProcess { id: options.job.to_string(), session: session.clone(), ask });
     let listening = Signals::new().map_err(RunnerError::Signal)?;
     let clocks = Clocks { timeout: Duration::from_secs(record.request.timeout_s), stall: options.stall };
     let core = RunnerCore::new(clocks, record.mode, Instant::now());
@@ -307,8 +308,7 @@ impl Runner {
             .into_iter()
             .map(|row| {
                 // Whose lock cannot be looked at counts as alive: waiting is safe.
-                let alive =
-                    row.job == self.options.job || JobLock::is_held(&self.options.dir, row.job).unwrap_or(true);
+                let alive = row.job == self.options.job || JobLock::is_held(&self.options.dir, row.job).unwrap_or(true);
                 Contender { row, alive }
             })
             .collect();
@@ -481,7 +481,8 @@ impl Runner {
                 control.terminate();
             }
         }
-        let end = ended.unwrap_or(ProcessEnd { code: -1, signal: None, reaped: 0, terminated: false, pipes_leaked: false });
+        let end =
+            ended.unwrap_or(ProcessEnd { code: -1, signal: None, reaped: 0, terminated: false, pipes_leaked: false });
         Seen { summary, stderr, end }
     }
 }
@@ -524,4 +525,3 @@ pub fn nesting(environment: &Environment) -> (Option<crate::ids::ChainId>, u32) 
     let depth = text(crate::agents::DEPTH_VARIABLE).and_then(|depth| depth.parse().ok()).unwrap_or(0);
     (chain, depth)
 }
-

@@ -359,7 +359,11 @@ mod tests {
             let value: serde_json::Value = serde_json::from_str(line).expect("each line is whole");
             assert_eq!(value["type"], "job_state");
         }
-        assert_eq!(text.lines().count() as u64 + lost, 2 * WAITING_BATCHES as u64 * 50, "every record is written or counted");
+        assert_eq!(
+            text.lines().count() as u64 + lost,
+            2 * WAITING_BATCHES as u64 * 50,
+            "every record is written or counted"
+        );
         let mode = fs::metadata(&path).expect("the file is there").permissions().mode() & 0o777;
         assert_eq!(mode, 0o600);
     }

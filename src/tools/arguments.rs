@@ -126,7 +126,11 @@ impl ArgumentReader {
         if let Some(id) = value.as_str().and_then(|text| text.parse().ok()) {
             return Some(id);
         }
-        self.problem(name, format_args!("is {}", shown(&value)), "a UUID in lower case with dashes, as it was handed out");
+        self.problem(
+            name,
+            format_args!("is {}", shown(&value)),
+            "a UUID in lower case with dashes, as it was handed out",
+        );
         None
     }
 
@@ -208,7 +212,11 @@ fn shown(value: &Value) -> String {
 }
 
 fn quoted(text: &str) -> String {
-    if text.chars().count() > 60 { format!("{:?}…", text.chars().take(60).collect::<String>()) } else { format!("{text:?}") }
+    if text.chars().count() > 60 {
+        format!("{:?}…", text.chars().take(60).collect::<String>())
+    } else {
+        format!("{text:?}")
+    }
 }
 
 #[cfg(test)]

@@ -109,7 +109,10 @@ impl Desk {
         let background = args.boolean("background").unwrap_or(false);
         let max_turns = args.integer("max_turns", 1..=1000);
         let model = args.word("model", 100);
-        let effort = args.choice("effort", &[("low", "low"), ("medium", "medium"), ("high", "high"), ("xhigh", "xhigh"), ("max", "max")]);
+        let effort = args.choice(
+            "effort",
+            &[("low", "low"), ("medium", "medium"), ("high", "high"), ("xhigh", "xhigh"), ("max", "max")],
+        );
         let agent = args.string("agent").unwrap_or_else(|| self.config.agent.clone());
         if let Err(fault) = self.agents.get(&agent) {
             let hint = fault.hint.unwrap_or_default();
@@ -119,7 +122,10 @@ impl Desk {
         let timeout_s = args.integer("timeout_s", 1..=86_400).unwrap_or(self.config.timeout.as_secs());
         let wait_s = args.integer("wait_s", 1..=WAIT_MOST);
         let request_key = args.string("request_key");
-        if request_key.as_ref().is_some_and(|key| key.trim().is_empty() || key.len() > 200 || key.chars().any(char::is_control)) {
+        if request_key
+            .as_ref()
+            .is_some_and(|key| key.trim().is_empty() || key.len() > 200 || key.chars().any(char::is_control))
+        {
             args.problem("request_key", "is not usable as a key", "1 to 200 bytes without control characters");
         }
         let max_budget_usd = args.positive("max_budget_usd", 10_000.0);

@@ -214,7 +214,9 @@ fn with_events(mut reply: ToolReply, events: &[JournalEntry], render: Render) ->
     }
     let shown: Vec<Value> =
         events.iter().map(|entry| json!({"seq": entry.seq, "at": entry.at, "event": entry.event})).collect();
-    let Some(Ok(Value::Object(mut object))) = reply.structured.as_deref().map(serde_json::from_str) else { return reply };
+    let Some(Ok(Value::Object(mut object))) = reply.structured.as_deref().map(serde_json::from_str) else {
+        return reply;
+    };
     object.insert("last_seq".to_owned(), json!(events.last().map(|entry| entry.seq)));
     object.insert("events".to_owned(), Value::Array(shown));
     let structured = Value::Object(object).to_string();
@@ -367,7 +369,9 @@ async fn cancel_job(desk: &Desk, call: ToolCall) -> Result<ToolReply, Fault> {
     });
     let text = match was {
         Some(state) => format!("Job {job} was already {}; nothing was changed.", state.as_str()),
-        None if record.state.is_terminal() => format!("Job {job} is {}; nothing of it is left running.", record.state.as_str()),
+        None if record.state.is_terminal() => {
+            format!("Job {job} is {}; nothing of it is left running.", record.state.as_str())
+        }
         None => format!("Job {job} is being ended; consult_job tells when it is over."),
     };
     Ok(ToolReply { job: Some(job), ..reply::object(&value, text, shape.render) })

@@ -95,11 +95,10 @@ pub fn job(record: &JobRecord, context: &Context, shape: Shape) -> ToolReply {
         Some(outcome) => outcome.response.as_deref(),
         None => Some(context.text_so_far.as_str()).filter(|text| !text.is_empty()),
     };
-    let (response, truncated, pages) =
-        answer.map_or((None, false, 1), |answer| {
-            let (text, truncated, pages) = cut(answer, shape.budget, context.page);
-            (Some(text), truncated, pages)
-        });
+    let (response, truncated, pages) = answer.map_or((None, false, 1), |answer| {
+        let (text, truncated, pages) = cut(answer, shape.budget, context.page);
+        (Some(text), truncated, pages)
+    });
     let truncated = truncated || outcome.is_some_and(|outcome| outcome.response_cut);
     let session = outcome
         .and_then(|outcome| outcome.session_id.clone())
@@ -152,10 +151,13 @@ pub fn job(record: &JobRecord, context: &Context, shape: Shape) -> ToolReply {
         put("permission_denials", json!(outcome.map(|o| &o.permission_denials)));
         put("exit", json!(outcome.and_then(|o| o.exit)));
         put("stderr_tail", json!(outcome.and_then(|o| o.stderr_tail.as_deref())));
-        put("timings", json!({
-            "accepted_at": record.accepted_at, "started_at": record.started_at, "finished_at": record.finished_at,
-            "queued_ms": outcome.and_then(|o| o.queued_ms), "run_ms": outcome.and_then(|o| o.run_ms),
-        }));
+        put(
+            "timings",
+            json!({
+                "accepted_at": record.accepted_at, "started_at": record.started_at, "finished_at": record.finished_at,
+                "queued_ms": outcome.and_then(|o| o.queued_ms), "run_ms": outcome.and_then(|o| o.run_ms),
+            }),
+        );
         put("chain", json!({"id": record.chain, "depth": record.depth}));
     }
     let object = Value::Object(object);
@@ -185,7 +187,11 @@ fn brief_usage(usage: &Value, detail: Detail) -> Value {
 
 fn effective_prompt(record: &JobRecord) -> String {
     let injected = record.outcome.as_ref().is_some_and(|outcome| outcome.prompt_prefix_injected);
-    if injected { format!("{}{}", crate::agents::PROMPT_PREFIX, record.request.prompt) } else { record.request.prompt.clone() }
+    if injected {
+        format!("{}{}", crate::agents::PROMPT_PREFIX, record.request.prompt)
+    } else {
+        record.request.prompt.clone()
+    }
 }
 
 /// What to do now, if anything.
@@ -193,7 +199,9 @@ fn next(record: &JobRecord, context: &Context, session: Option<&str>, truncated:
     let id = record.id;
     if !record.state.is_terminal() {
         let kept = if context.handed_over { "The consult goes on in the background. " } else { "" };
-        return Some(format!("{kept}Read the answer with one blocking call: consult_job {{\"job_id\":\"{id}\",\"wait_s\":45}}."));
+        return Some(format!(
+            "{kept}Read the answer with one blocking call: consult_job {{\"job_id\":\"{id}\",\"wait_s\":45}}."
+        ));
     }
     if truncated && pages > 1 {
         let page = context.page.map_or(1, |page| page + 1);
@@ -228,8 +236,10 @@ fn porcelain(record: &JobRecord, object: &Value, response: Option<&str>) -> Stri
             if let Some(hint) = &fault.hint {
                 text.push_str(&format!(" {hint}"));
             }
-            if let Some(stderr) = outcome.and_then(|o| o.stderr_tail.as_deref()).filter(|tail| !tail.trim().is_empty()) {
-                let last: String = stderr.trim_end().chars().rev().take(600).collect::<Vec<_>>().into_iter().rev().collect();
+            if let Some(stderr) = outcome.and_then(|o| o.stderr_tail.as_deref()).filter(|tail| !tail.trim().is_empty())
+            {
+                let last: String =
+                    stderr.trim_end().chars().rev().take(600).collect::<Vec<_>>().into_iter().rev().collect();
                 text.push_str(&format!("\n\nThe agent's last words on standard error:\n{last}"));
             }
             if response.is_some() {
@@ -248,7 +258,8 @@ fn porcelain(record: &JobRecord, object: &Value, response: Option<&str>) -> Stri
     if let Some(response) = response {
         text.push_str(response);
     }
-    let mut facts = vec![format!("job {}", record.id), record.state.as_str().to_owned(), record.mode.as_str().to_owned()];
+    let mut facts =
+        vec![format!("job {}", record.id), record.state.as_str().to_owned(), record.mode.as_str().to_owned()];
     if let Some(place) = object["queue_position"].as_u64() {
         facts.push(format!("place {place} in the queue"));
     }
@@ -361,9 +372,25 @@ mod tests {
     }
 
     const ALWAYS: [&str; 19] = [
-        "mode", "status", "job_id", "session_id", "session_mode", "response", "agent", "model", "cwd", "billing",
-        "cost_usd", "duration_ms", "num_turns", "stop_reason", "usage", "permission_denial_count",
-        "prompt_prefix_injected", "truncated", "next",
+        "mode",
+        "status",
+        "job_id",
+        "session_id",
+        "session_mode",
+        "response",
+        "agent",
+        "model",
+        "cwd",
+        "billing",
+        "cost_usd",
+        "duration_ms",
+        "num_turns",
+        "stop_reason",
+        "usage",
+        "permission_denial_count",
+        "prompt_prefix_injected",
+        "truncated",
+        "next",
     ];
 
     #[test]

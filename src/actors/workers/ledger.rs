@@ -250,11 +250,9 @@ mod tests {
 
     #[test]
     fn a_call_that_needs_a_probe_is_neither_sent_nor_failed_before_it_answers() {
-        for (evidence, want) in [
-            (Evidence::Accepted, "send"),
-            (Evidence::NotAccepted, "send"),
-            (Evidence::Unknown, "fail"),
-        ] {
+        for (evidence, want) in
+            [(Evidence::Accepted, "send"), (Evidence::NotAccepted, "send"), (Evidence::Unknown, "fail")]
+        {
             let mut ledger = Ledger::default();
             ledger.record(key(1), ReplayContract::ProbeRequired, ());
             ledger.dispatch(key(1), G1);

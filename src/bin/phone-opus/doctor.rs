@@ -53,10 +53,8 @@ pub(crate) fn run(options: &DoctorOptions) -> ExitCode {
     });
     let broken = findings.iter().any(|finding| finding.good == Some(false));
     if options.json {
-        let findings: Vec<Value> = findings
-            .iter()
-            .map(|f| json!({"check": f.name, "ok": f.good, "text": f.text, "data": f.data}))
-            .collect();
+        let findings: Vec<Value> =
+            findings.iter().map(|f| json!({"check": f.name, "ok": f.good, "text": f.text, "data": f.data})).collect();
         print(&json!({"ok": !broken, "version": env!("CARGO_PKG_VERSION"), "checks": findings}).to_string());
     } else {
         print(&format!("phone-opus {}", env!("CARGO_PKG_VERSION")));
@@ -164,7 +162,12 @@ fn claude(prepared: &Prepared) -> Vec<Finding> {
     } else {
         format!("not in --help: {}; consults do without", missing.join(", "))
     };
-    findings.push(Finding { name: "flags", good: missing.is_empty().then_some(true), text, data: json!({"missing": missing}) });
+    findings.push(Finding {
+        name: "flags",
+        good: missing.is_empty().then_some(true),
+        text,
+        data: json!({"missing": missing}),
+    });
     let status = ask(&program, &["auth", "status"], &prepared.environment);
     let logged_in = status
         .as_ref()

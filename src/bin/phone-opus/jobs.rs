@@ -26,7 +26,8 @@ const CANCEL_WAIT: Duration = Duration::from_secs(10);
 /// Runs one of the commands.
 pub(crate) fn run(command: &JobsCommand) -> ExitCode {
     logging::start();
-    let (JobsCommand::List { common, .. } | JobsCommand::Show { common, .. } | JobsCommand::Cancel { common, .. }) = command;
+    let (JobsCommand::List { common, .. } | JobsCommand::Show { common, .. } | JobsCommand::Cancel { common, .. }) =
+        command;
     let dir = match state_dir(common) {
         Ok(dir) => dir,
         Err(error) => return refused(&error),
@@ -64,7 +65,12 @@ async fn perform(command: &JobsCommand, store: &StoreHandle, dir: &StateDir) -> 
                     let unread = if row.unread { "unread" } else { "" };
                     print(&format!(
                         "{}  {:<11} {:<6} {:<8} {:>6} s ago  {}",
-                        row.id, row.state.as_str(), unread, row.agent, age, row.prompt_head
+                        row.id,
+                        row.state.as_str(),
+                        unread,
+                        row.agent,
+                        age,
+                        row.prompt_head
                     ));
                 }
             }

@@ -11,8 +11,8 @@ use phone_opus::system::{Grace, Shutdown};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::cli::{RunnerArguments, ServeOptions};
-use crate::settings::{SetupError, chain, prepare, program, refused, runtime, say};
 use crate::logging;
+use crate::settings::{SetupError, chain, prepare, program, refused, runtime, say};
 
 /// How long a runtime's own threads may take to end; what is stuck in one does not keep the process.
 const RUNTIME_END: Duration = Duration::from_millis(100);
@@ -33,7 +33,8 @@ fn serve_client(options: &ServeOptions) -> Result<ExitCode, SetupError> {
         let mut interrupt = signal(SignalKind::interrupt()).map_err(SetupError::Runtime)?;
         let mut terminate = signal(SignalKind::terminate()).map_err(SetupError::Runtime)?;
         let mut hangup = signal(SignalKind::hangup()).map_err(SetupError::Runtime)?;
-        let (input, output) = (Input::stdin().map_err(SetupError::Runtime)?, Output::stdout().map_err(SetupError::Runtime)?);
+        let (input, output) =
+            (Input::stdin().map_err(SetupError::Runtime)?, Output::stdout().map_err(SetupError::Runtime)?);
         let system = match prepared.system().start().await {
             Ok(system) => system,
             Err(fault) => {

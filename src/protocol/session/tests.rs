@@ -104,7 +104,11 @@ fn each_request_gets_the_code_of_the_table() {
         ("legacy", r#"{"jsonrpc":"2.0","id":1,"method":"tools/call"}"#, "-32602"),
         ("legacy", r#"{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":7}}"#, "-32602"),
         ("legacy", r#"{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"nope"}}"#, "-32602"),
-        ("legacy", r#"{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"echo","arguments":[]}}"#, "-32602"),
+        (
+            "legacy",
+            r#"{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"echo","arguments":[]}}"#,
+            "-32602",
+        ),
         ("legacy", r#"{"jsonrpc":"2.0","id":1,"method":"tools/call","params":"x"}"#, "-32602"),
         ("legacy", r#"{"jsonrpc":"2.0","id":null,"method":"ping"}"#, "\"id\":null,\"error\":{\"code\":-32600"),
         ("legacy", r#"{"id":5,"method":"ping"}"#, "\"id\":5,\"error\":{\"code\":-32600"),
@@ -139,7 +143,8 @@ fn each_request_gets_the_code_of_the_table() {
 #[test]
 fn the_stateless_era_is_served_cold_and_beside_a_legacy_session() {
     for mut rig in [Rig::new(), Rig::legacy("2025-06-18")] {
-        let discover = rig.send(&format!(r#"{{"jsonrpc":"2.0","id":"d","method":"server/discover","params":{{{ENVELOPE}}}}}"#));
+        let discover =
+            rig.send(&format!(r#"{{"jsonrpc":"2.0","id":"d","method":"server/discover","params":{{{ENVELOPE}}}}}"#));
         assert!(discover.contains(r#""supportedVersions":["2026-07-28"]"#), "{discover}");
         assert!(discover.contains(r#""resultType":"complete""#) && discover.contains(r#""ttlMs":0"#), "{discover}");
         let list = rig.send(&format!(r#"{{"jsonrpc":"2.0","id":2,"method":"tools/list","params":{{{ENVELOPE}}}}}"#));
