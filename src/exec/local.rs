@@ -854,5 +854,11 @@ async fn feed_queue(mut pipe: ChildStdin, mut queue: mpsc::UnboundedReceiver<Byt
     }
 }
 
+/// Members of the group `pid` that are not dead, for proving that there are none.
+#[cfg(test)]
+pub(in crate::exec) fn living_members(pid: u32) -> Vec<i32> {
+    Pid::from_raw(pid.cast_signed()).and_then(procfs::living_members).unwrap_or_default()
+}
+
 #[cfg(test)]
 mod tests;
