@@ -35,9 +35,9 @@ use super::core::{SessionCore, Urgency};
 use super::lines::LineReader;
 use super::session::{EventStream, Session};
 use super::wire::{
-    self, Base64, ClosedParams, EventHead, ExitedParams, Incoming, InitializeParams, InitializeResult, Outgoing,
-    OutputParams, ReadAnswer, ReadParams, SignalParams, TerminateAnswer, TerminateParams, WireError, WireId,
-    WireSignal, WireWriteStatus, WriteAnswer, WriteParams, code, method,
+    self, Base64, EventHead, Incoming, InitializeParams, InitializeResult, Outgoing, ReadAnswer, ReadParams,
+    SignalParams, TerminateAnswer, TerminateParams, WireError, WireId, WireSignal, WireWriteStatus, WriteAnswer,
+    WriteParams, code, method,
 };
 use super::{Cursor, ReadResult};
 
@@ -73,6 +73,9 @@ const QUIET_LAST: Duration = Duration::from_secs(30);
 
 /// What the peer gets to answer a read of our own, which never waits.
 const READ_DEADLINE: Duration = Duration::from_secs(5);
+
+/// What the writer gets to write the lines that are queued when the connection is closed here.
+const LAST_LINES: Duration = Duration::from_secs(1);
 
 /// So many messages in a row that cannot be understood mean that the peer speaks something else.
 const NONSENSE_LIMIT: u32 = 8;
@@ -325,8 +328,9 @@ impl ExecClient {
 
     /// Lets go of the connection between two messages, so that another image of the program can [`ExecClient::adopt`] it.
     ///
-    /// Calls in flight end as disconnected and open sessions fail here; queued lines are written first. The streams given
-    /// to this client are closed, so whoever hands them on keeps duplicates.
+    /// Calls in flight end as disconnected and open sessions fail here. Queued lines are written first, however long the
+    /// peer takes to read them; bound the wait. The streams given to this client are closed, so whoever hands them on keeps
+    /// duplicates.
     ///
     /// # Errors
     /// When the connection has ended already.
@@ -498,7 +502,7 @@ impl Driver {
         mut lines: LineReader<R>,
         mut commands: mpsc::Receiver<Command>,
         down: watch::Sender<Option<String>>,
-        writer: JoinHandle<()>,
+        mut writer: JoinHandle<()>,
     ) {
         let end = self.drive(&mut lines, &mut commands).await;
         let reason = match &end {
@@ -521,7 +525,7 @@ impl Driver {
         if let DriverEnd::Detached(reply) = end {
             let _ = writer.await;
             let _ = reply.send(Handover { unread: lines.into_unread(), next_id, positions });
-        } else {
+        } else if tokio::time::timeout(LAST_LINES, &mut writer).await.is_err() {
             writer.abort();
         }
     }
@@ -635,18 +639,12 @@ impl Driver {
         }
         let Ok(head) = wire::read_params::<EventHead>(params) else { return };
         let Some(route) = self.routes.get_mut(&head.process_id) else { return };
-        let understood = route.session.change(|core| {
-            match name {
-                method::OUTPUT => wire::read_params::<OutputParams>(params)
-                    .map(|event| core.receive_output(event.seq, event.stream.into(), event.chunk.0)),
-                method::EXITED => wire::read_params::<ExitedParams>(params)
-                    .map(|event| core.receive_exited(event.seq, event.exit_code)),
-                _ => wire::read_params::<ClosedParams>(params).map(|event| core.receive_closed(event.seq)),
+        match wire::read_event(name, params) {
+            Ok(event) => route.session.change(|core| core.receive(event)),
+            Err(error) => {
+                tracing::debug!(%error, process_id = head.process_id, "an event cannot be read and will be asked for");
+                route.session.change(|core| core.receive_unreadable(head.seq));
             }
-            .inspect_err(|_| core.receive_unreadable(head.seq))
-        });
-        if let Err(error) = understood {
-            tracing::debug!(%error, process_id = head.process_id, "an event could not be read and will be asked for");
         }
         route.heard(Instant::now());
         self.retire(&head.process_id);

@@ -4,7 +4,7 @@
 //! May not know: time, tasks, pipes, sockets, the wire. Whoever feeds it waits, reads and retries.
 //!
 //! A core is fed from one side only: by `append_*` where the process is ours (positions are assigned here), or by
-//! `receive_*` where a peer numbered the events and they come late, twice, out of order or not at all.
+//! `receive*` where a peer numbered the events and they come late, twice, out of order or not at all.
 //!
 //! Invariants:
 //! 1. Every position up to `published` was published or is lost, and that never changes again.
@@ -172,19 +172,17 @@ impl SessionCore {
 
     // ---- a peer's process ----
 
-    /// The peer says that `bytes` were written at position `seq`.
-    pub fn receive_output(&mut self, seq: u64, stream: OutputStream, bytes: Bytes) {
-        self.receive(seq, Pending::Output(stream, bytes));
-    }
-
-    /// The peer says that the process exited at position `seq`.
-    pub fn receive_exited(&mut self, seq: u64, code: i32) {
-        self.receive(seq, Pending::Exited(code));
-    }
-
-    /// The peer says that the process was over at position `seq`.
-    pub fn receive_closed(&mut self, seq: u64) {
-        self.receive(seq, Pending::Closed);
+    /// The peer says that this happened.
+    ///
+    /// A `Failed` fails the session as [`SessionCore::fail`] does; a `Lagged` says nothing that a read would not say better.
+    pub fn receive(&mut self, event: ProcessEvent) {
+        match event {
+            ProcessEvent::Output { seq, stream, bytes } => self.take(seq, Pending::Output(stream, bytes)),
+            ProcessEvent::Exited { seq, code } => self.take(seq, Pending::Exited(code)),
+            ProcessEvent::Closed { seq } => self.take(seq, Pending::Closed),
+            ProcessEvent::Failed { message } => self.fail(message),
+            ProcessEvent::Lagged { to, .. } => self.receive_unreadable(to),
+        }
     }
 
     /// The peer announced an event at `seq` that could not be read. It becomes a gap.
@@ -401,7 +399,7 @@ impl SessionCore {
         self.pending.values().any(wanted)
     }
 
-    fn receive(&mut self, seq: u64, event: Pending) {
+    fn take(&mut self, seq: u64, event: Pending) {
         if self.terminal.is_some() || seq <= self.published {
             self.discarded += 1;
             return;

@@ -23,6 +23,7 @@
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
+use std::fmt;
 use std::io;
 use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
@@ -75,7 +76,9 @@ const THOROUGH_PAUSE: Duration = Duration::from_millis(16);
 const ADOPTED_PAUSE: Duration = Duration::from_secs(1);
 
 /// What to start.
-#[derive(Debug, Clone)]
+///
+/// Its `Debug` text holds neither values of the environment nor input: there may be keys in the one and prompts in the other.
+#[derive(Clone)]
 pub struct SpawnSpec {
     /// The program; absolute, unless it is to be looked up on the `PATH` in `env`.
     pub program: PathBuf,
@@ -91,8 +94,22 @@ pub struct SpawnSpec {
     pub adopt: Adopt,
 }
 
+impl fmt::Debug for SpawnSpec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let names: Vec<_> = self.env.iter().map(|(name, _)| name).collect();
+        f.debug_struct("SpawnSpec")
+            .field("program", &self.program)
+            .field("args", &self.args)
+            .field("cwd", &self.cwd)
+            .field("env", &names)
+            .field("stdin", &self.stdin)
+            .field("adopt", &self.adopt)
+            .finish()
+    }
+}
+
 /// What a process reads on its standard input.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub enum Stdin {
     /// Nothing.
     Null,
@@ -100,6 +117,16 @@ pub enum Stdin {
     Bytes(Bytes),
     /// What is written by [`ProcessControl::write`].
     Piped,
+}
+
+impl fmt::Debug for Stdin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Null => f.write_str("Null"),
+            Self::Bytes(bytes) => write!(f, "Bytes({} bytes)", bytes.len()),
+            Self::Piped => f.write_str("Piped"),
+        }
+    }
 }
 
 /// Whether all other children of this process belong to the process being started.
@@ -202,6 +229,21 @@ pub fn become_subreaper() -> io::Result<()> {
     #[cfg(target_os = "linux")]
     rustix::process::set_child_subreaper(Some(rustix::process::getpid()))?;
     Ok(())
+}
+
+/// The members of a process group that are not dead; `None` where the process table cannot be read (not Linux).
+#[must_use]
+pub fn living_members(group: u32) -> Option<Vec<u32>> {
+    let group = i32::try_from(group).ok().and_then(Pid::from_raw)?;
+    Some(procfs::living_members(group)?.into_iter().map(i32::unsigned_abs).collect())
+}
+
+/// When the kernel started a process, in clock ticks since boot; 0 when it is gone or that cannot be learnt (not Linux).
+///
+/// With the pid it tells a process from a later one of the same number.
+#[must_use]
+pub fn start_time(pid: u32) -> u64 {
+    i32::try_from(pid).ok().and_then(Pid::from_raw).map_or(0, procfs::start_time)
 }
 
 /// The backend for processes of this machine.
@@ -852,12 +894,6 @@ async fn feed_queue(mut pipe: ChildStdin, mut queue: mpsc::UnboundedReceiver<Byt
         }
         room.0.add_permits(bytes.len().min(STDIN_BYTES));
     }
-}
-
-/// Members of the group `pid` that are not dead, for proving that there are none.
-#[cfg(test)]
-pub(in crate::exec) fn living_members(pid: u32) -> Vec<i32> {
-    Pid::from_raw(pid.cast_signed()).and_then(procfs::living_members).unwrap_or_default()
 }
 
 #[cfg(test)]

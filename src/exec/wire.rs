@@ -594,6 +594,28 @@ pub fn event_line(process_id: &str, event: &ProcessEvent) -> Result<Option<Vec<u
     }
 }
 
+/// The event a notification announces.
+///
+/// # Errors
+/// [`code::UNKNOWN_METHOD`] for other notifications, [`code::INVALID_PARAMS`] for parameters that cannot be read.
+pub fn read_event(name: &str, params: &RawValue) -> Result<ProcessEvent, WireError> {
+    match name {
+        method::OUTPUT => {
+            let OutputParams { seq, stream, chunk: Base64(bytes), .. } = read_params(params)?;
+            Ok(ProcessEvent::Output { seq, stream: stream.into(), bytes })
+        }
+        method::EXITED => {
+            let ExitedParams { seq, exit_code: code, .. } = read_params(params)?;
+            Ok(ProcessEvent::Exited { seq, code })
+        }
+        method::CLOSED => {
+            let ClosedParams { seq, .. } = read_params(params)?;
+            Ok(ProcessEvent::Closed { seq })
+        }
+        other => Err(WireError::new(code::UNKNOWN_METHOD, format!("the notification {other:?} is unknown"))),
+    }
+}
+
 /// A `cwd` was neither a native absolute path nor a `file:` URI of this machine.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("read cwd {0:?}: neither an absolute path nor a file URI of this machine")]

@@ -16,13 +16,11 @@ fn output(seq: u64) -> ProcessEvent {
 }
 
 fn feed(core: &mut SessionCore, event: &ProcessEvent) {
-    match event {
-        ProcessEvent::Output { seq, stream, bytes } => core.receive_output(*seq, *stream, bytes.clone()),
-        ProcessEvent::Exited { seq, code } => core.receive_exited(*seq, *code),
-        ProcessEvent::Closed { seq } => core.receive_closed(*seq),
-        ProcessEvent::Failed { message } => core.fail(message.clone()),
-        ProcessEvent::Lagged { .. } => unreachable!("nobody sends Lagged"),
-    }
+    core.receive(event.clone());
+}
+
+fn feed_output(core: &mut SessionCore, seq: u64, bytes: Bytes) {
+    core.receive(ProcessEvent::Output { seq, stream: OutputStream::Stdout, bytes });
 }
 
 /// Everything a subscriber gets from `after` on.
@@ -92,9 +90,9 @@ fn late_and_impossible_events_change_nothing() {
 #[test]
 fn position_zero_and_a_far_future_position_disturb_nothing() {
     let mut core = SessionCore::new();
-    core.receive_output(0, OutputStream::Stdout, bytes("zero"));
-    core.receive_output(100_000, OutputStream::Stdout, bytes("far"));
-    core.receive_output(u64::MAX, OutputStream::Stdout, bytes("farther"));
+    feed_output(&mut core, 0, bytes("zero"));
+    feed_output(&mut core, 100_000, bytes("far"));
+    feed_output(&mut core, u64::MAX, bytes("farther"));
     assert_eq!(core.need_read(), Some(NeedRead { after: 0, urgency: Urgency::Patient }));
     for event in short_run() {
         feed(&mut core, &event);
@@ -293,11 +291,11 @@ fn a_flood_behind_a_hole_is_bounded_and_never_fails_the_session() {
     let mut core = SessionCore::new();
     let big = Bytes::from(vec![b'x'; 10_000]);
     for seq in 2..3000 {
-        core.receive_output(seq, OutputStream::Stdout, big.clone());
+        feed_output(&mut core, seq, big.clone());
         invariant_core_is_bounded(&core).unwrap();
     }
     assert_eq!(core.need_read(), Some(NeedRead { after: 0, urgency: Urgency::Now }));
-    core.receive_output(1, OutputStream::Stdout, big);
+    feed_output(&mut core, 1, big);
     let reached = core.last_seq();
     assert!(reached > 800 && core.need_read().is_some_and(|need| need.after == reached), "{reached}");
 }
@@ -455,8 +453,8 @@ fn whatever_a_peer_invents_the_session_stays_bounded_and_ends_once() {
         for _ in 0..200 {
             let seq = if random.u8(0..10) == 0 { random.u64(..) } else { random.u64(0..40) };
             match random.u8(0..6) {
-                0 => core.receive_exited(seq, 1),
-                1 if random.u8(0..20) == 0 => core.receive_closed(seq),
+                0 => core.receive(ProcessEvent::Exited { seq, code: 1 }),
+                1 if random.u8(0..20) == 0 => core.receive(ProcessEvent::Closed { seq }),
                 2 => core.receive_unreadable(seq),
                 3 => {
                     let chunks = (0..random.usize(0..4)).map(|_| chunk(random.u64(0..50))).collect();
@@ -469,7 +467,7 @@ fn whatever_a_peer_invents_the_session_stays_bounded_and_ends_once() {
                     let closed = random.u8(0..20) == 0;
                     core.receive_read(random.u64(0..50), ReadResult { chunks, next_seq, exit, closed, failure: None });
                 }
-                _ => core.receive_output(seq, OutputStream::Stdout, bytes("x")),
+                _ => feed_output(&mut core, seq, bytes("x")),
             }
             invariant_core_is_bounded(&core).unwrap();
         }
