@@ -323,10 +323,8 @@ impl JobsState {
         if let (Some(caller), Some(attached)) = (caller, self.attached.get_mut(&job)) {
             attached.callers.insert(caller);
         }
-        if withdrawn {
-            if let Some(caller) = caller {
-                self.withdrawn(caller);
-            }
+        if withdrawn && let Some(caller) = caller {
+            self.withdrawn(caller);
         }
         let _ = reply.send(Ok(Accepted { record, joined }));
     }
