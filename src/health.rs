@@ -6,6 +6,7 @@
 use std::future::Future;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use ractor::ActorRef;
@@ -13,6 +14,7 @@ use serde_json::{Value, json};
 use tokio::sync::oneshot;
 
 use crate::actors::jobs::JobsHandle;
+use crate::actors::session::Gauges;
 use crate::actors::workers::{WorkersMsg, WorkersSnapshot};
 use crate::config::Config;
 use crate::fault::{Fault, FaultCode};
@@ -31,6 +33,8 @@ const WEEK: i64 = 7 * 24 * 60 * 60 * 1000;
 pub struct HealthSource {
     /// This system.
     pub host: HostId,
+    /// What all sessions add up to.
+    pub gauges: Arc<Gauges>,
     /// When it started.
     pub started: Instant,
     /// Who runs worker tools.
@@ -86,13 +90,13 @@ impl HealthSource {
             "queue_depth": counts.as_ref().ok().map(|counts| counts.queued),
             "store": store,
             "uptime_s": self.started.elapsed().as_secs(),
-            "calls_in_flight": workers.as_ref().map(|w| w.in_flight),
+            "calls_in_flight": self.gauges.in_flight.load(Ordering::Relaxed),
             "attached_jobs": attached,
         });
         if let (Value::Object(object), Detail::Full) = (&mut value, detail) {
             object.insert("host".into(), json!(self.host));
-            object.insert("replays".into(), json!(workers.as_ref().map(|w| w.replays)));
-            object.insert("stale_messages".into(), json!(workers.as_ref().map(|w| w.stale)));
+            object.insert("replays".into(), json!(self.gauges.replays.load(Ordering::Relaxed)));
+            object.insert("stale_messages".into(), json!(self.gauges.stale.load(Ordering::Relaxed)));
             let losses = workers.map(|w| w.losses).unwrap_or_default();
             let losses: Vec<Value> = losses.iter().map(|(at, fault)| json!({"at": at, "fault": fault})).collect();
             object.insert("faults".into(), Value::Array(losses));

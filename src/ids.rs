@@ -96,7 +96,7 @@ impl fmt::Display for InvocationId {
 }
 
 /// One incarnation of a worker. Starts at 1, grows by one per start, is never reused.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Generation(pub u64);
 

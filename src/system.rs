@@ -11,8 +11,8 @@ use ractor::{Actor, ActorRef};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{oneshot, watch};
 
-use crate::actors::door::{Input, Sink};
-use crate::actors::jobs::{JobsArguments, JobsHandle};
+use crate::actors::jobs::{JobsArguments, JobsHandle, JobsMsg};
+use crate::actors::session::{Gauges, Input, Sink};
 use crate::actors::root::{Down, Root, RootArguments, RootMsg, Started};
 use crate::actors::sessions::{SessionEnd, SessionsArguments, SessionsMsg};
 use crate::actors::workers::slot::RestartPolicy;
@@ -201,15 +201,14 @@ impl SystemBuilder {
         };
         let (desk_tx, desk) = oneshot::channel();
         let arguments = RootArguments {
-            host,
             policy: self.restart,
             store: store.clone(),
             jobs,
             telemetry: telemetry.clone(),
             log,
             sessions: Box::new(move |workers, jobs| {
-                let jobs = JobsHandle::new(jobs.clone(), assembly.store.clone());
-                let (sessions, parts) = assembly.sessions(workers.clone(), jobs);
+                let handle = JobsHandle::new(jobs.clone(), assembly.store.clone());
+                let (sessions, parts) = assembly.sessions(workers.clone(), handle, jobs.clone());
                 let _ = desk_tx.send(parts);
                 sessions
             }),
@@ -245,8 +244,11 @@ impl Assembly {
         self,
         workers: ActorRef<crate::actors::workers::WorkersMsg>,
         jobs: JobsHandle,
+        jobs_actor: ActorRef<JobsMsg>,
     ) -> (SessionsArguments, (Desk, HealthSource)) {
+        let gauges = Arc::new(Gauges::default());
         let health = HealthSource {
+            gauges: Arc::clone(&gauges),
             host: self.host,
             started: self.started,
             workers: workers.clone(),
@@ -290,7 +292,9 @@ impl Assembly {
             limits: self.session_limits,
             line_limit: self.line_limit,
             workers,
+            jobs: jobs_actor,
             telemetry: self.telemetry,
+            gauges,
         };
         (arguments, (desk, health))
     }

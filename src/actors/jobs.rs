@@ -19,7 +19,7 @@ use tokio::task::JoinSet;
 use super::child::Child;
 use super::consult::{Consult, ConsultArguments, ConsultMsg};
 use crate::fault::{Fault, FaultCode};
-use crate::ids::{InvocationId, JobId, UnixMillis};
+use crate::ids::{InvocationId, JobId, SessionNumber, UnixMillis};
 use crate::jobs::live::JobLive;
 use crate::jobs::sweep;
 use crate::jobs::{CancelReason, JobMode, JobRecord, JobState, JobSummary, JournalEntry, NewJob};
@@ -68,6 +68,8 @@ pub enum JobsMsg {
     },
     /// A call was withdrawn; its job may have lost its last caller.
     Withdrawn(InvocationId),
+    /// A session is over: its calls have no caller any more.
+    SessionOver(SessionNumber),
     /// A job is waited for by nobody any more, and goes on.
     HandedOver(JobId),
     /// Where is the news of this job?
@@ -164,6 +166,7 @@ impl Actor for Jobs {
             JobsMsg::Accept { job, caller, reply } => state.accept(&me, job, caller, reply),
             JobsMsg::Stored { caller, result, reply } => state.stored(&me, caller, *result, reply).await,
             JobsMsg::Withdrawn(caller) => state.withdrawn(caller),
+            JobsMsg::SessionOver(session) => state.session_over(session),
             JobsMsg::HandedOver(job) => {
                 if let Some(attached) = state.attached.get_mut(&job) {
                     attached.mode = JobMode::Background;
@@ -353,6 +356,16 @@ impl JobsState {
             }
             // The job is durable; the sweep starts or settles it.
             Err(error) => tracing::error!(%error, "a consult actor could not be started"),
+        }
+    }
+
+    fn session_over(&mut self, session: SessionNumber) {
+        // Calls that were withdrawn one by one are not there any more.
+        let attached = self.attached.values().flat_map(|attached| attached.callers.iter());
+        let callers: Vec<InvocationId> =
+            attached.chain(self.accepting.keys()).filter(|caller| caller.session == session).copied().collect();
+        for caller in callers {
+            self.withdrawn(caller);
         }
     }
 

@@ -1,13 +1,12 @@
 //! The supervision tree. ARCHITECTURE.md draws it; each file here is one actor.
 //!
 //! Actors know nothing of wire text (`protocol` writes every byte) and nothing of SQL. Reading order: [`root`] for the
-//! tree and its start and stop, [`sessions`], [`session`] and [`door`] for a client's side, [`workers`] and [`worker`]
+//! tree and its start and stop, [`sessions`], [`session`] for a client's side, [`workers`] and [`worker`]
 //! for execution, [`jobs`] and [`consult`] for jobs, [`telemetry`] for the sink, [`reply`] and [`child`] for what they
 //! share.
 
 pub mod child;
 pub mod consult;
-pub mod door;
 pub mod jobs;
 pub mod reply;
 pub mod root;

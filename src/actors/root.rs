@@ -18,7 +18,6 @@ use super::telemetry::{Telemetry, TelemetryArguments, TelemetryMsg};
 use super::workers::slot::RestartPolicy;
 use super::workers::{Workers, WorkersArguments, WorkersMsg};
 use crate::fault::{Fault, FaultCode};
-use crate::ids::HostId;
 use crate::store::StoreHandle;
 use crate::telemetry::TelemetryHandle;
 
@@ -37,8 +36,6 @@ pub struct Root;
 
 /// What it is started with.
 pub struct RootArguments {
-    /// This system.
-    pub host: HostId,
     /// When workers restart.
     pub policy: RestartPolicy,
     /// The job store.
@@ -114,12 +111,7 @@ impl Actor for Root {
         let telemetry = TelemetryArguments { telemetry: a.telemetry.clone(), log: a.log };
         let telemetry = started(Telemetry::spawn_linked(None, Telemetry, telemetry, cell())).await?;
         let jobs = started(Jobs::spawn_linked(None, Jobs, a.jobs, cell())).await?;
-        let workers = WorkersArguments {
-            host: a.host,
-            policy: a.policy,
-            jobs: jobs.actor().clone(),
-            telemetry: a.telemetry.clone(),
-        };
+        let workers = WorkersArguments { policy: a.policy, telemetry: a.telemetry.clone() };
         let workers = started(Workers::spawn_linked(None, Workers, workers, cell())).await?;
         let sessions = (a.sessions)(workers.actor(), jobs.actor());
         let sessions = started(Sessions::spawn_linked(None, Sessions, sessions, cell())).await?;

@@ -1,17 +1,17 @@
-//! The sessions' supervisor: one session and one door per connection.
+//! The sessions' supervisor: one session per connection.
 //!
-//! Owns: the connections. May not know: their protocol state. A session that panics ends its own connection only.
+//! Owns: the connections. May not know: their protocol state. A session that panics ends its own connection only; what it
+//! had open loses its caller.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use ractor::{Actor, ActorProcessingErr, ActorRef, SupervisionEvent};
-use tokio::sync::oneshot;
 
 use super::child::Child;
-use super::door::{Door, DoorArguments, DoorMsg, Input, Sink, output};
-use super::session::{Session, SessionArguments, SessionMsg};
+use super::jobs::JobsMsg;
+use super::session::{Ended, Gauges, Input, Session, SessionArguments, SessionMsg, Sink};
 use super::workers::WorkersMsg;
 use crate::fault::{Fault, FaultCode};
 use crate::ids::{HostId, SessionNumber};
@@ -23,6 +23,9 @@ use crate::tools::Tool;
 
 /// Connections at once. Each costs tens of kilobytes; more is refused at the door.
 const CONNECTIONS: usize = 1024;
+
+/// Longest a session may take to stop: its last answers have a second to be written.
+const STOP: Duration = Duration::from_millis(1500);
 
 /// How a connection ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,10 +45,10 @@ pub enum SessionsMsg {
         /// Ours.
         sink: Sink,
         /// Told when it is over.
-        ended: oneshot::Sender<Result<SessionEnd, Fault>>,
+        ended: Ended,
     },
-    /// A door has closed.
-    DoorClosed(SessionNumber),
+    /// A connection is over.
+    Over(SessionNumber, SessionEnd),
 }
 
 /// The supervisor actor.
@@ -65,17 +68,19 @@ pub struct SessionsArguments {
     pub limits: SessionLimits,
     /// Longest line taken.
     pub line_limit: usize,
-    /// Who runs worker tools.
+    /// Who starts workers.
     pub workers: ActorRef<WorkersMsg>,
+    /// Who hears of lost callers.
+    pub jobs: ActorRef<JobsMsg>,
     /// Who counts.
     pub telemetry: TelemetryHandle,
+    /// What all sessions add up to.
+    pub gauges: Arc<Gauges>,
 }
 
 struct Connection {
     session: Child<SessionMsg>,
-    door: Child<DoorMsg>,
-    ended: Option<oneshot::Sender<Result<SessionEnd, Fault>>>,
-    failed: bool,
+    ended: Ended,
 }
 
 /// The supervisor's state.
@@ -111,15 +116,7 @@ impl Actor for Sessions {
                     let _ = ended.send(Err(fault));
                 }
             }
-            SessionsMsg::DoorClosed(number) => {
-                if let Some(mut connection) = state.connections.remove(&number) {
-                    connection.session.actor().stop(None);
-                    let end = if connection.failed { SessionEnd::Failed } else { SessionEnd::Closed };
-                    if let Some(ended) = connection.ended.take() {
-                        let _ = ended.send(Ok(end));
-                    }
-                }
-            }
+            SessionsMsg::Over(number, end) => state.over(number, end),
         }
         Ok(())
     }
@@ -131,46 +128,40 @@ impl Actor for Sessions {
         state: &mut Self::State,
     ) -> Result<(), ActorProcessingErr> {
         if let SupervisionEvent::ActorFailed(cell, error) = event {
-            tracing::error!(%error, "a connection's actor failed");
+            tracing::error!(%error, "a session failed");
             let id = cell.get_id();
-            let broken = state.connections.iter_mut().find(|(_, c)| c.session.id() == id || c.door.id() == id);
-            if let Some((number, connection)) = broken {
-                connection.failed = true;
-                // A failed session has let go of its output, so its door closes by itself; a failed door cannot.
-                if connection.door.id() == id {
-                    connection.session.actor().stop(None);
-                    let number = *number;
-                    if let Some(ended) = state.connections.remove(&number).and_then(|c| c.ended) {
-                        let _ = ended.send(Ok(SessionEnd::Failed));
-                    }
-                }
+            let number = state.connections.iter().find(|(_, c)| c.session.id() == id).map(|(number, _)| *number);
+            if let Some(number) = number {
+                state.over(number, SessionEnd::Failed);
             }
         }
         Ok(())
     }
 
     async fn post_stop(&self, _me: ActorRef<Self::Msg>, state: &mut Self::State) -> Result<(), ActorProcessingErr> {
-        // All connections end at once, sessions before their doors, so that last answers are written.
-        let connections: Vec<Connection> = state.connections.drain().map(|(_, connection)| connection).collect();
-        for connection in &connections {
+        // All at once: each withdraws what it has open and writes its last answers.
+        let connections: Vec<(SessionNumber, Connection)> = state.connections.drain().collect();
+        for (_, connection) in &connections {
             connection.session.actor().stop(None);
         }
-        for Connection { session, door, ended, .. } in connections {
-            session.stop(Duration::from_millis(500)).await;
-            // The door ends when all is written or the client has had its time.
-            let _ = door.actor().wait(Some(Duration::from_millis(1200))).await;
-            door.stop(Duration::from_millis(100)).await;
-            if let Some(ended) = ended {
-                let _ = ended.send(Ok(SessionEnd::Closed));
-            }
+        for (_, Connection { session, ended }) in connections {
+            session.stop(STOP).await;
+            let _ = ended.send(Ok(SessionEnd::Closed));
         }
         Ok(())
     }
 }
 
-type Ended = oneshot::Sender<Result<SessionEnd, Fault>>;
-
 impl SessionsState {
+    /// A connection is over: nobody waits for anything it had open.
+    fn over(&mut self, number: SessionNumber, end: SessionEnd) {
+        if let Some(connection) = self.connections.remove(&number) {
+            let _ = self.arguments.workers.cast(WorkersMsg::SessionOver(number));
+            let _ = self.arguments.jobs.cast(JobsMsg::SessionOver(number));
+            let _ = connection.ended.send(Ok(end));
+        }
+    }
+
     async fn open(
         &mut self,
         me: &ActorRef<SessionsMsg>,
@@ -184,45 +175,26 @@ impl SessionsState {
         let number = SessionNumber(self.next);
         self.next += 1;
         let a = &self.arguments;
-        let (out, end) = output();
         let session = SessionArguments {
             host: a.host,
             number,
             core: SessionCore::new(Arc::clone(&a.catalog), Arc::clone(&a.identity), a.limits),
             tools: Arc::clone(&a.tools),
             workers: a.workers.clone(),
-            output: out,
-            telemetry: a.telemetry.clone(),
-        };
-        let failed = |error: ractor::SpawnErr| Fault::new(FaultCode::Internal, error.to_string());
-        let session = match Session::spawn_linked(None, Session, session, me.get_cell()).await {
-            Ok((session, _)) => session,
-            Err(error) => return Err((failed(error), ended)),
-        };
-        let door = DoorArguments {
-            number,
-            session: session.clone(),
+            jobs: a.jobs.clone(),
             sessions: me.clone(),
+            telemetry: a.telemetry.clone(),
+            gauges: Arc::clone(&a.gauges),
             input,
             sink,
-            output: end,
             line_limit: a.line_limit,
         };
-        match Door::spawn_linked(None, Door, door, me.get_cell()).await {
-            Ok((door, _)) => {
-                let connection = Connection {
-                    session: Child::new(session),
-                    door: Child::new(door),
-                    ended: Some(ended),
-                    failed: false,
-                };
-                self.connections.insert(number, connection);
+        match Session::spawn_linked(None, Session, session, me.get_cell()).await {
+            Ok((session, _)) => {
+                self.connections.insert(number, Connection { session: Child::new(session), ended });
                 Ok(())
             }
-            Err(error) => {
-                session.stop(None);
-                Err((failed(error), ended))
-            }
+            Err(error) => Err((Fault::new(FaultCode::Internal, error.to_string()), ended)),
         }
     }
 }

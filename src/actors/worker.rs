@@ -1,15 +1,13 @@
 //! A worker: one incarnation of the code that executes tools.
 //!
-//! Owns: the attempts it is running. May not know: sessions, ids on the wire, whether an attempt is a replay's first
-//! or second, what happens after it is gone.
+//! Owns: the attempts it is running. May not know: ids on the wire, whether an attempt is a call's first or second,
+//! what happens after it is gone.
 //!
 //! A tool's panic is the worker's end: what the panic left behind is unknown, so nothing of this incarnation is kept.
-//! Its reply tokens tell the supervisor by being dropped.
+//! Its reply tokens tell their sessions by being dropped.
 
 use std::collections::HashMap;
-use std::future::Future;
 use std::panic::AssertUnwindSafe;
-use std::pin::Pin;
 use std::sync::Arc;
 
 use futures_util::FutureExt;
@@ -17,17 +15,27 @@ use futures_util::future::poll_immediate;
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use tokio::task::{AbortHandle, JoinSet};
 
-use super::reply::{AttemptReply, CallKey};
-use super::workers::WorkersMsg;
+use super::reply::AttemptReply;
 use crate::fault::Fault;
-use crate::ids::Generation;
-use crate::protocol::session::CallOutcome;
+use crate::ids::SessionNumber;
+use crate::protocol::session::{CallNumber, CallOutcome};
 use crate::protocol::wire::ToolReply;
-use crate::tools::{Tool, ToolCall};
+use crate::tools::{Tool, ToolCall, ToolFuture};
+
+/// A call across all sessions of a system.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct CallKey {
+    /// The session it came in on.
+    pub session: SessionNumber,
+    /// The call within it.
+    pub call: CallNumber,
+}
 
 /// One attempt, as it is given to a worker.
 pub struct Attempt {
-    /// Owed to the supervisor.
+    /// Which call.
+    pub key: CallKey,
+    /// Owed to its session.
     pub reply: AttemptReply,
     /// What is to be run.
     pub tool: Arc<dyn Tool>,
@@ -41,6 +49,8 @@ pub enum WorkerMsg {
     Execute(Vec<Attempt>),
     /// Nobody waits for this one any more.
     Withdraw(CallKey),
+    /// Nobody waits for anything of this session any more.
+    SessionOver(SessionNumber),
     /// A task finished.
     Finished(CallKey, Result<ToolReply, Fault>),
     /// A task panicked.
@@ -55,18 +65,9 @@ pub enum WorkerMsg {
 /// The worker actor.
 pub struct Worker;
 
-/// What a worker is started with.
-pub struct WorkerArguments {
-    /// Who is told.
-    pub supervisor: ActorRef<WorkersMsg>,
-    /// Which incarnation it is.
-    pub generation: Generation,
-}
-
 /// A worker's state; dropping it ends every task and every token.
+#[derive(Default)]
 pub struct WorkerState {
-    supervisor: ActorRef<WorkersMsg>,
-    generation: Generation,
     running: HashMap<CallKey, (AttemptReply, AbortHandle)>,
     tasks: JoinSet<()>,
 }
@@ -84,19 +85,10 @@ pub struct ToolPanicked {
 impl Actor for Worker {
     type Msg = WorkerMsg;
     type State = WorkerState;
-    type Arguments = WorkerArguments;
+    type Arguments = ();
 
-    async fn pre_start(
-        &self,
-        _me: ActorRef<Self::Msg>,
-        arguments: Self::Arguments,
-    ) -> Result<Self::State, ActorProcessingErr> {
-        Ok(WorkerState {
-            supervisor: arguments.supervisor,
-            generation: arguments.generation,
-            running: HashMap::new(),
-            tasks: JoinSet::new(),
-        })
+    async fn pre_start(&self, _me: ActorRef<Self::Msg>, (): ()) -> Result<Self::State, ActorProcessingErr> {
+        Ok(WorkerState::default())
     }
 
     async fn handle(
@@ -107,27 +99,22 @@ impl Actor for Worker {
     ) -> Result<(), ActorProcessingErr> {
         match message {
             WorkerMsg::Execute(attempts) => {
-                let mut done = Vec::with_capacity(attempts.len());
-                for Attempt { reply, tool, call } in attempts {
-                    // A panic here unwinds through `handle`: the tokens of the batch are dropped with it.
+                for Attempt { key, reply, tool, call } in attempts {
+                    // A panic here unwinds through `handle`: this token and those after it are dropped with it.
                     let mut work = tool.call(call);
                     match poll_immediate(&mut work).await {
-                        Some(result) => done.push(reply.into_batch(outcome(result))),
-                        None => state.spawn(&me, reply, tool, work),
+                        Some(result) => reply.finish(outcome(result)),
+                        None => state.spawn(&me, key, reply, tool, work),
                     }
                 }
-                state.report(done);
+                // No task has ended because of it.
+                return Ok(());
             }
-            WorkerMsg::Withdraw(key) => {
-                if let Some((reply, task)) = state.running.remove(&key) {
-                    task.abort();
-                    reply.forget();
-                }
-            }
+            WorkerMsg::Withdraw(key) => state.withdraw(|running| *running == key),
+            WorkerMsg::SessionOver(session) => state.withdraw(|running| running.session == session),
             WorkerMsg::Finished(key, result) => {
                 if let Some((reply, _)) = state.running.remove(&key) {
-                    let done = reply.into_batch(outcome(result));
-                    state.report(vec![done]);
+                    reply.finish(outcome(result));
                 }
             }
             WorkerMsg::Panicked { tool, message } => return Err(ToolPanicked { tool, message }.into()),
@@ -141,16 +128,18 @@ impl WorkerState {
     fn spawn(
         &mut self,
         me: &ActorRef<WorkerMsg>,
+        key: CallKey,
         reply: AttemptReply,
         tool: Arc<dyn Tool>,
-        work: Pin<Box<dyn Future<Output = Result<ToolReply, Fault>> + Send>>,
+        work: ToolFuture,
     ) {
-        let key = reply.key();
         let me = me.clone();
         let task = self.tasks.spawn(async move {
             let told = match AssertUnwindSafe(work).catch_unwind().await {
                 Ok(result) => WorkerMsg::Finished(key, result),
-                Err(panic) => WorkerMsg::Panicked { tool: tool.name().to_owned(), message: panic_text(panic.as_ref()) },
+                Err(panic) => {
+                    WorkerMsg::Panicked { tool: tool.name().to_owned(), message: panic_text(panic.as_ref()) }
+                }
             };
             // A worker that is gone hears nothing; its supervisor knows already.
             let _ = me.cast(told);
@@ -158,9 +147,13 @@ impl WorkerState {
         self.running.insert(key, (reply, task));
     }
 
-    fn report(&self, results: Vec<(CallKey, CallOutcome)>) {
-        if !results.is_empty() {
-            let _ = self.supervisor.cast(WorkersMsg::Settled { generation: self.generation, results });
+    fn withdraw(&mut self, which: impl Fn(&CallKey) -> bool) {
+        let withdrawn: Vec<CallKey> = self.running.keys().copied().filter(which).collect();
+        for key in withdrawn {
+            if let Some((reply, task)) = self.running.remove(&key) {
+                task.abort();
+                reply.forget();
+            }
         }
     }
 }

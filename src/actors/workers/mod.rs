@@ -1,84 +1,53 @@
-//! The workers' supervisor: slots, the ledger, and the calls between sessions and workers.
+//! The workers' supervisor: slots, generations, and who is to hear of them.
 //!
-//! Owns: which worker runs, which calls it has, what becomes of them when it is lost. May not know: JSON-RPC, jobs.
+//! Owns: which worker runs and when another is started. May not know: calls, contracts, JSON-RPC, jobs. What becomes of
+//! the calls a lost worker had is decided by their sessions, which hold the ledgers; neither decision implies the other.
 //!
-//! Two decisions stay apart: [`slot`] says when a worker is started again, [`replay`] (through [`ledger`]) says
-//! whether a call is run again. Invariants: (1) a restart is triggered by the joined task of the old worker, never by
-//! its death notice, so its last messages have all been handled; (2) L5 and L6 as kept by the ledger; (3) a session's
-//! reply token is held here until the call leaves the ledger.
+//! Invariants: (1) a restart is triggered by the joined task of the old worker, never by its death notice, so its last
+//! messages have been sent before anybody hears that it is gone; (2) sessions hear of a loss before they hear of the
+//! next worker.
 
-pub mod ledger;
-pub mod replay;
 pub mod slot;
 
-use std::collections::VecDeque;
-use std::sync::Arc;
+use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use ractor::{Actor, ActorProcessingErr, ActorRef, SupervisionEvent};
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 
-use self::ledger::{Ledger, LedgerEffect};
 use self::slot::{RestartPolicy, Slot, SlotEffect, SlotState};
 use super::child::Child;
-use super::jobs::JobsMsg;
-use super::reply::{Answer, AttemptReply, CallKey, ProgressSink, SessionReply};
-use super::session::SessionMsg;
-use super::worker::{Attempt, Worker, WorkerArguments, WorkerMsg};
+use super::reply::SessionMailbox;
+use super::session::SessionEvent;
+use super::worker::{Worker, WorkerMsg};
 use crate::fault::{Fault, FaultCode};
-use crate::ids::{Generation, HostId, InvocationId, UnixMillis};
-use crate::protocol::session::{CallOutcome, ClientInfo};
+use crate::ids::{Generation, SessionNumber, UnixMillis};
 use crate::telemetry::{Record, TelemetryHandle};
-use crate::tools::{Evidence, Tool, ToolCall};
 
 /// Longest a worker may take to start; building a struct takes microseconds.
 const START_LIMIT: Duration = Duration::from_secs(1);
 
-/// Calls the ledger holds over all sessions; sixteen sessions at their own bound. Beyond it a call is refused.
-const LEDGER_CALLS: usize = 16 * 1024;
-
 /// Reasons of losses kept for health.
 const KEPT_FAULTS: usize = 8;
 
-/// One call, as a session hands it over.
-pub struct Invocation {
-    /// Which call.
-    pub key: CallKey,
-    /// What is to be run.
-    pub tool: Arc<dyn Tool>,
-    /// With what.
-    pub arguments: Bytes,
-    /// For whom.
-    pub client: ClientInfo,
-    /// Who hears of progress.
-    pub progress: ProgressSink,
-    /// Owed to the session.
-    pub reply: SessionReply,
-}
-
 /// Everything that can wake the workers' supervisor.
 pub enum WorkersMsg {
-    /// Run these.
-    Invoke(Vec<Invocation>),
-    /// Nobody waits for these any more.
-    Withdraw(Vec<CallKey>),
-    /// A worker finished attempts.
-    Settled {
-        /// Which incarnation says so.
-        generation: Generation,
-        /// The outcomes.
-        results: Vec<(CallKey, CallOutcome)>,
+    /// A session has calls for a worker. It hears of every worker from now on.
+    Wanted {
+        /// Which session.
+        session: SessionNumber,
+        /// Where it hears of them.
+        mailbox: SessionMailbox,
     },
-    /// A worker dropped an attempt without an outcome: it is broken.
-    Dropped {
+    /// A session is over: it hears of nothing more, and nobody waits for its calls.
+    SessionOver(SessionNumber),
+    /// A worker dropped an attempt without an outcome. One that lives on is broken.
+    Broken {
         /// Which incarnation.
         generation: Generation,
-        /// Which attempt.
-        key: CallKey,
     },
-    /// A worker's task has ended: all its messages have been handled.
+    /// A worker's task has ended: all its messages have been sent.
     Gone {
         /// Which incarnation.
         generation: Generation,
@@ -87,13 +56,6 @@ pub enum WorkersMsg {
     Due {
         /// The incarnation it followed.
         generation: Generation,
-    },
-    /// A probe answered.
-    Probed {
-        /// For which call.
-        key: CallKey,
-        /// What it found.
-        evidence: Evidence,
     },
     /// How are you?
     Snapshot(oneshot::Sender<WorkersSnapshot>),
@@ -112,12 +74,6 @@ pub struct WorkersSnapshot {
     pub restarts: u64,
     /// Losses in a row.
     pub consecutive_failures: u32,
-    /// Calls in the ledger.
-    pub in_flight: usize,
-    /// Messages of earlier generations that were dropped.
-    pub stale: u64,
-    /// Attempts after a first one.
-    pub replays: u64,
     /// The last losses, newest last.
     pub losses: Vec<(UnixMillis, Fault)>,
 }
@@ -127,33 +83,20 @@ pub struct Workers;
 
 /// What it is started with.
 pub struct WorkersArguments {
-    /// This system.
-    pub host: HostId,
     /// When to restart.
     pub policy: RestartPolicy,
-    /// Told when a call is withdrawn: a job may lose its last caller by it.
-    pub jobs: ActorRef<JobsMsg>,
     /// Told of restarts.
     pub telemetry: TelemetryHandle,
 }
 
-struct Payload {
-    tool: Arc<dyn Tool>,
-    arguments: Bytes,
-    client: ClientInfo,
-    progress: ProgressSink,
-    reply: SessionReply,
-}
-
 /// The supervisor's state.
 pub struct WorkersState {
-    host: HostId,
     slot: Slot,
     worker: Option<Child<WorkerMsg>>,
-    ledger: Ledger<Payload>,
-    jobs: ActorRef<JobsMsg>,
+    /// Who hears of workers; as many as there are connections.
+    sessions: HashMap<SessionNumber, SessionMailbox>,
     telemetry: TelemetryHandle,
-    /// Join watches, backoff timers and probes; they end with the supervisor.
+    /// Join watches and backoff timers; they end with the supervisor.
     tasks: JoinSet<()>,
     /// Why the worker is going, until it is gone.
     reason: Option<String>,
@@ -171,11 +114,9 @@ impl Actor for Workers {
         arguments: Self::Arguments,
     ) -> Result<Self::State, ActorProcessingErr> {
         Ok(WorkersState {
-            host: arguments.host,
             slot: Slot::new(arguments.policy),
             worker: None,
-            ledger: Ledger::default(),
-            jobs: arguments.jobs,
+            sessions: HashMap::new(),
             telemetry: arguments.telemetry,
             tasks: JoinSet::new(),
             reason: None,
@@ -190,18 +131,30 @@ impl Actor for Workers {
         state: &mut Self::State,
     ) -> Result<(), ActorProcessingErr> {
         match message {
-            WorkersMsg::Invoke(invocations) => state.invoke(&me, invocations).await,
-            WorkersMsg::Withdraw(keys) => state.withdraw(&keys),
-            WorkersMsg::Settled { generation, results } => state.settled(generation, results),
-            WorkersMsg::Dropped { generation, key } => state.dropped(generation, key),
-            WorkersMsg::Gone { generation } => state.gone(&me, generation, None).await,
+            WorkersMsg::Wanted { session, mailbox } => {
+                if let Some(up) = state.up() {
+                    let _ = mailbox.send(up);
+                }
+                state.sessions.insert(session, mailbox);
+                let effect = state.slot.wanted(Instant::now());
+                state.perform(&me, effect).await;
+            }
+            WorkersMsg::SessionOver(session) => {
+                state.sessions.remove(&session);
+                if let Some(worker) = &state.worker {
+                    let _ = worker.cast(WorkerMsg::SessionOver(session));
+                }
+            }
+            WorkersMsg::Broken { generation } => {
+                // A dying worker drops its tokens too; then this is late and changes nothing.
+                if let Some(worker) = state.worker.as_ref().filter(|_| generation == state.slot.generation()) {
+                    worker.kill();
+                }
+            }
+            WorkersMsg::Gone { generation } => state.gone(&me, generation).await,
             WorkersMsg::Due { generation } => {
                 let effect = state.slot.due(generation);
                 state.perform(&me, effect).await;
-            }
-            WorkersMsg::Probed { key, evidence } => {
-                let effect = state.ledger.probed(key, evidence);
-                state.decided(&me, effect);
             }
             WorkersMsg::Snapshot(reply) => {
                 let _ = reply.send(state.snapshot());
@@ -237,107 +190,36 @@ impl Actor for Workers {
 }
 
 impl WorkersState {
-    async fn invoke(&mut self, me: &ActorRef<WorkersMsg>, invocations: Vec<Invocation>) {
-        let mut keys = Vec::with_capacity(invocations.len());
-        for Invocation { key, tool, arguments, client, progress, reply } in invocations {
-            if self.ledger.len() >= LEDGER_CALLS {
-                let fault = Fault::new(FaultCode::Busy, "too many calls are in flight in this host.")
-                    .hint("Wait for one of them and send the call again.");
-                answer(vec![Owed::fault(reply, Box::new(fault))]);
-                continue;
-            }
-            let contract = tool.contract();
-            self.ledger.record(key, contract, Payload { tool, arguments, client, progress, reply });
-            keys.push(key);
-        }
-        if self.slot.state() != SlotState::Up {
-            let effect = self.slot.wanted(Instant::now());
-            self.perform(me, effect).await;
-        }
-        // Starting a worker sends everything that waits; what was sent is not sent twice.
-        self.send(me, &keys);
+    fn up(&self) -> Option<SessionEvent> {
+        let worker = self.worker.as_ref().filter(|_| self.slot.state() == SlotState::Up)?;
+        Some(SessionEvent::WorkerUp { generation: self.slot.generation(), worker: worker.actor().clone() })
     }
 
-    /// Gives calls to the worker, if there is one. Each is recorded as in flight before it leaves.
-    fn send(&mut self, me: &ActorRef<WorkersMsg>, keys: &[CallKey]) {
-        let Some(worker) = self.worker.as_ref().filter(|_| self.slot.state() == SlotState::Up) else { return };
-        let generation = self.slot.generation();
-        let mut attempts = Vec::with_capacity(keys.len());
-        for &key in keys {
-            let Some((evidence, payload)) = self.ledger.dispatch(key, generation) else { continue };
-            let call = ToolCall {
-                invocation: InvocationId { host: self.host, session: key.session, call: key.call.0 },
-                generation,
-                evidence,
-                arguments: payload.arguments.clone(),
-                client: payload.client.clone(),
-                progress: payload.progress.clone(),
-            };
-            let reply = AttemptReply::new(me.clone(), key, generation);
-            attempts.push(Attempt { reply, tool: Arc::clone(&payload.tool), call });
-        }
-        if !attempts.is_empty() {
-            // A refused cast drops the tokens, and the worker's end is on its way: both are handled there.
-            let _ = worker.cast(WorkerMsg::Execute(attempts));
-        }
+    /// Tells every session; one that is over is forgotten.
+    fn tell(&mut self, event: impl Fn() -> SessionEvent) {
+        self.sessions.retain(|_, mailbox| mailbox.send(event()).is_ok());
     }
 
-    fn withdraw(&mut self, keys: &[CallKey]) {
-        for &key in keys {
-            if let Some(payload) = self.ledger.take(key) {
-                payload.reply.forget();
-                if let Some(worker) = &self.worker {
-                    let _ = worker.cast(WorkerMsg::Withdraw(key));
-                }
-            }
-            let invocation = InvocationId { host: self.host, session: key.session, call: key.call.0 };
-            let _ = self.jobs.cast(JobsMsg::Withdrawn(invocation));
-        }
-    }
-
-    fn settled(&mut self, generation: Generation, results: Vec<(CallKey, CallOutcome)>) {
-        let mut answers = Vec::with_capacity(results.len());
-        for (key, mut outcome) in results {
-            if let Some(settled) = self.ledger.settle(key, generation) {
-                if let CallOutcome::Fault(fault) = &mut outcome {
-                    fault.generation.get_or_insert(generation);
-                    fault.retried = settled.replays;
-                }
-                answers.push(Owed { reply: settled.payload.reply, outcome, generation, replays: settled.replays });
-            }
-        }
-        answer(answers);
-    }
-
-    fn dropped(&mut self, generation: Generation, key: CallKey) {
-        // A dying worker drops its tokens too; one that lives on and lost one is broken, so it is ended. Either way
-        // the call is decided about when that generation is gone.
-        if generation == self.slot.generation()
-            && self.ledger.payload(key).is_some()
-            && let Some(worker) = &self.worker
-        {
-            worker.kill();
-        }
-    }
-
-    async fn gone(&mut self, me: &ActorRef<WorkersMsg>, generation: Generation, why: Option<FaultCode>) {
+    async fn gone(&mut self, me: &ActorRef<WorkersMsg>, generation: Generation) {
         if generation != self.slot.generation() {
             return;
         }
         self.worker = None;
+        self.note(generation, FaultCode::WorkerLost);
+        self.tell(|| SessionEvent::WorkerGone { generation });
+        let effect = self.slot.gone(generation, Instant::now());
+        self.perform(me, effect).await;
+    }
+
+    fn note(&mut self, generation: Generation, code: FaultCode) {
         let reason = self.reason.take().unwrap_or_else(|| "the worker ended".to_owned());
         tracing::warn!(%generation, reason, "worker lost");
-        let fault = Fault::new(why.unwrap_or(FaultCode::WorkerLost), reason).generation(generation);
+        let fault = Fault::new(code, reason).generation(generation);
         self.telemetry.record(Record::Fault(Box::new(fault.clone())));
         if self.losses.len() == KEPT_FAULTS {
             self.losses.pop_front();
         }
         self.losses.push_back((UnixMillis::now(), fault));
-        let slot_effect = self.slot.gone(generation, Instant::now());
-        for effect in self.ledger.lost(generation) {
-            self.decided(me, Some(effect));
-        }
-        self.perform(me, slot_effect).await;
     }
 
     /// Performs what the slot wants, until it wants nothing at once.
@@ -354,19 +236,14 @@ impl WorkersState {
                     return;
                 }
                 SlotEffect::GiveUp => {
-                    let detail = "workers were lost too often; calls that need one are refused for a while.";
-                    let fault = Fault::new(FaultCode::WorkerLost, detail)
-                        .hint("Jobs can still be read and cancelled; try the call again in 30 s.");
-                    let answers = self.ledger.keys().into_iter().filter_map(|key| self.ledger.take(key));
-                    answer(answers.map(|payload| Owed::fault(payload.reply, Box::new(fault.clone()))).collect());
+                    self.tell(|| SessionEvent::WorkersGaveUp);
                     return;
                 }
                 SlotEffect::Start(generation) => {
-                    let arguments = WorkerArguments { supervisor: me.clone(), generation };
-                    let started = Worker::spawn_linked(None, Worker, arguments, me.get_cell());
+                    let started = Worker::spawn_linked(None, Worker, (), me.get_cell());
                     match tokio::time::timeout(START_LIMIT, started).await {
                         Ok(Ok((worker, joined))) => {
-                            self.worker = Some(Child::new(worker));
+                            self.worker = Some(Child::new(worker.clone()));
                             self.slot.up(generation, Instant::now());
                             let told = me.clone();
                             self.tasks.spawn(async move {
@@ -376,35 +253,14 @@ impl WorkersState {
                             if generation > Generation(1) {
                                 self.telemetry.record(Record::WorkerRestart { generation });
                             }
-                            let waiting = self.ledger.waiting();
-                            self.send(me, &waiting);
+                            self.tell(|| SessionEvent::WorkerUp { generation, worker: worker.clone() });
                             return;
                         }
                         Ok(Err(error)) => self.reason = Some(error.to_string()),
                         Err(_) => self.reason = Some("the worker did not start in time".to_owned()),
                     }
+                    self.note(generation, FaultCode::WorkerSpawnFailed);
                     effect = self.slot.gone(generation, Instant::now());
-                }
-            }
-        }
-    }
-
-    fn decided(&mut self, me: &ActorRef<WorkersMsg>, effect: Option<LedgerEffect>) {
-        match effect {
-            None => {}
-            Some(LedgerEffect::Send(key)) => self.send(me, &[key]),
-            Some(LedgerEffect::Probe(key)) => {
-                let Some(payload) = self.ledger.payload(key) else { return };
-                let invocation = InvocationId { host: self.host, session: key.session, call: key.call.0 };
-                let probe = payload.tool.probe(invocation);
-                let me = me.clone();
-                self.tasks.spawn(async move {
-                    let _ = me.cast(WorkersMsg::Probed { key, evidence: probe.await });
-                });
-            }
-            Some(LedgerEffect::Fail(key, fault)) => {
-                if let Some(payload) = self.ledger.take(key) {
-                    answer(vec![Owed::fault(payload.reply, fault)]);
                 }
             }
         }
@@ -417,44 +273,7 @@ impl WorkersState {
             gave_up: self.slot.state() == SlotState::GaveUp,
             restarts: self.slot.total_restarts(),
             consecutive_failures: self.slot.consecutive_failures(),
-            in_flight: self.ledger.len(),
-            stale: self.ledger.stale(),
-            replays: self.ledger.replays(),
             losses: self.losses.iter().cloned().collect(),
         }
-    }
-}
-
-/// An answer and the token it redeems.
-struct Owed {
-    reply: SessionReply,
-    outcome: CallOutcome,
-    generation: Generation,
-    replays: u32,
-}
-
-impl Owed {
-    fn fault(reply: SessionReply, fault: Box<Fault>) -> Self {
-        let generation = fault.generation.unwrap_or(Generation::NONE);
-        Self { reply, outcome: CallOutcome::Fault(fault), generation, replays: 0 }
-    }
-}
-
-/// Sends answers to their sessions, one message per run of answers to the same session.
-fn answer(answers: Vec<Owed>) {
-    let mut batch: Vec<Answer> = Vec::with_capacity(answers.len());
-    let mut target: Option<ActorRef<SessionMsg>> = None;
-    for Owed { reply, outcome, generation, replays } in answers {
-        let Some((session, call)) = reply.into_batch() else { continue };
-        if target.as_ref().is_some_and(|target| target.get_id() != session.get_id())
-            && let Some(target) = target.take()
-        {
-            let _ = target.cast(SessionMsg::Settled(std::mem::take(&mut batch)));
-        }
-        target.get_or_insert(session);
-        batch.push(Answer { call, outcome, generation, replays });
-    }
-    if let Some(target) = target.filter(|_| !batch.is_empty()) {
-        let _ = target.cast(SessionMsg::Settled(batch));
     }
 }

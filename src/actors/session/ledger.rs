@@ -1,7 +1,7 @@
 //! The ledger: every call a worker may be executing, and what is known about it.
 //!
-//! Owns: calls from the moment a session hands them over until their outcome is known. It belongs to the supervisor,
-//! so it survives any worker. May not know: how a worker is started, what a call contains.
+//! Owns: calls from the moment they are accepted until their outcome is known. It belongs to the session, so it survives
+//! any worker. May not know: how a worker is started, what a call contains.
 //!
 //! Invariants: (1) a call is recorded as in flight before a worker is given it (L6); (2) an outcome from another
 //! generation than the one in flight is counted and dropped (L5); (3) a call leaves the ledger exactly once.
@@ -9,9 +9,9 @@
 use std::collections::HashMap;
 
 use super::replay::{self, Disposition, Knowledge};
-use crate::actors::reply::CallKey;
 use crate::fault::{Fault, FaultCode};
 use crate::ids::Generation;
+use crate::protocol::session::CallNumber;
 use crate::tools::{Evidence, ReplayContract};
 
 /// One call.
@@ -32,11 +32,11 @@ struct Entry<P> {
 #[derive(Debug, PartialEq, Eq)]
 pub enum LedgerEffect {
     /// Give it to the worker as soon as there is one.
-    Send(CallKey),
+    Send(CallNumber),
     /// Ask its tool for evidence.
-    Probe(CallKey),
+    Probe(CallNumber),
     /// Answer it with this fault; it has left the ledger through [`Ledger::take`].
-    Fail(CallKey, Box<Fault>),
+    Fail(CallNumber, Box<Fault>),
 }
 
 /// A call that has left the ledger with an outcome.
@@ -48,17 +48,15 @@ pub struct Settled<P> {
     pub replays: u32,
 }
 
-/// All calls of a workers' supervisor. `P` is what the loop keeps with a call.
+/// The worker calls of one session. `P` is what the loop keeps with a call.
 #[derive(Debug)]
 pub struct Ledger<P> {
-    entries: HashMap<CallKey, Entry<P>>,
-    stale: u64,
-    replays: u64,
+    entries: HashMap<CallNumber, Entry<P>>,
 }
 
 impl<P> Default for Ledger<P> {
     fn default() -> Self {
-        Self { entries: HashMap::new(), stale: 0, replays: 0 }
+        Self { entries: HashMap::new() }
     }
 }
 
@@ -75,20 +73,16 @@ impl<P> Ledger<P> {
         self.entries.is_empty()
     }
 
-    /// Messages of earlier generations that were dropped.
+    /// Whether this generation has the call and has not reported.
     #[must_use]
-    pub fn stale(&self) -> u64 {
-        self.stale
-    }
-
-    /// Attempts after a first one.
-    #[must_use]
-    pub fn replays(&self) -> u64 {
-        self.replays
+    pub fn is_in_flight(&self, key: CallNumber, generation: Generation) -> bool {
+        self.entries
+            .get(&key)
+            .is_some_and(|entry| entry.knowledge == Knowledge::InFlight && entry.generation == generation)
     }
 
     /// Takes a call in; it waits to be sent.
-    pub fn record(&mut self, key: CallKey, contract: ReplayContract, payload: P) {
+    pub fn record(&mut self, key: CallNumber, contract: ReplayContract, payload: P) {
         let entry = Entry {
             contract,
             knowledge: Knowledge::NotDispatched,
@@ -103,24 +97,22 @@ impl<P> Ledger<P> {
 
     /// Records that the call goes to this generation now. Must come before the worker is given it.
     ///
-    /// `None` when the call is gone or was not waiting to be sent.
-    pub fn dispatch(&mut self, key: CallKey, generation: Generation) -> Option<(Option<Evidence>, &P)> {
+    /// What a probe found, which attempt it is (from 1), and what is kept with it; `None` when the call is gone or was not
+    /// waiting to be sent.
+    pub fn dispatch(&mut self, key: CallNumber, generation: Generation) -> Option<(Option<Evidence>, u32, &P)> {
         let entry = self.entries.get_mut(&key)?;
         if entry.knowledge == Knowledge::InFlight || entry.probing {
             return None;
         }
         entry.knowledge = Knowledge::InFlight;
         entry.generation = generation;
-        if entry.attempts > 0 {
-            self.replays += 1;
-        }
         entry.attempts += 1;
-        Some((entry.evidence, &entry.payload))
+        Some((entry.evidence, entry.attempts, &entry.payload))
     }
 
     /// Calls that wait to be sent, oldest first.
     #[must_use]
-    pub fn waiting(&self) -> Vec<CallKey> {
+    pub fn waiting(&self) -> Vec<CallNumber> {
         let ready = |entry: &Entry<P>| {
             entry.knowledge == Knowledge::NotDispatched
                 || (entry.knowledge == Knowledge::OutcomeUnknown
@@ -130,39 +122,34 @@ impl<P> Ledger<P> {
                         Disposition::Replay | Disposition::Attach
                     ))
         };
-        let mut keys: Vec<CallKey> =
+        let mut keys: Vec<CallNumber> =
             self.entries.iter().filter(|(_, entry)| ready(entry)).map(|(key, _)| *key).collect();
         keys.sort_unstable();
         keys
     }
 
     /// An attempt came out. The payload of the call, or `None` when the news is stale.
-    pub fn settle(&mut self, key: CallKey, generation: Generation) -> Option<Settled<P>> {
-        let current = self
-            .entries
-            .get(&key)
-            .is_some_and(|entry| entry.knowledge == Knowledge::InFlight && entry.generation == generation);
-        if !current {
-            self.stale += 1;
+    pub fn settle(&mut self, key: CallNumber, generation: Generation) -> Option<Settled<P>> {
+        if !self.is_in_flight(key, generation) {
             return None;
         }
         self.entries.remove(&key).map(|entry| Settled { payload: entry.payload, replays: entry.attempts - 1 })
     }
 
     /// Removes a call: withdrawn, or answered with a fault.
-    pub fn take(&mut self, key: CallKey) -> Option<P> {
+    pub fn take(&mut self, key: CallNumber) -> Option<P> {
         self.entries.remove(&key).map(|entry| entry.payload)
     }
 
     /// What the loop keeps with a call.
     #[must_use]
-    pub fn payload(&self, key: CallKey) -> Option<&P> {
+    pub fn payload(&self, key: CallNumber) -> Option<&P> {
         self.entries.get(&key).map(|entry| &entry.payload)
     }
 
     /// A generation is gone: decides about each call it had. The oldest call comes first.
     pub fn lost(&mut self, generation: Generation) -> Vec<LedgerEffect> {
-        let mut keys: Vec<CallKey> = self
+        let mut keys: Vec<CallNumber> = self
             .entries
             .iter()
             .filter(|(_, entry)| entry.knowledge == Knowledge::InFlight && entry.generation == generation)
@@ -181,7 +168,7 @@ impl<P> Ledger<P> {
     }
 
     /// A probe has answered.
-    pub fn probed(&mut self, key: CallKey, evidence: Evidence) -> Option<LedgerEffect> {
+    pub fn probed(&mut self, key: CallNumber, evidence: Evidence) -> Option<LedgerEffect> {
         let entry = self.entries.get_mut(&key)?;
         if !std::mem::take(&mut entry.probing) {
             return None;
@@ -190,7 +177,7 @@ impl<P> Ledger<P> {
         self.decide(key)
     }
 
-    fn decide(&mut self, key: CallKey) -> Option<LedgerEffect> {
+    fn decide(&mut self, key: CallNumber) -> Option<LedgerEffect> {
         let entry = self.entries.get_mut(&key)?;
         let fail = |code, detail: &str| {
             LedgerEffect::Fail(key, Box::new(Fault::new(code, detail).generation(entry.generation)))
@@ -213,8 +200,8 @@ impl<P> Ledger<P> {
 
     /// Every call, in order: for failing all of them when the slot gives up.
     #[must_use]
-    pub fn keys(&self) -> Vec<CallKey> {
-        let mut keys: Vec<CallKey> = self.entries.keys().copied().collect();
+    pub fn keys(&self) -> Vec<CallNumber> {
+        let mut keys: Vec<CallNumber> = self.entries.keys().copied().collect();
         keys.sort_unstable();
         keys
     }
@@ -223,18 +210,16 @@ impl<P> Ledger<P> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ids::SessionNumber;
-    use crate::protocol::session::CallNumber;
 
-    fn key(call: u64) -> CallKey {
-        CallKey { session: SessionNumber(1), call: CallNumber(call) }
+    fn key(call: u64) -> CallNumber {
+        CallNumber(call)
     }
 
     const G1: Generation = Generation(1);
     const G2: Generation = Generation(2);
 
     #[test]
-    fn a_stale_outcome_is_counted_and_dropped() {
+    fn a_stale_outcome_is_dropped() {
         let mut ledger = Ledger::default();
         ledger.record(key(1), ReplayContract::Convergent, "call");
         ledger.dispatch(key(1), G1);
@@ -244,8 +229,6 @@ mod tests {
         assert_eq!(ledger.settle(key(1), G1), None);
         assert_eq!(ledger.settle(key(1), G2), Some(Settled { payload: "call", replays: 1 }));
         assert_eq!(ledger.settle(key(1), G2), None, "a call leaves once");
-        assert_eq!(ledger.stale(), 3);
-        assert_eq!(ledger.replays(), 1);
     }
 
     #[test]
@@ -263,7 +246,7 @@ mod tests {
                 Some(LedgerEffect::Send(_)) => {
                     assert_eq!(want, "send");
                     assert_eq!(ledger.waiting(), [key(1)]);
-                    assert_eq!(ledger.dispatch(key(1), G2).map(|(evidence, ())| evidence), Some(Some(evidence)));
+                    assert_eq!(ledger.dispatch(key(1), G2).map(|(evidence, attempt, ())| (evidence, attempt)), Some((Some(evidence), 2)));
                 }
                 Some(LedgerEffect::Fail(_, fault)) => {
                     assert_eq!((want, fault.code), ("fail", FaultCode::OutcomeUnknown));

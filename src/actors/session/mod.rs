@@ -1,0 +1,733 @@
+//! A session: one client's connection, from its bytes to its answers.
+//!
+//! Owns: the bytes of the connection, the state machine [`SessionCore`], the [`ledger`] of its worker calls, the calls
+//! that run beside it in the host. May not know: what a tool does, how a worker is started.
+//!
+//! One loop selects what happened ([`SessionEvent`], bytes, time) and performs what the state machine asks for; the
+//! actor around it is what supervision sees. A call costs two messages: to the worker and back.
+//!
+//! Invariants: (1) a turn never waits: it decides, sends messages and writes what the client takes at once, so a cancel
+//! or a ping is served while anything else runs; (2) reading stops while the client does not read its answers, so a
+//! stalled client stalls itself (L14) and nothing grows without a bound (L9); (3) one owner writes, whole lines (L11);
+//! (4) L5 and L6 as kept by the ledger; (5) a panic of a host tool is that call's fault, not the session's.
+
+pub mod ledger;
+pub mod replay;
+
+use std::collections::HashMap;
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use bytes::{Buf, Bytes, BytesMut};
+use futures_util::FutureExt;
+use futures_util::future::poll_immediate;
+use ractor::{Actor, ActorProcessingErr, ActorRef};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::{AbortHandle, JoinSet};
+
+use self::ledger::{Ledger, LedgerEffect};
+use super::jobs::JobsMsg;
+use super::reply::{AttemptReply, ProgressSink, SessionMailbox};
+use super::sessions::{SessionEnd, SessionsMsg};
+use super::worker::{Attempt, CallKey, WorkerMsg, panic_text};
+use super::workers::WorkersMsg;
+use crate::fault::{Fault, FaultCode};
+use crate::ids::{Generation, HostId, InvocationId, JobId, SessionNumber, UnixMillis};
+use crate::protocol::frame::FrameReader;
+use crate::protocol::session::{Call, CallNumber, CallOutcome, ClientInfo, Effect, Finished, SessionCore};
+use crate::telemetry::{Record, TelemetryHandle, ToolCallRecord};
+use crate::tools::{Evidence, Target, Tool, ToolCall};
+
+/// How long calls may still answer after the client has closed its end. Fast calls do; whoever waits longer is gone.
+const LINGER: Duration = Duration::from_millis(500);
+
+/// How often deadlines are looked at while calls are in flight; without any, nothing ticks.
+const TICK: Duration = Duration::from_secs(1);
+
+/// Unwritten bytes at which reading stops: one pipe's worth many times over, small beside a process.
+const BACKLOG: usize = 1024 * 1024;
+
+/// Room kept for output between turns; more is given back.
+const OUTPUT_KEPT: usize = 256 * 1024;
+
+/// Longest the last answers may take to be written once the session is over.
+const DRAIN: Duration = Duration::from_secs(1);
+
+/// Messages handled before bytes are written and read again.
+const TURN: usize = 256;
+
+/// What a connection reads from.
+pub type Input = Box<dyn AsyncRead + Send + Unpin>;
+
+/// What a connection writes to.
+pub type Sink = Box<dyn AsyncWrite + Send + Unpin>;
+
+/// Everything a session hears besides its client's bytes and its clock.
+#[derive(Debug)]
+pub enum SessionEvent {
+    /// A worker finished an attempt.
+    Settled {
+        /// Which incarnation says so.
+        generation: Generation,
+        /// Which call.
+        call: CallNumber,
+        /// How it came out.
+        outcome: CallOutcome,
+    },
+    /// A worker dropped an attempt without an outcome.
+    Dropped {
+        /// Which incarnation.
+        generation: Generation,
+        /// Which call.
+        call: CallNumber,
+    },
+    /// There is a worker.
+    WorkerUp {
+        /// Which incarnation.
+        generation: Generation,
+        /// It.
+        worker: ActorRef<WorkerMsg>,
+    },
+    /// A worker is gone, and has said everything it had to say.
+    WorkerGone {
+        /// Which incarnation.
+        generation: Generation,
+    },
+    /// There will be no worker for a while.
+    WorkersGaveUp,
+    /// A probe answered.
+    Probed {
+        /// For which call.
+        call: CallNumber,
+        /// What it found.
+        evidence: Evidence,
+    },
+    /// A host tool finished.
+    HostSettled {
+        /// Which call.
+        call: CallNumber,
+        /// How it came out.
+        outcome: CallOutcome,
+    },
+    /// A call made progress.
+    Progress {
+        /// Which call.
+        call: CallNumber,
+        /// A value that rises.
+        value: f64,
+        /// What is going on.
+        message: String,
+    },
+    /// The system stops.
+    Stop,
+}
+
+/// What all sessions of a system add up to, for health.
+#[derive(Debug, Default)]
+pub struct Gauges {
+    /// Worker calls in ledgers.
+    pub in_flight: AtomicUsize,
+    /// Messages of earlier generations that were dropped.
+    pub stale: AtomicU64,
+    /// Attempts after a first one.
+    pub replays: AtomicU64,
+}
+
+/// The session actor: what supervision sees of the loop.
+pub struct Session;
+
+/// What it is started with.
+pub struct SessionArguments {
+    /// This system.
+    pub host: HostId,
+    /// Its number.
+    pub number: SessionNumber,
+    /// The state machine, before its first message.
+    pub core: SessionCore,
+    /// The tools, in the catalogue's order.
+    pub tools: Arc<[Arc<dyn Tool>]>,
+    /// Who starts workers.
+    pub workers: ActorRef<WorkersMsg>,
+    /// Who hears of withdrawn calls: a job may lose its last caller by one.
+    pub jobs: ActorRef<JobsMsg>,
+    /// Who hears that the connection is over.
+    pub sessions: ActorRef<SessionsMsg>,
+    /// Who counts.
+    pub telemetry: TelemetryHandle,
+    /// What all sessions add up to.
+    pub gauges: Arc<Gauges>,
+    /// The client's bytes.
+    pub input: Input,
+    /// Ours.
+    pub sink: Sink,
+    /// Longest line taken.
+    pub line_limit: usize,
+}
+
+/// The only message to the actor itself: its loop has ended.
+pub enum SessionMsg {
+    /// In order, or not.
+    LoopEnded(SessionEnd),
+}
+
+/// The loop of a session ended by a panic.
+#[derive(Debug, thiserror::Error)]
+#[error("the session's loop panicked")]
+pub struct LoopPanicked;
+
+/// The actor's state; dropping it ends the loop.
+pub struct SessionState {
+    number: SessionNumber,
+    sessions: ActorRef<SessionsMsg>,
+    mailbox: SessionMailbox,
+    task: JoinSet<()>,
+}
+
+impl Actor for Session {
+    type Msg = SessionMsg;
+    type State = SessionState;
+    type Arguments = SessionArguments;
+
+    async fn pre_start(&self, me: ActorRef<Self::Msg>, a: Self::Arguments) -> Result<Self::State, ActorProcessingErr> {
+        let (mailbox, events) = mpsc::unbounded_channel();
+        let (number, sessions) = (a.number, a.sessions.clone());
+        let lp = Loop::new(a, mailbox.clone());
+        let mut task = JoinSet::new();
+        task.spawn(async move {
+            let end = AssertUnwindSafe(lp.run(events)).catch_unwind().await;
+            let end = end.map_or(SessionEnd::Failed, |()| SessionEnd::Closed);
+            let _ = me.cast(SessionMsg::LoopEnded(end));
+        });
+        Ok(SessionState { number, sessions, mailbox, task })
+    }
+
+    async fn handle(
+        &self,
+        me: ActorRef<Self::Msg>,
+        message: Self::Msg,
+        state: &mut Self::State,
+    ) -> Result<(), ActorProcessingErr> {
+        match message {
+            SessionMsg::LoopEnded(end) => {
+                let _ = state.sessions.cast(SessionsMsg::Over(state.number, end));
+                if end == SessionEnd::Failed {
+                    return Err(LoopPanicked.into());
+                }
+                me.stop(None);
+            }
+        }
+        Ok(())
+    }
+
+    async fn post_stop(&self, _me: ActorRef<Self::Msg>, state: &mut Self::State) -> Result<(), ActorProcessingErr> {
+        let _ = state.mailbox.send(SessionEvent::Stop);
+        while state.task.join_next().await.is_some() {}
+        Ok(())
+    }
+}
+
+/// What is known of the worker.
+enum Serving {
+    /// Nothing: nobody was asked.
+    Unasked,
+    /// The supervisor was asked, or is starting one.
+    Awaited,
+    /// There is one.
+    Up(Generation, ActorRef<WorkerMsg>),
+}
+
+/// What is kept with a worker call.
+struct Payload {
+    tool: usize,
+    arguments: Bytes,
+    client: ClientInfo,
+    progress: ProgressSink,
+}
+
+/// Where a session stands on its way to its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    /// The client sends.
+    Open,
+    /// It sends nothing more; what is in flight may still answer until then.
+    Lingering(tokio::time::Instant),
+    /// Nothing is decided any more; what was decided is written until then.
+    Draining(tokio::time::Instant),
+}
+
+struct Loop {
+    host: HostId,
+    number: SessionNumber,
+    core: SessionCore,
+    tools: Arc<[Arc<dyn Tool>]>,
+    names: Vec<Arc<str>>,
+    workers: ActorRef<WorkersMsg>,
+    jobs: ActorRef<JobsMsg>,
+    telemetry: TelemetryHandle,
+    gauges: Arc<Gauges>,
+    mailbox: SessionMailbox,
+    serving: Serving,
+    ledger: Ledger<Payload>,
+    host_calls: HashMap<CallNumber, AbortHandle>,
+    /// Host tools and probes; they end with the session.
+    tasks: JoinSet<()>,
+    reader: FrameReader,
+    input: Input,
+    sink: Sink,
+    out: BytesMut,
+    effects: Vec<Effect>,
+    stage: Stage,
+    tick: Option<tokio::time::Instant>,
+}
+
+/// What telemetry wants to know about the call that is being settled.
+#[derive(Default)]
+struct Settling {
+    job: Option<JobId>,
+    path_hint: Option<String>,
+    generation: Generation,
+    replays: u32,
+}
+
+impl Loop {
+    fn new(a: SessionArguments, mailbox: SessionMailbox) -> Self {
+        let names = a.tools.iter().map(|tool| Arc::from(tool.name())).collect();
+        Self {
+            host: a.host,
+            number: a.number,
+            core: a.core,
+            tools: a.tools,
+            names,
+            workers: a.workers,
+            jobs: a.jobs,
+            telemetry: a.telemetry,
+            gauges: a.gauges,
+            mailbox,
+            serving: Serving::Unasked,
+            ledger: Ledger::default(),
+            host_calls: HashMap::new(),
+            tasks: JoinSet::new(),
+            reader: FrameReader::new(a.line_limit),
+            input: a.input,
+            sink: a.sink,
+            out: BytesMut::new(),
+            effects: Vec::new(),
+            stage: Stage::Open,
+            tick: None,
+        }
+    }
+
+    /// Serves until the connection is over.
+    async fn run(mut self, mut events: mpsc::UnboundedReceiver<SessionEvent>) {
+        loop {
+            self.write_now().await;
+            if self.is_over() {
+                break;
+            }
+            let reading = self.stage == Stage::Open && self.out.len() <= BACKLOG;
+            let wake = self.wake();
+            tokio::select! {
+                // News before bytes: what is decided must not wait behind new work.
+                biased;
+                Some(event) = events.recv() => {
+                    self.on_event(event).await;
+                    for _ in 1..TURN {
+                        let Ok(event) = events.try_recv() else { break };
+                        self.on_event(event).await;
+                    }
+                    while self.tasks.try_join_next().is_some() {}
+                }
+                written = self.sink.write(&self.out), if !self.out.is_empty() => self.on_written(written),
+                read = self.input.read_buf(self.reader.space()), if reading => self.on_read(read).await,
+                () = wake => self.on_time().await,
+            }
+        }
+        let _ = tokio::time::timeout(DRAIN, self.sink.shutdown()).await;
+    }
+
+    fn is_over(&self) -> bool {
+        match self.stage {
+            Stage::Open => false,
+            Stage::Lingering(_) => self.core.in_flight() == 0 && self.out.is_empty(),
+            Stage::Draining(_) => self.out.is_empty(),
+        }
+    }
+
+    /// Writes what the client takes at once.
+    async fn write_now(&mut self) {
+        while !self.out.is_empty() {
+            match poll_immediate(self.sink.write(&self.out)).await {
+                Some(written) => self.on_written(written),
+                None => return,
+            }
+        }
+    }
+
+    fn on_written(&mut self, written: std::io::Result<usize>) {
+        match written {
+            Ok(count) if count > 0 => {
+                self.out.advance(count);
+                if self.out.is_empty() {
+                    if self.out.capacity() > OUTPUT_KEPT {
+                        self.out = BytesMut::new();
+                    } else {
+                        self.out.clear();
+                    }
+                }
+            }
+            Ok(_) => self.hung_up(),
+            Err(error) => {
+                tracing::debug!(%error, "the client reads nothing more");
+                self.hung_up();
+            }
+        }
+    }
+
+    /// The client reads nothing more: there is nobody to answer.
+    fn hung_up(&mut self) {
+        self.out.clear();
+        self.close();
+    }
+
+    async fn on_read(&mut self, read: std::io::Result<usize>) {
+        let more = match read {
+            Ok(count) => count > 0,
+            Err(error) => {
+                tracing::debug!(%error, "the input failed");
+                false
+            }
+        };
+        let now = Instant::now();
+        while let Some(frame) = self.reader.next_frame() {
+            self.core.on_frame(&frame, now, &mut self.out, &mut self.effects);
+        }
+        if !more {
+            // The last line counts even without a newline.
+            if let Some(frame) = self.reader.finish() {
+                self.core.on_frame(&frame, now, &mut self.out, &mut self.effects);
+            }
+            if self.stage == Stage::Open {
+                self.stage = Stage::Lingering(tokio::time::Instant::now() + LINGER);
+            }
+        }
+        self.perform(None).await;
+    }
+
+    async fn on_event(&mut self, event: SessionEvent) {
+        match event {
+            SessionEvent::Settled { generation, call, outcome } => self.on_settled(generation, call, outcome).await,
+            SessionEvent::Dropped { generation, call } => {
+                // A worker that lives on without having answered is broken. If it is dying anyway, this changes nothing:
+                // the call is decided about when its generation is gone.
+                if self.ledger.is_in_flight(call, generation) {
+                    let _ = self.workers.cast(WorkersMsg::Broken { generation });
+                }
+            }
+            SessionEvent::WorkerUp { generation, worker } => {
+                self.serving = Serving::Up(generation, worker);
+                let waiting = self.ledger.waiting();
+                self.send(&waiting);
+            }
+            SessionEvent::WorkerGone { generation } => {
+                if matches!(self.serving, Serving::Up(current, _) if current == generation) {
+                    self.serving = Serving::Awaited;
+                }
+                for effect in self.ledger.lost(generation) {
+                    self.decided(effect).await;
+                }
+            }
+            SessionEvent::WorkersGaveUp => {
+                self.serving = Serving::Unasked;
+                let fault = Fault::new(
+                    FaultCode::WorkerLost,
+                    "workers were lost too often; calls that need one are refused for a while.",
+                )
+                .hint("Jobs can still be read and cancelled; try the call again in 30 s.");
+                for call in self.ledger.keys() {
+                    self.fail(call, Box::new(fault.clone())).await;
+                }
+            }
+            SessionEvent::Probed { call, evidence } => {
+                if let Some(effect) = self.ledger.probed(call, evidence) {
+                    self.decided(effect).await;
+                }
+            }
+            SessionEvent::HostSettled { call, outcome } => {
+                self.host_calls.remove(&call);
+                self.settle(call, outcome, Settling::default()).await;
+            }
+            SessionEvent::Progress { call, value, message } => {
+                // News that can be missed are left out for a client that is slow to read.
+                if self.out.len() <= BACKLOG / 4 {
+                    self.core.on_progress(call, value, Some(&message), &mut self.out);
+                }
+            }
+            SessionEvent::Stop => self.close(),
+        }
+    }
+
+    async fn on_settled(&mut self, generation: Generation, call: CallNumber, mut outcome: CallOutcome) {
+        let Some(settled) = self.ledger.settle(call, generation) else {
+            self.gauges.stale.fetch_add(1, Ordering::Relaxed);
+            return;
+        };
+        self.gauges.in_flight.fetch_sub(1, Ordering::Relaxed);
+        if let CallOutcome::Fault(fault) = &mut outcome {
+            fault.generation.get_or_insert(generation);
+            fault.retried = settled.replays;
+        }
+        let settling = Settling { generation, replays: settled.replays, ..Settling::default() };
+        self.settle(call, outcome, settling).await;
+    }
+
+    async fn settle(&mut self, call: CallNumber, mut outcome: CallOutcome, mut settling: Settling) {
+        if let CallOutcome::Reply(reply) = &mut outcome {
+            settling.job = reply.job;
+            settling.path_hint = reply.path_hint.take();
+        }
+        self.core.on_settled(call, outcome, Instant::now(), &mut self.out, &mut self.effects);
+        self.perform(Some(settling)).await;
+    }
+
+    /// Performs what the state machine asked for.
+    async fn perform(&mut self, mut settling: Option<Settling>) {
+        if self.effects.is_empty() {
+            return;
+        }
+        let mut calls: Vec<CallNumber> = Vec::new();
+        for effect in std::mem::take(&mut self.effects) {
+            match effect {
+                Effect::Invoke(call) => match self.tools[call.tool].target() {
+                    Target::Worker => calls.push(self.record(call)),
+                    Target::Host => self.run_here(call).await,
+                },
+                Effect::Withdraw(call) => self.withdraw(call),
+                Effect::Finished(finished) => self.count(finished, settling.take()),
+            }
+        }
+        if !calls.is_empty() {
+            if matches!(self.serving, Serving::Unasked) {
+                self.serving = Serving::Awaited;
+                let mailbox = self.mailbox.clone();
+                let _ = self.workers.cast(WorkersMsg::Wanted { session: self.number, mailbox });
+            }
+            self.send(&calls);
+        }
+    }
+
+    /// Takes a worker call into the ledger.
+    fn record(&mut self, call: Call) -> CallNumber {
+        let progress = self.progress(&call);
+        let contract = self.tools[call.tool].contract();
+        let payload = Payload { tool: call.tool, arguments: call.arguments, client: call.client, progress };
+        self.ledger.record(call.number, contract, payload);
+        self.gauges.in_flight.fetch_add(1, Ordering::Relaxed);
+        call.number
+    }
+
+    /// Gives calls to the worker, if there is one. Each is recorded as in flight before it leaves.
+    fn send(&mut self, calls: &[CallNumber]) {
+        let Serving::Up(generation, worker) = &self.serving else { return };
+        let generation = *generation;
+        let mut attempts = Vec::with_capacity(calls.len());
+        for &call in calls {
+            let Some((evidence, attempt, payload)) = self.ledger.dispatch(call, generation) else { continue };
+            if attempt > 1 {
+                self.gauges.replays.fetch_add(1, Ordering::Relaxed);
+            }
+            attempts.push(Attempt {
+                key: CallKey { session: self.number, call },
+                reply: AttemptReply::new(self.mailbox.clone(), call, generation),
+                tool: Arc::clone(&self.tools[payload.tool]),
+                call: ToolCall {
+                    invocation: InvocationId { host: self.host, session: self.number, call: call.0 },
+                    generation,
+                    evidence,
+                    arguments: payload.arguments.clone(),
+                    client: payload.client.clone(),
+                    progress: payload.progress.clone(),
+                },
+            });
+        }
+        if !attempts.is_empty() {
+            // A refused cast drops the tokens, and the news of the worker's end is on its way: both are handled there.
+            let _ = worker.cast(WorkerMsg::Execute(attempts));
+        }
+    }
+
+    fn progress(&self, call: &Call) -> ProgressSink {
+        if call.wants_progress {
+            ProgressSink::new(self.mailbox.clone(), call.number)
+        } else {
+            ProgressSink::closed()
+        }
+    }
+
+    async fn decided(&mut self, effect: LedgerEffect) {
+        match effect {
+            LedgerEffect::Send(call) => self.send(&[call]),
+            LedgerEffect::Probe(call) => {
+                let Some(payload) = self.ledger.payload(call) else { return };
+                let invocation = InvocationId { host: self.host, session: self.number, call: call.0 };
+                let probe = self.tools[payload.tool].probe(invocation);
+                let mailbox = self.mailbox.clone();
+                self.tasks.spawn(async move {
+                    let evidence = probe.await;
+                    let _ = mailbox.send(SessionEvent::Probed { call, evidence });
+                });
+            }
+            LedgerEffect::Fail(call, fault) => self.fail(call, fault).await,
+        }
+    }
+
+    /// Answers a worker call with a fault.
+    async fn fail(&mut self, call: CallNumber, fault: Box<Fault>) {
+        if self.ledger.take(call).is_some() {
+            self.gauges.in_flight.fetch_sub(1, Ordering::Relaxed);
+            let generation = fault.generation.unwrap_or_default();
+            self.settle(call, CallOutcome::Fault(fault), Settling { generation, ..Settling::default() }).await;
+        }
+    }
+
+    fn withdraw(&mut self, call: CallNumber) {
+        if let Some(task) = self.host_calls.remove(&call) {
+            task.abort();
+        }
+        if self.ledger.take(call).is_some() {
+            self.gauges.in_flight.fetch_sub(1, Ordering::Relaxed);
+            if let Serving::Up(_, worker) = &self.serving {
+                let _ = worker.cast(WorkerMsg::Withdraw(CallKey { session: self.number, call }));
+            }
+            // After the worker was told, so that it asks for nothing on behalf of this call afterwards.
+            let invocation = InvocationId { host: self.host, session: self.number, call: call.0 };
+            let _ = self.jobs.cast(JobsMsg::Withdrawn(invocation));
+        }
+    }
+
+    /// Runs a host tool beside the session. Its panic is answered, not passed on.
+    async fn run_here(&mut self, call: Call) {
+        let tool = Arc::clone(&self.tools[call.tool]);
+        let number = call.number;
+        let tool_call = ToolCall {
+            invocation: InvocationId { host: self.host, session: self.number, call: number.0 },
+            generation: Generation::NONE,
+            evidence: None,
+            progress: self.progress(&call),
+            arguments: call.arguments,
+            client: call.client,
+        };
+        let name = Arc::clone(&self.names[call.tool]);
+        let mailbox = self.mailbox.clone();
+        let task = self.tasks.spawn(async move {
+            let work = AssertUnwindSafe(async move { tool.call(tool_call).await }).catch_unwind();
+            let outcome = match work.await {
+                Ok(Ok(reply)) => CallOutcome::Reply(Box::new(reply)),
+                Ok(Err(fault)) => CallOutcome::Fault(Box::new(fault)),
+                Err(panic) => {
+                    tracing::error!(tool = &*name, panic = panic_text(panic.as_ref()), "a host tool panicked");
+                    let fault = Fault::new(FaultCode::Internal, "the tool failed in a way it must not.");
+                    CallOutcome::Fault(Box::new(fault.operation(&*name)))
+                }
+            };
+            let _ = mailbox.send(SessionEvent::HostSettled { call: number, outcome });
+        });
+        self.host_calls.insert(number, task);
+    }
+
+    /// Nothing is decided any more: whatever is open has no caller.
+    fn close(&mut self) {
+        self.core.on_closed(Instant::now(), &mut self.effects);
+        for effect in std::mem::take(&mut self.effects) {
+            match effect {
+                Effect::Withdraw(call) => self.withdraw(call),
+                Effect::Finished(finished) => self.count(finished, None),
+                // A closed state machine asks for nothing new.
+                Effect::Invoke(_) => {}
+            }
+        }
+        if !matches!(self.stage, Stage::Draining(_)) {
+            self.stage = Stage::Draining(tokio::time::Instant::now() + DRAIN);
+        }
+    }
+
+    /// When the clock is wanted next, if at all.
+    fn wake(&mut self) -> impl Future<Output = ()> + use<> {
+        if self.core.in_flight() == 0 {
+            self.tick = None;
+        } else if self.tick.is_none() {
+            self.tick = Some(tokio::time::Instant::now() + TICK);
+        }
+        let end = match self.stage {
+            Stage::Open => None,
+            Stage::Lingering(at) | Stage::Draining(at) => Some(at),
+        };
+        let at = match (self.tick, end) {
+            (Some(tick), Some(end)) => Some(tick.min(end)),
+            (tick, end) => tick.or(end),
+        };
+        async move {
+            match at {
+                Some(at) => tokio::time::sleep_until(at).await,
+                None => std::future::pending().await,
+            }
+        }
+    }
+
+    async fn on_time(&mut self) {
+        let now = tokio::time::Instant::now();
+        match self.stage {
+            Stage::Lingering(end) if now >= end => self.close(),
+            Stage::Draining(end) if now >= end => self.out.clear(),
+            _ => {}
+        }
+        if self.tick.is_some_and(|tick| now >= tick) {
+            self.tick = None;
+            self.expire(Instant::now()).await;
+        }
+    }
+
+    /// Answers calls whose tool's deadline has passed.
+    async fn expire(&mut self, now: Instant) {
+        let late: Vec<(CallNumber, usize)> = self
+            .core
+            .open_calls()
+            .filter(|(_, tool, since)| {
+                self.tools[*tool].deadline().is_some_and(|limit| now.saturating_duration_since(*since) >= limit)
+            })
+            .map(|(call, tool, _)| (call, tool))
+            .collect();
+        for (call, tool) in late {
+            self.withdraw(call);
+            let fault = Fault::new(FaultCode::DeadlineExceeded, "the tool did not answer within its deadline.")
+                .operation(&*self.names[tool]);
+            self.settle(call, CallOutcome::Fault(Box::new(fault)), Settling::default()).await;
+        }
+    }
+
+    fn count(&self, finished: Finished, settling: Option<Settling>) {
+        let Some(tool) = finished.tool else {
+            self.telemetry.record(Record::Request { method: finished.method, result: finished.result });
+            return;
+        };
+        let settling = settling.unwrap_or_default();
+        let id = finished.request_id.as_ref().map_or("", |id| id.as_str());
+        self.telemetry.record(Record::ToolCall(Box::new(ToolCallRecord {
+            at: UnixMillis::now(),
+            session: self.number,
+            request_id: id.chars().take(64).collect(),
+            tool: Arc::clone(&self.names[tool]),
+            path_hint: settling.path_hint,
+            latency: finished.latency,
+            result: finished.result,
+            job: settling.job,
+            generation: settling.generation,
+            replays: settling.replays,
+        })));
+    }
+}
+
+/// Told when a connection is over.
+pub type Ended = oneshot::Sender<Result<SessionEnd, Fault>>;
