@@ -6,7 +6,7 @@ use rusqlite::params;
 
 use super::*;
 use crate::agents::AgentEvent;
-use crate::ids::{AgentSessionId, ChainId, HostId, InvocationId, RunToken};
+use crate::ids::{AgentSessionId, ChainId, HostId, InvocationId, RunToken, SessionNumber};
 use crate::jobs::{
     Billing, CancelReason, ConsultRequest, JobMode, JobOutcome, JobState, JournalEvent, NewJob, RunProcess,
 };
@@ -94,7 +94,7 @@ fn event(text: &str) -> (UnixMillis, JournalEvent) {
 fn an_accepted_job_reads_back_as_it_was_asked() {
     let mut store = memory();
     let mut job = keyed("/w", "  why\n\tnot?\u{7} ", "k");
-    job.invocation = Some(InvocationId { host: HostId::random(), sequence: 7 });
+    job.invocation = Some(InvocationId { host: HostId::random(), session: SessionNumber(1), call: 7 });
     job.request.max_budget_usd = Some(0.5);
     let Ok(Accept::Inserted(record)) = store.accept(&job, LIMITS) else { panic!("not inserted") };
     assert_eq!(store.job(job.id), Ok(record.clone()));
@@ -113,14 +113,14 @@ fn an_accepted_job_reads_back_as_it_was_asked() {
 fn the_same_invocation_is_the_same_job() {
     let mut store = memory();
     let mut job = new_job("/w", "p");
-    let invocation = InvocationId { host: HostId::random(), sequence: 1 };
+    let invocation = InvocationId { host: HostId::random(), session: SessionNumber(1), call: 1 };
     job.invocation = Some(invocation);
     assert_eq!(store.find_invocation(&invocation), Ok(None));
     let id = insert(&mut store, &job);
     job.id = JobId::random();
     assert!(matches!(store.accept(&job, LIMITS), Ok(Accept::Joined(record)) if record.id == id));
     assert_eq!(store.find_invocation(&invocation), Ok(Some(id)));
-    assert_eq!(store.find_invocation(&InvocationId { sequence: 2, ..invocation }), Ok(None));
+    assert_eq!(store.find_invocation(&InvocationId { call: 2, ..invocation }), Ok(None));
 }
 
 #[test]
