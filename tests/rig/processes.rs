@@ -11,6 +11,8 @@ pub(crate) struct Process {
     pub(crate) pid: Pid,
     /// Words separated by spaces.
     pub(crate) command: String,
+    /// Whether it leads a session of its own.
+    pub(crate) leads_session: bool,
 }
 
 fn holds(bytes: &[u8], part: &[u8]) -> bool {
@@ -31,13 +33,16 @@ pub(crate) fn marked(mark: &Path) -> Vec<Process> {
             let read = |name: &str| fs::read(entry.path().join(name)).unwrap_or_default();
             // Dead and not waited for yet is dead.
             let stat = String::from_utf8_lossy(&read("stat")).into_owned();
-            if stat.rsplit_once(')').is_none_or(|(_, rest)| rest.trim_start().starts_with('Z')) {
+            // After the name, which may hold anything: state, parent, group, session.
+            let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
+            if fields.first() == Some(&"Z") {
                 return None;
             }
             let command = read("cmdline");
             (holds(&command, mark) || holds(&read("environ"), mark)).then(|| Process {
                 pid,
                 command: String::from_utf8_lossy(&command).replace('\0', " "),
+                leads_session: fields.get(3) == Some(&pid.as_raw_nonzero().to_string().as_str()),
             })
         })
         .collect()
