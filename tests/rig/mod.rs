@@ -182,10 +182,16 @@ impl Rig {
 
     /// Starts a host nobody has greeted yet.
     pub(crate) fn host(&mut self) -> Client {
+        self.host_in(&self.work())
+    }
+
+    /// Starts a host in this directory.
+    pub(crate) fn host_in(&mut self, dir: &Path) -> Client {
         self.hosts += 1;
         let stderr = std::fs::File::create(self.path(&format!("host-{}.stderr", self.hosts))).expect("a file");
         let mut child = self
             .command(&["mcp", "serve"])
+            .current_dir(dir)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(stderr)
