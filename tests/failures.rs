@@ -5,7 +5,7 @@ mod rig;
 use phone_opus::agents::MAX_PROMPT_BYTES;
 use phone_opus::testkit::scripted_agent::{Script, Step};
 use rig::client::{Client, Reply};
-use rig::{Rig, until};
+use rig::Rig;
 use serde_json::{Value, json};
 
 /// The sentence of a fault: of a tool result or a protocol error.
@@ -202,13 +202,21 @@ async fn an_agent_that_fails_is_classified_with_its_last_words_and_the_session_l
     assert_eq!((reply.str("session_id"), reply.str("response")), (session, "so far"));
     assert!(reply.str("next").contains(session), "{}", reply.str("next"));
 
-    // It is ended before its first turn, not waited for.
-    let paid = Script { key_source: Some("ANTHROPIC_API_KEY".into()), steps: vec![Step::Hang], ..Script::default() };
-    let reply = fails(&rig, &mut host, "the wrong payer", paid, "billing_mismatch").await;
-    assert_eq!(reply["response"], Value::Null);
-    until("it was ended", async || rig.agents().is_empty().then_some(())).await;
-
     host.consult(&rig.answering("42")).await.expect_success();
+    rig.stop_and_check_invariants([host]).await;
+}
+
+#[tokio::test]
+async fn an_agent_that_another_account_would_pay_for_is_ended_as_soon_as_it_says_so() {
+    let mut rig = Rig::new();
+    let mut host = rig.serve().await;
+    let steps = vec![Step::Hang];
+    let script = Script { key_source: Some("ANTHROPIC_API_KEY".into()), steps, ..Script::default() };
+    let reply = host.consult(&rig.prompt(script)).await.expect_fault("billing_mismatch");
+    assert_eq!((reply.str("status"), &reply["response"], &reply["cost_usd"]), ("failed", &Value::Null, &Value::Null));
+    assert!(reply.text().contains("PHONE_OPUS_BILLING"), "{}", reply.text());
+    assert_eq!(rig.agents().len(), 0);
+    host.ping().await;
     rig.stop_and_check_invariants([host]).await;
 }
 
