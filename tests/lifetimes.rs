@@ -109,7 +109,7 @@ async fn a_disconnect_cancels_the_synchronous_consult_and_the_host_ends_in_order
     rig.wait_for_sign("begun").await;
     let began = Instant::now();
     host.give_up_on(sent);
-    host.hang_up();
+    host.hang_up().await;
     assert!(host.exit().await.success());
     assert!(began.elapsed() < Duration::from_secs(15), "{:?}", began.elapsed());
     let job = rig.only_job_over().await;
@@ -142,7 +142,7 @@ async fn a_background_job_survives_its_host_and_the_next_one_reads_its_answer() 
     let prompt = rig.doing(vec![Step::Touch(rig.sign("begun")), Step::WaitForFile(rig.sign("go"))]);
     let job = host.consult_in_background(&prompt).await;
     rig.wait_for_sign("begun").await;
-    host.hang_up();
+    host.hang_up().await;
     assert!(host.exit().await.success());
     assert_eq!((rig.runners().len(), rig.agents().len()), (1, 1));
     let mut next = rig.serve().await;

@@ -239,8 +239,11 @@ impl Client {
     }
 
     /// Ends the input.
-    pub(crate) fn hang_up(&mut self) {
-        self.input = None;
+    pub(crate) async fn hang_up(&mut self) {
+        if let Some(mut input) = self.input.take() {
+            // Whoever is gone needs no end of input.
+            let _ = input.shutdown().await;
+        }
     }
 
     /// Waits until the host says nothing more.

@@ -16,11 +16,13 @@ use std::path::{Path, PathBuf};
 use std::process::{Output, Stdio};
 use std::time::{Duration, Instant};
 
-use phone_opus::agents::Environment;
+use phone_opus::agents::{AgentRegistry, Environment};
+use phone_opus::config::Config;
 use phone_opus::ids::JobId;
 use phone_opus::jobs::{JobRecord, JobState};
 use phone_opus::state_dir::StateDir;
 use phone_opus::store::{JobFilter, StoreHandle};
+use phone_opus::system::{System, SystemBuilder};
 use phone_opus::testkit::scripted_agent::{self, Script, Step};
 use serde_json::Value;
 
@@ -209,6 +211,17 @@ impl Rig {
         client
     }
 
+    /// A system inside this process, with everything the program gives it.
+    pub(crate) fn system(&self) -> SystemBuilder {
+        System::builder()
+            .state_dir(self.state_dir())
+            .agents(AgentRegistry::standard(None, PROGRAM.into()))
+            .runner(PROGRAM)
+            .environment(self.environment())
+            .default_cwd(Some(self.work()))
+            .config(Config { wait: Some(Duration::from_secs(300)), ..Config::default() })
+    }
+
     // --- what was done -------------------------------------------------------------------------------------------
 
     /// The agent's runs in the order of their starts.
@@ -278,7 +291,7 @@ impl Rig {
     /// Ends the hosts in order and checks every law that can be seen from outside.
     pub(crate) async fn stop_and_check_invariants(self, clients: impl IntoIterator<Item = Client>) {
         for mut client in clients {
-            client.hang_up();
+            client.hang_up().await;
             if client.host.is_some() {
                 let status = client.exit().await;
                 assert!(status.success(), "the host ended with {status}");
@@ -364,6 +377,18 @@ impl Rig {
             assert!(!text.contains(KEY), "the key is in {place}");
         }
     }
+}
+
+/// A client of a system in this process, greeted.
+pub(crate) async fn connect(system: &System) -> Client {
+    let (ours, theirs) = tokio::io::duplex(64 * 1024);
+    let (input, output) = tokio::io::split(theirs);
+    let system = system.clone();
+    tokio::spawn(async move { system.serve(input, output).await });
+    let (output, input) = tokio::io::split(ours);
+    let mut client = Client::new(output, input);
+    client.handshake("2025-11-25").await;
+    client
 }
 
 /// What a failed test leaves behind is ended; a passed one leaves nothing.
