@@ -4,8 +4,8 @@ mod rig;
 
 use phone_opus::agents::MAX_PROMPT_BYTES;
 use phone_opus::testkit::scripted_agent::{Script, Step};
-use rig::client::{Client, Reply};
 use rig::Rig;
+use rig::client::{Client, Reply};
 use serde_json::{Value, json};
 
 /// The sentence of a fault: of a tool result or a protocol error.
@@ -82,7 +82,12 @@ async fn bad_arguments_of_the_readers_are_refused_by_name_too() {
         ("consult_job", json!({"job_id": unknown}), "unknown_job", &[unknown]),
         ("consult_cancel", json!({"job_id": unknown}), "unknown_job", &[unknown]),
         ("consult_cancel", json!({"job_id": 3, "force": true}), "invalid_input", &["2 problems", "`force`"]),
-        ("consult_jobs", json!({"limit": 0, "state": "done"}), "invalid_input", &["2 problems", "`limit`", "succeeded"]),
+        (
+            "consult_jobs",
+            json!({"limit": 0, "state": "done"}),
+            "invalid_input",
+            &["2 problems", "`limit`", "succeeded"],
+        ),
         ("consult_jobs", json!({"limit": 51}), "invalid_input", &["`limit` is 51", "from 1 to 50"]),
         ("health_snapshot", json!({"verbose": true}), "invalid_input", &["`verbose`"]),
     ] {

@@ -141,7 +141,9 @@ async fn a_background_job_is_acknowledged_at_once_and_read_with_one_blocking_cal
     rig.wait_for_sign("begun").await;
     // The prompt is on nobody's command line while it is being answered.
     assert_eq!(processes::on_a_command_line(rig.canary()), None);
-    assert!(!rig.runners().is_empty() && !rig.agents().is_empty());
+    if cfg!(target_os = "linux") {
+        assert_eq!((rig.runners().len(), rig.agents().len()), (1, 1));
+    }
     let waiting = host.start("consult_job", json!({"job_id": job, "wait_s": 60})).await;
     host.ping().await;
     rig.give_sign("go");

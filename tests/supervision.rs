@@ -315,7 +315,10 @@ async fn a_client_that_does_not_read_stalls_itself_only_and_catches_up_when_it_d
         (before == last && last > 0).then_some(())
     })
     .await;
-    assert!(last < CALLS && !writing.is_finished(), "{last} calls of 64 KiB were taken from a client that reads nothing");
+    assert!(
+        last < CALLS && !writing.is_finished(),
+        "{last} calls of 64 KiB were taken from a client that reads nothing"
+    );
     other.consult(&rig.answering("42")).await.expect_success();
 
     let mut lines = BufReader::new(output).lines();
