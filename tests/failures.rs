@@ -262,3 +262,24 @@ async fn fifty_megabytes_of_output_are_read_to_the_answer_at_their_end() {
     host.ping().await;
     rig.stop_and_check_invariants([host]).await;
 }
+
+#[tokio::test]
+async fn a_store_that_cannot_be_opened_is_said_so_and_the_host_serves_what_it_can() {
+    let mut rig = Rig::new();
+    std::fs::write(rig.path("in-the-way"), "").expect("a file");
+    rig.set("PHONE_OPUS_STATE_DIR", rig.path("in-the-way").display().to_string());
+    let mut host = rig.serve().await;
+    for (tool, arguments) in [
+        ("consult", json!({"prompt": rig.answering("never")})),
+        ("consult_jobs", json!({})),
+        ("consult_job", json!({"job_id": "3f2504e0-4f89-41d3-9a0c-0305e82c3301"})),
+    ] {
+        let reply = host.call(tool, arguments).await.expect_fault("store_unavailable");
+        assert!(reply.text().contains("not a directory"), "{tool}: {}", reply.text());
+    }
+    let health = host.call("health_snapshot", json!({})).await;
+    assert_eq!((&health["ready"], &health["store"]["status"]), (&json!(false), &json!("unavailable")));
+    host.ping().await;
+    assert!(rig.runs().is_empty());
+    rig.stop_and_check_invariants([host]).await;
+}

@@ -6,6 +6,7 @@
 
 mod rig;
 
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use phone_opus::fault::FaultCode;
@@ -14,6 +15,7 @@ use phone_opus::testkit::scripted_agent::{Place, Script, Step};
 use rig::{Rig, until};
 use rustix::process::{Signal, kill_process};
 use serde_json::json;
+use tokio::io::AsyncWriteExt;
 
 fn fault(job: &JobRecord) -> Option<FaultCode> {
     job.outcome.as_ref().and_then(|outcome| outcome.fault.as_ref()).map(|fault| fault.code)
@@ -281,4 +283,28 @@ async fn a_consult_over_its_own_time_is_ended_with_what_it_had_said() {
     assert_eq!(reply["response"], "at work");
     assert_eq!(rig.agents().len(), 0);
     rig.stop_and_check_invariants([host]).await;
+}
+
+#[tokio::test]
+async fn a_client_that_reads_nothing_more_is_gone_even_when_its_input_stays_open() {
+    let rig = Rig::new().with("PHONE_OPUS_PROGRESS_S", "1").with("PHONE_OPUS_LOG", "off");
+    let mut host = rig.command(&["mcp", "serve"]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("a host");
+    let mut input = host.stdin.take().expect("stdin");
+    let arguments = json!({"prompt": rig.hanging("begun")});
+    let meta = json!({"progressToken": 1});
+    for line in [
+        json!({"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": {"protocolVersion": "2025-11-25"}}),
+        json!({"jsonrpc": "2.0", "id": 2, "method": "tools/call",
+               "params": {"name": "consult", "arguments": arguments, "_meta": meta}}),
+    ] {
+        input.write_all(format!("{line}\n").as_bytes()).await.expect("written");
+    }
+    rig.wait_for_sign("begun").await;
+    drop(host.stdout.take());
+    let status = tokio::time::timeout(rig::PATIENCE, host.wait()).await.expect("it ends").expect("waited");
+    assert!(status.success(), "{status}");
+    let job = rig.only_job_over().await;
+    assert_eq!((job.state, fault(&job)), (JobState::Cancelled, Some(FaultCode::CallerLost)));
+    drop(input);
+    rig.check_invariants().await;
 }

@@ -4,6 +4,7 @@ mod rig;
 
 use std::collections::BTreeSet;
 
+use phone_opus::agents::{MAX_PROMPT_BYTES, PROMPT_PREFIX};
 use phone_opus::testkit::scripted_agent::{Script, Step};
 use rig::client::{Reply, envelope};
 use rig::{Rig, processes, until};
@@ -382,4 +383,109 @@ async fn a_place_in_the_queue_is_told_and_a_waiting_job_can_be_cancelled() {
     }
     assert_eq!(rig.runs().len(), 1, "the waiting job was never run");
     rig.stop_and_check_invariants([host]).await;
+}
+
+#[tokio::test]
+async fn bytes_that_are_no_requests_are_answered_as_such_and_the_session_goes_on() {
+    let mut rig = Rig::new();
+    let mut host = rig.serve().await;
+    host.line("no JSON at all").await;
+    host.bytes(b"{\"jsonrpc\":\"2.0\",\"id\":\xff\xfe}\n").await;
+    host.line("").await;
+    host.line("7").await;
+    host.line("[{\"jsonrpc\":\"2.0\",\"id\":1,\"method\":\"ping\"}]").await;
+    // Longer than any line may be.
+    host.bytes(&[b'x'; 9 * 1024 * 1024]).await;
+    host.line("").await;
+    let codes = host.errors_without_id(5).await;
+    assert!(codes.iter().all(|code| [-32700, -32600].contains(code)), "{codes:?}");
+    host.ping().await;
+    // In pieces, with a carriage return.
+    for part in ["{\"jsonrpc\":\"2.0\",\"id\":\"a b\",", "\"method\":\"pi", "ng\"}\r", "\n"] {
+        host.bytes(part.as_bytes()).await;
+        tokio::task::yield_now().await;
+    }
+    host.consult(&rig.answering("42")).await.expect_success();
+    assert_eq!(host.answers_to("\"a b\"").len(), 1, "its id comes back as it was written");
+    rig.stop_and_check_invariants([host]).await;
+}
+
+#[tokio::test]
+async fn what_was_asked_before_the_end_of_the_input_is_answered() {
+    let mut rig = Rig::new();
+    let mut host = rig.serve().await;
+    let mut sent = Vec::new();
+    for _ in 0..50 {
+        sent.push(host.send("tools/list", json!({})).await);
+    }
+    sent.push(host.start("health_snapshot", json!({})).await);
+    host.hang_up().await;
+    for sent in sent {
+        assert!(host.answer(sent).await["result"].is_object());
+    }
+    rig.stop_and_check_invariants([host]).await;
+}
+
+#[tokio::test]
+async fn requests_from_a_file_are_answered_into_a_file() {
+    let rig = Rig::new();
+    let lines = [
+        json!({"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": {"protocolVersion": "2025-11-25"}}),
+        json!({"jsonrpc": "2.0", "id": 2, "method": "ping"}),
+    ];
+    // The last line has no end.
+    let text = lines.map(|line| line.to_string()).join("\n");
+    std::fs::write(rig.path("requests"), text).expect("written");
+    let status = rig
+        .command(&["mcp", "serve"])
+        .stdin(std::fs::File::open(rig.path("requests")).expect("opened"))
+        .stdout(std::fs::File::create(rig.path("answers")).expect("created"))
+        .stderr(std::process::Stdio::null())
+        .status();
+    assert!(tokio::time::timeout(rig::PATIENCE, status).await.expect("in time").expect("it runs").success());
+    let answers = std::fs::read_to_string(rig.path("answers")).expect("answers");
+    let ids: Vec<Value> =
+        answers.lines().map(|line| serde_json::from_str::<Value>(line).expect("a message")["id"].clone()).collect();
+    assert_eq!(ids, [json!(1), json!(2)]);
+    rig.stop_and_check_invariants([]).await;
+}
+
+#[tokio::test]
+async fn the_largest_prompt_reaches_the_agent_whole() {
+    let mut rig = Rig::new();
+    let mut host = rig.serve().await;
+    let mut prompt = rig.answering("read");
+    let head = prompt.len();
+    prompt.extend((head..MAX_PROMPT_BYTES).map(|n| char::from(b'a' + (n % 26) as u8)));
+    assert_eq!(host.consult(&prompt).await.expect_success()["response"], "read");
+    let bytes = rig.runs()[0].start["prompt_bytes"].as_u64();
+    assert_eq!(bytes, Some((PROMPT_PREFIX.len() + MAX_PROMPT_BYTES) as u64));
+    rig.stop_and_check_invariants([host]).await;
+}
+
+#[tokio::test]
+async fn a_prompt_that_looks_like_a_command_is_text() {
+    let mut rig = Rig::new();
+    let mut host = rig.serve().await;
+    for head in ["/clear", "@/etc/passwd", "--help", "\u{0} \u{1b}[31m", "\u{fffd}\u{202e}"] {
+        let prompt = format!("{head} {}", rig.answering("text"));
+        assert_eq!(host.consult(&prompt).await.expect_success()["response"], "text", "{head:?}");
+    }
+    for run in rig.runs() {
+        assert!(run.start["prompt_head"].as_str().is_some_and(|text| text.starts_with(&PROMPT_PREFIX[..20])));
+    }
+    rig.stop_and_check_invariants([host]).await;
+}
+
+#[tokio::test]
+async fn a_consult_inside_a_consult_is_counted_and_a_third_is_refused() {
+    let mut rig = Rig::new().with("PHONE_OPUS_DEPTH", "1");
+    let mut inner = rig.serve().await;
+    inner.consult(&rig.answering("42")).await.expect_success();
+    assert_eq!(rig.runs()[0].env("PHONE_OPUS_DEPTH"), Some("2"));
+    rig.set("PHONE_OPUS_DEPTH", "2");
+    let mut innermost = rig.serve().await;
+    innermost.consult(&rig.answering("never")).await.expect_fault("recursion_refused");
+    assert_eq!(rig.runs().len(), 1);
+    rig.stop_and_check_invariants([inner, innermost]).await;
 }

@@ -233,9 +233,32 @@ impl Client {
         self.inbox(|inbox| assert_eq!(inbox.answers.get(&sent.0.to_string()), None));
     }
 
+    /// Takes the answers to a request whose id the test chose itself, by its JSON text.
+    pub(crate) fn answers_to(&mut self, id: &str) -> Vec<Value> {
+        self.inbox.0.lock().unwrap_or_else(PoisonError::into_inner).answers.remove(id).unwrap_or_default()
+    }
+
     /// Notifications of this method so far.
     pub(crate) fn notifications(&self, method: &str) -> Vec<Value> {
         self.inbox(|inbox| inbox.notifications.iter().filter(|note| note["method"] == method).cloned().collect())
+    }
+
+    /// Writes bytes as they are.
+    pub(crate) async fn bytes(&mut self, bytes: &[u8]) {
+        let Some(input) = &mut self.input else { panic!("the client has hung up") };
+        let _ = input.write_all(bytes).await;
+        let _ = input.flush().await;
+    }
+
+    /// The codes of the errors that could not be tied to a request, once there are this many; they are taken.
+    pub(crate) async fn errors_without_id(&mut self, count: usize) -> Vec<i64> {
+        self.wait_for(&format!("{count} errors without an id"), |inbox| {
+            (inbox.answers.get("null").map_or(0, Vec::len) >= count).then_some(())
+        })
+        .await;
+        let mut inbox = self.inbox.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let errors = inbox.answers.remove("null").unwrap_or_default();
+        errors.iter().filter_map(|error| error["error"]["code"].as_i64()).collect()
     }
 
     /// Ends the input.
