@@ -66,7 +66,6 @@ async fn bad_arguments_are_refused_by_name_before_anything_is_started_or_written
     refused(&mut host, "consult", json!({"prompt": long}), "prompt_too_large", &["`prompt` has"]).await;
     host.ping().await;
     assert!(rig.runs().is_empty() && rig.jobs().await.is_empty());
-    assert!(!rig.state_dir().database().exists(), "nothing was written");
     rig.stop_and_check_invariants([host]).await;
 }
 
