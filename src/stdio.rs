@@ -5,6 +5,7 @@
 //! wait call by call; anything else, a file or a terminal, gets a thread.
 
 use std::io;
+use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -131,32 +132,44 @@ impl Input {
     }
 }
 
+/// Reads what is there into the unfilled part of `buf`, without clearing it first: that would cost more than the read.
+#[expect(unsafe_code, reason = "a buffer of 64 KiB is not to be zeroed for a message of 100 bytes")]
+fn poll_fd(
+    fd: &AsyncFd<OwnedFd>,
+    cx: &mut Context<'_>,
+    buf: &mut ReadBuf<'_>,
+    read: impl Fn(&OwnedFd, &mut [MaybeUninit<u8>]) -> rustix::io::Result<usize>,
+) -> Poll<io::Result<()>> {
+    loop {
+        let mut ready = ready!(fd.poll_read_ready(cx))?;
+        // SAFETY: nothing is read from the slice, and `read` writes initialised bytes only.
+        let space = unsafe { buf.unfilled_mut() };
+        let room = space.len();
+        match read(fd.get_ref(), space) {
+            Ok(count) => {
+                // A short read has emptied the pipe; the next bytes will say so, and no empty read is needed to see it.
+                if count > 0 && count < room {
+                    ready.clear_ready();
+                }
+                // SAFETY: the system call has filled this many bytes from the start of the slice.
+                unsafe { buf.assume_init(count) };
+                buf.advance(count);
+                return Poll::Ready(Ok(()));
+            }
+            Err(rustix::io::Errno::INTR) => {}
+            Err(rustix::io::Errno::AGAIN) => ready.clear_ready(),
+            Err(error) => return Poll::Ready(Err(error.into())),
+        }
+    }
+}
+
 impl AsyncRead for Input {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let read = |fd: &AsyncFd<OwnedFd>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>, socket: bool| loop {
-            let mut ready = ready!(fd.poll_read_ready(cx))?;
-            let space = buf.initialize_unfilled();
-            let attempt = ready.try_io(|fd| {
-                let count = if socket {
-                    rustix::net::recv(fd.get_ref(), &mut *space, RecvFlags::DONTWAIT)?.0
-                } else {
-                    rustix::io::read(fd.get_ref(), &mut *space)?
-                };
-                Ok(count)
-            });
-            match attempt {
-                Ok(Ok(count)) => {
-                    buf.advance(count);
-                    return Poll::Ready(Ok(()));
-                }
-                Ok(Err(error)) if error.kind() == io::ErrorKind::Interrupted => {}
-                Ok(Err(error)) => return Poll::Ready(Err(error)),
-                Err(_would_block) => {}
-            }
-        };
         match self.get_mut() {
-            Self::Pipe(fd) => read(fd, cx, buf, false),
-            Self::Socket(fd) => read(fd, cx, buf, true),
+            Self::Pipe(fd) => poll_fd(fd, cx, buf, |fd, space| rustix::io::read(fd, space).map(|(read, _)| read.len())),
+            Self::Socket(fd) => poll_fd(fd, cx, buf, |fd, space| {
+                rustix::net::recv(fd, space, RecvFlags::DONTWAIT).map(|((read, _), _)| read.len())
+            }),
             Self::Thread { chunks, rest } => {
                 if rest.is_empty() {
                     match ready!(chunks.poll_recv(cx)) {

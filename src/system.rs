@@ -157,7 +157,7 @@ impl SystemBuilder {
     /// Not safe: a dropped future may leave a started tree behind that nobody stops.
     pub async fn start(self) -> Result<System, Fault> {
         let host = HostId::random();
-        let (telemetry, intake) = TelemetryHandle::new();
+        let telemetry = TelemetryHandle::new();
         let log = self.state_dir.as_ref().filter(|_| self.telemetry_log).map(StateDir::telemetry);
         let config = Arc::new(self.config);
         let environment = self.environment.clone();
@@ -206,7 +206,6 @@ impl SystemBuilder {
             store: store.clone(),
             jobs,
             telemetry: telemetry.clone(),
-            intake,
             log,
             sessions: Box::new(move |workers, jobs| {
                 let jobs = JobsHandle::new(jobs.clone(), assembly.store.clone());

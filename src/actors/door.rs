@@ -234,6 +234,8 @@ async fn write(mut sink: Sink, mut output: OutputEnd, session: &ActorRef<Session
         };
         // Once the session has let go, a client that does not read is not waited for.
         let written = tokio::select! {
+            // In order, so that a write that needs no waiting costs no look at the session.
+            biased;
             written = writing => written,
             () = abandoned(session) => return,
         };

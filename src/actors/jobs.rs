@@ -192,6 +192,10 @@ impl Actor for Jobs {
             }
             JobsMsg::Sweep => {
                 let (store, dir) = (state.arguments.store.clone(), state.arguments.dir.clone());
+                if !dir.database().exists() {
+                    // No job was ever accepted here, so an idle host leaves the disk alone.
+                    return Ok(());
+                }
                 let ours: HashSet<JobId> = state.attached.keys().copied().collect();
                 state.tasks.spawn(async move {
                     match sweep::sweep(&store, &dir, &ours).await {
@@ -323,10 +327,8 @@ impl JobsState {
         if let (Some(caller), Some(attached)) = (caller, self.attached.get_mut(&job)) {
             attached.callers.insert(caller);
         }
-        if withdrawn {
-            if let Some(caller) = caller {
-                self.withdrawn(caller);
-            }
+        if withdrawn && let Some(caller) = caller {
+            self.withdrawn(caller);
         }
         let _ = reply.send(Ok(Accepted { record, joined }));
     }

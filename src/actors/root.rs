@@ -6,11 +6,10 @@
 //! Start: telemetry, jobs, workers, sessions. The store's thread starts with its first verb and is closed last.
 
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::Duration;
 
 use ractor::{Actor, ActorProcessingErr, ActorRef, SpawnErr, SupervisionEvent};
-use tokio::sync::{Mutex, mpsc, watch};
+use tokio::sync::watch;
 
 use super::child::{Child, Stopped};
 use super::jobs::{Jobs, JobsArguments, JobsMsg};
@@ -21,7 +20,7 @@ use super::workers::{Workers, WorkersArguments, WorkersMsg};
 use crate::fault::{Fault, FaultCode};
 use crate::ids::HostId;
 use crate::store::StoreHandle;
-use crate::telemetry::{Intake, TelemetryHandle};
+use crate::telemetry::TelemetryHandle;
 
 /// Longest a child may take to start; each builds a struct.
 const START_LIMIT: Duration = Duration::from_secs(2);
@@ -48,8 +47,6 @@ pub struct RootArguments {
     pub jobs: JobsArguments,
     /// Who counts.
     pub telemetry: TelemetryHandle,
-    /// Where its records arrive.
-    pub intake: mpsc::Receiver<Intake>,
     /// Where they are written; `None` counts only.
     pub log: Option<PathBuf>,
     /// Makes what the sessions are started with, once the others are there.
@@ -114,8 +111,7 @@ impl Actor for Root {
 
     async fn pre_start(&self, me: ActorRef<Self::Msg>, a: Self::Arguments) -> Result<Self::State, ActorProcessingErr> {
         let cell = || me.get_cell();
-        let intake = Arc::new(Mutex::new(a.intake));
-        let telemetry = TelemetryArguments { intake, log: a.log };
+        let telemetry = TelemetryArguments { telemetry: a.telemetry.clone(), log: a.log };
         let telemetry = started(Telemetry::spawn_linked(None, Telemetry, telemetry, cell())).await?;
         let jobs = started(Jobs::spawn_linked(None, Jobs, a.jobs, cell())).await?;
         let workers = WorkersArguments {

@@ -2,33 +2,25 @@
 //!
 //! Nobody waits for it. Its crash costs the counters (they start at zero) and the batch it held.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use ractor::{Actor, ActorProcessingErr, ActorRef};
-use tokio::sync::{Mutex, mpsc};
 use tokio::task::JoinSet;
 
 use crate::telemetry::counters::Counters;
 use crate::telemetry::log::{Entry, LogWriter};
-use crate::telemetry::{Intake, Record};
+use crate::telemetry::{Record, TelemetryHandle};
 
-/// Records per write; with the age below it keeps the disk's thread asleep under load and the file fresh at rest.
-const BATCH: usize = 512;
-
-/// Longest a record waits to be written.
+/// Longest a record waits to be counted and written. It keeps this task and the disk's thread asleep between batches.
 const AGE: Duration = Duration::from_millis(250);
-
-/// The intake's reading end; it outlives the actor, so that a restarted one goes on where the old one stopped.
-pub type IntakeEnd = Arc<Mutex<mpsc::Receiver<Intake>>>;
 
 /// The telemetry actor.
 pub struct Telemetry;
 
 /// What it is started with.
 pub struct TelemetryArguments {
-    /// Where records come from.
-    pub intake: IntakeEnd,
+    /// Where records come from; it outlives the actor.
+    pub telemetry: TelemetryHandle,
     /// The file they go to; `None` counts only.
     pub log: Option<std::path::PathBuf>,
 }
@@ -100,69 +92,57 @@ impl Drop for Guard {
 }
 
 async fn run(arguments: TelemetryArguments, mut stopped: tokio::sync::oneshot::Receiver<()>) {
-    let mut intake = arguments.intake.lock().await;
-    let mut log = arguments.log.map(LogWriter::new);
+    let TelemetryArguments { telemetry, log } = arguments;
+    let mut log = log.map(LogWriter::new);
     let mut counters = Counters::default();
-    let mut taken = Vec::with_capacity(64);
-    let mut batch: Vec<Entry> = Vec::new();
-    let mut oldest: Option<tokio::time::Instant> = None;
-    loop {
-        let flush_at = oldest.map(|since| since + AGE);
+    let mut stopping = false;
+    while !stopping {
         tokio::select! {
-            count = intake.recv_many(&mut taken, 64) => if count == 0 { break },
-            () = wait_until(flush_at) => {}
-            _ = &mut stopped => {
-                while let Ok(item) = intake.try_recv() {
-                    taken.push(item);
+            () = telemetry.woken() => {}
+            _ = &mut stopped => stopping = true,
+        }
+        if !stopping {
+            // The batch grows while we sleep; who asks, and a full batch, need not wait for it.
+            let ripe = tokio::time::sleep(AGE);
+            tokio::pin!(ripe);
+            while !telemetry.is_urgent() {
+                tokio::select! {
+                    () = &mut ripe => break,
+                    () = telemetry.woken() => {}
+                    _ = &mut stopped => {
+                        stopping = true;
+                        break;
+                    }
                 }
-                take(&mut taken, &mut counters, log.as_ref(), &mut batch);
-                break;
             }
         }
-        take(&mut taken, &mut counters, log.as_ref(), &mut batch);
-        if batch.is_empty() {
-            continue;
+        let taken = telemetry.take();
+        let batch = count(taken.records, &mut counters, log.is_some());
+        for question in taken.questions {
+            let mut snapshot = counters.snapshot();
+            snapshot.totals.dropped += log.as_ref().map_or(0, LogWriter::lost);
+            let _ = question.send(snapshot);
         }
-        let since = *oldest.get_or_insert_with(tokio::time::Instant::now);
-        if batch.len() >= BATCH || since.elapsed() >= AGE {
-            oldest = None;
-            if let Some(log) = &mut log {
-                log.write(std::mem::take(&mut batch));
-            }
-        }
-    }
-    if let Some(mut log) = log {
-        if !batch.is_empty() {
+        if let Some(log) = log.as_mut().filter(|_| !batch.is_empty()) {
             log.write(batch);
         }
+    }
+    if let Some(log) = log {
         // The last batch is small; the thread has written it in well under the actor's stop limit.
         let _ = tokio::task::spawn_blocking(move || log.close()).await;
     }
 }
 
-fn take(taken: &mut Vec<Intake>, counters: &mut Counters, log: Option<&LogWriter>, batch: &mut Vec<Entry>) {
-    for item in taken.drain(..) {
-        match item {
-            Intake::Record(record) => {
-                counters.count(&record);
-                let hot = matches!(record, Record::ToolCall(_)).then(|| counters.hot_paths()).flatten();
-                if log.is_some() && !matches!(record, Record::Request { .. }) {
-                    batch.push(Entry::Record(record));
-                    batch.extend(hot.map(Entry::HotPaths));
-                }
-            }
-            Intake::Snapshot(reply) => {
-                let mut snapshot = counters.snapshot();
-                snapshot.totals.dropped += log.map_or(0, LogWriter::lost);
-                let _ = reply.send(snapshot);
-            }
+/// Counts records; those that go to the log come back.
+fn count(records: Vec<Record>, counters: &mut Counters, logged: bool) -> Vec<Entry> {
+    let mut batch = Vec::new();
+    for record in records {
+        counters.count(&record);
+        let hot = matches!(record, Record::ToolCall(_)).then(|| counters.hot_paths()).flatten();
+        if logged && !matches!(record, Record::Request { .. }) {
+            batch.push(Entry::Record(record));
+            batch.extend(hot.map(Entry::HotPaths));
         }
     }
-}
-
-async fn wait_until(at: Option<tokio::time::Instant>) {
-    match at {
-        Some(at) => tokio::time::sleep_until(at).await,
-        None => std::future::pending().await,
-    }
+    batch
 }

@@ -306,11 +306,11 @@ impl SessionCore {
     fn close_share(&mut self, number: u64, out: &mut BytesMut) {
         let Some(batch) = self.batches.get_mut(&number) else { return };
         batch.open -= 1;
-        if batch.open == 0 {
-            if let Some(batch) = self.batches.remove(&number).filter(|batch| !batch.parts.is_empty()) {
-                out.put_slice(&batch.parts);
-                out.put_slice(b"]\n");
-            }
+        if batch.open == 0
+            && let Some(batch) = self.batches.remove(&number).filter(|batch| !batch.parts.is_empty())
+        {
+            out.put_slice(&batch.parts);
+            out.put_slice(b"]\n");
         }
     }
 
@@ -370,7 +370,7 @@ impl SessionCore {
         let label = label(method);
         self.answered = true;
         let answer = if self.by_id.contains_key(&id) {
-            Err(Refusal::from(Fault::new(FaultCode::InvalidRequest, "a request with this id is still in flight.")))
+            Err(Fault::new(FaultCode::InvalidRequest, "a request with this id is still in flight.").into())
         } else {
             self.dispatch(&id, method, params, line, origin, out, effects)
         };
@@ -401,7 +401,7 @@ impl SessionCore {
         origin: Origin,
         out: &mut BytesMut,
         effects: &mut Vec<Effect>,
-    ) -> Result<Dispatched, Refusal> {
+    ) -> Result<Dispatched, Box<Refusal>> {
         let shape = || Fault::new(FaultCode::InvalidInput, "the member params must be an object.");
         let meta = match params.filter(|_| method != "tools/call") {
             // Shape first; `tools/call` reads all of its members in one pass of its own.
@@ -445,7 +445,7 @@ impl SessionCore {
         Ok(Dispatched::Answered)
     }
 
-    fn initialize(&mut self, id: &IdToken, params: &str, out: &mut BytesMut) -> Result<Dispatched, Refusal> {
+    fn initialize(&mut self, id: &IdToken, params: &str, out: &mut BytesMut) -> Result<Dispatched, Box<Refusal>> {
         let [wanted, client] = envelope::object(params, ["protocolVersion", "clientInfo"])
             .map_err(|_| Fault::new(FaultCode::InvalidInput, "the member params must be an object."))?;
         let Some(wanted) = wanted.and_then(envelope::string) else {
@@ -465,7 +465,7 @@ impl SessionCore {
     }
 
     /// The version a request is served in: its envelope's, else the handshake's.
-    fn version_of(&self, meta: &Meta<'_>) -> Result<(Version, ClientInfo), Refusal> {
+    fn version_of(&self, meta: &Meta<'_>) -> Result<(Version, ClientInfo), Box<Refusal>> {
         if meta.enveloped() {
             let version = meta.version.and_then(envelope::string);
             if let Some(version) = version.as_deref().filter(|version| *version != Version::MODERN.as_str()) {
@@ -478,7 +478,7 @@ impl SessionCore {
                         Version::MODERN.as_str()
                     ),
                 );
-                return Err(Refusal { fault, data: Some(data) });
+                return Err(Box::new(Refusal { fault, data: Some(data) }));
             }
             let mut missing = Vec::new();
             if version.is_none() {
@@ -513,7 +513,7 @@ impl SessionCore {
         line: &Bytes,
         origin: Origin,
         effects: &mut Vec<Effect>,
-    ) -> Result<Dispatched, Refusal> {
+    ) -> Result<Dispatched, Box<Refusal>> {
         let meta = Meta::read(meta)?;
         let (version, client) = self.version_of(&meta)?;
         let Some(name) = name.and_then(envelope::string) else {
@@ -697,9 +697,9 @@ struct Refusal {
     data: Option<serde_json::Value>,
 }
 
-impl From<Fault> for Refusal {
+impl From<Fault> for Box<Refusal> {
     fn from(fault: Fault) -> Self {
-        Self { fault, data: None }
+        Self::new(Refusal { fault, data: None })
     }
 }
 
@@ -712,7 +712,7 @@ struct Meta<'a> {
 }
 
 impl<'a> Meta<'a> {
-    fn read(json: Option<&'a str>) -> Result<Self, Fault> {
+    fn read(json: Option<&'a str>) -> Result<Self, Box<Refusal>> {
         let Some(json) = json.filter(|json| *json != "null") else {
             return Ok(Self { progress: None, version: None, capabilities: None, client: None });
         };

@@ -282,19 +282,19 @@ impl Runner {
             if self.core.tick(now).is_some() {
                 return Ok(None);
             }
-            if self.is_our_turn().await? {
-                if let Some(slot) = SlotLock::try_acquire_any(&self.options.dir, self.options.max_running)? {
-                    match self.store.start(self.options.job, UnixMillis::now()).await? {
-                        Start::Started => return Ok(Some(slot)),
-                        Start::SessionBusy { .. } => {}
-                        Start::Refused { current } => {
-                            let fault = Fault::new(
-                                FaultCode::IllegalTransition,
-                                format!("the job was {} when its turn came.", current.as_str()),
-                            );
-                            self.core.faulted(fault);
-                            return Ok(None);
-                        }
+            if self.is_our_turn().await?
+                && let Some(slot) = SlotLock::try_acquire_any(&self.options.dir, self.options.max_running)?
+            {
+                match self.store.start(self.options.job, UnixMillis::now()).await? {
+                    Start::Started => return Ok(Some(slot)),
+                    Start::SessionBusy { .. } => {}
+                    Start::Refused { current } => {
+                        let fault = Fault::new(
+                            FaultCode::IllegalTransition,
+                            format!("the job was {} when its turn came.", current.as_str()),
+                        );
+                        self.core.faulted(fault);
+                        return Ok(None);
                     }
                 }
             }
@@ -469,10 +469,10 @@ impl Runner {
                 _ = self.signals.look.recv() => looks.reset_immediately(),
             }
             for event in events.drain(..) {
-                if matches!(event, AgentEvent::Started { .. }) {
-                    if let Err(fault) = agent.check_start(&event, command.payment) {
-                        self.core.faulted(fault);
-                    }
+                if matches!(event, AgentEvent::Started { .. })
+                    && let Err(fault) = agent.check_start(&event, command.payment)
+                {
+                    self.core.faulted(fault);
                 }
                 summary.fold(&event);
                 self.journal.write(JournalEvent::Agent { event });

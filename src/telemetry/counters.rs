@@ -152,7 +152,7 @@ impl Counters {
     /// After each hundredth tool call: the directories asked about most, most first.
     #[must_use]
     pub fn hot_paths(&self) -> Option<Vec<(String, u64)>> {
-        if self.tool_calls == 0 || self.tool_calls % 100 != 0 || self.paths.is_empty() {
+        if self.tool_calls == 0 || !self.tool_calls.is_multiple_of(100) || self.paths.is_empty() {
             return None;
         }
         let mut paths: Vec<(String, u64)> = self.paths.iter().map(|(path, count)| (path.clone(), *count)).collect();

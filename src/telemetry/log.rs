@@ -166,10 +166,10 @@ impl LogWriter {
                 }
             }
         }
-        if let Some((batches, _)) = &self.thread {
-            if let Err(TrySendError::Full(batch) | TrySendError::Disconnected(batch)) = batches.try_send(batch) {
-                self.lost.fetch_add(batch.len() as u64, Ordering::Relaxed);
-            }
+        if let Some((batches, _)) = &self.thread
+            && let Err(TrySendError::Full(batch) | TrySendError::Disconnected(batch)) = batches.try_send(batch)
+        {
+            self.lost.fetch_add(batch.len() as u64, Ordering::Relaxed);
         }
     }
 

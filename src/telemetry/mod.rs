@@ -8,11 +8,11 @@
 pub mod counters;
 pub mod log;
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Notify, oneshot};
 
 use crate::fault::{Fault, FaultCode};
 use crate::ids::{Generation, JobId, SessionNumber, UnixMillis};
@@ -22,6 +22,9 @@ use crate::protocol::session::FinishedAs;
 /// Records the intake holds. About 100 bytes each; at the highest rate measured it is a few milliseconds of work.
 /// When it is full, records are dropped and counted.
 const INTAKE: usize = 16 * 1024;
+
+/// Records after which the reader is woken before its time; small beside the intake, large beside a wake-up's cost.
+const BATCH: usize = 512;
 
 /// One thing that happened.
 #[derive(Debug)]
@@ -80,53 +83,120 @@ pub struct ToolCallRecord {
     pub replays: u32,
 }
 
-/// What can be put into the intake.
-#[derive(Debug)]
-pub enum Intake {
-    /// Something happened.
-    Record(Record),
-    /// What was counted so far?
-    Snapshot(oneshot::Sender<counters::Snapshot>),
+/// The records on their way, and who is to be woken for them.
+#[derive(Debug, Default)]
+struct Intake {
+    waiting: Mutex<Waiting>,
+    /// The first record of a batch, and a batch that is full, wake the reader; those in between do not.
+    wake: Notify,
+    dropped: AtomicU64,
 }
 
-/// The sending half of the intake; cheap to clone.
-#[derive(Debug, Clone)]
+#[derive(Debug, Default)]
+struct Waiting {
+    records: Vec<Record>,
+    questions: Vec<oneshot::Sender<counters::Snapshot>>,
+}
+
+/// The recording half of the intake; cheap to clone.
+#[derive(Debug, Clone, Default)]
 pub struct TelemetryHandle {
-    intake: mpsc::Sender<Intake>,
-    dropped: Arc<AtomicU64>,
+    intake: Arc<Intake>,
+}
+
+/// What the reader took from the intake.
+#[derive(Debug, Default)]
+pub struct Taken {
+    /// Records, oldest first.
+    pub records: Vec<Record>,
+    /// Whoever wants to know what was counted, these records included.
+    pub questions: Vec<oneshot::Sender<counters::Snapshot>>,
 }
 
 impl TelemetryHandle {
-    /// An intake and the end its owner reads.
+    /// An empty intake.
     #[must_use]
-    pub fn new() -> (Self, mpsc::Receiver<Intake>) {
-        let (intake, records) = mpsc::channel(INTAKE);
-        (Self { intake, dropped: Arc::new(AtomicU64::new(0)) }, records)
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    fn waiting(&self) -> MutexGuard<'_, Waiting> {
+        // Nothing that can panic leaves it half changed.
+        self.intake.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Records something. Never waits; a record that finds no room is counted and forgotten.
     pub fn record(&self, record: Record) {
-        if self.intake.try_send(Intake::Record(record)).is_err() {
-            self.dropped.fetch_add(1, Ordering::Relaxed);
+        let mut waiting = self.waiting();
+        let count = waiting.records.len();
+        if count >= INTAKE {
+            self.intake.dropped.fetch_add(1, Ordering::Relaxed);
+            return;
+        }
+        waiting.records.push(record);
+        drop(waiting);
+        if count == 0 || count + 1 == BATCH {
+            self.intake.wake.notify_one();
         }
     }
 
     /// Records that found no room so far.
     #[must_use]
     pub fn dropped(&self) -> u64 {
-        self.dropped.load(Ordering::Relaxed)
+        self.intake.dropped.load(Ordering::Relaxed)
+    }
+
+    /// Takes what is there; the reader's side.
+    #[must_use]
+    pub fn take(&self) -> Taken {
+        let Waiting { records, questions } = std::mem::take(&mut *self.waiting());
+        Taken { records, questions }
+    }
+
+    /// Whether a reader should take now rather than let the batch grow.
+    #[must_use]
+    pub fn is_urgent(&self) -> bool {
+        let waiting = self.waiting();
+        waiting.records.len() >= BATCH || !waiting.questions.is_empty()
+    }
+
+    /// Waits until the first record of a batch is there, the batch is full, or somebody asks.
+    ///
+    /// # Cancel safety
+    ///
+    /// Safe.
+    pub async fn woken(&self) {
+        self.intake.wake.notified().await;
     }
 
     /// What was counted so far; `None` when telemetry is not there.
     ///
     /// # Cancel safety
     ///
-    /// Dropping the future asks for nothing.
+    /// Dropping the future leaves a question nobody hears the answer of.
     pub async fn snapshot(&self) -> Option<counters::Snapshot> {
         let (reply, answer) = oneshot::channel();
-        self.intake.send(Intake::Snapshot(reply)).await.ok()?;
+        self.waiting().questions.push(reply);
+        self.intake.wake.notify_one();
         let mut snapshot = answer.await.ok()?;
         snapshot.totals.dropped += self.dropped();
         Some(snapshot)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_intake_drops_and_counts() {
+        let telemetry = TelemetryHandle::new();
+        for _ in 0..INTAKE + 7 {
+            telemetry.record(Record::WorkerRestart { generation: Generation(2) });
+        }
+        assert_eq!(telemetry.dropped(), 7);
+        assert_eq!(telemetry.take().records.len(), INTAKE);
+        telemetry.record(Record::WorkerRestart { generation: Generation(3) });
+        assert_eq!((telemetry.take().records.len(), telemetry.dropped()), (1, 7));
     }
 }

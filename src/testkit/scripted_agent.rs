@@ -12,7 +12,7 @@
 //! steps in order, gives one result unless a step said otherwise, and exits. With `log`, it appends one JSON line when
 //! it starts and one when it ends by itself.
 //!
-//! Invariants: (1) it does nothing the script does not say; (2) it never outlives [`LIFETIME`], whatever the script
+//! Invariants: (1) it does nothing the script does not say; (2) it never outlives ten minutes, whatever the script
 //! says; (3) options the real program refuses are refused in the same words.
 
 use std::ffi::{OsStr, OsString};

@@ -44,10 +44,10 @@ fn plain(property: &mut Value) {
     let Value::Object(property) = property else { return };
     property.remove("format");
     property.remove("minimum");
-    if let Some(Value::Array(types)) = property.get("type") {
-        if let Some(first) = types.iter().find(|kind| *kind != "null").cloned() {
-            property.insert("type".to_owned(), first);
-        }
+    if let Some(Value::Array(types)) = property.get("type")
+        && let Some(first) = types.iter().find(|kind| *kind != "null").cloned()
+    {
+        property.insert("type".to_owned(), first);
     }
 }
 

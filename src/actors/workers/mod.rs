@@ -219,10 +219,10 @@ impl Actor for Workers {
     ) -> Result<(), ActorProcessingErr> {
         // Only the reason is taken here. The event may hold the old state and may overtake the worker's last
         // messages; what happens next is decided when its task has been joined.
-        if let SupervisionEvent::ActorFailed(cell, error) = &event {
-            if state.worker.as_ref().is_some_and(|worker| worker.id() == cell.get_id()) {
-                state.reason = Some(error.to_string());
-            }
+        if let SupervisionEvent::ActorFailed(cell, error) = &event
+            && state.worker.as_ref().is_some_and(|worker| worker.id() == cell.get_id())
+        {
+            state.reason = Some(error.to_string());
         }
         Ok(())
     }
@@ -312,10 +312,11 @@ impl WorkersState {
     fn dropped(&mut self, generation: Generation, key: CallKey) {
         // A dying worker drops its tokens too; one that lives on and lost one is broken, so it is ended. Either way
         // the call is decided about when that generation is gone.
-        if generation == self.slot.generation() && self.ledger.payload(key).is_some() {
-            if let Some(worker) = &self.worker {
-                worker.kill();
-            }
+        if generation == self.slot.generation()
+            && self.ledger.payload(key).is_some()
+            && let Some(worker) = &self.worker
+        {
+            worker.kill();
         }
     }
 
@@ -445,10 +446,10 @@ fn answer(answers: Vec<Owed>) {
     let mut target: Option<ActorRef<SessionMsg>> = None;
     for Owed { reply, outcome, generation, replays } in answers {
         let Some((session, call)) = reply.into_batch() else { continue };
-        if target.as_ref().is_some_and(|target| target.get_id() != session.get_id()) {
-            if let Some(target) = target.take() {
-                let _ = target.cast(SessionMsg::Settled(std::mem::take(&mut batch)));
-            }
+        if target.as_ref().is_some_and(|target| target.get_id() != session.get_id())
+            && let Some(target) = target.take()
+        {
+            let _ = target.cast(SessionMsg::Settled(std::mem::take(&mut batch)));
         }
         target.get_or_insert(session);
         batch.push(Answer { call, outcome, generation, replays });
