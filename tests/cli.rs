@@ -1,5 +1,7 @@
 //! The command line: the same engine, exit codes, and what it says when it is used wrongly.
 
+#![expect(clippy::expect_used, reason = "helpers of tests")]
+
 mod rig;
 
 use std::process::{Output, Stdio};
