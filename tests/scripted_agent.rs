@@ -1,15 +1,11 @@
 //! The scripted agent as a real process: signals, groups and what stays behind.
-//!
-//! This test has no harness, because the program under test must be this very file: it plays the agent when it is
-//! called by the agent's name, and runs the checks otherwise.
 
-#![expect(clippy::expect_used, clippy::print_stdout, reason = "a test, without the harness that makes it known as one")]
+#![expect(clippy::expect_used, reason = "helpers of tests")]
 
-use std::ffi::OsString;
-use std::io::{self, Read as _, Write as _};
+use std::io::{Read as _, Write as _};
 use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitCode, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use phone_opus::agents::{
@@ -20,34 +16,8 @@ use phone_opus::jobs::{Billing, ConsultRequest, JobState, RunExit};
 use phone_opus::testkit::scripted_agent::{self, Place, Script, Step};
 use rustix::process::{Pid, Signal, kill_process, kill_process_group, test_kill_process_group};
 
-fn main() -> ExitCode {
-    let mut args = std::env::args_os();
-    if args.next().is_some_and(|name| scripted_agent::is_called(&name)) {
-        let args: Vec<OsString> = args.collect();
-        let code = scripted_agent::main(&args, io::stdin(), io::stdout(), io::stderr());
-        return ExitCode::from(u8::try_from(code).unwrap_or(255));
-    }
-    let filter: Vec<String> = std::env::args().skip(1).filter(|arg| !arg.starts_with('-')).collect();
-    let checks: &[(&str, fn())] = &[
-        ("a_prepared_command_runs_to_its_verdict", a_prepared_command_runs_to_its_verdict),
-        ("it_dies_of_sigterm_by_default", it_dies_of_sigterm_by_default),
-        ("it_ignores_sigterm_when_told_and_dies_of_sigkill", it_ignores_sigterm_when_told_and_dies_of_sigkill),
-        ("it_kills_itself", it_kills_itself),
-        ("a_grandchild_of_its_group_outlives_it_and_is_reached", a_grandchild_of_its_group_outlives_it_and_is_reached),
-        ("a_grandchild_of_its_own_session_is_not_reached", a_grandchild_of_its_own_session_is_not_reached),
-        (
-            "it_waits_for_a_file_and_writes_more_than_a_pipe_holds",
-            it_waits_for_a_file_and_writes_more_than_a_pipe_holds,
-        ),
-    ];
-    for (name, check) in checks {
-        if filter.is_empty() || filter.iter().any(|word| name.contains(word.as_str())) {
-            check();
-            println!("test {name} ... ok");
-        }
-    }
-    ExitCode::SUCCESS
-}
+/// The program that plays the agent when it is called by the agent's name.
+const PROGRAM: &str = env!("CARGO_BIN_EXE_phone-opus");
 
 /// One run of the program in its own process group; ended with its group when it is dropped.
 struct Agent {
@@ -57,7 +27,7 @@ struct Agent {
 
 impl Agent {
     fn start(script: &Script) -> Self {
-        let mut child = Command::new(std::env::current_exe().expect("this program"))
+        let mut child = Command::new(PROGRAM)
             .arg0(scripted_agent::PROGRAM_NAME)
             .args(["-p", "--output-format", "stream-json", "--verbose"])
             .process_group(0)
@@ -129,10 +99,11 @@ fn scratch() -> (tempfile::TempDir, PathBuf) {
 }
 
 /// Probe, command line, environment, stdin, parser and table with a real process between them.
+#[test]
 fn a_prepared_command_runs_to_its_verdict() {
     let (dir, log) = scratch();
     let link = dir.path().join(scripted_agent::PROGRAM_NAME);
-    std::os::unix::fs::symlink(std::env::current_exe().expect("this program"), &link).expect("a link");
+    std::os::unix::fs::symlink(PROGRAM, &link).expect("a link");
     let environment = Environment::capture()
         .with("PHONE_OPUS_CLAUDE_BIN", &link)
         .with("ANTHROPIC_API_KEY", "key")
@@ -210,6 +181,7 @@ fn a_prepared_command_runs_to_its_verdict() {
     assert_eq!(env["PHONE_OPUS_RUN_TOKEN"], run.token.to_string());
 }
 
+#[test]
 fn it_dies_of_sigterm_by_default() {
     let (_dir, sign) = scratch();
     let mut agent = Agent::start(&Script { steps: vec![Step::Touch(sign.clone()), Step::Hang], ..Script::default() });
@@ -219,6 +191,7 @@ fn it_dies_of_sigterm_by_default() {
     agent.expect_nothing_left();
 }
 
+#[test]
 fn it_ignores_sigterm_when_told_and_dies_of_sigkill() {
     let (dir, sign) = scratch();
     let (go, after) = (dir.path().join("go"), dir.path().join("after"));
@@ -240,12 +213,14 @@ fn it_ignores_sigterm_when_told_and_dies_of_sigkill() {
     agent.expect_nothing_left();
 }
 
+#[test]
 fn it_kills_itself() {
     let mut agent = Agent::start(&Script { steps: vec![Step::KillSelf(9)], ..Script::default() });
     assert_eq!(agent.wait().signal(), Some(9));
     agent.expect_nothing_left();
 }
 
+#[test]
 fn a_grandchild_of_its_group_outlives_it_and_is_reached() {
     let mut agent = Agent::start(&Script { steps: vec![Step::Fork(Place::Group)], ..Script::default() });
     assert!(agent.wait().success());
@@ -255,6 +230,7 @@ fn a_grandchild_of_its_group_outlives_it_and_is_reached() {
     assert!(agent.stdout().contains("\"type\":\"result\""));
 }
 
+#[test]
 fn a_grandchild_of_its_own_session_is_not_reached() {
     let mut agent = Agent::start(&Script { steps: vec![Step::Fork(Place::Session)], ..Script::default() });
     assert!(agent.wait().success());
@@ -271,7 +247,7 @@ fn a_grandchild_of_its_own_session_is_not_reached() {
             let pid = process.file_name().to_str()?.to_owned();
             let ours = words.starts_with(scripted_agent::PROGRAM_NAME.as_bytes())
                 && words.ends_with(b"session\0")
-                && std::fs::read_link(process.path().join("exe")).ok()? == std::env::current_exe().ok()?;
+                && std::fs::read_link(process.path().join("exe")).ok()? == std::fs::canonicalize(PROGRAM).ok()?;
             (ours && fields.get(3) == Some(&pid.as_str())).then(|| pid.parse::<i32>().ok().and_then(Pid::from_raw))?
         })
     });
@@ -280,6 +256,7 @@ fn a_grandchild_of_its_own_session_is_not_reached() {
     until("the grandchild is gone", || (!group_lives(grandchild)).then_some(()));
 }
 
+#[test]
 fn it_waits_for_a_file_and_writes_more_than_a_pipe_holds() {
     let (_dir, sign) = scratch();
     let steps = vec![Step::WaitForFile(sign.clone()), Step::HugeOutput(1 << 20), Step::HugeLine(1 << 20)];

@@ -238,14 +238,18 @@ impl Actor for Jobs {
     }
 
     async fn post_stop(&self, _me: ActorRef<Self::Msg>, state: &mut Self::State) -> Result<(), ActorProcessingErr> {
-        // All at once: a synchronous job is asked to end, a background job is let go.
-        for attached in state.attached.values() {
+        // All at once: a synchronous job has lost its caller and ends, a background job is let go.
+        let mut asking = JoinSet::new();
+        for (job, attached) in &state.attached {
             if attached.mode == JobMode::Sync {
-                let _ = attached.consult.cast(ConsultMsg::Terminate);
+                let consult = attached.consult.actor().clone();
+                asking.spawn(end_for_lost_caller(state.arguments.store.clone(), consult, *job));
             }
         }
         let ending: Vec<Attached> = state.attached.drain().map(|(_, attached)| attached).collect();
         let until = tokio::time::Instant::now() + Duration::from_secs(2);
+        // What is not asked in time notices by its pipe that its host is gone.
+        let _ = tokio::time::timeout_at(until, async { while asking.join_next().await.is_some() {} }).await;
         for Attached { consult, mode, .. } in ending {
             if mode == JobMode::Sync {
                 let left = until.saturating_duration_since(tokio::time::Instant::now());
@@ -385,15 +389,18 @@ impl JobsState {
         for job in lost {
             let Some(attached) = self.attached.get(&job) else { continue };
             let (store, consult) = (self.arguments.store.clone(), attached.consult.actor().clone());
-            self.tasks.spawn(async move {
-                // The reason first, so that the runner finds it when it is asked to end.
-                if let Err(error) = store.request_cancel(job, CancelReason::CallerLost).await {
-                    tracing::warn!(%error, "the reason of a cancel was not recorded");
-                }
-                let _ = consult.cast(ConsultMsg::Terminate);
-            });
+            self.tasks.spawn(end_for_lost_caller(store, consult, job));
         }
     }
+}
+
+/// Asks for the end of a job nobody waits for any more.
+async fn end_for_lost_caller(store: StoreHandle, consult: ActorRef<ConsultMsg>, job: JobId) {
+    // The reason first, so that the runner finds it when it is asked to end.
+    if let Err(error) = store.request_cancel(job, CancelReason::CallerLost).await {
+        tracing::warn!(%error, "the reason of a cancel was not recorded");
+    }
+    let _ = consult.cast(ConsultMsg::Terminate);
 }
 
 /// Jobs, for tools, embedding programs and the command line. Cheap to clone.

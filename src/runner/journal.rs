@@ -14,6 +14,9 @@ use crate::store::StoreHandle;
 /// Entries per job: a long run has a few hundred; one that loops is cut off here.
 const MOST_ENTRIES: usize = 20_000;
 
+/// Bytes of texts per job, for an agent that writes without end. A long run has a tenth of it.
+const MOST_BYTES: usize = 8 * 1024 * 1024;
+
 /// Bytes of one entry's text.
 const MOST_TEXT: usize = 4 * 1024;
 
@@ -28,6 +31,8 @@ pub(super) struct Journal {
     entries: Option<mpsc::Sender<(UnixMillis, JournalEvent)>>,
     writer: JoinHandle<()>,
     written: usize,
+    bytes: usize,
+    ended: bool,
     lost: bool,
 }
 
@@ -43,17 +48,21 @@ impl Journal {
                 }
             }
         });
-        Self { entries: Some(entries), writer, written: 0, lost: false }
+        Self { entries: Some(entries), writer, written: 0, bytes: 0, ended: false, lost: false }
     }
 
     pub(super) fn write(&mut self, event: JournalEvent) {
         let Some(entries) = &self.entries else { return };
+        if self.ended {
+            return;
+        }
+        let mut event = shortened(event);
         self.written += 1;
-        let event = match self.written {
-            n if n < MOST_ENTRIES => shortened(event),
-            MOST_ENTRIES => JournalEvent::Truncated,
-            _ => return,
-        };
+        self.bytes += text_of(&event);
+        self.ended = self.written >= MOST_ENTRIES || self.bytes > MOST_BYTES;
+        if self.ended {
+            event = JournalEvent::Truncated;
+        }
         if entries.try_send((UnixMillis::now(), event)).is_err() && !self.lost {
             self.lost = true;
             tracing::warn!("the journal does not keep up; entries are left out");
@@ -64,6 +73,14 @@ impl Journal {
     pub(super) async fn finish(mut self) {
         self.entries = None;
         let _ = self.writer.await;
+    }
+}
+
+/// The bytes of an entry that have no bound of their own.
+fn text_of(event: &JournalEvent) -> usize {
+    match event {
+        JournalEvent::Agent { event: AgentEvent::Text { text } } => text.len(),
+        _ => 0,
     }
 }
 

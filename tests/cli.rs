@@ -1,0 +1,264 @@
+//! The command line: the same engine, exit codes, and what it says when it is used wrongly.
+
+#![expect(clippy::expect_used, reason = "helpers of tests")]
+
+mod rig;
+
+use std::process::{Output, Stdio};
+
+use phone_opus::testkit::scripted_agent::{Script, Step};
+use rig::{Rig, until};
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::{Value, json};
+use tokio::io::AsyncWriteExt;
+
+fn stdout(output: &Output) -> String {
+    String::from_utf8(output.stdout.clone()).expect("text")
+}
+
+fn stderr(output: &Output) -> String {
+    // What is logged is a line with a level; the rest is said to the user.
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+#[track_caller]
+fn code(output: &Output, code: i32) {
+    assert_eq!(output.status.code(), Some(code), "{}\n{}", stdout(output), stderr(output));
+}
+
+fn parsed(output: &Output) -> Value {
+    serde_json::from_str(&stdout(output)).expect("JSON and nothing else on stdout")
+}
+
+#[tokio::test]
+async fn a_consult_with_the_offline_agent_answers_from_the_directory_without_any_model() {
+    let mut rig = Rig::new();
+    rig.set("PHONE_OPUS_LOG", "warn");
+    rig.set("PHONE_OPUS_CLAUDE_BIN", "/no/such/claude");
+    std::fs::create_dir(rig.path("work/src")).expect("a directory");
+    std::fs::write(rig.path("work/src/kettle.rs"), "fn lid() {}\n\n/// Boils the water.\nfn boil_water() {}\n")
+        .expect("a file");
+    std::fs::write(rig.path("work/notes.md"), "nothing of interest\n").expect("a file");
+    let output = rig.run(&["consult", "--agent", "offline", "where is water boiled?"]).await;
+    code(&output, 0);
+    let answer = stdout(&output);
+    assert!(answer.contains("src/kettle.rs:") && answer.contains("boil_water"), "{answer}");
+    assert!(answer.to_lowercase().contains("no model"), "{answer}");
+    assert!(stderr(&output).contains("succeeded") && stderr(&output).contains("offline"), "{}", stderr(&output));
+    rig.stop_and_check_invariants([]).await;
+}
+
+#[tokio::test]
+async fn the_answer_alone_is_on_stdout_and_the_facts_are_on_stderr() {
+    let mut rig = Rig::new();
+    rig.set("PHONE_OPUS_LOG", "warn");
+    let prompt = rig.answering("forty-two");
+    let output = rig.run(&["consult", &prompt]).await;
+    code(&output, 0);
+    assert_eq!(stdout(&output), "forty-two\n");
+    assert!(stderr(&output).contains("session "), "{}", stderr(&output));
+
+    let mut child =
+        rig.command(&["consult", "--json", "-"]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("it runs");
+    child.stdin.take().expect("stdin").write_all(prompt.as_bytes()).await.expect("written");
+    let output = child.wait_with_output().await.expect("it ends");
+    code(&output, 0);
+    assert_eq!((&parsed(&output)["response"], &parsed(&output)["status"]), (&json!("forty-two"), &json!("succeeded")));
+    rig.stop_and_check_invariants([]).await;
+}
+
+#[tokio::test]
+async fn exit_codes_tell_failure_from_wrong_usage() {
+    let mut rig = Rig::new();
+    rig.set("PHONE_OPUS_LOG", "warn");
+    let failing = rig.prompt(Script {
+        no_result: true,
+        exit: Some(1),
+        steps: vec![Step::Stderr("Not logged in\n".into())],
+        ..Script::default()
+    });
+    let output = rig.run(&["consult", &failing]).await;
+    code(&output, 1);
+    assert_eq!(stdout(&output), "");
+    assert!(stderr(&output).contains("agent_not_logged_in"), "{}", stderr(&output));
+    for (arguments, said) in [
+        (&["consult", "  "][..], "`prompt` is blank"),
+        (&["consult", "--cwd", "/no/such", "x"], "`cwd` does not exist"),
+        (&["consult", "--agent", "cluade", "x"], "`agent`"),
+        (&["consult", "--session", "UPPER", "x"], "UUID"),
+        (&["consult", "--modle", "x", "x"], "--model"),
+        (&["jobs", "show", "no-uuid"], "UUID"),
+        (&["jobs", "list", "--state", "done"], "succeeded"),
+        (&["jbos"], "jobs"),
+        (&["mcp", "serve", "--billing", "free"], "api_key"),
+    ] {
+        let output = rig.run(arguments).await;
+        code(&output, 2);
+        assert!(stderr(&output).contains(said), "{arguments:?}: {}", stderr(&output));
+        assert_eq!(stdout(&output), "", "{arguments:?}");
+    }
+    let output = rig.run(&["jobs", "show", "3f2504e0-4f89-41d3-9a0c-0305e82c3301"]).await;
+    code(&output, 1);
+    assert_eq!(rig.runs().len(), 1);
+    rig.stop_and_check_invariants([]).await;
+}
+
+#[tokio::test]
+async fn an_interrupted_consult_takes_its_agent_along() {
+    let mut rig = Rig::new();
+    rig.set("PHONE_OPUS_LOG", "warn");
+    let prompt = rig.doing(vec![Step::IgnoreTerm, Step::Touch(rig.sign("begun")), Step::Hang]);
+    let child =
+        rig.command(&["consult", &prompt]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("it runs");
+    rig.wait_for_sign("begun").await;
+    let pid = child.id().and_then(|pid| Pid::from_raw(i32::try_from(pid).ok()?)).expect("a pid");
+    kill_process(pid, Signal::INT).expect("interrupted");
+    let output = child.wait_with_output().await.expect("it ends");
+    code(&output, 3);
+    assert_eq!(rig.only_job_over().await.state.as_str(), "cancelled");
+    rig.stop_and_check_invariants([]).await;
+}
+
+#[tokio::test]
+async fn jobs_are_listed_shown_and_cancelled() {
+    let mut rig = Rig::new();
+    rig.set("PHONE_OPUS_LOG", "warn");
+    let output = rig.run(&["jobs", "list"]).await;
+    code(&output, 0);
+    assert!(stdout(&output).contains("No jobs"), "{}", stdout(&output));
+
+    let prompt = rig.doing(vec![Step::WaitForFile(rig.sign("go"))]);
+    let output = rig.run(&["consult", "--background", "--json", &prompt]).await;
+    code(&output, 0);
+    let job = parsed(&output)["job_id"].as_str().expect("a job").to_owned();
+    // The command has ended and its job goes on.
+    until("the agent runs", async || (!rig.runs().is_empty()).then_some(())).await;
+    let output = rig.run(&["jobs", "show", "--json", &job]).await;
+    assert_eq!(parsed(&output)["status"], "running");
+    rig.give_sign("go");
+    let output = rig.run(&["jobs", "show", "--json", "--wait", "60", &job]).await;
+    code(&output, 0);
+    assert_eq!((&parsed(&output)["status"], &parsed(&output)["response"]), (&json!("succeeded"), &json!("done")));
+
+    let hanging = rig.hanging("begun");
+    let output = rig.run(&["consult", "--background", "--json", &hanging]).await;
+    let other = parsed(&output)["job_id"].as_str().expect("a job").to_owned();
+    rig.wait_for_sign("begun").await;
+    let output = rig.run(&["jobs", "cancel", &other]).await;
+    code(&output, 0);
+    assert!(stdout(&output).contains("cancelled"), "{}", stdout(&output));
+    let output = rig.run(&["jobs", "cancel", &job]).await;
+    code(&output, 0);
+    assert!(stdout(&output).contains("already succeeded"), "{}", stdout(&output));
+
+    let listed = parsed(&rig.run(&["jobs", "list", "--json"]).await);
+    let rows: Vec<(&Value, &Value)> =
+        listed.as_array().expect("rows").iter().map(|row| (&row["job_id"], &row["state"])).collect();
+    // The cancelled one first: nobody has read it.
+    assert_eq!(rows, [(&json!(other), &json!("cancelled")), (&json!(job), &json!("succeeded"))]);
+    let output = rig.run(&["jobs", "list", "--state", "succeeded"]).await;
+    assert!(stdout(&output).contains(&job) && !stdout(&output).contains(&other), "{}", stdout(&output));
+    rig.stop_and_check_invariants([]).await;
+}
+
+#[tokio::test]
+async fn the_doctor_says_what_is_there_and_fails_when_a_consult_cannot_work() {
+    let mut rig = Rig::new();
+    rig.set("PHONE_OPUS_LOG", "warn");
+    let output = rig.run(&["doctor", "--json"]).await;
+    code(&output, 0);
+    let report = parsed(&output);
+    let check = |report: &Value, name: &str| {
+        report["checks"].as_array().and_then(|all| all.iter().find(|check| check["check"] == name)).cloned()
+    };
+    assert_eq!(report["ok"], true);
+    for name in ["state", "store", "claude", "flags", "login", "billing", "limits", "offline"] {
+        assert!(check(&report, name).is_some(), "{name} in {report:#}");
+    }
+    assert!(check(&report, "claude").is_some_and(|check| check["data"]["version"].to_string().contains("2.1.329")));
+    assert_eq!(check(&report, "flags").map(|check| check["data"]["missing"].clone()), Some(json!([])));
+    assert!(!stdout(&output).contains(rig::KEY), "a key is never shown");
+    let output = rig.run(&["doctor"]).await;
+    code(&output, 0);
+    assert!(stdout(&output).contains("ok   state"), "{}", stdout(&output));
+
+    rig.set("PHONE_OPUS_CLAUDE_BIN", "/no/such/claude");
+    let output = rig.run(&["doctor", "--json"]).await;
+    code(&output, 1);
+    let claude = check(&parsed(&output), "claude").expect("a finding");
+    assert_eq!((&claude["ok"], &claude["data"]["fault"]["code"]), (&json!(false), &json!("agent_missing")));
+    rig.stop_and_check_invariants([]).await;
+}
+
+#[tokio::test]
+async fn version_and_help_are_on_stdout_and_help_shows_examples() {
+    let rig = Rig::new();
+    let output = rig.run(&["--version"]).await;
+    code(&output, 0);
+    assert_eq!(stdout(&output), format!("phone-opus {}\n", env!("CARGO_PKG_VERSION")));
+    for arguments in [&["--help"][..], &["consult", "--help"], &["mcp", "serve", "--help"]] {
+        let output = rig.run(arguments).await;
+        code(&output, 0);
+        let help = stdout(&output);
+        assert!(help.contains("Examples:") || help.contains("Add it to a client:"), "{arguments:?}: {help}");
+    }
+    rig.stop_and_check_invariants([]).await;
+}
+
+#[tokio::test]
+async fn a_wrong_configuration_stops_every_command_with_its_place_and_a_suggestion() {
+    let mut rig = Rig::new();
+    rig.set("PHONE_OPUS_LOG", "warn");
+    rig.set("XDG_CONFIG_HOME", rig.path("config").display().to_string());
+    std::fs::create_dir_all(rig.path("config/phone_opus")).expect("a directory");
+    let (user, project) = (rig.path("config/phone_opus/config.toml"), rig.path("work/.phone-opus.toml"));
+    let commands: [&[&str]; 3] = [&["mcp", "serve"], &["consult", "x"], &["doctor"]];
+    for (file, text, said) in [
+        (&user, "max_runing = 2\n", &["config.toml", "max_runing", "max_running"][..]),
+        (&user, "max_running = 0\n", &["config.toml", "max_running is 0", "1 to 64"]),
+        (&user, "max_running = \"two\"\n", &["config.toml", "max_running"]),
+        (&user, "billing = \n", &["config.toml", "line 1"]),
+        (&project, "claude_bin = \"/evil\"\n", &[".phone-opus.toml", "claude_bin", "PHONE_OPUS_CLAUDE_BIN"]),
+        (&project, "billing = \"api_key\"\n", &[".phone-opus.toml", "billing", "your own configuration"]),
+    ] {
+        if cfg!(not(target_os = "linux")) && *file == user {
+            continue;
+        }
+        std::fs::write(file, text).expect("written");
+        for arguments in commands {
+            let output = rig.run(arguments).await;
+            code(&output, 2);
+            for part in said {
+                assert!(stderr(&output).contains(part), "{text:?}: {part:?} is not in {}", stderr(&output));
+            }
+            assert_eq!(stdout(&output), "");
+        }
+        std::fs::remove_file(file).expect("removed");
+    }
+    rig.set("PHONE_OPUS_WAIT_S", "soon");
+    let output = rig.run(&["mcp", "serve"]).await;
+    code(&output, 2);
+    assert!(stderr(&output).contains("PHONE_OPUS_WAIT_S") && stderr(&output).contains("soon"), "{}", stderr(&output));
+    assert!(!rig.state_dir().root().exists(), "nothing was started");
+    rig.stop_and_check_invariants([]).await;
+}
+
+#[tokio::test]
+async fn a_state_directory_others_can_write_to_is_refused_and_said_so() {
+    use std::os::unix::fs::PermissionsExt;
+    let mut rig = Rig::new();
+    rig.set("PHONE_OPUS_LOG", "warn");
+    let open = rig.path("open");
+    std::fs::create_dir(&open).expect("a directory");
+    std::fs::set_permissions(&open, std::fs::Permissions::from_mode(0o777)).expect("opened");
+    let prompt = rig.answering("never");
+    let output = rig.run(&["consult", "--state-dir", open.to_str().expect("text"), &prompt]).await;
+    code(&output, 1);
+    assert!(
+        stderr(&output).contains("store_unavailable") && stderr(&output).contains("others can write"),
+        "{}",
+        stderr(&output)
+    );
+    assert!(rig.runs().is_empty());
+    rig.stop_and_check_invariants([]).await;
+}
