@@ -12,8 +12,8 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{oneshot, watch};
 
 use crate::actors::jobs::{JobsArguments, JobsHandle, JobsMsg};
-use crate::actors::session::{Gauges, Input, Sink};
 use crate::actors::root::{Down, Root, RootArguments, RootMsg, Started};
+use crate::actors::session::{Gauges, Input, Sink};
 use crate::actors::sessions::{SessionEnd, SessionsArguments, SessionsMsg};
 use crate::actors::workers::slot::RestartPolicy;
 use crate::agents::{Agent, AgentRegistry, Environment};

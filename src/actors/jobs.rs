@@ -323,8 +323,11 @@ impl JobsState {
                 cost_usd: None,
             });
         }
-        // A joined job that nobody runs (its host died between accepting and starting) is started by whoever asks.
-        if !record.state.is_terminal() && !self.attached.contains_key(&job) && !joined {
+        // A joined job that nobody runs (its host died between accepting and starting) is run by whoever asks for it.
+        let orphan = joined
+            && !self.attached.contains_key(&job)
+            && sweep::is_orphan(&self.arguments.dir, job, record.state, record.accepted_at);
+        if !joined || orphan {
             self.attach(me, &record).await;
         }
         if let (Some(caller), Some(attached)) = (caller, self.attached.get_mut(&job)) {

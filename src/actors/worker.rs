@@ -137,9 +137,7 @@ impl WorkerState {
         let task = self.tasks.spawn(async move {
             let told = match AssertUnwindSafe(work).catch_unwind().await {
                 Ok(result) => WorkerMsg::Finished(key, result),
-                Err(panic) => {
-                    WorkerMsg::Panicked { tool: tool.name().to_owned(), message: panic_text(panic.as_ref()) }
-                }
+                Err(panic) => WorkerMsg::Panicked { tool: tool.name().to_owned(), message: panic_text(panic.as_ref()) },
             };
             // A worker that is gone hears nothing; its supervisor knows already.
             let _ = me.cast(told);

@@ -20,6 +20,14 @@ use crate::store::{StoreHandle, Transition};
 /// How long an accepted job may be without a runner before somebody else may care: its host is starting one.
 const STARTING: Duration = Duration::from_secs(10);
 
+/// Whether a queued job has had its time to get a runner and has none: its host died in between.
+#[must_use]
+pub fn is_orphan(dir: &StateDir, job: JobId, state: JobState, accepted_at: UnixMillis) -> bool {
+    let fresh = UnixMillis::now().since(accepted_at) < u64::try_from(STARTING.as_millis()).unwrap_or(u64::MAX);
+    // A lock that cannot be looked at counts as held: waiting is safe.
+    state == JobState::Queued && !fresh && !JobLock::is_held(dir, job).unwrap_or(true)
+}
+
 /// Looks at every job that is not over, except `ours`. Returns background jobs that need a runner.
 ///
 /// # Errors
@@ -28,15 +36,12 @@ const STARTING: Duration = Duration::from_secs(10);
 pub async fn sweep(store: &StoreHandle, dir: &StateDir, ours: &HashSet<JobId>) -> Result<Vec<JobRecord>, Fault> {
     let mut orphans = Vec::new();
     for row in store.queue().await? {
-        let fresh = UnixMillis::now().since(row.accepted_at) < u64::try_from(STARTING.as_millis()).unwrap_or(u64::MAX);
-        let waiting = row.state == JobState::Queued;
-        if ours.contains(&row.job) || (waiting && fresh) {
+        let orphan = is_orphan(dir, row.job, row.state, row.accepted_at);
+        let lost = row.state == JobState::Running && !JobLock::is_held(dir, row.job).unwrap_or(true);
+        if ours.contains(&row.job) || !(orphan || lost) {
             continue;
         }
-        if JobLock::is_held(dir, row.job).unwrap_or(true) {
-            continue;
-        }
-        if waiting && row.mode == JobMode::Background {
+        if orphan && row.mode == JobMode::Background {
             orphans.push(store.job(row.job).await?);
             continue;
         }

@@ -280,6 +280,9 @@ async fn list_jobs(desk: &Desk, call: ToolCall) -> Result<ToolReply, Fault> {
     let state = args.choice("state", &states);
     let all = args.choice("scope", &[("workspace", false), ("all", true)]).unwrap_or(false);
     let cwd = args.string("cwd").map(PathBuf::from);
+    if cwd.as_ref().is_some_and(|dir| !dir.is_absolute() || !dir.is_dir()) {
+        args.problem("cwd", "is no such directory", "the absolute path of an existing directory");
+    }
     let shape = shape(&mut args, &desk.config);
     args.finish()?;
     let dir = cwd.or_else(|| desk.default_cwd.clone());

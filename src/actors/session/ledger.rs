@@ -246,7 +246,10 @@ mod tests {
                 Some(LedgerEffect::Send(_)) => {
                     assert_eq!(want, "send");
                     assert_eq!(ledger.waiting(), [key(1)]);
-                    assert_eq!(ledger.dispatch(key(1), G2).map(|(evidence, attempt, ())| (evidence, attempt)), Some((Some(evidence), 2)));
+                    assert_eq!(
+                        ledger.dispatch(key(1), G2).map(|(evidence, attempt, ())| (evidence, attempt)),
+                        Some((Some(evidence), 2))
+                    );
                 }
                 Some(LedgerEffect::Fail(_, fault)) => {
                     assert_eq!((want, fault.code), ("fail", FaultCode::OutcomeUnknown));

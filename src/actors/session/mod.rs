@@ -559,11 +559,7 @@ impl Loop {
     }
 
     fn progress(&self, call: &Call) -> ProgressSink {
-        if call.wants_progress {
-            ProgressSink::new(self.mailbox.clone(), call.number)
-        } else {
-            ProgressSink::closed()
-        }
+        if call.wants_progress { ProgressSink::new(self.mailbox.clone(), call.number) } else { ProgressSink::closed() }
     }
 
     async fn decided(&mut self, effect: LedgerEffect) {
@@ -571,8 +567,7 @@ impl Loop {
             LedgerEffect::Send(call) => self.send(&[call]),
             LedgerEffect::Probe(call) => {
                 let Some(payload) = self.ledger.payload(call) else { return };
-                let invocation = InvocationId { host: self.host, session: self.number, call: call.0 };
-                let probe = self.tools[payload.tool].probe(invocation);
+                let probe = self.tools[payload.tool].probe(self.invocation(call));
                 let mailbox = self.mailbox.clone();
                 self.tasks.spawn(async move {
                     let evidence = probe.await;
@@ -583,13 +578,19 @@ impl Loop {
         }
     }
 
-    /// Answers a worker call with a fault.
+    /// Answers a worker call with a fault. Its caller waits no longer, so a synchronous job it may have become ends too:
+    /// who asks again must not start a second agent beside the first.
     async fn fail(&mut self, call: CallNumber, fault: Box<Fault>) {
         if self.ledger.take(call).is_some() {
             self.gauges.in_flight.fetch_sub(1, Ordering::Relaxed);
+            let _ = self.jobs.cast(JobsMsg::Withdrawn(self.invocation(call)));
             let generation = fault.generation.unwrap_or_default();
             self.settle(call, CallOutcome::Fault(fault), Settling { generation, ..Settling::default() }).await;
         }
+    }
+
+    fn invocation(&self, call: CallNumber) -> InvocationId {
+        InvocationId { host: self.host, session: self.number, call: call.0 }
     }
 
     fn withdraw(&mut self, call: CallNumber) {
@@ -602,8 +603,7 @@ impl Loop {
                 let _ = worker.cast(WorkerMsg::Withdraw(CallKey { session: self.number, call }));
             }
             // After the worker was told, so that it asks for nothing on behalf of this call afterwards.
-            let invocation = InvocationId { host: self.host, session: self.number, call: call.0 };
-            let _ = self.jobs.cast(JobsMsg::Withdrawn(invocation));
+            let _ = self.jobs.cast(JobsMsg::Withdrawn(self.invocation(call)));
         }
     }
 
@@ -612,7 +612,7 @@ impl Loop {
         let tool = Arc::clone(&self.tools[call.tool]);
         let number = call.number;
         let tool_call = ToolCall {
-            invocation: InvocationId { host: self.host, session: self.number, call: number.0 },
+            invocation: self.invocation(number),
             generation: Generation::NONE,
             evidence: None,
             progress: self.progress(&call),
