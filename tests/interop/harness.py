@@ -5,6 +5,7 @@ Standard library only. Nothing here knows how phone-opus works inside; it sees w
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -118,6 +119,14 @@ class Scratch:
                 return alive
             time.sleep(0.02)
 
+    def end_all(self):
+        """Ends what a failed check left behind; only what was started with this scratch home."""
+        for pid in self.left(within=1):
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+
     def wide_files(self):
         """Files and folders of the state directory that others could read."""
         wide = []
@@ -168,6 +177,12 @@ class Mock:
         """The model requests from the `since`-th entry of the log on."""
         return [e for e in self.log()[since:] if e.get("method") == "POST" and "/v1/messages" in e.get("path", "")]
 
+    def script(self, steps):
+        """What it answers from now on when a prompt holds no script of its own, one step a request."""
+        data = json.dumps(steps).encode()
+        with urllib.request.urlopen(urllib.request.Request(self.url + "/__mock/script", data=data, method="PUT")):
+            pass
+
     def mark(self):
         return len(self.log())
 
@@ -177,7 +192,8 @@ class Mock:
 
 
 def scripted(text, steps):
-    return "%s @@mock %s @@" % (text, json.dumps(steps))
+    """A prompt with its script; without steps the server-wide script counts."""
+    return text if steps is None else "%s @@mock %s @@" % (text, json.dumps(steps))
 
 
 class Server:
@@ -284,11 +300,18 @@ class Table:
         self.rows.append((name, "-", str(detail)))
         print("     %-42s %s" % (name, detail), flush=True)
 
+    def skipped(self, name, why):
+        print("\n*** SKIPPED: %s: %s ***\n" % (name, why), file=sys.stderr, flush=True)
+        self.rows.append((name, "SKIPPED", why))
+
     def end(self):
-        """Prints the table; the exit code."""
+        """Prints the table; returns the exit code: 1 when a check failed, 77 when something was skipped."""
         print("\n## %s\n\n| check | result | detail |\n|---|---|---|" % self.title)
         for name, state, detail in self.rows:
             print("| %s | %s | %s |" % (name, state, detail.replace("\n", " ").replace("|", "\\|")[:160]))
         failed = sum(state == "FAIL" for _, state, _ in self.rows)
-        print("\n%d checks, %d failed" % (sum(state != "-" for _, state, _ in self.rows), failed), flush=True)
-        return 1 if failed else 0
+        print("\n%d checks, %d failed" % (sum(state in ("ok", "FAIL") for _, state, _ in self.rows), failed), flush=True)
+        skipped = [name for name, state, _ in self.rows if state == "SKIPPED"]
+        if skipped:
+            print("SKIPPED: " + ", ".join(skipped), flush=True)
+        return 1 if failed else 77 if skipped else 0

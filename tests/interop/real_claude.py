@@ -376,8 +376,7 @@ def main():
                 table.add(part.__name__ + " went through", False, repr(error))
             finally:
                 mock.stop()
-                for pid in scratch.left(within=1):
-                    os.kill(pid, 9)
+                scratch.end_all()
     return table.end()
 
 
