@@ -321,10 +321,10 @@ def bills(scratch, mock, table):
         json.dump(dict(settings, primaryApiKey=KEY), file)
     srv = server(scratch, PHONE_OPUS_CLAUDE_BIN=path)
     mark = mock.mark()
-    seen = srv.call("consult", prompt=scripted("who pays", {"text": "x", "delay": 3}))
-    fault = seen.get("fault") or {}
-    table.add("subscription, but a managed key would pay", fault.get("code") == "billing_mismatch",
-              "%s; model requests begun before it was ended: %d" % (fault.get("detail"), len(mock.requests(mark))))
+    codes = [(srv.call("consult", prompt=scripted("who pays", {"text": "x"})).get("fault") or {}).get("code") for _ in range(5)]
+    # It says who pays 40 ms before it asks its model; the server must have killed it by then.
+    table.add("subscription, but a managed key would pay", set(codes) == {"billing_mismatch"} and not mock.requests(mark),
+              "%s; model requests: %d of 5" % (codes[0], len(mock.requests(mark))))
     srv.close()
     with open(os.path.join(scratch.home, ".claude.json"), "w") as file:
         json.dump(settings, file)
