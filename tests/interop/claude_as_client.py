@@ -96,9 +96,14 @@ def checks(scratch, mock, table):
     prompts = [played_by({"answer": "answer " + mine[-3:], "steps": [{"touch": mine}, {"wait_for_file": other}]})
                for mine, other in ((one, two), (two, one))]
     both = {"tool_use": [call("consult", prompt=prompt)["tool_use"] for prompt in prompts]}
-    code, _, answers, _, took, _ = ran([both, done])
-    table.add("two consults in one turn run side by side", code == 0 and len(answers) == 2
-              and "answer one" in answers[0] and "answer two" in answers[1], "%.1f s" % took)
+    code, _, answers, bodies, took, _ = ran([both, done])
+    # The answers come in the order in which they were ready; each must be that of its own question.
+    blocks = [block for message in bodies[-1]["messages"] if isinstance(message["content"], list) for block in message["content"]]
+    asked = {block["id"]: block["input"]["prompt"] for block in blocks if block["type"] == "tool_use"}
+    paired = [(asked[block["tool_use_id"]], json.dumps(block["content"])) for block in blocks if block["type"] == "tool_result"]
+    good = len(paired) == 2 and all(("answer one" in question) == ("answer one" in answer) for question, answer in paired)
+    table.add("two consults in one turn run side by side", code == 0 and good and "answer" in answers[0] + answers[1],
+              "%.1f s" % took if good else answers)
     left("two consults")
 
     # In the background, read by a second run of the client.
