@@ -70,6 +70,13 @@ impl ClaudeCode {
     pub fn new(configured: Option<PathBuf>) -> Self {
         Self { configured }
     }
+
+    /// What of this environment a consult's Claude Code gets, ours aside. For whoever wants to ask the program something
+    /// and hear what a consult would.
+    #[must_use]
+    pub fn environment(environment: &Environment, billing: Billing) -> Environment {
+        environment::for_claude(environment, billing).env.into_iter().collect()
+    }
 }
 
 impl Agent for ClaudeCode {

@@ -238,8 +238,9 @@ fn denial(event: &Value) -> PermissionDenial {
     let target = ["file_path", "path", "notebook_path", "command", "url", "pattern"]
         .into_iter()
         .find_map(|key| input.and_then(|input| text(input, key)))
-        .or_else(|| text(event, "decision_reason"))
-        .or_else(|| text(event, "message"));
+        // The message names the file; the reason is the same for every file, and equal denials are counted once.
+        .or_else(|| text(event, "message"))
+        .or_else(|| text(event, "decision_reason"));
     PermissionDenial {
         tool: shortened(text(event, "tool_name").unwrap_or("?"), MAX_NAME_CHARS),
         target: target.map(|target| shortened(target, MAX_TARGET_CHARS)),
@@ -291,6 +292,21 @@ mod tests {
             Some(AgentEvent::Result { result }) => *result,
             other => panic!("no result but {other:?}"),
         }
+    }
+
+    #[test]
+    fn a_denial_names_what_was_refused_so_that_two_files_are_two_denials() {
+        // As Claude Code 2.1.329 writes it.
+        let line = |file: &str| {
+            format!(
+                r#"{{"type":"system","subtype":"permission_denied","tool_name":"Read","tool_use_id":"t","decision_reason_type":"other","decision_reason":"--restricted: path outside the working directory","message":"{file} is outside /w; --restricted confines the file tools to the working directory."}}"#
+            )
+        };
+        let mut summary = crate::agents::RunSummary::new();
+        events(&[&line("/a"), &line("/b"), &line("/a")]).iter().for_each(|event| summary.fold(event));
+        let targets: Vec<_> = summary.denials().iter().filter_map(|denial| denial.target.as_deref()).collect();
+        assert_eq!(targets.len(), 2, "{targets:?}");
+        assert!(targets[0].starts_with("/a is outside"), "{targets:?}");
     }
 
     #[test]

@@ -439,11 +439,8 @@ impl LocalProcess {
 
 impl Drop for LocalProcess {
     fn drop(&mut self) {
-        if !self.control.has_ended() {
-            self.control.shared.group.signal(Signal::KILL);
-            // The keeper stays to reap, to empty the group and to end the session.
-            self.control.ask(Stop::Kill);
-        }
+        // The keeper stays to reap, to empty the group and to end the session.
+        self.control.kill();
     }
 }
 
@@ -508,6 +505,20 @@ impl ProcessControl {
         let running = !self.has_ended();
         if running {
             self.ask(Stop::Asked);
+        }
+        running
+    }
+
+    /// Ends it without asking: KILL to the group at once, until the group is empty.
+    ///
+    /// For what must not do one thing more; a process that is asked may still finish what it had begun. Returns whether
+    /// there was anything to end.
+    pub fn kill(&self) -> bool {
+        let running = !self.has_ended();
+        if running {
+            // Here, not by the keeper's next turn: there may be milliseconds between.
+            self.shared.group.signal(Signal::KILL);
+            self.ask(Stop::Kill);
         }
         running
     }

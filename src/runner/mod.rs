@@ -473,6 +473,9 @@ impl Runner {
                     && let Err(fault) = agent.check_start(&event, command.payment)
                 {
                     self.core.faulted(fault);
+                    // Asked to stop, Claude Code still sends the request it was about to send, and somebody who was
+                    // not to pays for it: the request follows its introduction by 40 ms.
+                    control.kill();
                 }
                 summary.fold(&event);
                 self.journal.write(JournalEvent::Agent { event });

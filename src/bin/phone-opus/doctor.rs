@@ -3,7 +3,7 @@
 use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
-use phone_opus::agents::Environment;
+use phone_opus::agents::{ClaudeCode, Environment};
 use phone_opus::jobs::Billing;
 use phone_opus::store::StoreHandle;
 use serde_json::{Value, json};
@@ -148,14 +148,17 @@ fn claude(prepared: &Prepared) -> Vec<Finding> {
             }];
         }
     };
-    let version = ask(&program, &["--version"], &prepared.environment).map(|(_, text)| text.trim().to_owned());
+    let billing = prepared.config.billing;
+    // A key that consults withhold must not make it say that it is logged in.
+    let environment = ClaudeCode::environment(&prepared.environment, billing);
+    let version = ask(&program, &["--version"], &environment).map(|(_, text)| text.trim().to_owned());
     let mut findings = vec![Finding {
         name: "claude",
         good: if version.is_some() { Some(true) } else { wanted.then_some(false) },
         text: format!("{} ({})", program.display(), version.as_deref().unwrap_or("does not answer --version")),
         data: json!({"path": program, "version": version}),
     }];
-    let help = ask(&program, &["--help"], &prepared.environment).map(|(_, text)| text).unwrap_or_default();
+    let help = ask(&program, &["--help"], &environment).map(|(_, text)| text).unwrap_or_default();
     let missing: Vec<&str> = FLAGS.iter().copied().filter(|flag| !help.contains(flag)).collect();
     let text = if missing.is_empty() {
         "every option a consult uses is there".to_owned()
@@ -168,18 +171,34 @@ fn claude(prepared: &Prepared) -> Vec<Finding> {
         text,
         data: json!({"missing": missing}),
     });
-    let status = ask(&program, &["auth", "status"], &prepared.environment);
-    let logged_in = status
-        .as_ref()
-        .and_then(|(_, text)| serde_json::from_str::<Value>(text).ok())
-        .and_then(|status| status.get("loggedIn").and_then(Value::as_bool));
-    let (good, text) = match logged_in {
-        Some(true) => (Some(true), "logged in"),
-        Some(false) if prepared.config.billing == Billing::ApiKey => (None, "not logged in; billing is by API key"),
-        Some(false) => (wanted.then_some(false), "not logged in: run `claude` once and log in"),
-        None => (None, "the program does not say whether it is logged in"),
+    let status = ask(&program, &["auth", "status"], &environment);
+    let status = status.and_then(|(_, text)| serde_json::from_str::<Value>(&text).ok()).unwrap_or_default();
+    let logged_in = status.get("loggedIn").and_then(Value::as_bool);
+    let by = status.get("authMethod").and_then(Value::as_str);
+    let (good, text) = match (logged_in, billing, by) {
+        (Some(true), Billing::Subscription, Some("api_key")) => (
+            wanted.then_some(false),
+            "logged in with an API key of its own, but billing is `subscription`: log in with one, or set \
+             PHONE_OPUS_BILLING=api_key",
+        ),
+        (Some(true), Billing::ApiKey, Some("claude.ai")) => (
+            wanted.then_some(false),
+            "logged in with a subscription, but billing is `api_key`, and no key is in the environment",
+        ),
+        (Some(true), Billing::ApiKey, _) => (Some(true), "it has something to pay with"),
+        (Some(true), Billing::Subscription, _) => (Some(true), "logged in"),
+        (Some(false), Billing::ApiKey, _) => (None, "not logged in; billing is by API key"),
+        (Some(false), Billing::Subscription, _) => {
+            (wanted.then_some(false), "not logged in: run `claude` once and log in")
+        }
+        (None, ..) => (None, "the program does not say whether it is logged in"),
     };
-    findings.push(Finding { name: "login", good, text: text.to_owned(), data: json!({"logged_in": logged_in}) });
+    findings.push(Finding {
+        name: "login",
+        good,
+        text: text.to_owned(),
+        data: json!({"logged_in": logged_in, "by": by}),
+    });
     findings
 }
 

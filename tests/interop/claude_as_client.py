@@ -1,0 +1,181 @@
+#!/usr/bin/env python3
+"""The real Claude Code as an MCP client of phone-opus, against a stand-in model on loopback. See README.md."""
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+from harness import Mock, Scratch, Table, claude, mock_model, phone_opus, scripted, skip
+
+KEY = "sk-dummy-key-0451"
+
+
+CONSULT = ["mcp__phone-opus__" + name for name in ("consult", "consult_job", "consult_jobs", "consult_cancel", "health_snapshot")]
+
+
+def command(output, inner):
+    """Claude Code with phone-opus as its only server; `inner` is the server's own environment."""
+    servers = {"mcpServers": {"phone-opus": {
+        "command": phone_opus(), "args": ["mcp", "serve"], "env": inner or {}, "alwaysLoad": True}}}
+    return [claude(), "-p", "--output-format", output, "--verbose", "--strict-mcp-config", "--mcp-config",
+            json.dumps(servers), "--setting-sources", "", "--permission-mode", "dontAsk", "--allowedTools", ",".join(CONSULT)]
+
+
+def environment(scratch, mock):
+    return scratch.environment(
+        ANTHROPIC_BASE_URL=mock.url, ANTHROPIC_API_KEY=KEY, DISABLE_AUTOUPDATER="1",
+        CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC="1", CLAUDE_CODE_MAX_RETRIES="1")
+
+
+def ask(scratch, mock, steps, inner=None):
+    """One run of it against these steps. Returns (exit code, its events, the model requests, seconds).
+
+    The steps are the mock's own, not the prompt's: the script of an inner agent rides in a prompt and would end them."""
+    mock.script(steps)
+    mark = mock.mark()
+    began = time.monotonic()
+    done = subprocess.run(command("stream-json", inner), input="please", capture_output=True, text=True, timeout=120,
+                          cwd=scratch.work, env=environment(scratch, mock))
+    took = time.monotonic() - began
+    events = [json.loads(line) for line in done.stdout.splitlines()]
+    return done.returncode, events, [r["body"] for r in mock.requests(mark)], took
+
+
+def tool_results(body):
+    """What the model saw of its tool calls, newest last."""
+    seen = []
+    for message in body.get("messages", []):
+        for block in message["content"] if isinstance(message["content"], list) else []:
+            if block.get("type") == "tool_result":
+                content = block["content"]
+                seen.append(content if isinstance(content, str) else "\n".join(part.get("text", "") for part in content))
+    return seen
+
+
+def call(tool, **arguments):
+    return {"tool_use": {"name": "mcp__phone-opus__" + tool, "input": arguments}}
+
+
+def checks(scratch, mock, table):
+    with open(os.path.join(scratch.work, "notes.txt"), "w") as file:
+        file.write("The heron stands in the reeds.\n")
+    agent = scratch.path("phone-opus-scripted-agent")
+    os.symlink(os.path.realpath(phone_opus()), agent)
+
+    def left(name):
+        alive = scratch.left(within=4)
+        return table.add(name + ": nothing left", not alive, alive)
+
+    def played_by(script):
+        return "@@script %s @@" % json.dumps(script)
+
+    def ran(steps, **inner):
+        """One run: its exit code, its last word, what the model saw of its tools, the requests, the seconds, the start."""
+        code, events, bodies, took = ask(scratch, mock, steps, inner or {"PHONE_OPUS_CLAUDE_BIN": agent})
+        init = next(event for event in events if event.get("subtype") == "init")
+        result = next((event.get("result") for event in events if event.get("type") == "result"), None)
+        return code, result, tool_results(bodies[-1]) or [""], bodies, took, init
+
+    done = {"text": "Done."}
+    question = "Where does the heron stand?"
+    code, _, answers, bodies, took, init = ran([call("consult", agent="offline", prompt=question), done])
+    server = init["mcp_servers"][0]
+    table.add("server connected", server["name"] == "phone-opus" and server["status"] == "connected", server)
+    offered = [tool["name"] for tool in bodies[0]["tools"] if tool["name"].startswith("mcp__phone-opus__")]
+    table.add("tools offered to the model", len(offered) >= 5, ", ".join(name.split("__")[2] for name in offered))
+    told = json.dumps(bodies[0].get("system")) + json.dumps(bodies[0]["messages"])
+    table.add("instructions reach the model", "second opinion" in told)
+    table.add("consult (offline): answer seen by the model", code == 0 and len(answers) == 1 and "notes.txt" in answers[0],
+              "%.1f s; %d bytes: %s" % (took, len(answers[0]), answers[0][:80]))
+    left("consult (offline)")
+
+    # Each waits for what the other one makes, so both can end only if they run side by side.
+    one, two = scratch.path("one"), scratch.path("two")
+    prompts = [played_by({"answer": "answer " + mine[-3:], "steps": [{"touch": mine}, {"wait_for_file": other}]})
+               for mine, other in ((one, two), (two, one))]
+    both = {"tool_use": [call("consult", prompt=prompt)["tool_use"] for prompt in prompts]}
+    code, _, answers, bodies, took, _ = ran([both, done])
+    # The answers come in the order in which they were ready; each must be that of its own question.
+    blocks = [block for message in bodies[-1]["messages"] if isinstance(message["content"], list) for block in message["content"]]
+    asked = {block["id"]: block["input"]["prompt"] for block in blocks if block["type"] == "tool_use"}
+    paired = [(asked[block["tool_use_id"]], json.dumps(block["content"])) for block in blocks if block["type"] == "tool_result"]
+    good = len(paired) == 2 and all(("answer one" in question) == ("answer one" in answer) for question, answer in paired)
+    table.add("two consults in one turn run side by side", code == 0 and good and "answer" in answers[0] + answers[1],
+              "%.1f s" % took if good else answers)
+    left("two consults")
+
+    # In the background, read by a second run of the client.
+    code, _, answers, _, _, _ = ran([call("consult", prompt=played_by({"answer": "later"}), background=True), done])
+    handle = json.loads(answers[0]) if answers[0].startswith("{") else {}
+    table.add("background: the model gets a job and what to do", code == 0 and "job_id" in handle
+              and "consult_job" in (handle.get("next") or ""), handle.get("next") or answers[0][:160])
+    left("background")
+    _, _, answers, _, _, _ = ran([call("consult_job", job_id=handle.get("job_id", ""), wait_s=20), done])
+    table.add("background: read by another run of the client", "later" in answers[0], answers[0][:80])
+
+    # What the model is told of failures.
+    _, _, answers, _, _, _ = ran([call("consult", prompt=" ", bogus=True), done])
+    table.add("bad arguments: the model reads why", "bogus" in answers[0] and "blank" in answers[0], answers[0][:160])
+    limited = played_by({"answer": "x", "result": {"is_error": True, "api_error_status": 429}})
+    _, _, answers, _, _, _ = ran([call("consult", prompt=limited), done])
+    table.add("agent fails: the model reads why", "agent_rate_limited" in answers[0], answers[0][:160])
+
+    # A long answer is not moved into a file.
+    long = played_by({"answer": "w " * 40_000})
+    _, _, answers, _, _, _ = ran([call("consult", prompt=long), done],
+                                 PHONE_OPUS_CLAUDE_BIN=agent, PHONE_OPUS_RESPONSE_CHARS="150000")
+    table.add("answer of 80 KB stays in the conversation", answers[0].count("w ") >= 40_000, "%d characters" % len(answers[0]))
+
+    # Claude Code asks Claude Code.
+    nested = scripted("inner", {"text": "From the inner one."})
+    code, result, answers, bodies, took, _ = ran([call("consult", prompt=nested), done],
+                                                 PHONE_OPUS_CLAUDE_BIN=claude(), PHONE_OPUS_BILLING="api_key")
+    table.add("Claude Code asks Claude Code", code == 0 and result == "Done." and "From the inner one." in answers[0],
+              "%.1f s, %d model requests" % (took, len(bodies)))
+    left("nested")
+
+    for how in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
+        killed(scratch, mock, table, {"PHONE_OPUS_CLAUDE_BIN": agent}, how)
+
+
+def killed(scratch, mock, table, inner, how):
+    """The client is ended while it waits for a consult that never ends."""
+    mock.script([call("consult", prompt='@@script {"steps":["hang"]} @@'), {"text": "ok"}])
+    client = subprocess.Popen(
+        command("text", inner), stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        cwd=scratch.work, env=environment(scratch, mock))
+    client.stdin.write(b"please")
+    client.stdin.close()
+    end = time.monotonic() + 20
+    while time.monotonic() < end and not any("stream-json" in line for line in scratch.processes().values()):
+        time.sleep(0.02)
+    reached = time.monotonic() < end
+    began = time.monotonic()
+    client.send_signal(how)
+    code = client.wait(20)
+    alive = scratch.left(within=6)
+    table.add("client gets %s in a consult: nothing left" % how.name, reached and not alive,
+              "exit %s, all gone after %.1f s%s" % (code, time.monotonic() - began, "; left: %s" % alive if alive else ""))
+
+
+def main():
+    if not os.path.isdir("/proc/self"):
+        skip("no /proc here, so what is left of a run cannot be seen")
+    mock_model(), claude(), phone_opus()
+    table = Table("The real Claude Code as a client of phone-opus")
+    with Scratch() as scratch:
+        mock = Mock(scratch)
+        try:
+            checks(scratch, mock, table)
+        except (subprocess.TimeoutExpired, OSError, KeyError, IndexError, ValueError, StopIteration) as error:
+            table.add("went through", False, repr(error))
+        finally:
+            mock.stop()
+            scratch.end_all()
+    return table.end()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

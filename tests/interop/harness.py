@@ -1,0 +1,317 @@
+"""What the interop checks share: a plain MCP client over stdio, the stand-in model, process checks, a result table.
+
+Standard library only. Nothing here knows how phone-opus works inside; it sees what any client sees, and /proc.
+"""
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.request
+
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+# Longest any single step may take. The slowest real one, three refused tries, takes four seconds.
+STEP_S = 60
+
+
+def skip(why):
+    """Ends the script as skipped: exit code 77, and loudly, so that nobody takes it for a pass."""
+    print("\n*** SKIPPED: %s ***\n" % why, file=sys.stderr, flush=True)
+    print("SKIPPED: %s" % why)
+    raise SystemExit(77)
+
+
+def program(variable, *names):
+    """The program a variable names, else the first of these names on PATH; None when there is none."""
+    named = os.environ.get(variable)
+    if named:
+        return shutil.which(named) or skip("%s names %s, which is no program" % (variable, named))
+    return next((path for path in map(shutil.which, names) if path), None)
+
+
+def phone_opus():
+    """The server under test: INTEROP_PHONE_OPUS, else the release build of this repository."""
+    built = os.path.join(ROOT, "target", "release", "phone-opus")
+    found = program("INTEROP_PHONE_OPUS") or (built if os.access(built, os.X_OK) else None)
+    return found or skip("no phone-opus: `cargo build --release`, or set INTEROP_PHONE_OPUS")
+
+
+def claude():
+    return program("INTEROP_CLAUDE", "claude") or skip("no Claude Code: install it, or set INTEROP_CLAUDE (see README.md)")
+
+
+def mock_model():
+    path = os.environ.get("INTEROP_MOCK_MODEL")
+    if not path or not os.path.isfile(path):
+        skip("no stand-in model: set INTEROP_MOCK_MODEL to its Python program (see README.md)")
+    return path
+
+
+class Scratch:
+    """One folder that holds everything a check writes: home, state, work, logs. Gone at the end."""
+
+    def __init__(self):
+        # Short, since it may hold sockets.
+        self.root = os.path.realpath(tempfile.mkdtemp(prefix="po-"))
+        self.home = self.dir("home")
+        self.work = self.dir("work")
+        self.state = os.path.join(self.root, "state")
+
+    def dir(self, name):
+        path = os.path.join(self.root, name)
+        os.makedirs(path, mode=0o700, exist_ok=True)
+        return path
+
+    def path(self, name):
+        return os.path.join(self.root, name)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        shutil.rmtree(self.root, ignore_errors=True)
+
+    def environment(self, **more):
+        """The whole environment of a server: nothing of ours but PATH."""
+        env = {"PATH": os.environ.get("PATH", ""), "HOME": self.home, "PHONE_OPUS_STATE_DIR": self.state, "LANG": "C.UTF-8"}
+        env.update(more)
+        return {name: value for name, value in env.items() if value is not None}
+
+    # -- processes: whoever has this scratch home is of this check -----------------------------------------------
+
+    def processes(self):
+        """{pid: command line} of everything that was started with this home."""
+        marks = {b"HOME=" + self.home.encode()}
+        found = {}
+        for pid in filter(str.isdigit, os.listdir("/proc")):
+            try:
+                with open("/proc/%s/environ" % pid, "rb") as file:
+                    if not marks & set(file.read().split(b"\0")):
+                        continue
+                with open("/proc/%s/stat" % pid) as file:
+                    if file.read().rsplit(")", 1)[1].split()[0] == "Z":
+                        continue
+                with open("/proc/%s/cmdline" % pid, "rb") as file:
+                    found[int(pid)] = file.read().replace(b"\0", b" ").decode("utf-8", "replace").strip()
+            except OSError:
+                continue
+        return found
+
+    @staticmethod
+    def parent(pid):
+        try:
+            with open("/proc/%d/stat" % pid) as file:
+                return int(file.read().rsplit(")", 1)[1].split()[1])
+        except OSError:
+            return None
+
+    def left(self, allowed=(), within=3.0):
+        """What is still alive after `within` seconds, but for the allowed pids. Waits no longer than it must."""
+        end = time.monotonic() + within
+        while True:
+            alive = {pid: line for pid, line in self.processes().items() if pid not in allowed}
+            if not alive or time.monotonic() > end:
+                return alive
+            time.sleep(0.02)
+
+    def end_all(self):
+        """Ends what a failed check left behind; only what was started with this scratch home."""
+        for pid in self.left(within=1):
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+
+    def wide_files(self):
+        """Files and folders of the state directory that others could read."""
+        wide = []
+        for folder, folders, files in os.walk(self.state):
+            for name in folders + files:
+                path = os.path.join(folder, name)
+                if os.lstat(path).st_mode & 0o077 and not os.path.islink(path):
+                    wide.append(os.path.relpath(path, self.state))
+        return wide
+
+
+class ArgvWatch(threading.Thread):
+    """Looks at the command line of every process of the scratch home, all the time, for words that must not be there."""
+
+    def __init__(self, scratch, words):
+        super().__init__(daemon=True)
+        self.scratch, self.words = scratch, list(words)
+        self.seen, self.bad, self.done = set(), [], threading.Event()
+
+    def run(self):
+        while not self.done.wait(0.03):
+            for pid, line in self.scratch.processes().items():
+                self.seen.add((pid, line))
+                self.bad += [(pid, line) for word in self.words if word in line]
+
+    def stop(self):
+        self.done.set()
+        self.join()
+        return self.bad
+
+
+class Mock:
+    """The stand-in model: a script rides in each prompt between `@@mock` and `@@`."""
+
+    def __init__(self, scratch):
+        self.process = subprocess.Popen(
+            [sys.executable, mock_model()], stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True
+        )
+        word, port = self.process.stdout.readline().split()
+        assert word == "PORT"
+        self.url = "http://127.0.0.1:" + port
+
+    def log(self):
+        with urllib.request.urlopen(self.url + "/__mock/log") as answer:
+            return json.load(answer)
+
+    def requests(self, since=0):
+        """The model requests from the `since`-th entry of the log on."""
+        return [e for e in self.log()[since:] if e.get("method") == "POST" and "/v1/messages" in e.get("path", "")]
+
+    def script(self, steps):
+        """What it answers from now on when a prompt holds no script of its own, one step a request."""
+        data = json.dumps(steps).encode()
+        with urllib.request.urlopen(urllib.request.Request(self.url + "/__mock/script", data=data, method="PUT")):
+            pass
+
+    def mark(self):
+        return len(self.log())
+
+    def stop(self):
+        self.process.kill()
+        self.process.wait()
+
+
+def scripted(text, steps):
+    """A prompt with its script; without steps the server-wide script counts."""
+    return text if steps is None else "%s @@mock %s @@" % (text, json.dumps(steps))
+
+
+class Server:
+    """A server process and a client of it. `call` blocks; `start` gives a handle to wait on."""
+
+    def __init__(self, command, env, cwd, client="interop"):
+        began = time.monotonic()
+        self.process = subprocess.Popen(
+            command, env=env, cwd=cwd, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        self.lock = threading.Condition()
+        self.answers, self.notes, self.bad_lines, self.next = {}, [], [], 0
+        self.stderr = b""
+        threading.Thread(target=self._read, daemon=True).start()
+        threading.Thread(target=self._drain, daemon=True).start()
+        self.hello = self.request("initialize", {
+            "protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {"name": client, "version": "1"}})
+        self.ready_ms = (time.monotonic() - began) * 1000
+        self.send({"jsonrpc": "2.0", "method": "notifications/initialized"})
+
+    def _read(self):
+        for line in self.process.stdout:
+            try:
+                message = json.loads(line)
+            except ValueError:
+                self.bad_lines.append(line)
+                continue
+            with self.lock:
+                if "id" in message:
+                    self.answers[message["id"]] = (message, time.time())
+                else:
+                    self.notes.append(message)
+                self.lock.notify_all()
+
+    def _drain(self):
+        for line in self.process.stderr:
+            self.stderr = (self.stderr + line)[-8000:]
+
+    def send(self, message):
+        self.process.stdin.write(json.dumps(message).encode() + b"\n")
+        self.process.stdin.flush()
+
+    def post(self, method, params):
+        with self.lock:
+            number = self.next
+            self.next += 1
+        self.send({"jsonrpc": "2.0", "id": number, "method": method, "params": params})
+        return number
+
+    def wait(self, number, within=STEP_S):
+        """(answer, when it came)"""
+        with self.lock:
+            if not self.lock.wait_for(lambda: number in self.answers, within):
+                raise TimeoutError("no answer to request %d within %d s; stderr: %r" % (number, within, self.stderr))
+            return self.answers.pop(number)
+
+    def request(self, method, params):
+        message, _ = self.wait(self.post(method, params))
+        if "error" in message:
+            raise RuntimeError("%s: %s" % (method, message["error"]))
+        return message["result"]
+
+    def start(self, tool, **arguments):
+        return self.post("tools/call", {"name": tool, "arguments": arguments})
+
+    def result(self, number):
+        """The structured content of a call's answer, with `is_error` and `text` beside it."""
+        message, at = self.wait(number)
+        if "error" in message:
+            return {"is_error": True, "text": message["error"]["message"], "fault": {"code": message["error"]["code"]}}
+        result = message["result"]
+        seen = dict(result.get("structuredContent") or {})
+        seen.update(is_error=bool(result.get("isError")), at=at,
+                    text="\n".join(c.get("text", "") for c in result.get("content", [])))
+        return seen
+
+    def call(self, tool, **arguments):
+        return self.result(self.start(tool, **arguments))
+
+    def close(self):
+        """Ends the client's side; returns (exit code, seconds it took)."""
+        began = time.monotonic()
+        self.process.stdin.close()
+        try:
+            code = self.process.wait(10)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            code = "did not end"
+        return code, time.monotonic() - began
+
+
+class Table:
+    """Checks and figures, printed as they come and once more as a table."""
+
+    def __init__(self, title):
+        self.title, self.rows = title, []
+
+    def add(self, name, good, detail=""):
+        self.rows.append((name, "ok" if good else "FAIL", str(detail)))
+        print("%-4s %-42s %s" % (self.rows[-1][1], name, self.rows[-1][2][:400]), flush=True)
+        return good
+
+    def note(self, name, detail):
+        self.rows.append((name, "-", str(detail)))
+        print("     %-42s %s" % (name, detail), flush=True)
+
+    def skipped(self, name, why):
+        print("\n*** SKIPPED: %s: %s ***\n" % (name, why), file=sys.stderr, flush=True)
+        self.rows.append((name, "SKIPPED", why))
+
+    def end(self):
+        """Prints the table; returns the exit code: 1 when a check failed, 77 when something was skipped."""
+        print("\n## %s\n\n| check | result | detail |\n|---|---|---|" % self.title)
+        for name, state, detail in self.rows:
+            print("| %s | %s | %s |" % (name, state, detail.replace("\n", " ").replace("|", "\\|")[:160]))
+        failed = sum(state == "FAIL" for _, state, _ in self.rows)
+        print("\n%d checks, %d failed" % (sum(state in ("ok", "FAIL") for _, state, _ in self.rows), failed), flush=True)
+        skipped = [name for name, state, _ in self.rows if state == "SKIPPED"]
+        if skipped:
+            print("SKIPPED: " + ", ".join(skipped), flush=True)
+        return 1 if failed else 77 if skipped else 0
