@@ -8,13 +8,16 @@
 
 use std::borrow::Cow;
 use std::fmt;
+use std::sync::Arc;
 
 use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 
 /// An id, exactly as its sender wrote it: `7` and `"7"` and `7.0` are three ids.
+///
+/// Cheap to clone: a call in flight keeps it twice.
 #[derive(Clone, PartialEq, Eq, Hash)]
-pub struct IdToken(Box<str>);
+pub struct IdToken(Arc<str>);
 
 impl IdToken {
     /// The JSON text of the id.

@@ -204,7 +204,7 @@ mod tests {
         Record::ToolCall(Box::new(ToolCallRecord {
             at: UnixMillis(0),
             session: SessionNumber(1),
-            request_id: "1".into(),
+            request_id: None,
             tool: Arc::from(tool),
             path_hint: Some("/w".into()),
             latency: Duration::from_millis(ms),

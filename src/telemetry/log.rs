@@ -287,7 +287,7 @@ impl LogFile {
             schema: SCHEMA,
             repo_root: call.path_hint.as_deref().and_then(|path| self.repository(path)),
             session: call.session.0,
-            request_id: call.request_id,
+            request_id: call.request_id.map_or_else(String::new, |id| id.as_str().chars().take(64).collect()),
             tool_name: call.tool.to_string(),
             path_hint: call.path_hint,
             latency_ms: call.latency.as_secs_f64() * 1000.0,

@@ -17,6 +17,7 @@ use tokio::sync::{Notify, oneshot};
 use crate::fault::{Fault, FaultCode};
 use crate::ids::{Generation, JobId, SessionNumber, UnixMillis};
 use crate::jobs::JobState;
+use crate::protocol::envelope::IdToken;
 use crate::protocol::session::FinishedAs;
 
 /// Records the intake holds. About 100 bytes each; at the highest rate measured it is a few milliseconds of work.
@@ -65,8 +66,8 @@ pub struct ToolCallRecord {
     pub at: UnixMillis,
     /// The session it came in on.
     pub session: SessionNumber,
-    /// Its id as the client wrote it, shortened to 64 characters.
-    pub request_id: String,
+    /// Its id as the client wrote it; the log shortens it to 64 characters.
+    pub request_id: Option<IdToken>,
     /// The tool.
     pub tool: Arc<str>,
     /// The directory it was about.

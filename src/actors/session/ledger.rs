@@ -51,12 +51,13 @@ pub struct Settled<P> {
 /// The worker calls of one session. `P` is what the loop keeps with a call.
 #[derive(Debug)]
 pub struct Ledger<P> {
-    entries: HashMap<CallNumber, Entry<P>>,
+    /// Keyed by our own numbers, so the hash need not resist anybody.
+    entries: HashMap<CallNumber, Entry<P>, foldhash::fast::RandomState>,
 }
 
 impl<P> Default for Ledger<P> {
     fn default() -> Self {
-        Self { entries: HashMap::new() }
+        Self { entries: HashMap::default() }
     }
 }
 

@@ -16,6 +16,7 @@ pub mod replay;
 
 use std::collections::HashMap;
 use std::panic::AssertUnwindSafe;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -281,6 +282,9 @@ struct Loop {
     effects: Vec<Effect>,
     stage: Stage,
     tick: Option<tokio::time::Instant>,
+    clock: Pin<Box<tokio::time::Sleep>>,
+    /// What the clock is set to, while it runs.
+    clock_at: Option<tokio::time::Instant>,
 }
 
 /// What telemetry wants to know about the call that is being settled.
@@ -317,6 +321,8 @@ impl Loop {
             effects: Vec::new(),
             stage: Stage::Open,
             tick: None,
+            clock: Box::pin(tokio::time::sleep(Duration::ZERO)),
+            clock_at: None,
         }
     }
 
@@ -328,21 +334,22 @@ impl Loop {
                 break;
             }
             let reading = self.stage == Stage::Open && self.out.len() <= BACKLOG;
-            let wake = self.wake();
+            self.set_clock();
+            let timed = self.clock_at.is_some();
             tokio::select! {
                 // News before bytes: what is decided must not wait behind new work.
                 biased;
                 Some(event) = events.recv() => {
-                    self.on_event(event).await;
+                    self.on_event(event);
                     for _ in 1..TURN {
                         let Ok(event) = events.try_recv() else { break };
-                        self.on_event(event).await;
+                        self.on_event(event);
                     }
                     while self.tasks.try_join_next().is_some() {}
                 }
                 written = self.sink.write(&self.out), if !self.out.is_empty() => self.on_written(written),
-                read = self.input.read_buf(self.reader.space()), if reading => self.on_read(read).await,
-                () = wake => self.on_time().await,
+                read = self.input.read_buf(self.reader.space()), if reading => self.on_read(read),
+                () = self.clock.as_mut(), if timed => self.on_time(),
             }
         }
         let _ = tokio::time::timeout(DRAIN, self.sink.shutdown()).await;
@@ -392,7 +399,7 @@ impl Loop {
         self.close();
     }
 
-    async fn on_read(&mut self, read: std::io::Result<usize>) {
+    fn on_read(&mut self, read: std::io::Result<usize>) {
         let more = match read {
             Ok(count) => count > 0,
             Err(error) => {
@@ -413,12 +420,12 @@ impl Loop {
                 self.stage = Stage::Lingering(tokio::time::Instant::now() + LINGER);
             }
         }
-        self.perform(None).await;
+        self.perform(None);
     }
 
-    async fn on_event(&mut self, event: SessionEvent) {
+    fn on_event(&mut self, event: SessionEvent) {
         match event {
-            SessionEvent::Settled { generation, call, outcome } => self.on_settled(generation, call, outcome).await,
+            SessionEvent::Settled { generation, call, outcome } => self.on_settled(generation, call, outcome),
             SessionEvent::Dropped { generation, call } => {
                 // A worker that lives on without having answered is broken. If it is dying anyway, this changes nothing:
                 // the call is decided about when its generation is gone.
@@ -436,7 +443,7 @@ impl Loop {
                     self.serving = Serving::Awaited;
                 }
                 for effect in self.ledger.lost(generation) {
-                    self.decided(effect).await;
+                    self.decided(effect);
                 }
             }
             SessionEvent::WorkersGaveUp => {
@@ -447,17 +454,17 @@ impl Loop {
                 )
                 .hint("Jobs can still be read and cancelled; try the call again in 30 s.");
                 for call in self.ledger.keys() {
-                    self.fail(call, Box::new(fault.clone())).await;
+                    self.fail(call, Box::new(fault.clone()));
                 }
             }
             SessionEvent::Probed { call, evidence } => {
                 if let Some(effect) = self.ledger.probed(call, evidence) {
-                    self.decided(effect).await;
+                    self.decided(effect);
                 }
             }
             SessionEvent::HostSettled { call, outcome } => {
                 self.host_calls.remove(&call);
-                self.settle(call, outcome, Settling::default()).await;
+                self.settle(call, outcome, Settling::default());
             }
             SessionEvent::Progress { call, value, message } => {
                 // News that can be missed are left out for a client that is slow to read.
@@ -469,7 +476,7 @@ impl Loop {
         }
     }
 
-    async fn on_settled(&mut self, generation: Generation, call: CallNumber, mut outcome: CallOutcome) {
+    fn on_settled(&mut self, generation: Generation, call: CallNumber, mut outcome: CallOutcome) {
         let Some(settled) = self.ledger.settle(call, generation) else {
             self.gauges.stale.fetch_add(1, Ordering::Relaxed);
             return;
@@ -480,34 +487,37 @@ impl Loop {
             fault.retried = settled.replays;
         }
         let settling = Settling { generation, replays: settled.replays, ..Settling::default() };
-        self.settle(call, outcome, settling).await;
+        self.settle(call, outcome, settling);
     }
 
-    async fn settle(&mut self, call: CallNumber, mut outcome: CallOutcome, mut settling: Settling) {
+    fn settle(&mut self, call: CallNumber, mut outcome: CallOutcome, mut settling: Settling) {
         if let CallOutcome::Reply(reply) = &mut outcome {
             settling.job = reply.job;
             settling.path_hint = reply.path_hint.take();
         }
         self.core.on_settled(call, outcome, Instant::now(), &mut self.out, &mut self.effects);
-        self.perform(Some(settling)).await;
+        self.perform(Some(settling));
     }
 
     /// Performs what the state machine asked for.
-    async fn perform(&mut self, mut settling: Option<Settling>) {
+    fn perform(&mut self, mut settling: Option<Settling>) {
         if self.effects.is_empty() {
             return;
         }
         let mut calls: Vec<CallNumber> = Vec::new();
-        for effect in std::mem::take(&mut self.effects) {
+        let mut effects = std::mem::take(&mut self.effects);
+        for effect in effects.drain(..) {
             match effect {
                 Effect::Invoke(call) => match self.tools[call.tool].target() {
                     Target::Worker => calls.push(self.record(call)),
-                    Target::Host => self.run_here(call).await,
+                    Target::Host => self.run_here(call),
                 },
                 Effect::Withdraw(call) => self.withdraw(call),
                 Effect::Finished(finished) => self.count(finished, settling.take()),
             }
         }
+        // The room is used again: most turns need one or two.
+        self.effects = effects;
         if !calls.is_empty() {
             if matches!(self.serving, Serving::Unasked) {
                 self.serving = Serving::Awaited;
@@ -562,7 +572,7 @@ impl Loop {
         if call.wants_progress { ProgressSink::new(self.mailbox.clone(), call.number) } else { ProgressSink::closed() }
     }
 
-    async fn decided(&mut self, effect: LedgerEffect) {
+    fn decided(&mut self, effect: LedgerEffect) {
         match effect {
             LedgerEffect::Send(call) => self.send(&[call]),
             LedgerEffect::Probe(call) => {
@@ -574,18 +584,18 @@ impl Loop {
                     let _ = mailbox.send(SessionEvent::Probed { call, evidence });
                 });
             }
-            LedgerEffect::Fail(call, fault) => self.fail(call, fault).await,
+            LedgerEffect::Fail(call, fault) => self.fail(call, fault),
         }
     }
 
     /// Answers a worker call with a fault. Its caller waits no longer, so a synchronous job it may have become ends too:
     /// who asks again must not start a second agent beside the first.
-    async fn fail(&mut self, call: CallNumber, fault: Box<Fault>) {
+    fn fail(&mut self, call: CallNumber, fault: Box<Fault>) {
         if self.ledger.take(call).is_some() {
             self.gauges.in_flight.fetch_sub(1, Ordering::Relaxed);
             let _ = self.jobs.cast(JobsMsg::Withdrawn(self.invocation(call)));
             let generation = fault.generation.unwrap_or_default();
-            self.settle(call, CallOutcome::Fault(fault), Settling { generation, ..Settling::default() }).await;
+            self.settle(call, CallOutcome::Fault(fault), Settling { generation, ..Settling::default() });
         }
     }
 
@@ -608,7 +618,7 @@ impl Loop {
     }
 
     /// Runs a host tool beside the session. Its panic is answered, not passed on.
-    async fn run_here(&mut self, call: Call) {
+    fn run_here(&mut self, call: Call) {
         let tool = Arc::clone(&self.tools[call.tool]);
         let number = call.number;
         let tool_call = ToolCall {
@@ -653,31 +663,29 @@ impl Loop {
         }
     }
 
-    /// When the clock is wanted next, if at all.
-    fn wake(&mut self) -> impl Future<Output = ()> + use<> {
-        if self.core.in_flight() == 0 {
-            self.tick = None;
-        } else if self.tick.is_none() {
-            self.tick = Some(tokio::time::Instant::now() + TICK);
-        }
+    /// Sets the clock to when it is wanted next. It is left to run out when it turns out not to be needed: setting it
+    /// anew for each call would cost more than the one needless look.
+    fn set_clock(&mut self) {
         let end = match self.stage {
             Stage::Open => None,
             Stage::Lingering(at) | Stage::Draining(at) => Some(at),
         };
-        let at = match (self.tick, end) {
+        if self.core.in_flight() > 0 && self.tick.is_none() {
+            self.tick = Some(tokio::time::Instant::now() + TICK);
+        }
+        let wanted = match (self.tick, end) {
             (Some(tick), Some(end)) => Some(tick.min(end)),
             (tick, end) => tick.or(end),
         };
-        async move {
-            match at {
-                Some(at) => tokio::time::sleep_until(at).await,
-                None => std::future::pending().await,
-            }
+        if let Some(at) = wanted.filter(|at| self.clock_at.is_none_or(|set| *at < set)) {
+            self.clock.as_mut().reset(at);
+            self.clock_at = Some(at);
         }
     }
 
-    async fn on_time(&mut self) {
+    fn on_time(&mut self) {
         let now = tokio::time::Instant::now();
+        self.clock_at = None;
         match self.stage {
             Stage::Lingering(end) if now >= end => self.close(),
             Stage::Draining(end) if now >= end => self.out.clear(),
@@ -685,12 +693,12 @@ impl Loop {
         }
         if self.tick.is_some_and(|tick| now >= tick) {
             self.tick = None;
-            self.expire(Instant::now()).await;
+            self.expire(Instant::now());
         }
     }
 
     /// Answers calls whose tool's deadline has passed.
-    async fn expire(&mut self, now: Instant) {
+    fn expire(&mut self, now: Instant) {
         let late: Vec<(CallNumber, usize)> = self
             .core
             .open_calls()
@@ -703,7 +711,7 @@ impl Loop {
             self.withdraw(call);
             let fault = Fault::new(FaultCode::DeadlineExceeded, "the tool did not answer within its deadline.")
                 .operation(&*self.names[tool]);
-            self.settle(call, CallOutcome::Fault(Box::new(fault)), Settling::default()).await;
+            self.settle(call, CallOutcome::Fault(Box::new(fault)), Settling::default());
         }
     }
 
@@ -713,11 +721,10 @@ impl Loop {
             return;
         };
         let settling = settling.unwrap_or_default();
-        let id = finished.request_id.as_ref().map_or("", |id| id.as_str());
         self.telemetry.record(Record::ToolCall(Box::new(ToolCallRecord {
             at: UnixMillis::now(),
             session: self.number,
-            request_id: id.chars().take(64).collect(),
+            request_id: finished.request_id,
             tool: Arc::clone(&self.names[tool]),
             path_hint: settling.path_hint,
             latency: finished.latency,
