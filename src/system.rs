@@ -20,8 +20,8 @@ use crate::agents::{Agent, AgentRegistry, Environment};
 use crate::config::Config;
 use crate::fault::{Fault, FaultCode};
 use crate::health::HealthSource;
-use crate::ids::{HostId, JobId};
-use crate::jobs::{ConsultRequest, JobMode, JobRecord, NewJob};
+use crate::ids::HostId;
+use crate::jobs::{ConsultRequest, JobMode, JobRecord};
 use crate::protocol::catalog::{Catalog, Define};
 use crate::protocol::session::SessionLimits;
 use crate::protocol::wire::Identity;
@@ -413,19 +413,14 @@ impl System {
         }
     }
 
-    /// Accepts a consult of the embedding program itself.
+    /// Accepts a consult of the embedding program itself, after the same checks a client's arguments pass.
     ///
     /// # Errors
     ///
-    /// It was not accepted.
+    /// `invalid_input` with every problem, `prompt_too_large`, `recursion_refused`, `queue_full`, `store_unavailable`.
     pub async fn start_consult(&self, request: ConsultRequest, mode: JobMode) -> Result<JobRecord, Fault> {
-        let options = crate::tools::consult::ConsultOptions {
-            request,
-            background: mode == JobMode::Background,
-            wait: None,
-            request_key: None,
-        };
-        let job: NewJob = NewJob { id: JobId::random(), ..self.inner.desk.job(&options, None) };
+        let options = self.inner.desk.check(&request, mode)?;
+        let job = self.inner.desk.job(&options, None);
         Ok(self.jobs().accept(job, None).await?.record)
     }
 

@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use phone_opus::actors::workers::slot::RestartPolicy;
+use phone_opus::jobs::ConsultRequest;
 use phone_opus::system::{Grace, Shutdown, System};
 use phone_opus::testkit::scripted_agent::Step;
 use phone_opus::tools::{Annotations, ReplayContract, Tool, ToolCall, ToolDefinition, ToolFuture, ToolReply};
@@ -259,21 +260,43 @@ async fn two_systems_live_in_one_process_and_share_nothing() {
 async fn a_typed_consult_of_an_embedding_program_needs_no_protocol() {
     let rig = Rig::new();
     let system = rig.system().start().await.expect("a system");
-    let request = |prompt: String| phone_opus::jobs::ConsultRequest {
-        prompt,
-        cwd: rig.work(),
-        agent: "claude".to_owned(),
-        session_id: None,
-        max_turns: None,
-        model: None,
-        effort: None,
-        timeout_s: 600,
-        max_budget_usd: None,
-        billing: phone_opus::jobs::Billing::Subscription,
-    };
+    let request = |prompt: String| ConsultRequest::new(prompt).cwd(rig.work());
     let record = system.consult(request(rig.answering("42"))).await.expect("accepted");
     assert_eq!(record.outcome.and_then(|outcome| outcome.response).as_deref(), Some("42"));
     stop(system, rig, []).await;
+}
+
+#[tokio::test]
+async fn a_typed_consult_passes_the_same_checks_as_a_clients() {
+    let rig = Rig::new();
+    let system = rig.system().start().await.expect("a system");
+    let refused = system.consult(ConsultRequest::new(" ").agent("oracle").timeout_s(0)).await.expect_err("all wrong");
+    assert_eq!(refused.code.as_str(), "invalid_input");
+    for part in ["4 problems", "`prompt` is blank", "`cwd` is not absolute", "`agent`", "`timeout_s` is 0"] {
+        assert!(refused.detail.contains(part), "{part} in {}", refused.detail);
+    }
+    assert!(rig.runs().is_empty());
+    stop(system, rig, []).await;
+}
+
+#[tokio::test]
+async fn a_consult_that_loses_its_worker_for_good_lets_go_of_its_job() {
+    let rig = Rig::new();
+    let never_again = RestartPolicy { intensity: 0, ..RestartPolicy::default() };
+    let system = rig.system().tool(boom()).restart_policy(never_again).start().await.expect("a system");
+    let mut client = connect(&system).await;
+    let consult = client.start("consult", json!({"prompt": rig.hanging("begun")})).await;
+    rig.wait_for_sign("begun").await;
+    client.call("boom", json!({})).await.expect_fault("outcome_unknown");
+    client.reply(consult).await.expect_fault("worker_lost");
+    // Nobody waits for it any more, and whoever asks again must not find a second agent at work.
+    let job = rig.only_job_over().await;
+    assert_eq!(job.state.as_str(), "cancelled");
+    assert_eq!(job.cancel_requested.map(|reason| reason.as_str()), Some("caller_lost"));
+    assert_eq!(rig.runs().len(), 1);
+    client.call("consult", json!({"prompt": rig.answering("no")})).await.expect_fault("worker_lost");
+    assert_eq!(health(&mut client).await["ready"], false);
+    stop(system, rig, [client]).await;
 }
 
 #[tokio::test]

@@ -18,6 +18,7 @@ use tokio::task::JoinSet;
 
 use super::child::Child;
 use super::consult::{Consult, ConsultArguments, ConsultMsg};
+use super::workers::reason;
 use crate::fault::{Fault, FaultCode};
 use crate::ids::{InvocationId, JobId, SessionNumber, UnixMillis};
 use crate::jobs::live::JobLive;
@@ -142,8 +143,10 @@ impl Actor for Jobs {
     ) -> Result<Self::State, ActorProcessingErr> {
         let mut tasks = JoinSet::new();
         if arguments.runner.is_some() {
+            // Where no job was ever accepted there is nothing to sweep yet, and an idle host stays asleep.
+            let first = if arguments.dir.database().exists() { FIRST_SWEEP } else { SWEEP_EVERY };
             tasks.spawn(async move {
-                let mut wait = FIRST_SWEEP;
+                let mut wait = first;
                 loop {
                     tokio::time::sleep(wait).await;
                     if me.cast(JobsMsg::Sweep).is_err() {
@@ -230,7 +233,7 @@ impl Actor for Jobs {
     ) -> Result<(), ActorProcessingErr> {
         if let SupervisionEvent::ActorFailed(cell, error) = event {
             // Its runner goes on by itself and the store keeps the truth; whoever followed the news reads there.
-            tracing::error!(%error, "a consult actor failed");
+            tracing::error!(why = reason(&error), "a consult actor failed");
             let id = cell.get_id();
             state.attached.retain(|_, attached| attached.consult.id() != id);
         }

@@ -15,6 +15,7 @@ use super::child::{Child, Stopped};
 use super::jobs::{Jobs, JobsArguments, JobsMsg};
 use super::sessions::{Sessions, SessionsArguments, SessionsMsg};
 use super::telemetry::{Telemetry, TelemetryArguments, TelemetryMsg};
+use super::workers::reason;
 use super::workers::slot::RestartPolicy;
 use super::workers::{Workers, WorkersArguments, WorkersMsg};
 use crate::fault::{Fault, FaultCode};
@@ -141,7 +142,7 @@ impl Actor for Root {
         state: &mut Self::State,
     ) -> Result<(), ActorProcessingErr> {
         let (cell, error) = match event {
-            SupervisionEvent::ActorFailed(cell, error) => (cell, error.to_string()),
+            SupervisionEvent::ActorFailed(cell, error) => (cell, reason(&error)),
             SupervisionEvent::ActorTerminated(cell, _, reason) => (cell, reason.unwrap_or_else(|| "ended".to_owned())),
             _ => return Ok(()),
         };

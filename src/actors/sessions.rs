@@ -12,7 +12,7 @@ use ractor::{Actor, ActorProcessingErr, ActorRef, SupervisionEvent};
 use super::child::Child;
 use super::jobs::JobsMsg;
 use super::session::{Ended, Gauges, Input, Session, SessionArguments, SessionMsg, Sink};
-use super::workers::WorkersMsg;
+use super::workers::{WorkersMsg, reason};
 use crate::fault::{Fault, FaultCode};
 use crate::ids::{HostId, SessionNumber};
 use crate::protocol::catalog::Catalog;
@@ -128,7 +128,7 @@ impl Actor for Sessions {
         state: &mut Self::State,
     ) -> Result<(), ActorProcessingErr> {
         if let SupervisionEvent::ActorFailed(cell, error) = event {
-            tracing::error!(%error, "a session failed");
+            tracing::error!(why = reason(&error), "a session failed");
             let id = cell.get_id();
             let number = state.connections.iter().find(|(_, c)| c.session.id() == id).map(|(number, _)| *number);
             if let Some(number) = number {

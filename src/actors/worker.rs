@@ -45,20 +45,20 @@ pub struct Attempt {
 
 /// Everything that can wake a worker.
 pub enum WorkerMsg {
+    /// Run this.
+    Execute(Box<Attempt>),
     /// Run these.
-    Execute(Vec<Attempt>),
+    ExecuteAll(Vec<Attempt>),
     /// Nobody waits for this one any more.
     Withdraw(CallKey),
     /// Nobody waits for anything of this session any more.
     SessionOver(SessionNumber),
     /// A task finished.
     Finished(CallKey, Result<ToolReply, Fault>),
-    /// A task panicked.
+    /// A task panicked. What the panic said stays here: it may quote anything, and where it happened is logged.
     Panicked {
         /// The tool.
         tool: String,
-        /// The panic's text.
-        message: String,
     },
 }
 
@@ -74,12 +74,10 @@ pub struct WorkerState {
 
 /// A tool panicked; the worker ends because of it.
 #[derive(Debug, thiserror::Error)]
-#[error("tool {tool} panicked: {message}")]
+#[error("tool {tool} panicked")]
 pub struct ToolPanicked {
     /// The tool.
     pub tool: String,
-    /// The panic's text.
-    pub message: String,
 }
 
 impl Actor for Worker {
@@ -98,16 +96,16 @@ impl Actor for Worker {
         state: &mut Self::State,
     ) -> Result<(), ActorProcessingErr> {
         match message {
-            WorkerMsg::Execute(attempts) => {
-                for Attempt { key, reply, tool, call } in attempts {
-                    // A panic here unwinds through `handle`: this token and those after it are dropped with it.
-                    let mut work = tool.call(call);
-                    match poll_immediate(&mut work).await {
-                        Some(result) => reply.finish(outcome(result)),
-                        None => state.spawn(&me, key, reply, tool, work),
-                    }
+            // No task has ended because of these two. A panic unwinds through `handle`: the token of the attempt and
+            // those after it are dropped with it.
+            WorkerMsg::Execute(attempt) => {
+                state.execute(&me, *attempt).await;
+                return Ok(());
+            }
+            WorkerMsg::ExecuteAll(attempts) => {
+                for attempt in attempts {
+                    state.execute(&me, attempt).await;
                 }
-                // No task has ended because of it.
                 return Ok(());
             }
             WorkerMsg::Withdraw(key) => state.withdraw(|running| *running == key),
@@ -117,7 +115,7 @@ impl Actor for Worker {
                     reply.finish(outcome(result));
                 }
             }
-            WorkerMsg::Panicked { tool, message } => return Err(ToolPanicked { tool, message }.into()),
+            WorkerMsg::Panicked { tool } => return Err(ToolPanicked { tool }.into()),
         }
         while state.tasks.try_join_next().is_some() {}
         Ok(())
@@ -125,6 +123,14 @@ impl Actor for Worker {
 }
 
 impl WorkerState {
+    async fn execute(&mut self, me: &ActorRef<WorkerMsg>, Attempt { key, reply, tool, call }: Attempt) {
+        let mut work = tool.call(call);
+        match poll_immediate(&mut work).await {
+            Some(result) => reply.finish(outcome(result)),
+            None => self.spawn(me, key, reply, tool, work),
+        }
+    }
+
     fn spawn(
         &mut self,
         me: &ActorRef<WorkerMsg>,
@@ -137,7 +143,7 @@ impl WorkerState {
         let task = self.tasks.spawn(async move {
             let told = match AssertUnwindSafe(work).catch_unwind().await {
                 Ok(result) => WorkerMsg::Finished(key, result),
-                Err(panic) => WorkerMsg::Panicked { tool: tool.name().to_owned(), message: panic_text(panic.as_ref()) },
+                Err(_) => WorkerMsg::Panicked { tool: tool.name().to_owned() },
             };
             // A worker that is gone hears nothing; its supervisor knows already.
             let _ = me.cast(told);
@@ -161,14 +167,4 @@ fn outcome(result: Result<ToolReply, Fault>) -> CallOutcome {
         Ok(reply) => CallOutcome::Reply(Box::new(reply)),
         Err(fault) => CallOutcome::Fault(Box::new(fault)),
     }
-}
-
-/// The text of a panic's payload.
-#[must_use]
-pub fn panic_text(payload: &(dyn std::any::Any + Send)) -> String {
-    payload
-        .downcast_ref::<&str>()
-        .map(|text| (*text).to_owned())
-        .or_else(|| payload.downcast_ref::<String>().cloned())
-        .unwrap_or_else(|| "a panic without a text".to_owned())
 }

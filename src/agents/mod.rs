@@ -407,21 +407,10 @@ mod tests_support {
 
     use rustix::process::{Pid, test_kill_process};
 
-    use crate::jobs::{Billing, ConsultRequest};
+    use crate::jobs::ConsultRequest;
 
     pub(super) fn request(prompt: &str) -> ConsultRequest {
-        ConsultRequest {
-            prompt: prompt.to_owned(),
-            cwd: PathBuf::from("/"),
-            agent: "claude".to_owned(),
-            session_id: None,
-            max_turns: None,
-            model: None,
-            effort: None,
-            timeout_s: 60,
-            max_budget_usd: None,
-            billing: Billing::Subscription,
-        }
+        ConsultRequest::new(prompt).cwd("/").timeout_s(60)
     }
 
     /// Writes an executable shell script.

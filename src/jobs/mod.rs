@@ -170,6 +170,53 @@ pub struct ConsultRequest {
     pub billing: Billing,
 }
 
+impl ConsultRequest {
+    /// A request to Claude Code with everything at its default; [`ConsultRequest::cwd`] must follow.
+    #[must_use]
+    pub fn new(prompt: impl Into<String>) -> Self {
+        Self {
+            prompt: prompt.into(),
+            cwd: PathBuf::new(),
+            agent: "claude".to_owned(),
+            session_id: None,
+            max_turns: None,
+            model: None,
+            effort: None,
+            timeout_s: 3600,
+            max_budget_usd: None,
+            billing: Billing::Subscription,
+        }
+    }
+
+    /// The directory the agent runs in: absolute and there.
+    #[must_use]
+    pub fn cwd(mut self, dir: impl Into<PathBuf>) -> Self {
+        self.cwd = dir.into();
+        self
+    }
+
+    /// The agent that answers.
+    #[must_use]
+    pub fn agent(mut self, name: impl Into<String>) -> Self {
+        self.agent = name.into();
+        self
+    }
+
+    /// The agent session to resume.
+    #[must_use]
+    pub fn resume(mut self, session: AgentSessionId) -> Self {
+        self.session_id = Some(session);
+        self
+    }
+
+    /// How long the agent may run.
+    #[must_use]
+    pub fn timeout_s(mut self, seconds: u64) -> Self {
+        self.timeout_s = seconds;
+        self
+    }
+}
+
 /// A job to be inserted.
 #[derive(Debug, Clone, PartialEq)]
 pub struct NewJob {

@@ -93,6 +93,12 @@ impl Catalog {
         self.entries.iter().position(|(known, _)| known == name)
     }
 
+    /// The name of the tool at a position.
+    #[must_use]
+    pub fn name(&self, position: usize) -> &str {
+        self.entries.get(position).map_or("", |(name, _)| name)
+    }
+
     /// The tools' names, in order.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.entries.iter().map(|(name, _)| name.as_str())

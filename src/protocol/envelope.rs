@@ -79,7 +79,8 @@ pub enum Incoming<'a> {
 /// Reads one line (or one member of a batch).
 #[must_use]
 pub fn read(line: &str) -> Incoming<'_> {
-    let line = line.trim_start_matches('\u{feff}').trim();
+    // A line of nearly every client begins with its brace.
+    let line = if line.starts_with('{') { line } else { line.trim_start_matches('\u{feff}').trim() };
     match line.as_bytes().first() {
         Some(b'{') => {}
         Some(b'[') => return batch(line),

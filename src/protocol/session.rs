@@ -172,7 +172,8 @@ pub struct SessionCore {
     identity: Arc<Identity>,
     handshake: Handshake,
     pending: HashMap<u64, Pending, foldhash::fast::RandomState>,
-    by_id: HashMap<IdToken, u64>,
+    /// The client chooses the ids, but only so many are in flight that even the worst ones cost little.
+    by_id: HashMap<IdToken, u64, foldhash::fast::RandomState>,
     call_bytes: usize,
     next_call: u64,
     batches: HashMap<u64, Batch>,
@@ -204,7 +205,7 @@ impl SessionCore {
             identity,
             handshake: Handshake::Before,
             pending: HashMap::default(),
-            by_id: HashMap::new(),
+            by_id: HashMap::default(),
             call_bytes: 0,
             next_call: 1,
             batches: HashMap::new(),
@@ -242,7 +243,10 @@ impl SessionCore {
             Frame::TooLong { head } => {
                 let id = envelope::id_in_head(&lenient::text(head));
                 if id.is_some() || self.may_complain(now) {
-                    let fault = Fault::new(FaultCode::InvalidRequest, "the message is longer than a line may be.");
+                    let fault = Fault::new(
+                        FaultCode::InvalidRequest,
+                        "the line is longer than this server takes (8 MiB unless configured otherwise).",
+                    );
                     wire::error(out, id.as_ref(), &fault, None);
                 }
                 return;
@@ -269,7 +273,7 @@ impl SessionCore {
         } else if members.is_empty() {
             Some("a batch must not be empty.")
         } else if members.len() > self.limits.batch {
-            Some("the batch has too many members.")
+            Some("the batch has more members than this server takes (256).")
         } else {
             None
         };
@@ -367,7 +371,6 @@ impl SessionCore {
         out: &mut BytesMut,
         effects: &mut Vec<Effect>,
     ) {
-        let label = label(method);
         self.answered = true;
         let answer = if self.by_id.contains_key(&id) {
             Err(Fault::new(FaultCode::InvalidRequest, "a request with this id is still in flight.").into())
@@ -383,7 +386,7 @@ impl SessionCore {
             }
         };
         effects.push(Effect::Finished(Finished {
-            method: label,
+            method: label(method),
             tool: None,
             request_id: None,
             latency: Duration::ZERO,
@@ -403,10 +406,10 @@ impl SessionCore {
         effects: &mut Vec<Effect>,
     ) -> Result<Dispatched, Box<Refusal>> {
         let shape = || Fault::new(FaultCode::InvalidInput, "the member params must be an object.");
-        let meta = match params.filter(|_| method != "tools/call") {
+        let [meta, cursor] = match params.filter(|_| method != "tools/call") {
             // Shape first; `tools/call` reads all of its members in one pass of its own.
-            Some(params) => envelope::object(params, ["_meta"]).map_err(|_| shape())?[0],
-            None => None,
+            Some(params) => envelope::object(params, ["_meta", "cursor"]).map_err(|_| shape())?,
+            None => [None, None],
         };
         match method {
             "tools/call" => {
@@ -418,7 +421,6 @@ impl SessionCore {
             "ping" if !Meta::read(meta)?.enveloped() => wire::pong(out, id),
             "tools/list" => {
                 let (version, _) = self.version_of(&Meta::read(meta)?)?;
-                let [cursor] = envelope::object(params.unwrap_or("{}"), ["cursor"]).map_err(|_| shape())?;
                 if cursor.is_some_and(|cursor| cursor != "null") {
                     return Err(Fault::new(FaultCode::InvalidInput, "the cursor is not one of ours.").into());
                 }
@@ -531,9 +533,12 @@ impl SessionCore {
             Some(_) => return Err(Fault::new(FaultCode::InvalidInput, "params.arguments must be an object.").into()),
         };
         if self.pending.len() >= self.limits.calls || self.call_bytes + arguments.len() > self.limits.call_bytes {
-            return Err(Fault::new(FaultCode::Busy, "too many calls are in flight on this connection.")
-                .hint("Wait for one of them and send the call again.")
-                .into());
+            return Err(Fault::new(
+                FaultCode::Busy,
+                "as many calls are in flight on this connection as may be (1024, or 64 MiB of arguments).",
+            )
+            .hint("Wait for one of them and send the call again.")
+            .into());
         }
         let number = self.next_call;
         self.next_call += 1;
@@ -612,13 +617,14 @@ impl SessionCore {
     }
 
     fn answer(&self, pending: &Pending, outcome: CallOutcome, out: &mut BytesMut) -> FinishedAs {
-        let fault = match outcome {
+        let mut fault = match outcome {
             CallOutcome::Reply(reply) => {
                 wire::called(out, &pending.id, pending.version, &reply, &self.identity);
                 return reply.fault.map_or(FinishedAs::Success, FinishedAs::Failed);
             }
             CallOutcome::Fault(fault) => fault,
         };
+        fault.operation.get_or_insert_with(|| self.catalog.name(pending.tool).to_owned());
         // Older revisions want bad arguments as a protocol error, newer ones where the model can see and mend them.
         if fault.code == FaultCode::InvalidInput && pending.version < Version::V2025_11_25 {
             wire::error(out, Some(&pending.id), &fault, None);

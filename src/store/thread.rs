@@ -284,7 +284,7 @@ mod tests {
 
     use super::*;
     use crate::ids::ChainId;
-    use crate::jobs::{Billing, ConsultRequest, JobMode};
+    use crate::jobs::{ConsultRequest, JobMode};
 
     fn new_job(prompt: &str) -> NewJob {
         NewJob {
@@ -293,18 +293,7 @@ mod tests {
             request_key: None,
             workspace: "/w".into(),
             mode: JobMode::Sync,
-            request: ConsultRequest {
-                prompt: prompt.to_owned(),
-                cwd: "/w".into(),
-                agent: "claude".to_owned(),
-                session_id: None,
-                max_turns: None,
-                model: None,
-                effort: None,
-                timeout_s: 60,
-                max_budget_usd: None,
-                billing: Billing::Subscription,
-            },
+            request: ConsultRequest::new(prompt).cwd("/w").timeout_s(60),
             chain: ChainId::random(),
             depth: 0,
             accepted_at: UnixMillis(1),

@@ -201,7 +201,7 @@ mod tests {
     use crate::ids::{SessionNumber, UnixMillis};
 
     fn call(tool: &str, ms: u64, result: FinishedAs) -> Record {
-        Record::ToolCall(Box::new(ToolCallRecord {
+        Record::ToolCall(ToolCallRecord {
             at: UnixMillis(0),
             session: SessionNumber(1),
             request_id: None,
@@ -212,7 +212,7 @@ mod tests {
             job: None,
             generation: crate::ids::Generation(1),
             replays: 0,
-        }))
+        })
     }
 
     #[test]

@@ -255,7 +255,7 @@ impl LogFile {
         Some(match entry {
             Entry::HotPaths(paths) => Line::HotPathsSnapshot { ts_unix_ms: now, paths },
             Entry::Record(Record::Request { .. }) => return None,
-            Entry::Record(Record::ToolCall(call)) => self.tool_call(*call),
+            Entry::Record(Record::ToolCall(call)) => self.tool_call(call),
             Entry::Record(Record::WorkerRestart { generation }) => {
                 Line::WorkerRestart { ts_unix_ms: now, generation: generation.0 }
             }

@@ -38,7 +38,7 @@ pub enum Record {
         result: FinishedAs,
     },
     /// A tool call was finished.
-    ToolCall(Box<ToolCallRecord>),
+    ToolCall(ToolCallRecord),
     /// A worker was started again.
     WorkerRestart {
         /// The new incarnation.

@@ -162,6 +162,23 @@ impl Desk {
         Ok((ConsultOptions { request, background, wait: wait_s.map(Duration::from_secs), request_key }, shape))
     }
 
+    /// Checks a request an embedding program made, by the same rules.
+    ///
+    /// # Errors
+    ///
+    /// As [`Desk::read`].
+    pub fn check(&self, request: &ConsultRequest, mode: JobMode) -> Result<ConsultOptions, Fault> {
+        let mut arguments = serde_json::json!(request);
+        if let Some(arguments) = arguments.as_object_mut() {
+            // Who pays is no argument of the tool: only the program that embeds us, or its configuration, may say.
+            arguments.remove("billing");
+            arguments.insert("background".to_owned(), serde_json::Value::Bool(mode == JobMode::Background));
+        }
+        let (mut options, _) = self.read(arguments.to_string().as_bytes())?;
+        options.request.billing = request.billing;
+        Ok(options)
+    }
+
     /// The directory a consult runs in: as given, else where the server runs. Never a guess.
     fn directory(&self, given: Option<String>, args: &mut ArgumentReader) -> Option<PathBuf> {
         const ACCEPTED: &str = "the absolute path of an existing directory";

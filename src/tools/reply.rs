@@ -325,7 +325,7 @@ mod tests {
     use super::*;
     use crate::fault::Fault;
     use crate::ids::{AgentSessionId, ChainId};
-    use crate::jobs::{Billing, ConsultRequest, JobOutcome};
+    use crate::jobs::{ConsultRequest, JobOutcome};
 
     fn record(state: JobState, outcome: Option<JobOutcome>) -> JobRecord {
         JobRecord {
@@ -336,18 +336,7 @@ mod tests {
             workspace: "/w".into(),
             mode: JobMode::Sync,
             state,
-            request: ConsultRequest {
-                prompt: "why?".into(),
-                cwd: "/w".into(),
-                agent: "claude".into(),
-                session_id: None,
-                max_turns: None,
-                model: None,
-                effort: None,
-                timeout_s: 60,
-                max_budget_usd: None,
-                billing: Billing::Subscription,
-            },
+            request: ConsultRequest::new("why?").cwd("/w").timeout_s(60),
             chain: ChainId::random(),
             depth: 0,
             accepted_at: UnixMillis(1000),

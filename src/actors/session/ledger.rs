@@ -134,12 +134,13 @@ impl<P> Ledger<P> {
         if !self.is_in_flight(key, generation) {
             return None;
         }
-        self.entries.remove(&key).map(|entry| Settled { payload: entry.payload, replays: entry.attempts - 1 })
+        self.take(key)
     }
 
     /// Removes a call: withdrawn, or answered with a fault.
-    pub fn take(&mut self, key: CallNumber) -> Option<P> {
-        self.entries.remove(&key).map(|entry| entry.payload)
+    pub fn take(&mut self, key: CallNumber) -> Option<Settled<P>> {
+        let entry = self.entries.remove(&key)?;
+        Some(Settled { payload: entry.payload, replays: entry.attempts.saturating_sub(1) })
     }
 
     /// What the loop keeps with a call.

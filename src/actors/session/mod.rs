@@ -33,7 +33,7 @@ use self::ledger::{Ledger, LedgerEffect};
 use super::jobs::JobsMsg;
 use super::reply::{AttemptReply, ProgressSink, SessionMailbox};
 use super::sessions::{SessionEnd, SessionsMsg};
-use super::worker::{Attempt, CallKey, WorkerMsg, panic_text};
+use super::worker::{Attempt, CallKey, WorkerMsg};
 use super::workers::WorkersMsg;
 use crate::fault::{Fault, FaultCode};
 use crate::ids::{Generation, HostId, InvocationId, JobId, SessionNumber, UnixMillis};
@@ -45,9 +45,6 @@ use crate::tools::{Evidence, Target, Tool, ToolCall};
 /// How long calls may still answer after the client has closed its end. Fast calls do; whoever waits longer is gone.
 const LINGER: Duration = Duration::from_millis(500);
 
-/// How often deadlines are looked at while calls are in flight; without any, nothing ticks.
-const TICK: Duration = Duration::from_secs(1);
-
 /// Unwritten bytes at which reading stops: one pipe's worth many times over, small beside a process.
 const BACKLOG: usize = 1024 * 1024;
 
@@ -56,6 +53,9 @@ const OUTPUT_KEPT: usize = 256 * 1024;
 
 /// Longest the last answers may take to be written once the session is over.
 const DRAIN: Duration = Duration::from_secs(1);
+
+/// Calls in flight from which on reading lets the worker go first; a quarter of the most a session may have.
+const CROWD: usize = 256;
 
 /// Messages handled before bytes are written and read again.
 const TURN: usize = 256;
@@ -280,8 +280,14 @@ struct Loop {
     sink: Sink,
     out: BytesMut,
     effects: Vec<Effect>,
+    calls: Vec<CallNumber>,
     stage: Stage,
-    tick: Option<tokio::time::Instant>,
+    /// The tools' deadlines, in the catalogue's order.
+    deadlines: Vec<Option<Duration>>,
+    /// When the earliest call in flight may be late.
+    due: Option<tokio::time::Instant>,
+    /// The deadline `due` was made from, while it is one call's whole deadline.
+    shortest: Option<Duration>,
     clock: Pin<Box<tokio::time::Sleep>>,
     /// What the clock is set to, while it runs.
     clock_at: Option<tokio::time::Instant>,
@@ -299,6 +305,7 @@ struct Settling {
 impl Loop {
     fn new(a: SessionArguments, mailbox: SessionMailbox) -> Self {
         let names = a.tools.iter().map(|tool| Arc::from(tool.name())).collect();
+        let deadlines = a.tools.iter().map(|tool| tool.deadline()).collect();
         Self {
             host: a.host,
             number: a.number,
@@ -319,8 +326,11 @@ impl Loop {
             sink: a.sink,
             out: BytesMut::new(),
             effects: Vec::new(),
+            calls: Vec::new(),
             stage: Stage::Open,
-            tick: None,
+            deadlines,
+            due: None,
+            shortest: None,
             clock: Box::pin(tokio::time::sleep(Duration::ZERO)),
             clock_at: None,
         }
@@ -334,6 +344,10 @@ impl Loop {
                 break;
             }
             let reading = self.stage == Stage::Open && self.out.len() <= BACKLOG;
+            if self.core.in_flight() > CROWD {
+                // Calls that were just handed over get their turn before more are read: a burst is served, not refused.
+                tokio::task::yield_now().await;
+            }
             self.set_clock();
             let timed = self.clock_at.is_some();
             tokio::select! {
@@ -345,7 +359,7 @@ impl Loop {
                         let Ok(event) = events.try_recv() else { break };
                         self.on_event(event);
                     }
-                    while self.tasks.try_join_next().is_some() {}
+                    while !self.tasks.is_empty() && self.tasks.try_join_next().is_some() {}
                 }
                 written = self.sink.write(&self.out), if !self.out.is_empty() => self.on_written(written),
                 read = self.input.read_buf(self.reader.space()), if reading => self.on_read(read),
@@ -504,7 +518,7 @@ impl Loop {
         if self.effects.is_empty() {
             return;
         }
-        let mut calls: Vec<CallNumber> = Vec::new();
+        let mut calls = std::mem::take(&mut self.calls);
         let mut effects = std::mem::take(&mut self.effects);
         for effect in effects.drain(..) {
             match effect {
@@ -525,11 +539,14 @@ impl Loop {
                 let _ = self.workers.cast(WorkersMsg::Wanted { session: self.number, mailbox });
             }
             self.send(&calls);
+            calls.clear();
         }
+        self.calls = calls;
     }
 
     /// Takes a worker call into the ledger.
     fn record(&mut self, call: Call) -> CallNumber {
+        self.note_deadline(call.tool);
         let progress = self.progress(&call);
         let contract = self.tools[call.tool].contract();
         let payload = Payload { tool: call.tool, arguments: call.arguments, client: call.client, progress };
@@ -541,31 +558,39 @@ impl Loop {
     /// Gives calls to the worker, if there is one. Each is recorded as in flight before it leaves.
     fn send(&mut self, calls: &[CallNumber]) {
         let Serving::Up(generation, worker) = &self.serving else { return };
-        let generation = *generation;
-        let mut attempts = Vec::with_capacity(calls.len());
-        for &call in calls {
-            let Some((evidence, attempt, payload)) = self.ledger.dispatch(call, generation) else { continue };
-            if attempt > 1 {
-                self.gauges.replays.fetch_add(1, Ordering::Relaxed);
+        let (generation, worker) = (*generation, worker.clone());
+        // A refused cast drops the tokens, and the news of the worker's end is on its way: both are handled there.
+        if let [call] = calls {
+            if let Some(attempt) = self.attempt(*call, generation) {
+                let _ = worker.cast(WorkerMsg::Execute(Box::new(attempt)));
             }
-            attempts.push(Attempt {
-                key: CallKey { session: self.number, call },
-                reply: AttemptReply::new(self.mailbox.clone(), call, generation),
-                tool: Arc::clone(&self.tools[payload.tool]),
-                call: ToolCall {
-                    invocation: InvocationId { host: self.host, session: self.number, call: call.0 },
-                    generation,
-                    evidence,
-                    arguments: payload.arguments.clone(),
-                    client: payload.client.clone(),
-                    progress: payload.progress.clone(),
-                },
-            });
+            return;
         }
+        let attempts: Vec<Attempt> = calls.iter().filter_map(|call| self.attempt(*call, generation)).collect();
         if !attempts.is_empty() {
-            // A refused cast drops the tokens, and the news of the worker's end is on its way: both are handled there.
-            let _ = worker.cast(WorkerMsg::Execute(attempts));
+            let _ = worker.cast(WorkerMsg::ExecuteAll(attempts));
         }
+    }
+
+    fn attempt(&mut self, call: CallNumber, generation: Generation) -> Option<Attempt> {
+        let invocation = self.invocation(call);
+        let (evidence, attempt, payload) = self.ledger.dispatch(call, generation)?;
+        if attempt > 1 {
+            self.gauges.replays.fetch_add(1, Ordering::Relaxed);
+        }
+        Some(Attempt {
+            key: CallKey { session: self.number, call },
+            reply: AttemptReply::new(self.mailbox.clone(), call, generation),
+            tool: Arc::clone(&self.tools[payload.tool]),
+            call: ToolCall {
+                invocation,
+                generation,
+                evidence,
+                arguments: payload.arguments.clone(),
+                client: payload.client.clone(),
+                progress: payload.progress.clone(),
+            },
+        })
     }
 
     fn progress(&self, call: &Call) -> ProgressSink {
@@ -590,12 +615,17 @@ impl Loop {
 
     /// Answers a worker call with a fault. Its caller waits no longer, so a synchronous job it may have become ends too:
     /// who asks again must not start a second agent beside the first.
-    fn fail(&mut self, call: CallNumber, fault: Box<Fault>) {
-        if self.ledger.take(call).is_some() {
+    fn fail(&mut self, call: CallNumber, mut fault: Box<Fault>) {
+        if let Some(lost) = self.ledger.take(call) {
             self.gauges.in_flight.fetch_sub(1, Ordering::Relaxed);
             let _ = self.jobs.cast(JobsMsg::Withdrawn(self.invocation(call)));
-            let generation = fault.generation.unwrap_or_default();
-            self.settle(call, CallOutcome::Fault(fault), Settling { generation, ..Settling::default() });
+            fault.retried = lost.replays;
+            let settling = Settling {
+                generation: fault.generation.unwrap_or_default(),
+                replays: lost.replays,
+                ..Settling::default()
+            };
+            self.settle(call, CallOutcome::Fault(fault), settling);
         }
     }
 
@@ -619,6 +649,7 @@ impl Loop {
 
     /// Runs a host tool beside the session. Its panic is answered, not passed on.
     fn run_here(&mut self, call: Call) {
+        self.note_deadline(call.tool);
         let tool = Arc::clone(&self.tools[call.tool]);
         let number = call.number;
         let tool_call = ToolCall {
@@ -636,8 +667,8 @@ impl Loop {
             let outcome = match work.await {
                 Ok(Ok(reply)) => CallOutcome::Reply(Box::new(reply)),
                 Ok(Err(fault)) => CallOutcome::Fault(Box::new(fault)),
-                Err(panic) => {
-                    tracing::error!(tool = &*name, panic = panic_text(panic.as_ref()), "a host tool panicked");
+                Err(_) => {
+                    tracing::error!(tool = &*name, "a host tool panicked");
                     let fault = Fault::new(FaultCode::Internal, "the tool failed in a way it must not.");
                     CallOutcome::Fault(Box::new(fault.operation(&*name)))
                 }
@@ -670,12 +701,9 @@ impl Loop {
             Stage::Open => None,
             Stage::Lingering(at) | Stage::Draining(at) => Some(at),
         };
-        if self.core.in_flight() > 0 && self.tick.is_none() {
-            self.tick = Some(tokio::time::Instant::now() + TICK);
-        }
-        let wanted = match (self.tick, end) {
-            (Some(tick), Some(end)) => Some(tick.min(end)),
-            (tick, end) => tick.or(end),
+        let wanted = match (self.due, end) {
+            (Some(due), Some(end)) => Some(due.min(end)),
+            (due, end) => due.or(end),
         };
         if let Some(at) = wanted.filter(|at| self.clock_at.is_none_or(|set| *at < set)) {
             self.clock.as_mut().reset(at);
@@ -691,22 +719,40 @@ impl Loop {
             Stage::Draining(end) if now >= end => self.out.clear(),
             _ => {}
         }
-        if self.tick.is_some_and(|tick| now >= tick) {
-            self.tick = None;
-            self.expire(Instant::now());
+        if self.due.is_some_and(|due| now >= due) {
+            self.due = None;
+            self.expire();
         }
     }
 
-    /// Answers calls whose tool's deadline has passed.
-    fn expire(&mut self, now: Instant) {
-        let late: Vec<(CallNumber, usize)> = self
-            .core
-            .open_calls()
-            .filter(|(_, tool, since)| {
-                self.tools[*tool].deadline().is_some_and(|limit| now.saturating_duration_since(*since) >= limit)
-            })
-            .map(|(call, tool, _)| (call, tool))
-            .collect();
+    /// Notes when a call that begins now is late.
+    fn note_deadline(&mut self, tool: usize) {
+        let Some(limit) = self.deadlines[tool] else { return };
+        // Only the first of a tool's calls moves the clock; when it fires, the calls open then are looked at.
+        if self.due.is_none() || self.shortest.is_none_or(|shortest| limit < shortest) {
+            let due = tokio::time::Instant::now() + limit;
+            if self.due.is_none_or(|set| due < set) {
+                self.due = Some(due);
+                self.shortest = Some(limit);
+            }
+        }
+    }
+
+    /// Answers calls whose tool's deadline has passed, and sets the clock for the next one.
+    fn expire(&mut self) {
+        let now = Instant::now();
+        self.shortest = None;
+        let mut late: Vec<(CallNumber, usize)> = Vec::new();
+        let mut next: Option<Duration> = None;
+        for (call, tool, since) in self.core.open_calls() {
+            let Some(limit) = self.deadlines[tool] else { continue };
+            match limit.checked_sub(now.saturating_duration_since(since)).filter(|left| !left.is_zero()) {
+                None => late.push((call, tool)),
+                Some(left) => next = Some(next.map_or(left, |next| next.min(left))),
+            }
+        }
+        self.due = next.map(|left| tokio::time::Instant::now() + left);
+        late.sort_unstable();
         for (call, tool) in late {
             self.withdraw(call);
             let fault = Fault::new(FaultCode::DeadlineExceeded, "the tool did not answer within its deadline.")
@@ -721,7 +767,7 @@ impl Loop {
             return;
         };
         let settling = settling.unwrap_or_default();
-        self.telemetry.record(Record::ToolCall(Box::new(ToolCallRecord {
+        self.telemetry.record(Record::ToolCall(ToolCallRecord {
             at: UnixMillis::now(),
             session: self.number,
             request_id: finished.request_id,
@@ -732,7 +778,7 @@ impl Loop {
             job: settling.job,
             generation: settling.generation,
             replays: settling.replays,
-        })));
+        }));
     }
 }
 

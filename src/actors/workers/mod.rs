@@ -20,7 +20,7 @@ use self::slot::{RestartPolicy, Slot, SlotEffect, SlotState};
 use super::child::Child;
 use super::reply::SessionMailbox;
 use super::session::SessionEvent;
-use super::worker::{Worker, WorkerMsg};
+use super::worker::{ToolPanicked, Worker, WorkerMsg};
 use crate::fault::{Fault, FaultCode};
 use crate::ids::{Generation, SessionNumber, UnixMillis};
 use crate::telemetry::{Record, TelemetryHandle};
@@ -175,7 +175,7 @@ impl Actor for Workers {
         if let SupervisionEvent::ActorFailed(cell, error) = &event
             && state.worker.as_ref().is_some_and(|worker| worker.id() == cell.get_id())
         {
-            state.reason = Some(error.to_string());
+            state.reason = Some(reason(error));
         }
         Ok(())
     }
@@ -186,6 +186,14 @@ impl Actor for Workers {
             worker.stop(Duration::from_millis(250)).await;
         }
         Ok(())
+    }
+}
+
+/// Why an actor failed, as far as it may be told: a panic's own text can quote anything.
+pub(super) fn reason(error: &ActorProcessingErr) -> String {
+    match error.downcast_ref::<ToolPanicked>() {
+        Some(panicked) => panicked.to_string(),
+        None => "it panicked".to_owned(),
     }
 }
 

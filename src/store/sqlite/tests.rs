@@ -7,9 +7,7 @@ use rusqlite::params;
 use super::*;
 use crate::agents::AgentEvent;
 use crate::ids::{AgentSessionId, ChainId, HostId, InvocationId, RunToken, SessionNumber};
-use crate::jobs::{
-    Billing, CancelReason, ConsultRequest, JobMode, JobOutcome, JobState, JournalEvent, NewJob, RunProcess,
-};
+use crate::jobs::{CancelReason, ConsultRequest, JobMode, JobOutcome, JobState, JournalEvent, NewJob, RunProcess};
 use crate::store::{Accept, AcceptLimits, CancelState, JobFilter, RetentionPolicy, Start, Store, Transition};
 
 const LIMITS: AcceptLimits = AcceptLimits { max_queued: 100_000 };
@@ -25,18 +23,7 @@ fn new_job(workspace: &str, prompt: &str) -> NewJob {
         request_key: None,
         workspace: workspace.into(),
         mode: JobMode::Sync,
-        request: ConsultRequest {
-            prompt: prompt.to_owned(),
-            cwd: workspace.into(),
-            agent: "claude".to_owned(),
-            session_id: None,
-            max_turns: None,
-            model: None,
-            effort: None,
-            timeout_s: 60,
-            max_budget_usd: None,
-            billing: Billing::Subscription,
-        },
+        request: ConsultRequest::new(prompt).cwd(workspace).timeout_s(60),
         chain: ChainId::random(),
         depth: 0,
         accepted_at: at(1),
