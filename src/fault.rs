@@ -7,7 +7,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::ids::{Generation, UnixMillis};
+use crate::ids::{Generation, JobId, UnixMillis};
 
 /// What kind of thing went wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -234,6 +234,9 @@ pub struct Fault {
     /// When trying again makes sense, if the provider said so.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retry_at: Option<UnixMillis>,
+    /// The job that was accepted before it happened.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub job_id: Option<JobId>,
 }
 
 impl Fault {
@@ -252,6 +255,7 @@ impl Fault {
             detail: detail.into(),
             hint: None,
             retry_at: None,
+            job_id: None,
         }
     }
 
@@ -276,6 +280,13 @@ impl Fault {
         self
     }
 
+    /// Names the job that was accepted before it happened.
+    #[must_use]
+    pub fn job(mut self, job: JobId) -> Self {
+        self.job_id = Some(job);
+        self
+    }
+
     /// Says when trying again makes sense.
     #[must_use]
     pub fn retry_at(mut self, at: UnixMillis) -> Self {
@@ -289,6 +300,9 @@ impl fmt::Display for Fault {
         write!(f, "{}: {}", self.code, self.detail)?;
         if let Some(hint) = &self.hint {
             write!(f, " {hint}")?;
+        }
+        if let Some(job) = &self.job_id {
+            write!(f, " (job {job})")?;
         }
         Ok(())
     }

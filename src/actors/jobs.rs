@@ -7,7 +7,7 @@
 //! withdrew is cancelled, a background job is not; (3) it never awaits the store: verbs run as tasks and come back as
 //! messages.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,7 +26,9 @@ use crate::jobs::sweep;
 use crate::jobs::{CancelReason, JobMode, JobRecord, JobState, JobSummary, JournalEntry, NewJob};
 use crate::runner::RunnerCommand;
 use crate::state_dir::StateDir;
-use crate::store::{Accept, AcceptLimits, CancelState, DayCost, JobCounts, JobFilter, StoreHandle};
+use crate::store::{
+    Accept, AcceptLimits, CancelState, DayCost, JobCounts, JobFilter, RetentionPolicy, StoreError, StoreHandle,
+};
 use crate::telemetry::{Record, TelemetryHandle};
 
 /// How often a host looks for jobs whose runner is gone.
@@ -34,6 +36,16 @@ const SWEEP_EVERY: Duration = Duration::from_secs(30);
 
 /// The first sweep waits a little, so that a probing client that starts and kills us costs no disk.
 const FIRST_SWEEP: Duration = Duration::from_secs(1);
+
+/// Old jobs are forgotten every so many sweeps: once an hour.
+const PRUNE_EVERY: u64 = 120;
+
+/// Withdrawn calls that are remembered. A consult that was withdrawn on its way arrives within a few messages; these are
+/// many times the calls that can be on their way.
+const LATE: usize = 4096;
+
+/// Failures in a row to look at a job of another host before whoever follows it is told; five seconds of them.
+const LOOKS_FAILED: u32 = 20;
 
 /// How often a job of another host is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
@@ -128,6 +140,10 @@ pub struct JobsState {
     attached: HashMap<JobId, Attached>,
     /// Accepts under way, and whether their caller withdrew meanwhile.
     accepting: HashMap<InvocationId, bool>,
+    /// Calls and sessions that were withdrawn before their consult arrived here: the two take different ways.
+    late: VecDeque<InvocationId>,
+    over: VecDeque<SessionNumber>,
+    sweeps: u64,
     tasks: JoinSet<()>,
 }
 
@@ -156,7 +172,15 @@ impl Actor for Jobs {
                 }
             });
         }
-        Ok(JobsState { arguments, attached: HashMap::new(), accepting: HashMap::new(), tasks })
+        Ok(JobsState {
+            arguments,
+            attached: HashMap::new(),
+            accepting: HashMap::new(),
+            late: VecDeque::new(),
+            over: VecDeque::new(),
+            sweeps: 0,
+            tasks,
+        })
     }
 
     async fn handle(
@@ -202,6 +226,8 @@ impl Actor for Jobs {
                     // No job was ever accepted here, so an idle host leaves the disk alone.
                     return Ok(());
                 }
+                let prunes = state.sweeps.is_multiple_of(PRUNE_EVERY);
+                state.sweeps += 1;
                 let ours: HashSet<JobId> = state.attached.keys().copied().collect();
                 state.tasks.spawn(async move {
                     match sweep::sweep(&store, &dir, &ours).await {
@@ -209,6 +235,9 @@ impl Actor for Jobs {
                             orphans.into_iter().for_each(|record| drop(me.cast(JobsMsg::Adopt(Box::new(record)))))
                         }
                         Err(error) => tracing::warn!(%error, "the sweep did not finish"),
+                    }
+                    if prunes {
+                        prune(&store, &dir).await;
                     }
                 });
             }
@@ -279,6 +308,13 @@ impl JobsState {
             return;
         }
         if let Some(caller) = caller {
+            if self.late.contains(&caller) || self.over.contains(&caller.session) {
+                // Nobody waits for it any more; nothing is started.
+                let fault =
+                    Fault::new(FaultCode::CallerLost, "the call was withdrawn before the consult was accepted.");
+                let _ = reply.send(Err(fault));
+                return;
+            }
             self.accepting.insert(caller, false);
         }
         let (store, limits, me) = (self.arguments.store.clone(), self.arguments.limits, me.clone());
@@ -333,8 +369,20 @@ impl JobsState {
         if !joined || orphan {
             self.attach(me, &record).await;
         }
-        if let (Some(caller), Some(attached)) = (caller, self.attached.get_mut(&job)) {
-            attached.callers.insert(caller);
+        match (caller, self.attached.get_mut(&job)) {
+            (Some(caller), Some(attached)) => {
+                attached.callers.insert(caller);
+            }
+            // It runs under another host, whose own callers must not end it for ours.
+            (Some(_), None) if record.mode == JobMode::Sync && !record.state.is_terminal() => {
+                let store = self.arguments.store.clone();
+                self.tasks.spawn(async move {
+                    if let Err(error) = store.hand_over(job).await {
+                        tracing::warn!(%error, "a joined job still depends on its first caller");
+                    }
+                });
+            }
+            _ => {}
         }
         if withdrawn && let Some(caller) = caller {
             self.withdrawn(caller);
@@ -377,6 +425,7 @@ impl JobsState {
         for caller in callers {
             self.withdrawn(caller);
         }
+        remember(&mut self.over, session);
     }
 
     fn withdrawn(&mut self, caller: InvocationId) {
@@ -384,6 +433,7 @@ impl JobsState {
             *withdrawn = true;
             return;
         }
+        remember(&mut self.late, caller);
         let lost: Vec<JobId> = self
             .attached
             .iter_mut()
@@ -400,13 +450,36 @@ impl JobsState {
     }
 }
 
-/// Asks for the end of a job nobody waits for any more.
+fn remember<T>(remembered: &mut VecDeque<T>, new: T) {
+    if remembered.len() == LATE {
+        remembered.pop_front();
+    }
+    remembered.push_back(new);
+}
+
+/// Asks for the end of a job nobody waits for any more, unless somebody has taken it over.
 async fn end_for_lost_caller(store: StoreHandle, consult: ActorRef<ConsultMsg>, job: JobId) {
     // The reason first, so that the runner finds it when it is asked to end.
-    if let Err(error) = store.request_cancel(job, CancelReason::CallerLost).await {
-        tracing::warn!(%error, "the reason of a cancel was not recorded");
+    match store.request_cancel(job, CancelReason::CallerLost).await {
+        Ok(CancelState::GoesOn | CancelState::Ended { .. }) => return,
+        Ok(CancelState::Requested { .. } | CancelState::AlreadyRequested { .. }) => {}
+        Err(error) => tracing::warn!(%error, "the reason of a cancel was not recorded"),
     }
     let _ = consult.cast(ConsultMsg::Terminate);
+}
+
+/// Forgets jobs that were kept long enough.
+async fn prune(store: &StoreHandle, dir: &StateDir) {
+    match store.prune(RetentionPolicy::default(), UnixMillis::now()).await {
+        Ok(pruned) => {
+            for job in pruned.jobs {
+                if let Err(error) = dir.remove_job_dir(job) {
+                    tracing::debug!(%error, "the directory of a forgotten job stays");
+                }
+            }
+        }
+        Err(error) => tracing::warn!(%error, "old jobs were not forgotten"),
+    }
 }
 
 /// Jobs, for tools, embedding programs and the command line. Cheap to clone.
@@ -422,6 +495,7 @@ pub struct Follow {
     store: StoreHandle,
     news: Option<watch::Receiver<JobLive>>,
     seen: u64,
+    failed: u32,
 }
 
 /// What following a job has shown.
@@ -468,7 +542,7 @@ impl JobsHandle {
         let (reply, answer) = oneshot::channel();
         self.actor.cast(JobsMsg::Attach { job, reply }).map_err(|_| stopped())?;
         let news = answer.await.map_err(|_| stopped())?;
-        Ok(Follow { job, store: self.store.clone(), news, seen: 0 })
+        Ok(Follow { job, store: self.store.clone(), news, seen: 0, failed: 0 })
     }
 
     /// Everything about one job.
@@ -616,7 +690,17 @@ impl Follow {
                 }
                 continue;
             }
-            let glance = self.store.glance(self.job).await?;
+            let glance = match self.store.glance(self.job).await {
+                Ok(glance) => glance,
+                // A store that is busy for a moment is no news of the job.
+                Err(error) if self.failed < LOOKS_FAILED && !matches!(error, StoreError::UnknownJob(_)) => {
+                    self.failed += 1;
+                    tokio::time::sleep(LOOK_EVERY).await;
+                    continue;
+                }
+                Err(error) => return Err(error.into()),
+            };
+            self.failed = 0;
             if glance.state.is_terminal() {
                 return Ok(News::Finished(Arc::new(self.store.job(self.job).await?)));
             }

@@ -28,7 +28,7 @@ use crate::jobs::{Billing, ConsultRequest};
 pub const PROMPT_PREFIX: &str = "Another coding agent asks for your opinion. You can read but not change files here, \
      and only your final message is passed on, so put the whole answer there. The request:\n\n";
 
-/// Names the program, over configuration and PATH.
+/// Names the program, where the configuration names none.
 const PROGRAM_VARIABLE: &str = "PHONE_OPUS_CLAUDE_BIN";
 
 /// Characters of a model or effort name; real ones have under 60.
@@ -65,7 +65,7 @@ pub struct ClaudeCode {
 }
 
 impl ClaudeCode {
-    /// Claude Code at the configured path, if any. `PHONE_OPUS_CLAUDE_BIN` in the run's environment goes before it.
+    /// Claude Code at the configured path, if any. It goes before `PHONE_OPUS_CLAUDE_BIN` in the run's environment.
     #[must_use]
     pub fn new(configured: Option<PathBuf>) -> Self {
         Self { configured }
@@ -85,9 +85,10 @@ impl Agent for ClaudeCode {
     }
 
     fn locate(&self, env: &Environment) -> Result<PathBuf, Fault> {
-        match (env.get(PROGRAM_VARIABLE), &self.configured) {
-            (Some(named), _) => named_program(Path::new(named), PROGRAM_VARIABLE, env),
-            (None, Some(configured)) => named_program(configured, "The configured path", env),
+        match (&self.configured, env.get(PROGRAM_VARIABLE)) {
+            // A flag goes before the variable, which the configuration has taken in already.
+            (Some(configured), _) => named_program(configured, "The configured path", env),
+            (None, Some(named)) => named_program(Path::new(named), PROGRAM_VARIABLE, env),
             (None, None) => {
                 on_path(OsStr::new("claude"), env).ok_or_else(|| missing("`claude` was not found on PATH.".to_owned()))
             }
@@ -378,7 +379,7 @@ mod tests {
     }
 
     #[test]
-    fn the_program_is_the_named_one_then_the_configured_one_then_the_first_on_path() {
+    fn the_program_is_the_configured_one_then_the_named_one_then_the_first_on_path() {
         let dir = tempfile::tempdir().expect("scratch");
         let on_path = script(dir.path(), "claude", "exit 0");
         let other = script(dir.path(), "other", "exit 0");
@@ -389,7 +390,8 @@ mod tests {
         let claude = |configured: &Path| ClaudeCode::new(Some(configured.to_owned()));
         assert_eq!(ClaudeCode::default().locate(&path), Ok(on_path.clone()));
         assert_eq!(claude(&other).locate(&path), Ok(other.clone()));
-        assert_eq!(claude(Path::new("/nonexistent")).locate(&named(&other)), Ok(other));
+        assert_eq!(claude(&other).locate(&named(Path::new("/nonexistent"))), Ok(other.clone()));
+        assert_eq!(ClaudeCode::default().locate(&named(&other)), Ok(other));
         assert_eq!(ClaudeCode::default().locate(&named(Path::new("claude"))), Ok(on_path));
         let code = |agent: ClaudeCode, env: &Environment| agent.locate(env).map_err(|fault| fault.code);
         assert_eq!(code(ClaudeCode::default(), &Environment::default()), Err(FaultCode::AgentMissing));

@@ -32,7 +32,7 @@ pub fn is_orphan(dir: &StateDir, job: JobId, state: JobState, accepted_at: UnixM
 ///
 /// # Errors
 ///
-/// The store cannot be used; what was settled before stays settled.
+/// The queue cannot be read.
 pub async fn sweep(store: &StoreHandle, dir: &StateDir, ours: &HashSet<JobId>) -> Result<Vec<JobRecord>, Fault> {
     let mut orphans = Vec::new();
     for row in store.queue().await? {
@@ -42,11 +42,17 @@ pub async fn sweep(store: &StoreHandle, dir: &StateDir, ours: &HashSet<JobId>) -
             continue;
         }
         if orphan && row.mode == JobMode::Background {
-            orphans.push(store.job(row.job).await?);
+            match store.job(row.job).await {
+                Ok(record) => orphans.push(record),
+                Err(error) => tracing::warn!(job = %row.job, %error, "a job without a runner cannot be read"),
+            }
             continue;
         }
         let why = Fault::new(FaultCode::RunnerLost, "the job's runner is gone.");
-        settle(store, dir, row.job, why).await?;
+        // One job that cannot be settled must not keep the others from it.
+        if let Err(fault) = settle(store, dir, row.job, why).await {
+            tracing::warn!(job = %row.job, %fault, "a lost job was not settled");
+        }
     }
     Ok(orphans)
 }

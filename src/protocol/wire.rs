@@ -56,6 +56,7 @@ impl ToolReply {
             text: ReplyText::Plain(fault.to_string()),
             structured: Some(structured),
             fault: Some(fault.code),
+            job: fault.job_id,
             ..Self::default()
         }
     }

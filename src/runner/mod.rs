@@ -32,15 +32,18 @@ use crate::fault::{Fault, FaultCode};
 use crate::ids::{JobId, RunToken, UnixMillis};
 use crate::jobs::admission::{Contender, Position, plan};
 use crate::jobs::lock::{JobLock, SlotLock};
-use crate::jobs::{JobRecord, JobState, JournalEvent, RunExit, RunProcess};
+use crate::jobs::{JobOutcome, JobRecord, JobState, JournalEvent, RunExit, RunProcess};
 use crate::state_dir::StateDir;
-use crate::store::{Start, StoreError, StoreHandle};
+use crate::store::{Start, StoreError, StoreHandle, Transition};
 
 /// How often the store is looked at: for a cancel by another process, and for the job's turn.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
 
 /// The end of the agent's standard error that is kept.
 const STDERR_KEPT: usize = 4 * 1024;
+
+/// How long a runner waits for a store that is busy or full before it gives up.
+const STORE_PATIENCE: Duration = Duration::from_secs(60);
 
 /// How long the last notifications may take to be read by the host.
 const FLUSH: Duration = Duration::from_secs(1);
@@ -160,6 +163,11 @@ where
     R: AsyncRead + Send + Unpin + 'static,
     W: AsyncWrite + Send + Unpin + 'static,
 {
+    // The host is answered first: it must not take a runner that waits for the disk for one that is dead.
+    let session = Session::new();
+    let (ask, asked) = mpsc::channel(1);
+    let server =
+        Server::start(reader, writer, OneProcess { id: options.job.to_string(), session: session.clone(), ask });
     let store = StoreHandle::sqlite(options.dir.clone());
     let Some(_lock) = JobLock::try_acquire(&options.dir, options.job)? else { return Ok(RunnerEnd::NotOurs) };
     let record = store.job(options.job).await?;
@@ -170,10 +178,6 @@ where
     if let Err(error) = become_subreaper() {
         tracing::warn!(%error, "processes that leave the agent's session will not be found");
     }
-    let session = Session::new();
-    let (ask, asked) = mpsc::channel(1);
-    let server =
-        Server::start(reader, writer, OneProcess { id: options.job.to_string(), session: session.clone(), ask });
     let listening = Signals::new().map_err(RunnerError::Signal)?;
     let clocks = Clocks { timeout: Duration::from_secs(record.request.timeout_s), stall: options.stall };
     let core = RunnerCore::new(clocks, record.mode, Instant::now());
@@ -185,6 +189,7 @@ where
         server,
         host: Host::There,
         asked,
+        ask_pending: false,
         signals: listening,
         options,
     };
@@ -192,12 +197,38 @@ where
     let state = verdict.state;
     let Runner { journal, options, server, .. } = runner;
     journal.finish().await;
-    let _ = store.finish(options.job, state, verdict.outcome, UnixMillis::now()).await?;
+    finish(&store, options.job, state, &verdict.outcome).await?;
     // Durable now: the host may be told.
     let _ = session.publish_closed();
     server.finish(FLUSH).await;
     store.close().await;
     Ok(RunnerEnd::Done(state))
+}
+
+/// Makes the job terminal. The answer is paid for, so a store that is busy or full is asked again for a while.
+async fn finish(store: &StoreHandle, job: JobId, state: JobState, outcome: &JobOutcome) -> Result<(), StoreError> {
+    let began = Instant::now();
+    let mut pause = Duration::from_millis(100);
+    loop {
+        match store.finish(job, state, outcome.clone(), UnixMillis::now()).await {
+            // Refused: a first try that seemed to fail had reached the disk, or the job was settled by a sweep.
+            Ok(Transition::Done | Transition::Refused { .. }) => return Ok(()),
+            Err(error) if is_passing(&error) && began.elapsed() < STORE_PATIENCE => {
+                tracing::warn!(%error, "the outcome is not written yet");
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(Duration::from_secs(5));
+            }
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// Whether the store may work again in a moment.
+fn is_passing(error: &StoreError) -> bool {
+    matches!(
+        error,
+        StoreError::Busy | StoreError::Overloaded | StoreError::Full | StoreError::Io { .. } | StoreError::Panicked
+    )
 }
 
 /// The one process a runner shows to its host; it exists before the agent does.
@@ -226,6 +257,16 @@ impl ProcessTable for OneProcess {
     }
 }
 
+/// What came of a look at the queue.
+enum Turn {
+    /// The job is `running`.
+    Started(SlotLock),
+    /// It waits on.
+    Later,
+    /// It must end.
+    Over,
+}
+
 struct Signals {
     terminate: Signal,
     hangup: Signal,
@@ -251,6 +292,7 @@ struct Runner {
     server: Server,
     host: Host,
     asked: mpsc::Receiver<()>,
+    ask_pending: bool,
     signals: Signals,
 }
 
@@ -275,30 +317,51 @@ impl Runner {
 
     /// Waits for the job's turn. `None` when it must end before it came; otherwise the job is `running` in the store.
     async fn wait_for_turn(&mut self) -> Result<Option<SlotLock>, RunnerError> {
+        let mut failing: Option<Instant> = None;
         loop {
-            let now = Instant::now();
-            let glance = self.store.glance(self.options.job).await?;
-            self.core.glanced(&glance);
-            if self.core.tick(now).is_some() {
-                return Ok(None);
-            }
-            if self.is_our_turn().await?
-                && let Some(slot) = SlotLock::try_acquire_any(&self.options.dir, self.options.max_running)?
-            {
-                match self.store.start(self.options.job, UnixMillis::now()).await? {
-                    Start::Started => return Ok(Some(slot)),
-                    Start::SessionBusy { .. } => {}
-                    Start::Refused { current } => {
-                        let fault = Fault::new(
-                            FaultCode::IllegalTransition,
-                            format!("the job was {} when its turn came.", current.as_str()),
-                        );
-                        self.core.faulted(fault);
-                        return Ok(None);
+            match self.try_to_start().await {
+                Ok(Turn::Started(slot)) => return Ok(Some(slot)),
+                Ok(Turn::Over) => return Ok(None),
+                Ok(Turn::Later) => failing = None,
+                // A store that is busy for a moment is no reason to lose an accepted job.
+                Err(RunnerError::Store(error)) if is_passing(&error) => {
+                    let since = *failing.get_or_insert_with(Instant::now);
+                    if since.elapsed() >= STORE_PATIENCE {
+                        return Err(error.into());
                     }
+                    tracing::warn!(%error, "the queue cannot be looked at");
                 }
+                Err(error) => return Err(error),
             }
             self.pause(LOOK_EVERY).await;
+            self.heed().await;
+        }
+    }
+
+    async fn try_to_start(&mut self) -> Result<Turn, RunnerError> {
+        let glance = self.store.glance(self.options.job).await?;
+        self.core.glanced(&glance);
+        if self.core.tick(Instant::now()).is_some() {
+            return Ok(Turn::Over);
+        }
+        if !self.is_our_turn().await? {
+            return Ok(Turn::Later);
+        }
+        let Some(slot) = SlotLock::try_acquire_any(&self.options.dir, self.options.max_running)? else {
+            return Ok(Turn::Later);
+        };
+        match self.store.start(self.options.job, UnixMillis::now()).await? {
+            Start::Started => Ok(Turn::Started(slot)),
+            Start::SessionBusy { .. } => Ok(Turn::Later),
+            Start::Refused { current: JobState::Running } => {
+                // Our own first try reached the disk although it seemed to fail: nobody else holds the job's lock.
+                Ok(Turn::Started(slot))
+            }
+            Start::Refused { current } => {
+                let detail = format!("the job was {} when its turn came.", current.as_str());
+                self.core.faulted(Fault::new(FaultCode::IllegalTransition, detail));
+                Ok(Turn::Over)
+            }
         }
     }
 
@@ -316,10 +379,21 @@ impl Runner {
         Ok(plan.position(self.options.job) == Some(Position::Start))
     }
 
+    /// Heeds a request to end that a pause has noted.
+    async fn heed(&mut self) {
+        if std::mem::take(&mut self.ask_pending) {
+            self.asked_to_end().await;
+        }
+    }
+
     /// Waits for whatever wakes a runner, at most `limit`.
+    ///
+    /// # Cancel safety
+    ///
+    /// Safe: it only notes what it heard.
     async fn pause(&mut self, limit: Duration) {
         tokio::select! {
-            Some(()) = self.asked.recv() => self.asked_to_end().await,
+            Some(()) = self.asked.recv() => self.ask_pending = true,
             _ = self.server.peer_gone(), if self.host == Host::There => self.host_went(),
             _ = self.signals.terminate.recv() => self.core.told_to_stop(),
             _ = self.signals.hangup.recv() => {}
@@ -369,6 +443,11 @@ impl Runner {
             stdin: Stdin::Bytes(command.stdin.clone()),
             adopt: Adopt::Yes,
         };
+        // The token first, so that whatever the run starts can be recognised even if this runner dies right after.
+        let mark = RunProcess { pid: 0, start_time: 0, token };
+        if let Err(error) = self.store.set_process(record.id, mark).await {
+            return failed(error.into());
+        }
         let (mut process, tap) = match LocalExec::spawn(spec, self.session.clone(), CloseBy::Owner) {
             Ok(started) => started,
             Err(error) => return agent.classify(RunEnd { spawn_error: Some(spawn_failure(&error)), ..nothing }),
@@ -405,6 +484,7 @@ impl Runner {
                 command = &mut preparing => return Some(command),
                 () = self.pause(LOOK_EVERY) => {}
             }
+            self.heed().await;
             if self.look().await {
                 return None;
             }
@@ -516,7 +596,7 @@ fn spawn_failure(error: &SpawnError) -> SpawnFailure {
 fn failed(fault: Fault) -> Verdict {
     Verdict {
         state: JobState::Failed,
-        outcome: crate::jobs::JobOutcome { fault: Some(fault), ..crate::jobs::JobOutcome::default() },
+        outcome: JobOutcome { fault: Some(fault), ..JobOutcome::default() },
     }
 }
 

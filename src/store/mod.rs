@@ -118,6 +118,8 @@ pub enum CancelState {
         /// How.
         state: JobState,
     },
+    /// A caller was lost that the job does not need: it is a background job and goes on.
+    GoesOn,
 }
 
 /// What a runner or a waiting caller looks at again and again.
@@ -360,9 +362,7 @@ impl From<StoreError> for Fault {
 const fn hint(error: &StoreError) -> Option<&'static str> {
     Some(match error {
         StoreError::Busy | StoreError::Overloaded => "Try again in a few seconds.",
-        StoreError::Full => {
-            "Free space on the disk of the state directory; `phone-opus jobs prune` removes finished jobs."
-        }
+        StoreError::Full => "Free space on the disk of the state directory.",
         StoreError::ReadOnly => "Make the state directory writable, or choose another with --state-dir.",
         StoreError::Corrupt { .. } => {
             "Try again: a damaged database is moved aside, never deleted, and a new one is begun."
@@ -472,7 +472,8 @@ pub trait Store: Send {
         max_bytes: usize,
     ) -> Result<Vec<JournalEntry>, StoreError>;
 
-    /// Asks a job's runner to end it. The first reason stays.
+    /// Asks a job's runner to end it. The first reason stays. A lost caller ends a synchronous job only: whether it still
+    /// is one is decided here, since another host may have taken it over meanwhile.
     ///
     /// # Errors
     ///

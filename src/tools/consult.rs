@@ -45,7 +45,7 @@ struct ConsultArguments {
     max_turns: Option<u32>,
     /// Model name or alias.
     model: Option<String>,
-    /// low, medium, high or max, where the agent knows it.
+    /// low, medium, high, xhigh or max, where the agent knows it.
     effort: Option<String>,
     /// Who answers: `claude`, or `offline` (word search, no model).
     agent: Option<String>,
@@ -168,6 +168,12 @@ impl Desk {
     ///
     /// As [`Desk::read`].
     pub fn check(&self, request: &ConsultRequest, mode: JobMode) -> Result<ConsultOptions, Fault> {
+        if request.cwd.to_str().is_none() {
+            return Err(Fault::new(
+                FaultCode::InvalidInput,
+                "`cwd` is not UTF-8; accepted: a directory whose path is.",
+            ));
+        }
         let mut arguments = serde_json::json!(request);
         if let Some(arguments) = arguments.as_object_mut() {
             // Who pays is no argument of the tool: only the program that embeds us, or its configuration, may say.
@@ -319,26 +325,46 @@ async fn consult(desk: &Desk, call: ToolCall) -> Result<ToolReply, Fault> {
     if record.state.is_terminal() {
         return Ok(finished(desk, &record, shape).await);
     }
-    let mut follow = desk.jobs.follow(record.id).await?;
+    let id = record.id;
+    let mut follow = desk.jobs.follow(id).await.map_err(|fault| fault.job(id))?;
     if options.background {
+        if record.mode == JobMode::Sync {
+            // It joined a job somebody else waits for; from now on it must not depend on them.
+            hand_over(desk, record.id).await?;
+        }
         let context = desk.context(&record, Some(&follow)).await;
         return Ok(reply::job(&record, &context, shape));
     }
     let wait = options.wait.unwrap_or_else(|| desk.config.wait_for(call.client.name().as_deref()));
-    // Counted from acceptance, so that an attempt after a lost worker waits for the rest only.
-    let waited = Duration::from_millis(UnixMillis::now().since(record.accepted_at));
+    // An attempt after a lost worker waits for the rest only; a caller who joins another's job waits its own time.
+    let again = call.evidence.is_some();
+    let waited = Duration::from_millis(if again { UnixMillis::now().since(record.accepted_at) } else { 0 });
     let watch = Watch { progress: &call, desk, began: Instant::now().checked_sub(waited).unwrap_or_else(Instant::now) };
-    match watch.until(&mut follow, wait.saturating_sub(waited), Until::Finished).await? {
+    let over = watch.until(&mut follow, wait.saturating_sub(waited), Until::Finished).await;
+    match over.map_err(|fault| fault.job(id))? {
         Some(record) => Ok(finished(desk, &record, shape).await),
         None => {
-            desk.jobs.hand_over(record.id).await?;
-            let record = desk.jobs.record(record.id).await?;
+            hand_over(desk, id).await?;
+            let record = desk.jobs.record(id).await.map_err(|fault| fault.job(id))?;
             if record.state.is_terminal() {
                 return Ok(finished(desk, &record, shape).await);
             }
             let context = Context { handed_over: true, ..desk.context(&record, Some(&follow)).await };
             Ok(reply::job(&record, &context, shape))
         }
+    }
+}
+
+/// Lets a job go on without its caller; a store that is busy for a moment is asked again.
+async fn hand_over(desk: &Desk, job: JobId) -> Result<(), Fault> {
+    let mut tries = 0;
+    loop {
+        match desk.jobs.hand_over(job).await {
+            Ok(()) => return Ok(()),
+            Err(fault) if tries < 3 && fault.retryable => tries += 1,
+            Err(fault) => return Err(fault.job(job)),
+        }
+        tokio::time::sleep(Duration::from_millis(200)).await;
     }
 }
 

@@ -249,7 +249,7 @@ fn described(event: &JournalEvent) -> String {
 struct JobsArguments {
     /// 1 to 50, default 10.
     limit: Option<u32>,
-    /// Only this state.
+    /// queued, running, succeeded, failed, cancelled or interrupted.
     state: Option<String>,
     /// `workspace` (default) or `all`.
     scope: Option<String>,
@@ -291,7 +291,7 @@ async fn list_jobs(desk: &Desk, call: ToolCall) -> Result<ToolReply, Fault> {
     let filter = JobFilter { workspace: workspace.clone(), state, limit: usize::try_from(limit).unwrap_or(10) };
     let rows = desk.jobs.list(filter).await?;
     let jobs: Vec<Value> = rows.iter().map(|row| summary(row, shape.detail)).collect();
-    let value = json!({"scope": scope, "workspace": workspace, "jobs": jobs});
+    let value = json!({"scope": scope, "workspace": workspace.map(|dir| dir.display().to_string()), "jobs": jobs});
     let mut text = if rows.is_empty() { "No jobs.".to_owned() } else { String::new() };
     for row in &rows {
         let unread = if row.unread { " UNREAD" } else { "" };
@@ -309,7 +309,7 @@ pub fn summary(row: &JobSummary, detail: Detail) -> Value {
     });
     if let (Value::Object(object), Detail::Full) = (&mut value, detail) {
         object.insert("mode".to_owned(), json!(row.mode));
-        object.insert("workspace".to_owned(), json!(row.workspace));
+        object.insert("workspace".to_owned(), json!(row.workspace.display().to_string()));
         object.insert("session_id".to_owned(), json!(row.session_id));
         object.insert("finished_at".to_owned(), json!(row.finished_at));
     }
@@ -354,7 +354,7 @@ async fn cancel_job(desk: &Desk, call: ToolCall) -> Result<ToolReply, Fault> {
     let asked = desk.jobs.cancel(job).await?;
     let was = match asked {
         CancelState::Ended { state } => Some(state),
-        CancelState::Requested { .. } | CancelState::AlreadyRequested { .. } => None,
+        CancelState::Requested { .. } | CancelState::AlreadyRequested { .. } | CancelState::GoesOn => None,
     };
     if was.is_none() {
         let watch = Watch { progress: &call, desk, began: Instant::now() };
@@ -413,7 +413,7 @@ async fn health(source: &HealthSource, call: ToolCall) -> Result<ToolReply, Faul
 host_tool! {
     /// `telemetry_snapshot`: what this server did.
     TelemetryTool(source: HealthSource), "telemetry_snapshot",
-    |me| definition::<SnapshotArguments>(me.name(), "Telemetry", "Counts, latencies and cost since this server started.", READS),
+    |me| definition::<SnapshotArguments>(me.name(), "Telemetry", "Counts and latencies since this server started, and cost by day.", READS),
     telemetry
 }
 

@@ -279,6 +279,8 @@ struct Loop {
     input: Input,
     sink: Sink,
     out: BytesMut,
+    /// Whether something was written that the sink may still hold.
+    unflushed: bool,
     effects: Vec<Effect>,
     calls: Vec<CallNumber>,
     stage: Stage,
@@ -325,6 +327,7 @@ impl Loop {
             input: a.input,
             sink: a.sink,
             out: BytesMut::new(),
+            unflushed: false,
             effects: Vec::new(),
             calls: Vec::new(),
             stage: Stage::Open,
@@ -361,7 +364,9 @@ impl Loop {
                     }
                     while !self.tasks.is_empty() && self.tasks.try_join_next().is_some() {}
                 }
-                written = self.sink.write(&self.out), if !self.out.is_empty() => self.on_written(written),
+                pushed = push(&mut self.sink, &self.out), if self.unflushed || !self.out.is_empty() => {
+                    self.on_pushed(pushed);
+                }
                 read = self.input.read_buf(self.reader.space()), if reading => self.on_read(read),
                 () = self.clock.as_mut(), if timed => self.on_time(),
             }
@@ -379,17 +384,19 @@ impl Loop {
 
     /// Writes what the client takes at once.
     async fn write_now(&mut self) {
-        while !self.out.is_empty() {
-            match poll_immediate(self.sink.write(&self.out)).await {
-                Some(written) => self.on_written(written),
+        while self.unflushed || !self.out.is_empty() {
+            match poll_immediate(push(&mut self.sink, &self.out)).await {
+                Some(pushed) => self.on_pushed(pushed),
                 None => return,
             }
         }
     }
 
-    fn on_written(&mut self, written: std::io::Result<usize>) {
-        match written {
-            Ok(count) if count > 0 => {
+    fn on_pushed(&mut self, pushed: std::io::Result<Pushed>) {
+        match pushed {
+            Ok(Pushed::Flushed) => self.unflushed = false,
+            Ok(Pushed::Written(count)) if count > 0 => {
+                self.unflushed = true;
                 self.out.advance(count);
                 if self.out.is_empty() {
                     if self.out.capacity() > OUTPUT_KEPT {
@@ -399,7 +406,7 @@ impl Loop {
                     }
                 }
             }
-            Ok(_) => self.hung_up(),
+            Ok(Pushed::Written(_)) => self.hung_up(),
             Err(error) => {
                 tracing::debug!(%error, "the client reads nothing more");
                 self.hung_up();
@@ -410,6 +417,7 @@ impl Loop {
     /// The client reads nothing more: there is nobody to answer.
     fn hung_up(&mut self) {
         self.out.clear();
+        self.unflushed = false;
         self.close();
     }
 
@@ -499,6 +507,8 @@ impl Loop {
         if let CallOutcome::Fault(fault) = &mut outcome {
             fault.generation.get_or_insert(generation);
             fault.retried = settled.replays;
+            // Whoever was answered with a fault waits for no job.
+            let _ = self.jobs.cast(JobsMsg::Withdrawn(self.invocation(call)));
         }
         let settling = Settling { generation, replays: settled.replays, ..Settling::default() };
         self.settle(call, outcome, settling);
@@ -779,6 +789,27 @@ impl Loop {
             generation: settling.generation,
             replays: settling.replays,
         }));
+    }
+}
+
+/// What became of output.
+enum Pushed {
+    /// So many bytes were taken.
+    Written(usize),
+    /// Nothing is held back any more.
+    Flushed,
+}
+
+/// Writes, or makes sure that nothing written is held back: a sink of an embedding program may buffer.
+///
+/// # Cancel safety
+///
+/// Safe: what was not taken is still in `out`.
+async fn push(sink: &mut Sink, out: &[u8]) -> std::io::Result<Pushed> {
+    if out.is_empty() {
+        sink.flush().await.map(|()| Pushed::Flushed)
+    } else {
+        sink.write(out).await.map(Pushed::Written)
     }
 }
 

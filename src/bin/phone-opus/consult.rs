@@ -86,7 +86,7 @@ fn arguments(options: &ConsultOptions, prompt: String) -> Value {
     // The shell's directory is a directory the caller chose, whatever it is.
     let cwd = cwd.or_else(|| std::env::current_dir().ok());
     put("prompt", json!(prompt));
-    put("cwd", json!(cwd));
+    put("cwd", json!(cwd.map(|dir| dir.display().to_string())));
     put("session_id", json!(options.session));
     put("background", json!(options.background));
     put("max_turns", json!(options.max_turns));

@@ -16,7 +16,7 @@ use crate::settings::{Prepared, chain, prepare, print, refused, runtime};
 const ASK: Duration = Duration::from_secs(10);
 
 /// Options of Claude Code a consult uses where they exist.
-const FLAGS: [&str; 8] = [
+const FLAGS: [&str; 7] = [
     "--restricted",
     "--permission-prompts",
     "--setting-sources",
@@ -24,7 +24,6 @@ const FLAGS: [&str; 8] = [
     "--permission-mode",
     "--tools",
     "--max-budget-usd",
-    "--system-prompt-snapshot",
 ];
 
 struct Finding {
@@ -156,7 +155,7 @@ fn claude(prepared: &Prepared) -> Vec<Finding> {
         name: "claude",
         good: if version.is_some() { Some(true) } else { wanted.then_some(false) },
         text: format!("{} ({})", program.display(), version.as_deref().unwrap_or("does not answer --version")),
-        data: json!({"path": program, "version": version}),
+        data: json!({"path": program.display().to_string(), "version": version}),
     }];
     let help = ask(&program, &["--help"], &environment).map(|(_, text)| text).unwrap_or_default();
     let missing: Vec<&str> = FLAGS.iter().copied().filter(|flag| !help.contains(flag)).collect();

@@ -400,6 +400,14 @@ impl Store for SqliteStore {
             if let Some(reason) = first {
                 return Ok(CancelState::AlreadyRequested { state, reason });
             }
+            if reason == CancelReason::CallerLost {
+                let mode: String = transaction
+                    .prepare_cached("SELECT mode FROM jobs WHERE sequence = ?1")?
+                    .query_row([sequence], |row| row.get(0))?;
+                if mode == JobMode::Background.as_str() {
+                    return Ok(CancelState::GoesOn);
+                }
+            }
             transaction
                 .prepare_cached("UPDATE jobs SET cancel_requested = ?2 WHERE sequence = ?1")?
                 .execute(params![sequence, reason.as_str()])?;
