@@ -108,6 +108,56 @@ async fn a_caller_that_leaves_takes_its_consult_along_but_not_one_that_somebody_
 }
 
 #[tokio::test]
+async fn a_job_joined_from_another_host_survives_the_end_and_the_kill_of_the_first() {
+    for kill in [false, true] {
+        let mut rig = Rig::new();
+        let mut first = rig.serve().await;
+        let mut second = rig.serve().await;
+        let prompt = rig.doing(vec![Step::Touch(rig.sign("begun")), Step::WaitForFile(rig.sign("go"))]);
+        let arguments = json!({"prompt": prompt, "request_key": "shared"});
+        let lost = first.start("consult", arguments.clone()).await;
+        rig.wait_for_sign("begun").await;
+        let kept = second.start("consult", arguments).await;
+        until("the job belongs to nobody in particular", async || {
+            rig.jobs().await.iter().all(|job| job.mode.as_str() == "background").then_some(())
+        })
+        .await;
+        first.give_up_on(lost);
+        if kill {
+            first.signal(Signal::KILL);
+        } else {
+            first.hang_up().await;
+        }
+        first.exit().await;
+        // Not a wait for something to happen: it is the runner's own two seconds, after which it must not have acted.
+        tokio::time::sleep(Duration::from_millis(2500)).await;
+        rig.give_sign("go");
+        second.reply(kept).await.expect_success();
+        assert_eq!(rig.runs().len(), 1);
+        rig.stop_and_check_invariants([second]).await;
+    }
+}
+
+#[tokio::test]
+async fn a_background_consult_that_joined_a_synchronous_one_does_not_end_with_it() {
+    let mut rig = Rig::new();
+    let mut host = rig.serve().await;
+    let prompt = rig.doing(vec![Step::Touch(rig.sign("begun")), Step::WaitForFile(rig.sign("go"))]);
+    let first = host.start("consult", json!({"prompt": prompt, "request_key": "shared"})).await;
+    rig.wait_for_sign("begun").await;
+    let joined = json!({"prompt": prompt, "request_key": "shared", "background": true});
+    let reply = host.call("consult", joined).await;
+    assert_eq!((reply.str("mode"), reply.is_error()), ("background", false));
+    let job = reply.str("job_id").to_owned();
+    host.cancel(first).await;
+    host.ping().await;
+    rig.give_sign("go");
+    host.job(&job).await.expect_success();
+    assert_eq!(rig.runs().len(), 1);
+    rig.stop_and_check_invariants([host]).await;
+}
+
+#[tokio::test]
 async fn a_disconnect_cancels_the_synchronous_consult_and_the_host_ends_in_order() {
     let mut rig = Rig::new();
     let mut host = rig.serve().await;

@@ -321,7 +321,7 @@ async fn consult(desk: &Desk, call: ToolCall) -> Result<ToolReply, Fault> {
     let job = desk.job(&options, Some(call.invocation));
     let caller = (!options.background).then_some(call.invocation);
     let accepted = desk.jobs.accept(job, caller).await?;
-    let record = accepted.record;
+    let mut record = accepted.record;
     if record.state.is_terminal() {
         return Ok(finished(desk, &record, shape).await);
     }
@@ -331,6 +331,7 @@ async fn consult(desk: &Desk, call: ToolCall) -> Result<ToolReply, Fault> {
         if record.mode == JobMode::Sync {
             // It joined a job somebody else waits for; from now on it must not depend on them.
             hand_over(desk, record.id).await?;
+            record.mode = JobMode::Background;
         }
         let context = desk.context(&record, Some(&follow)).await;
         return Ok(reply::job(&record, &context, shape));
