@@ -90,6 +90,7 @@ impl HealthSource {
             "queue_depth": counts.as_ref().ok().map(|counts| counts.queued),
             "store": store,
             "uptime_s": self.started.elapsed().as_secs(),
+            "permits": {"in_use": counts.as_ref().ok().map(|counts| counts.running), "of": self.config.max_running},
             "calls_in_flight": self.gauges.in_flight.load(Ordering::Relaxed),
             "attached_jobs": attached,
         });

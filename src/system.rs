@@ -40,7 +40,8 @@ what you can look up or run yourself. A consult that outlasts your wait, or has 
 with ONE blocking call, consult_job with wait_s; do not poll. Pass the session_id of a reply to continue that \
 conversation. Answers are kept: unread_jobs in a reply names finished ones.";
 
-/// Longest line a client may send, and that we send: beyond 10 MiB several clients close the connection.
+/// Longest line a client may send. Several clients close the connection on lines over 10 MiB, and our own are far shorter:
+/// answers are cut to a budget.
 pub const LINE_LIMIT: usize = 8 * 1024 * 1024;
 
 /// Longest an ordered stop takes in all; the sum of its parts is in the root actor.
@@ -104,7 +105,7 @@ impl SystemBuilder {
         self
     }
 
-    /// The environment of runners, from which an agent's is made; the process's own when not set.
+    /// The environment of runners, from which an agent's is made; a copy of the process's own when not set.
     #[must_use]
     pub fn environment(mut self, environment: Environment) -> Self {
         self.environment = Some(environment);
@@ -160,7 +161,7 @@ impl SystemBuilder {
         let telemetry = TelemetryHandle::new();
         let log = self.state_dir.as_ref().filter(|_| self.telemetry_log).map(StateDir::telemetry);
         let config = Arc::new(self.config);
-        let environment = self.environment.clone();
+        let environment = Some(self.environment.unwrap_or_else(Environment::capture));
         // A system without a directory has no consults; its store is never opened.
         let dir = self.state_dir.clone().unwrap_or_else(|| StateDir::at("/nonexistent"));
         let store = StoreHandle::sqlite(dir.clone());

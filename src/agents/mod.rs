@@ -256,7 +256,7 @@ impl AgentRegistry {
             .filter(|(distance, candidate)| *distance <= 3 && *distance < candidate.len());
         let listed = known.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
         let hint = match nearest {
-            Some((_, nearest)) => format!("Did you mean `{nearest}`? Agents: {listed}."),
+            Some((_, nearest)) => format!("Agents: {listed} (did you mean `{nearest}`?)."),
             None => format!("Agents: {listed}."),
         };
         let shown: String = name.chars().filter(|c| !c.is_control()).take(40).collect();
@@ -463,7 +463,7 @@ mod tests {
         assert_eq!(registry.get("offline").map(|agent| agent.name().to_owned()), Ok("offline".to_owned()));
         let fault = registry.get("Cluade").err().expect("unknown");
         assert_eq!(fault.code, FaultCode::InvalidInput);
-        assert_eq!(fault.hint.as_deref(), Some("Did you mean `claude`? Agents: `claude`, `offline`."));
+        assert_eq!(fault.hint.as_deref(), Some("Agents: `claude`, `offline` (did you mean `claude`?)."));
         let fault = registry.get("zzz").err().expect("unknown");
         assert_eq!(fault.hint.as_deref(), Some("Agents: `claude`, `offline`."));
     }

@@ -47,7 +47,7 @@ mod procfs;
 
 /// What a group gets between being asked to stop (or losing its leader) and being killed.
 ///
-/// Long enough for a CLI to write its session file, short enough that a cancelled call still feels cancelled (§7).
+/// Long enough for a CLI to write its session file, short enough that a cancelled call still feels cancelled.
 pub const GRACE: Duration = Duration::from_millis(300);
 
 /// How long the pipes may stay open once the group is empty. Only a descendant that left the group can hold them then, and

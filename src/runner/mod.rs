@@ -594,10 +594,7 @@ fn spawn_failure(error: &SpawnError) -> SpawnFailure {
 }
 
 fn failed(fault: Fault) -> Verdict {
-    Verdict {
-        state: JobState::Failed,
-        outcome: JobOutcome { fault: Some(fault), ..JobOutcome::default() },
-    }
+    Verdict { state: JobState::Failed, outcome: JobOutcome { fault: Some(fault), ..JobOutcome::default() } }
 }
 
 /// The variables by which nested consults know of each other.

@@ -5,7 +5,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -224,7 +224,19 @@ impl LogFile {
         match &mut self.open {
             Some(file) => Ok(file),
             closed => {
-                let file = OpenOptions::new().append(true).create(true).mode(0o600).open(&self.path)?;
+                let open = || {
+                    let no_links = i32::try_from(rustix::fs::OFlags::NOFOLLOW.bits()).unwrap_or(0);
+                    OpenOptions::new().append(true).create(true).mode(0o600).custom_flags(no_links).open(&self.path)
+                };
+                let file = match open() {
+                    // Nothing else may have used the state directory yet.
+                    Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                        let parent = self.path.parent().unwrap_or(Path::new("/"));
+                        fs::DirBuilder::new().recursive(true).mode(0o700).create(parent)?;
+                        open()?
+                    }
+                    opened => opened?,
+                };
                 Ok(closed.insert(file))
             }
         }

@@ -117,7 +117,8 @@ impl Desk {
         if let Err(fault) = self.agents.get(&agent) {
             let hint = fault.hint.unwrap_or_default();
             let shown: String = agent.chars().take(40).collect();
-            args.problem("agent", format_args!("is {shown:?}, which is no agent"), hint.trim_end_matches('.'));
+            let known = hint.trim_start_matches("Agents: ").trim_end_matches('.');
+            args.problem("agent", format_args!("is {shown:?}, which is no agent"), known);
         }
         let timeout_s = args.integer("timeout_s", 1..=86_400).unwrap_or(self.config.timeout.as_secs());
         let wait_s = args.integer("wait_s", 1..=WAIT_MOST);

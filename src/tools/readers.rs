@@ -16,7 +16,7 @@ use super::{Annotations, ReplayContract, Target, Tool, ToolCall, ToolDefinition,
 use crate::config::Config;
 use crate::fault::{Fault, FaultCode};
 use crate::health::HealthSource;
-use crate::ids::JobId;
+use crate::ids::{JobId, UnixMillis};
 use crate::jobs::{JobState, JobSummary, JournalEntry, JournalEvent};
 use crate::store::{CancelState, JobFilter};
 
@@ -194,6 +194,11 @@ async fn read_job(desk: &Desk, call: ToolCall) -> Result<ToolReply, Fault> {
     if record.state.is_terminal() && after.is_none() && page.is_none() {
         return Ok(finished(desk, &record, shape).await);
     }
+    let pages = reply::pages(&record, shape.budget);
+    if let Some(page) = page.filter(|page| *page > pages) {
+        let detail = format!("`page` is {page}; accepted: 1 to {pages}.");
+        return Err(Fault::new(FaultCode::InvalidInput, detail).job(job));
+    }
     let context = Context { page, ..desk.context(&record, Some(&follow)).await };
     if record.state.is_terminal() {
         desk.jobs.mark_read(job).await;
@@ -293,9 +298,15 @@ async fn list_jobs(desk: &Desk, call: ToolCall) -> Result<ToolReply, Fault> {
     let jobs: Vec<Value> = rows.iter().map(|row| summary(row, shape.detail)).collect();
     let value = json!({"scope": scope, "workspace": workspace.map(|dir| dir.display().to_string()), "jobs": jobs});
     let mut text = if rows.is_empty() { "No jobs.".to_owned() } else { String::new() };
+    let now = UnixMillis::now();
     for row in &rows {
+        let age = now.since(row.accepted_at) / 1000;
         let unread = if row.unread { " UNREAD" } else { "" };
-        let _ = writeln!(text, "{} {}{unread} {}: {}", row.id, row.state.as_str(), row.agent, row.prompt_head);
+        let _ =
+            writeln!(text, "{} {}{unread} {age} s ago {}: {}", row.id, row.state.as_str(), row.agent, row.prompt_head);
+    }
+    if shape.detail == Detail::Full {
+        let _ = write!(text, "\n{}", serde_json::to_string_pretty(&value).unwrap_or_default());
     }
     Ok(reply::object(&value, text.trim_end().to_owned(), shape.render))
 }
@@ -373,7 +384,15 @@ async fn cancel_job(desk: &Desk, call: ToolCall) -> Result<ToolReply, Fault> {
     let text = match was {
         Some(state) => format!("Job {job} was already {}; nothing was changed.", state.as_str()),
         None if record.state.is_terminal() => {
-            format!("Job {job} is {}; nothing of it is left running.", record.state.as_str())
+            let mut text = format!("Job {job} is {}; nothing of it is left running", record.state.as_str());
+            if let Some(reaped) = reaped.filter(|reaped| *reaped > 0) {
+                let _ = write!(text, " ({reaped} processes had to be ended)");
+            }
+            text.push('.');
+            if let (Some(session), Some(true)) = (value["session_id"].as_str(), value["resumable"].as_bool()) {
+                let _ = write!(text, " Its session can be resumed: session_id {session}.");
+            }
+            text
         }
         None => format!("Job {job} is being ended; consult_job tells when it is over."),
     };

@@ -86,6 +86,13 @@ fn cut(answer: &str, budget: usize, page: Option<usize>) -> (String, bool, usize
     (format!("{start}\n\n[… {left_out} characters left out; read them with `page` …]\n\n{end}"), true, pages)
 }
 
+/// Pages of a job's answer, at least one.
+#[must_use]
+pub fn pages(record: &JobRecord, budget: usize) -> usize {
+    let answer = record.outcome.as_ref().and_then(|outcome| outcome.response.as_deref());
+    answer.map_or(1, |answer| answer.chars().count().div_ceil(budget).max(1))
+}
+
 /// The reply about one job.
 #[must_use]
 pub fn job(record: &JobRecord, context: &Context, shape: Shape) -> ToolReply {
@@ -140,13 +147,14 @@ pub fn job(record: &JobRecord, context: &Context, shape: Shape) -> ToolReply {
     if let Some(fault) = fault {
         put("fault", json!(fault));
         put("resumable", json!(outcome.and_then(|o| o.resumable)));
+        put("stderr_tail", json!(outcome.and_then(|o| o.stderr_tail.as_deref())));
     }
     if !context.unread.is_empty() {
         put("unread_jobs", json!(context.unread.iter().map(ToString::to_string).collect::<Vec<_>>()));
     }
     if shape.detail == Detail::Full {
-        put("prompt", json!(record.request.prompt));
-        put("effective_prompt", json!(effective_prompt(record)));
+        put("prompt", json!(cut(&record.request.prompt, shape.budget, None).0));
+        put("effective_prompt", json!(cut(&effective_prompt(record), shape.budget, None).0));
         put("model_usage", json!(outcome.and_then(|o| o.model_usage.as_ref())));
         put("permission_denials", json!(outcome.map(|o| &o.permission_denials)));
         put("exit", json!(outcome.and_then(|o| o.exit)));
@@ -282,6 +290,20 @@ fn porcelain(record: &JobRecord, object: &Value, response: Option<&str>) -> Stri
         }
         if let Some(count) = object["permission_denial_count"].as_u64().filter(|count| *count > 0) {
             facts.push(format!("{count} tool uses denied"));
+        }
+        if let Some(stop) = object["stop_reason"].as_str() {
+            facts.push(format!("stopped by {stop}"));
+        }
+        if let (Some(input), Some(output)) =
+            (object["usage"]["input_tokens"].as_u64(), object["usage"]["output_tokens"].as_u64())
+        {
+            facts.push(format!("{input} tokens in, {output} out"));
+        }
+        if let Some(resumable) = object["resumable"].as_bool() {
+            facts.push(if resumable { "resumable" } else { "not resumable" }.to_owned());
+        }
+        if let Some(at) = object["fault"]["retry_at"].as_i64() {
+            facts.push(format!("retry at {at} (ms since 1970)"));
         }
         if object["truncated"] == true {
             facts.push("answer cut".to_owned());

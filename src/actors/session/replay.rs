@@ -36,7 +36,7 @@ pub enum Disposition {
     FailExhausted,
 }
 
-/// The whole table of §6. `evidence` is `None` until a probe has answered; `attempts` counts those already made.
+/// The whole table. `evidence` is `None` until a probe has answered; `attempts` counts those already made.
 #[must_use]
 pub fn disposition(
     knowledge: Knowledge,

@@ -45,12 +45,19 @@ pub(crate) enum Command {
         phone-opus consult --background --json \"review\"    a job; read it with `phone-opus jobs show ID --wait 600`")]
     Consult(ConsultOptions),
     /// List, show and cancel jobs.
+    #[command(after_help = "Examples:\n  \
+        phone-opus jobs list --all --state running     what is being asked, everywhere\n  \
+        phone-opus jobs show ID --wait 600             wait for an answer and read it\n  \
+        phone-opus jobs cancel ID                      end a job and everything it started")]
     Jobs {
         /// Which.
         #[command(subcommand)]
         command: JobsCommand,
     },
     /// Check that everything is in place.
+    #[command(after_help = "Examples:\n  \
+        phone-opus doctor          for people\n  \
+        phone-opus doctor --json   for scripts; exit code 1 when a consult cannot work")]
     Doctor(DoctorOptions),
 }
 

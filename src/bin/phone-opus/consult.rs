@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use phone_opus::actors::jobs::News;
+use phone_opus::agents::MAX_PROMPT_BYTES;
 use phone_opus::fault::{Fault, FaultCode};
 use phone_opus::jobs::{JobRecord, JobState};
 use phone_opus::protocol::wire::ReplyText;
@@ -36,7 +37,9 @@ fn ask(options: &ConsultOptions) -> Result<ExitCode, SetupError> {
     let prepared = prepare(&options.common, &options.overrides)?;
     let prompt = if options.prompt == "-" {
         let mut text = String::new();
-        std::io::stdin().read_to_string(&mut text).map_err(SetupError::Runtime)?;
+        // A little more than is accepted, so that too much is seen to be too much.
+        let most = MAX_PROMPT_BYTES as u64 + 4096;
+        std::io::stdin().take(most).read_to_string(&mut text).map_err(SetupError::Prompt)?;
         text
     } else {
         options.prompt.clone()

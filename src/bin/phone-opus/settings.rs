@@ -5,7 +5,7 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use phone_opus::agents::{AgentRegistry, Environment};
+use phone_opus::agents::{AgentRegistry, Environment, MAX_PROMPT_BYTES};
 use phone_opus::config::{Config, ConfigError, FileTrust, Settings};
 use phone_opus::state_dir::StateDir;
 use phone_opus::system::{System, SystemBuilder};
@@ -34,6 +34,9 @@ pub(crate) enum SetupError {
     /// The state directory cannot be used.
     #[error("the state directory: failed to {}", chain(.0))]
     StateDir(#[from] phone_opus::state_dir::StateDirError),
+    /// The prompt on stdin cannot be read.
+    #[error("the prompt on stdin: {0}; accepted: at most {MAX_PROMPT_BYTES} bytes of UTF-8")]
+    Prompt(std::io::Error),
     /// The runtime could not be started.
     #[error("failed to start the runtime: {0}")]
     Runtime(std::io::Error),
