@@ -1,0 +1,269 @@
+//! Jobs as everybody but their supervisor sees them: accept, follow, read, cancel.
+//!
+//! Owns: where an answer comes from, the supervisor or the store, and how a job that runs elsewhere is followed. May not
+//! know: who waits for a job, how one is run.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ractor::ActorRef;
+use tokio::sync::{oneshot, watch};
+
+use super::{Accepted, JobsMsg};
+use crate::fault::{Fault, FaultCode};
+use crate::ids::{InvocationId, JobId, UnixMillis};
+use crate::jobs::live::JobLive;
+use crate::jobs::{CancelReason, JobRecord, JobState, JobSummary, JournalEntry, NewJob};
+use crate::store::{CancelState, DayCost, JobCounts, JobFilter, StoreError, StoreHandle};
+
+/// Failures in a row to look at a job of another host before whoever follows it is told; five seconds of them.
+const LOOKS_FAILED: u32 = 20;
+
+/// How often a job of another host is looked at.
+const LOOK_EVERY: Duration = Duration::from_millis(250);
+
+/// Jobs, for tools, embedding programs and the command line. Cheap to clone.
+#[derive(Clone)]
+pub struct JobsHandle {
+    actor: ActorRef<JobsMsg>,
+    store: StoreHandle,
+}
+
+/// News of one job, wherever it runs.
+pub struct Follow {
+    job: JobId,
+    store: StoreHandle,
+    news: Option<watch::Receiver<JobLive>>,
+    seen: u64,
+    failed: u32,
+}
+
+/// What following a job has shown.
+#[derive(Debug, Clone)]
+pub enum News {
+    /// It is over.
+    Finished(Arc<JobRecord>),
+    /// It goes on and something happened.
+    Changed,
+}
+
+fn stopped() -> Fault {
+    Fault::new(FaultCode::Internal, "the system is stopping.")
+}
+
+impl JobsHandle {
+    /// A handle on these jobs.
+    #[must_use]
+    pub fn new(actor: ActorRef<JobsMsg>, store: StoreHandle) -> Self {
+        Self { actor, store }
+    }
+
+    /// Accepts a consult: when this returns a job, the job is durable and will reach a terminal state.
+    ///
+    /// # Errors
+    ///
+    /// `request_key_conflict`, `queue_full`, `store_unavailable`.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future does not undo the accept.
+    pub async fn accept(&self, job: NewJob, caller: Option<InvocationId>) -> Result<Accepted, Fault> {
+        let (reply, answer) = oneshot::channel();
+        self.actor.cast(JobsMsg::Accept { job: Box::new(job), caller, reply }).map_err(|_| stopped())?;
+        answer.await.map_err(|_| stopped())?
+    }
+
+    /// Follows a job's news: live when this host runs it, by looking at the store otherwise.
+    ///
+    /// # Errors
+    ///
+    /// The system is stopping.
+    pub async fn follow(&self, job: JobId) -> Result<Follow, Fault> {
+        let (reply, answer) = oneshot::channel();
+        self.actor.cast(JobsMsg::Attach { job, reply }).map_err(|_| stopped())?;
+        let news = answer.await.map_err(|_| stopped())?;
+        Ok(Follow { job, store: self.store.clone(), news, seen: 0, failed: 0 })
+    }
+
+    /// Everything about one job.
+    ///
+    /// # Errors
+    ///
+    /// `unknown_job`, `store_unavailable`.
+    pub async fn record(&self, job: JobId) -> Result<JobRecord, Fault> {
+        Ok(self.store.job(job).await?)
+    }
+
+    /// A job's journal after `after_seq`.
+    ///
+    /// # Errors
+    ///
+    /// `unknown_job`, `store_unavailable`.
+    pub async fn events(&self, job: JobId, after_seq: u64, limit: usize) -> Result<Vec<JournalEntry>, Fault> {
+        Ok(self.store.events(job, after_seq, limit, 256 * 1024).await?)
+    }
+
+    /// Jobs that match.
+    ///
+    /// # Errors
+    ///
+    /// `store_unavailable`.
+    pub async fn list(&self, filter: JobFilter) -> Result<Vec<JobSummary>, Fault> {
+        Ok(self.store.list(filter).await?)
+    }
+
+    /// Asks for a job to be ended, wherever it runs; returns at once.
+    ///
+    /// # Errors
+    ///
+    /// `unknown_job`, `store_unavailable`.
+    pub async fn cancel(&self, job: JobId) -> Result<CancelState, Fault> {
+        let state = self.store.request_cancel(job, CancelReason::Requested).await?;
+        let _ = self.actor.cast(JobsMsg::Terminate(job));
+        Ok(state)
+    }
+
+    /// Lets a synchronous job go on without a caller.
+    ///
+    /// # Errors
+    ///
+    /// `store_unavailable`. A job that is over already is no error.
+    pub async fn hand_over(&self, job: JobId) -> Result<(), Fault> {
+        let _ = self.store.hand_over(job).await?;
+        let _ = self.actor.cast(JobsMsg::HandedOver(job));
+        Ok(())
+    }
+
+    /// Notes that an answer was read.
+    pub async fn mark_read(&self, job: JobId) {
+        // An unread mark that stays costs a reminder, nothing else.
+        if let Err(error) = self.store.mark_read(job, UnixMillis::now()).await {
+            tracing::debug!(%error, "a job was not marked as read");
+        }
+    }
+
+    /// Finished jobs of a workspace that nobody has read, newest first.
+    ///
+    /// # Errors
+    ///
+    /// `store_unavailable`.
+    pub async fn unread(&self, workspace: PathBuf) -> Result<Vec<JobId>, Fault> {
+        Ok(self.store.unread(workspace, 5).await?)
+    }
+
+    /// The job an invocation was accepted as, if it was.
+    ///
+    /// # Errors
+    ///
+    /// `store_unavailable`.
+    pub async fn find_invocation(&self, invocation: InvocationId) -> Result<Option<JobId>, Fault> {
+        Ok(self.store.find_invocation(invocation).await?)
+    }
+
+    /// A queued job's place, from 1; `None` when it does not wait.
+    ///
+    /// # Errors
+    ///
+    /// `store_unavailable`.
+    pub async fn queue_place(&self, job: JobId) -> Result<Option<usize>, Fault> {
+        let rows = self.store.queue().await?;
+        let waiting: Vec<JobId> = rows.iter().filter(|row| row.state == JobState::Queued).map(|row| row.job).collect();
+        Ok(waiting.iter().position(|row| *row == job).map(|place| place + 1))
+    }
+
+    /// Jobs by state.
+    ///
+    /// # Errors
+    ///
+    /// `store_unavailable`.
+    pub async fn counts(&self) -> Result<JobCounts, Fault> {
+        Ok(self.store.counts().await?)
+    }
+
+    /// What was spent, by day.
+    ///
+    /// # Errors
+    ///
+    /// `store_unavailable`.
+    pub async fn cost_by_day(&self, since: UnixMillis) -> Result<Vec<DayCost>, Fault> {
+        Ok(self.store.cost_by_day(since).await?)
+    }
+
+    /// Jobs this host is attached to.
+    pub async fn attached(&self) -> usize {
+        let (reply, answer) = oneshot::channel();
+        if self.actor.cast(JobsMsg::Attached(reply)).is_err() {
+            return 0;
+        }
+        answer.await.unwrap_or(0)
+    }
+}
+
+impl Follow {
+    /// Waits for news.
+    ///
+    /// # Errors
+    ///
+    /// `store_unavailable`, `unknown_job`.
+    ///
+    /// # Cancel safety
+    ///
+    /// Safe: what was seen is kept in `self`.
+    pub async fn next(&mut self) -> Result<News, Fault> {
+        loop {
+            if let Some(news) = &mut self.news {
+                let (events, finished) = {
+                    let live = news.borrow_and_update();
+                    (live.events, live.finished.clone())
+                };
+                if let Some(record) = finished {
+                    return Ok(News::Finished(record));
+                }
+                if events > self.seen {
+                    self.seen = events;
+                    return Ok(News::Changed);
+                }
+                if news.changed().await.is_err() {
+                    // Its actor is gone; the store says what became of the job.
+                    self.news = None;
+                    self.seen = 0;
+                }
+                continue;
+            }
+            let glance = match self.store.glance(self.job).await {
+                Ok(glance) => glance,
+                // A store that is busy for a moment is no news of the job.
+                Err(error) if self.failed < LOOKS_FAILED && !matches!(error, StoreError::UnknownJob(_)) => {
+                    self.failed += 1;
+                    tokio::time::sleep(LOOK_EVERY).await;
+                    continue;
+                }
+                Err(error) => return Err(error.into()),
+            };
+            self.failed = 0;
+            if glance.state.is_terminal() {
+                return Ok(News::Finished(Arc::new(self.store.job(self.job).await?)));
+            }
+            if glance.last_event > self.seen {
+                self.seen = glance.last_event;
+                return Ok(News::Changed);
+            }
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+    }
+
+    /// The news as they stand, where the job runs under this host.
+    #[must_use]
+    pub fn live(&self) -> Option<JobLive> {
+        self.news.as_ref().map(|news| news.borrow().clone())
+    }
+
+    /// What the agent is doing, where that is known.
+    #[must_use]
+    pub fn describe(&self) -> String {
+        self.news
+            .as_ref()
+            .map_or_else(|| "running under another host".to_owned(), |news| news.borrow().phase.describe())
+    }
+}
