@@ -14,6 +14,7 @@ pub mod fault;
 pub mod health;
 pub mod ids;
 pub mod jobs;
+pub mod lenient;
 pub mod protocol;
 pub mod runner;
 pub mod state_dir;

@@ -66,17 +66,6 @@ impl<M: Message> Child<M> {
         self.end(limit).await
     }
 
-    /// Ends it after it has handled what is in its mailbox.
-    ///
-    /// # Cancel safety
-    ///
-    /// Dropping this future leaves the child draining.
-    pub async fn drain(self, limit: Duration) -> Stopped {
-        // A child that is gone already cannot be drained, and need not be.
-        let _ = self.actor.drain();
-        self.end(limit).await
-    }
-
     async fn end(self, limit: Duration) -> Stopped {
         if self.actor.wait(Some(limit)).await.is_ok() {
             return Stopped::InTime;

@@ -15,6 +15,7 @@ use serde_json::Value;
 use super::{AgentEvent, AgentResult, OutputParser};
 use crate::ids::UnixMillis;
 use crate::jobs::PermissionDenial;
+use crate::lenient;
 
 /// Refused tool uses kept of one result; each is another try of the same thing by then.
 const MAX_DENIALS: usize = 64;
@@ -126,46 +127,8 @@ fn parse(line: &[u8]) -> Option<Value> {
     if let Ok(value) = serde_json::from_slice(line) {
         return Some(value);
     }
-    let text = String::from_utf8_lossy(line);
-    match repaired(&text) {
-        Some(text) => serde_json::from_str(&text).ok(),
-        None if matches!(text, Cow::Owned(_)) => serde_json::from_str(&text).ok(),
-        None => None,
-    }
-}
-
-/// The text with every lone surrogate escape replaced by the replacement character's, `None` when there is none.
-fn repaired(text: &str) -> Option<String> {
-    let bytes = text.as_bytes();
-    let mut fixed = String::new();
-    let mut copied = 0;
-    let mut at = 0;
-    while let Some(found) = memchr::memchr(b'\\', &bytes[at..]) {
-        let escape = at + found;
-        at = match unit(bytes, escape) {
-            Some(0xD800..=0xDBFF) if matches!(unit(bytes, escape + 6), Some(0xDC00..=0xDFFF)) => escape + 12,
-            Some(0xD800..=0xDFFF) => {
-                fixed.push_str(&text[copied..escape]);
-                fixed.push_str("\\ufffd");
-                copied = escape + 6;
-                escape + 6
-            }
-            Some(_) => escape + 6,
-            // Any other escape has two bytes; `\\` must not be taken for the beginning of the next one.
-            None => (escape + 2).min(bytes.len()),
-        };
-    }
-    (copied > 0).then(|| {
-        fixed.push_str(&text[copied..]);
-        fixed
-    })
-}
-
-/// The UTF-16 unit of a `\uXXXX` escape at this place.
-fn unit(bytes: &[u8], at: usize) -> Option<u16> {
-    let escape = bytes.get(at..at + 6)?;
-    let digits = std::str::from_utf8(escape.strip_prefix(b"\\u")?).ok()?;
-    u16::from_str_radix(digits, 16).ok()
+    let text = lenient::text(line);
+    serde_json::from_str(&lenient::repair_surrogates(&text)).ok()
 }
 
 fn started(event: &Value) -> AgentEvent {

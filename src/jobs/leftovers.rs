@@ -20,20 +20,6 @@ pub fn end(process: RunProcess) -> u32 {
     }
 }
 
-/// How many processes carry the run's token.
-#[must_use]
-pub fn count(process: RunProcess) -> usize {
-    #[cfg(target_os = "linux")]
-    {
-        linux::carriers(process).len()
-    }
-    #[cfg(not(target_os = "linux"))]
-    {
-        let _ = process;
-        0
-    }
-}
-
 #[cfg(target_os = "linux")]
 mod linux {
     use std::collections::HashSet;

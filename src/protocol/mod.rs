@@ -9,7 +9,6 @@
 pub mod catalog;
 pub mod envelope;
 pub mod frame;
-pub mod lenient;
 pub mod session;
 pub mod version;
 pub mod wire;

@@ -23,10 +23,10 @@ use bytes::{BufMut, Bytes, BytesMut};
 use super::catalog::Catalog;
 use super::envelope::{self, IdToken, Incoming};
 use super::frame::Frame;
-use super::lenient;
 use super::version::Version;
 use super::wire::{self, Identity, ToolReply};
 use crate::fault::{Fault, FaultCode};
+use crate::lenient;
 
 /// Bounds of one session. Reaching one is an answer.
 #[derive(Debug, Clone, Copy)]
@@ -225,15 +225,6 @@ impl SessionCore {
     #[must_use]
     pub fn catalog(&self) -> &Catalog {
         &self.catalog
-    }
-
-    /// The client's name, from the handshake.
-    #[must_use]
-    pub fn client(&self) -> ClientInfo {
-        match &self.handshake {
-            Handshake::Before => ClientInfo::Unknown,
-            Handshake::Ready { client, .. } => client.clone(),
-        }
     }
 
     /// One line of input.

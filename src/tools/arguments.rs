@@ -10,7 +10,7 @@ use std::str::FromStr;
 use serde_json::{Map, Value};
 
 use crate::fault::{Fault, FaultCode};
-use crate::protocol::lenient;
+use crate::lenient;
 
 /// Reads the arguments of one call.
 #[derive(Debug)]

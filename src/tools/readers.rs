@@ -11,7 +11,7 @@ use serde_json::{Map, Value, json};
 
 use super::arguments::ArgumentReader;
 use super::consult::{Desk, Until, WAIT_MOST, Watch, finished, shape};
-use super::reply::{self, Context, Detail, RENDER, Render};
+use super::reply::{self, Context, Detail, Render};
 use super::{Annotations, ReplayContract, Target, Tool, ToolCall, ToolDefinition, ToolFuture, ToolReply};
 use crate::config::Config;
 use crate::fault::{Fault, FaultCode};
@@ -440,10 +440,4 @@ async fn telemetry(source: &HealthSource, call: ToolCall) -> Result<ToolReply, F
     let shape = snapshot_shape(&call)?;
     let value = source.telemetry().await?;
     Ok(reply::object(&value, serde_json::to_string_pretty(&value).unwrap_or_default(), shape.render))
-}
-
-/// The words of `render`, for argument messages.
-#[must_use]
-pub fn renders() -> Vec<&'static str> {
-    RENDER.iter().map(|(word, _)| *word).collect()
 }

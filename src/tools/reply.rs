@@ -11,7 +11,7 @@ use serde_json::{Map, Value, json};
 use super::{ReplyText, ToolReply};
 use crate::fault::FaultCode;
 use crate::ids::{JobId, UnixMillis};
-use crate::jobs::{JobMode, JobRecord, JobState};
+use crate::jobs::{JobRecord, JobState};
 
 /// How the text block looks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -328,12 +328,6 @@ fn porcelain(record: &JobRecord, object: &Value, response: Option<&str>) -> Stri
     text
 }
 
-/// Whether a job's mode lets its caller go.
-#[must_use]
-pub const fn is_background(record: &JobRecord) -> bool {
-    matches!(record.mode, JobMode::Background)
-}
-
 /// A reply made of one JSON object and a text for people.
 #[must_use]
 pub fn object(value: &Value, text: String, render: Render) -> ToolReply {
@@ -347,7 +341,7 @@ mod tests {
     use super::*;
     use crate::fault::Fault;
     use crate::ids::{AgentSessionId, ChainId};
-    use crate::jobs::{ConsultRequest, JobOutcome};
+    use crate::jobs::{ConsultRequest, JobMode, JobOutcome};
 
     fn record(state: JobState, outcome: Option<JobOutcome>) -> JobRecord {
         JobRecord {

@@ -1,7 +1,8 @@
 //! Makes text that a strict JSON reader refuses readable, without changing anything else.
 //!
-//! JavaScript clients that cut a string in the middle of a pair send lone surrogates (`\ud83d`), and some send bytes
-//! that are no UTF-8. Dropping such a request would leave its caller waiting for ever.
+//! JavaScript programs that cut a string in the middle of a pair send lone surrogates (`\ud83d`), models say them, and
+//! some programs send bytes that are no UTF-8. Dropping such a request would leave its caller waiting for ever; dropping
+//! such an answer would lose it.
 
 use std::borrow::Cow;
 
