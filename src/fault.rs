@@ -115,6 +115,14 @@ fault_codes! {
     WorkerLost = "worker_lost", Process, Worker, again;
     /// A worker could not be started.
     WorkerSpawnFailed = "worker_spawn_failed", Process, Worker, again;
+    /// A worker process did not greet in time.
+    WorkerHandshakeTimeout = "worker_handshake_timeout", Timeout, Worker, again;
+    /// A worker process said something that is no message of ours.
+    WorkerProtocol = "worker_protocol", Transport, Worker, again;
+    /// A worker process gave no sign of life while it had work.
+    WorkerUnresponsive = "worker_unresponsive", Timeout, Worker, again;
+    /// A fault point of an armed plan was met.
+    Injected = "injected", Invariant, Host, again;
     /// A job's runner could not be started.
     RunnerSpawnFailed = "runner_spawn_failed", Process, Job, again;
     /// A job's runner went away without an outcome.

@@ -9,10 +9,10 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use ractor::ActorRef;
 use serde_json::{Value, json};
 use tokio::sync::oneshot;
 
+use crate::actors::current::Current;
 use crate::actors::jobs::JobsHandle;
 use crate::actors::session::Gauges;
 use crate::actors::workers::{WorkersMsg, WorkersSnapshot};
@@ -38,7 +38,7 @@ pub struct HealthSource {
     /// When it started.
     pub started: Instant,
     /// Who runs worker tools.
-    pub workers: ActorRef<WorkersMsg>,
+    pub workers: Current<WorkersMsg>,
     /// Jobs.
     pub jobs: JobsHandle,
     /// Who counts.

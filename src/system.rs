@@ -11,10 +11,12 @@ use ractor::{Actor, ActorRef};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{oneshot, watch};
 
+use crate::actors::current::Current;
 use crate::actors::jobs::{JobsArguments, JobsHandle, JobsMsg};
-use crate::actors::root::{Down, Root, RootArguments, RootMsg, Started};
+use crate::actors::root::{Down, Names, Root, RootArguments, RootMsg};
 use crate::actors::session::{Gauges, Input, Sink};
 use crate::actors::sessions::{SessionEnd, SessionsArguments, SessionsMsg};
+use crate::actors::workers::WorkersMsg;
 use crate::actors::workers::slot::RestartPolicy;
 use crate::agents::{Agent, AgentRegistry, Environment};
 use crate::config::Config;
@@ -183,9 +185,9 @@ impl SystemBuilder {
             limits: AcceptLimits { max_queued: config.max_queued },
             telemetry: telemetry.clone(),
         };
-        let (reply, parts) = oneshot::channel();
         let (down_tx, down) = watch::channel(None);
         let started = Instant::now();
+        let names = Names::default();
         let assembly = Assembly {
             host,
             started,
@@ -193,34 +195,21 @@ impl SystemBuilder {
             agents: self.agents.clone(),
             nesting: environment.as_ref().map_or((None, 0), nesting),
             default_cwd: self.default_cwd,
-            store: store.clone(),
             telemetry: telemetry.clone(),
             extra: self.tools,
             consults,
             session_limits: self.session_limits,
             line_limit: self.line_limit,
         };
-        let (desk_tx, desk) = oneshot::channel();
-        let arguments = RootArguments {
-            policy: self.restart,
-            store: store.clone(),
-            jobs,
-            telemetry: telemetry.clone(),
-            log,
-            sessions: Box::new(move |workers, jobs| {
-                let handle = JobsHandle::new(jobs.clone(), assembly.store.clone());
-                let (sessions, parts) = assembly.sessions(workers.clone(), handle, jobs.clone());
-                let _ = desk_tx.send(parts);
-                sessions
-            }),
-            started: reply,
-            down: down_tx,
-        };
-        let failed = |detail: String| Fault::new(FaultCode::Internal, format!("the system did not start: {detail}."));
-        let (root, _) = Root::spawn(None, Root, arguments).await.map_err(|error| failed(error.to_string()))?;
-        let parts: Started = parts.await.map_err(|_| failed("its parts are missing".to_owned()))?;
-        let (desk, health) = desk.await.map_err(|_| failed("its tools are missing".to_owned()))?;
-        Ok(System { inner: Arc::new(Inner { root, parts, desk, health, down }) })
+        let handle = JobsHandle::new(names.jobs.current(), store.clone());
+        let (sessions, (desk, health)) = assembly.sessions(names.workers.current(), handle, names.jobs.current());
+        let connections = names.sessions.current();
+        let arguments =
+            RootArguments { policy: self.restart, store, jobs, telemetry, log, sessions, names, down: down_tx };
+        let (root, _) = Root::spawn(None, Root, arguments)
+            .await
+            .map_err(|error| Fault::new(FaultCode::Internal, format!("the system did not start: {error}.")))?;
+        Ok(System { inner: Arc::new(Inner { root, connections, desk, health, down }) })
     }
 }
 
@@ -232,7 +221,6 @@ struct Assembly {
     agents: AgentRegistry,
     nesting: (Option<crate::ids::ChainId>, u32),
     default_cwd: Option<PathBuf>,
-    store: StoreHandle,
     telemetry: TelemetryHandle,
     extra: Vec<Arc<dyn Tool>>,
     consults: bool,
@@ -243,9 +231,9 @@ struct Assembly {
 impl Assembly {
     fn sessions(
         self,
-        workers: ActorRef<crate::actors::workers::WorkersMsg>,
+        workers: Current<WorkersMsg>,
         jobs: JobsHandle,
-        jobs_actor: ActorRef<JobsMsg>,
+        jobs_actor: Current<JobsMsg>,
     ) -> (SessionsArguments, (Desk, HealthSource)) {
         let gauges = Arc::new(Gauges::default());
         let health = HealthSource {
@@ -303,7 +291,7 @@ impl Assembly {
 
 struct Inner {
     root: ActorRef<RootMsg>,
-    parts: Started,
+    connections: Current<SessionsMsg>,
     desk: Desk,
     health: HealthSource,
     down: watch::Receiver<Option<Down>>,
@@ -373,7 +361,7 @@ impl System {
         let input: Input = Box::new(reader);
         let sink: Sink = Box::new(writer);
         let stopping = || Fault::new(FaultCode::Internal, "the system is stopping.");
-        self.inner.parts.sessions.cast(SessionsMsg::Open { input, sink, ended }).map_err(|_| stopping())?;
+        self.inner.connections.cast(SessionsMsg::Open { input, sink, ended }).map_err(|_| stopping())?;
         end.await.map_err(|_| stopping())?
     }
 

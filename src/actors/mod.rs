@@ -2,11 +2,12 @@
 //!
 //! Actors know nothing of wire text (`protocol` writes every byte) and nothing of SQL. Reading order: [`root`] for the
 //! tree and its start and stop, [`sessions`], [`session`] for a client's side, [`workers`] and [`worker`]
-//! for execution, [`jobs`] and [`consult`] for jobs, [`telemetry`] for the sink, [`reply`] and [`child`] for what they
-//! share.
+//! for execution, [`jobs`] and [`consult`] for jobs, [`telemetry`] for the sink, [`reply`],
+//! [`child`] and [`current`] for what they share.
 
 pub mod child;
 pub mod consult;
+pub mod current;
 pub mod jobs;
 pub mod reply;
 pub mod root;

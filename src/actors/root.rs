@@ -12,6 +12,7 @@ use ractor::{Actor, ActorProcessingErr, ActorRef, SpawnErr, SupervisionEvent};
 use tokio::sync::watch;
 
 use super::child::{Child, Stopped};
+use super::current::Naming;
 use super::jobs::{Jobs, JobsArguments, JobsMsg};
 use super::sessions::{Sessions, SessionsArguments, SessionsMsg};
 use super::telemetry::{Telemetry, TelemetryArguments, TelemetryMsg};
@@ -47,26 +48,23 @@ pub struct RootArguments {
     pub telemetry: TelemetryHandle,
     /// Where they are written; `None` counts only.
     pub log: Option<PathBuf>,
-    /// Makes what the sessions are started with, once the others are there.
-    pub sessions: MakeSessions,
-    /// Told which actors there are.
-    pub started: tokio::sync::oneshot::Sender<Started>,
+    /// The sessions' supervisor is started with this.
+    pub sessions: SessionsArguments,
+    /// How the others are reached.
+    pub names: Names,
     /// Told when the tree is down, and why.
     pub down: watch::Sender<Option<Down>>,
 }
 
-/// Makes the sessions' arguments from the parts they need.
-pub type MakeSessions = Box<dyn FnOnce(&ActorRef<WorkersMsg>, &ActorRef<JobsMsg>) -> SessionsArguments + Send>;
-
-/// The actors an embedding program speaks to.
-#[derive(Clone)]
-pub struct Started {
+/// Names the current incarnation of each part others speak to.
+#[derive(Default)]
+pub struct Names {
     /// Connections.
-    pub sessions: ActorRef<SessionsMsg>,
+    pub sessions: Naming<SessionsMsg>,
     /// Jobs.
-    pub jobs: ActorRef<JobsMsg>,
+    pub jobs: Naming<JobsMsg>,
     /// Workers.
-    pub workers: ActorRef<WorkersMsg>,
+    pub workers: Naming<WorkersMsg>,
 }
 
 /// Why the tree is down.
@@ -87,6 +85,7 @@ pub struct RootState {
     jobs: Child<JobsMsg>,
     workers: Child<WorkersMsg>,
     sessions: Child<SessionsMsg>,
+    _names: Names,
     store: StoreHandle,
     down: watch::Sender<Option<Down>>,
     why: Option<Fault>,
@@ -114,16 +113,11 @@ impl Actor for Root {
         let jobs = started(Jobs::spawn_linked(None, Jobs, a.jobs, cell())).await?;
         let workers = WorkersArguments { policy: a.policy, telemetry: a.telemetry.clone() };
         let workers = started(Workers::spawn_linked(None, Workers, workers, cell())).await?;
-        let sessions = (a.sessions)(workers.actor(), jobs.actor());
-        let sessions = started(Sessions::spawn_linked(None, Sessions, sessions, cell())).await?;
-        let parts = Started {
-            sessions: sessions.actor().clone(),
-            jobs: jobs.actor().clone(),
-            workers: workers.actor().clone(),
-        };
-        // Whoever started us has gone away: then nobody will use it, and it is stopped like any other.
-        let _ = a.started.send(parts);
-        Ok(RootState { telemetry, jobs, workers, sessions, store: a.store, down: a.down, why: None })
+        a.names.jobs.set(jobs.actor());
+        a.names.workers.set(workers.actor());
+        let sessions = started(Sessions::spawn_linked(None, Sessions, a.sessions, cell())).await?;
+        a.names.sessions.set(sessions.actor());
+        Ok(RootState { telemetry, jobs, workers, sessions, _names: a.names, store: a.store, down: a.down, why: None })
     }
 
     async fn handle(

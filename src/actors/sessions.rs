@@ -10,6 +10,7 @@ use std::time::Duration;
 use ractor::{Actor, ActorProcessingErr, ActorRef, SupervisionEvent};
 
 use super::child::Child;
+use super::current::Current;
 use super::jobs::JobsMsg;
 use super::session::{Ended, Gauges, Input, Session, SessionArguments, SessionMsg, Sink};
 use super::workers::{WorkersMsg, reason};
@@ -69,9 +70,9 @@ pub struct SessionsArguments {
     /// Longest line taken.
     pub line_limit: usize,
     /// Who starts workers.
-    pub workers: ActorRef<WorkersMsg>,
+    pub workers: Current<WorkersMsg>,
     /// Who hears of lost callers.
-    pub jobs: ActorRef<JobsMsg>,
+    pub jobs: Current<JobsMsg>,
     /// Who counts.
     pub telemetry: TelemetryHandle,
     /// What all sessions add up to.

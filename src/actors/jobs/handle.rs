@@ -7,10 +7,10 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ractor::ActorRef;
 use tokio::sync::{oneshot, watch};
 
 use super::{Accepted, JobsMsg};
+use crate::actors::current::Current;
 use crate::fault::{Fault, FaultCode};
 use crate::ids::{InvocationId, JobId, UnixMillis};
 use crate::jobs::live::JobLive;
@@ -26,7 +26,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(250);
 /// Jobs, for tools, embedding programs and the command line. Cheap to clone.
 #[derive(Clone)]
 pub struct JobsHandle {
-    actor: ActorRef<JobsMsg>,
+    actor: Current<JobsMsg>,
     store: StoreHandle,
 }
 
@@ -55,7 +55,7 @@ fn stopped() -> Fault {
 impl JobsHandle {
     /// A handle on these jobs.
     #[must_use]
-    pub fn new(actor: ActorRef<JobsMsg>, store: StoreHandle) -> Self {
+    pub fn new(actor: Current<JobsMsg>, store: StoreHandle) -> Self {
         Self { actor, store }
     }
 

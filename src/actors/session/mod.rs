@@ -30,6 +30,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::{AbortHandle, JoinSet};
 
 use self::ledger::{Ledger, LedgerEffect};
+use super::current::Current;
 use super::jobs::JobsMsg;
 use super::reply::{AttemptReply, ProgressSink, SessionMailbox};
 use super::sessions::{SessionEnd, SessionsMsg};
@@ -151,9 +152,9 @@ pub struct SessionArguments {
     /// The tools, in the catalogue's order.
     pub tools: Arc<[Arc<dyn Tool>]>,
     /// Who starts workers.
-    pub workers: ActorRef<WorkersMsg>,
+    pub workers: Current<WorkersMsg>,
     /// Who hears of withdrawn calls: a job may lose its last caller by one.
-    pub jobs: ActorRef<JobsMsg>,
+    pub jobs: Current<JobsMsg>,
     /// Who hears that the connection is over.
     pub sessions: ActorRef<SessionsMsg>,
     /// Who counts.
@@ -265,8 +266,8 @@ struct Loop {
     core: SessionCore,
     tools: Arc<[Arc<dyn Tool>]>,
     names: Vec<Arc<str>>,
-    workers: ActorRef<WorkersMsg>,
-    jobs: ActorRef<JobsMsg>,
+    workers: Current<WorkersMsg>,
+    jobs: Current<JobsMsg>,
     telemetry: TelemetryHandle,
     gauges: Arc<Gauges>,
     mailbox: SessionMailbox,
