@@ -9,15 +9,16 @@ use std::time::{Duration, Instant};
 
 use ractor::{Actor, ActorRef};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::sync::{oneshot, watch};
+use tokio::sync::watch;
 
+use crate::actors::connections::{Connections, Served};
 use crate::actors::current::Current;
 use crate::actors::jobs::{JobsArguments, JobsHandle, JobsMsg};
 use crate::actors::root::{Down, Names, Root, RootArguments, RootMsg};
 use crate::actors::session::{Gauges, Input, Sink};
 use crate::actors::sessions::{SessionEnd, SessionsArguments, SessionsMsg};
-use crate::actors::workers::WorkersMsg;
 use crate::actors::workers::slot::RestartPolicy;
+use crate::actors::workers::{WorkersArguments, WorkersMsg};
 use crate::agents::{Agent, AgentRegistry, Environment};
 use crate::config::Config;
 use crate::fault::{Fault, FaultCode};
@@ -202,14 +203,30 @@ impl SystemBuilder {
             line_limit: self.line_limit,
         };
         let handle = JobsHandle::new(names.jobs.current(), store.clone());
-        let (sessions, (desk, health)) = assembly.sessions(names.workers.current(), handle, names.jobs.current());
-        let connections = names.sessions.current();
-        let arguments =
-            RootArguments { policy: self.restart, store, jobs, telemetry, log, sessions, names, down: down_tx };
+        let (served, (desk, health)) = assembly.served(names.workers.current(), handle, names.jobs.current());
+        let connections = Connections::new(served);
+        let sessions = SessionsArguments {
+            connections: connections.clone(),
+            workers: names.workers.current(),
+            jobs: names.jobs.current(),
+        };
+        let supervisor = names.sessions.current();
+        let workers = WorkersArguments { policy: self.restart, telemetry: telemetry.clone(), last: Arc::default() };
+        let arguments = RootArguments {
+            store,
+            connections: connections.clone(),
+            jobs,
+            workers,
+            sessions,
+            telemetry,
+            log,
+            names,
+            down: down_tx,
+        };
         let (root, _) = Root::spawn(None, Root, arguments)
             .await
             .map_err(|error| Fault::new(FaultCode::Internal, format!("the system did not start: {error}.")))?;
-        Ok(System { inner: Arc::new(Inner { root, connections, desk, health, down }) })
+        Ok(System { inner: Arc::new(Inner { root, connections, sessions: supervisor, desk, health, down }) })
     }
 }
 
@@ -229,12 +246,12 @@ struct Assembly {
 }
 
 impl Assembly {
-    fn sessions(
+    fn served(
         self,
         workers: Current<WorkersMsg>,
         jobs: JobsHandle,
         jobs_actor: Current<JobsMsg>,
-    ) -> (SessionsArguments, (Desk, HealthSource)) {
+    ) -> (Served, (Desk, HealthSource)) {
         let gauges = Arc::new(Gauges::default());
         let health = HealthSource {
             gauges: Arc::clone(&gauges),
@@ -273,7 +290,7 @@ impl Assembly {
                 (tool.name().to_owned(), define)
             })
             .collect();
-        let arguments = SessionsArguments {
+        let served = Served {
             host: self.host,
             catalog: Arc::new(Catalog::new(entries)),
             tools: tools.into(),
@@ -285,13 +302,14 @@ impl Assembly {
             telemetry: self.telemetry,
             gauges,
         };
-        (arguments, (desk, health))
+        (served, (desk, health))
     }
 }
 
 struct Inner {
     root: ActorRef<RootMsg>,
-    connections: Current<SessionsMsg>,
+    connections: Connections,
+    sessions: Current<SessionsMsg>,
     desk: Desk,
     health: HealthSource,
     down: watch::Receiver<Option<Down>>,
@@ -357,11 +375,12 @@ impl System {
         R: AsyncRead + Send + Unpin + 'static,
         W: AsyncWrite + Send + Unpin + 'static,
     {
-        let (ended, end) = oneshot::channel();
         let input: Input = Box::new(reader);
         let sink: Sink = Box::new(writer);
+        let (number, end) = self.inner.connections.open(input, sink)?;
+        // When there is no supervisor at this moment, its next incarnation finds the connection.
+        let _ = self.inner.sessions.cast(SessionsMsg::Opened(number));
         let stopping = || Fault::new(FaultCode::Internal, "the system is stopping.");
-        self.inner.connections.cast(SessionsMsg::Open { input, sink, ended }).map_err(|_| stopping())?;
         end.await.map_err(|_| stopping())?
     }
 

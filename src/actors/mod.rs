@@ -6,13 +6,16 @@
 //! [`child`] and [`current`] for what they share.
 
 pub mod child;
+pub mod connections;
 pub mod consult;
 pub mod current;
 pub mod jobs;
+pub mod kept;
 pub mod reply;
 pub mod root;
 pub mod session;
 pub mod sessions;
+pub mod supervision;
 pub mod telemetry;
 pub mod worker;
 pub mod workers;

@@ -1,56 +1,98 @@
-//! The root of the tree: starts everything in order, ends everything in the reverse order, under one deadline.
+//! The root of the tree: starts its parts in order, restarts what fails together with what depends on it, ends everything
+//! in the reverse order under one deadline.
 //!
-//! Owns: the children and their order. May not know: what any of them does. When a child that has no restart of its own
-//! fails, the root gives up in order: accepted jobs are durable and go on without it.
+//! Owns: the parts and their order ([`Family`], rest for one). May not know: what any of them does. What must survive a
+//! part (connections, the custody of runners, generations, the intake of telemetry) belongs to the system and is lent to
+//! the parts, so a restart costs what the table in ARCHITECTURE.md says and nothing else.
 //!
-//! Start: telemetry, jobs, workers, sessions. The store's thread starts with its first verb and is closed last.
+//! Order: telemetry, jobs, workers, sessions. Nobody depends on telemetry. The store's thread starts with its first verb and
+//! is closed last; a panic there costs the verb it happened in.
 
+use std::collections::VecDeque;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use ractor::{Actor, ActorProcessingErr, ActorRef, SpawnErr, SupervisionEvent};
+use ractor::concurrency::JoinHandle;
+use ractor::{Actor, ActorId, ActorProcessingErr, ActorRef, Message, SpawnErr, SupervisionEvent};
 use tokio::sync::watch;
+use tokio::task::JoinSet;
 
 use super::child::{Child, Stopped};
+use super::connections::Connections;
 use super::current::Naming;
 use super::jobs::{Jobs, JobsArguments, JobsMsg};
 use super::sessions::{Sessions, SessionsArguments, SessionsMsg};
+use super::supervision::family::{ChildSpec, Family, FamilyEffect, OnGiveUp, Others, Place};
+use super::supervision::slot::RestartPolicy;
+use super::supervision::{Exit, RestartType, Strategy};
 use super::telemetry::{Telemetry, TelemetryArguments, TelemetryMsg};
-use super::workers::reason;
-use super::workers::slot::RestartPolicy;
-use super::workers::{Workers, WorkersArguments, WorkersMsg};
+use super::workers::{Workers, WorkersArguments, WorkersMsg, reason};
 use crate::fault::{Fault, FaultCode};
+use crate::ids::Generation;
 use crate::store::StoreHandle;
-use crate::telemetry::TelemetryHandle;
+use crate::telemetry::{Record, TelemetryHandle};
 
-/// Longest a child may take to start; each builds a struct.
+/// Longest a part may take to start; each builds a struct.
 const START_LIMIT: Duration = Duration::from_secs(2);
 
-/// What each child may take to stop. The sum is the bound of an ordered stop.
-const STOP_SESSIONS: Duration = Duration::from_millis(2500);
-const STOP_WORKERS: Duration = Duration::from_millis(600);
-const STOP_JOBS: Duration = Duration::from_millis(2500);
-const STOP_TELEMETRY: Duration = Duration::from_millis(500);
+/// What each part may take to stop, in the order of start. With the store's end the sum is the bound of an ordered stop.
+const STOP: [Duration; 4] =
+    [Duration::from_millis(500), Duration::from_millis(2500), Duration::from_millis(600), Duration::from_millis(2500)];
 const CLOSE_STORE: Duration = Duration::from_millis(1000);
+
+/// Upper levels of a tree restart little, because their limits multiply those below: a part that fails a fourth time in a
+/// minute does not get well by being started again.
+const RESTARTS: RestartPolicy = RestartPolicy {
+    intensity: 3,
+    period: Duration::from_secs(60),
+    backoff: Duration::from_millis(50),
+    backoff_most: Duration::from_secs(2),
+    settled_after: Duration::from_secs(10),
+};
+
+const TELEMETRY: Place = Place(0);
+const JOBS: Place = Place(1);
+const WORKERS: Place = Place(2);
+const SESSIONS: Place = Place(3);
+
+const fn part(name: &'static str) -> ChildSpec {
+    ChildSpec {
+        name,
+        restart: RestartType::Permanent,
+        policy: RESTARTS,
+        others: Others::DependOnIt,
+        on_give_up: OnGiveUp::Escalate,
+    }
+}
+
+/// The parts, in the order of start.
+const PARTS: [ChildSpec; 4] = [
+    ChildSpec { others: Others::Independent, on_give_up: OnGiveUp::LeaveOut, ..part("telemetry") },
+    part("jobs"),
+    part("workers"),
+    part("sessions"),
+];
 
 /// The root actor.
 pub struct Root;
 
 /// What it is started with.
 pub struct RootArguments {
-    /// When workers restart.
-    pub policy: RestartPolicy,
     /// The job store.
     pub store: StoreHandle,
+    /// The connections, which outlive every part.
+    pub connections: Connections,
     /// The jobs' supervisor is started with this.
     pub jobs: JobsArguments,
+    /// The workers' supervisor is started with this.
+    pub workers: WorkersArguments,
+    /// The sessions' supervisor is started with this.
+    pub sessions: SessionsArguments,
     /// Who counts.
     pub telemetry: TelemetryHandle,
     /// Where they are written; `None` counts only.
     pub log: Option<PathBuf>,
-    /// The sessions' supervisor is started with this.
-    pub sessions: SessionsArguments,
-    /// How the others are reached.
+    /// How the parts are reached.
     pub names: Names,
     /// Told when the tree is down, and why.
     pub down: watch::Sender<Option<Down>>,
@@ -76,29 +118,34 @@ pub enum Down {
     Failed(Fault),
 }
 
-/// Nothing: the root is told to stop by its stop port, which overtakes every message.
-pub enum RootMsg {}
+/// What wakes the root. It is told to stop by its stop port, which overtakes every message.
+#[derive(Debug)]
+pub enum RootMsg {
+    /// A part's task has ended: all its messages have been sent.
+    Gone(Place, Generation),
+    /// A backoff is over.
+    Due(Place, Generation),
+}
+
+/// The parts that are there.
+#[derive(Default)]
+struct Parts {
+    telemetry: Option<Child<TelemetryMsg>>,
+    jobs: Option<Child<JobsMsg>>,
+    workers: Option<Child<WorkersMsg>>,
+    sessions: Option<Child<SessionsMsg>>,
+}
 
 /// The root's state.
 pub struct RootState {
-    telemetry: Child<TelemetryMsg>,
-    jobs: Child<JobsMsg>,
-    workers: Child<WorkersMsg>,
-    sessions: Child<SessionsMsg>,
-    _names: Names,
-    store: StoreHandle,
-    down: watch::Sender<Option<Down>>,
+    a: RootArguments,
+    family: Family,
+    parts: Parts,
+    /// How parts ended, as their death notices say; acted on when their tasks have been joined.
+    exits: [Option<(Exit, String)>; 4],
+    /// Join watches and backoff timers; they end with the root.
+    tasks: JoinSet<()>,
     why: Option<Fault>,
-}
-
-async fn started<M: ractor::Message>(
-    spawn: impl Future<Output = Result<(ActorRef<M>, ractor::concurrency::JoinHandle<()>), SpawnErr>>,
-) -> Result<Child<M>, ActorProcessingErr> {
-    match tokio::time::timeout(START_LIMIT, spawn).await {
-        Ok(Ok((actor, _))) => Ok(Child::new(actor)),
-        Ok(Err(error)) => Err(error.into()),
-        Err(late) => Err(late.into()),
-    }
 }
 
 impl Actor for Root {
@@ -107,85 +154,212 @@ impl Actor for Root {
     type Arguments = RootArguments;
 
     async fn pre_start(&self, me: ActorRef<Self::Msg>, a: Self::Arguments) -> Result<Self::State, ActorProcessingErr> {
-        let cell = || me.get_cell();
-        let telemetry = TelemetryArguments { telemetry: a.telemetry.clone(), log: a.log };
-        let telemetry = started(Telemetry::spawn_linked(None, Telemetry, telemetry, cell())).await?;
-        let jobs = started(Jobs::spawn_linked(None, Jobs, a.jobs, cell())).await?;
-        let workers = WorkersArguments { policy: a.policy, telemetry: a.telemetry.clone() };
-        let workers = started(Workers::spawn_linked(None, Workers, workers, cell())).await?;
-        a.names.jobs.set(jobs.actor());
-        a.names.workers.set(workers.actor());
-        let sessions = started(Sessions::spawn_linked(None, Sessions, a.sessions, cell())).await?;
-        a.names.sessions.set(sessions.actor());
-        Ok(RootState { telemetry, jobs, workers, sessions, _names: a.names, store: a.store, down: a.down, why: None })
+        let family = Family::new(Strategy::RestForOne, PARTS);
+        let mut state = RootState {
+            a,
+            family,
+            parts: Parts::default(),
+            exits: [const { None }; 4],
+            tasks: JoinSet::new(),
+            why: None,
+        };
+        let effects = state.family.start(Instant::now());
+        state.perform(&me, effects).await;
+        if let Some(place) = (0..PARTS.len()).find(|place| !state.family.is_up(Place(*place))) {
+            return Err(format!("the part {} did not start", PARTS[place].name).into());
+        }
+        Ok(state)
     }
 
     async fn handle(
         &self,
-        _me: ActorRef<Self::Msg>,
+        me: ActorRef<Self::Msg>,
         message: Self::Msg,
-        _state: &mut Self::State,
+        state: &mut Self::State,
     ) -> Result<(), ActorProcessingErr> {
-        match message {}
+        let effects = match message {
+            RootMsg::Gone(place, generation) => state.gone(place, generation),
+            RootMsg::Due(place, generation) => state.family.due(place, generation),
+        };
+        state.perform(&me, effects).await;
+        while state.tasks.try_join_next().is_some() {}
+        Ok(())
     }
 
     async fn handle_supervisor_evt(
         &self,
-        me: ActorRef<Self::Msg>,
+        _me: ActorRef<Self::Msg>,
         event: SupervisionEvent,
         state: &mut Self::State,
     ) -> Result<(), ActorProcessingErr> {
-        let (cell, error) = match event {
-            SupervisionEvent::ActorFailed(cell, error) => (cell, reason(&error)),
-            SupervisionEvent::ActorTerminated(cell, _, reason) => (cell, reason.unwrap_or_else(|| "ended".to_owned())),
+        let (id, exit, why) = match event {
+            SupervisionEvent::ActorFailed(cell, error) => (cell.get_id(), Exit::Failed, reason(&error)),
+            SupervisionEvent::ActorTerminated(cell, _, why) => {
+                (cell.get_id(), Exit::from_reason(why.as_deref()), why.unwrap_or_else(|| "it ended".to_owned()))
+            }
             _ => return Ok(()),
         };
-        let id = cell.get_id();
-        let part = if id == state.telemetry.id() {
-            // Nobody waits for it, and losing it changes nothing else.
-            tracing::error!(error, "telemetry is gone");
-            return Ok(());
-        } else if id == state.jobs.id() {
-            "jobs"
-        } else if id == state.workers.id() {
-            "workers"
-        } else if id == state.sessions.id() {
-            "sessions"
-        } else {
-            return Ok(());
-        };
-        tracing::error!(part, error, "a part of the tree failed; stopping in order");
-        state.why.get_or_insert_with(|| {
-            Fault::new(FaultCode::Internal, format!("the part {part} failed: {error}."))
-                .hint("Accepted jobs are kept; start again and read them with consult_job.")
-        });
-        me.stop(None);
+        if let Some(place) = state.parts.find(id) {
+            state.exits[place.0] = Some((exit, why));
+        }
         Ok(())
     }
 
-    async fn post_stop(&self, _me: ActorRef<Self::Msg>, state: RootStateRef<'_>) -> Result<(), ActorProcessingErr> {
+    async fn post_stop(&self, _me: ActorRef<Self::Msg>, state: &mut Self::State) -> Result<(), ActorProcessingErr> {
         // Reverse of the start: no new work comes in, what is open is answered or withdrawn, jobs are let go, and
         // telemetry sees all of it.
-        let ends = [
-            ("sessions", stop(&state.sessions, STOP_SESSIONS).await),
-            ("workers", stop(&state.workers, STOP_WORKERS).await),
-            ("jobs", stop(&state.jobs, STOP_JOBS).await),
-            ("telemetry", stop(&state.telemetry, STOP_TELEMETRY).await),
-        ];
-        for (part, end) in ends {
-            if end != Stopped::InTime {
-                tracing::warn!(part, ?end, "a part of the tree did not stop in time");
+        state.a.connections.close();
+        for effect in state.family.stop() {
+            if let FamilyEffect::Stop(place) = effect {
+                state.stop(place).await;
             }
         }
-        let _ = tokio::time::timeout(CLOSE_STORE, state.store.close()).await;
+        state.a.connections.end_all();
+        let _ = tokio::time::timeout(CLOSE_STORE, state.a.store.close()).await;
         let down = state.why.take().map_or(Down::Stopped, Down::Failed);
-        let _ = state.down.send(Some(down));
+        let _ = state.a.down.send(Some(down));
         Ok(())
     }
 }
 
-type RootStateRef<'a> = &'a mut RootState;
+impl Parts {
+    fn find(&self, id: ActorId) -> Option<Place> {
+        let is = |there: Option<ActorId>| there == Some(id);
+        if is(self.telemetry.as_ref().map(Child::id)) {
+            Some(TELEMETRY)
+        } else if is(self.jobs.as_ref().map(Child::id)) {
+            Some(JOBS)
+        } else if is(self.workers.as_ref().map(Child::id)) {
+            Some(WORKERS)
+        } else if is(self.sessions.as_ref().map(Child::id)) {
+            Some(SESSIONS)
+        } else {
+            None
+        }
+    }
+}
 
-async fn stop<M: ractor::Message>(child: &Child<M>, limit: Duration) -> Stopped {
-    Child::new(child.actor().clone()).stop(limit).await
+async fn started<M: Message>(
+    spawn: impl Future<Output = Result<(ActorRef<M>, JoinHandle<()>), SpawnErr>>,
+) -> Result<(Child<M>, JoinHandle<()>), String> {
+    match tokio::time::timeout(START_LIMIT, spawn).await {
+        Ok(Ok((actor, joined))) => Ok((Child::new(actor), joined)),
+        Ok(Err(error)) => Err(error.to_string()),
+        Err(_) => Err("it did not start in time".to_owned()),
+    }
+}
+
+async fn ended<M: Message>(child: Option<Child<M>>, limit: Duration) -> Option<Stopped> {
+    match child {
+        Some(child) => Some(child.stop(limit).await),
+        None => None,
+    }
+}
+
+impl RootState {
+    fn gone(&mut self, place: Place, generation: Generation) -> Vec<FamilyEffect> {
+        if generation != self.family.generation(place) || !self.family.is_up(place) {
+            return Vec::new();
+        }
+        let (exit, why) = self.exits[place.0].take().unwrap_or((Exit::Failed, "it ended".to_owned()));
+        self.lost(place, generation, why);
+        self.family.gone(place, generation, exit, Instant::now())
+    }
+
+    fn lost(&mut self, place: Place, generation: Generation, why: String) {
+        let name = PARTS[place.0].name;
+        tracing::error!(part = name, %generation, why, "a part of the tree failed");
+        let fault = Fault::new(FaultCode::Internal, format!("the part {name} failed: {why}."));
+        self.a.telemetry.record(Record::Fault(Box::new(fault)));
+    }
+
+    async fn perform(&mut self, me: &ActorRef<RootMsg>, effects: Vec<FamilyEffect>) {
+        let mut effects = VecDeque::from(effects);
+        while let Some(effect) = effects.pop_front() {
+            match effect {
+                FamilyEffect::Stop(place) => self.stop(place).await,
+                FamilyEffect::Start(place, generation) => {
+                    let now = Instant::now;
+                    let next = match self.start(me, place, generation).await {
+                        Ok(()) => self.family.up(place, generation, now()),
+                        Err(why) => {
+                            self.lost(place, generation, why);
+                            self.family.gone(place, generation, Exit::NotStarted, now())
+                        }
+                    };
+                    effects.extend(next);
+                }
+                FamilyEffect::Wait(place, generation, wait) => {
+                    let told = me.clone();
+                    self.tasks.spawn(async move {
+                        tokio::time::sleep(wait).await;
+                        let _ = told.cast(RootMsg::Due(place, generation));
+                    });
+                }
+                FamilyEffect::LeaveOut(place) => {
+                    tracing::error!(part = PARTS[place.0].name, "a part failed too often and is left out");
+                }
+                FamilyEffect::Escalate(place) => {
+                    let name = PARTS[place.0].name;
+                    tracing::error!(part = name, "a part failed too often; stopping in order");
+                    self.why.get_or_insert_with(|| {
+                        Fault::new(FaultCode::Internal, format!("the part {name} failed too often."))
+                            .hint("Accepted jobs are kept; start again and read them with consult_job.")
+                    });
+                    me.stop(None);
+                }
+            }
+        }
+    }
+
+    async fn start(&mut self, me: &ActorRef<RootMsg>, place: Place, generation: Generation) -> Result<(), String> {
+        let cell = me.get_cell();
+        let joined = match place {
+            TELEMETRY => {
+                let arguments = TelemetryArguments { telemetry: self.a.telemetry.clone(), log: self.a.log.clone() };
+                let (child, joined) = started(Telemetry::spawn_linked(None, Telemetry, arguments, cell)).await?;
+                self.parts.telemetry = Some(child);
+                joined
+            }
+            JOBS => {
+                let (child, joined) = started(Jobs::spawn_linked(None, Jobs, self.a.jobs.clone(), cell)).await?;
+                self.a.names.jobs.set(child.actor());
+                self.parts.jobs = Some(child);
+                joined
+            }
+            WORKERS => {
+                let arguments = self.a.workers.clone();
+                let (child, joined) = started(Workers::spawn_linked(None, Workers, arguments, cell)).await?;
+                self.a.names.workers.set(child.actor());
+                self.parts.workers = Some(child);
+                joined
+            }
+            _ => {
+                let arguments = self.a.sessions.clone();
+                let (child, joined) = started(Sessions::spawn_linked(None, Sessions, arguments, cell)).await?;
+                self.a.names.sessions.set(child.actor());
+                self.parts.sessions = Some(child);
+                joined
+            }
+        };
+        let told = me.clone();
+        self.tasks.spawn(async move {
+            let _ = joined.await;
+            let _ = told.cast(RootMsg::Gone(place, generation));
+        });
+        Ok(())
+    }
+
+    async fn stop(&mut self, place: Place) {
+        let limit = STOP[place.0];
+        let end = match place {
+            TELEMETRY => ended(self.parts.telemetry.take(), limit).await,
+            JOBS => ended(self.parts.jobs.take(), limit).await,
+            WORKERS => ended(self.parts.workers.take(), limit).await,
+            _ => ended(self.parts.sessions.take(), limit).await,
+        };
+        if end.is_some_and(|end| end != Stopped::InTime) {
+            tracing::warn!(part = PARTS[place.0].name, ?end, "a part of the tree did not stop in time");
+        }
+    }
 }

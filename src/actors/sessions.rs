@@ -1,94 +1,89 @@
 //! The sessions' supervisor: one session per connection.
 //!
-//! Owns: the connections. May not know: their protocol state. A session that panics ends its own connection only; what it
-//! had open loses its caller.
+//! Owns: who serves which connection, and when a session that failed is started again. May not know: protocol state. The
+//! connections themselves are not its own ([`Connections`]): its next incarnation finds them there and goes on.
+//!
+//! A dynamic supervisor: one transient child per connection, each in a slot of its own. A session that keeps failing
+//! loses its connection; nobody else notices.
 
 use std::collections::HashMap;
-use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use ractor::{Actor, ActorProcessingErr, ActorRef, SupervisionEvent};
+use ractor::{Actor, ActorId, ActorProcessingErr, ActorRef, SupervisionEvent};
+use tokio::task::JoinSet;
 
 use super::child::Child;
+use super::connections::Connections;
 use super::current::Current;
 use super::jobs::JobsMsg;
-use super::session::{Ended, Gauges, Input, Session, SessionArguments, SessionMsg, Sink};
+use super::session::{Session, SessionArguments, SessionMsg};
+use super::supervision::slot::{RestartPolicy, Slot, SlotEffect};
+use super::supervision::{Exit, RestartType};
 use super::workers::{WorkersMsg, reason};
-use crate::fault::{Fault, FaultCode};
-use crate::ids::{HostId, SessionNumber};
-use crate::protocol::catalog::Catalog;
-use crate::protocol::session::{SessionCore, SessionLimits};
-use crate::protocol::wire::Identity;
-use crate::telemetry::TelemetryHandle;
-use crate::tools::Tool;
-
-/// Connections at once. Each costs tens of kilobytes; more is refused at the door.
-const CONNECTIONS: usize = 1024;
+use crate::ids::{Generation, SessionNumber};
 
 /// Longest a session may take to stop: its last answers have a second to be written.
 const STOP: Duration = Duration::from_millis(1500);
+
+/// A session that failed goes on at once with what the client sends next. One whose client makes it fail again and again
+/// is given up: twice in a minute is an accident, three times is not.
+const RESTARTS: RestartPolicy = RestartPolicy {
+    intensity: 2,
+    period: Duration::from_secs(60),
+    backoff: Duration::from_millis(50),
+    backoff_most: Duration::from_secs(2),
+    settled_after: Duration::from_secs(10),
+};
 
 /// How a connection ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SessionEnd {
     /// The client closed it, or the system stopped.
     Closed,
-    /// The session failed.
+    /// The session failed more often than it is started again.
     Failed,
 }
 
 /// Everything that can wake the sessions' supervisor.
+#[derive(Debug)]
 pub enum SessionsMsg {
-    /// Serve this connection.
-    Open {
-        /// The client's bytes.
-        input: Input,
-        /// Ours.
-        sink: Sink,
-        /// Told when it is over.
-        ended: Ended,
-    },
+    /// A connection was opened.
+    Opened(SessionNumber),
     /// A connection is over.
     Over(SessionNumber, SessionEnd),
+    /// A session's task has ended.
+    Gone(SessionNumber, Generation),
+    /// A backoff is over.
+    Due(SessionNumber, Generation),
 }
 
 /// The supervisor actor.
 pub struct Sessions;
 
 /// What it is started with.
+#[derive(Clone)]
 pub struct SessionsArguments {
-    /// This system.
-    pub host: HostId,
-    /// What is offered.
-    pub catalog: Arc<Catalog>,
-    /// The same, in the same order, to be run.
-    pub tools: Arc<[Arc<dyn Tool>]>,
-    /// Who we say we are.
-    pub identity: Arc<Identity>,
-    /// Bounds of each session.
-    pub limits: SessionLimits,
-    /// Longest line taken.
-    pub line_limit: usize,
-    /// Who starts workers.
+    /// The connections.
+    pub connections: Connections,
+    /// Who hears that a session is over.
     pub workers: Current<WorkersMsg>,
     /// Who hears of lost callers.
     pub jobs: Current<JobsMsg>,
-    /// Who counts.
-    pub telemetry: TelemetryHandle,
-    /// What all sessions add up to.
-    pub gauges: Arc<Gauges>,
 }
 
-struct Connection {
-    session: Child<SessionMsg>,
-    ended: Ended,
+struct Served {
+    slot: Slot,
+    session: Option<Child<SessionMsg>>,
+    /// How it went, as its death notice says; acted on when its task has been joined.
+    exit: Option<Exit>,
 }
 
 /// The supervisor's state.
 pub struct SessionsState {
     arguments: SessionsArguments,
-    connections: HashMap<SessionNumber, Connection>,
-    next: u64,
+    served: HashMap<SessionNumber, Served>,
+    /// Join watches and backoff timers; they end with the supervisor.
+    tasks: JoinSet<()>,
 }
 
 impl Actor for Sessions {
@@ -98,11 +93,14 @@ impl Actor for Sessions {
 
     async fn pre_start(
         &self,
-        _me: ActorRef<Self::Msg>,
+        me: ActorRef<Self::Msg>,
         arguments: Self::Arguments,
     ) -> Result<Self::State, ActorProcessingErr> {
-        // Session 0 belongs to the embedding program's own typed calls.
-        Ok(SessionsState { arguments, connections: HashMap::new(), next: 1 })
+        // Left by an earlier incarnation, or opened while there was none.
+        for number in arguments.connections.numbers() {
+            me.cast(SessionsMsg::Opened(number))?;
+        }
+        Ok(SessionsState { arguments, served: HashMap::new(), tasks: JoinSet::new() })
     }
 
     async fn handle(
@@ -112,13 +110,30 @@ impl Actor for Sessions {
         state: &mut Self::State,
     ) -> Result<(), ActorProcessingErr> {
         match message {
-            SessionsMsg::Open { input, sink, ended } => {
-                if let Err((fault, ended)) = state.open(&me, input, sink, ended).await {
-                    let _ = ended.send(Err(fault));
+            SessionsMsg::Opened(number) => {
+                if !state.served.contains_key(&number) {
+                    let slot = Slot::new(RestartType::Transient, RESTARTS);
+                    let served = state.served.entry(number).or_insert(Served { slot, session: None, exit: None });
+                    let effect = served.slot.wanted(Instant::now());
+                    state.perform(&me, number, effect).await;
                 }
             }
             SessionsMsg::Over(number, end) => state.over(number, end),
+            SessionsMsg::Gone(number, generation) => {
+                if let Some(served) = state.served.get_mut(&number) {
+                    let exit = served.exit.take().unwrap_or(Exit::Normal);
+                    let effect = served.slot.gone(generation, exit, Instant::now());
+                    state.perform(&me, number, effect).await;
+                }
+            }
+            SessionsMsg::Due(number, generation) => {
+                if let Some(served) = state.served.get_mut(&number) {
+                    let effect = served.slot.due(generation);
+                    state.perform(&me, number, effect).await;
+                }
+            }
         }
+        while state.tasks.try_join_next().is_some() {}
         Ok(())
     }
 
@@ -128,74 +143,102 @@ impl Actor for Sessions {
         event: SupervisionEvent,
         state: &mut Self::State,
     ) -> Result<(), ActorProcessingErr> {
-        if let SupervisionEvent::ActorFailed(cell, error) = event {
-            tracing::error!(why = reason(&error), "a session failed");
-            let id = cell.get_id();
-            let number = state.connections.iter().find(|(_, c)| c.session.id() == id).map(|(number, _)| *number);
-            if let Some(number) = number {
-                state.over(number, SessionEnd::Failed);
+        match event {
+            SupervisionEvent::ActorFailed(cell, error) => {
+                tracing::error!(why = reason(&error), "a session failed");
+                state.note(cell.get_id(), Exit::Failed);
             }
+            SupervisionEvent::ActorTerminated(cell, _, why) => {
+                state.note(cell.get_id(), Exit::from_reason(why.as_deref()));
+            }
+            _ => {}
         }
         Ok(())
     }
 
     async fn post_stop(&self, _me: ActorRef<Self::Msg>, state: &mut Self::State) -> Result<(), ActorProcessingErr> {
-        // All at once: each withdraws what it has open and writes its last answers.
-        let connections: Vec<(SessionNumber, Connection)> = state.connections.drain().collect();
-        for (_, connection) in &connections {
-            connection.session.actor().stop(None);
+        // All at once. When the system stops, each withdraws what it has open and writes its last answers; when only this
+        // supervisor is started again, each gives its connection back.
+        let served: Vec<(SessionNumber, Child<SessionMsg>)> = state
+            .served
+            .drain()
+            .filter_map(|(number, served)| served.session.map(|session| (number, session)))
+            .collect();
+        for (_, session) in &served {
+            session.actor().stop(None);
         }
-        for (_, Connection { session, ended }) in connections {
+        let closing = state.arguments.connections.are_closing();
+        for (number, session) in served {
             session.stop(STOP).await;
-            let _ = ended.send(Ok(SessionEnd::Closed));
+            if closing {
+                state.arguments.connections.over(number, SessionEnd::Closed);
+            }
         }
         Ok(())
     }
 }
 
 impl SessionsState {
-    /// A connection is over: nobody waits for anything it had open.
-    fn over(&mut self, number: SessionNumber, end: SessionEnd) {
-        if let Some(connection) = self.connections.remove(&number) {
-            let _ = self.arguments.workers.cast(WorkersMsg::SessionOver(number));
-            let _ = self.arguments.jobs.cast(JobsMsg::SessionOver(number));
-            let _ = connection.ended.send(Ok(end));
+    fn note(&mut self, id: ActorId, exit: Exit) {
+        let session = |served: &&mut Served| served.session.as_ref().is_some_and(|session| session.id() == id);
+        if let Some(served) = self.served.values_mut().find(session) {
+            served.exit = Some(exit);
         }
     }
 
-    async fn open(
-        &mut self,
-        me: &ActorRef<SessionsMsg>,
-        input: Input,
-        sink: Sink,
-        ended: Ended,
-    ) -> Result<(), (Fault, Ended)> {
-        if self.connections.len() >= CONNECTIONS {
-            return Err((Fault::new(FaultCode::Busy, "this host serves as many connections as it may."), ended));
+    /// A connection is over: nobody waits for anything it had open.
+    fn over(&mut self, number: SessionNumber, end: SessionEnd) {
+        self.served.remove(&number);
+        if self.arguments.connections.over(number, end) {
+            let _ = self.arguments.workers.cast(WorkersMsg::SessionOver(number));
+            let _ = self.arguments.jobs.cast(JobsMsg::SessionOver(number));
         }
-        let number = SessionNumber(self.next);
-        self.next += 1;
-        let a = &self.arguments;
-        let session = SessionArguments {
-            host: a.host,
-            number,
-            core: SessionCore::new(Arc::clone(&a.catalog), Arc::clone(&a.identity), a.limits),
-            tools: Arc::clone(&a.tools),
-            workers: a.workers.clone(),
-            jobs: a.jobs.clone(),
-            sessions: me.clone(),
-            telemetry: a.telemetry.clone(),
-            gauges: Arc::clone(&a.gauges),
-            input,
-            sink,
-            line_limit: a.line_limit,
-        };
-        match Session::spawn_linked(None, Session, session, me.get_cell()).await {
-            Ok((session, _)) => {
-                self.connections.insert(number, Connection { session: Child::new(session), ended });
-                Ok(())
+    }
+
+    async fn perform(&mut self, me: &ActorRef<SessionsMsg>, number: SessionNumber, mut effect: SlotEffect) {
+        loop {
+            match effect {
+                SlotEffect::Nothing => return,
+                SlotEffect::Wait(generation, wait) => {
+                    let told = me.clone();
+                    self.tasks.spawn(async move {
+                        tokio::time::sleep(wait).await;
+                        let _ = told.cast(SessionsMsg::Due(number, generation));
+                    });
+                    return;
+                }
+                SlotEffect::GiveUp => {
+                    tracing::error!(session = %number, "a session failed too often and loses its connection");
+                    return self.over(number, SessionEnd::Failed);
+                }
+                // It said itself that its connection is over, and nothing is left to be said.
+                SlotEffect::Finished => return self.over(number, SessionEnd::Closed),
+                SlotEffect::Start(generation) => {
+                    let Some(kept) = self.arguments.connections.session(number) else {
+                        return self.over(number, SessionEnd::Closed);
+                    };
+                    let connections = self.arguments.connections.clone();
+                    let session = SessionArguments { number, kept, connections, sessions: me.clone() };
+                    let started = Session::spawn_linked(None, Session, session, me.get_cell()).await;
+                    let Some(served) = self.served.get_mut(&number) else { return };
+                    match started {
+                        Ok((session, joined)) => {
+                            served.session = Some(Child::new(session));
+                            served.slot.up(generation, Instant::now());
+                            let told = me.clone();
+                            self.tasks.spawn(async move {
+                                let _ = joined.await;
+                                let _ = told.cast(SessionsMsg::Gone(number, generation));
+                            });
+                            return;
+                        }
+                        Err(error) => {
+                            tracing::error!(%error, "a session could not be started");
+                            effect = served.slot.gone(generation, Exit::NotStarted, Instant::now());
+                        }
+                    }
+                }
             }
-            Err(error) => Err((Fault::new(FaultCode::Internal, error.to_string()), ended)),
         }
     }
 }

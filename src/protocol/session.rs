@@ -647,6 +647,39 @@ impl SessionCore {
         self.batches.clear();
     }
 
+    /// Answers a message whose handling was broken off by a panic, unless it became a call, which is still in flight.
+    ///
+    /// A request gets one error; a batch comes apart: each of its requests that is not in flight gets one error, and the
+    /// others are answered by themselves.
+    pub fn abandon(&mut self, frame: &Frame, out: &mut BytesMut) {
+        let fault = Fault::new(FaultCode::Internal, "the session failed while it read this request.");
+        let Frame::Line(line) = frame else { return };
+        let text = lenient::text(line);
+        let members = match envelope::read(&text) {
+            Incoming::Request { id, .. } => vec![id],
+            Incoming::Batch(members) => {
+                // Only a batch that was whole has left the table of batches.
+                self.batches.clear();
+                self.pending.values_mut().for_each(|call| call.batch = None);
+                let id = |member: &&str| match envelope::read(member) {
+                    Incoming::Request { id, .. } => Some(id),
+                    _ => None,
+                };
+                members.iter().filter_map(id).collect()
+            }
+            _ => return,
+        };
+        for id in members.into_iter().filter(|id| !self.by_id.contains_key(id)) {
+            wire::error(out, Some(&id), &fault, None);
+        }
+    }
+
+    /// Whether this call is in flight.
+    #[must_use]
+    pub fn is_open(&self, call: CallNumber) -> bool {
+        self.pending.contains_key(&call.0)
+    }
+
     /// The tool of a call in flight, and when it began.
     pub fn open_calls(&self) -> impl Iterator<Item = (CallNumber, usize, Instant)> {
         self.pending.iter().map(|(number, call)| (CallNumber(*number), call.tool, call.since))

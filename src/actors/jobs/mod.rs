@@ -75,6 +75,13 @@ pub enum JobsMsg {
     },
     /// A call was withdrawn; its job may have lost its last caller.
     Withdrawn(InvocationId),
+    /// A session goes on after it was interrupted, with these calls open. What else it had has no caller any more.
+    Resumed {
+        /// Which.
+        session: SessionNumber,
+        /// Its calls.
+        open: HashSet<u64>,
+    },
     /// A session is over: its calls have no caller any more.
     SessionOver(SessionNumber),
     /// A job is waited for by nobody any more, and goes on.
@@ -187,6 +194,7 @@ impl Actor for Jobs {
             JobsMsg::Accept { job, caller, reply } => state.accept(&me, job, caller, reply),
             JobsMsg::Stored { caller, result, reply } => state.stored(&me, caller, *result, reply).await,
             JobsMsg::Withdrawn(caller) => state.withdrawn(caller),
+            JobsMsg::Resumed { session, open } => state.resumed(session, &open),
             JobsMsg::SessionOver(session) => state.session_over(session),
             JobsMsg::HandedOver(job) => {
                 if let Some(attached) = state.attached.get_mut(&job) {
@@ -408,6 +416,16 @@ impl JobsState {
             }
             // The job is durable; the sweep starts or settles it.
             Err(error) => tracing::error!(%error, "a consult actor could not be started"),
+        }
+    }
+
+    fn resumed(&mut self, session: SessionNumber, open: &HashSet<u64>) {
+        let lost = |caller: &InvocationId| caller.session == session && !open.contains(&caller.call);
+        let attached = self.attached.values().flat_map(|attached| attached.callers.iter());
+        let callers: Vec<InvocationId> =
+            attached.chain(self.accepting.keys()).copied().filter(|caller| lost(caller)).collect();
+        for caller in callers {
+            self.withdrawn(caller);
         }
     }
 

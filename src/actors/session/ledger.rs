@@ -149,12 +149,18 @@ impl<P> Ledger<P> {
         self.entries.get(&key).map(|entry| &entry.payload)
     }
 
-    /// A generation is gone: decides about each call it had. The oldest call comes first.
+    /// Whether it holds this call.
+    #[must_use]
+    pub fn holds(&self, key: CallNumber) -> bool {
+        self.entries.contains_key(&key)
+    }
+
+    /// This generation and all before it are gone: decides about each call they had. The oldest call comes first.
     pub fn lost(&mut self, generation: Generation) -> Vec<LedgerEffect> {
         let mut keys: Vec<CallNumber> = self
             .entries
             .iter()
-            .filter(|(_, entry)| entry.knowledge == Knowledge::InFlight && entry.generation == generation)
+            .filter(|(_, entry)| entry.knowledge == Knowledge::InFlight && entry.generation <= generation)
             .map(|(key, _)| *key)
             .collect();
         keys.sort_unstable();

@@ -6,10 +6,15 @@
 //! One loop selects what happened ([`SessionEvent`], bytes, time) and performs what the state machine asks for; the
 //! actor around it is what supervision sees. A call costs two messages: to the worker and back.
 //!
+//! The loop's state is the connection, which cannot be made again, so the actor only borrows it ([`Kept`]): when actor or
+//! loop panics, the next incarnation goes on where the last one stood. What it was doing just then is answered with an
+//! error; everything else in flight goes on.
+//!
 //! Invariants: (1) a turn never waits: it decides, sends messages and writes what the client takes at once, so a cancel
 //! or a ping is served while anything else runs; (2) reading stops while the client does not read its answers, so a
 //! stalled client stalls itself (L14) and nothing grows without a bound (L9); (3) one owner writes, whole lines (L11);
-//! (4) L5 and L6 as kept by the ledger; (5) a panic of a host tool is that call's fault, not the session's.
+//! (4) L5 and L6 as kept by the ledger; (5) a panic of a host tool is that call's fault, not the session's; (6) a call
+//! in flight is in the ledger or among the host's calls, else it is answered when the session is resumed.
 
 pub mod ledger;
 pub mod replay;
@@ -30,15 +35,17 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::{AbortHandle, JoinSet};
 
 use self::ledger::{Ledger, LedgerEffect};
+use super::connections::Connections;
 use super::current::Current;
 use super::jobs::JobsMsg;
+use super::kept::{Kept, Lent};
 use super::reply::{AttemptReply, ProgressSink, SessionMailbox};
 use super::sessions::{SessionEnd, SessionsMsg};
 use super::worker::{Attempt, CallKey, WorkerMsg};
 use super::workers::WorkersMsg;
 use crate::fault::{Fault, FaultCode};
 use crate::ids::{Generation, HostId, InvocationId, JobId, SessionNumber, UnixMillis};
-use crate::protocol::frame::FrameReader;
+use crate::protocol::frame::{Frame, FrameReader};
 use crate::protocol::session::{Call, CallNumber, CallOutcome, ClientInfo, Effect, Finished, SessionCore};
 use crate::telemetry::{Record, TelemetryHandle, ToolCallRecord};
 use crate::tools::{Evidence, Target, Tool, ToolCall};
@@ -93,9 +100,9 @@ pub enum SessionEvent {
         /// It.
         worker: ActorRef<WorkerMsg>,
     },
-    /// A worker is gone, and has said everything it had to say.
+    /// A worker and all before it are gone, and have said everything they had to say.
     WorkerGone {
-        /// Which incarnation.
+        /// The newest of them.
         generation: Generation,
     },
     /// There will be no worker for a while.
@@ -141,8 +148,8 @@ pub struct Gauges {
 /// The session actor: what supervision sees of the loop.
 pub struct Session;
 
-/// What it is started with.
-pub struct SessionArguments {
+/// What a connection's loop is made from.
+pub struct SessionParts {
     /// This system.
     pub host: HostId,
     /// Its number.
@@ -155,8 +162,6 @@ pub struct SessionArguments {
     pub workers: Current<WorkersMsg>,
     /// Who hears of withdrawn calls: a job may lose its last caller by one.
     pub jobs: Current<JobsMsg>,
-    /// Who hears that the connection is over.
-    pub sessions: ActorRef<SessionsMsg>,
     /// Who counts.
     pub telemetry: TelemetryHandle,
     /// What all sessions add up to.
@@ -167,6 +172,18 @@ pub struct SessionArguments {
     pub sink: Sink,
     /// Longest line taken.
     pub line_limit: usize,
+}
+
+/// What an incarnation is started with.
+pub struct SessionArguments {
+    /// Its number.
+    pub number: SessionNumber,
+    /// The connection, to be borrowed.
+    pub kept: Arc<Kept<SessionLoop>>,
+    /// All connections: they say whether an end is one for good.
+    pub connections: Connections,
+    /// Who hears that the connection is over.
+    pub sessions: ActorRef<SessionsMsg>,
 }
 
 /// The only message to the actor itself: its loop has ended.
@@ -180,11 +197,14 @@ pub enum SessionMsg {
 #[error("the session's loop panicked")]
 pub struct LoopPanicked;
 
-/// The actor's state; dropping it ends the loop.
+/// The actor's state; dropping it ends the loop, which gives the connection back.
 pub struct SessionState {
     number: SessionNumber,
     sessions: ActorRef<SessionsMsg>,
-    mailbox: SessionMailbox,
+    connections: Connections,
+    /// How the loop is told that the system stops.
+    mailbox: Option<SessionMailbox>,
+    lending: Option<oneshot::Receiver<SessionMailbox>>,
     task: JoinSet<()>,
 }
 
@@ -194,16 +214,23 @@ impl Actor for Session {
     type Arguments = SessionArguments;
 
     async fn pre_start(&self, me: ActorRef<Self::Msg>, a: Self::Arguments) -> Result<Self::State, ActorProcessingErr> {
-        let (mailbox, events) = mpsc::unbounded_channel();
-        let (number, sessions) = (a.number, a.sessions.clone());
-        let lp = Loop::new(a, mailbox.clone());
+        let (lent, lending) = oneshot::channel();
+        let kept = a.kept;
         let mut task = JoinSet::new();
         task.spawn(async move {
-            let end = AssertUnwindSafe(lp.run(events)).catch_unwind().await;
-            let end = end.map_or(SessionEnd::Failed, |()| SessionEnd::Closed);
+            // The last incarnation may still be giving it back.
+            let Some(connection) = kept.lend().await else { return };
+            let end = AssertUnwindSafe(serve(connection, lent)).catch_unwind().await.unwrap_or(SessionEnd::Failed);
             let _ = me.cast(SessionMsg::LoopEnded(end));
         });
-        Ok(SessionState { number, sessions, mailbox, task })
+        Ok(SessionState {
+            number: a.number,
+            sessions: a.sessions,
+            connections: a.connections,
+            mailbox: None,
+            lending: Some(lending),
+            task,
+        })
     }
 
     async fn handle(
@@ -213,22 +240,40 @@ impl Actor for Session {
         state: &mut Self::State,
     ) -> Result<(), ActorProcessingErr> {
         match message {
-            SessionMsg::LoopEnded(end) => {
-                let _ = state.sessions.cast(SessionsMsg::Over(state.number, end));
-                if end == SessionEnd::Failed {
-                    return Err(LoopPanicked.into());
-                }
+            SessionMsg::LoopEnded(SessionEnd::Failed) => Err(LoopPanicked.into()),
+            SessionMsg::LoopEnded(SessionEnd::Closed) => {
+                let _ = state.sessions.cast(SessionsMsg::Over(state.number, SessionEnd::Closed));
                 me.stop(None);
+                Ok(())
             }
         }
-        Ok(())
     }
 
     async fn post_stop(&self, _me: ActorRef<Self::Msg>, state: &mut Self::State) -> Result<(), ActorProcessingErr> {
-        let _ = state.mailbox.send(SessionEvent::Stop);
+        if state.connections.are_closing() {
+            if let Some(lending) = state.lending.take() {
+                state.mailbox = lending.await.ok();
+            }
+            if let Some(mailbox) = &state.mailbox {
+                let _ = mailbox.send(SessionEvent::Stop);
+            }
+        } else {
+            // Only this incarnation ends: the connection is given back between two turns.
+            state.task.abort_all();
+        }
         while state.task.join_next().await.is_some() {}
         Ok(())
     }
+}
+
+/// Serves with a borrowed connection until it is over.
+async fn serve(mut connection: Lent<SessionLoop>, lent: oneshot::Sender<SessionMailbox>) -> SessionEnd {
+    if let Some(session) = connection.get() {
+        let _ = lent.send(session.mailbox.clone());
+        session.run().await;
+    }
+    drop(connection.finish());
+    SessionEnd::Closed
 }
 
 /// What is known of the worker.
@@ -260,7 +305,8 @@ enum Stage {
     Draining(tokio::time::Instant),
 }
 
-struct Loop {
+/// A connection and everything that is going on in it.
+pub struct SessionLoop {
     host: HostId,
     number: SessionNumber,
     core: SessionCore,
@@ -271,6 +317,7 @@ struct Loop {
     telemetry: TelemetryHandle,
     gauges: Arc<Gauges>,
     mailbox: SessionMailbox,
+    events: mpsc::UnboundedReceiver<SessionEvent>,
     serving: Serving,
     ledger: Ledger<Payload>,
     host_calls: HashMap<CallNumber, AbortHandle>,
@@ -280,6 +327,12 @@ struct Loop {
     input: Input,
     sink: Sink,
     out: BytesMut,
+    /// Whole lines of `out`; what follows them was being written when a panic struck.
+    whole: usize,
+    /// The message that is being read.
+    reading: Option<Frame>,
+    /// Whether an incarnation has served before.
+    resumed: bool,
     /// Whether something was written that the sink may still hold.
     unflushed: bool,
     effects: Vec<Effect>,
@@ -305,8 +358,11 @@ struct Settling {
     replays: u32,
 }
 
-impl Loop {
-    fn new(a: SessionArguments, mailbox: SessionMailbox) -> Self {
+impl SessionLoop {
+    /// A connection nobody serves yet.
+    #[must_use]
+    pub fn new(a: SessionParts) -> Self {
+        let (mailbox, events) = mpsc::unbounded_channel();
         let names = a.tools.iter().map(|tool| Arc::from(tool.name())).collect();
         let deadlines = a.tools.iter().map(|tool| tool.deadline()).collect();
         Self {
@@ -320,6 +376,7 @@ impl Loop {
             telemetry: a.telemetry,
             gauges: a.gauges,
             mailbox,
+            events,
             serving: Serving::Unasked,
             ledger: Ledger::default(),
             host_calls: HashMap::new(),
@@ -328,6 +385,9 @@ impl Loop {
             input: a.input,
             sink: a.sink,
             out: BytesMut::new(),
+            whole: 0,
+            reading: None,
+            resumed: false,
             unflushed: false,
             effects: Vec::new(),
             calls: Vec::new(),
@@ -341,7 +401,14 @@ impl Loop {
     }
 
     /// Serves until the connection is over.
-    async fn run(mut self, mut events: mpsc::UnboundedReceiver<SessionEvent>) {
+    ///
+    /// # Cancel safety
+    ///
+    /// Safe: everything is in `self`, and another run goes on with it.
+    async fn run(&mut self) {
+        if std::mem::replace(&mut self.resumed, true) {
+            self.resume();
+        }
         loop {
             self.write_now().await;
             if self.is_over() {
@@ -357,10 +424,10 @@ impl Loop {
             tokio::select! {
                 // News before bytes: what is decided must not wait behind new work.
                 biased;
-                Some(event) = events.recv() => {
+                Some(event) = self.events.recv() => {
                     self.on_event(event);
                     for _ in 1..TURN {
-                        let Ok(event) = events.try_recv() else { break };
+                        let Ok(event) = self.events.try_recv() else { break };
                         self.on_event(event);
                     }
                     while !self.tasks.is_empty() && self.tasks.try_join_next().is_some() {}
@@ -373,6 +440,43 @@ impl Loop {
             }
         }
         let _ = tokio::time::timeout(DRAIN, self.sink.shutdown()).await;
+    }
+
+    /// Goes on after another incarnation. It may have ended in the middle of a turn.
+    fn resume(&mut self) {
+        self.out.truncate(self.whole);
+        self.effects.clear();
+        self.calls.clear();
+        if let Some(frame) = self.reading.take() {
+            self.core.abandon(&frame, &mut self.out);
+            self.whole = self.out.len();
+        }
+        let open: Vec<CallNumber> = self.core.open_calls().map(|(call, ..)| call).collect();
+        let in_hand = |call: &CallNumber| self.ledger.holds(*call) || self.host_calls.contains_key(call);
+        let lost: Vec<CallNumber> = open.iter().copied().filter(|call| !in_hand(call)).collect();
+        for call in lost {
+            let fault = Fault::new(FaultCode::Internal, "the session failed while it handled this call.");
+            self.settle(call, CallOutcome::Fault(Box::new(fault)), Settling::default());
+        }
+        for call in self.ledger.keys() {
+            if !self.core.is_open(call) {
+                self.withdraw(call);
+            }
+        }
+        // What was said to an incarnation that is gone, by us or by it, may be lost: say and ask again.
+        let open = open.into_iter().filter(|call| self.core.is_open(*call)).map(|call| call.0).collect();
+        let _ = self.jobs.cast(JobsMsg::Resumed { session: self.number, open });
+        self.serving = Serving::Unasked;
+        if !self.ledger.is_empty() {
+            self.want_worker();
+        }
+    }
+
+    fn want_worker(&mut self) {
+        self.serving = Serving::Awaited;
+        let mailbox = self.mailbox.clone();
+        // There may be no supervisor at this moment; its next incarnation comes with our own next one.
+        let _ = self.workers.cast(WorkersMsg::Wanted { session: self.number, mailbox });
     }
 
     fn is_over(&self) -> bool {
@@ -399,6 +503,7 @@ impl Loop {
             Ok(Pushed::Written(count)) if count > 0 => {
                 self.unflushed = true;
                 self.out.advance(count);
+                self.whole = self.out.len();
                 if self.out.is_empty() {
                     if self.out.capacity() > OUTPUT_KEPT {
                         self.out = BytesMut::new();
@@ -418,6 +523,7 @@ impl Loop {
     /// The client reads nothing more: there is nobody to answer.
     fn hung_up(&mut self) {
         self.out.clear();
+        self.whole = 0;
         self.unflushed = false;
         self.close();
     }
@@ -432,18 +538,25 @@ impl Loop {
         };
         let now = Instant::now();
         while let Some(frame) = self.reader.next_frame() {
-            self.core.on_frame(&frame, now, &mut self.out, &mut self.effects);
+            self.take(frame, now);
         }
         if !more {
             // The last line counts even without a newline.
             if let Some(frame) = self.reader.finish() {
-                self.core.on_frame(&frame, now, &mut self.out, &mut self.effects);
+                self.take(frame, now);
             }
             if self.stage == Stage::Open {
                 self.stage = Stage::Lingering(tokio::time::Instant::now() + LINGER);
             }
         }
         self.perform(None);
+    }
+
+    fn take(&mut self, frame: Frame, now: Instant) {
+        let frame = self.reading.insert(frame);
+        self.core.on_frame(frame, now, &mut self.out, &mut self.effects);
+        self.reading = None;
+        self.whole = self.out.len();
     }
 
     fn on_event(&mut self, event: SessionEvent) {
@@ -462,7 +575,7 @@ impl Loop {
                 self.send(&waiting);
             }
             SessionEvent::WorkerGone { generation } => {
-                if matches!(self.serving, Serving::Up(current, _) if current == generation) {
+                if matches!(self.serving, Serving::Up(current, _) if current <= generation) {
                     self.serving = Serving::Awaited;
                 }
                 for effect in self.ledger.lost(generation) {
@@ -493,6 +606,7 @@ impl Loop {
                 // News that can be missed are left out for a client that is slow to read.
                 if self.out.len() <= BACKLOG / 4 {
                     self.core.on_progress(call, value, Some(&message), &mut self.out);
+                    self.whole = self.out.len();
                 }
             }
             SessionEvent::Stop => self.close(),
@@ -521,6 +635,7 @@ impl Loop {
             settling.path_hint = reply.path_hint.take();
         }
         self.core.on_settled(call, outcome, Instant::now(), &mut self.out, &mut self.effects);
+        self.whole = self.out.len();
         self.perform(Some(settling));
     }
 
@@ -545,9 +660,7 @@ impl Loop {
         self.effects = effects;
         if !calls.is_empty() {
             if matches!(self.serving, Serving::Unasked) {
-                self.serving = Serving::Awaited;
-                let mailbox = self.mailbox.clone();
-                let _ = self.workers.cast(WorkersMsg::Wanted { session: self.number, mailbox });
+                self.want_worker();
             }
             self.send(&calls);
             calls.clear();
@@ -727,7 +840,10 @@ impl Loop {
         self.clock_at = None;
         match self.stage {
             Stage::Lingering(end) if now >= end => self.close(),
-            Stage::Draining(end) if now >= end => self.out.clear(),
+            Stage::Draining(end) if now >= end => {
+                self.out.clear();
+                self.whole = 0;
+            }
             _ => {}
         }
         if self.due.is_some_and(|due| now >= due) {
@@ -816,3 +932,10 @@ async fn push(sink: &mut Sink, out: &[u8]) -> std::io::Result<Pushed> {
 
 /// Told when a connection is over.
 pub type Ended = oneshot::Sender<Result<SessionEnd, Fault>>;
+
+impl Drop for SessionLoop {
+    fn drop(&mut self) {
+        // A connection that is given up has calls open.
+        self.gauges.in_flight.fetch_sub(self.ledger.len(), Ordering::Relaxed);
+    }
+}

@@ -7,9 +7,11 @@
 //! messages have been sent before anybody hears that it is gone; (2) sessions hear of a loss before they hear of the
 //! next worker.
 
-pub mod slot;
+pub use super::supervision::slot;
 
 use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use ractor::{Actor, ActorProcessingErr, ActorRef, SupervisionEvent};
@@ -20,6 +22,7 @@ use self::slot::{RestartPolicy, Slot, SlotEffect, SlotState};
 use super::child::Child;
 use super::reply::SessionMailbox;
 use super::session::SessionEvent;
+use super::supervision::{Exit, RestartType};
 use super::worker::{ToolPanicked, Worker, WorkerMsg};
 use crate::fault::{Fault, FaultCode};
 use crate::ids::{Generation, SessionNumber, UnixMillis};
@@ -82,16 +85,20 @@ pub struct WorkersSnapshot {
 pub struct Workers;
 
 /// What it is started with.
+#[derive(Clone)]
 pub struct WorkersArguments {
     /// When to restart.
     pub policy: RestartPolicy,
     /// Told of restarts.
     pub telemetry: TelemetryHandle,
+    /// The newest generation there was; outlives every incarnation of the supervisor.
+    pub last: Arc<AtomicU64>,
 }
 
 /// The supervisor's state.
 pub struct WorkersState {
     slot: Slot,
+    last: Arc<AtomicU64>,
     worker: Option<Child<WorkerMsg>>,
     /// Who hears of workers; as many as there are connections.
     sessions: HashMap<SessionNumber, SessionMailbox>,
@@ -114,7 +121,12 @@ impl Actor for Workers {
         arguments: Self::Arguments,
     ) -> Result<Self::State, ActorProcessingErr> {
         Ok(WorkersState {
-            slot: Slot::new(arguments.policy),
+            slot: Slot::after(
+                Generation(arguments.last.load(Ordering::Relaxed)),
+                RestartType::Permanent,
+                arguments.policy,
+            ),
+            last: arguments.last,
             worker: None,
             sessions: HashMap::new(),
             telemetry: arguments.telemetry,
@@ -132,6 +144,8 @@ impl Actor for Workers {
     ) -> Result<(), ActorProcessingErr> {
         match message {
             WorkersMsg::Wanted { session, mailbox } => {
+                // It may have missed that its worker is gone, together with us.
+                let _ = mailbox.send(SessionEvent::WorkerGone { generation: state.lost() });
                 if let Some(up) = state.up() {
                     let _ = mailbox.send(up);
                 }
@@ -203,6 +217,15 @@ impl WorkersState {
         Some(SessionEvent::WorkerUp { generation: self.slot.generation(), worker: worker.actor().clone() })
     }
 
+    /// The newest generation that is gone.
+    fn lost(&self) -> Generation {
+        let newest = self.slot.generation();
+        match self.slot.state() {
+            SlotState::Starting | SlotState::Up => Generation(newest.0.saturating_sub(1)),
+            _ => newest,
+        }
+    }
+
     /// Tells every session; one that is over is forgotten.
     fn tell(&mut self, event: impl Fn() -> SessionEvent) {
         self.sessions.retain(|_, mailbox| mailbox.send(event()).is_ok());
@@ -215,7 +238,7 @@ impl WorkersState {
         self.worker = None;
         self.note(generation, FaultCode::WorkerLost);
         self.tell(|| SessionEvent::WorkerGone { generation });
-        let effect = self.slot.gone(generation, Instant::now());
+        let effect = self.slot.gone(generation, Exit::Failed, Instant::now());
         self.perform(me, effect).await;
     }
 
@@ -234,7 +257,7 @@ impl WorkersState {
     async fn perform(&mut self, me: &ActorRef<WorkersMsg>, mut effect: SlotEffect) {
         loop {
             match effect {
-                SlotEffect::Nothing => return,
+                SlotEffect::Nothing | SlotEffect::Finished => return,
                 SlotEffect::Wait(generation, wait) => {
                     let me = me.clone();
                     self.tasks.spawn(async move {
@@ -248,6 +271,7 @@ impl WorkersState {
                     return;
                 }
                 SlotEffect::Start(generation) => {
+                    self.last.store(generation.0, Ordering::Relaxed);
                     let started = Worker::spawn_linked(None, Worker, (), me.get_cell());
                     match tokio::time::timeout(START_LIMIT, started).await {
                         Ok(Ok((worker, joined))) => {
@@ -268,7 +292,7 @@ impl WorkersState {
                         Err(_) => self.reason = Some("the worker did not start in time".to_owned()),
                     }
                     self.note(generation, FaultCode::WorkerSpawnFailed);
-                    effect = self.slot.gone(generation, Instant::now());
+                    effect = self.slot.gone(generation, Exit::Failed, Instant::now());
                 }
             }
         }

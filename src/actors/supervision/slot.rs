@@ -1,16 +1,17 @@
-//! One slot's life: when a worker is started, when it is started again, when that is given up.
+//! One slot's life: when a child is started, when it is started again, when that is given up.
 //!
-//! Owns: generations, restart intensity, backoff. May not know: calls, contracts, what a worker does. Whether a
-//! *request* runs again is decided in `replay`; nothing here authorises it.
+//! Owns: generations, restart intensity, backoff. May not know: calls, contracts, what a child does.
 //!
 //! ```text
-//!  Empty ──start──▶ Starting ──up──▶ Up ──gone──▶ Backoff ──due──▶ Starting
-//!                       └──gone──▶ Backoff      └── too often ──▶ GaveUp ──wanted, later──▶ Starting
+//!  Empty ──wanted──▶ Starting ──up──▶ Up ──gone──▶ Backoff ──due──▶ Starting
+//!    ▲                  └──gone──▶ Backoff  ├── too often ──▶ GaveUp ──wanted, later──▶ Starting
+//!    └───────────── set aside ──────────────┴── needs no restart ──▶ Done
 //! ```
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
+use super::{Exit, RestartType};
 use crate::ids::Generation;
 
 /// How often and how fast a slot restarts.
@@ -24,7 +25,7 @@ pub struct RestartPolicy {
     pub backoff: Duration,
     /// The longest wait.
     pub backoff_most: Duration,
-    /// A worker up for this long has ended the streak.
+    /// A child up for this long has ended the streak.
     pub settled_after: Duration,
 }
 
@@ -44,16 +45,18 @@ impl Default for RestartPolicy {
 /// Where a slot stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SlotState {
-    /// Nothing was started yet: the first call starts the worker.
+    /// Nothing was started yet, or it was set aside: it is started when it is wanted.
     Empty,
-    /// A worker is being started.
+    /// A child is being started.
     Starting,
-    /// A worker is there.
+    /// A child is there.
     Up,
     /// The next start waits.
     Backoff,
-    /// Too many restarts; calls are refused until the window has passed.
+    /// Too many restarts; nothing is started until the window has passed.
     GaveUp,
+    /// The child has ended and its type needs no other.
+    Done,
     /// The slot is being stopped; nothing is started any more.
     Stopping,
 }
@@ -63,17 +66,20 @@ pub enum SlotState {
 pub enum SlotEffect {
     /// Nothing.
     Nothing,
-    /// Start a worker of this generation.
+    /// Start a child of this generation.
     Start(Generation),
     /// Report [`Slot::due`] with this generation after the wait.
     Wait(Generation, Duration),
     /// Fail what waits: nobody will serve it.
     GiveUp,
+    /// The child is not started again, and need not be.
+    Finished,
 }
 
 /// One slot.
 #[derive(Debug)]
 pub struct Slot {
+    restart: RestartType,
     policy: RestartPolicy,
     state: SlotState,
     generation: Generation,
@@ -86,11 +92,19 @@ pub struct Slot {
 impl Slot {
     /// An empty slot.
     #[must_use]
-    pub fn new(policy: RestartPolicy) -> Self {
+    pub fn new(restart: RestartType, policy: RestartPolicy) -> Self {
+        Self::after(Generation::NONE, restart, policy)
+    }
+
+    /// An empty slot whose first child is the next generation after this one: generations are never used twice, also not
+    /// by a supervisor that was itself started again.
+    #[must_use]
+    pub fn after(generation: Generation, restart: RestartType, policy: RestartPolicy) -> Self {
         Self {
+            restart,
             policy,
             state: SlotState::Empty,
-            generation: Generation::NONE,
+            generation,
             up_since: None,
             restarts: VecDeque::new(),
             streak: 0,
@@ -116,13 +130,13 @@ impl Slot {
         self.total_restarts
     }
 
-    /// Failures in a row without a settled worker between them.
+    /// Failures in a row without a settled child between them.
     #[must_use]
     pub fn consecutive_failures(&self) -> u32 {
         self.streak
     }
 
-    /// Work has come: a worker is wanted.
+    /// Work has come: a child is wanted.
     pub fn wanted(&mut self, now: Instant) -> SlotEffect {
         match self.state {
             SlotState::Empty => self.start(),
@@ -136,6 +150,7 @@ impl Slot {
             }
             SlotState::Starting | SlotState::Up | SlotState::Backoff => SlotEffect::Nothing,
             SlotState::Stopping => SlotEffect::GiveUp,
+            SlotState::Done => SlotEffect::Finished,
         }
     }
 
@@ -145,7 +160,7 @@ impl Slot {
         SlotEffect::Start(self.generation)
     }
 
-    /// The worker of this generation is there. False when it is not the one expected.
+    /// The child of this generation is there. False when it is not the one expected.
     pub fn up(&mut self, generation: Generation, now: Instant) -> bool {
         if self.state != SlotState::Starting || generation != self.generation {
             return false;
@@ -155,10 +170,15 @@ impl Slot {
         true
     }
 
-    /// The worker of this generation is gone, or could not be started.
-    pub fn gone(&mut self, generation: Generation, now: Instant) -> SlotEffect {
+    /// The child of this generation is gone, or could not be started.
+    pub fn gone(&mut self, generation: Generation, exit: Exit, now: Instant) -> SlotEffect {
         if generation != self.generation || !matches!(self.state, SlotState::Starting | SlotState::Up) {
             return SlotEffect::Nothing;
+        }
+        if !self.restart.restarts_after(exit) {
+            self.up_since = None;
+            self.state = SlotState::Done;
+            return SlotEffect::Finished;
         }
         let settled = |since: Instant| now.saturating_duration_since(since) >= self.policy.settled_after;
         if self.up_since.take().is_some_and(settled) {
@@ -193,6 +213,17 @@ impl Slot {
         }
     }
 
+    /// The child is stopped by its supervisor together with another one, and will be wanted again. This is no failure of
+    /// its own. Whether there is a child to stop; news of it from here on change nothing.
+    pub fn set_aside(&mut self) -> bool {
+        let there = matches!(self.state, SlotState::Up | SlotState::Starting);
+        if there || self.state == SlotState::Backoff {
+            self.state = SlotState::Empty;
+            self.up_since = None;
+        }
+        there
+    }
+
     /// Nothing is to be started any more.
     pub fn stop(&mut self) {
         self.state = SlotState::Stopping;
@@ -210,14 +241,14 @@ mod tests {
     use super::*;
 
     fn waits(crashes: usize) -> (Vec<u128>, Slot, Instant) {
-        let mut slot = Slot::new(RestartPolicy::default());
+        let mut slot = Slot::new(RestartType::Permanent, RestartPolicy::default());
         let mut now = Instant::now();
         let mut waits = Vec::new();
         assert_eq!(slot.wanted(now), SlotEffect::Start(Generation(1)));
         for _ in 0..crashes {
             let generation = slot.generation();
             assert!(slot.up(generation, now));
-            match slot.gone(generation, now) {
+            match slot.gone(generation, Exit::Failed, now) {
                 SlotEffect::Start(next) => {
                     assert_eq!(next, generation.next());
                     waits.push(0);
@@ -228,7 +259,7 @@ mod tests {
                     assert_eq!(slot.due(waiting), SlotEffect::Start(generation.next()));
                 }
                 SlotEffect::GiveUp => break,
-                SlotEffect::Nothing => panic!("a loss has a consequence"),
+                SlotEffect::Nothing | SlotEffect::Finished => panic!("a loss has a consequence"),
             }
         }
         (waits, slot, now)
@@ -251,20 +282,34 @@ mod tests {
     }
 
     #[test]
-    fn a_settled_worker_ends_the_streak() {
+    fn a_settled_child_ends_the_streak() {
         let (_, mut slot, now) = waits(3);
         assert!(slot.up(Generation(4), now));
-        assert_eq!(slot.gone(Generation(4), now + Duration::from_secs(11)), SlotEffect::Start(Generation(5)));
+        assert_eq!(
+            slot.gone(Generation(4), Exit::Failed, now + Duration::from_secs(11)),
+            SlotEffect::Start(Generation(5))
+        );
     }
 
     #[test]
     fn news_of_another_generation_changes_nothing() {
         let (_, mut slot, now) = waits(2);
-        assert_eq!(slot.gone(Generation(1), now), SlotEffect::Nothing);
+        assert_eq!(slot.gone(Generation(1), Exit::Failed, now), SlotEffect::Nothing);
         assert!(!slot.up(Generation(2), now));
         assert_eq!(slot.due(Generation(3)), SlotEffect::Nothing);
         slot.stop();
-        assert_eq!(slot.gone(Generation(3), now), SlotEffect::Nothing);
+        assert_eq!(slot.gone(Generation(3), Exit::Failed, now), SlotEffect::Nothing);
         assert_eq!(slot.wanted(now), SlotEffect::GiveUp);
+    }
+    #[test]
+    fn a_child_that_was_set_aside_comes_back_as_the_next_generation_and_pays_nothing_for_it() {
+        let now = Instant::now();
+        let mut slot = Slot::after(Generation(7), RestartType::Permanent, RestartPolicy::default());
+        assert!(!slot.set_aside(), "there is nothing to stop");
+        assert_eq!(slot.wanted(now), SlotEffect::Start(Generation(8)));
+        assert!(slot.up(Generation(8), now) && slot.set_aside());
+        assert_eq!(slot.gone(Generation(8), Exit::Killed, now), SlotEffect::Nothing);
+        assert_eq!(slot.wanted(now), SlotEffect::Start(Generation(9)));
+        assert_eq!((slot.total_restarts(), slot.consecutive_failures()), (0, 0));
     }
 }
