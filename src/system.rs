@@ -13,6 +13,7 @@ use tokio::sync::watch;
 
 use crate::actors::connections::{Connections, Served};
 use crate::actors::current::Current;
+use crate::actors::jobs::custody::Attachments;
 use crate::actors::jobs::{JobsArguments, JobsHandle, JobsMsg};
 use crate::actors::root::{Down, Names, Root, RootArguments, RootMsg};
 use crate::actors::session::{Gauges, Input, Sink};
@@ -184,6 +185,7 @@ impl SystemBuilder {
             dir,
             runner,
             limits: AcceptLimits { max_queued: config.max_queued },
+            attachments: Attachments::default(),
             telemetry: telemetry.clone(),
         };
         let (down_tx, down) = watch::channel(None);

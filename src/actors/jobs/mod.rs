@@ -1,28 +1,33 @@
 //! The jobs' supervisor and the handle through which everybody reaches jobs.
 //!
 //! Owns: which jobs this host attached to, who waits for each, admission's door, the sweep. May not know: agents,
-//! MCP, how a runner is spoken to.
+//! MCP, how a runner is spoken to. A dynamic supervisor: one transient consult actor per attached job. What must outlive
+//! them and it ([`Attachments`]: the runners' pipes, who waits) is lent to it; its next incarnation finds it there.
 //!
 //! Invariants: (1) L4: a job is in the store before anybody hears its id; (2) a synchronous job whose last caller
 //! withdrew is cancelled, a background job is not; (3) it never awaits the store: verbs run as tasks and come back as
 //! messages.
 
+pub mod custody;
 mod handle;
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use ractor::{Actor, ActorProcessingErr, ActorRef, SupervisionEvent};
+use ractor::{Actor, ActorId, ActorProcessingErr, ActorRef, SupervisionEvent};
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
 
+use self::custody::{Attachment, Attachments, Means};
 pub use self::handle::{Follow, JobsHandle, News};
 use super::child::Child;
 use super::consult::{Consult, ConsultArguments, ConsultMsg};
+use super::supervision::slot::{RestartPolicy, Slot, SlotEffect};
+use super::supervision::{Exit, RestartType};
 use super::workers::reason;
 use crate::fault::{Fault, FaultCode};
-use crate::ids::{InvocationId, JobId, SessionNumber, UnixMillis};
+use crate::ids::{Generation, InvocationId, JobId, SessionNumber, UnixMillis};
 use crate::jobs::live::JobLive;
 use crate::jobs::sweep;
 use crate::jobs::{CancelReason, JobMode, JobRecord, JobState, NewJob};
@@ -43,6 +48,16 @@ const PRUNE_EVERY: u64 = 120;
 /// Withdrawn calls that are remembered. A consult that was withdrawn on its way arrives within a few messages; these are
 /// many times the calls that can be on their way.
 const LATE: usize = 4096;
+
+/// A consult actor that fails goes on with the same runner. One that keeps failing lets go of it: the job then ends or goes
+/// on by its mode, and its followers read the store.
+const RESTARTS: RestartPolicy = RestartPolicy {
+    intensity: 2,
+    period: Duration::from_secs(60),
+    backoff: Duration::from_millis(50),
+    backoff_most: Duration::from_secs(2),
+    settled_after: Duration::from_secs(10),
+};
 
 /// What a caller is told about its accepted job.
 #[derive(Debug, Clone)]
@@ -102,6 +117,12 @@ pub enum JobsMsg {
         /// How it ended, where the store could say.
         record: Option<Arc<JobRecord>>,
     },
+    /// Somebody has to look after this job.
+    Attend(JobId),
+    /// A consult actor's task has ended.
+    Gone(JobId, Generation),
+    /// A backoff is over.
+    Due(JobId, Generation),
     /// Look for jobs whose runner is gone.
     Sweep,
     /// A background job was accepted and has no runner: its host died in between.
@@ -124,21 +145,23 @@ pub struct JobsArguments {
     pub runner: Option<Arc<RunnerCommand>>,
     /// How much may wait.
     pub limits: AcceptLimits,
+    /// The jobs this host looks after; outlives every incarnation of the supervisor.
+    pub attachments: Attachments,
     /// Who counts.
     pub telemetry: TelemetryHandle,
 }
 
-struct Attached {
-    consult: Child<ConsultMsg>,
-    news: watch::Receiver<JobLive>,
-    mode: JobMode,
-    callers: HashSet<InvocationId>,
+struct Attending {
+    slot: Slot,
+    consult: Option<Child<ConsultMsg>>,
+    /// How it went, as its death notice says; acted on when its task has been joined.
+    exit: Option<Exit>,
 }
 
 /// The supervisor's state.
 pub struct JobsState {
     arguments: JobsArguments,
-    attached: HashMap<JobId, Attached>,
+    attending: HashMap<JobId, Attending>,
     /// Accepts under way, and whether their caller withdrew meanwhile.
     accepting: HashMap<InvocationId, bool>,
     /// Calls and sessions that were withdrawn before their consult arrived here: the two take different ways.
@@ -159,6 +182,7 @@ impl Actor for Jobs {
         arguments: Self::Arguments,
     ) -> Result<Self::State, ActorProcessingErr> {
         let mut tasks = JoinSet::new();
+        let sweeping = me.clone();
         if arguments.runner.is_some() {
             // Where no job was ever accepted there is nothing to sweep yet, and an idle host stays asleep.
             let first = if arguments.dir.database().exists() { FIRST_SWEEP } else { SWEEP_EVERY };
@@ -166,16 +190,20 @@ impl Actor for Jobs {
                 let mut wait = first;
                 loop {
                     tokio::time::sleep(wait).await;
-                    if me.cast(JobsMsg::Sweep).is_err() {
+                    if sweeping.cast(JobsMsg::Sweep).is_err() {
                         return;
                     }
                     wait = SWEEP_EVERY;
                 }
             });
         }
+        // Left by an earlier incarnation.
+        for (job, _) in arguments.attachments.all() {
+            me.cast(JobsMsg::Attend(job))?;
+        }
         Ok(JobsState {
             arguments,
-            attached: HashMap::new(),
+            attending: HashMap::new(),
             accepting: HashMap::new(),
             late: VecDeque::new(),
             over: VecDeque::new(),
@@ -197,21 +225,36 @@ impl Actor for Jobs {
             JobsMsg::Resumed { session, open } => state.resumed(session, &open),
             JobsMsg::SessionOver(session) => state.session_over(session),
             JobsMsg::HandedOver(job) => {
-                if let Some(attached) = state.attached.get_mut(&job) {
-                    attached.mode = JobMode::Background;
-                    attached.callers.clear();
+                if let Some(attachment) = state.arguments.attachments.get(job) {
+                    let mut claim = attachment.claim();
+                    claim.mode = JobMode::Background;
+                    claim.callers.clear();
                 }
             }
             JobsMsg::Attach { job, reply } => {
-                let _ = reply.send(state.attached.get(&job).map(|attached| attached.news.clone()));
+                let _ = reply.send(state.arguments.attachments.get(job).map(|attachment| attachment.news()));
             }
             JobsMsg::Terminate(job) => {
-                if let Some(attached) = state.attached.get(&job) {
-                    let _ = attached.consult.cast(ConsultMsg::Terminate);
+                if let Some(attachment) = state.arguments.attachments.get(job) {
+                    attachment.terminate();
+                }
+            }
+            JobsMsg::Attend(job) => state.attend(&me, job).await,
+            JobsMsg::Gone(job, generation) => {
+                if let Some(attending) = state.attending.get_mut(&job) {
+                    let exit = attending.exit.take().unwrap_or(Exit::Normal);
+                    let effect = attending.slot.gone(generation, exit, Instant::now());
+                    state.perform(&me, job, effect).await;
+                }
+            }
+            JobsMsg::Due(job, generation) => {
+                if let Some(attending) = state.attending.get_mut(&job) {
+                    let effect = attending.slot.due(generation);
+                    state.perform(&me, job, effect).await;
                 }
             }
             JobsMsg::Ended { job, record } => {
-                state.attached.remove(&job);
+                state.release(job);
                 if let Some(record) = record {
                     let outcome = record.outcome.as_ref();
                     state.arguments.telemetry.record(Record::JobState {
@@ -230,7 +273,7 @@ impl Actor for Jobs {
                 }
                 let prunes = state.sweeps.is_multiple_of(PRUNE_EVERY);
                 state.sweeps += 1;
-                let ours: HashSet<JobId> = state.attached.keys().copied().collect();
+                let ours: HashSet<JobId> = state.arguments.attachments.all().into_iter().map(|(job, _)| job).collect();
                 state.tasks.spawn(async move {
                     match sweep::sweep(&store, &dir, &ours).await {
                         Ok(orphans) => {
@@ -244,12 +287,12 @@ impl Actor for Jobs {
                 });
             }
             JobsMsg::Adopt(record) => {
-                if !state.attached.contains_key(&record.id) {
+                if state.arguments.attachments.get(record.id).is_none() {
                     state.attach(&me, &record).await;
                 }
             }
             JobsMsg::Attached(reply) => {
-                let _ = reply.send(state.attached.len());
+                let _ = reply.send(state.arguments.attachments.len());
             }
         }
         while state.tasks.try_join_next().is_some() {}
@@ -262,11 +305,15 @@ impl Actor for Jobs {
         event: SupervisionEvent,
         state: &mut Self::State,
     ) -> Result<(), ActorProcessingErr> {
-        if let SupervisionEvent::ActorFailed(cell, error) = event {
-            // Its runner goes on by itself and the store keeps the truth; whoever followed the news reads there.
-            tracing::error!(why = reason(&error), "a consult actor failed");
-            let id = cell.get_id();
-            state.attached.retain(|_, attached| attached.consult.id() != id);
+        match event {
+            SupervisionEvent::ActorFailed(cell, error) => {
+                tracing::error!(why = reason(&error), "a consult actor failed");
+                state.note(cell.get_id(), Exit::Failed);
+            }
+            SupervisionEvent::ActorTerminated(cell, _, why) => {
+                state.note(cell.get_id(), Exit::from_reason(why.as_deref()));
+            }
+            _ => {}
         }
         Ok(())
     }
@@ -274,22 +321,23 @@ impl Actor for Jobs {
     async fn post_stop(&self, _me: ActorRef<Self::Msg>, state: &mut Self::State) -> Result<(), ActorProcessingErr> {
         // All at once: a synchronous job has lost its caller and ends, a background job is let go.
         let mut asking = JoinSet::new();
-        for (job, attached) in &state.attached {
-            if attached.mode == JobMode::Sync {
-                let consult = attached.consult.actor().clone();
-                asking.spawn(end_for_lost_caller(state.arguments.store.clone(), consult, *job));
-            }
+        let attached = state.arguments.attachments.all();
+        let is_sync = |attachment: &Attachment| attachment.claim().mode == JobMode::Sync;
+        for (job, attachment) in attached.iter().filter(|(_, attachment)| is_sync(attachment)) {
+            asking.spawn(end_for_lost_caller(state.arguments.store.clone(), attachment.clone(), *job));
         }
-        let ending: Vec<Attached> = state.attached.drain().map(|(_, attached)| attached).collect();
         let until = tokio::time::Instant::now() + Duration::from_secs(2);
         // What is not asked in time notices by its pipe that its host is gone.
         let _ = tokio::time::timeout_at(until, async { while asking.join_next().await.is_some() {} }).await;
-        for Attached { consult, mode, .. } in ending {
-            if mode == JobMode::Sync {
-                let left = until.saturating_duration_since(tokio::time::Instant::now());
-                let _ = consult.actor().wait(Some(left)).await;
+        for (job, attachment) in attached {
+            if let Some(consult) = state.attending.remove(&job).and_then(|attending| attending.consult) {
+                if is_sync(&attachment) {
+                    let left = until.saturating_duration_since(tokio::time::Instant::now());
+                    let _ = consult.actor().wait(Some(left)).await;
+                }
+                consult.stop(Duration::from_millis(100)).await;
             }
-            consult.stop(Duration::from_millis(100)).await;
+            state.arguments.attachments.release(job);
         }
         Ok(())
     }
@@ -366,14 +414,14 @@ impl JobsState {
         }
         // A joined job that nobody runs (its host died between accepting and starting) is run by whoever asks for it.
         let orphan = joined
-            && !self.attached.contains_key(&job)
+            && self.arguments.attachments.get(job).is_none()
             && sweep::is_orphan(&self.arguments.dir, job, record.state, record.accepted_at);
         if !joined || orphan {
             self.attach(me, &record).await;
         }
-        match (caller, self.attached.get_mut(&job)) {
-            (Some(caller), Some(attached)) => {
-                attached.callers.insert(caller);
+        match (caller, self.arguments.attachments.get(job)) {
+            (Some(caller), Some(attachment)) => {
+                attachment.claim().callers.insert(caller);
             }
             // It runs under another host, whose own callers must not end it for ours.
             (Some(_), None) if record.mode == JobMode::Sync && !record.state.is_terminal() => {
@@ -394,47 +442,98 @@ impl JobsState {
 
     async fn attach(&mut self, me: &ActorRef<JobsMsg>, record: &JobRecord) {
         let Some(runner) = self.arguments.runner.clone() else { return };
-        let (news, followed) = watch::channel(JobLive::default());
-        let arguments = ConsultArguments {
-            job: record.id,
-            agent: record.request.agent.clone(),
-            jobs: me.clone(),
-            store: self.arguments.store.clone(),
-            dir: self.arguments.dir.clone(),
-            runner,
-            news,
-        };
-        match Consult::spawn_linked(None, Consult, arguments, me.get_cell()).await {
-            Ok((consult, _)) => {
-                let attached = Attached {
-                    consult: Child::new(consult),
-                    news: followed,
-                    mode: record.mode,
-                    callers: HashSet::new(),
-                };
-                self.attached.insert(record.id, attached);
-            }
-            // The job is durable; the sweep starts or settles it.
-            Err(error) => tracing::error!(%error, "a consult actor could not be started"),
+        let means = Means { store: self.arguments.store.clone(), dir: self.arguments.dir.clone(), runner };
+        self.arguments.attachments.attach(record, means);
+        self.attend(me, record.id).await;
+    }
+
+    /// Puts a consult actor to an attached job, unless it has one.
+    async fn attend(&mut self, me: &ActorRef<JobsMsg>, job: JobId) {
+        if self.attending.contains_key(&job) {
+            return;
         }
+        let slot = Slot::new(RestartType::Transient, RESTARTS);
+        let attending = self.attending.entry(job).or_insert(Attending { slot, consult: None, exit: None });
+        let effect = attending.slot.wanted(Instant::now());
+        self.perform(me, job, effect).await;
+    }
+
+    async fn perform(&mut self, me: &ActorRef<JobsMsg>, job: JobId, mut effect: SlotEffect) {
+        loop {
+            match effect {
+                SlotEffect::Nothing => return,
+                SlotEffect::Wait(generation, wait) => {
+                    let told = me.clone();
+                    self.tasks.spawn(async move {
+                        tokio::time::sleep(wait).await;
+                        let _ = told.cast(JobsMsg::Due(job, generation));
+                    });
+                    return;
+                }
+                SlotEffect::GiveUp => {
+                    tracing::error!(%job, "a consult actor failed too often; its runner is let go");
+                    return self.release(job);
+                }
+                SlotEffect::Finished => return self.release(job),
+                SlotEffect::Start(generation) => {
+                    let Some(attachment) = self.arguments.attachments.get(job) else { return self.release(job) };
+                    let custody = Arc::clone(attachment.custody());
+                    let arguments = ConsultArguments { job, custody, jobs: me.clone() };
+                    let started = Consult::spawn_linked(None, Consult, arguments, me.get_cell()).await;
+                    let Some(attending) = self.attending.get_mut(&job) else { return };
+                    match started {
+                        Ok((consult, joined)) => {
+                            attending.consult = Some(Child::new(consult));
+                            attending.slot.up(generation, Instant::now());
+                            let told = me.clone();
+                            self.tasks.spawn(async move {
+                                let _ = joined.await;
+                                let _ = told.cast(JobsMsg::Gone(job, generation));
+                            });
+                            return;
+                        }
+                        Err(error) => {
+                            tracing::error!(%job, %error, "a consult actor could not be started");
+                            effect = attending.slot.gone(generation, Exit::NotStarted, Instant::now());
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    fn note(&mut self, id: ActorId, exit: Exit) {
+        let consult = |attending: &&mut Attending| attending.consult.as_ref().is_some_and(|consult| consult.id() == id);
+        if let Some(attending) = self.attending.values_mut().find(consult) {
+            attending.exit = Some(exit);
+        }
+    }
+
+    /// A job is over, or in other hands.
+    fn release(&mut self, job: JobId) {
+        self.attending.remove(&job);
+        self.arguments.attachments.release(job);
+    }
+
+    /// Everybody who waits for a job, or for its being accepted.
+    fn callers(&self) -> Vec<InvocationId> {
+        let mut callers: Vec<InvocationId> = self.accepting.keys().copied().collect();
+        for (_, attachment) in self.arguments.attachments.all() {
+            callers.extend(attachment.claim().callers.iter().copied());
+        }
+        callers
     }
 
     fn resumed(&mut self, session: SessionNumber, open: &HashSet<u64>) {
         let lost = |caller: &InvocationId| caller.session == session && !open.contains(&caller.call);
-        let attached = self.attached.values().flat_map(|attached| attached.callers.iter());
-        let callers: Vec<InvocationId> =
-            attached.chain(self.accepting.keys()).copied().filter(|caller| lost(caller)).collect();
-        for caller in callers {
+        for caller in self.callers().into_iter().filter(lost) {
             self.withdrawn(caller);
         }
     }
 
     fn session_over(&mut self, session: SessionNumber) {
         // Calls that were withdrawn one by one are not there any more.
-        let attached = self.attached.values().flat_map(|attached| attached.callers.iter());
-        let callers: Vec<InvocationId> =
-            attached.chain(self.accepting.keys()).filter(|caller| caller.session == session).copied().collect();
-        for caller in callers {
+        for caller in self.callers().into_iter().filter(|caller| caller.session == session) {
             self.withdrawn(caller);
         }
         remember(&mut self.over, session);
@@ -446,18 +545,14 @@ impl JobsState {
             return;
         }
         remember(&mut self.late, caller);
-        let lost: Vec<JobId> = self
-            .attached
-            .iter_mut()
-            .filter_map(|(job, attached)| {
-                let was_last = attached.callers.remove(&caller) && attached.callers.is_empty();
-                (was_last && attached.mode == JobMode::Sync).then_some(*job)
-            })
-            .collect();
-        for job in lost {
-            let Some(attached) = self.attached.get(&job) else { continue };
-            let (store, consult) = (self.arguments.store.clone(), attached.consult.actor().clone());
-            self.tasks.spawn(end_for_lost_caller(store, consult, job));
+        for (job, attachment) in self.arguments.attachments.all() {
+            let was_last = {
+                let mut claim = attachment.claim();
+                claim.callers.remove(&caller) && claim.callers.is_empty() && claim.mode == JobMode::Sync
+            };
+            if was_last {
+                self.tasks.spawn(end_for_lost_caller(self.arguments.store.clone(), attachment, job));
+            }
         }
     }
 }
@@ -470,14 +565,14 @@ fn remember<T>(remembered: &mut VecDeque<T>, new: T) {
 }
 
 /// Asks for the end of a job nobody waits for any more, unless somebody has taken it over.
-async fn end_for_lost_caller(store: StoreHandle, consult: ActorRef<ConsultMsg>, job: JobId) {
+async fn end_for_lost_caller(store: StoreHandle, attachment: Attachment, job: JobId) {
     // The reason first, so that the runner finds it when it is asked to end.
     match store.request_cancel(job, CancelReason::CallerLost).await {
         Ok(CancelState::GoesOn | CancelState::Ended { .. }) => return,
         Ok(CancelState::Requested { .. } | CancelState::AlreadyRequested { .. }) => {}
         Err(error) => tracing::warn!(%error, "the reason of a cancel was not recorded"),
     }
-    let _ = consult.cast(ConsultMsg::Terminate);
+    attachment.terminate();
 }
 
 /// Forgets jobs that were kept long enough.

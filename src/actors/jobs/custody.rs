@@ -1,0 +1,380 @@
+//! Custody of one job: its runner's process, the pipes to it, the news that come through them.
+//!
+//! Owns: the runner's start, the pipes, what becomes of a runner that is gone. May not know: who waits, what the answer is
+//! for. The pipes cannot be made again, so no actor owns them: a custody is kept beside the tree and lent to the consult
+//! actor of the moment.
+//!
+//! ```text
+//!  Starting ──spawned──▶ Following ──pipes over──▶ Leaving ──exited──▶ Judging ──over──▶ done
+//!      ▲                                                                  ├── still queued, once more
+//!      └──────────────────────────────────────────────────────────────────┘── else: settle
+//! ```
+//!
+//! Invariants: (1) a runner is started for a job the store has, never the other way round; (2) the pipe's end is not the
+//! truth: what became of the job is read from the store; (3) a runner that is gone without an outcome leaves a job that is
+//! settled here, with the job's lock as evidence; (4) every stage is in `self`, so another incarnation goes on from there.
+
+use std::collections::{BTreeMap, HashSet};
+use std::process::Stdio;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::process::Child;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+
+use crate::actors::kept::Kept;
+use crate::agents::{AgentEvent, OutputReader};
+use crate::exec::client::{ExecClient, ExecError};
+use crate::exec::session::EventStream;
+use crate::exec::{Cursor, OutputStream, ProcessEvent};
+use crate::fault::{Fault, FaultCode};
+use crate::ids::{InvocationId, JobId};
+use crate::jobs::live::{JobLive, Phase};
+use crate::jobs::sweep;
+use crate::jobs::{JobMode, JobRecord, JobState};
+use crate::runner::RunnerCommand;
+use crate::state_dir::StateDir;
+use crate::store::StoreHandle;
+
+/// Runners started for one job as long as none of them got to start the agent.
+const RUNNER_STARTS: u32 = 2;
+
+/// How long a runner that has said everything may take to exit.
+const EXIT_LIMIT: Duration = Duration::from_secs(5);
+
+/// How often a queued job's place is looked at.
+const PLACE_EVERY: Duration = Duration::from_secs(2);
+
+/// A job this host looks after, as its supervisor sees it. Cheap to clone.
+#[derive(Clone)]
+pub struct Attachment {
+    custody: Arc<Kept<Custody>>,
+    news: watch::Receiver<JobLive>,
+    terminate: mpsc::Sender<()>,
+    claim: Arc<Mutex<Claim>>,
+}
+
+/// Who a job is run for.
+#[derive(Debug)]
+pub(super) struct Claim {
+    pub(super) mode: JobMode,
+    pub(super) callers: HashSet<InvocationId>,
+}
+
+impl Attachment {
+    /// Custody, to be borrowed.
+    #[must_use]
+    pub fn custody(&self) -> &Arc<Kept<Custody>> {
+        &self.custody
+    }
+
+    /// The news.
+    #[must_use]
+    pub fn news(&self) -> watch::Receiver<JobLive> {
+        self.news.clone()
+    }
+
+    /// Asks the runner to end its job. One request waits at most: a second one adds nothing.
+    pub fn terminate(&self) {
+        let _ = self.terminate.try_send(());
+    }
+
+    pub(super) fn claim(&self) -> MutexGuard<'_, Claim> {
+        // Nothing that can panic leaves it half changed.
+        self.claim.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The jobs this host looks after. It belongs to the system and outlives every actor but the root. Cheap to clone.
+#[derive(Clone, Default)]
+pub struct Attachments(Arc<Mutex<BTreeMap<JobId, Attachment>>>);
+
+impl Attachments {
+    fn table(&self) -> MutexGuard<'_, BTreeMap<JobId, Attachment>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// All of them.
+    #[must_use]
+    pub fn all(&self) -> Vec<(JobId, Attachment)> {
+        self.table().iter().map(|(job, attachment)| (*job, attachment.clone())).collect()
+    }
+
+    /// One of them.
+    #[must_use]
+    pub fn get(&self, job: JobId) -> Option<Attachment> {
+        self.table().get(&job).cloned()
+    }
+
+    /// How many there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.table().len()
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.table().is_empty()
+    }
+
+    /// Takes a job in; the one that is there stays.
+    pub fn attach(&self, record: &JobRecord, means: Means) -> Attachment {
+        let mut table = self.table();
+        table
+            .entry(record.id)
+            .or_insert_with(|| {
+                let (news, followed) = watch::channel(JobLive::default());
+                // One place: a second request to end adds nothing to the first.
+                let (terminate, asked) = mpsc::channel(1);
+                let custody = Custody {
+                    job: record.id,
+                    agent: record.request.agent.clone(),
+                    means,
+                    news,
+                    asked,
+                    starts: 0,
+                    why: None,
+                    stage: Stage::Starting,
+                    telling: JoinSet::new(),
+                };
+                let claim = Arc::new(Mutex::new(Claim { mode: record.mode, callers: HashSet::new() }));
+                Attachment { custody: Kept::new(custody), news: followed, terminate, claim }
+            })
+            .clone()
+    }
+
+    /// Lets go of a job. What still held its pipes lets go of them too.
+    pub fn release(&self, job: JobId) {
+        if let Some(attachment) = self.table().remove(&job) {
+            drop(attachment.custody.finish());
+        }
+    }
+}
+
+/// What custody works with.
+#[derive(Clone)]
+pub struct Means {
+    /// The truth.
+    pub store: StoreHandle,
+    /// Where locks lie.
+    pub dir: StateDir,
+    /// How a runner is started.
+    pub runner: Arc<RunnerCommand>,
+}
+
+/// A runner that is spoken to.
+struct Link {
+    child: Child,
+    /// The handshake; a task of its own, so that nobody who stops waiting for it loses the pipes.
+    connecting: JoinSet<Result<(ExecClient, EventStream), Fault>>,
+    connected: Option<(ExecClient, EventStream)>,
+    reader: Option<OutputReader>,
+}
+
+enum Stage {
+    Starting,
+    Following(Box<Link>),
+    Leaving(Box<Child>),
+    Judging,
+}
+
+/// Custody of one job.
+pub struct Custody {
+    job: JobId,
+    agent: String,
+    means: Means,
+    news: watch::Sender<JobLive>,
+    asked: mpsc::Receiver<()>,
+    starts: u32,
+    why: Option<Fault>,
+    stage: Stage,
+    /// Requests to end on their way to the runner.
+    telling: JoinSet<()>,
+}
+
+fn pipe_failed(error: ExecError) -> Fault {
+    Fault::new(FaultCode::RunnerProtocol, format!("the pipe to the job's runner failed: {error}."))
+}
+
+impl Custody {
+    /// Looks after the job until it is over, or in other hands. The job as it ended, where the store could say.
+    ///
+    /// # Cancel safety
+    ///
+    /// Safe: everything is in `self`, and another run goes on with it.
+    pub async fn run(&mut self) -> Option<Arc<JobRecord>> {
+        if let Some(record) = &self.news.borrow().finished {
+            return Some(Arc::clone(record));
+        }
+        loop {
+            match &mut self.stage {
+                Stage::Starting => {
+                    self.starts += 1;
+                    match self.start() {
+                        Ok(link) => self.stage = Stage::Following(Box::new(link)),
+                        Err(fault) => self.judge(Some(fault)),
+                    }
+                }
+                Stage::Following(_) => {
+                    let followed = self.follow().await;
+                    if let Stage::Following(link) = std::mem::replace(&mut self.stage, Stage::Judging) {
+                        // The pipes go here; a runner that has ended its job exits at once.
+                        self.stage = Stage::Leaving(Box::new(link.child));
+                    }
+                    if let Err(fault) = followed {
+                        self.note(fault);
+                    }
+                }
+                Stage::Leaving(child) => {
+                    if tokio::time::timeout(EXIT_LIMIT, child.wait()).await.is_err() {
+                        tracing::warn!(job = %self.job, "a runner did not exit after its job");
+                    }
+                    self.stage = Stage::Judging;
+                }
+                Stage::Judging => match self.means.store.job(self.job).await {
+                    Ok(record) if record.state.is_terminal() => return Some(self.publish(record)),
+                    // No agent was started, so another runner may try.
+                    Ok(record) if record.state == JobState::Queued && self.starts < RUNNER_STARTS => {
+                        self.stage = Stage::Starting;
+                    }
+                    Ok(_) => return self.settle().await,
+                    Err(error) => {
+                        tracing::error!(job = %self.job, %error, "the store cannot say what became of a job");
+                        return None;
+                    }
+                },
+            }
+        }
+    }
+
+    fn note(&mut self, fault: Fault) {
+        tracing::warn!(job = %self.job, %fault, "a runner was not attended to its end");
+        self.why = Some(fault);
+    }
+
+    fn judge(&mut self, why: Option<Fault>) {
+        if let Some(fault) = why {
+            self.note(fault);
+        }
+        self.stage = Stage::Judging;
+    }
+
+    async fn settle(&mut self) -> Option<Arc<JobRecord>> {
+        let lost = || Fault::new(FaultCode::RunnerLost, "the job's runner ended without an outcome.");
+        let why = self.why.clone().unwrap_or_else(lost);
+        match sweep::settle(&self.means.store, &self.means.dir, self.job, why).await {
+            Ok(Some(record)) => Some(self.publish(record)),
+            // Another process holds the job's lock, so it is in good hands.
+            Ok(None) => None,
+            Err(error) => {
+                tracing::error!(job = %self.job, %error, "a lost job was not settled");
+                None
+            }
+        }
+    }
+
+    fn publish(&self, record: JobRecord) -> Arc<JobRecord> {
+        let record = Arc::new(record);
+        self.news.send_modify(|live| {
+            live.events += 1;
+            live.phase = Phase::Ending;
+            live.finished = Some(Arc::clone(&record));
+        });
+        record
+    }
+
+    fn start(&self) -> Result<Link, Fault> {
+        let failed = |detail: String| Fault::new(FaultCode::RunnerSpawnFailed, detail);
+        let mut child = self
+            .means
+            .runner
+            .command(self.job)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .map_err(|error| failed(format!("the job's runner could not be started: {error}.")))?;
+        let (Some(input), Some(output)) = (child.stdin.take(), child.stdout.take()) else {
+            return Err(failed("the job's runner has no pipes.".to_owned()));
+        };
+        let job = self.job.to_string();
+        let mut connecting = JoinSet::new();
+        connecting.spawn(async move {
+            let client = ExecClient::connect(output, input, "phone-opus").await.map_err(pipe_failed)?;
+            let events = client.subscribe(&job, Cursor::start()).await.map_err(pipe_failed)?;
+            Ok((client, events))
+        });
+        let reader = self.means.runner.agents().get(&self.agent).ok().map(|agent| OutputReader::new(agent.parser()));
+        Ok(Link { child, connecting, connected: None, reader })
+    }
+
+    /// Follows the runner to the end of its pipes.
+    async fn follow(&mut self) -> Result<(), Fault> {
+        let Stage::Following(link) = &mut self.stage else { return Ok(()) };
+        if link.connected.is_none() {
+            let connected = match link.connecting.join_next().await {
+                Some(Ok(connected)) => connected?,
+                Some(Err(_)) | None => {
+                    return Err(Fault::new(FaultCode::RunnerProtocol, "the greeting of the job's runner failed."));
+                }
+            };
+            link.connected = Some(connected);
+        }
+        let Some((client, events)) = &mut link.connected else { return Ok(()) };
+        let mut reported: Vec<AgentEvent> = Vec::new();
+        let mut looks = tokio::time::interval(PLACE_EVERY);
+        loop {
+            tokio::select! {
+                event = events.next() => match event {
+                    Some(ProcessEvent::Output { stream: OutputStream::Stdout, bytes, .. }) => {
+                        let Some(reader) = &mut link.reader else { continue };
+                        reader.push(&bytes, &mut reported);
+                        if !reported.is_empty() {
+                            self.news.send_modify(|live| reported.drain(..).for_each(|event| live.fold(&event)));
+                        }
+                    }
+                    Some(ProcessEvent::Output { .. } | ProcessEvent::Exited { .. } | ProcessEvent::Lagged { .. }) => {}
+                    // Closed means: terminal, durable, nothing left alive.
+                    Some(ProcessEvent::Closed { .. }) | None => return Ok(()),
+                    Some(ProcessEvent::Failed { message }) => {
+                        let detail = format!("the pipe to the job's runner ended: {message}.");
+                        return Err(Fault::new(FaultCode::RunnerLost, detail));
+                    }
+                },
+                Some(()) = self.asked.recv() => {
+                    let (client, job) = (client.clone(), self.job.to_string());
+                    self.telling.spawn(async move {
+                        if let Err(error) = client.terminate(&job).await {
+                            tracing::debug!(%error, "a runner was not told to end its job; it finds the request in the store");
+                        }
+                    });
+                }
+                _ = looks.tick(), if matches!(self.news.borrow().phase, Phase::Queued(_)) => {
+                    look(&self.means.store, self.job, &self.news).await;
+                }
+            }
+        }
+    }
+}
+
+/// Looks where a queued job stands.
+async fn look(store: &StoreHandle, job: JobId, news: &watch::Sender<JobLive>) {
+    let Ok(rows) = store.queue().await else { return };
+    let mut waiting = rows.iter().filter(|row| row.state == JobState::Queued);
+    let place = waiting.position(|row| row.job == job);
+    let running = rows.iter().any(|row| row.job == job && row.state == JobState::Running);
+    news.send_if_modified(|live| {
+        let phase = match place {
+            Some(place) => Phase::Queued(Some(place + 1)),
+            None if running => Phase::Starting,
+            None => return false,
+        };
+        let changed = matches!(live.phase, Phase::Queued(_)) && live.phase != phase;
+        if changed {
+            live.phase = phase;
+        }
+        changed
+    });
+}
