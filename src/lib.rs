@@ -11,6 +11,7 @@ pub mod agents;
 pub mod config;
 pub mod exec;
 pub mod fault;
+pub mod faults;
 pub mod health;
 pub mod ids;
 pub mod jobs;

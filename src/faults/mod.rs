@@ -1,0 +1,337 @@
+//! Fault points: how crashes are made to happen where they matter, on purpose and on the real program.
+//!
+//! Owns: what an armed plan does when a point is met: who fires, what is carried out here, what is given back to the
+//! site. May not know: the actors and processes that meet the points; the process's environment, which is passed in.
+//!
+//! A plan is a value a system is given. A site asks at its point and does what it is told:
+//!
+//! ```text
+//! match faults.meet(FaultPoint::WorkerBeforeReply, Operation::Tool(name)).await {
+//!     None => {}                                  // unarmed, not met, not due, or only a delay
+//!     Some(Broken::Error(fault)) => return Err(fault),
+//!     Some(other) => …                            // what the table of `point` accepts here
+//! }
+//! ```
+//!
+//! Invariants: (1) unarmed, a point costs one branch; (2) at most one rule fires per hit, the first that is due, and a
+//! hit is counted by every rule it meets that is not spent; (3) a rule is counted, and a once-rule spent, before its action is carried
+//! out; (4) only a process that said so is ended (L12).
+
+mod counters;
+mod plan;
+mod point;
+
+use std::ffi::OsString;
+use std::path::Path;
+use std::sync::Arc;
+
+use rustix::process::{Signal, getpid, kill_process};
+use serde::Serialize;
+
+pub use counters::{Counters, CountersError, FAULT_COUNTERS};
+pub use plan::{
+    CRASH_ONCE_KEY, FAULT_SEED, FAULTS, FORCE_ROLLOUT_KEY, FaultPlan, FaultRule, MAX_RULES, Place, PlanError,
+    PlanProblem, When,
+};
+pub use point::{ActionKind, FaultAction, FaultPoint, Operation};
+
+use crate::fault::{Fault, FaultCode};
+use counters::Tally;
+
+/// Whether `exit`, `kill` and `abort` may end this process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ends {
+    /// They may: it is a process of our own.
+    Process,
+    /// They may not: it belongs to an embedding program. Rules that could do it are refused; those of runners, which
+    /// are always processes of their own, are not.
+    Nothing,
+}
+
+/// Why a plan cannot be armed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ArmError {
+    /// Some of its rules would end a process that may not be ended.
+    #[error(
+        "arm a plan that would end the embedding process: {}; accepted at these points: any other action",
+        rules.join("; ")
+    )]
+    EndsProcess {
+        /// The rules as they are written.
+        rules: Vec<String>,
+    },
+    /// The counts have no place.
+    #[error("arm a fault plan")]
+    Counters(#[from] CountersError),
+}
+
+/// What a site has to do because of a fault. The rest was done before it was told.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Broken {
+    /// Fail with this.
+    Error(Box<Fault>),
+    /// Lose the message.
+    Drop,
+    /// Write the first half of the bytes and no more.
+    Torn,
+    /// Write a line that is no message.
+    Garbage,
+    /// Say nothing ever again.
+    Silence,
+    /// Read nothing ever again.
+    StopReading,
+}
+
+/// A rule that has fired.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Fired {
+    /// The rule as it is written.
+    pub rule: String,
+    /// How often.
+    pub count: u64,
+}
+
+/// The armed plan of a system, if it has one. Cheap to clone; all clones count together.
+#[derive(Debug, Clone, Default)]
+pub struct Faults(Option<Arc<Armed>>);
+
+#[derive(Debug)]
+struct Armed {
+    plan: FaultPlan,
+    ends: Ends,
+    /// A bit for each point a rule is about.
+    points: u32,
+    tally: Tally,
+}
+
+// A bit for each point must fit.
+const _: () = assert!(FaultPoint::ALL.len() <= u32::BITS as usize);
+
+const fn bit(point: FaultPoint) -> u32 {
+    1 << point as u32
+}
+
+impl Faults {
+    /// Nothing is armed and nothing ever fires.
+    #[must_use]
+    pub const fn none() -> Self {
+        Self(None)
+    }
+
+    /// Arms a plan. An empty one arms nothing.
+    ///
+    /// # Errors
+    ///
+    /// The plan would end a process that may not be ended, or the counters cannot be used.
+    pub fn arm(plan: FaultPlan, ends: Ends, counters: Counters) -> Result<Self, ArmError> {
+        if plan.is_empty() {
+            return Ok(Self::none());
+        }
+        if ends == Ends::Nothing {
+            let here = |rule: &&FaultRule| rule.action.kind().ends_process() && !rule.point.is_runners_own();
+            let rules: Vec<String> = plan.rules().iter().filter(here).map(ToString::to_string).collect();
+            if !rules.is_empty() {
+                return Err(ArmError::EndsProcess { rules });
+            }
+        }
+        let tally = Tally::new(counters, plan.fingerprint(), plan.rules().len())?;
+        let points = plan.rules().iter().fold(0, |points, rule| points | bit(rule.point));
+        Ok(Self(Some(Arc::new(Armed { plan, ends, points, tally }))))
+    }
+
+    /// Whether anything can fire.
+    #[inline]
+    #[must_use]
+    pub const fn is_armed(&self) -> bool {
+        self.0.is_some()
+    }
+
+    /// The plan that is armed.
+    #[must_use]
+    pub fn plan(&self) -> Option<&FaultPlan> {
+        self.0.as_deref().map(|armed| &armed.plan)
+    }
+
+    /// Counts the hit and says what is to happen, for a site that carries all of it out itself. Others use
+    /// [`Faults::meet`].
+    ///
+    /// With counters in a file it blocks for some microseconds, and at worst for two seconds, when a rule is met.
+    #[inline]
+    #[must_use]
+    pub fn drawn(&self, point: FaultPoint, operation: Operation<'_>) -> Option<FaultAction> {
+        match &self.0 {
+            Some(armed) if armed.points & bit(point) != 0 => armed.drawn(point, operation),
+            _ => None,
+        }
+    }
+
+    /// Meets a point: panics, ends the process, waits, or says what the site must do. A delay ends in `None`.
+    ///
+    /// # Panics
+    ///
+    /// When the plan says so, with the text `fault point NAME`.
+    ///
+    /// # Cancel safety
+    ///
+    /// Safe: the hit is counted at the first poll, and a wait that is dropped is over.
+    #[inline]
+    pub async fn meet(&self, point: FaultPoint, operation: Operation<'_>) -> Option<Broken> {
+        let action = self.drawn(point, operation)?;
+        match self.perform(action, point, operation) {
+            Performed::Done(broken) => Some(broken),
+            // Boxed, so that a site's future does not carry a timer for what hardly ever happens.
+            Performed::Delay(time) => {
+                Box::pin(tokio::time::sleep(time)).await;
+                None
+            }
+            Performed::Hang => std::future::pending().await,
+        }
+    }
+
+    /// The same on a thread of its own: a delay sleeps the thread, a hang parks it for ever.
+    ///
+    /// # Panics
+    ///
+    /// When the plan says so, with the text `fault point NAME`.
+    #[inline]
+    #[must_use]
+    pub fn meet_blocking(&self, point: FaultPoint, operation: Operation<'_>) -> Option<Broken> {
+        let action = self.drawn(point, operation)?;
+        match self.perform(action, point, operation) {
+            Performed::Done(broken) => Some(broken),
+            Performed::Delay(time) => {
+                std::thread::sleep(time);
+                None
+            }
+            Performed::Hang => loop {
+                std::thread::park();
+            },
+        }
+    }
+
+    /// Whether the worker is to be taken away because of an operation no worker executes (`ping`, a host tool): the
+    /// session that serves it asks, and has the worker killed.
+    ///
+    /// It is what becomes of a rule `worker.before_execute@OPERATION` that panics or ends the process, be it from the
+    /// plan or from the crash-once variable. The hit is counted, so it must not be asked about what a worker executes.
+    #[inline]
+    #[must_use]
+    pub fn crash_key_matches(&self, operation: Operation<'_>) -> bool {
+        match &self.0 {
+            Some(armed) if armed.points & bit(FaultPoint::WorkerBeforeExecute) != 0 => armed.takes_worker(operation),
+            _ => false,
+        }
+    }
+
+    /// The operation at which an upgrade is to be forced.
+    #[must_use]
+    pub fn force_rollout(&self) -> Option<&str> {
+        self.plan().and_then(FaultPlan::force_rollout)
+    }
+
+    /// What has fired so far, in all processes that share the counts.
+    #[must_use]
+    pub fn fired(&self) -> Vec<Fired> {
+        let Some(armed) = &self.0 else { return Vec::new() };
+        let counts = armed.tally.counts();
+        let fired = armed.plan.rules().iter().zip(counts).filter(|(_, count)| count.fired > 0);
+        fired.map(|(rule, count)| Fired { rule: rule.to_string(), count: count.fired }).collect()
+    }
+
+    /// The file the counts are kept in, if they are.
+    #[must_use]
+    pub fn counters_file(&self) -> Option<&Path> {
+        self.0.as_deref().and_then(|armed| armed.tally.path())
+    }
+
+    /// The variables that arm a process of our own with the same plan and counts. Empty when nothing is armed.
+    #[must_use]
+    pub fn variables(&self) -> Vec<(&'static str, OsString)> {
+        let Some(armed) = &self.0 else { return Vec::new() };
+        let plan = armed.plan.variables().into_iter().map(|(name, value)| (name, value.into()));
+        plan.chain(self.counters_file().map(|path| (FAULT_COUNTERS, path.into()))).collect()
+    }
+
+    #[cold]
+    fn perform(&self, action: FaultAction, point: FaultPoint, operation: Operation<'_>) -> Performed {
+        let may_end = self.0.as_ref().is_some_and(|armed| armed.ends == Ends::Process);
+        let error = || {
+            let operation = operation.text();
+            let during = operation.as_deref().map_or_else(String::new, |operation| format!(" in {operation}"));
+            let mut fault = Fault::new(FaultCode::Injected, format!("the fault point {point} was met{during}."));
+            fault.stage = point.stage();
+            fault.operation = operation;
+            Performed::Done(Broken::Error(Box::new(fault)))
+        };
+        match action {
+            FaultAction::Panic => panicked(point),
+            FaultAction::Error => error(),
+            // Armed in a process that was not to meet this point. It fails like an error rather than taking down what
+            // is not ours.
+            FaultAction::Exit(_) | FaultAction::Kill | FaultAction::Abort if !may_end => error(),
+            FaultAction::Exit(code) => std::process::exit(code.into()),
+            FaultAction::Kill => killed(),
+            FaultAction::Abort => std::process::abort(),
+            FaultAction::Delay(time) => Performed::Delay(time),
+            FaultAction::Hang => Performed::Hang,
+            FaultAction::Drop => Performed::Done(Broken::Drop),
+            FaultAction::Torn => Performed::Done(Broken::Torn),
+            FaultAction::Garbage => Performed::Done(Broken::Garbage),
+            FaultAction::Silence => Performed::Done(Broken::Silence),
+            FaultAction::StopReading => Performed::Done(Broken::StopReading),
+        }
+    }
+}
+
+/// What is left of an action after what can be done at once.
+enum Performed {
+    Done(Broken),
+    Delay(std::time::Duration),
+    Hang,
+}
+
+#[expect(clippy::panic, reason = "to panic is what the plan asks for")]
+fn panicked(point: FaultPoint) -> ! {
+    panic!("fault point {point}")
+}
+
+fn killed() -> ! {
+    // Nothing may refuse a process its own end; if something does, the process ends all the same.
+    let _ = kill_process(getpid(), Signal::KILL);
+    std::process::abort()
+}
+
+impl Armed {
+    #[cold]
+    #[inline(never)]
+    fn drawn(&self, point: FaultPoint, operation: Operation<'_>) -> Option<FaultAction> {
+        self.fire(|rule| rule.is_met(point, operation))
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn takes_worker(&self, operation: Operation<'_>) -> bool {
+        self.fire(|rule| {
+            let takes = rule.action == FaultAction::Panic || rule.action.kind().ends_process();
+            // A rule for any operation is about what workers execute.
+            takes && rule.operation.is_some() && rule.is_met(FaultPoint::WorkerBeforeExecute, operation)
+        })
+        .is_some()
+    }
+
+    fn fire(&self, is_met: impl Fn(&FaultRule) -> bool) -> Option<FaultAction> {
+        let rules = self.plan.rules();
+        // A spent rule is left out: what was armed to happen once must not take a file's lock for ever after.
+        let met = rules
+            .iter()
+            .enumerate()
+            .filter(|(index, rule)| is_met(rule) && !self.plan.is_spent(*index, self.tally.hits_known(*index)))
+            .fold(0_u64, |met, (index, _)| met | 1 << index);
+        if met == 0 {
+            return None;
+        }
+        let index = self.tally.raise(met, |index, hits| self.plan.is_due(index, hits))?;
+        tracing::info!(rule = %rules[index], "a fault point fired");
+        Some(rules[index].action)
+    }
+}
