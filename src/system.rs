@@ -23,6 +23,7 @@ use crate::actors::workers::{WorkersArguments, WorkersMsg};
 use crate::agents::{Agent, AgentRegistry, Environment};
 use crate::config::Config;
 use crate::fault::{Fault, FaultCode};
+use crate::faults::Faults;
 use crate::health::HealthSource;
 use crate::ids::HostId;
 use crate::jobs::{ConsultRequest, JobMode, JobRecord};
@@ -64,6 +65,7 @@ pub struct SystemBuilder {
     session_limits: SessionLimits,
     line_limit: usize,
     telemetry_log: bool,
+    faults: Faults,
 }
 
 impl SystemBuilder {
@@ -151,6 +153,13 @@ impl SystemBuilder {
         self
     }
 
+    /// What is to break; nothing when not set.
+    #[must_use]
+    pub fn faults(mut self, faults: Faults) -> Self {
+        self.faults = faults;
+        self
+    }
+
     /// Starts the system. Nothing touches the disk before it is needed.
     ///
     /// # Errors
@@ -168,7 +177,8 @@ impl SystemBuilder {
         let environment = Some(self.environment.unwrap_or_else(Environment::capture));
         // A system without a directory has no consults; its store is never opened.
         let dir = self.state_dir.clone().unwrap_or_else(|| StateDir::at("/nonexistent"));
-        let store = StoreHandle::sqlite(dir.clone());
+        let faults = self.faults;
+        let store = StoreHandle::sqlite_with(dir.clone(), faults.clone());
         let runner = match (&self.state_dir, self.runner) {
             (Some(dir), Some(program)) => Some(Arc::new(RunnerCommand::new(
                 program,
@@ -176,6 +186,7 @@ impl SystemBuilder {
                 (*config).clone(),
                 self.agents.clone(),
                 environment.clone(),
+                faults.variables(),
             ))),
             _ => None,
         };
@@ -186,6 +197,7 @@ impl SystemBuilder {
             runner,
             limits: AcceptLimits { max_queued: config.max_queued },
             attachments: Attachments::default(),
+            faults: faults.clone(),
             telemetry: telemetry.clone(),
         };
         let (down_tx, down) = watch::channel(None);
@@ -203,6 +215,7 @@ impl SystemBuilder {
             consults,
             session_limits: self.session_limits,
             line_limit: self.line_limit,
+            faults: faults.clone(),
         };
         let handle = JobsHandle::new(names.jobs.current(), store.clone());
         let (served, (desk, health)) = assembly.served(names.workers.current(), handle, names.jobs.current());
@@ -211,6 +224,7 @@ impl SystemBuilder {
             connections: connections.clone(),
             workers: names.workers.current(),
             jobs: names.jobs.current(),
+            faults: faults.clone(),
         };
         let supervisor = names.sessions.current();
         let workers = WorkersArguments { policy: self.restart, telemetry: telemetry.clone(), last: Arc::default() };
@@ -223,6 +237,7 @@ impl SystemBuilder {
             telemetry,
             log,
             names,
+            faults,
             down: down_tx,
         };
         let (root, _) = Root::spawn(None, Root, arguments)
@@ -245,6 +260,7 @@ struct Assembly {
     consults: bool,
     session_limits: SessionLimits,
     line_limit: usize,
+    faults: Faults,
 }
 
 impl Assembly {
@@ -303,6 +319,7 @@ impl Assembly {
             jobs: jobs_actor,
             telemetry: self.telemetry,
             gauges,
+            faults: self.faults,
         };
         (served, (desk, health))
     }
@@ -360,6 +377,7 @@ impl System {
             session_limits: SessionLimits::default(),
             line_limit: LINE_LIMIT,
             telemetry_log: true,
+            faults: Faults::none(),
         }
     }
 

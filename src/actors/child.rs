@@ -4,8 +4,19 @@ use std::time::Duration;
 
 use ractor::{ActorId, ActorRef, Message};
 
+use crate::fault::Fault;
+use crate::faults::{Broken, FaultPoint, Faults, Operation};
+
 /// How long a child that was killed may take to be gone; longer means it is stuck in synchronous code.
 const KILL_LIMIT: Duration = Duration::from_millis(250);
+
+/// Meets the point at which an actor handles a message. An error there is the actor saying that it is broken.
+pub(super) async fn meet(faults: &Faults, point: FaultPoint, operation: &str) -> Result<(), Fault> {
+    match faults.meet(point, Operation::Method(operation)).await {
+        Some(Broken::Error(fault)) => Err(*fault),
+        _ => Ok(()),
+    }
+}
 
 /// How a child ended when it was told to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -8,8 +8,10 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::oneshot;
+use tokio::task::JoinSet;
 
 use super::current::Current;
 use super::jobs::JobsMsg;
@@ -18,6 +20,7 @@ use super::session::{Ended, Gauges, Input, SessionLoop, SessionParts, Sink};
 use super::sessions::SessionEnd;
 use super::workers::WorkersMsg;
 use crate::fault::{Fault, FaultCode};
+use crate::faults::Faults;
 use crate::ids::{HostId, SessionNumber};
 use crate::protocol::catalog::Catalog;
 use crate::protocol::session::{SessionCore, SessionLimits};
@@ -50,6 +53,8 @@ pub struct Served {
     pub telemetry: TelemetryHandle,
     /// What all sessions add up to.
     pub gauges: Arc<Gauges>,
+    /// What is to break.
+    pub faults: Faults,
 }
 
 struct Connection {
@@ -116,6 +121,7 @@ impl Connections {
             input,
             sink,
             line_limit: s.line_limit,
+            faults: s.faults.clone(),
         });
         let (ended, end) = oneshot::channel();
         open.connections.insert(number, Connection { session: Kept::new(session), ended });
@@ -154,8 +160,23 @@ impl Connections {
         self.open_ones().closing
     }
 
-    /// Ends whatever nobody serves any more.
-    pub fn end_all(&self) {
+    /// Ends whatever nobody serves any more, within this time.
+    ///
+    /// # Cancel safety
+    ///
+    /// Not safe: what was not ended by then stays open.
+    pub async fn end_all(&self, limit: Duration) {
+        let mut ending = JoinSet::new();
+        for session in self.numbers().into_iter().filter_map(|number| self.session(number)) {
+            ending.spawn(async move {
+                if let Some(mut lent) = session.lend().await
+                    && let Some(session) = lent.get()
+                {
+                    session.end().await;
+                }
+            });
+        }
+        let _ = tokio::time::timeout(limit, async { while ending.join_next().await.is_some() {} }).await;
         for number in self.numbers() {
             self.over(number, SessionEnd::Closed);
         }

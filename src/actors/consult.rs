@@ -10,15 +10,19 @@ use futures_util::FutureExt;
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use tokio::task::JoinSet;
 
+use super::child;
 use super::jobs::JobsMsg;
 use super::jobs::custody::Custody;
 use super::kept::Kept;
+use crate::faults::{FaultPoint, Faults};
 use crate::ids::JobId;
 use crate::jobs::JobRecord;
 
 /// Everything that can wake a consult actor.
 #[derive(Debug)]
 pub enum ConsultMsg {
+    /// The job is attended to.
+    Began,
     /// Custody has ended; the job as it ended, where the store could say.
     Ended(Option<Arc<JobRecord>>),
     /// The task that worked with it panicked.
@@ -36,6 +40,8 @@ pub struct ConsultArguments {
     pub custody: Arc<Kept<Custody>>,
     /// Its supervisor.
     pub jobs: ActorRef<JobsMsg>,
+    /// What is to break.
+    pub faults: Faults,
 }
 
 /// The task of a consult actor panicked.
@@ -47,6 +53,7 @@ pub struct AttendingPanicked;
 pub struct ConsultState {
     job: JobId,
     jobs: ActorRef<JobsMsg>,
+    faults: Faults,
     _task: JoinSet<()>,
 }
 
@@ -57,11 +64,13 @@ impl Actor for Consult {
 
     async fn pre_start(&self, me: ActorRef<Self::Msg>, a: Self::Arguments) -> Result<Self::State, ActorProcessingErr> {
         let custody = a.custody;
+        let began = me.clone();
         let mut task = JoinSet::new();
         task.spawn(async move {
             let attending = async {
                 // The last incarnation may still be giving it back. Nothing to borrow means that it is over.
                 let mut lent = custody.lend().await?;
+                let _ = began.cast(ConsultMsg::Began);
                 let record = lent.get()?.run().await;
                 drop(lent.finish());
                 record
@@ -72,7 +81,7 @@ impl Actor for Consult {
             };
             let _ = me.cast(told);
         });
-        Ok(ConsultState { job: a.job, jobs: a.jobs, _task: task })
+        Ok(ConsultState { job: a.job, jobs: a.jobs, faults: a.faults, _task: task })
     }
 
     async fn handle(
@@ -81,7 +90,16 @@ impl Actor for Consult {
         message: Self::Msg,
         state: &mut Self::State,
     ) -> Result<(), ActorProcessingErr> {
+        if state.faults.is_armed() {
+            let operation = match &message {
+                ConsultMsg::Began => "began",
+                ConsultMsg::Ended(_) => "ended",
+                ConsultMsg::Panicked => "panicked",
+            };
+            child::meet(&state.faults, FaultPoint::ConsultAttend, operation).await?;
+        }
         match message {
+            ConsultMsg::Began => Ok(()),
             ConsultMsg::Ended(record) => {
                 let _ = state.jobs.cast(JobsMsg::Ended { job: state.job, record });
                 me.stop(None);

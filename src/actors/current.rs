@@ -59,6 +59,22 @@ impl<M: Message> Default for Naming<M> {
 }
 
 impl<M: Message> Current<M> {
+    /// Notes who is current now, for [`Current::replaced`].
+    pub fn note(&mut self) {
+        self.0.mark_unchanged();
+    }
+
+    /// Waits until somebody else is current than when it was noted. Never, when nobody names incarnations any more.
+    ///
+    /// # Cancel safety
+    ///
+    /// Safe.
+    pub async fn replaced(&mut self) {
+        if self.0.changed().await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
+
     /// Sends a message to the current incarnation. Never waits.
     ///
     /// # Errors

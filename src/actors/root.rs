@@ -10,6 +10,7 @@
 
 use std::collections::VecDeque;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ractor::concurrency::JoinHandle;
@@ -21,6 +22,7 @@ use super::child::{Child, Stopped};
 use super::connections::Connections;
 use super::current::Naming;
 use super::jobs::{Jobs, JobsArguments, JobsMsg};
+use super::kept::Kept;
 use super::sessions::{Sessions, SessionsArguments, SessionsMsg};
 use super::supervision::family::{ChildSpec, Family, FamilyEffect, OnGiveUp, Others, Place};
 use super::supervision::slot::RestartPolicy;
@@ -28,8 +30,10 @@ use super::supervision::{Exit, RestartType, Strategy};
 use super::telemetry::{Telemetry, TelemetryArguments, TelemetryMsg};
 use super::workers::{Workers, WorkersArguments, WorkersMsg, reason};
 use crate::fault::{Fault, FaultCode};
+use crate::faults::Faults;
 use crate::ids::Generation;
 use crate::store::StoreHandle;
+use crate::telemetry::counters::Counters;
 use crate::telemetry::{Record, TelemetryHandle};
 
 /// Longest a part may take to start; each builds a struct.
@@ -94,6 +98,8 @@ pub struct RootArguments {
     pub log: Option<PathBuf>,
     /// How the parts are reached.
     pub names: Names,
+    /// What is to break.
+    pub faults: Faults,
     /// Told when the tree is down, and why.
     pub down: watch::Sender<Option<Down>>,
 }
@@ -140,6 +146,8 @@ struct Parts {
 pub struct RootState {
     a: RootArguments,
     family: Family,
+    /// Telemetry's, which outlive it.
+    counters: Arc<Kept<Counters>>,
     parts: Parts,
     /// How parts ended, as their death notices say; acted on when their tasks have been joined.
     exits: [Option<(Exit, String)>; 4],
@@ -158,6 +166,7 @@ impl Actor for Root {
         let mut state = RootState {
             a,
             family,
+            counters: Kept::new(Counters::default()),
             parts: Parts::default(),
             exits: [const { None }; 4],
             tasks: JoinSet::new(),
@@ -209,12 +218,15 @@ impl Actor for Root {
         // Reverse of the start: no new work comes in, what is open is answered or withdrawn, jobs are let go, and
         // telemetry sees all of it.
         state.a.connections.close();
+        if !state.family.is_up(SESSIONS) {
+            state.a.connections.end_all(STOP[SESSIONS.0]).await;
+        }
         for effect in state.family.stop() {
             if let FamilyEffect::Stop(place) = effect {
                 state.stop(place).await;
             }
         }
-        state.a.connections.end_all();
+        state.a.connections.end_all(Duration::ZERO).await;
         let _ = tokio::time::timeout(CLOSE_STORE, state.a.store.close()).await;
         let down = state.why.take().map_or(Down::Stopped, Down::Failed);
         let _ = state.a.down.send(Some(down));
@@ -316,7 +328,12 @@ impl RootState {
         let cell = me.get_cell();
         let joined = match place {
             TELEMETRY => {
-                let arguments = TelemetryArguments { telemetry: self.a.telemetry.clone(), log: self.a.log.clone() };
+                let arguments = TelemetryArguments {
+                    telemetry: self.a.telemetry.clone(),
+                    counters: Arc::clone(&self.counters),
+                    log: self.a.log.clone(),
+                    faults: self.a.faults.clone(),
+                };
                 let (child, joined) = started(Telemetry::spawn_linked(None, Telemetry, arguments, cell)).await?;
                 self.parts.telemetry = Some(child);
                 joined

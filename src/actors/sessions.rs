@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use ractor::{Actor, ActorId, ActorProcessingErr, ActorRef, SupervisionEvent};
 use tokio::task::JoinSet;
 
-use super::child::Child;
+use super::child::{self, Child};
 use super::connections::Connections;
 use super::current::Current;
 use super::jobs::JobsMsg;
@@ -20,6 +20,7 @@ use super::session::{Session, SessionArguments, SessionMsg};
 use super::supervision::slot::{RestartPolicy, Slot, SlotEffect};
 use super::supervision::{Exit, RestartType};
 use super::workers::{WorkersMsg, reason};
+use crate::faults::{FaultPoint, Faults};
 use crate::ids::{Generation, SessionNumber};
 
 /// Longest a session may take to stop: its last answers have a second to be written.
@@ -69,6 +70,8 @@ pub struct SessionsArguments {
     pub workers: Current<WorkersMsg>,
     /// Who hears of lost callers.
     pub jobs: Current<JobsMsg>,
+    /// What is to break.
+    pub faults: Faults,
 }
 
 struct Served {
@@ -109,6 +112,15 @@ impl Actor for Sessions {
         message: Self::Msg,
         state: &mut Self::State,
     ) -> Result<(), ActorProcessingErr> {
+        if state.arguments.faults.is_armed() {
+            let operation = match &message {
+                SessionsMsg::Opened(_) => "opened",
+                SessionsMsg::Over(..) => "over",
+                SessionsMsg::Gone(..) => "gone",
+                SessionsMsg::Due(..) => "due",
+            };
+            child::meet(&state.arguments.faults, FaultPoint::SessionsSupervise, operation).await?;
+        }
         match message {
             SessionsMsg::Opened(number) => {
                 if !state.served.contains_key(&number) {

@@ -1,14 +1,18 @@
 //! The telemetry actor: reads the bounded intake, counts, and hands batches to the log's thread.
 //!
-//! Nobody waits for it. Its crash costs the counters (they start at zero) and the batch it held.
+//! Nobody waits for it. Its crash costs the batch it held, which is counted as lost; the counters are only borrowed, and
+//! its next incarnation goes on counting.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use tokio::task::JoinSet;
 
+use super::kept::{Kept, Lent};
+use crate::faults::{Broken, FaultPoint, Faults, Operation};
 use crate::telemetry::counters::Counters;
-use crate::telemetry::log::{Entry, LogWriter};
+use crate::telemetry::log::{Entry, LogWriter, Torn};
 use crate::telemetry::{Record, TelemetryHandle};
 
 /// Longest a record waits to be counted and written. It keeps this task and the disk's thread asleep between batches.
@@ -21,8 +25,12 @@ pub struct Telemetry;
 pub struct TelemetryArguments {
     /// Where records come from; it outlives the actor.
     pub telemetry: TelemetryHandle,
+    /// What was counted so far; it outlives the actor too.
+    pub counters: Arc<Kept<Counters>>,
     /// The file they go to; `None` counts only.
     pub log: Option<std::path::PathBuf>,
+    /// What is to break.
+    pub faults: Faults,
 }
 
 /// The pump ended, which it must not.
@@ -92,9 +100,10 @@ impl Drop for Guard {
 }
 
 async fn run(arguments: TelemetryArguments, mut stopped: tokio::sync::oneshot::Receiver<()>) {
-    let TelemetryArguments { telemetry, log } = arguments;
+    let TelemetryArguments { telemetry, counters, log, faults } = arguments;
     let mut log = log.map(LogWriter::new);
-    let mut counters = Counters::default();
+    let mut lent = counters.lend().await;
+    let Some(counters) = lent.as_mut().and_then(Lent::get) else { return };
     let mut stopping = false;
     while !stopping {
         tokio::select! {
@@ -117,19 +126,41 @@ async fn run(arguments: TelemetryArguments, mut stopped: tokio::sync::oneshot::R
             }
         }
         let taken = telemetry.take();
-        let batch = count(taken.records, &mut counters, log.is_some());
+        let mut in_hand = InHand { telemetry: &telemetry, count: taken.records.len() as u64 };
+        let torn = match faults.meet(FaultPoint::TelemetryWrite, Operation::None).await {
+            None => Some(Torn::No),
+            Some(Broken::Torn) => Some(Torn::InHalf),
+            Some(_) => None,
+        };
+        let batch = count(taken.records, counters, log.is_some());
+        if torn.is_some() {
+            in_hand.count = 0;
+        }
+        drop(in_hand);
         for question in taken.questions {
             let mut snapshot = counters.snapshot();
             snapshot.totals.dropped += log.as_ref().map_or(0, LogWriter::lost);
             let _ = question.send(snapshot);
         }
-        if let Some(log) = log.as_mut().filter(|_| !batch.is_empty()) {
-            log.write(batch);
+        if let (Some(log), Some(torn)) = (log.as_mut().filter(|_| !batch.is_empty()), torn) {
+            log.write(batch, torn);
         }
     }
     if let Some(log) = log {
         // The last batch is small; the thread has written it in well under the actor's stop limit.
         let _ = tokio::task::spawn_blocking(move || log.close()).await;
+    }
+}
+
+/// Records that are lost unless somebody says otherwise.
+struct InHand<'a> {
+    telemetry: &'a TelemetryHandle,
+    count: u64,
+}
+
+impl Drop for InHand<'_> {
+    fn drop(&mut self) {
+        self.telemetry.lose(self.count);
     }
 }
 

@@ -82,6 +82,15 @@ pub enum Broken {
     StopReading,
 }
 
+/// What is left to do for a site that met a point inside a turn.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum InTurn {
+    /// Do this.
+    Do(Broken),
+    /// Do nothing else before so much time has passed; `None` is for ever.
+    Wait(Option<std::time::Duration>),
+}
+
 /// A rule that has fired.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Fired {
@@ -207,6 +216,22 @@ impl Faults {
                 std::thread::park();
             },
         }
+    }
+
+    /// Meets a point inside a turn that must not wait: panics and ends the process at once; what is left is given back.
+    ///
+    /// # Panics
+    ///
+    /// When the plan says so, with the text `fault point NAME`.
+    #[inline]
+    #[must_use]
+    pub fn meet_in_turn(&self, point: FaultPoint, operation: Operation<'_>) -> Option<InTurn> {
+        let action = self.drawn(point, operation)?;
+        Some(match self.perform(action, point, operation) {
+            Performed::Done(broken) => InTurn::Do(broken),
+            Performed::Delay(time) => InTurn::Wait(Some(time)),
+            Performed::Hang => InTurn::Wait(None),
+        })
     }
 
     /// Whether the worker is to be taken away because of an operation no worker executes (`ping`, a host tool): the

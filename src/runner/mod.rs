@@ -11,6 +11,7 @@
 mod core;
 mod journal;
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -29,6 +30,7 @@ use crate::exec::local::{Adopt, CloseBy, LocalExec, ProcessEnd, SpawnError, Spaw
 use crate::exec::server::{ProcessTable, Server};
 use crate::exec::{OutputStream, Session};
 use crate::fault::{Fault, FaultCode};
+use crate::faults::{Broken, FaultPoint, Faults, Operation};
 use crate::ids::{JobId, RunToken, UnixMillis};
 use crate::jobs::admission::{Contender, Position, plan};
 use crate::jobs::lock::{JobLock, SlotLock};
@@ -56,10 +58,12 @@ pub struct RunnerCommand {
     config: Config,
     agents: AgentRegistry,
     environment: Option<Environment>,
+    variables: Vec<(&'static str, OsString)>,
 }
 
 impl RunnerCommand {
     /// Runners are `program mcp background-consult`; they inherit the host's environment unless one is given.
+    /// `variables` are set over either.
     #[must_use]
     pub fn new(
         program: PathBuf,
@@ -67,8 +71,9 @@ impl RunnerCommand {
         config: Config,
         agents: AgentRegistry,
         environment: Option<Environment>,
+        variables: Vec<(&'static str, OsString)>,
     ) -> Self {
-        Self { program, dir, config, agents, environment }
+        Self { program, dir, config, agents, environment, variables }
     }
 
     /// The agents whose output a host can read.
@@ -97,6 +102,7 @@ impl RunnerCommand {
             command.env_clear();
             command.envs(environment.iter());
         }
+        command.envs(self.variables.iter().map(|(name, value)| (name, value)));
         command
     }
 }
@@ -116,6 +122,8 @@ pub struct RunnerOptions {
     pub agents: AgentRegistry,
     /// The environment an agent's own is made from.
     pub environment: Environment,
+    /// What is to break.
+    pub faults: Faults,
 }
 
 /// How a runner ended.
@@ -136,6 +144,9 @@ pub enum RunnerError {
     /// The store failed.
     #[error("use the job store")]
     Store(#[from] StoreError),
+    /// A fault point of an armed plan was met.
+    #[error("go on: {0}")]
+    Injected(Fault),
     /// A signal handler could not be installed.
     #[error("listen for signals")]
     Signal(#[source] std::io::Error),
@@ -168,7 +179,9 @@ where
     let (ask, asked) = mpsc::channel(1);
     let server =
         Server::start(reader, writer, OneProcess { id: options.job.to_string(), session: session.clone(), ask });
-    let store = StoreHandle::sqlite(options.dir.clone());
+    let faults = options.faults.clone();
+    met(&faults, FaultPoint::RunnerStart).await?;
+    let store = StoreHandle::sqlite_with(options.dir.clone(), faults.clone());
     let Some(_lock) = JobLock::try_acquire(&options.dir, options.job)? else { return Ok(RunnerEnd::NotOurs) };
     let record = store.job(options.job).await?;
     if record.state != JobState::Queued {
@@ -197,12 +210,24 @@ where
     let state = verdict.state;
     let Runner { journal, options, server, .. } = runner;
     journal.finish().await;
+    met(&faults, FaultPoint::RunnerBeforeTerminal).await?;
     finish(&store, options.job, state, &verdict.outcome).await?;
     // Durable now: the host may be told.
-    let _ = session.publish_closed();
+    if !met(&faults, FaultPoint::RunnerAfterTerminal).await? {
+        let _ = session.publish_closed();
+    }
     server.finish(FLUSH).await;
     store.close().await;
     Ok(RunnerEnd::Done(state))
+}
+
+/// Meets a point; whether a message is to be lost there.
+async fn met(faults: &Faults, point: FaultPoint) -> Result<bool, RunnerError> {
+    match faults.meet(point, Operation::None).await {
+        None => Ok(false),
+        Some(Broken::Error(fault)) => Err(RunnerError::Injected(*fault)),
+        Some(_) => Ok(true),
+    }
 }
 
 /// Makes the job terminal. The answer is paid for, so a store that is busy or full is asked again for a while.

@@ -20,6 +20,7 @@ use super::{
     Accept, AcceptLimits, CancelState, DataVersion, DayCost, Glance, JobCounts, JobFilter, Pruned, QueueRow,
     RetentionPolicy, SqliteStore, Start, Store, StoreError, Transition,
 };
+use crate::faults::{Broken, FaultPoint, Faults, Operation};
 use crate::ids::{InvocationId, JobId, UnixMillis};
 use crate::jobs::{
     CancelReason, JobOutcome, JobRecord, JobState, JobSummary, JournalEntry, JournalEvent, NewJob, RunProcess,
@@ -48,6 +49,7 @@ pub struct StoreHandle {
 
 struct Shared {
     factory: Factory,
+    faults: Faults,
     /// Held for the length of a `try_send` or of starting the thread; never across anything that waits.
     life: Mutex<Life>,
 }
@@ -69,14 +71,27 @@ impl StoreHandle {
     /// A handle to the store of a state directory. Directory, database and thread are made at the first verb.
     #[must_use]
     pub fn sqlite(dir: StateDir) -> Self {
-        Self::new(move || SqliteStore::in_dir(&dir))
+        Self::sqlite_with(dir, Faults::none())
+    }
+
+    /// The same, with a plan of what is to break.
+    #[must_use]
+    pub fn sqlite_with(dir: StateDir, faults: Faults) -> Self {
+        Self::with(move || SqliteStore::in_dir(&dir), faults)
     }
 
     /// A handle to whatever the factory makes. It is called in the store's thread, at the first verb and again after a
     /// failure or a panic.
     pub fn new<S: Store + 'static>(factory: impl Fn() -> Result<S, StoreError> + Send + Sync + 'static) -> Self {
+        Self::with(factory, Faults::none())
+    }
+
+    fn with<S: Store + 'static>(
+        factory: impl Fn() -> Result<S, StoreError> + Send + Sync + 'static,
+        faults: Faults,
+    ) -> Self {
         let factory: Factory = Arc::new(move || Ok(Box::new(factory()?)));
-        Self { shared: Arc::new(Shared { factory, life: Mutex::new(Life::Unstarted) }) }
+        Self { shared: Arc::new(Shared { factory, faults, life: Mutex::new(Life::Unstarted) }) }
     }
 
     /// Refuses further verbs of all clones, lets the queued ones finish, and returns when the thread is gone and the
@@ -122,7 +137,7 @@ impl Shared {
     fn send(&self, command: Command) -> Result<(), StoreError> {
         let mut life = self.life();
         if let Life::Unstarted = &*life {
-            *life = Life::Running(Worker::start(&self.factory)?);
+            *life = Life::Running(Worker::start(&self.factory, &self.faults)?);
         }
         let Life::Running(worker) = &mut *life else { return Err(StoreError::Closed) };
         match worker.commands.try_send(command) {
@@ -130,7 +145,7 @@ impl Shared {
             Err(TrySendError::Full(_)) => Err(StoreError::Overloaded),
             // The thread died although it catches panics: a store panicked while it was dropped.
             Err(TrySendError::Disconnected(command)) => {
-                *worker = Worker::start(&self.factory)?;
+                *worker = Worker::start(&self.factory, &self.faults)?;
                 worker.commands.try_send(command).map_err(|_| StoreError::Panicked)
             }
         }
@@ -138,14 +153,14 @@ impl Shared {
 }
 
 impl Worker {
-    fn start(factory: &Factory) -> Result<Self, StoreError> {
-        let factory = Arc::clone(factory);
+    fn start(factory: &Factory, faults: &Faults) -> Result<Self, StoreError> {
+        let (factory, faults) = (Arc::clone(factory), faults.clone());
         let (commands, queue) = sync_channel(QUEUED_VERBS);
         let (done, ended) = oneshot::channel();
         let thread = std::thread::Builder::new()
             .name("store".to_owned())
             .spawn(move || {
-                run(&factory, &queue);
+                run(&factory, &faults, &queue);
                 let _ = done.send(());
             })
             .map_err(|error| StoreError::Io { detail: error.to_string() })?;
@@ -153,16 +168,43 @@ impl Worker {
     }
 }
 
-fn run(factory: &Factory, queue: &Receiver<Command>) {
+fn run(factory: &Factory, faults: &Faults, queue: &Receiver<Command>) {
     let mut slot = Slot::Empty;
     while let Ok(command) = queue.recv() {
         // Whatever a panic leaves behind is dropped here, and the store with it.
         let after = catch_unwind(AssertUnwindSafe(|| {
             slot.open(factory);
+            if let Some(verb) = command.commits()
+                && let Some(broken) = faults.meet_blocking(FaultPoint::StoreCommit, Operation::Method(verb))
+            {
+                let detail = match broken {
+                    Broken::Error(fault) => fault.detail,
+                    _ => "a fault point was met".to_owned(),
+                };
+                return command.refuse(StoreError::Io { detail });
+            }
             command.perform(&mut slot);
         }));
         if after.is_err() {
             slot = Slot::Empty;
+        }
+    }
+}
+
+impl Command {
+    /// The verb, when it changes what is stored.
+    const fn commits(&self) -> Option<&'static str> {
+        match self {
+            Self::Accept { .. }
+            | Self::Start { .. }
+            | Self::SetProcess { .. }
+            | Self::Finish { .. }
+            | Self::Append { .. }
+            | Self::RequestCancel { .. }
+            | Self::HandOver { .. }
+            | Self::MarkRead { .. }
+            | Self::Prune { .. } => Some(self.name()),
+            _ => None,
         }
     }
 }
@@ -210,6 +252,20 @@ macro_rules! verbs {
                         // Nobody waiting any more is no reason not to do it.
                         let _ = reply.send(slot.with(|$store| $body));
                     })*
+                }
+            }
+
+            /// Fails it without having done anything.
+            fn refuse(self, error: StoreError) {
+                match self {
+                    $(Self::$command { reply, .. } => drop(reply.send(Err(error))),)*
+                }
+            }
+
+            /// The verb.
+            const fn name(&self) -> &'static str {
+                match self {
+                    $(Self::$command { .. } => stringify!($verb),)*
                 }
             }
         }

@@ -122,12 +122,21 @@ pub enum Entry {
     HotPaths(Vec<(String, u64)>),
 }
 
+/// Whether a batch is written whole.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Torn {
+    /// It is.
+    No,
+    /// A fault plan wants its first half only.
+    InHalf,
+}
+
 /// The thread that writes the file. Started by the first batch; ends when this is dropped.
 #[derive(Debug)]
 pub struct LogWriter {
     path: PathBuf,
     lost: Arc<AtomicU64>,
-    thread: Option<(SyncSender<Vec<Entry>>, JoinHandle<()>)>,
+    thread: Option<(SyncSender<(Vec<Entry>, Torn)>, JoinHandle<()>)>,
 }
 
 impl LogWriter {
@@ -144,16 +153,16 @@ impl LogWriter {
     }
 
     /// Hands a batch to the disk's thread; never waits.
-    pub fn write(&mut self, batch: Vec<Entry>) {
+    pub fn write(&mut self, batch: Vec<Entry>, torn: Torn) {
         let count = batch.len() as u64;
         if self.thread.is_none() {
-            let (batches, taken) = sync_channel::<Vec<Entry>>(WAITING_BATCHES);
+            let (batches, taken) = sync_channel::<(Vec<Entry>, Torn)>(WAITING_BATCHES);
             let mut file = LogFile::new(self.path.clone());
             let lost = Arc::clone(&self.lost);
             let work = move || {
-                while let Ok(batch) = taken.recv() {
+                while let Ok((batch, torn)) = taken.recv() {
                     let count = batch.len() as u64;
-                    if file.append(batch).is_err() {
+                    if file.append(batch, torn).is_err() {
                         lost.fetch_add(count, Ordering::Relaxed);
                     }
                 }
@@ -166,10 +175,15 @@ impl LogWriter {
                 }
             }
         }
-        if let Some((batches, _)) = &self.thread
-            && let Err(TrySendError::Full(batch) | TrySendError::Disconnected(batch)) = batches.try_send(batch)
-        {
-            self.lost.fetch_add(batch.len() as u64, Ordering::Relaxed);
+        let Some((batches, _)) = &self.thread else { return };
+        match batches.try_send((batch, torn)) {
+            Ok(()) => {}
+            Err(TrySendError::Full((batch, _))) => drop(self.lost.fetch_add(batch.len() as u64, Ordering::Relaxed)),
+            Err(TrySendError::Disconnected((batch, _))) => {
+                // It panicked, with a batch or more that nobody can count; the next batch starts another one.
+                self.lost.fetch_add(batch.len() as u64, Ordering::Relaxed);
+                self.thread = None;
+            }
         }
     }
 
@@ -193,7 +207,7 @@ impl LogFile {
         Self { path, open: None, repositories: std::collections::HashMap::new() }
     }
 
-    fn append(&mut self, batch: Vec<Entry>) -> std::io::Result<()> {
+    fn append(&mut self, batch: Vec<Entry>, torn: Torn) -> std::io::Result<()> {
         let mut text = Vec::with_capacity(batch.len() * 256);
         for entry in batch {
             let Some(line) = self.line(entry) else { continue };
@@ -206,6 +220,11 @@ impl LogFile {
         }
         if text.is_empty() {
             return Ok(());
+        }
+        if torn == Torn::InHalf {
+            text.truncate(text.len() / 2);
+            self.ready()?.write_all(&text)?;
+            return Err(std::io::Error::other("a fault point was met"));
         }
         self.ready()?.write_all(&text)
     }
@@ -355,7 +374,7 @@ mod tests {
             .map(|_| {
                 let mut writer = LogWriter::new(path.clone());
                 for _ in 0..WAITING_BATCHES {
-                    writer.write((0..50).map(|_| entry()).collect());
+                    writer.write((0..50).map(|_| entry()).collect(), Torn::No);
                 }
                 writer
             })
@@ -386,14 +405,14 @@ mod tests {
         let path = dir.path().join("telemetry.jsonl");
         let mut file = LogFile::new(path.clone());
         for round in 0..7_u32 {
-            file.append(vec![entry()]).expect("it is written");
+            file.append(vec![entry()], Torn::No).expect("it is written");
             OpenOptions::new()
                 .append(true)
                 .open(&path)
                 .and_then(|file| file.set_len(ROTATE_AT + u64::from(round)))
                 .expect("it grows");
         }
-        file.append(vec![entry()]).expect("it is written");
+        file.append(vec![entry()], Torn::No).expect("it is written");
         assert!(fs::metadata(&path).expect("a new file").len() < 1000);
         let old = fs::read_dir(dir.path())
             .expect("a directory")

@@ -141,7 +141,12 @@ impl TelemetryHandle {
         }
     }
 
-    /// Records that found no room so far.
+    /// Counts records that were taken and then lost.
+    pub fn lose(&self, count: u64) {
+        self.intake.dropped.fetch_add(count, Ordering::Relaxed);
+    }
+
+    /// Records that found no room, or were lost, so far.
     #[must_use]
     pub fn dropped(&self) -> u64 {
         self.intake.dropped.load(Ordering::Relaxed)

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use tokio::sync::{oneshot, watch};
 
-use super::{Accepted, JobsMsg};
+use super::{Accepted, Again, JobsMsg};
 use crate::actors::current::Current;
 use crate::fault::{Fault, FaultCode};
 use crate::ids::{InvocationId, JobId, UnixMillis};
@@ -22,6 +22,15 @@ const LOOKS_FAILED: u32 = 20;
 
 /// How often a job of another host is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
+
+/// How often a question is put to an incarnation of the supervisor. It gives up after as many failures itself.
+const ASKED: u32 = 4;
+
+/// How long the next incarnation may take to come; it normally takes less than a millisecond.
+const NEXT: Duration = Duration::from_millis(500);
+
+/// Longest an accept may take. A store that is locked by others gives up long before.
+const ACCEPT_LIMIT: Duration = Duration::from_secs(30);
 
 /// Jobs, for tools, embedding programs and the command line. Cheap to clone.
 #[derive(Clone)]
@@ -69,9 +78,35 @@ impl JobsHandle {
     ///
     /// Dropping the future does not undo the accept.
     pub async fn accept(&self, job: NewJob, caller: Option<InvocationId>) -> Result<Accepted, Fault> {
-        let (reply, answer) = oneshot::channel();
-        self.actor.cast(JobsMsg::Accept { job: Box::new(job), caller, reply }).map_err(|_| stopped())?;
-        answer.await.map_err(|_| stopped())?
+        let asked = self.ask(|reply, again| {
+            let job = Box::new(job.clone());
+            // Asking again joins what the first asking may have become.
+            JobsMsg::Accept { job, caller, again, reply }
+        });
+        match tokio::time::timeout(ACCEPT_LIMIT, asked).await {
+            Ok(accepted) => accepted?,
+            Err(_) => Err(Fault::new(FaultCode::StoreUnavailable, "the job was not accepted in time.")
+                .hint("It may have been accepted all the same; look with consult_jobs.")),
+        }
+    }
+
+    /// Asks the supervisor. A question its incarnation took along is put to the next one.
+    async fn ask<T>(&self, question: impl Fn(oneshot::Sender<T>, Again) -> JobsMsg) -> Result<T, Fault> {
+        let mut actor = self.actor.clone();
+        let mut again = Again::No;
+        for _ in 0..ASKED {
+            actor.note();
+            let (reply, answer) = oneshot::channel();
+            if actor.cast(question(reply, again)).is_ok()
+                && let Ok(answer) = answer.await
+            {
+                return Ok(answer);
+            }
+            again = Again::Yes;
+            // It is started again at once, unless the system stops. An answer may be lost without its actor, too.
+            let _ = tokio::time::timeout(NEXT, actor.replaced()).await;
+        }
+        Err(stopped())
     }
 
     /// Follows a job's news: live when this host runs it, by looking at the store otherwise.
@@ -80,9 +115,7 @@ impl JobsHandle {
     ///
     /// The system is stopping.
     pub async fn follow(&self, job: JobId) -> Result<Follow, Fault> {
-        let (reply, answer) = oneshot::channel();
-        self.actor.cast(JobsMsg::Attach { job, reply }).map_err(|_| stopped())?;
-        let news = answer.await.map_err(|_| stopped())?;
+        let news = self.ask(|reply, _| JobsMsg::Attach { job, reply }).await?;
         Ok(Follow { job, store: self.store.clone(), news, seen: 0, failed: 0 })
     }
 
@@ -192,11 +225,7 @@ impl JobsHandle {
 
     /// Jobs this host is attached to.
     pub async fn attached(&self) -> usize {
-        let (reply, answer) = oneshot::channel();
-        if self.actor.cast(JobsMsg::Attached(reply)).is_err() {
-            return 0;
-        }
-        answer.await.unwrap_or(0)
+        self.ask(|reply, _| JobsMsg::Attached(reply)).await.unwrap_or(0)
     }
 }
 

@@ -21,19 +21,20 @@ use tokio::task::JoinSet;
 
 use self::custody::{Attachment, Attachments, Means};
 pub use self::handle::{Follow, JobsHandle, News};
-use super::child::Child;
+use super::child::{self, Child};
 use super::consult::{Consult, ConsultArguments, ConsultMsg};
 use super::supervision::slot::{RestartPolicy, Slot, SlotEffect};
 use super::supervision::{Exit, RestartType};
 use super::workers::reason;
 use crate::fault::{Fault, FaultCode};
+use crate::faults::{Broken, FaultPoint, Faults, Operation};
 use crate::ids::{Generation, InvocationId, JobId, SessionNumber, UnixMillis};
 use crate::jobs::live::JobLive;
 use crate::jobs::sweep;
 use crate::jobs::{CancelReason, JobMode, JobRecord, JobState, NewJob};
 use crate::runner::RunnerCommand;
 use crate::state_dir::StateDir;
-use crate::store::{Accept, AcceptLimits, CancelState, RetentionPolicy, StoreHandle};
+use crate::store::{Accept, AcceptLimits, CancelState, RetentionPolicy, StoreError, StoreHandle};
 use crate::telemetry::{Record, TelemetryHandle};
 
 /// How often a host looks for jobs whose runner is gone.
@@ -68,6 +69,15 @@ pub struct Accepted {
     pub joined: bool,
 }
 
+/// Whether a question was put to an earlier incarnation, which may have acted on it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Again {
+    /// It is the first time.
+    No,
+    /// The answer to an earlier one was lost.
+    Yes,
+}
+
 /// Everything that can wake the jobs' supervisor.
 pub enum JobsMsg {
     /// Accept a consult.
@@ -76,6 +86,8 @@ pub enum JobsMsg {
         job: Box<NewJob>,
         /// Who waits for it.
         caller: Option<InvocationId>,
+        /// Whether it was asked for before.
+        again: Again,
         /// Told when it is durable.
         reply: oneshot::Sender<Result<Accepted, Fault>>,
     },
@@ -131,6 +143,29 @@ pub enum JobsMsg {
     Attached(oneshot::Sender<usize>),
 }
 
+impl JobsMsg {
+    /// Its name in a fault plan.
+    const fn name(&self) -> &'static str {
+        match self {
+            Self::Accept { .. } => "accept",
+            Self::Stored { .. } => "stored",
+            Self::Withdrawn(_) => "withdrawn",
+            Self::Resumed { .. } => "resumed",
+            Self::SessionOver(_) => "session_over",
+            Self::HandedOver(_) => "handed_over",
+            Self::Attach { .. } => "attach",
+            Self::Terminate(_) => "terminate",
+            Self::Ended { .. } => "ended",
+            Self::Attend(_) => "attend",
+            Self::Gone(..) => "gone",
+            Self::Due(..) => "due",
+            Self::Sweep => "sweep",
+            Self::Adopt(_) => "adopt",
+            Self::Attached(_) => "attached",
+        }
+    }
+}
+
 /// The supervisor actor.
 pub struct Jobs;
 
@@ -147,6 +182,8 @@ pub struct JobsArguments {
     pub limits: AcceptLimits,
     /// The jobs this host looks after; outlives every incarnation of the supervisor.
     pub attachments: Attachments,
+    /// What is to break.
+    pub faults: Faults,
     /// Who counts.
     pub telemetry: TelemetryHandle,
 }
@@ -218,8 +255,11 @@ impl Actor for Jobs {
         message: Self::Msg,
         state: &mut Self::State,
     ) -> Result<(), ActorProcessingErr> {
+        if state.arguments.faults.is_armed() {
+            child::meet(&state.arguments.faults, FaultPoint::JobsSupervise, message.name()).await?;
+        }
         match message {
-            JobsMsg::Accept { job, caller, reply } => state.accept(&me, job, caller, reply),
+            JobsMsg::Accept { job, caller, again, reply } => state.accept(&me, job, caller, again, reply).await,
             JobsMsg::Stored { caller, result, reply } => state.stored(&me, caller, *result, reply).await,
             JobsMsg::Withdrawn(caller) => state.withdrawn(caller),
             JobsMsg::Resumed { session, open } => state.resumed(session, &open),
@@ -344,13 +384,23 @@ impl Actor for Jobs {
 }
 
 impl JobsState {
-    fn accept(
+    async fn accept(
         &mut self,
         me: &ActorRef<JobsMsg>,
         job: Box<NewJob>,
         caller: Option<InvocationId>,
+        again: Again,
         reply: oneshot::Sender<Result<Accepted, Fault>>,
     ) {
+        match self.arguments.faults.meet(FaultPoint::JobsBeforeAccept, Operation::Method("accept")).await {
+            None => {}
+            Some(Broken::Error(fault)) => {
+                let _ = reply.send(Err(*fault));
+                return;
+            }
+            // Lost: whoever asked asks again.
+            Some(_) => return,
+        }
         if self.arguments.runner.is_none() {
             let fault =
                 Fault::new(FaultCode::RunnerSpawnFailed, "this system was built without a runner for consults.");
@@ -369,7 +419,16 @@ impl JobsState {
         }
         let (store, limits, me) = (self.arguments.store.clone(), self.arguments.limits, me.clone());
         self.tasks.spawn(async move {
-            let result = Box::new(store.accept(*job, limits).await.map_err(Fault::from));
+            let result = match again {
+                Again::No => store.accept(*job, limits).await,
+                // An invocation finds its job by itself; without one the job is known by the id it was to have.
+                Again::Yes => match store.job(job.id).await {
+                    Ok(record) => Ok(Accept::Inserted(record)),
+                    Err(StoreError::UnknownJob(_)) => store.accept(*job, limits).await,
+                    Err(error) => Err(error),
+                },
+            };
+            let result = Box::new(result.map_err(Fault::from));
             let _ = me.cast(JobsMsg::Stored { caller, result, reply });
         });
     }
@@ -404,6 +463,8 @@ impl JobsState {
             }
         };
         let job = record.id;
+        // Before anybody has been told. What an error here tells is wrong, so the caller lets go of its job.
+        let met = self.arguments.faults.meet(FaultPoint::JobsAfterAccept, Operation::Method("accept")).await;
         if !joined {
             self.arguments.telemetry.record(Record::JobState {
                 job,
@@ -412,11 +473,14 @@ impl JobsState {
                 cost_usd: None,
             });
         }
+        // One of ours that was accepted just before an incarnation of ours ended has no runner yet.
+        let ours = record.state == JobState::Queued
+            && caller.is_some_and(|caller| record.invocation.as_deref() == Some(&caller.to_string()));
         // A joined job that nobody runs (its host died between accepting and starting) is run by whoever asks for it.
         let orphan = joined
             && self.arguments.attachments.get(job).is_none()
             && sweep::is_orphan(&self.arguments.dir, job, record.state, record.accepted_at);
-        if !joined || orphan {
+        if !joined || ours || orphan {
             self.attach(me, &record).await;
         }
         match (caller, self.arguments.attachments.get(job)) {
@@ -437,7 +501,12 @@ impl JobsState {
         if withdrawn && let Some(caller) = caller {
             self.withdrawn(caller);
         }
-        let _ = reply.send(Ok(Accepted { record, joined }));
+        match met {
+            None => drop(reply.send(Ok(Accepted { record, joined }))),
+            Some(Broken::Error(fault)) => drop(reply.send(Err(*fault))),
+            // Lost: whoever asked asks again, and joins.
+            Some(_) => {}
+        }
     }
 
     async fn attach(&mut self, me: &ActorRef<JobsMsg>, record: &JobRecord) {
@@ -478,7 +547,8 @@ impl JobsState {
                 SlotEffect::Start(generation) => {
                     let Some(attachment) = self.arguments.attachments.get(job) else { return self.release(job) };
                     let custody = Arc::clone(attachment.custody());
-                    let arguments = ConsultArguments { job, custody, jobs: me.clone() };
+                    let faults = self.arguments.faults.clone();
+                    let arguments = ConsultArguments { job, custody, jobs: me.clone(), faults };
                     let started = Consult::spawn_linked(None, Consult, arguments, me.get_cell()).await;
                     let Some(attending) = self.attending.get_mut(&job) else { return };
                     match started {

@@ -44,6 +44,7 @@ use super::sessions::{SessionEnd, SessionsMsg};
 use super::worker::{Attempt, CallKey, WorkerMsg};
 use super::workers::WorkersMsg;
 use crate::fault::{Fault, FaultCode};
+use crate::faults::{Broken, FaultPoint, Faults, InTurn, Operation};
 use crate::ids::{Generation, HostId, InvocationId, JobId, SessionNumber, UnixMillis};
 use crate::protocol::frame::{Frame, FrameReader};
 use crate::protocol::session::{Call, CallNumber, CallOutcome, ClientInfo, Effect, Finished, SessionCore};
@@ -172,6 +173,8 @@ pub struct SessionParts {
     pub sink: Sink,
     /// Longest line taken.
     pub line_limit: usize,
+    /// What is to break.
+    pub faults: Faults,
 }
 
 /// What an incarnation is started with.
@@ -347,6 +350,9 @@ pub struct SessionLoop {
     clock: Pin<Box<tokio::time::Sleep>>,
     /// What the clock is set to, while it runs.
     clock_at: Option<tokio::time::Instant>,
+    faults: Faults,
+    /// A fault that was met in a turn holds everything up for so long; `None` inside is for ever.
+    held_up: Option<Option<Duration>>,
 }
 
 /// What telemetry wants to know about the call that is being settled.
@@ -397,6 +403,8 @@ impl SessionLoop {
             shortest: None,
             clock: Box::pin(tokio::time::sleep(Duration::ZERO)),
             clock_at: None,
+            faults: a.faults,
+            held_up: None,
         }
     }
 
@@ -410,6 +418,9 @@ impl SessionLoop {
             self.resume();
         }
         loop {
+            if self.faults.is_armed() {
+                self.meet_faults().await;
+            }
             self.write_now().await;
             if self.is_over() {
                 break;
@@ -470,6 +481,9 @@ impl SessionLoop {
         if !self.ledger.is_empty() {
             self.want_worker();
         }
+        // Lines that had arrived behind it; nothing else would wake them.
+        self.take_lines();
+        self.perform(None);
     }
 
     fn want_worker(&mut self) {
@@ -536,20 +550,67 @@ impl SessionLoop {
                 false
             }
         };
-        let now = Instant::now();
-        while let Some(frame) = self.reader.next_frame() {
-            self.take(frame, now);
+        if more
+            && let Some(met) = self.faults.meet_in_turn(FaultPoint::StdioRead, Operation::None)
+            && self.hold_up(met).is_some()
+        {
+            return self.on_read(Err(std::io::Error::other("a fault point was met")));
         }
+        self.take_lines();
         if !more {
             // The last line counts even without a newline.
             if let Some(frame) = self.reader.finish() {
-                self.take(frame, now);
+                self.take(frame, Instant::now());
             }
             if self.stage == Stage::Open {
                 self.stage = Stage::Lingering(tokio::time::Instant::now() + LINGER);
             }
         }
         self.perform(None);
+    }
+
+    fn take_lines(&mut self) {
+        let now = Instant::now();
+        while let Some(frame) = self.reader.next_frame() {
+            self.take(frame, now);
+        }
+    }
+
+    /// Notes that a fault holds the session up, or gives back what it breaks.
+    #[cold]
+    fn hold_up(&mut self, met: InTurn) -> Option<Broken> {
+        match met {
+            InTurn::Do(broken) => Some(broken),
+            InTurn::Wait(time) => {
+                self.held_up = Some(time);
+                None
+            }
+        }
+    }
+
+    /// Meets what an armed plan holds between two turns.
+    #[cold]
+    async fn meet_faults(&mut self) {
+        if let Some(time) = self.held_up.take() {
+            match time {
+                Some(time) => tokio::time::sleep(time).await,
+                None => std::future::pending().await,
+            }
+        }
+        if self.out.is_empty() {
+            return;
+        }
+        match self.faults.meet(FaultPoint::StdioWrite, Operation::None).await {
+            None => {}
+            Some(Broken::Torn) => {
+                // Half of the first line, and then nobody is there to write the rest to.
+                let line = memchr::memchr(b'\n', &self.out).unwrap_or(self.out.len());
+                self.out.truncate(line / 2);
+                self.write_now().await;
+                self.hung_up();
+            }
+            Some(_) => self.hung_up(),
+        }
     }
 
     fn take(&mut self, frame: Frame, now: Instant) {
@@ -609,7 +670,7 @@ impl SessionLoop {
                     self.whole = self.out.len();
                 }
             }
-            SessionEvent::Stop => self.close(),
+            SessionEvent::Stop => self.stop(),
         }
     }
 
@@ -649,11 +710,16 @@ impl SessionLoop {
         for effect in effects.drain(..) {
             match effect {
                 Effect::Invoke(call) => match self.tools[call.tool].target() {
-                    Target::Worker => calls.push(self.record(call)),
+                    Target::Worker => calls.extend(self.record(call)),
                     Target::Host => self.run_here(call),
                 },
                 Effect::Withdraw(call) => self.withdraw(call),
-                Effect::Finished(finished) => self.count(finished, settling.take()),
+                Effect::Finished(finished) => {
+                    if finished.tool.is_none() && self.faults.crash_key_matches(Operation::Method(finished.method)) {
+                        self.crash_worker();
+                    }
+                    self.count(finished, settling.take());
+                }
             }
         }
         // The room is used again: most turns need one or two.
@@ -668,15 +734,30 @@ impl SessionLoop {
         self.calls = calls;
     }
 
+    /// Takes the worker away, as the plan asks for an operation no worker executes.
+    #[cold]
+    fn crash_worker(&self) {
+        if let Serving::Up(generation, _) = &self.serving {
+            let _ = self.workers.cast(WorkersMsg::Broken { generation: *generation });
+        }
+    }
+
     /// Takes a worker call into the ledger.
-    fn record(&mut self, call: Call) -> CallNumber {
+    fn record(&mut self, call: Call) -> Option<CallNumber> {
+        let operation = Operation::Tool(&self.names[call.tool]);
+        if let Some(InTurn::Do(Broken::Error(fault))) = self.faults.meet_in_turn(FaultPoint::LedgerRecord, operation) {
+            // Answered when the turn is over: effects of this one are still being performed.
+            let _ =
+                self.mailbox.send(SessionEvent::HostSettled { call: call.number, outcome: CallOutcome::Fault(fault) });
+            return None;
+        }
         self.note_deadline(call.tool);
         let progress = self.progress(&call);
         let contract = self.tools[call.tool].contract();
         let payload = Payload { tool: call.tool, arguments: call.arguments, client: call.client, progress };
         self.ledger.record(call.number, contract, payload);
         self.gauges.in_flight.fetch_add(1, Ordering::Relaxed);
-        call.number
+        Some(call.number)
     }
 
     /// Gives calls to the worker, if there is one. Each is recorded as in flight before it leaves.
@@ -698,9 +779,32 @@ impl SessionLoop {
 
     fn attempt(&mut self, call: CallNumber, generation: Generation) -> Option<Attempt> {
         let invocation = self.invocation(call);
+        let mut dropped = false;
+        if self.faults.is_armed() {
+            let name = Arc::clone(&self.names[self.ledger.payload(call)?.tool]);
+            let met = self
+                .faults
+                .meet_in_turn(FaultPoint::SessionDispatch, Operation::Tool(&name))
+                .and_then(|met| self.hold_up(met));
+            match met {
+                None => {}
+                Some(Broken::Error(fault)) => {
+                    // Answered when the turn is over, like an outcome.
+                    self.ledger.dispatch(call, generation)?;
+                    let outcome = CallOutcome::Fault(fault);
+                    let _ = self.mailbox.send(SessionEvent::Settled { generation, call, outcome });
+                    return None;
+                }
+                Some(_) => dropped = true,
+            }
+        }
         let (evidence, attempt, payload) = self.ledger.dispatch(call, generation)?;
         if attempt > 1 {
             self.gauges.replays.fetch_add(1, Ordering::Relaxed);
+        }
+        if dropped {
+            drop(AttemptReply::new(self.mailbox.clone(), call, generation));
+            return None;
         }
         Some(Attempt {
             key: CallKey { session: self.number, call },
@@ -774,6 +878,9 @@ impl SessionLoop {
     /// Runs a host tool beside the session. Its panic is answered, not passed on.
     fn run_here(&mut self, call: Call) {
         self.note_deadline(call.tool);
+        if self.faults.crash_key_matches(Operation::Tool(&self.names[call.tool])) {
+            self.crash_worker();
+        }
         let tool = Arc::clone(&self.tools[call.tool]);
         let number = call.number;
         let tool_call = ToolCall {
@@ -800,6 +907,27 @@ impl SessionLoop {
             let _ = mailbox.send(SessionEvent::HostSettled { call: number, outcome });
         });
         self.host_calls.insert(number, task);
+    }
+
+    /// The system stops while the client may still wait: it is told, call by call.
+    fn stop(&mut self) {
+        if self.stage == Stage::Open {
+            let mut open: Vec<CallNumber> = self.core.open_calls().map(|(call, ..)| call).collect();
+            open.sort_unstable();
+            for call in open {
+                self.withdraw(call);
+                let fault = Fault::new(FaultCode::Internal, "the server is stopping.")
+                    .hint("A job that was accepted is kept; find it with consult_jobs when the server is back.");
+                self.settle(call, CallOutcome::Fault(Box::new(fault)), Settling::default());
+            }
+        }
+        self.close();
+    }
+
+    /// Ends a connection nobody serves any more: says so to its client, within the time a drain may take.
+    pub async fn end(&mut self) {
+        let _ = self.mailbox.send(SessionEvent::Stop);
+        self.run().await;
     }
 
     /// Nothing is decided any more: whatever is open has no caller.

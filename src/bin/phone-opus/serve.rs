@@ -12,7 +12,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::cli::{RunnerArguments, ServeOptions};
 use crate::logging;
-use crate::settings::{SetupError, chain, prepare, program, refused, runtime, say};
+use crate::settings::{SetupError, armed, chain, prepare, program, refused, runtime, say};
 
 /// How long a runtime's own threads may take to end; what is stuck in one does not keep the process.
 const RUNTIME_END: Duration = Duration::from_millis(100);
@@ -67,13 +67,19 @@ pub(crate) fn background_consult(options: &RunnerArguments) -> ExitCode {
     logging::start();
     // Away from the client's process group and terminal. It fails for a group's leader, who is away already.
     let _ = rustix::process::setsid();
+    let dir = StateDir::at(&options.state_dir);
+    let faults = match armed(&dir) {
+        Ok(faults) => faults,
+        Err(error) => return refused(&error),
+    };
     let options = RunnerOptions {
         job: options.job,
-        dir: StateDir::at(&options.state_dir),
+        dir,
         max_running: options.max_running,
         stall: Duration::from_secs(options.stall_s),
         agents: AgentRegistry::standard(options.claude_bin.clone(), program()),
         environment: Environment::capture(),
+        faults,
     };
     let runtime = match runtime() {
         Ok(runtime) => runtime,

@@ -7,6 +7,8 @@ use std::process::ExitCode;
 
 use phone_opus::agents::{AgentRegistry, Environment, MAX_PROMPT_BYTES};
 use phone_opus::config::{Config, ConfigError, FileTrust, Settings};
+use phone_opus::faults::{ArmError, Counters, Ends, FAULT_COUNTERS, FaultPlan, Faults, PlanError};
+use phone_opus::ids::HostId;
 use phone_opus::state_dir::StateDir;
 use phone_opus::system::{System, SystemBuilder};
 use phone_opus::tools::consult::default_cwd;
@@ -23,6 +25,8 @@ pub(crate) struct Prepared {
     pub(crate) program: PathBuf,
     /// The environment as it was at the start.
     pub(crate) environment: Environment,
+    /// What is to break.
+    pub(crate) faults: Faults,
 }
 
 /// What stops a command before it begins. Printed with its place and what is accepted.
@@ -34,6 +38,12 @@ pub(crate) enum SetupError {
     /// The state directory cannot be used.
     #[error("the state directory: failed to {}", chain(.0))]
     StateDir(#[from] phone_opus::state_dir::StateDirError),
+    /// A fault plan cannot be used.
+    #[error(transparent)]
+    FaultPlan(#[from] PlanError),
+    /// A fault plan cannot be armed.
+    #[error("failed to {}", chain(.0))]
+    FaultArm(#[from] ArmError),
     /// The prompt on stdin cannot be read.
     #[error("the prompt on stdin: {0}; accepted: at most {MAX_PROMPT_BYTES} bytes of UTF-8")]
     Prompt(std::io::Error),
@@ -96,7 +106,26 @@ pub(crate) fn prepare(common: &Common, overrides: &Overrides) -> Result<Prepared
     };
     sources.push(("the command line".to_owned(), flags));
     let config = Config::from_sources(&sources)?;
-    Ok(Prepared { config, dir: state_dir(common)?, program: program(), environment: Environment::capture() })
+    let dir = state_dir(common)?;
+    let faults = armed(&dir)?;
+    Ok(Prepared { config, dir, program: program(), environment: Environment::capture(), faults })
+}
+
+/// The fault plan of the environment, armed. All processes of one host count together, in a file beside the jobs.
+pub(crate) fn armed(dir: &StateDir) -> Result<Faults, SetupError> {
+    let lookup = |name: &str| std::env::var_os(name);
+    let Some(plan) = FaultPlan::from_environment(lookup)? else { return Ok(Faults::none()) };
+    for rule in plan.rules().iter().filter(|rule| !rule.point.is_reached()) {
+        say(&format!("phone-opus: {rule}: nothing meets this point in this version"));
+    }
+    let counters = match std::env::var_os(FAULT_COUNTERS) {
+        Some(path) => PathBuf::from(path),
+        None => {
+            dir.create()?;
+            dir.root().join(format!("faults-{}", HostId::random()))
+        }
+    };
+    Ok(Faults::arm(plan, Ends::Process, Counters::File(counters))?)
 }
 
 fn from_file(path: &Path, trust: FileTrust, sources: &mut Vec<(String, Settings)>) -> Result<(), SetupError> {
@@ -134,6 +163,7 @@ impl Prepared {
             .runner(self.program.clone())
             .default_cwd(default_cwd(here.as_deref(), home.as_deref()))
             .environment(self.environment.clone())
+            .faults(self.faults)
             .config(self.config)
     }
 }

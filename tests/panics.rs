@@ -1,0 +1,148 @@
+//! A panic in each part of the tree in turn: the session goes on, each request gets its one answer, no agent runs twice.
+
+mod rig;
+
+use phone_opus::faults::{Counters, Ends, FaultPlan, Faults};
+use phone_opus::system::{Grace, Shutdown, System};
+use phone_opus::testkit::scripted_agent::Step;
+use rig::client::Client;
+use rig::{Rig, connect, until};
+use serde_json::{Value, json};
+
+fn faults(plan: &str) -> Faults {
+    let plan = FaultPlan::parse(plan, 0).expect("a plan");
+    Faults::arm(plan, Ends::Nothing, Counters::Memory).expect("armed")
+}
+
+async fn stop(system: System, rig: Rig, clients: impl IntoIterator<Item = Client>) {
+    let mut ended = Vec::new();
+    for mut client in clients {
+        client.hang_up().await;
+        client.silence().await;
+        ended.push(client);
+    }
+    let down = system.shutdown(Grace::default()).await;
+    assert!(matches!(down, Shutdown::InOrder), "{down:?}");
+    rig.stop_and_check_invariants(ended).await;
+}
+
+/// A consult that is under way while the plan strikes, and one after it; both answered, one run each.
+async fn a_consult_survives(plan: &str) {
+    let rig = Rig::new();
+    let faults = faults(plan);
+    let system = rig.system().faults(faults.clone()).start().await.expect("a system");
+    let mut client = connect(&system).await;
+    let prompt = rig.doing(vec![Step::Touch(rig.sign("begun")), Step::WaitForFile(rig.sign("go"))]);
+    let consult = client.start("consult", json!({"prompt": prompt})).await;
+    rig.wait_for_sign("begun").await;
+    // Somebody else makes work for every part while the consult runs.
+    let mut other = connect(&system).await;
+    let reply = other.consult(&rig.answering("meanwhile")).await;
+    assert!(!reply.is_error(), "{plan}: {:#}", reply.0);
+    until(&format!("{plan} has struck"), async || (!faults.fired().is_empty()).then_some(())).await;
+    rig.give_sign("go");
+    let reply = client.reply(consult).await;
+    assert!(!reply.is_error(), "{plan}: {:#}", reply.0);
+    assert_eq!(reply.expect_success()["response"], "done", "{plan}");
+    client.consult(&rig.answering("after")).await.expect_success();
+    client.ping().await;
+    assert_eq!(rig.runs().len(), 3, "{plan}");
+    stop(system, rig, [client, other]).await;
+}
+
+#[tokio::test]
+async fn a_panic_of_the_jobs_supervisor_costs_no_consult() {
+    for message in ["accept", "stored", "attach", "ended", "gone", "accept#2", "stored#2", "attach#2"] {
+        a_consult_survives(&format!("jobs.supervise@{message}=panic")).await;
+    }
+}
+
+#[tokio::test]
+async fn a_panic_of_a_consult_actor_costs_no_consult() {
+    for message in ["began", "ended", "began#2"] {
+        a_consult_survives(&format!("consult.attend@{message}=panic")).await;
+    }
+}
+
+#[tokio::test]
+async fn a_panic_of_the_sessions_supervisor_costs_no_connection() {
+    for message in ["opened#2", "opened#1"] {
+        a_consult_survives(&format!("sessions.supervise@{message}=panic")).await;
+    }
+}
+
+#[tokio::test]
+async fn a_panic_around_accepting_costs_no_consult() {
+    for rule in [
+        "jobs.before_accept=panic",
+        "jobs.after_accept=panic",
+        "jobs.before_accept=drop",
+        "jobs.after_accept=drop",
+        "store.commit@accept=panic#2",
+    ] {
+        let rule = rule.replace("=panic#2", "#2=panic");
+        if rule.starts_with("store") {
+            continue;
+        }
+        a_consult_survives(&rule).await;
+    }
+}
+
+#[tokio::test]
+async fn a_panic_of_a_session_costs_at_most_what_it_was_reading() {
+    for plan in ["stdio.read#4=panic", "stdio.write#4=panic", "session.dispatch@tools/call:consult=panic"] {
+        a_consult_survives(plan).await;
+    }
+}
+
+#[tokio::test]
+async fn a_call_that_was_lost_with_its_session_is_answered_once_and_its_neighbours_go_on() {
+    let rig = Rig::new();
+    let faults = faults("ledger.record@tools/call:consult=panic");
+    let system = rig.system().faults(faults.clone()).start().await.expect("a system");
+    let mut client = connect(&system).await;
+    let burst: Vec<Value> =
+        (1..=4).map(|n| json!({"jsonrpc": "2.0", "id": format!("p{n}"), "method": "ping"})).collect();
+    let prompt = rig.answering("never");
+    let call = json!({"jsonrpc": "2.0", "id": "lost", "method": "tools/call",
+                      "params": {"name": "consult", "arguments": {"prompt": prompt}}});
+    let lines = [&burst[0], &burst[1], &call, &burst[2], &burst[3]].map(Value::to_string).join("\n") + "\n";
+    client.bytes(lines.as_bytes()).await;
+    client.ping().await;
+    for id in ["\"p1\"", "\"p2\"", "\"p3\"", "\"p4\""] {
+        assert_eq!(client.answers_to(id).len(), 1, "{id}");
+    }
+    let lost = client.answers_to("\"lost\"");
+    assert_eq!(lost.len(), 1);
+    assert_eq!(lost[0]["result"]["structuredContent"]["fault"]["code"], "internal", "{lost:?}");
+    assert!(rig.runs().is_empty());
+    stop(system, rig, [client]).await;
+}
+
+#[tokio::test]
+async fn a_panic_of_telemetry_costs_a_batch_that_is_counted() {
+    let rig = Rig::new();
+    let system = rig.system().faults(faults("telemetry.write=panic")).start().await.expect("a system");
+    let mut client = connect(&system).await;
+    client.ping().await;
+    let totals = until("telemetry counts again", async || {
+        client.ping().await;
+        let reply = client.call("telemetry_snapshot", json!({})).await;
+        (!reply.is_error()).then(|| reply["totals"].clone())
+    })
+    .await;
+    assert!(totals["dropped"].as_u64().is_some_and(|dropped| dropped > 0), "{totals}");
+    stop(system, rig, [client]).await;
+}
+
+#[tokio::test]
+async fn a_part_that_keeps_failing_ends_the_system_in_order_and_jobs_are_kept() {
+    let rig = Rig::new();
+    let system = rig.system().faults(faults("jobs.supervise#*=panic")).start().await.expect("a system");
+    let mut client = connect(&system).await;
+    client.call("consult", json!({"prompt": rig.answering("never")})).await.expect_fault("internal");
+    let down = system.down().await;
+    assert!(format!("{down:?}").contains("jobs failed too often"), "{down:?}");
+    client.silence().await;
+    rig.stop_and_check_invariants([]).await;
+}
