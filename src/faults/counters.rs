@@ -315,3 +315,6 @@ fn decoded(bytes: &[u8], plan: u64) -> Option<Vec<Count>> {
     };
     lines.map(count).collect()
 }
+
+#[cfg(test)]
+mod tests;
