@@ -107,6 +107,10 @@ fn a_file_that_was_removed_is_made_again_with_what_the_process_knows() {
     assert_eq!(raise(&tally), 3);
     assert_eq!(fs::metadata(&path).expect("there").permissions().mode() & 0o777, 0o600);
     assert_eq!(raise(&file_tally(&path, PLAN, 1)), 4);
+    fs::remove_file(&path).expect("removed");
+    assert_eq!(raise(&file_tally(&path, PLAN, 1)), 1, "a process that knows nothing begins anew");
+    assert_eq!(raise(&tally), 4, "and one that knows more goes on from there");
+    assert_eq!(raise(&file_tally(&path, PLAN, 1)), 5, "for both");
 }
 
 #[test]
