@@ -7,8 +7,9 @@
 //! that killed a worker must be spent for the next one. So the file is raised before the action is carried out.
 //!
 //! Invariants: (1) with a file, each count is raised under the file's lock, so no two processes see the same one; (2) a
-//! file that is missing, torn, or of another plan is replaced by what this process knows; (3) a file that cannot be
-//! used costs the sharing, never the counting: from then on this process counts alone, and says so once.
+//! file that is missing, torn, or of another plan is replaced by what this process knows, and no count goes back; (3) a
+//! file that cannot be used costs the sharing, never the counting: from then on this process counts alone, and says so
+//! once.
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -167,7 +168,7 @@ impl Tally {
         fires
     }
 
-    /// How often this process knows the rule to have been met: never more than the file says.
+    /// How often this process knows the rule to have been met, without a look at the file. It may have been more often.
     pub(super) fn hits_known(&self, index: usize) -> u64 {
         self.memory[index].hits.load(Ordering::Relaxed)
     }
@@ -176,8 +177,7 @@ impl Tally {
     pub(super) fn counts(&self) -> Vec<Count> {
         if let Some(file) = self.file_in_use() {
             match file.locked().and_then(|held| held.read(file.plan, self.memory.len())) {
-                Ok(Some(counts)) => return counts,
-                Ok(None) => {}
+                Ok(read) => return self.merged(read),
                 Err(error) => file.give_up(&error),
             }
         }
@@ -190,7 +190,7 @@ impl Tally {
 
     fn raise_in(&self, file: &SharedFile, met: u64, due: &impl Fn(usize, u64) -> bool) -> io::Result<Option<usize>> {
         let held = file.locked()?;
-        let mut counts = held.read(file.plan, self.memory.len())?.unwrap_or_else(|| self.known());
+        let mut counts = self.merged(held.read(file.plan, self.memory.len())?);
         let mut fires = None;
         for (index, count) in counts.iter_mut().enumerate().filter(|(index, _)| met >> index & 1 == 1) {
             count.hits = count.hits.saturating_add(1);
@@ -206,6 +206,16 @@ impl Tally {
             cell.fired.store(count.fired, Ordering::Relaxed);
         }
         Ok(fires)
+    }
+
+    /// What the file says, where it does not say less than this process knows: it may have been lost and begun anew by
+    /// a process that knew nothing, and what is spent stays spent.
+    fn merged(&self, read: Option<Vec<Count>>) -> Vec<Count> {
+        let mut counts = self.known();
+        for (known, read) in counts.iter_mut().zip(read.unwrap_or_default()) {
+            *known = Count { hits: known.hits.max(read.hits), fired: known.fired.max(read.fired) };
+        }
+        counts
     }
 
     fn known(&self) -> Vec<Count> {
@@ -315,3 +325,6 @@ fn decoded(bytes: &[u8], plan: u64) -> Option<Vec<Count>> {
     };
     lines.map(count).collect()
 }
+
+#[cfg(test)]
+mod tests;

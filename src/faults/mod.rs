@@ -23,7 +23,9 @@ mod point;
 
 use std::ffi::OsString;
 use std::path::Path;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 
 use rustix::process::{Signal, getpid, kill_process};
 use serde::Serialize;
@@ -104,6 +106,24 @@ pub struct Fired {
 #[derive(Debug, Clone, Default)]
 pub struct Faults(Option<Arc<Armed>>);
 
+/// A point being met; see [`Faults::meet`].
+///
+/// By hand rather than `async`: it is two words in a site's future and a branch in its poll when nothing happens.
+#[must_use = "nothing happens unless it is awaited"]
+pub struct Meeting<'a>(Option<Pin<Box<dyn Future<Output = Option<Broken>> + Send + 'a>>>);
+
+impl Future for Meeting<'_> {
+    type Output = Option<Broken>;
+
+    #[inline]
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        match &mut self.0 {
+            None => Poll::Ready(None),
+            Some(met) => met.as_mut().poll(cx),
+        }
+    }
+}
+
 #[derive(Debug)]
 struct Armed {
     plan: FaultPlan,
@@ -182,19 +202,29 @@ impl Faults {
     ///
     /// # Cancel safety
     ///
-    /// Safe: the hit is counted at the first poll, and a wait that is dropped is over.
+    /// Safe: the hit is counted by the call, and a wait that is dropped is over.
     #[inline]
-    pub async fn meet(&self, point: FaultPoint, operation: Operation<'_>) -> Option<Broken> {
-        let action = self.drawn(point, operation)?;
-        match self.perform(action, point, operation) {
-            Performed::Done(broken) => Some(broken),
-            // Boxed, so that a site's future does not carry a timer for what hardly ever happens.
-            Performed::Delay(time) => {
-                Box::pin(tokio::time::sleep(time)).await;
-                None
+    pub fn meet<'a>(&'a self, point: FaultPoint, operation: Operation<'a>) -> Meeting<'a> {
+        Meeting(self.drawn(point, operation).map(|action| self.carried_out(action, point, operation)))
+    }
+
+    #[cold]
+    fn carried_out<'a>(
+        &'a self,
+        action: FaultAction,
+        point: FaultPoint,
+        operation: Operation<'a>,
+    ) -> Pin<Box<dyn Future<Output = Option<Broken>> + Send + 'a>> {
+        Box::pin(async move {
+            match self.perform(action, point, operation) {
+                Performed::Done(broken) => Some(broken),
+                Performed::Delay(time) => {
+                    tokio::time::sleep(time).await;
+                    None
+                }
+                Performed::Hang => std::future::pending().await,
             }
-            Performed::Hang => std::future::pending().await,
-        }
+        })
     }
 
     /// The same on a thread of its own: a delay sleeps the thread, a hang parks it for ever.
@@ -360,3 +390,6 @@ impl Armed {
         Some(rules[index].action)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -534,3 +534,6 @@ fn quoted(text: &str) -> String {
         format!("{text:?}")
     }
 }
+
+#[cfg(test)]
+mod tests;
