@@ -18,6 +18,7 @@ use crate::actors::session::Gauges;
 use crate::actors::workers::{WorkersMsg, WorkersSnapshot};
 use crate::config::Config;
 use crate::fault::{Fault, FaultCode};
+use crate::faults::Faults;
 use crate::ids::{HostId, UnixMillis};
 use crate::telemetry::TelemetryHandle;
 use crate::tools::reply::Detail;
@@ -45,6 +46,8 @@ pub struct HealthSource {
     pub telemetry: TelemetryHandle,
     /// The numbers.
     pub config: Arc<Config>,
+    /// What is to break.
+    pub faults: Faults,
     /// The program that was launched, where known.
     pub program: Option<PathBuf>,
 }
@@ -101,6 +104,10 @@ impl HealthSource {
             let losses = workers.map(|w| w.losses).unwrap_or_default();
             let losses: Vec<Value> = losses.iter().map(|(at, fault)| json!({"at": at, "fault": fault})).collect();
             object.insert("faults".into(), Value::Array(losses));
+            if self.faults.is_armed() {
+                object.insert("fired_fault_points".into(), json!(self.faults.fired()));
+                object.insert("broken_laws".into(), json!(self.gauges.broken_laws()));
+            }
             object.insert(
                 "limits".into(),
                 json!({"max_running": self.config.max_running, "max_queued": self.config.max_queued,

@@ -279,6 +279,7 @@ impl Assembly {
             jobs: jobs.clone(),
             telemetry: self.telemetry.clone(),
             config: Arc::clone(&self.config),
+            faults: self.faults.clone(),
             program: std::env::current_exe().ok(),
         };
         let desk = Desk {

@@ -420,13 +420,13 @@ impl JobsState {
         let (store, limits, me) = (self.arguments.store.clone(), self.arguments.limits, me.clone());
         self.tasks.spawn(async move {
             let result = match again {
-                Again::No => store.accept(*job, limits).await,
-                // An invocation finds its job by itself; without one the job is known by the id it was to have.
-                Again::Yes => match store.job(job.id).await {
-                    Ok(record) => Ok(Accept::Inserted(record)),
-                    Err(StoreError::UnknownJob(_)) => store.accept(*job, limits).await,
-                    Err(error) => Err(error),
-                },
+                Again::No => store.accept((*job).clone(), limits).await,
+                Again::Yes => accept_again(&store, &job, limits).await,
+            };
+            let result = match result {
+                // Whether it took the job along with its verb is found out by asking again.
+                Err(StoreError::Panicked) => accept_again(&store, &job, limits).await,
+                result => result,
             };
             let result = Box::new(result.map_err(Fault::from));
             let _ = me.cast(JobsMsg::Stored { caller, result, reply });
@@ -632,6 +632,16 @@ fn remember<T>(remembered: &mut VecDeque<T>, new: T) {
         remembered.pop_front();
     }
     remembered.push_back(new);
+}
+
+/// Accepts what may have been accepted before. An invocation finds its job by itself; without one the job is known by the id
+/// it was to have.
+async fn accept_again(store: &StoreHandle, job: &NewJob, limits: AcceptLimits) -> Result<Accept, StoreError> {
+    match store.job(job.id).await {
+        Ok(record) => Ok(Accept::Inserted(record)),
+        Err(StoreError::UnknownJob(_)) => store.accept(job.clone(), limits).await,
+        Err(error) => Err(error),
+    }
 }
 
 /// Asks for the end of a job nobody waits for any more, unless somebody has taken it over.

@@ -22,8 +22,8 @@ pub mod replay;
 use std::collections::HashMap;
 use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::{Buf, Bytes, BytesMut};
@@ -144,6 +144,26 @@ pub struct Gauges {
     pub stale: AtomicU64,
     /// Attempts after a first one.
     pub replays: AtomicU64,
+    /// What a session found broken about itself; looked for only while a fault plan is armed.
+    broken: Mutex<Vec<String>>,
+}
+
+/// Broken laws that are kept; the first ones say the most.
+const BROKEN_KEPT: usize = 16;
+
+impl Gauges {
+    fn broken(&self, what: String) {
+        let mut broken = self.broken.lock().unwrap_or_else(PoisonError::into_inner);
+        if broken.len() < BROKEN_KEPT {
+            broken.push(what);
+        }
+    }
+
+    /// Laws that were found broken while a fault plan was armed. There are none.
+    #[must_use]
+    pub fn broken_laws(&self) -> Vec<String> {
+        self.broken.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
 }
 
 /// The session actor: what supervision sees of the loop.
@@ -591,6 +611,10 @@ impl SessionLoop {
     /// Meets what an armed plan holds between two turns.
     #[cold]
     async fn meet_faults(&mut self) {
+        if let Err(broken) = self.invariant_calls_are_in_hand() {
+            tracing::error!(session = %self.number, broken, "a law is broken");
+            self.gauges.broken(broken);
+        }
         if let Some(time) = self.held_up.take() {
             match time {
                 Some(time) => tokio::time::sleep(time).await,
@@ -611,6 +635,31 @@ impl SessionLoop {
             }
             Some(_) => self.hung_up(),
         }
+    }
+
+    /// L1, L6 and L9 as far as a session can see them, between two turns: every call in flight is in exactly one place, and
+    /// nothing else is.
+    ///
+    /// # Errors
+    ///
+    /// What is broken, in words.
+    pub fn invariant_calls_are_in_hand(&self) -> Result<(), String> {
+        self.core.invariant_calls_are_consistent_and_bounded()?;
+        for (call, ..) in self.core.open_calls() {
+            match (self.ledger.holds(call), self.host_calls.contains_key(&call)) {
+                (true, false) | (false, true) => {}
+                (true, true) => return Err(format!("call {} is in two places", call.0)),
+                (false, false) => return Err(format!("call {} is in nobody's hands", call.0)),
+            }
+        }
+        let held = self.ledger.len() + self.host_calls.len();
+        if held != self.core.in_flight() {
+            return Err(format!("{held} calls are held for {} in flight", self.core.in_flight()));
+        }
+        if self.whole != self.out.len() {
+            return Err(format!("{} bytes of output end in the middle of a line", self.out.len()));
+        }
+        Ok(())
     }
 
     fn take(&mut self, frame: Frame, now: Instant) {
@@ -747,8 +796,11 @@ impl SessionLoop {
         let operation = Operation::Tool(&self.names[call.tool]);
         if let Some(InTurn::Do(Broken::Error(fault))) = self.faults.meet_in_turn(FaultPoint::LedgerRecord, operation) {
             // Answered when the turn is over: effects of this one are still being performed.
-            let _ =
-                self.mailbox.send(SessionEvent::HostSettled { call: call.number, outcome: CallOutcome::Fault(fault) });
+            let (mailbox, call) = (self.mailbox.clone(), call.number);
+            let answering = self.tasks.spawn(async move {
+                let _ = mailbox.send(SessionEvent::HostSettled { call, outcome: CallOutcome::Fault(fault) });
+            });
+            self.host_calls.insert(call, answering);
             return None;
         }
         self.note_deadline(call.tool);
