@@ -137,6 +137,8 @@ fault_codes! {
     OutcomeUnknown = "outcome_unknown", Replay, Worker, never;
     /// The request was run again as often as allowed.
     ReplayExhausted = "replay_exhausted", Replay, Worker, again;
+    /// The host is being stopped.
+    Stopping = "stopping", Process, Host, again;
     /// Too much work in flight.
     Busy = "busy", Resource, Host, again;
     /// The prompt is larger than an agent can take.

@@ -401,7 +401,7 @@ impl System {
         let (number, end) = self.inner.connections.open(input, sink)?;
         // When there is no supervisor at this moment, its next incarnation finds the connection.
         let _ = self.inner.sessions.cast(SessionsMsg::Opened(number));
-        let stopping = || Fault::new(FaultCode::Internal, "the system is stopping.");
+        let stopping = || Fault::new(FaultCode::Stopping, "the system is stopping.");
         end.await.map_err(|_| stopping())?
     }
 

@@ -180,11 +180,12 @@ async fn signals_end_the_host_in_order_with_its_synchronous_consults() {
         let mut host = rig.serve().await;
         let sent = host.start("consult", json!({"prompt": rig.hanging("begun")})).await;
         rig.wait_for_sign("begun").await;
-        host.give_up_on(sent);
         host.signal(signal);
         // Clients often send a second one.
         host.signal(signal);
         assert!(host.exit().await.success(), "{signal:?}");
+        // The client has not hung up, so it is told what became of its call.
+        host.reply(sent).await.expect_fault("stopping");
         let job = rig.only_job_over().await;
         assert_eq!((job.state, fault(&job)), (JobState::Cancelled, Some(FaultCode::CallerLost)), "{signal:?}");
         rig.stop_and_check_invariants([host]).await;

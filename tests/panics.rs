@@ -138,7 +138,7 @@ async fn a_part_that_keeps_failing_ends_the_system_in_order_and_jobs_are_kept() 
     let rig = Rig::new();
     let system = rig.system().faults(faults("jobs.supervise#*=panic")).start().await.expect("a system");
     let mut client = connect(&system).await;
-    client.call("consult", json!({"prompt": rig.answering("never")})).await.expect_fault("internal");
+    client.call("consult", json!({"prompt": rig.answering("never")})).await.expect_fault("stopping");
     let down = system.down().await;
     assert!(format!("{down:?}").contains("jobs failed too often"), "{down:?}");
     client.silence().await;

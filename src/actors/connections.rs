@@ -101,7 +101,7 @@ impl Connections {
     ) -> Result<(SessionNumber, oneshot::Receiver<Result<SessionEnd, Fault>>), Fault> {
         let mut open = self.open_ones();
         if open.closing {
-            return Err(Fault::new(FaultCode::Internal, "the system is stopping."));
+            return Err(Fault::new(FaultCode::Stopping, "the system is stopping."));
         }
         if open.connections.len() >= CONNECTIONS {
             return Err(Fault::new(FaultCode::Busy, "this host serves as many connections as it may."));

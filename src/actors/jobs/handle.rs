@@ -58,7 +58,7 @@ pub enum News {
 }
 
 fn stopped() -> Fault {
-    Fault::new(FaultCode::Internal, "the system is stopping.")
+    Fault::new(FaultCode::Stopping, "the system is stopping.")
 }
 
 impl JobsHandle {

@@ -968,7 +968,7 @@ impl SessionLoop {
             open.sort_unstable();
             for call in open {
                 self.withdraw(call);
-                let fault = Fault::new(FaultCode::Internal, "the server is stopping.")
+                let fault = Fault::new(FaultCode::Stopping, "the server is stopping.")
                     .hint("A job that was accepted is kept; find it with consult_jobs when the server is back.");
                 self.settle(call, CallOutcome::Fault(Box::new(fault)), Settling::default());
             }
