@@ -16,9 +16,10 @@ use crate::actors::jobs::{JobsArguments, JobsHandle, JobsMsg};
 use crate::actors::root::{Down, Names, Root, RootArguments, RootMsg};
 use crate::actors::session::{Gauges, Input, Sink};
 use crate::actors::sessions::{SessionEnd, SessionsArguments, SessionsMsg};
-use crate::actors::workers::WorkersMsg;
+use crate::actors::workers::process::ProcessBackend;
 use crate::actors::workers::slot::RestartPolicy;
-use crate::agents::{Agent, AgentRegistry, Environment};
+use crate::actors::workers::{Backend, Roster, WorkersArguments, WorkersMsg};
+use crate::agents::{Agent, AgentNames, AgentRegistry, Environment};
 use crate::config::Config;
 use crate::fault::{Fault, FaultCode};
 use crate::health::HealthSource;
@@ -31,9 +32,11 @@ use crate::runner::{RunnerCommand, nesting};
 use crate::state_dir::StateDir;
 use crate::store::{AcceptLimits, StoreHandle};
 use crate::telemetry::TelemetryHandle;
-use crate::tools::Tool;
 use crate::tools::consult::{ConsultTool, Desk};
 use crate::tools::readers::{CancelTool, HealthTool, JobTool, JobsTool, TelemetryTool};
+use crate::tools::{Target, Tool};
+use crate::worker::settings::{DeskSettings, Settings};
+use crate::worker::{Isolation, WorkerCommand, WorkerPolicy, wire};
 
 /// When to use us, as every model that connects is told. Under 600 characters: every session pays for it.
 pub const INSTRUCTIONS: &str = "Ask another coding agent for a second opinion with `consult`: reviews of risky diffs, \
@@ -59,6 +62,8 @@ pub struct SystemBuilder {
     environment: Option<Environment>,
     default_cwd: Option<PathBuf>,
     restart: RestartPolicy,
+    isolation: Isolation,
+    worker_policy: WorkerPolicy,
     session_limits: SessionLimits,
     line_limit: usize,
     telemetry_log: bool,
@@ -125,6 +130,20 @@ impl SystemBuilder {
     #[must_use]
     pub fn restart_policy(mut self, policy: RestartPolicy) -> Self {
         self.restart = policy;
+        self
+    }
+
+    /// Where worker tools run; in this process when not set.
+    #[must_use]
+    pub fn isolation(mut self, isolation: Isolation) -> Self {
+        self.isolation = isolation;
+        self
+    }
+
+    /// How long a worker process may be silent.
+    #[must_use]
+    pub fn worker_policy(mut self, policy: WorkerPolicy) -> Self {
+        self.worker_policy = policy;
         self
     }
 
@@ -202,14 +221,58 @@ impl SystemBuilder {
             line_limit: self.line_limit,
         };
         let handle = JobsHandle::new(names.jobs.current(), store.clone());
+        let worker = handle.clone();
         let (sessions, (desk, health)) = assembly.sessions(names.workers.current(), handle, names.jobs.current());
         let connections = names.sessions.current();
-        let arguments =
-            RootArguments { policy: self.restart, store, jobs, telemetry, log, sessions, names, down: down_tx };
+        let backend = match self.isolation {
+            Isolation::InProcess => Backend::InProcess,
+            Isolation::Process(command) => {
+                let desk = consults.then_some(&desk);
+                Backend::Process(Arc::new(process_backend(command, self.worker_policy, worker, &sessions, desk)))
+            }
+        };
+        let workers = WorkersArguments {
+            policy: self.restart,
+            backend,
+            roster: Arc::new(Roster::default()),
+            telemetry: telemetry.clone(),
+        };
+        let arguments = RootArguments { workers, store, jobs, telemetry, log, sessions, names, down: down_tx };
         let (root, _) = Root::spawn(None, Root, arguments)
             .await
             .map_err(|error| Fault::new(FaultCode::Internal, format!("the system did not start: {error}.")))?;
         Ok(System { inner: Arc::new(Inner { root, connections, desk, health, down }) })
+    }
+}
+
+/// What this system's worker processes are started with and told. They run the same tools under the same numbers.
+fn process_backend(
+    command: WorkerCommand,
+    policy: WorkerPolicy,
+    jobs: JobsHandle,
+    sessions: &SessionsArguments,
+    desk: Option<&Desk>,
+) -> ProcessBackend {
+    // What is no text cannot be sent, and a consult could not run there either.
+    let text = |path: &PathBuf| path.to_str().is_some();
+    let desk = desk.map(|desk| DeskSettings {
+        config: Config { claude_bin: desk.config.claude_bin.clone().filter(text), ..Config::clone(&desk.config) },
+        agents: desk.agents.iter().map(str::to_owned).collect(),
+        default_cwd: desk.default_cwd.clone().filter(text),
+        nesting: desk.nesting,
+    });
+    ProcessBackend {
+        command,
+        policy,
+        settings: Settings { host: sessions.host, line_limit: wire::line_limit(sessions.line_limit), desk },
+        tools: sessions
+            .tools
+            .iter()
+            .filter(|tool| tool.target() == Target::Worker)
+            .map(|tool| tool.name().to_owned())
+            .collect(),
+        jobs,
+        gauges: Arc::clone(&sessions.gauges),
     }
 }
 
@@ -248,7 +311,7 @@ impl Assembly {
         };
         let desk = Desk {
             jobs,
-            agents: self.agents,
+            agents: AgentNames::new(self.agents.names()),
             config: self.config,
             default_cwd: self.default_cwd,
             nesting: self.nesting,
@@ -337,6 +400,8 @@ impl System {
             environment: None,
             default_cwd: None,
             restart: RestartPolicy::default(),
+            isolation: Isolation::default(),
+            worker_policy: WorkerPolicy::default(),
             session_limits: SessionLimits::default(),
             line_limit: LINE_LIMIT,
             telemetry_log: true,

@@ -17,7 +17,6 @@ use super::jobs::{Jobs, JobsArguments, JobsMsg};
 use super::sessions::{Sessions, SessionsArguments, SessionsMsg};
 use super::telemetry::{Telemetry, TelemetryArguments, TelemetryMsg};
 use super::workers::reason;
-use super::workers::slot::RestartPolicy;
 use super::workers::{Workers, WorkersArguments, WorkersMsg};
 use crate::fault::{Fault, FaultCode};
 use crate::store::StoreHandle;
@@ -38,8 +37,8 @@ pub struct Root;
 
 /// What it is started with.
 pub struct RootArguments {
-    /// When workers restart.
-    pub policy: RestartPolicy,
+    /// The workers' supervisor is started with this.
+    pub workers: WorkersArguments,
     /// The job store.
     pub store: StoreHandle,
     /// The jobs' supervisor is started with this.
@@ -111,8 +110,7 @@ impl Actor for Root {
         let telemetry = TelemetryArguments { telemetry: a.telemetry.clone(), log: a.log };
         let telemetry = started(Telemetry::spawn_linked(None, Telemetry, telemetry, cell())).await?;
         let jobs = started(Jobs::spawn_linked(None, Jobs, a.jobs, cell())).await?;
-        let workers = WorkersArguments { policy: a.policy, telemetry: a.telemetry.clone() };
-        let workers = started(Workers::spawn_linked(None, Workers, workers, cell())).await?;
+        let workers = started(Workers::spawn_linked(None, Workers, a.workers, cell())).await?;
         a.names.jobs.set(jobs.actor());
         a.names.workers.set(workers.actor());
         let sessions = started(Sessions::spawn_linked(None, Sessions, a.sessions, cell())).await?;

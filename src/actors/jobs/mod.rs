@@ -17,7 +17,7 @@ use ractor::{Actor, ActorProcessingErr, ActorRef, SupervisionEvent};
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
 
-pub use self::handle::{Follow, JobsHandle, News};
+pub use self::handle::{Follow, JobsHandle, News, View};
 use super::child::Child;
 use super::consult::{Consult, ConsultArguments, ConsultMsg};
 use super::workers::reason;

@@ -34,7 +34,7 @@ use super::current::Current;
 use super::jobs::JobsMsg;
 use super::reply::{AttemptReply, ProgressSink, SessionMailbox};
 use super::sessions::{SessionEnd, SessionsMsg};
-use super::worker::{Attempt, CallKey, WorkerMsg};
+use super::worker::{Attempt, CallKey, WorkerHandle, WorkerMsg};
 use super::workers::WorkersMsg;
 use crate::fault::{Fault, FaultCode};
 use crate::ids::{Generation, HostId, InvocationId, JobId, SessionNumber, UnixMillis};
@@ -91,7 +91,7 @@ pub enum SessionEvent {
         /// Which incarnation.
         generation: Generation,
         /// It.
-        worker: ActorRef<WorkerMsg>,
+        worker: WorkerHandle,
     },
     /// A worker is gone, and has said everything it had to say.
     WorkerGone {
@@ -238,7 +238,7 @@ enum Serving {
     /// The supervisor was asked, or is starting one.
     Awaited,
     /// There is one.
-    Up(Generation, ActorRef<WorkerMsg>),
+    Up(Generation, WorkerHandle),
 }
 
 /// What is kept with a worker call.

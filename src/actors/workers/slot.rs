@@ -98,6 +98,12 @@ impl Slot {
         }
     }
 
+    /// An empty slot whose generations go on after this one: another supervisor had them.
+    #[must_use]
+    pub fn after(policy: RestartPolicy, last: Generation) -> Self {
+        Self { generation: last, ..Self::new(policy) }
+    }
+
     /// Where it stands.
     #[must_use]
     pub fn state(&self) -> SlotState {
