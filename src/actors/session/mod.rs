@@ -11,6 +11,7 @@
 //! stalled client stalls itself (L14) and nothing grows without a bound (L9); (3) one owner writes, whole lines (L11);
 //! (4) L5 and L6 as kept by the ledger; (5) a panic of a host tool is that call's fault, not the session's.
 
+pub mod flow;
 pub mod ledger;
 pub mod replay;
 
@@ -29,6 +30,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::{AbortHandle, JoinSet};
 
+use self::flow::Flow;
 use self::ledger::{Ledger, LedgerEffect};
 use super::current::Current;
 use super::jobs::JobsMsg;
@@ -54,9 +56,6 @@ const OUTPUT_KEPT: usize = 256 * 1024;
 
 /// Longest the last answers may take to be written once the session is over.
 const DRAIN: Duration = Duration::from_secs(1);
-
-/// Calls in flight from which on reading lets the worker go first; a quarter of the most a session may have.
-const CROWD: usize = 256;
 
 /// Messages handled before bytes are written and read again.
 const TURN: usize = 256;
@@ -285,6 +284,9 @@ struct Loop {
     effects: Vec<Effect>,
     calls: Vec<CallNumber>,
     stage: Stage,
+    flow: Flow,
+    /// Until when reading waits for the worker, while it does.
+    held: Option<tokio::time::Instant>,
     /// The tools' deadlines, in the catalogue's order.
     deadlines: Vec<Option<Duration>>,
     /// When the earliest call in flight may be late.
@@ -332,6 +334,8 @@ impl Loop {
             effects: Vec::new(),
             calls: Vec::new(),
             stage: Stage::Open,
+            flow: Flow::default(),
+            held: None,
             deadlines,
             due: None,
             shortest: None,
@@ -347,10 +351,15 @@ impl Loop {
             if self.is_over() {
                 break;
             }
-            let reading = self.stage == Stage::Open && self.out.len() <= BACKLOG;
-            if self.core.in_flight() > CROWD {
-                // Calls that were just handed over get their turn before more are read: a burst is served, not refused.
+            let mut reading = self.stage == Stage::Open && self.out.len() <= BACKLOG;
+            if flow::crowded(self.core.in_flight(), self.core.bytes_in_flight()) {
+                // Calls that were just handed over get their turn before more are read.
+                self.held = self.flow.crowd(Instant::now()).map(tokio::time::Instant::from_std);
+                reading &= self.held.is_none();
                 tokio::task::yield_now().await;
+            } else {
+                self.held = None;
+                self.flow.clear();
             }
             self.set_clock();
             let timed = self.clock_at.is_some();
@@ -520,6 +529,7 @@ impl Loop {
             settling.job = reply.job;
             settling.path_hint = reply.path_hint.take();
         }
+        self.flow.settled();
         self.core.on_settled(call, outcome, Instant::now(), &mut self.out, &mut self.effects);
         self.perform(Some(settling));
     }
@@ -712,10 +722,7 @@ impl Loop {
             Stage::Open => None,
             Stage::Lingering(at) | Stage::Draining(at) => Some(at),
         };
-        let wanted = match (self.due, end) {
-            (Some(due), Some(end)) => Some(due.min(end)),
-            (due, end) => due.or(end),
-        };
+        let wanted = [self.due, end, self.held].into_iter().flatten().min();
         if let Some(at) = wanted.filter(|at| self.clock_at.is_none_or(|set| *at < set)) {
             self.clock.as_mut().reset(at);
             self.clock_at = Some(at);
