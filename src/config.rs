@@ -10,7 +10,7 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use crate::jobs::Billing;
 use crate::tools::arguments::nearest;
@@ -49,10 +49,12 @@ pub struct Settings {
     pub response_chars: Option<u64>,
     /// Seconds between progress notifications, 1 to 60.
     pub progress_s: Option<u64>,
+    /// Where tools run: `in_process` or `process`.
+    pub isolation: Option<WorkerIsolation>,
 }
 
 /// Every key, in the order it is documented.
-pub const KEYS: [&str; 10] = [
+pub const KEYS: [&str; 11] = [
     "claude_bin",
     "billing",
     "agent",
@@ -63,13 +65,36 @@ pub const KEYS: [&str; 10] = [
     "wait_s",
     "response_chars",
     "progress_s",
+    "isolation",
 ];
 
 /// Keys a project file may set: nothing that names a program or decides who pays.
 const SAFE_KEYS: [&str; 6] = ["agent", "timeout_s", "stall_s", "wait_s", "response_chars", "progress_s"];
 
+/// Where tools run that a worker executes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WorkerIsolation {
+    /// In the host's own process: fastest; a panic is survived.
+    #[default]
+    InProcess,
+    /// In a process of their own: an abort, a stack overflow, a blocked thread are survived too.
+    Process,
+}
+
+impl WorkerIsolation {
+    /// The word of the configuration.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::InProcess => "in_process",
+            Self::Process => "process",
+        }
+    }
+}
+
 /// The configuration in force.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Config {
     /// Path of Claude Code's program, if configured.
     pub claude_bin: Option<PathBuf>,
@@ -91,6 +116,8 @@ pub struct Config {
     pub response_chars: usize,
     /// Time between progress notifications.
     pub progress: Duration,
+    /// Where tools run.
+    pub isolation: WorkerIsolation,
 }
 
 impl Default for Config {
@@ -106,6 +133,7 @@ impl Default for Config {
             wait: None,
             response_chars: 24_000,
             progress: Duration::from_secs(5),
+            isolation: WorkerIsolation::InProcess,
         }
     }
 }
@@ -178,6 +206,9 @@ impl Config {
         if let Some(billing) = settings.billing {
             self.billing = billing;
         }
+        if let Some(isolation) = settings.isolation {
+            self.isolation = isolation;
+        }
         if let Some(agent) = &settings.agent {
             self.agent.clone_from(agent);
         }
@@ -246,6 +277,13 @@ impl Settings {
                     "subscription" => Billing::Subscription,
                     "api_key" => Billing::ApiKey,
                     other => return Err(format!("{other:?}; accepted: subscription, api_key")),
+                });
+            }
+            "isolation" => {
+                self.isolation = Some(match text {
+                    "in_process" => WorkerIsolation::InProcess,
+                    "process" => WorkerIsolation::Process,
+                    other => return Err(format!("{other:?}; accepted: in_process, process")),
                 });
             }
             "agent" => self.agent = Some(text.to_owned()),

@@ -99,6 +99,8 @@ impl HealthSource {
         });
         if let (Value::Object(object), Detail::Full) = (&mut value, detail) {
             object.insert("host".into(), json!(self.host));
+            object.insert("isolation".into(), json!(workers.as_ref().map(|w| w.isolation)));
+            object.insert("worker_pid".into(), json!(workers.as_ref().and_then(|w| w.pid)));
             object.insert("replays".into(), json!(self.gauges.replays.load(Ordering::Relaxed)));
             object.insert("stale_messages".into(), json!(self.gauges.stale.load(Ordering::Relaxed)));
             let losses = workers.map(|w| w.losses).unwrap_or_default();

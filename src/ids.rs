@@ -79,7 +79,7 @@ uuid_id! {
 }
 
 /// One tool invocation, unique across hosts and restarts: the host, its session and the call within it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct InvocationId {
     /// The host that took the request.
     pub host: HostId,

@@ -25,3 +25,4 @@ pub mod system;
 pub mod telemetry;
 pub mod testkit;
 pub mod tools;
+pub mod worker;

@@ -18,9 +18,10 @@ use crate::actors::jobs::{JobsArguments, JobsHandle, JobsMsg};
 use crate::actors::root::{Down, Names, Root, RootArguments, RootMsg};
 use crate::actors::session::{Gauges, Input, Sink};
 use crate::actors::sessions::{SessionEnd, SessionsArguments, SessionsMsg};
+use crate::actors::workers::process::ProcessBackend;
 use crate::actors::workers::slot::RestartPolicy;
-use crate::actors::workers::{WorkersArguments, WorkersMsg};
-use crate::agents::{Agent, AgentRegistry, Environment};
+use crate::actors::workers::{Backend, Roster, WorkersArguments, WorkersMsg};
+use crate::agents::{Agent, AgentNames, AgentRegistry, Environment};
 use crate::config::Config;
 use crate::fault::{Fault, FaultCode};
 use crate::faults::Faults;
@@ -34,9 +35,11 @@ use crate::runner::{RunnerCommand, nesting};
 use crate::state_dir::StateDir;
 use crate::store::{AcceptLimits, StoreHandle};
 use crate::telemetry::TelemetryHandle;
-use crate::tools::Tool;
 use crate::tools::consult::{ConsultTool, Desk};
 use crate::tools::readers::{CancelTool, HealthTool, JobTool, JobsTool, TelemetryTool};
+use crate::tools::{Target, Tool};
+use crate::worker::settings::{DeskSettings, Settings};
+use crate::worker::{Isolation, WorkerCommand, WorkerPolicy, wire};
 
 /// When to use us, as every model that connects is told. Under 600 characters: every session pays for it.
 pub const INSTRUCTIONS: &str = "Ask another coding agent for a second opinion with `consult`: reviews of risky diffs, \
@@ -62,6 +65,8 @@ pub struct SystemBuilder {
     environment: Option<Environment>,
     default_cwd: Option<PathBuf>,
     restart: RestartPolicy,
+    isolation: Isolation,
+    worker_policy: WorkerPolicy,
     session_limits: SessionLimits,
     line_limit: usize,
     telemetry_log: bool,
@@ -129,6 +134,20 @@ impl SystemBuilder {
     #[must_use]
     pub fn restart_policy(mut self, policy: RestartPolicy) -> Self {
         self.restart = policy;
+        self
+    }
+
+    /// Where worker tools run; in this process when not set.
+    #[must_use]
+    pub fn isolation(mut self, isolation: Isolation) -> Self {
+        self.isolation = isolation;
+        self
+    }
+
+    /// How long a worker process may be silent.
+    #[must_use]
+    pub fn worker_policy(mut self, policy: WorkerPolicy) -> Self {
+        self.worker_policy = policy;
         self
     }
 
@@ -218,7 +237,15 @@ impl SystemBuilder {
             faults: faults.clone(),
         };
         let handle = JobsHandle::new(names.jobs.current(), store.clone());
+        let worker = handle.clone();
         let (served, (desk, health)) = assembly.served(names.workers.current(), handle, names.jobs.current());
+        let backend = match self.isolation {
+            Isolation::InProcess => Backend::InProcess,
+            Isolation::Process(command) => {
+                let desk = consults.then_some(&desk);
+                Backend::Process(Arc::new(process_backend(command, self.worker_policy, worker, &served, desk)))
+            }
+        };
         let connections = Connections::new(served);
         let sessions = SessionsArguments {
             connections: connections.clone(),
@@ -227,7 +254,12 @@ impl SystemBuilder {
             faults: faults.clone(),
         };
         let supervisor = names.sessions.current();
-        let workers = WorkersArguments { policy: self.restart, telemetry: telemetry.clone(), last: Arc::default() };
+        let workers = WorkersArguments {
+            policy: self.restart,
+            backend,
+            roster: Arc::new(Roster::default()),
+            telemetry: telemetry.clone(),
+        };
         let arguments = RootArguments {
             store,
             connections: connections.clone(),
@@ -244,6 +276,37 @@ impl SystemBuilder {
             .await
             .map_err(|error| Fault::new(FaultCode::Internal, format!("the system did not start: {error}.")))?;
         Ok(System { inner: Arc::new(Inner { root, connections, sessions: supervisor, desk, health, down }) })
+    }
+}
+
+/// What this system's worker processes are started with and told. They run the same tools under the same numbers.
+fn process_backend(
+    command: WorkerCommand,
+    policy: WorkerPolicy,
+    jobs: JobsHandle,
+    served: &Served,
+    desk: Option<&Desk>,
+) -> ProcessBackend {
+    // What is no text cannot be sent, and a consult could not run there either.
+    let text = |path: &PathBuf| path.to_str().is_some();
+    let desk = desk.map(|desk| DeskSettings {
+        config: Config { claude_bin: desk.config.claude_bin.clone().filter(text), ..Config::clone(&desk.config) },
+        agents: desk.agents.iter().map(str::to_owned).collect(),
+        default_cwd: desk.default_cwd.clone().filter(text),
+        nesting: desk.nesting,
+    });
+    ProcessBackend {
+        command,
+        policy,
+        settings: Settings { host: served.host, line_limit: wire::line_limit(served.line_limit), desk },
+        tools: served
+            .tools
+            .iter()
+            .filter(|tool| tool.target() == Target::Worker)
+            .map(|tool| tool.name().to_owned())
+            .collect(),
+        jobs,
+        gauges: Arc::clone(&served.gauges),
     }
 }
 
@@ -284,7 +347,7 @@ impl Assembly {
         };
         let desk = Desk {
             jobs,
-            agents: self.agents,
+            agents: AgentNames::new(self.agents.names()),
             config: self.config,
             default_cwd: self.default_cwd,
             nesting: self.nesting,
@@ -375,6 +438,8 @@ impl System {
             environment: None,
             default_cwd: None,
             restart: RestartPolicy::default(),
+            isolation: Isolation::default(),
+            worker_policy: WorkerPolicy::default(),
             session_limits: SessionLimits::default(),
             line_limit: LINE_LIMIT,
             telemetry_log: true,

@@ -5,11 +5,14 @@
 //!
 //! It owes the harness what every server here does: one tool `echo {text}` that returns the text; a panic inside the
 //! tool when the text is `please panic`; a longest line of `BENCH_MAX_LINE` bytes when that is set, else the default.
+//! With `BENCH_ISOLATION=process` the tool runs in a worker process, which is this program again.
 
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use phone_opus::agents::AgentRegistry;
 use phone_opus::fault::{Fault, FaultCode};
+use phone_opus::ids::Generation;
 use phone_opus::protocol::envelope;
 use phone_opus::state_dir::StateDir;
 use phone_opus::stdio::{Input, Output};
@@ -17,6 +20,7 @@ use phone_opus::system::{Grace, LINE_LIMIT, System};
 use phone_opus::tools::{
     Annotations, ReplayContract, ReplyText, Tool, ToolCall, ToolDefinition, ToolFuture, ToolReply,
 };
+use phone_opus::worker::{self, Isolation, WorkerCommand};
 
 struct Echo;
 
@@ -71,13 +75,19 @@ fn failed(what: &str, error: &dyn std::fmt::Display) -> ExitCode {
 
 fn main() -> ExitCode {
     std::panic::set_hook(Box::new(|_| {}));
+    let mut arguments = std::env::args().skip(1);
+    if arguments.next().as_deref() == Some("worker") {
+        let generation = arguments.nth(1).and_then(|text| text.parse().ok()).unwrap_or_default();
+        return work(Generation(generation));
+    }
     let limit = std::env::var("BENCH_MAX_LINE").ok().and_then(|text| text.parse().ok()).unwrap_or(LINE_LIMIT);
     let scratch = std::env::temp_dir().join(format!("phone-opus-bench-{}", std::process::id()));
     let program = std::env::current_exe().unwrap_or_default();
     let builder = System::builder()
         .state_dir(StateDir::at(&scratch))
         .agents(AgentRegistry::standard(None, program.clone()))
-        .runner(program)
+        .runner(program.clone())
+        .isolation(isolation(program))
         .tool(Echo)
         .line_limit(limit);
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
@@ -103,4 +113,30 @@ fn main() -> ExitCode {
     // It is there only when something was logged or stored.
     let _ = std::fs::remove_dir_all(&scratch);
     code
+}
+
+fn isolation(program: std::path::PathBuf) -> Isolation {
+    match std::env::var("BENCH_ISOLATION").as_deref() {
+        Ok("process") => Isolation::Process(WorkerCommand { program, args: vec!["worker".into()], env: None }),
+        _ => Isolation::InProcess,
+    }
+}
+
+/// The worker process.
+fn work(generation: Generation) -> ExitCode {
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return failed("the runtime", &error),
+    };
+    runtime.block_on(async {
+        let (input, output) = match (Input::stdin(), Output::stdout()) {
+            (Ok(input), Ok(output)) => (input, output),
+            (Err(error), _) | (_, Err(error)) => return failed("the standard streams", &error),
+        };
+        let echo: Arc<dyn Tool> = Arc::new(Echo);
+        match worker::serve(generation, [echo], input, output).await {
+            Ok(_) => ExitCode::SUCCESS,
+            Err(error) => failed("the worker", &error),
+        }
+    })
 }

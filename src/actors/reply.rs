@@ -8,6 +8,7 @@ use tokio::sync::mpsc;
 use super::session::SessionEvent;
 use crate::ids::Generation;
 use crate::protocol::session::{CallNumber, CallOutcome};
+use crate::worker::wire::CallKey;
 
 /// Where a session hears from everybody but its client. Every message is about a call of its own or about its worker,
 /// and calls are bounded, so the channel needs no bound of its own.
@@ -52,33 +53,59 @@ impl Drop for AttemptReply {
 
 /// Where a tool reports progress. Reports decide nothing.
 #[derive(Debug, Clone)]
-pub struct ProgressSink {
-    to: Option<(SessionMailbox, CallNumber)>,
+pub struct ProgressSink(Listener);
+
+/// Who listens to a tool's progress.
+#[derive(Debug, Clone)]
+enum Listener {
+    Nobody,
+    Session(SessionMailbox, CallNumber),
+    /// The host of the worker process the tool runs in.
+    Host(mpsc::UnboundedSender<Progress>, CallKey),
+}
+
+/// A report on its way to the host.
+#[derive(Debug)]
+pub struct Progress {
+    /// Which call.
+    pub key: CallKey,
+    /// A value that rises.
+    pub value: f64,
+    /// What is going on.
+    pub message: String,
 }
 
 impl ProgressSink {
     /// A sink for a call whose client wants progress.
     #[must_use]
     pub fn new(to: SessionMailbox, call: CallNumber) -> Self {
-        Self { to: Some((to, call)) }
+        Self(Listener::Session(to, call))
+    }
+
+    /// A sink whose reports leave a worker process.
+    #[must_use]
+    pub fn to_host(to: mpsc::UnboundedSender<Progress>, key: CallKey) -> Self {
+        Self(Listener::Host(to, key))
     }
 
     /// A sink nobody listens to.
     #[must_use]
     pub const fn closed() -> Self {
-        Self { to: None }
+        Self(Listener::Nobody)
     }
 
     /// Whether anybody wants reports.
     #[must_use]
     pub fn is_wanted(&self) -> bool {
-        self.to.is_some()
+        !matches!(self.0, Listener::Nobody)
     }
 
     /// Reports; `value` must rise from report to report, `message` stays under 200 characters.
     pub fn report(&self, value: f64, message: String) {
-        if let Some((to, call)) = &self.to {
-            let _ = to.send(SessionEvent::Progress { call: *call, value, message });
+        match &self.0 {
+            Listener::Nobody => {}
+            Listener::Session(to, call) => drop(to.send(SessionEvent::Progress { call: *call, value, message })),
+            Listener::Host(to, key) => drop(to.send(Progress { key: *key, value, message })),
         }
     }
 }

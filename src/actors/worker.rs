@@ -1,35 +1,32 @@
-//! A worker: one incarnation of the code that executes tools.
+//! A worker: one incarnation of the code that executes tools, as its host sees it.
 //!
-//! Owns: the attempts it is running. May not know: ids on the wire, whether an attempt is a call's first or second,
-//! what happens after it is gone.
+//! Owns: how a worker is reached ([`WorkerHandle`]), how it is ended and known to have ended ([`Custody`]), the actor that
+//! supervision sees. May not know: ids on the wire, whether an attempt is a call's first or second, what happens after it
+//! is gone, and whether the tools run in this process or in another; that is [`workers`](super::workers)' choice.
 //!
-//! A tool's panic is the worker's end: what the panic left behind is unknown, so nothing of this incarnation is kept.
-//! Its reply tokens tell their sessions by being dropped.
+//! ```text
+//!  actor ──starts──▶ keeper ──starts──▶ loop (fed by handles)
+//!    │ dropped = end it ▶ │ ◀─ joined ──────┘
+//!    ◀────────── Ended ───┴──▶ Gone, to the supervisor
+//! ```
+//!
+//! Invariants: (1) `Gone` is sent when the loop has been joined, and its process, if it has one, waited for: all its
+//! messages have been sent and all its tokens have told by then; (2) every way a worker ends passes its keeper, which
+//! outlives the actor: nobody can end the one without the other.
 
-use std::collections::HashMap;
-use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
+use std::time::Duration;
 
-use futures_util::FutureExt;
-use futures_util::future::poll_immediate;
 use ractor::{Actor, ActorProcessingErr, ActorRef};
-use tokio::task::{AbortHandle, JoinSet};
+use tokio::sync::{mpsc, watch};
 
+use super::current::NotRunning;
 use super::reply::AttemptReply;
-use crate::fault::Fault;
-use crate::ids::SessionNumber;
-use crate::protocol::session::{CallNumber, CallOutcome};
-use crate::protocol::wire::ToolReply;
-use crate::tools::{Tool, ToolCall, ToolFuture};
-
-/// A call across all sessions of a system.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct CallKey {
-    /// The session it came in on.
-    pub session: SessionNumber,
-    /// The call within it.
-    pub call: CallNumber,
-}
+use super::workers::{Backend, WorkersMsg};
+use crate::fault::{Fault, FaultCode};
+use crate::ids::{Generation, SessionNumber};
+use crate::tools::{Tool, ToolCall};
+pub use crate::worker::wire::CallKey;
 
 /// One attempt, as it is given to a worker.
 pub struct Attempt {
@@ -43,7 +40,7 @@ pub struct Attempt {
     pub call: ToolCall,
 }
 
-/// Everything that can wake a worker.
+/// What a worker is told.
 pub enum WorkerMsg {
     /// Run this.
     Execute(Box<Attempt>),
@@ -53,118 +50,190 @@ pub enum WorkerMsg {
     Withdraw(CallKey),
     /// Nobody waits for anything of this session any more.
     SessionOver(SessionNumber),
-    /// A task finished.
-    Finished(CallKey, Result<ToolReply, Fault>),
-    /// A task panicked. What the panic said stays here: it may quote anything, and where it happened is logged.
-    Panicked {
-        /// The tool.
-        tool: String,
-    },
 }
 
-/// The worker actor.
+/// Reaches one incarnation's loop. Cheap to clone; it keeps nothing alive. Every message is about calls, which their
+/// sessions bound, so the channel needs no bound of its own.
+#[derive(Debug, Clone)]
+pub struct WorkerHandle(mpsc::UnboundedSender<WorkerMsg>);
+
+impl WorkerHandle {
+    /// A handle, and where its messages come out.
+    #[must_use]
+    pub fn new() -> (Self, mpsc::UnboundedReceiver<WorkerMsg>) {
+        let (sender, inbox) = mpsc::unbounded_channel();
+        (Self(sender), inbox)
+    }
+
+    /// Sends a message. Never waits.
+    ///
+    /// # Errors
+    ///
+    /// The worker has ended. The message is dropped, and the tokens in it tell their sessions so.
+    pub fn cast(&self, message: WorkerMsg) -> Result<(), NotRunning> {
+        self.0.send(message).map_err(|_| NotRunning)
+    }
+}
+
+/// How a worker is to end.
+#[derive(Debug, Clone)]
+pub enum Order {
+    /// It is not needed any more.
+    Stop,
+    /// It is broken, and why.
+    Kill(Box<Fault>),
+}
+
+/// Ends a worker and knows when it has ended. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Custody {
+    order: Arc<watch::Sender<Option<Order>>>,
+    over: watch::Receiver<bool>,
+}
+
+impl Custody {
+    /// Custody of a worker that is about to be started, and the keeper's side of it.
+    #[must_use]
+    pub fn new() -> (Self, Keeping) {
+        let (order, orders) = watch::channel(None);
+        let (over_sender, over) = watch::channel(false);
+        (Self { order: Arc::new(order), over }, Keeping { orders, over: over_sender })
+    }
+
+    /// Orders its end; a second order changes nothing.
+    pub fn end(&self, order: Order) {
+        self.order.send_if_modified(|given| {
+            let first = given.is_none();
+            if first {
+                *given = Some(order);
+            }
+            first
+        });
+    }
+
+    /// Waits until it has ended; false when it did not within the limit.
+    ///
+    /// # Cancel safety
+    ///
+    /// Safe.
+    pub async fn over(&self, limit: Duration) -> bool {
+        let mut over = self.over.clone();
+        // A keeper that is gone without a word is over too.
+        tokio::time::timeout(limit, over.wait_for(|over| *over)).await.is_ok()
+    }
+}
+
+/// A keeper's side of [`Custody`].
+#[derive(Debug)]
+pub struct Keeping {
+    orders: watch::Receiver<Option<Order>>,
+    over: watch::Sender<bool>,
+}
+
+impl Keeping {
+    /// Waits for the order to end.
+    ///
+    /// # Cancel safety
+    ///
+    /// Safe: an order that was given is there for the next wait.
+    pub async fn ordered(&mut self) -> Order {
+        match self.orders.wait_for(Option::is_some).await {
+            Ok(order) => order.clone().unwrap_or(Order::Stop),
+            Err(_) => Order::Stop,
+        }
+    }
+}
+
+/// The worker actor: what supervision sees of an incarnation.
 pub struct Worker;
 
-/// A worker's state; dropping it ends every task and every token.
-#[derive(Default)]
-pub struct WorkerState {
-    running: HashMap<CallKey, (AttemptReply, AbortHandle)>,
-    tasks: JoinSet<()>,
+/// What it is started with.
+pub struct WorkerArguments {
+    /// Which incarnation.
+    pub generation: Generation,
+    /// Where its tools run.
+    pub backend: Backend,
+    /// What it is told.
+    pub inbox: mpsc::UnboundedReceiver<WorkerMsg>,
+    /// The keeper's side of its custody.
+    pub keeping: Keeping,
+    /// Its custody.
+    pub custody: Custody,
+    /// Who hears that it is up, and that it is gone.
+    pub workers: ActorRef<WorkersMsg>,
 }
 
-/// A tool panicked; the worker ends because of it.
-#[derive(Debug, thiserror::Error)]
-#[error("tool {tool} panicked")]
-pub struct ToolPanicked {
-    /// The tool.
-    pub tool: String,
+/// The only message to the actor itself: its keeper has ended.
+pub enum WorkerEnded {
+    /// As it was told to.
+    InOrder,
+    /// Not in order.
+    Lost(Box<Fault>),
+}
+
+/// The actor's state: a worker nobody supervises ends.
+pub struct Held(Custody);
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.0.end(Order::Stop);
+    }
 }
 
 impl Actor for Worker {
-    type Msg = WorkerMsg;
-    type State = WorkerState;
-    type Arguments = ();
+    type Msg = WorkerEnded;
+    type State = Held;
+    type Arguments = WorkerArguments;
 
-    async fn pre_start(&self, _me: ActorRef<Self::Msg>, (): ()) -> Result<Self::State, ActorProcessingErr> {
-        Ok(WorkerState::default())
+    async fn pre_start(&self, me: ActorRef<Self::Msg>, a: Self::Arguments) -> Result<Self::State, ActorProcessingErr> {
+        let WorkerArguments { generation, backend, inbox, mut keeping, custody, workers } = a;
+        let farewell = Farewell { generation, told: Some((me, workers.clone())) };
+        // The keeper is not the actor's own task: it has to outlive a kill of the actor, to see the process off.
+        tokio::spawn(async move {
+            let fault = backend.keep(generation, inbox, &mut keeping, &workers).await;
+            let ordered = matches!(&*keeping.orders.borrow(), Some(Order::Stop));
+            keeping.over.send_replace(true);
+            farewell.tell(ordered, fault);
+        });
+        Ok(Held(custody))
     }
 
     async fn handle(
         &self,
         me: ActorRef<Self::Msg>,
         message: Self::Msg,
-        state: &mut Self::State,
+        _state: &mut Self::State,
     ) -> Result<(), ActorProcessingErr> {
         match message {
-            // No task has ended because of these two. A panic unwinds through `handle`: the token of the attempt and
-            // those after it are dropped with it.
-            WorkerMsg::Execute(attempt) => {
-                state.execute(&me, *attempt).await;
-                return Ok(());
-            }
-            WorkerMsg::ExecuteAll(attempts) => {
-                for attempt in attempts {
-                    state.execute(&me, attempt).await;
-                }
-                return Ok(());
-            }
-            WorkerMsg::Withdraw(key) => state.withdraw(|running| *running == key),
-            WorkerMsg::SessionOver(session) => state.withdraw(|running| running.session == session),
-            WorkerMsg::Finished(key, result) => {
-                if let Some((reply, _)) = state.running.remove(&key) {
-                    reply.finish(outcome(result));
-                }
-            }
-            WorkerMsg::Panicked { tool } => return Err(ToolPanicked { tool }.into()),
+            WorkerEnded::InOrder => me.stop(None),
+            WorkerEnded::Lost(fault) => return Err(fault),
         }
-        while state.tasks.try_join_next().is_some() {}
         Ok(())
     }
 }
 
-impl WorkerState {
-    async fn execute(&mut self, me: &ActorRef<WorkerMsg>, Attempt { key, reply, tool, call }: Attempt) {
-        let mut work = tool.call(call);
-        match poll_immediate(&mut work).await {
-            Some(result) => reply.finish(outcome(result)),
-            None => self.spawn(me, key, reply, tool, work),
-        }
+/// Tells that a worker is gone, also when its keeper panicked.
+struct Farewell {
+    generation: Generation,
+    told: Option<(ActorRef<WorkerEnded>, ActorRef<WorkersMsg>)>,
+}
+
+impl Farewell {
+    fn tell(mut self, ordered: bool, fault: Fault) {
+        self.say(ordered, fault);
     }
 
-    fn spawn(
-        &mut self,
-        me: &ActorRef<WorkerMsg>,
-        key: CallKey,
-        reply: AttemptReply,
-        tool: Arc<dyn Tool>,
-        work: ToolFuture,
-    ) {
-        let me = me.clone();
-        let task = self.tasks.spawn(async move {
-            let told = match AssertUnwindSafe(work).catch_unwind().await {
-                Ok(result) => WorkerMsg::Finished(key, result),
-                Err(_) => WorkerMsg::Panicked { tool: tool.name().to_owned() },
-            };
-            // A worker that is gone hears nothing; its supervisor knows already.
-            let _ = me.cast(told);
-        });
-        self.running.insert(key, (reply, task));
-    }
-
-    fn withdraw(&mut self, which: impl Fn(&CallKey) -> bool) {
-        let withdrawn: Vec<CallKey> = self.running.keys().copied().filter(which).collect();
-        for key in withdrawn {
-            if let Some((reply, task)) = self.running.remove(&key) {
-                task.abort();
-                reply.forget();
-            }
-        }
+    fn say(&mut self, ordered: bool, fault: Fault) {
+        let Some((actor, workers)) = self.told.take() else { return };
+        let fault = Box::new(fault);
+        // Whoever is gone needs not to hear it.
+        let _ = workers.cast(WorkersMsg::Gone { generation: self.generation, fault: fault.clone() });
+        let _ = actor.cast(if ordered { WorkerEnded::InOrder } else { WorkerEnded::Lost(fault) });
     }
 }
 
-fn outcome(result: Result<ToolReply, Fault>) -> CallOutcome {
-    match result {
-        Ok(reply) => CallOutcome::Reply(Box::new(reply)),
-        Err(fault) => CallOutcome::Fault(Box::new(fault)),
+impl Drop for Farewell {
+    fn drop(&mut self) {
+        self.say(false, Fault::new(FaultCode::Internal, "what kept the worker failed."));
     }
 }

@@ -218,7 +218,7 @@ impl ConsultRequest {
 }
 
 /// A job to be inserted.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct NewJob {
     /// The id the job will have unless it joins an older one.
     pub id: JobId,
@@ -241,7 +241,7 @@ pub struct NewJob {
 }
 
 /// A job as the store holds it.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct JobRecord {
     /// Its id.
     pub id: JobId,

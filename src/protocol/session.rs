@@ -221,6 +221,12 @@ impl SessionCore {
         self.pending.len()
     }
 
+    /// Bytes of their arguments.
+    #[must_use]
+    pub fn bytes_in_flight(&self) -> usize {
+        self.call_bytes
+    }
+
     /// The tools offered.
     #[must_use]
     pub fn catalog(&self) -> &Catalog {

@@ -17,7 +17,7 @@ use super::{
     Annotations, Evidence, ProbeFuture, ReplayContract, Tool, ToolCall, ToolDefinition, ToolFuture, ToolReply,
 };
 use crate::actors::jobs::{Follow, JobsHandle, News};
-use crate::agents::{AgentRegistry, MAX_PROMPT_BYTES};
+use crate::agents::{AgentNames, MAX_PROMPT_BYTES};
 use crate::config::Config;
 use crate::fault::{Fault, FaultCode};
 use crate::ids::{AgentSessionId, ChainId, InvocationId, JobId, UnixMillis};
@@ -69,7 +69,7 @@ pub struct Desk {
     /// Jobs.
     pub jobs: JobsHandle,
     /// Who can answer.
-    pub agents: AgentRegistry,
+    pub agents: AgentNames,
     /// The numbers.
     pub config: Arc<Config>,
     /// Where a consult runs that names no directory; `None` when that is no place to run one.
@@ -114,7 +114,7 @@ impl Desk {
             &[("low", "low"), ("medium", "medium"), ("high", "high"), ("xhigh", "xhigh"), ("max", "max")],
         );
         let agent = args.string("agent").unwrap_or_else(|| self.config.agent.clone());
-        if let Err(fault) = self.agents.get(&agent) {
+        if let Err(fault) = self.agents.check(&agent) {
             let hint = fault.hint.unwrap_or_default();
             let shown: String = agent.chars().take(40).collect();
             let known = hint.trim_start_matches("Agents: ").trim_end_matches('.');
@@ -229,13 +229,16 @@ impl Desk {
 
     /// What a reply about this job says beyond its record.
     pub async fn context(&self, record: &JobRecord, follow: Option<&Follow>) -> Context {
-        let live = follow.and_then(Follow::live);
         let mut context = Context::default();
         if !record.state.is_terminal() {
             context.place = self.jobs.queue_place(record.id).await.unwrap_or_default();
+            let live = match follow {
+                Some(follow) => follow.glimpse().await,
+                None => None,
+            };
             match live {
                 Some(live) => {
-                    context.phase = Some(live.phase.describe());
+                    context.phase = Some(live.phase);
                     context.text_so_far = live.text;
                 }
                 None => context.phase = follow.map(Follow::describe),

@@ -16,6 +16,7 @@ use std::pin::Pin;
 use std::time::Duration;
 
 use bytes::Bytes;
+use serde::{Deserialize, Serialize};
 
 use crate::actors::reply::ProgressSink;
 use crate::fault::Fault;
@@ -41,7 +42,8 @@ impl ReplayContract {
 }
 
 /// What a probe found out about a call whose worker was lost.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Evidence {
     /// The call took effect: a new attempt attaches to it.
     Accepted,

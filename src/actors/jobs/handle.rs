@@ -1,7 +1,7 @@
 //! Jobs as everybody but their supervisor sees them: accept, follow, read, cancel.
 //!
-//! Owns: where an answer comes from, the supervisor or the store, and how a job that runs elsewhere is followed. May not
-//! know: who waits for a job, how one is run.
+//! Owns: where an answer comes from (the supervisor, the store, or, in a worker process, the host), and how a job that
+//! runs elsewhere is followed. May not know: who waits for a job, how one is run.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -16,6 +16,7 @@ use crate::ids::{InvocationId, JobId, UnixMillis};
 use crate::jobs::live::JobLive;
 use crate::jobs::{CancelReason, JobRecord, JobState, JobSummary, JournalEntry, NewJob};
 use crate::store::{CancelState, DayCost, JobCounts, JobFilter, StoreError, StoreHandle};
+use crate::worker::asks::{Answer, Asker, Glimpse, Question, Waiting, host_gone, misunderstood};
 
 /// Failures in a row to look at a job of another host before whoever follows it is told; five seconds of them.
 const LOOKS_FAILED: u32 = 20;
@@ -33,19 +34,70 @@ const NEXT: Duration = Duration::from_millis(500);
 const ACCEPT_LIMIT: Duration = Duration::from_secs(30);
 
 /// Jobs, for tools, embedding programs and the command line. Cheap to clone.
+///
+/// In a worker process it reaches the jobs of the host, for the verbs a consult needs; the others are the host's alone
+/// and answer with a fault.
 #[derive(Clone)]
-pub struct JobsHandle {
-    actor: Current<JobsMsg>,
-    store: StoreHandle,
+pub struct JobsHandle(Reach);
+
+#[derive(Clone)]
+enum Reach {
+    /// They belong to this process.
+    Here { actor: Current<JobsMsg>, store: StoreHandle },
+    /// They belong to the host at the other end of this process's pipes.
+    Host(Asker),
 }
 
 /// News of one job, wherever it runs.
-pub struct Follow {
+pub struct Follow(Source);
+
+enum Source {
+    Here(Looking),
+    Host(Asking),
+}
+
+/// A job that is followed in its own host, or by looking at the store.
+struct Looking {
     job: JobId,
     store: StoreHandle,
     news: Option<watch::Receiver<JobLive>>,
     seen: u64,
     failed: u32,
+}
+
+/// A job that is followed by asking the host.
+struct Asking {
+    asker: Asker,
+    follow: u64,
+    /// What the agent was doing when the host last said so.
+    phase: String,
+    /// News that were asked for.
+    waiting: Option<Waiting>,
+}
+
+impl Drop for Asking {
+    fn drop(&mut self) {
+        self.asker.tell(Question::Unfollow { follow: self.follow });
+    }
+}
+
+/// A look at what is known live, apart from whoever waits for news.
+#[derive(Clone, Default)]
+pub struct View(Option<watch::Receiver<JobLive>>);
+
+impl View {
+    /// The news as they stand, where the job runs under this host.
+    #[must_use]
+    pub fn glimpse(&self) -> Option<Glimpse> {
+        let live = self.0.as_ref()?.borrow();
+        Some(Glimpse { phase: live.phase.describe(), text: live.text.clone() })
+    }
+
+    /// What the agent is doing, where that is known.
+    #[must_use]
+    pub fn describe(&self) -> String {
+        self.0.as_ref().map_or_else(|| "running under another host".to_owned(), |news| news.borrow().phase.describe())
+    }
 }
 
 /// What following a job has shown.
@@ -65,7 +117,20 @@ impl JobsHandle {
     /// A handle on these jobs.
     #[must_use]
     pub fn new(actor: Current<JobsMsg>, store: StoreHandle) -> Self {
-        Self { actor, store }
+        Self(Reach::Here { actor, store })
+    }
+
+    /// A handle on the jobs of this process's host.
+    #[must_use]
+    pub fn of_host(asker: Asker) -> Self {
+        Self(Reach::Host(asker))
+    }
+
+    fn store(&self) -> Result<&StoreHandle, Fault> {
+        match &self.0 {
+            Reach::Here { store, .. } => Ok(store),
+            Reach::Host(_) => Err(Fault::new(FaultCode::Internal, "only the host itself can do that with jobs.")),
+        }
     }
 
     /// Accepts a consult: when this returns a job, the job is durable and will reach a terminal state.
@@ -78,35 +143,24 @@ impl JobsHandle {
     ///
     /// Dropping the future does not undo the accept.
     pub async fn accept(&self, job: NewJob, caller: Option<InvocationId>) -> Result<Accepted, Fault> {
-        let asked = self.ask(|reply, again| {
-            let job = Box::new(job.clone());
-            // Asking again joins what the first asking may have become.
-            JobsMsg::Accept { job, caller, again, reply }
-        });
-        match tokio::time::timeout(ACCEPT_LIMIT, asked).await {
-            Ok(accepted) => accepted?,
-            Err(_) => Err(Fault::new(FaultCode::StoreUnavailable, "the job was not accepted in time.")
-                .hint("It may have been accepted all the same; look with consult_jobs.")),
-        }
-    }
-
-    /// Asks the supervisor. A question its incarnation took along is put to the next one.
-    async fn ask<T>(&self, question: impl Fn(oneshot::Sender<T>, Again) -> JobsMsg) -> Result<T, Fault> {
-        let mut actor = self.actor.clone();
-        let mut again = Again::No;
-        for _ in 0..ASKED {
-            actor.note();
-            let (reply, answer) = oneshot::channel();
-            if actor.cast(question(reply, again)).is_ok()
-                && let Ok(answer) = answer.await
-            {
-                return Ok(answer);
+        match &self.0 {
+            Reach::Here { actor, .. } => {
+                let asked = ask(actor, |reply, again| {
+                    let job = Box::new(job.clone());
+                    // Asking again joins what the first asking may have become.
+                    JobsMsg::Accept { job, caller, again, reply }
+                });
+                match tokio::time::timeout(ACCEPT_LIMIT, asked).await {
+                    Ok(accepted) => accepted?,
+                    Err(_) => Err(Fault::new(FaultCode::StoreUnavailable, "the job was not accepted in time.")
+                        .hint("It may have been accepted all the same; look with consult_jobs.")),
+                }
             }
-            again = Again::Yes;
-            // It is started again at once, unless the system stops. An answer may be lost without its actor, too.
-            let _ = tokio::time::timeout(NEXT, actor.replaced()).await;
+            Reach::Host(asker) => match asker.ask(Question::Accept { job: Box::new(job), caller }).await? {
+                Answer::Accepted { record, joined } => Ok(Accepted { record: *record, joined }),
+                _ => Err(misunderstood()),
+            },
         }
-        Err(stopped())
     }
 
     /// Follows a job's news: live when this host runs it, by looking at the store otherwise.
@@ -115,8 +169,22 @@ impl JobsHandle {
     ///
     /// The system is stopping.
     pub async fn follow(&self, job: JobId) -> Result<Follow, Fault> {
-        let news = self.ask(|reply, _| JobsMsg::Attach { job, reply }).await?;
-        Ok(Follow { job, store: self.store.clone(), news, seen: 0, failed: 0 })
+        match &self.0 {
+            Reach::Here { actor, store } => {
+                let news = ask(actor, |reply, _| JobsMsg::Attach { job, reply }).await?;
+                Ok(Follow(Source::Here(Looking { job, store: store.clone(), news, seen: 0, failed: 0 })))
+            }
+            Reach::Host(asker) => {
+                let follow = asker.number();
+                // Made before the question, so that the host hears of its end even when this future is dropped.
+                let mut asking = Asking { asker: asker.clone(), follow, phase: String::new(), waiting: None };
+                match asker.ask(Question::Follow { job, follow }).await? {
+                    Answer::Following { phase } => asking.phase = phase,
+                    _ => return Err(misunderstood()),
+                }
+                Ok(Follow(Source::Host(asking)))
+            }
+        }
     }
 
     /// Everything about one job.
@@ -125,7 +193,13 @@ impl JobsHandle {
     ///
     /// `unknown_job`, `store_unavailable`.
     pub async fn record(&self, job: JobId) -> Result<JobRecord, Fault> {
-        Ok(self.store.job(job).await?)
+        match &self.0 {
+            Reach::Here { store, .. } => Ok(store.job(job).await?),
+            Reach::Host(asker) => match asker.ask(Question::Record { job }).await? {
+                Answer::Record { record } => Ok(*record),
+                _ => Err(misunderstood()),
+            },
+        }
     }
 
     /// A job's journal after `after_seq`.
@@ -134,7 +208,7 @@ impl JobsHandle {
     ///
     /// `unknown_job`, `store_unavailable`.
     pub async fn events(&self, job: JobId, after_seq: u64, limit: usize) -> Result<Vec<JournalEntry>, Fault> {
-        Ok(self.store.events(job, after_seq, limit, 256 * 1024).await?)
+        Ok(self.store()?.events(job, after_seq, limit, 256 * 1024).await?)
     }
 
     /// Jobs that match.
@@ -143,7 +217,7 @@ impl JobsHandle {
     ///
     /// `store_unavailable`.
     pub async fn list(&self, filter: JobFilter) -> Result<Vec<JobSummary>, Fault> {
-        Ok(self.store.list(filter).await?)
+        Ok(self.store()?.list(filter).await?)
     }
 
     /// Asks for a job to be ended, wherever it runs; returns at once.
@@ -152,8 +226,8 @@ impl JobsHandle {
     ///
     /// `unknown_job`, `store_unavailable`.
     pub async fn cancel(&self, job: JobId) -> Result<CancelState, Fault> {
-        let state = self.store.request_cancel(job, CancelReason::Requested).await?;
-        let _ = self.actor.cast(JobsMsg::Terminate(job));
+        let state = self.store()?.request_cancel(job, CancelReason::Requested).await?;
+        self.cast(JobsMsg::Terminate(job));
         Ok(state)
     }
 
@@ -163,16 +237,26 @@ impl JobsHandle {
     ///
     /// `store_unavailable`. A job that is over already is no error.
     pub async fn hand_over(&self, job: JobId) -> Result<(), Fault> {
-        let _ = self.store.hand_over(job).await?;
-        let _ = self.actor.cast(JobsMsg::HandedOver(job));
-        Ok(())
+        match &self.0 {
+            Reach::Here { store, .. } => {
+                let _ = store.hand_over(job).await?;
+                self.cast(JobsMsg::HandedOver(job));
+                Ok(())
+            }
+            Reach::Host(asker) => asker.ask(Question::HandOver { job }).await.map(drop),
+        }
     }
 
     /// Notes that an answer was read.
     pub async fn mark_read(&self, job: JobId) {
         // An unread mark that stays costs a reminder, nothing else.
-        if let Err(error) = self.store.mark_read(job, UnixMillis::now()).await {
-            tracing::debug!(%error, "a job was not marked as read");
+        match &self.0 {
+            Reach::Here { store, .. } => {
+                if let Err(error) = store.mark_read(job, UnixMillis::now()).await {
+                    tracing::debug!(%error, "a job was not marked as read");
+                }
+            }
+            Reach::Host(asker) => drop(asker.ask(Question::MarkRead { job }).await),
         }
     }
 
@@ -182,7 +266,13 @@ impl JobsHandle {
     ///
     /// `store_unavailable`.
     pub async fn unread(&self, workspace: PathBuf) -> Result<Vec<JobId>, Fault> {
-        Ok(self.store.unread(workspace, 5).await?)
+        match &self.0 {
+            Reach::Here { store, .. } => Ok(store.unread(workspace, 5).await?),
+            Reach::Host(asker) => match asker.ask(Question::Unread { workspace }).await? {
+                Answer::Jobs { jobs } => Ok(jobs),
+                _ => Err(misunderstood()),
+            },
+        }
     }
 
     /// The job an invocation was accepted as, if it was.
@@ -191,7 +281,7 @@ impl JobsHandle {
     ///
     /// `store_unavailable`.
     pub async fn find_invocation(&self, invocation: InvocationId) -> Result<Option<JobId>, Fault> {
-        Ok(self.store.find_invocation(invocation).await?)
+        Ok(self.store()?.find_invocation(invocation).await?)
     }
 
     /// A queued job's place, from 1; `None` when it does not wait.
@@ -200,9 +290,17 @@ impl JobsHandle {
     ///
     /// `store_unavailable`.
     pub async fn queue_place(&self, job: JobId) -> Result<Option<usize>, Fault> {
-        let rows = self.store.queue().await?;
-        let waiting: Vec<JobId> = rows.iter().filter(|row| row.state == JobState::Queued).map(|row| row.job).collect();
-        Ok(waiting.iter().position(|row| *row == job).map(|place| place + 1))
+        match &self.0 {
+            Reach::Here { store, .. } => {
+                let rows = store.queue().await?;
+                let mut waiting = rows.iter().filter(|row| row.state == JobState::Queued);
+                Ok(waiting.position(|row| row.job == job).map(|place| place + 1))
+            }
+            Reach::Host(asker) => match asker.ask(Question::QueuePlace { job }).await? {
+                Answer::Place { place } => Ok(place),
+                _ => Err(misunderstood()),
+            },
+        }
     }
 
     /// Jobs by state.
@@ -211,7 +309,7 @@ impl JobsHandle {
     ///
     /// `store_unavailable`.
     pub async fn counts(&self) -> Result<JobCounts, Fault> {
-        Ok(self.store.counts().await?)
+        Ok(self.store()?.counts().await?)
     }
 
     /// What was spent, by day.
@@ -220,13 +318,42 @@ impl JobsHandle {
     ///
     /// `store_unavailable`.
     pub async fn cost_by_day(&self, since: UnixMillis) -> Result<Vec<DayCost>, Fault> {
-        Ok(self.store.cost_by_day(since).await?)
+        Ok(self.store()?.cost_by_day(since).await?)
     }
 
     /// Jobs this host is attached to.
     pub async fn attached(&self) -> usize {
-        self.ask(|reply, _| JobsMsg::Attached(reply)).await.unwrap_or(0)
+        match &self.0 {
+            Reach::Here { actor, .. } => ask(actor, |reply, _| JobsMsg::Attached(reply)).await.unwrap_or(0),
+            Reach::Host(_) => 0,
+        }
     }
+
+    /// Tells the supervisor; one that is not there needs not to know.
+    fn cast(&self, message: JobsMsg) {
+        if let Reach::Here { actor, .. } = &self.0 {
+            let _ = actor.cast(message);
+        }
+    }
+}
+
+/// Asks the supervisor. A question its incarnation took along is put to the next one.
+async fn ask<T>(actor: &Current<JobsMsg>, question: impl Fn(oneshot::Sender<T>, Again) -> JobsMsg) -> Result<T, Fault> {
+    let mut actor = actor.clone();
+    let mut again = Again::No;
+    for _ in 0..ASKED {
+        actor.note();
+        let (reply, answer) = oneshot::channel();
+        if actor.cast(question(reply, again)).is_ok()
+            && let Ok(answer) = answer.await
+        {
+            return Ok(answer);
+        }
+        again = Again::Yes;
+        // It is started again at once, unless the system stops. An answer may be lost without its actor, too.
+        let _ = tokio::time::timeout(NEXT, actor.replaced()).await;
+    }
+    Err(stopped())
 }
 
 impl Follow {
@@ -238,8 +365,67 @@ impl Follow {
     ///
     /// # Cancel safety
     ///
-    /// Safe: what was seen is kept in `self`.
+    /// Safe: what was seen, and what was asked for, is kept in `self`.
     pub async fn next(&mut self) -> Result<News, Fault> {
+        match &mut self.0 {
+            Source::Here(looking) => looking.next().await,
+            Source::Host(asking) => asking.next().await,
+        }
+    }
+
+    /// The news as they stand, where the job runs under this host.
+    ///
+    /// # Cancel safety
+    ///
+    /// Safe.
+    pub async fn glimpse(&self) -> Option<Glimpse> {
+        match &self.0 {
+            Source::Here(looking) => View(looking.news.clone()).glimpse(),
+            Source::Host(asking) => match asking.asker.ask(Question::Live { follow: asking.follow }).await {
+                Ok(Answer::Live { glimpse }) => glimpse,
+                _ => None,
+            },
+        }
+    }
+
+    /// What the agent is doing, where that is known.
+    #[must_use]
+    pub fn describe(&self) -> String {
+        match &self.0 {
+            Source::Here(looking) => View(looking.news.clone()).describe(),
+            Source::Host(asking) => asking.phase.clone(),
+        }
+    }
+
+    /// A look at the same job that does not wait.
+    #[must_use]
+    pub fn view(&self) -> View {
+        match &self.0 {
+            Source::Here(looking) => View(looking.news.clone()),
+            Source::Host(_) => View(None),
+        }
+    }
+}
+
+impl Asking {
+    async fn next(&mut self) -> Result<News, Fault> {
+        let (asker, follow) = (&self.asker, self.follow);
+        let waiting = self.waiting.get_or_insert_with(|| asker.put(Question::Next { follow }));
+        let answer = waiting.await;
+        self.waiting = None;
+        match answer.map_err(|_| host_gone())?? {
+            Answer::Finished { record } => Ok(News::Finished(Arc::new(*record))),
+            Answer::Changed { phase } => {
+                self.phase = phase;
+                Ok(News::Changed)
+            }
+            _ => Err(misunderstood()),
+        }
+    }
+}
+
+impl Looking {
+    async fn next(&mut self) -> Result<News, Fault> {
         loop {
             if let Some(news) = &mut self.news {
                 let (events, finished) = {
@@ -280,19 +466,5 @@ impl Follow {
             }
             tokio::time::sleep(LOOK_EVERY).await;
         }
-    }
-
-    /// The news as they stand, where the job runs under this host.
-    #[must_use]
-    pub fn live(&self) -> Option<JobLive> {
-        self.news.as_ref().map(|news| news.borrow().clone())
-    }
-
-    /// What the agent is doing, where that is known.
-    #[must_use]
-    pub fn describe(&self) -> String {
-        self.news
-            .as_ref()
-            .map_or_else(|| "running under another host".to_owned(), |news| news.borrow().phase.describe())
     }
 }

@@ -20,7 +20,7 @@ use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
 
 use self::custody::{Attachment, Attachments, Means};
-pub use self::handle::{Follow, JobsHandle, News};
+pub use self::handle::{Follow, JobsHandle, News, View};
 use super::child::{self, Child};
 use super::consult::{Consult, ConsultArguments, ConsultMsg};
 use super::supervision::slot::{RestartPolicy, Slot, SlotEffect};

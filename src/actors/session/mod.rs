@@ -16,6 +16,7 @@
 //! (4) L5 and L6 as kept by the ledger; (5) a panic of a host tool is that call's fault, not the session's; (6) a call
 //! in flight is in the ledger or among the host's calls, else it is answered when the session is resumed.
 
+pub mod flow;
 pub mod ledger;
 pub mod replay;
 
@@ -34,6 +35,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::{AbortHandle, JoinSet};
 
+use self::flow::Flow;
 use self::ledger::{Ledger, LedgerEffect};
 use super::connections::Connections;
 use super::current::Current;
@@ -41,7 +43,7 @@ use super::jobs::JobsMsg;
 use super::kept::{Kept, Lent};
 use super::reply::{AttemptReply, ProgressSink, SessionMailbox};
 use super::sessions::{SessionEnd, SessionsMsg};
-use super::worker::{Attempt, CallKey, WorkerMsg};
+use super::worker::{Attempt, CallKey, WorkerHandle, WorkerMsg};
 use super::workers::WorkersMsg;
 use crate::fault::{Fault, FaultCode};
 use crate::faults::{Broken, FaultPoint, Faults, InTurn, Operation};
@@ -62,9 +64,6 @@ const OUTPUT_KEPT: usize = 256 * 1024;
 
 /// Longest the last answers may take to be written once the session is over.
 const DRAIN: Duration = Duration::from_secs(1);
-
-/// Calls in flight from which on reading lets the worker go first; a quarter of the most a session may have.
-const CROWD: usize = 256;
 
 /// Messages handled before bytes are written and read again.
 const TURN: usize = 256;
@@ -99,7 +98,7 @@ pub enum SessionEvent {
         /// Which incarnation.
         generation: Generation,
         /// It.
-        worker: ActorRef<WorkerMsg>,
+        worker: WorkerHandle,
     },
     /// A worker and all before it are gone, and have said everything they had to say.
     WorkerGone {
@@ -306,7 +305,7 @@ enum Serving {
     /// The supervisor was asked, or is starting one.
     Awaited,
     /// There is one.
-    Up(Generation, ActorRef<WorkerMsg>),
+    Up(Generation, WorkerHandle),
 }
 
 /// What is kept with a worker call.
@@ -361,6 +360,9 @@ pub struct SessionLoop {
     effects: Vec<Effect>,
     calls: Vec<CallNumber>,
     stage: Stage,
+    flow: Flow,
+    /// Until when reading waits for the worker, while it does.
+    held: Option<tokio::time::Instant>,
     /// The tools' deadlines, in the catalogue's order.
     deadlines: Vec<Option<Duration>>,
     /// When the earliest call in flight may be late.
@@ -418,6 +420,8 @@ impl SessionLoop {
             effects: Vec::new(),
             calls: Vec::new(),
             stage: Stage::Open,
+            flow: Flow::default(),
+            held: None,
             deadlines,
             due: None,
             shortest: None,
@@ -445,10 +449,15 @@ impl SessionLoop {
             if self.is_over() {
                 break;
             }
-            let reading = self.stage == Stage::Open && self.out.len() <= BACKLOG;
-            if self.core.in_flight() > CROWD {
-                // Calls that were just handed over get their turn before more are read: a burst is served, not refused.
+            let mut reading = self.stage == Stage::Open && self.out.len() <= BACKLOG;
+            if flow::crowded(self.core.in_flight(), self.core.bytes_in_flight()) {
+                // Calls that were just handed over get their turn before more are read.
+                self.held = self.flow.crowd(Instant::now()).map(tokio::time::Instant::from_std);
+                reading &= self.held.is_none();
                 tokio::task::yield_now().await;
+            } else {
+                self.held = None;
+                self.flow.clear();
             }
             self.set_clock();
             let timed = self.clock_at.is_some();
@@ -744,6 +753,7 @@ impl SessionLoop {
             settling.job = reply.job;
             settling.path_hint = reply.path_hint.take();
         }
+        self.flow.settled();
         self.core.on_settled(call, outcome, Instant::now(), &mut self.out, &mut self.effects);
         self.whole = self.out.len();
         self.perform(Some(settling));
@@ -1005,10 +1015,7 @@ impl SessionLoop {
             Stage::Open => None,
             Stage::Lingering(at) | Stage::Draining(at) => Some(at),
         };
-        let wanted = match (self.due, end) {
-            (Some(due), Some(end)) => Some(due.min(end)),
-            (due, end) => due.or(end),
-        };
+        let wanted = [self.due, end, self.held].into_iter().flatten().min();
         if let Some(at) = wanted.filter(|at| self.clock_at.is_none_or(|set| *at < set)) {
             self.clock.as_mut().reset(at);
             self.clock_at = Some(at);

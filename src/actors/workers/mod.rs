@@ -1,35 +1,45 @@
 //! The workers' supervisor: slots, generations, and who is to hear of them.
 //!
-//! Owns: which worker runs and when another is started. May not know: calls, contracts, JSON-RPC, jobs. What becomes of
-//! the calls a lost worker had is decided by their sessions, which hold the ledgers; neither decision implies the other.
+//! Owns: which worker runs, where, and when another is started. May not know: calls, contracts, JSON-RPC, jobs. What
+//! becomes of the calls a lost worker had is decided by their sessions, which hold the ledgers; neither decision implies
+//! the other.
 //!
-//! Invariants: (1) a restart is triggered by the joined task of the old worker, never by its death notice, so its last
-//! messages have been sent before anybody hears that it is gone; (2) sessions hear of a loss before they hear of the
-//! next worker.
+//! Invariants: (1) a restart is triggered by the joined loop of the old worker (and its process, when it has one, waited
+//! for), never by its death notice, so its last messages have been sent before anybody hears that it is gone; (2) sessions
+//! hear of a loss before they hear of the next worker; (3) generations are never reused and workers never overlap, not even
+//! when this actor itself is lost: both are kept in the [`Roster`], which outlives it.
 
 pub use super::supervision::slot;
 
+mod asks;
+mod in_process;
+pub mod process;
+
 use std::collections::{HashMap, VecDeque};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use ractor::{Actor, ActorProcessingErr, ActorRef, SupervisionEvent};
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 
+use self::process::ProcessBackend;
 use self::slot::{RestartPolicy, Slot, SlotEffect, SlotState};
 use super::child::Child;
 use super::reply::SessionMailbox;
 use super::session::SessionEvent;
 use super::supervision::{Exit, RestartType};
-use super::worker::{ToolPanicked, Worker, WorkerMsg};
+use super::worker::{Custody, Keeping, Order, Worker, WorkerArguments, WorkerEnded, WorkerHandle, WorkerMsg};
+use crate::config::WorkerIsolation;
 use crate::fault::{Fault, FaultCode};
 use crate::ids::{Generation, SessionNumber, UnixMillis};
 use crate::telemetry::{Record, TelemetryHandle};
 
-/// Longest a worker may take to start; building a struct takes microseconds.
+/// Longest a worker's actor may take to start; building a struct takes microseconds. A process has a bound of its own.
 const START_LIMIT: Duration = Duration::from_secs(1);
+
+/// Longest a worker may take to end when the system stops, or when a new supervisor finds the worker of a lost one.
+const END_LIMIT: Duration = Duration::from_millis(500);
 
 /// Reasons of losses kept for health.
 const KEPT_FAULTS: usize = 8;
@@ -50,10 +60,19 @@ pub enum WorkersMsg {
         /// Which incarnation.
         generation: Generation,
     },
-    /// A worker's task has ended: all its messages have been sent.
+    /// A worker is ready for calls.
+    Up {
+        /// Which incarnation.
+        generation: Generation,
+        /// Its process, where it has one of its own.
+        pid: Option<u32>,
+    },
+    /// A worker's loop has ended, and its process: all its messages have been sent.
     Gone {
         /// Which incarnation.
         generation: Generation,
+        /// Why.
+        fault: Box<Fault>,
     },
     /// A backoff is over.
     Due {
@@ -69,6 +88,10 @@ pub enum WorkersMsg {
 pub struct WorkersSnapshot {
     /// The newest generation.
     pub generation: Generation,
+    /// Where tools run.
+    pub isolation: WorkerIsolation,
+    /// The worker's process, where it has one of its own.
+    pub pid: Option<u32>,
     /// Whether a worker is there.
     pub alive: bool,
     /// Whether calls are refused because of too many losses.
@@ -81,32 +104,114 @@ pub struct WorkersSnapshot {
     pub losses: Vec<(UnixMillis, Fault)>,
 }
 
+/// Where tools run, and what that takes.
+#[derive(Clone)]
+pub enum Backend {
+    /// In the host's own process.
+    InProcess,
+    /// In a process of their own.
+    Process(Arc<ProcessBackend>),
+}
+
+impl Backend {
+    /// Which of the two it is.
+    #[must_use]
+    pub fn isolation(&self) -> WorkerIsolation {
+        match self {
+            Self::InProcess => WorkerIsolation::InProcess,
+            Self::Process(_) => WorkerIsolation::Process,
+        }
+    }
+
+    /// Keeps a worker until it has ended; returns why it did.
+    pub(super) async fn keep(
+        self,
+        generation: Generation,
+        inbox: mpsc::UnboundedReceiver<WorkerMsg>,
+        keeping: &mut Keeping,
+        workers: &ActorRef<WorkersMsg>,
+    ) -> Fault {
+        let workers = workers.clone();
+        let up = move |pid| drop(workers.cast(WorkersMsg::Up { generation, pid }));
+        match self {
+            Self::InProcess => in_process::keep(inbox, keeping, up).await,
+            Self::Process(backend) => process::keep(backend, generation, inbox, keeping, up).await,
+        }
+    }
+}
+
+/// What outlives the supervisor: the last generation, and custody of the worker there is.
+#[derive(Debug, Default)]
+pub struct Roster(Mutex<Entries>);
+
+#[derive(Debug, Default)]
+struct Entries {
+    last: Generation,
+    worker: Option<Custody>,
+}
+
+impl Roster {
+    fn read<T>(&self, look: impl FnOnce(&mut Entries) -> T) -> T {
+        // Two plain values: whoever panicked while holding it left them whole.
+        look(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// The newest generation there ever was.
+    #[must_use]
+    pub fn last(&self) -> Generation {
+        self.read(|entries| entries.last)
+    }
+
+    fn enter(&self, generation: Generation, custody: Custody) {
+        self.read(|entries| *entries = Entries { last: generation, worker: Some(custody) });
+    }
+
+    /// Ends the worker of a supervisor that is gone.
+    async fn clear(&self) {
+        let Some(custody) = self.read(|entries| entries.worker.take()) else { return };
+        let lost = Fault::new(FaultCode::WorkerLost, "the supervisor of the worker was lost");
+        custody.end(Order::Kill(Box::new(lost)));
+        if !custody.over(END_LIMIT).await {
+            tracing::error!("a worker without a supervisor did not end");
+        }
+    }
+}
+
 /// The supervisor actor.
 pub struct Workers;
 
-/// What it is started with.
+/// What it is started with, each time.
 #[derive(Clone)]
 pub struct WorkersArguments {
     /// When to restart.
     pub policy: RestartPolicy,
+    /// Where tools run.
+    pub backend: Backend,
+    /// What outlives the supervisor.
+    pub roster: Arc<Roster>,
     /// Told of restarts.
     pub telemetry: TelemetryHandle,
-    /// The newest generation there was; outlives every incarnation of the supervisor.
-    pub last: Arc<AtomicU64>,
+}
+
+/// The worker there is.
+struct Current {
+    actor: Child<WorkerEnded>,
+    handle: WorkerHandle,
+    custody: Custody,
+    pid: Option<u32>,
 }
 
 /// The supervisor's state.
 pub struct WorkersState {
     slot: Slot,
-    last: Arc<AtomicU64>,
-    worker: Option<Child<WorkerMsg>>,
+    backend: Backend,
+    roster: Arc<Roster>,
+    worker: Option<Current>,
     /// Who hears of workers; as many as there are connections.
     sessions: HashMap<SessionNumber, SessionMailbox>,
     telemetry: TelemetryHandle,
-    /// Join watches and backoff timers; they end with the supervisor.
+    /// Backoff timers; they end with the supervisor.
     tasks: JoinSet<()>,
-    /// Why the worker is going, until it is gone.
-    reason: Option<String>,
     losses: VecDeque<(UnixMillis, Fault)>,
 }
 
@@ -120,18 +225,15 @@ impl Actor for Workers {
         _me: ActorRef<Self::Msg>,
         arguments: Self::Arguments,
     ) -> Result<Self::State, ActorProcessingErr> {
+        arguments.roster.clear().await;
         Ok(WorkersState {
-            slot: Slot::after(
-                Generation(arguments.last.load(Ordering::Relaxed)),
-                RestartType::Permanent,
-                arguments.policy,
-            ),
-            last: arguments.last,
+            slot: Slot::after(arguments.roster.last(), RestartType::Permanent, arguments.policy),
+            backend: arguments.backend,
+            roster: arguments.roster,
             worker: None,
             sessions: HashMap::new(),
             telemetry: arguments.telemetry,
             tasks: JoinSet::new(),
-            reason: None,
             losses: VecDeque::new(),
         })
     }
@@ -146,7 +248,7 @@ impl Actor for Workers {
             WorkersMsg::Wanted { session, mailbox } => {
                 // It may have missed that its worker is gone, together with us.
                 let _ = mailbox.send(SessionEvent::WorkerGone { generation: state.lost() });
-                if let Some(up) = state.up() {
+                if let Some(up) = state.news() {
                     let _ = mailbox.send(up);
                 }
                 state.sessions.insert(session, mailbox);
@@ -156,16 +258,18 @@ impl Actor for Workers {
             WorkersMsg::SessionOver(session) => {
                 state.sessions.remove(&session);
                 if let Some(worker) = &state.worker {
-                    let _ = worker.cast(WorkerMsg::SessionOver(session));
+                    let _ = worker.handle.cast(WorkerMsg::SessionOver(session));
                 }
             }
             WorkersMsg::Broken { generation } => {
                 // A dying worker drops its tokens too; then this is late and changes nothing.
                 if let Some(worker) = state.worker.as_ref().filter(|_| generation == state.slot.generation()) {
-                    worker.kill();
+                    let fault = Fault::new(FaultCode::WorkerLost, "the worker dropped a call without an outcome");
+                    worker.custody.end(Order::Kill(Box::new(fault)));
                 }
             }
-            WorkersMsg::Gone { generation } => state.gone(&me, generation).await,
+            WorkersMsg::Up { generation, pid } => state.up(generation, pid),
+            WorkersMsg::Gone { generation, fault } => state.gone(&me, generation, *fault).await,
             WorkersMsg::Due { generation } => {
                 let effect = state.slot.due(generation);
                 state.perform(&me, effect).await;
@@ -184,12 +288,12 @@ impl Actor for Workers {
         event: SupervisionEvent,
         state: &mut Self::State,
     ) -> Result<(), ActorProcessingErr> {
-        // Only the reason is taken here. The event may hold the old state and may overtake the worker's last
-        // messages; what happens next is decided when its task has been joined.
+        // What happens next is decided when the worker's loop has been joined: this event may overtake its last messages.
+        // An actor that is gone while its loop is not takes the loop along by itself.
         if let SupervisionEvent::ActorFailed(cell, error) = &event
-            && state.worker.as_ref().is_some_and(|worker| worker.id() == cell.get_id())
+            && state.worker.as_ref().is_some_and(|worker| worker.actor.id() == cell.get_id())
         {
-            state.reason = Some(reason(error));
+            tracing::debug!(why = reason(error), "a worker's actor failed");
         }
         Ok(())
     }
@@ -197,7 +301,11 @@ impl Actor for Workers {
     async fn post_stop(&self, _me: ActorRef<Self::Msg>, state: &mut Self::State) -> Result<(), ActorProcessingErr> {
         state.slot.stop();
         if let Some(worker) = state.worker.take() {
-            worker.stop(Duration::from_millis(250)).await;
+            worker.custody.end(Order::Stop);
+            if !worker.custody.over(END_LIMIT).await {
+                tracing::error!("a worker did not end in time");
+            }
+            worker.actor.kill();
         }
         Ok(())
     }
@@ -205,16 +313,16 @@ impl Actor for Workers {
 
 /// Why an actor failed, as far as it may be told: a panic's own text can quote anything.
 pub(super) fn reason(error: &ActorProcessingErr) -> String {
-    match error.downcast_ref::<ToolPanicked>() {
-        Some(panicked) => panicked.to_string(),
+    match error.downcast_ref::<Fault>() {
+        Some(fault) => fault.detail.clone(),
         None => "it panicked".to_owned(),
     }
 }
 
 impl WorkersState {
-    fn up(&self) -> Option<SessionEvent> {
+    fn news(&self) -> Option<SessionEvent> {
         let worker = self.worker.as_ref().filter(|_| self.slot.state() == SlotState::Up)?;
-        Some(SessionEvent::WorkerUp { generation: self.slot.generation(), worker: worker.actor().clone() })
+        Some(SessionEvent::WorkerUp { generation: self.slot.generation(), worker: worker.handle.clone() })
     }
 
     /// The newest generation that is gone.
@@ -231,21 +339,36 @@ impl WorkersState {
         self.sessions.retain(|_, mailbox| mailbox.send(event()).is_ok());
     }
 
-    async fn gone(&mut self, me: &ActorRef<WorkersMsg>, generation: Generation) {
-        if generation != self.slot.generation() {
+    fn up(&mut self, generation: Generation, pid: Option<u32>) {
+        let Some(worker) = &mut self.worker else { return };
+        if !self.slot.up(generation, Instant::now()) {
+            return;
+        }
+        worker.pid = pid;
+        let handle = worker.handle.clone();
+        if generation > Generation(1) {
+            self.telemetry.record(Record::WorkerRestart { generation });
+        }
+        self.tell(|| SessionEvent::WorkerUp { generation, worker: handle.clone() });
+    }
+
+    async fn gone(&mut self, me: &ActorRef<WorkersMsg>, generation: Generation, fault: Fault) {
+        if generation != self.slot.generation() || self.slot.state() == SlotState::Stopping {
             return;
         }
         self.worker = None;
-        self.note(generation, FaultCode::WorkerLost);
+        self.note(generation, fault);
         self.tell(|| SessionEvent::WorkerGone { generation });
         let effect = self.slot.gone(generation, Exit::Failed, Instant::now());
         self.perform(me, effect).await;
     }
 
-    fn note(&mut self, generation: Generation, code: FaultCode) {
-        let reason = self.reason.take().unwrap_or_else(|| "the worker ended".to_owned());
-        tracing::warn!(%generation, reason, "worker lost");
-        let fault = Fault::new(code, reason).generation(generation);
+    fn note(&mut self, generation: Generation, mut fault: Fault) {
+        if !fault.detail.ends_with('.') {
+            fault.detail.push('.');
+        }
+        tracing::warn!(%generation, code = %fault.code, reason = fault.detail, "worker lost");
+        let fault = fault.generation(generation);
         self.telemetry.record(Record::Fault(Box::new(fault.clone())));
         if self.losses.len() == KEPT_FAULTS {
             self.losses.pop_front();
@@ -270,37 +393,46 @@ impl WorkersState {
                     self.tell(|| SessionEvent::WorkersGaveUp);
                     return;
                 }
-                SlotEffect::Start(generation) => {
-                    self.last.store(generation.0, Ordering::Relaxed);
-                    let started = Worker::spawn_linked(None, Worker, (), me.get_cell());
-                    match tokio::time::timeout(START_LIMIT, started).await {
-                        Ok(Ok((worker, joined))) => {
-                            self.worker = Some(Child::new(worker.clone()));
-                            self.slot.up(generation, Instant::now());
-                            let told = me.clone();
-                            self.tasks.spawn(async move {
-                                let _ = joined.await;
-                                let _ = told.cast(WorkersMsg::Gone { generation });
-                            });
-                            if generation > Generation(1) {
-                                self.telemetry.record(Record::WorkerRestart { generation });
-                            }
-                            self.tell(|| SessionEvent::WorkerUp { generation, worker: worker.clone() });
-                            return;
-                        }
-                        Ok(Err(error)) => self.reason = Some(error.to_string()),
-                        Err(_) => self.reason = Some("the worker did not start in time".to_owned()),
+                SlotEffect::Start(generation) => match self.start(me, generation).await {
+                    Ok(()) => return,
+                    Err(fault) => {
+                        self.note(generation, fault);
+                        effect = self.slot.gone(generation, Exit::NotStarted, Instant::now());
                     }
-                    self.note(generation, FaultCode::WorkerSpawnFailed);
-                    effect = self.slot.gone(generation, Exit::Failed, Instant::now());
-                }
+                },
             }
+        }
+    }
+
+    async fn start(&mut self, me: &ActorRef<WorkersMsg>, generation: Generation) -> Result<(), Fault> {
+        let (handle, inbox) = WorkerHandle::new();
+        let (custody, keeping) = Custody::new();
+        // Entered before it is started: nobody may ever find a worker that is not known here.
+        self.roster.enter(generation, custody.clone());
+        let arguments = WorkerArguments {
+            generation,
+            backend: self.backend.clone(),
+            inbox,
+            keeping,
+            custody: custody.clone(),
+            workers: me.clone(),
+        };
+        let failed = |why: String| Fault::new(FaultCode::WorkerSpawnFailed, why);
+        match tokio::time::timeout(START_LIMIT, Worker::spawn_linked(None, Worker, arguments, me.get_cell())).await {
+            Ok(Ok((actor, _))) => {
+                self.worker = Some(Current { actor: Child::new(actor), handle, custody, pid: None });
+                Ok(())
+            }
+            Ok(Err(error)) => Err(failed(error.to_string())),
+            Err(_) => Err(failed("the worker did not start in time".to_owned())),
         }
     }
 
     fn snapshot(&self) -> WorkersSnapshot {
         WorkersSnapshot {
             generation: self.slot.generation(),
+            isolation: self.backend.isolation(),
+            pid: self.worker.as_ref().and_then(|worker| worker.pid),
             alive: self.slot.state() == SlotState::Up,
             gave_up: self.slot.state() == SlotState::GaveUp,
             restarts: self.slot.total_restarts(),

@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use phone_opus::config::WorkerIsolation;
 use phone_opus::ids::{AgentSessionId, JobId};
 use phone_opus::jobs::{Billing, JobState};
 
@@ -73,6 +74,13 @@ pub(crate) enum McpCommand {
     /// Run one job to its end (started by the server).
     #[command(hide = true)]
     BackgroundConsult(RunnerArguments),
+    /// Run tools for one host (started by a server with isolation = "process").
+    #[command(hide = true)]
+    Worker {
+        /// Which of the host's workers this is.
+        #[arg(long, value_name = "N")]
+        generation: u64,
+    },
     /// The built-in agent that searches without a model (started by a runner).
     #[command(hide = true)]
     OfflineAgent {
@@ -104,6 +112,25 @@ pub(crate) struct Overrides {
     pub(crate) max_running: Option<u64>,
 }
 
+/// Where tools run.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+#[value(rename_all = "snake_case")]
+pub(crate) enum IsolationWord {
+    /// In the server's own process.
+    InProcess,
+    /// In a process of their own.
+    Process,
+}
+
+impl From<IsolationWord> for WorkerIsolation {
+    fn from(word: IsolationWord) -> Self {
+        match word {
+            IsolationWord::InProcess => Self::InProcess,
+            IsolationWord::Process => Self::Process,
+        }
+    }
+}
+
 /// Who pays.
 #[derive(Debug, Clone, Copy, ValueEnum)]
 #[value(rename_all = "snake_case")]
@@ -126,6 +153,9 @@ impl From<BillingWord> for Billing {
 /// `mcp serve`.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct ServeOptions {
+    /// Where tools run [env: PHONE_OPUS_ISOLATION] [default: in_process].
+    #[arg(long, value_enum)]
+    pub(crate) isolation: Option<IsolationWord>,
     /// Where jobs are kept.
     #[command(flatten)]
     pub(crate) common: Common,

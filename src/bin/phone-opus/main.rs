@@ -7,12 +7,14 @@ mod jobs;
 mod logging;
 mod serve;
 mod settings;
+mod worker;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
 
 use clap::Parser;
 use phone_opus::agents::offline;
+use phone_opus::ids::Generation;
 use phone_opus::testkit::scripted_agent;
 
 use crate::cli::{Cli, Command, McpCommand};
@@ -28,6 +30,7 @@ fn main() -> ExitCode {
     match cli.command {
         Command::Mcp { command: McpCommand::Serve(options) } => serve::serve(&options),
         Command::Mcp { command: McpCommand::BackgroundConsult(options) } => serve::background_consult(&options),
+        Command::Mcp { command: McpCommand::Worker { generation } } => worker::run(Generation(generation)),
         Command::Mcp { command: McpCommand::OfflineAgent { arguments } } => {
             code(offline::run(&arguments, std::io::stdin(), std::io::stdout()))
         }

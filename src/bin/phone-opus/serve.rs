@@ -27,7 +27,10 @@ pub(crate) fn serve(options: &ServeOptions) -> ExitCode {
 }
 
 fn serve_client(options: &ServeOptions) -> Result<ExitCode, SetupError> {
-    let prepared = prepare(&options.common, &options.overrides)?;
+    let mut prepared = prepare(&options.common, &options.overrides)?;
+    if let Some(isolation) = options.isolation {
+        prepared.config.isolation = isolation.into();
+    }
     let runtime = runtime()?;
     let code = runtime.block_on(async {
         let mut interrupt = signal(SignalKind::interrupt()).map_err(SetupError::Runtime)?;

@@ -6,12 +6,13 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use phone_opus::agents::{AgentRegistry, Environment, MAX_PROMPT_BYTES};
-use phone_opus::config::{Config, ConfigError, FileTrust, Settings};
+use phone_opus::config::{Config, ConfigError, FileTrust, Settings, WorkerIsolation};
 use phone_opus::faults::{ArmError, Counters, Ends, FAULT_COUNTERS, FaultPlan, Faults, PlanError};
 use phone_opus::ids::HostId;
 use phone_opus::state_dir::StateDir;
 use phone_opus::system::{System, SystemBuilder};
 use phone_opus::tools::consult::default_cwd;
+use phone_opus::worker::{Isolation, WorkerCommand};
 
 use crate::cli::{Common, Overrides};
 
@@ -153,6 +154,18 @@ impl Prepared {
         AgentRegistry::standard(self.config.claude_bin.clone(), self.program.clone())
     }
 
+    /// Where worker tools run.
+    fn isolation(&self) -> Isolation {
+        match self.config.isolation {
+            WorkerIsolation::InProcess => Isolation::InProcess,
+            WorkerIsolation::Process => Isolation::Process(WorkerCommand {
+                program: self.program.clone(),
+                args: vec!["mcp".into(), "worker".into()],
+                env: Some(self.environment.clone()),
+            }),
+        }
+    }
+
     /// A system with everything this program offers.
     pub(crate) fn system(self) -> SystemBuilder {
         let here = std::env::current_dir().ok();
@@ -163,6 +176,7 @@ impl Prepared {
             .runner(self.program.clone())
             .default_cwd(default_cwd(here.as_deref(), home.as_deref()))
             .environment(self.environment.clone())
+            .isolation(self.isolation())
             .faults(self.faults)
             .config(self.config)
     }

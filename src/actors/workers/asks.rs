@@ -1,0 +1,152 @@
+//! What a worker process asks of jobs, answered by the host's own handle.
+//!
+//! Owns: the jobs each worker process follows, the questions in progress. May not know: bytes, calls. It belongs to one
+//! incarnation, and what is in progress ends with it: a verb the store has begun is carried out, and nobody hears of it.
+
+use std::collections::HashMap;
+
+use tokio::task::{AbortHandle, JoinSet};
+
+use crate::actors::jobs::{Accepted, Follow, JobsHandle, News, View};
+use crate::fault::{Fault, FaultCode};
+use crate::worker::asks::{Answer, Question};
+use crate::worker::executor::CONCURRENT;
+
+/// Questions in progress. A call has one or two open; beyond that many the worker is out of order, and is told so.
+const MOST: usize = 4 * CONCURRENT;
+
+/// One followed job.
+struct Followed {
+    /// Absent while somebody waits for news.
+    follow: Option<Follow>,
+    view: View,
+    waiting: Option<AbortHandle>,
+}
+
+/// A question that was answered.
+pub(super) struct Answered {
+    /// Which question.
+    pub(super) id: u64,
+    /// The answer.
+    pub(super) answer: Result<Answer, Fault>,
+    /// A follow that comes back from waiting, or is new.
+    follow: Option<(u64, Follow)>,
+}
+
+/// Questions in progress.
+pub(super) struct Asks {
+    jobs: JobsHandle,
+    follows: HashMap<u64, Followed>,
+    tasks: JoinSet<Answered>,
+}
+
+impl Asks {
+    pub(super) fn new(jobs: JobsHandle) -> Self {
+        Self { jobs, follows: HashMap::new(), tasks: JoinSet::new() }
+    }
+
+    /// Whether there is anything to wait for in [`Asks::answered`].
+    pub(super) fn is_open(&self) -> bool {
+        !self.tasks.is_empty()
+    }
+
+    /// Takes a question; an answer that is known at once is given back.
+    pub(super) fn ask(&mut self, id: u64, question: Question) -> Option<Result<Answer, Fault>> {
+        if self.tasks.len() >= MOST || self.follows.len() >= MOST {
+            return Some(Err(Fault::new(FaultCode::Busy, "the host answers as many questions as it may.")));
+        }
+        let jobs = self.jobs.clone();
+        let answered = move |answer| Answered { id, answer, follow: None };
+        match question {
+            Question::Follow { job, follow } => {
+                // Known from now on, so that an end of the interest that overtakes the answer finds it.
+                let followed = Followed { follow: None, view: View::default(), waiting: None };
+                self.follows.insert(follow, followed);
+                self.tasks.spawn(async move {
+                    match jobs.follow(job).await {
+                        Ok(found) => {
+                            let phase = found.describe();
+                            Answered { id, answer: Ok(Answer::Following { phase }), follow: Some((follow, found)) }
+                        }
+                        Err(fault) => Answered { id, answer: Err(fault), follow: None },
+                    }
+                });
+            }
+            Question::Next { follow } => {
+                let known = self.follows.get_mut(&follow);
+                let Some((followed, mut waiting)) = known.and_then(|known| known.follow.take().map(|f| (known, f)))
+                else {
+                    return Some(Err(Fault::new(FaultCode::WorkerProtocol, "nothing is followed under this number.")));
+                };
+                let task = self.tasks.spawn(async move {
+                    let answer = match waiting.next().await {
+                        Ok(News::Finished(record)) => Ok(Answer::Finished { record: Box::new((*record).clone()) }),
+                        Ok(News::Changed) => Ok(Answer::Changed { phase: waiting.describe() }),
+                        Err(fault) => Err(fault),
+                    };
+                    Answered { id, answer, follow: Some((follow, waiting)) }
+                });
+                followed.waiting = Some(task);
+            }
+            Question::Live { follow } => {
+                let glimpse = self.follows.get(&follow).and_then(|followed| followed.view.glimpse());
+                return Some(Ok(Answer::Live { glimpse }));
+            }
+            Question::Unfollow { follow } => {
+                if let Some(task) = self.follows.remove(&follow).and_then(|followed| followed.waiting) {
+                    task.abort();
+                }
+            }
+            Question::Accept { job, caller } => drop(self.tasks.spawn(async move {
+                let accepted = jobs.accept(*job, caller).await;
+                answered(
+                    accepted.map(|Accepted { record, joined }| Answer::Accepted { record: Box::new(record), joined }),
+                )
+            })),
+            Question::Record { job } => drop(self.tasks.spawn(async move {
+                answered(jobs.record(job).await.map(|record| Answer::Record { record: Box::new(record) }))
+            })),
+            Question::QueuePlace { job } => drop(
+                self.tasks
+                    .spawn(async move { answered(jobs.queue_place(job).await.map(|place| Answer::Place { place })) }),
+            ),
+            Question::Unread { workspace } => drop(
+                self.tasks
+                    .spawn(async move { answered(jobs.unread(workspace).await.map(|jobs| Answer::Jobs { jobs })) }),
+            ),
+            Question::HandOver { job } => {
+                drop(self.tasks.spawn(async move { answered(jobs.hand_over(job).await.map(|()| Answer::Done)) }))
+            }
+            Question::MarkRead { job } => drop(self.tasks.spawn(async move {
+                jobs.mark_read(job).await;
+                answered(Ok(Answer::Done))
+            })),
+        }
+        None
+    }
+
+    /// Waits for an answer; for ever when no question is open.
+    ///
+    /// # Cancel safety
+    ///
+    /// Safe: nothing is lost when the future is dropped.
+    pub(super) async fn answered(&mut self) -> Answered {
+        loop {
+            match self.tasks.join_next().await {
+                Some(Ok(mut answered)) => {
+                    if let Some((number, follow)) = answered.follow.take()
+                        && let Some(followed) = self.follows.get_mut(&number)
+                    {
+                        followed.view = follow.view();
+                        followed.follow = Some(follow);
+                        followed.waiting = None;
+                    }
+                    return answered;
+                }
+                // Nobody wants the answer of a wait that was cancelled.
+                Some(Err(_)) => {}
+                None => std::future::pending().await,
+            }
+        }
+    }
+}

@@ -1,0 +1,211 @@
+//! What a worker process asks its host, and how: jobs belong to the host, and the worker's tools reach them over the pipe.
+//!
+//! Owns: the questions and their answers, and [`Asker`], through which a [`JobsHandle`](crate::actors::jobs::JobsHandle)
+//! of a worker process puts them. May not know: bytes, how the host finds its answers.
+//!
+//! Invariants: (1) a question gets one answer, or learns by its channel's end that there will be none; (2) accepting is
+//! idempotent by invocation in the host, so a question that was put twice changes nothing.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use tokio::sync::{mpsc, oneshot};
+
+use crate::fault::{Fault, FaultCode};
+use crate::ids::{InvocationId, JobId};
+use crate::jobs::{JobRecord, NewJob};
+
+/// What only the host knows or may do.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "verb", rename_all = "snake_case")]
+pub enum Question {
+    /// Accept a consult.
+    Accept {
+        /// What.
+        job: Box<NewJob>,
+        /// Who waits.
+        caller: Option<InvocationId>,
+    },
+    /// Begin to follow a job's news, under a number of the asker's own.
+    Follow {
+        /// Which.
+        job: JobId,
+        /// The number.
+        follow: u64,
+    },
+    /// Wait for news.
+    Next {
+        /// The number.
+        follow: u64,
+    },
+    /// What is known live.
+    Live {
+        /// The number.
+        follow: u64,
+    },
+    /// Nobody follows any more. Not answered.
+    Unfollow {
+        /// The number.
+        follow: u64,
+    },
+    /// Everything about a job.
+    Record {
+        /// Which.
+        job: JobId,
+    },
+    /// Its place in the queue.
+    QueuePlace {
+        /// Which.
+        job: JobId,
+    },
+    /// Answers of a workspace that nobody has read.
+    Unread {
+        /// Which.
+        workspace: PathBuf,
+    },
+    /// Let it go on without a caller.
+    HandOver {
+        /// Which.
+        job: JobId,
+    },
+    /// Its answer was read.
+    MarkRead {
+        /// Which.
+        job: JobId,
+    },
+}
+
+/// What is known live about a job.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Glimpse {
+    /// What the agent is doing, in a few words.
+    pub phase: String,
+    /// What it has said so far.
+    pub text: String,
+}
+
+/// What the host answers.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Answer {
+    /// The job, durable.
+    Accepted {
+        /// As it stands in the store.
+        record: Box<JobRecord>,
+        /// Whether it was there before.
+        joined: bool,
+    },
+    /// It is followed; what the agent is doing.
+    Following {
+        /// In a few words.
+        phase: String,
+    },
+    /// It goes on and something happened.
+    Changed {
+        /// In a few words.
+        phase: String,
+    },
+    /// It is over.
+    Finished {
+        /// As it ended.
+        record: Box<JobRecord>,
+    },
+    /// What is known live, where this host runs it.
+    Live {
+        /// That.
+        glimpse: Option<Glimpse>,
+    },
+    /// A job.
+    Record {
+        /// It.
+        record: Box<JobRecord>,
+    },
+    /// A place.
+    Place {
+        /// From 1.
+        place: Option<usize>,
+    },
+    /// Some jobs.
+    Jobs {
+        /// Their ids.
+        jobs: Vec<JobId>,
+    },
+    /// Nothing to say.
+    Done,
+}
+
+/// A question on its way, and who waits for the answer.
+#[derive(Debug)]
+pub struct Asked {
+    /// The question.
+    pub question: Question,
+    /// Told the answer; `None` when none is expected.
+    pub reply: Option<oneshot::Sender<Result<Answer, Fault>>>,
+}
+
+/// Puts questions to the host. Cheap to clone. Calls are bounded and each has few questions open, so the channel needs no
+/// bound of its own.
+#[derive(Debug, Clone)]
+pub struct Asker {
+    to: mpsc::UnboundedSender<Asked>,
+    /// Numbers follows; shared by all clones.
+    next: Arc<std::sync::atomic::AtomicU64>,
+}
+
+/// An answer on its way.
+pub type Waiting = oneshot::Receiver<Result<Answer, Fault>>;
+
+impl Asker {
+    /// An asker, and where its questions come out.
+    #[must_use]
+    pub fn new() -> (Self, mpsc::UnboundedReceiver<Asked>) {
+        let (to, questions) = mpsc::unbounded_channel();
+        (Self { to, next: Arc::default() }, questions)
+    }
+
+    /// A number nobody else has.
+    #[must_use]
+    pub fn number(&self) -> u64 {
+        self.next.fetch_add(1, std::sync::atomic::Ordering::Relaxed)
+    }
+
+    /// Puts a question; the answer comes when the receiver is awaited.
+    #[must_use]
+    pub fn put(&self, question: Question) -> Waiting {
+        let (reply, answer) = oneshot::channel();
+        // A closed channel drops the reply, which its receiver sees.
+        let _ = self.to.send(Asked { question, reply: Some(reply) });
+        answer
+    }
+
+    /// Says something that needs no answer.
+    pub fn tell(&self, question: Question) {
+        let _ = self.to.send(Asked { question, reply: None });
+    }
+
+    /// Asks and waits.
+    ///
+    /// # Errors
+    ///
+    /// The host's fault; the host is gone.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future does not undo the question.
+    pub async fn ask(&self, question: Question) -> Result<Answer, Fault> {
+        self.put(question).await.map_err(|_| host_gone())?
+    }
+}
+
+/// The other end of the pipe is gone.
+#[must_use]
+pub fn host_gone() -> Fault {
+    Fault::new(FaultCode::Internal, "the host is gone.")
+}
+
+/// The host answered something else than it was asked.
+#[must_use]
+pub fn misunderstood() -> Fault {
+    Fault::new(FaultCode::WorkerProtocol, "the host answered another question than it was asked.")
+}

@@ -1,0 +1,366 @@
+//! A worker in a process of its own, seen from inside, and what it shares with its host.
+//!
+//! Owns: the process side of the pipe ([`serve`]), the protocol ([`wire`]), what runs tools on either side
+//! ([`executor`]). May not know: sessions, the ledger, restarts, stores; what its tools need of jobs they ask the host for
+//! ([`asks`]).
+//!
+//! An embedding program can be such a process too: it calls [`serve`] with the same tools it gives its
+//! [`System`](crate::system::System).
+//!
+//! Invariants: (1) it ends when its host is gone: its input ends then; (2) it takes every message of the host while tools
+//! run, so a check is answered unless a tool blocks the thread; (3) a tool's panic is its last message: what it left behind
+//! is unknown; (4) it opens no store, reads no configuration, and knows what the host told it.
+
+pub mod asks;
+pub mod executor;
+pub mod settings;
+pub mod vigil;
+pub mod wire;
+
+use std::collections::HashMap;
+use std::ffi::OsString;
+use std::io;
+use std::os::fd::AsFd;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{Buf, Bytes, BytesMut};
+use futures_util::future::poll_immediate;
+use rustix::event::{PollFd, PollFlags, poll};
+use serde_json::value::RawValue;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::sync::{mpsc, oneshot};
+
+use self::asks::{Answer, Asked, Asker};
+use self::executor::{Executor, ToolPanicked, Work};
+use self::settings::Settings;
+use self::wire::{Hello, ToWorker};
+use crate::actors::jobs::JobsHandle;
+use crate::actors::reply::{Progress, ProgressSink};
+use crate::agents::{AgentNames, Environment};
+use crate::fault::{Fault, FaultCode};
+use crate::ids::{Generation, HostId};
+use crate::protocol::frame::{Frame, FrameReader};
+use crate::protocol::session::CallOutcome;
+use crate::system::LINE_LIMIT;
+use crate::tools::Tool;
+use crate::tools::consult::{ConsultTool, Desk};
+
+/// Where a system's worker tools run.
+#[derive(Debug, Clone, Default)]
+pub enum Isolation {
+    /// In the host's own process.
+    #[default]
+    InProcess,
+    /// In a process of their own.
+    Process(WorkerCommand),
+}
+
+/// What is started for each worker: a program that calls [`serve`]. The host adds `--generation N`.
+#[derive(Debug, Clone)]
+pub struct WorkerCommand {
+    /// The program.
+    pub program: PathBuf,
+    /// Its arguments.
+    pub args: Vec<OsString>,
+    /// Its whole environment; the host process's own when `None`.
+    pub env: Option<Environment>,
+}
+
+/// How long a worker process may be silent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct WorkerPolicy {
+    /// From its start to its greeting. A start takes milliseconds; a machine under load takes its time.
+    pub handshake: Duration,
+    /// Without a word while it has work, before it is asked whether it is alive; and again, before it is given up.
+    pub quiet: Duration,
+}
+
+impl Default for WorkerPolicy {
+    fn default() -> Self {
+        Self { handshake: Duration::from_secs(5), quiet: Duration::from_secs(5) }
+    }
+}
+
+/// How a worker process ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum WorkerEnd {
+    /// Its host closed the pipe, or is gone.
+    HostGone,
+    /// A tool panicked; the host was told.
+    Panicked(ToolPanicked),
+}
+
+/// Why a worker process could not go on.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// What came in is not what a host of this version says.
+    #[error("understand the host: {0}")]
+    Protocol(&'static str),
+    /// The pipe failed.
+    #[error("use the pipe to the host")]
+    Pipe(#[from] io::Error),
+}
+
+/// Output that may wait for the host to read it before no more calls are taken: one pipe's worth many times over.
+const BACKLOG: usize = 1024 * 1024;
+
+/// Room kept for output between turns; more is given back.
+const OUTPUT_KEPT: usize = 256 * 1024;
+
+/// Serves as the worker of this generation until the host is gone. The tools are the host's own, and `consult` is added
+/// when the host offers it.
+///
+/// A tool that blocks the thread blocks this too; [`host_gone`] is for whoever wants to end the process even then.
+///
+/// # Errors
+///
+/// The host does not speak this protocol; the pipe failed.
+///
+/// # Cancel safety
+///
+/// Dropping the future ends every tool at its next await.
+pub async fn serve(
+    generation: Generation,
+    tools: impl IntoIterator<Item = Arc<dyn Tool>>,
+    input: impl AsyncRead + Unpin,
+    output: impl AsyncWrite + Unpin,
+) -> Result<WorkerEnd, ServeError> {
+    let (asker, questions) = Asker::new();
+    let (progress, reports) = mpsc::unbounded_channel();
+    let inside = Inside {
+        generation,
+        host: None,
+        limit: wire::line_limit(LINE_LIMIT),
+        tools: tools.into_iter().map(|tool| (tool.name().to_owned(), tool)).collect(),
+        executor: Executor::default(),
+        asker,
+        questions,
+        asked: HashMap::new(),
+        next: 0,
+        progress,
+        reports,
+        out: BytesMut::new(),
+    };
+    inside.run(input, output).await
+}
+
+/// Waits, in the calling thread, until nobody is left at the other end of this pipe; what there is to read does not matter.
+///
+/// For a thread of its own in a worker's program, which ends the process a moment later: the loop of [`serve`] ends by
+/// itself at once, unless a tool blocks its thread.
+///
+/// # Errors
+///
+/// The descriptor cannot be waited for.
+pub fn host_gone(pipe: impl AsFd) -> io::Result<()> {
+    loop {
+        let mut fds = [PollFd::new(&pipe, PollFlags::empty())];
+        match poll(&mut fds, None) {
+            Ok(_) if fds[0].revents().intersects(PollFlags::HUP | PollFlags::ERR | PollFlags::NVAL) => return Ok(()),
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+/// Whether to go on.
+enum Turn {
+    Goes,
+    Ends(WorkerEnd),
+}
+
+struct Inside {
+    generation: Generation,
+    /// Known once it has greeted.
+    host: Option<HostId>,
+    limit: usize,
+    tools: HashMap<String, Arc<dyn Tool>>,
+    executor: Executor<()>,
+    asker: Asker,
+    questions: mpsc::UnboundedReceiver<Asked>,
+    asked: HashMap<u64, oneshot::Sender<Result<Answer, Fault>>>,
+    next: u64,
+    progress: mpsc::UnboundedSender<Progress>,
+    reports: mpsc::UnboundedReceiver<Progress>,
+    out: BytesMut,
+}
+
+impl Inside {
+    async fn run(
+        mut self,
+        mut input: impl AsyncRead + Unpin,
+        mut output: impl AsyncWrite + Unpin,
+    ) -> Result<WorkerEnd, ServeError> {
+        let mut reader = FrameReader::new(self.limit);
+        loop {
+            while !self.out.is_empty() {
+                match poll_immediate(output.write(&self.out)).await {
+                    Some(written) => self.on_written(written?),
+                    None => break,
+                }
+            }
+            let taking = self.out.len() <= BACKLOG;
+            let turn = tokio::select! {
+                biased;
+                ended = self.executor.ended(), if self.executor.is_running() => {
+                    let (out, generation, limit) = (&mut self.out, self.generation, self.limit);
+                    self.executor.settle(ended, |key, (), outcome| wire::settled(out, generation, key, &outcome, limit))
+                        .map(|()| Turn::Goes).or_else(|panicked| Ok::<_, ServeError>(Turn::Ends(WorkerEnd::Panicked(panicked))))
+                }
+                Some(asked) = self.questions.recv() => {
+                    self.ask(asked);
+                    Ok(Turn::Goes)
+                }
+                Some(report) = self.reports.recv() => {
+                    wire::progress(&mut self.out, self.generation, report.key, report.value, &report.message);
+                    Ok(Turn::Goes)
+                }
+                read = input.read_buf(reader.space()), if taking => match read? {
+                    0 => Ok(Turn::Ends(WorkerEnd::HostGone)),
+                    _ => self.take_frames(&mut reader),
+                },
+                written = output.write(&self.out), if !self.out.is_empty() => {
+                    self.on_written(written?);
+                    Ok(Turn::Goes)
+                }
+            };
+            match turn? {
+                Turn::Goes => {}
+                Turn::Ends(WorkerEnd::Panicked(panicked)) => {
+                    wire::panicked(&mut self.out, self.generation, &panicked.tool);
+                    output.write_all(&self.out).await?;
+                    output.flush().await?;
+                    return Ok(WorkerEnd::Panicked(panicked));
+                }
+                Turn::Ends(end) => return Ok(end),
+            }
+        }
+    }
+
+    fn on_written(&mut self, count: usize) {
+        self.out.advance(count);
+        if self.out.is_empty() {
+            if self.out.capacity() > OUTPUT_KEPT {
+                self.out = BytesMut::new();
+            } else {
+                self.out.clear();
+            }
+        }
+    }
+
+    fn take_frames(&mut self, reader: &mut FrameReader) -> Result<Turn, ServeError> {
+        while let Some(frame) = reader.next_frame() {
+            let Frame::Line(line) = frame else { return Err(ServeError::Protocol("a line is too long")) };
+            let text = std::str::from_utf8(&line).map_err(|_| ServeError::Protocol("a line is not UTF-8"))?;
+            let message = match serde_json::from_str(text) {
+                Ok(message) => message,
+                Err(error) => {
+                    tracing::error!(%error, "a line of the host was not understood");
+                    return Err(ServeError::Protocol("a line is no message"));
+                }
+            };
+            if let Turn::Ends(end) = self.on_message(message, &line)? {
+                return Ok(Turn::Ends(end));
+            }
+        }
+        Ok(Turn::Goes)
+    }
+
+    fn on_message(&mut self, message: ToWorker<'_>, line: &Bytes) -> Result<Turn, ServeError> {
+        let Some(host) = self.host else {
+            let ToWorker::Hello(hello) = message else { return Err(ServeError::Protocol("no greeting came first")) };
+            return self.on_hello(&hello);
+        };
+        let (out, generation, limit) = (&mut self.out, self.generation, self.limit);
+        let settle = |key, (), outcome: CallOutcome| wire::settled(out, generation, key, &outcome, limit);
+        let done = match message {
+            ToWorker::Hello(_) => return Err(ServeError::Protocol("a second greeting came")),
+            ToWorker::Execute(execute) if execute.g == generation => {
+                let key = execute.key();
+                let Some(tool) = self.tools.get(&*execute.tool) else {
+                    let detail = format!("the worker has no tool {}.", execute.tool);
+                    let fault = Fault::new(FaultCode::WorkerProtocol, detail);
+                    wire::settled(&mut self.out, generation, key, &CallOutcome::Fault(Box::new(fault)), limit);
+                    return Ok(Turn::Goes);
+                };
+                let progress = if execute.progress {
+                    ProgressSink::to_host(self.progress.clone(), key)
+                } else {
+                    ProgressSink::closed()
+                };
+                let call = execute.call(host, line, progress);
+                self.executor.execute(Work { key, token: (), tool: Arc::clone(tool), call }, settle)
+            }
+            ToWorker::Withdraw { g, s, c } if g == generation => {
+                let key = wire::CallKey { session: s, call: crate::protocol::session::CallNumber(c) };
+                self.executor.withdraw(|running| *running == key, drop, settle)
+            }
+            ToWorker::SessionOver { g, s } if g == generation => {
+                self.executor.withdraw(|running| running.session == s, drop, settle)
+            }
+            ToWorker::Answer { g, id, answer } if g == generation => {
+                if let Some(reply) = self.asked.remove(&id) {
+                    // Whoever asked may have gone.
+                    let _ = reply.send(answer);
+                }
+                Ok(())
+            }
+            ToWorker::Check { g, n } if g == generation => {
+                wire::alive(&mut self.out, g, n);
+                Ok(())
+            }
+            // Meant for another generation; it cannot come down this pipe, and changes nothing if it does.
+            ToWorker::Execute(_)
+            | ToWorker::Withdraw { .. }
+            | ToWorker::SessionOver { .. }
+            | ToWorker::Answer { .. }
+            | ToWorker::Check { .. } => Ok(()),
+        };
+        Ok(match done {
+            Ok(()) => Turn::Goes,
+            Err(panicked) => Turn::Ends(WorkerEnd::Panicked(panicked)),
+        })
+    }
+
+    fn on_hello(&mut self, hello: &Hello<'_>) -> Result<Turn, ServeError> {
+        if hello.protocol == wire::PROTOCOL {
+            let settings: Settings = serde_json::from_str(RawValue::get(hello.settings)).map_err(|error| {
+                tracing::error!(%error, "the host's settings were not understood");
+                ServeError::Protocol("the settings are none")
+            })?;
+            self.host = Some(settings.host);
+            self.limit = settings.line_limit;
+            if let Some(desk) = settings.desk {
+                let desk = Desk {
+                    jobs: JobsHandle::of_host(self.asker.clone()),
+                    agents: AgentNames::new(desk.agents),
+                    config: Arc::new(desk.config),
+                    default_cwd: desk.default_cwd,
+                    nesting: desk.nesting,
+                };
+                let consult = ConsultTool::new(desk);
+                self.tools.insert(consult.name().to_owned(), Arc::new(consult));
+            }
+        }
+        // The host decides what to do about a version or a generation that is not the one it expects.
+        wire::ready(&mut self.out, self.generation, self.tools.keys().map(String::as_str));
+        Ok(Turn::Goes)
+    }
+
+    fn ask(&mut self, Asked { question, reply }: Asked) {
+        let id = self.next;
+        self.next += 1;
+        if let Err(error) = wire::ask(&mut self.out, self.generation, id, &question) {
+            let fault = Fault::new(FaultCode::Internal, format!("the question cannot be sent to the host: {error}."));
+            if let Some(reply) = reply {
+                let _ = reply.send(Err(fault));
+            }
+            return;
+        }
+        if let Some(reply) = reply {
+            self.asked.insert(id, reply);
+        }
+    }
+}

@@ -1,0 +1,523 @@
+//! What a host and its worker process say to each other: one JSON message per line, host → worker on the worker's standard
+//! input, worker → host on its standard output.
+//!
+//! Owns: every byte of these lines, their version, their bound. May not know: processes, actors, what a tool does.
+//!
+//! ```text
+//! host ── hello ─▶ worker        once, first
+//! host ◀─ ready ── worker        once, first; within the handshake's bound
+//! host ── execute, withdraw, session_over, answer, check ─▶ worker
+//! host ◀─ settled, progress, ask, alive, panicked ── worker
+//! ```
+//!
+//! A message is an object with one member, whose name says what it is: `{"check":{"g":3,"n":1}}`. `g` is the generation,
+//! `s` and `c` the session and the call.
+//!
+//! Invariants: (1) every message carries the generation it belongs to, and those about a call its key; (2) arguments and
+//! replies travel as the JSON text they are: they are looked at once, to find their end, and never built up as a tree;
+//! (3) each function appends exactly one whole line, or nothing.
+
+use std::io;
+
+use bytes::{BufMut, Bytes, BytesMut};
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+
+use super::asks::{Answer, Question};
+use super::settings::Settings;
+use crate::fault::{Fault, FaultCode};
+use crate::ids::{Generation, HostId, InvocationId, JobId, SessionNumber};
+use crate::protocol::session::{CallNumber, CallOutcome, ClientInfo};
+use crate::protocol::wire::{ReplyText, ToolReply};
+use crate::tools::{Evidence, ToolCall};
+
+/// The version of this protocol. Host and worker are the same program nearly always; when they are not, the handshake
+/// says so instead of a misunderstanding later.
+pub const PROTOCOL: u32 = 1;
+
+/// Longest line on these pipes, for a host whose clients may send lines of `client` bytes.
+///
+/// Arguments are at most a client's line. A reply may be its argument once more as text, in which each quote and each
+/// backslash takes two bytes; names and numbers around either fit in the rest.
+#[must_use]
+pub const fn line_limit(client: usize) -> usize {
+    client.saturating_mul(2).saturating_add(64 * 1024)
+}
+
+/// A call across all sessions of a system.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct CallKey {
+    /// The session it came in on.
+    pub session: SessionNumber,
+    /// The call within it.
+    pub call: CallNumber,
+}
+
+/// What a host says.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ToWorker<'a> {
+    /// Who you are and what you need to know.
+    #[serde(borrow)]
+    Hello(Hello<'a>),
+    /// Run this.
+    #[serde(borrow)]
+    Execute(Execute<'a>),
+    /// Nobody waits for this one any more.
+    Withdraw {
+        /// The generation.
+        g: Generation,
+        /// The session.
+        s: SessionNumber,
+        /// The call.
+        c: u64,
+    },
+    /// Nobody waits for anything of this session any more.
+    SessionOver {
+        /// The generation.
+        g: Generation,
+        /// The session.
+        s: SessionNumber,
+    },
+    /// The answer to a question.
+    Answer {
+        /// The generation.
+        g: Generation,
+        /// Which question.
+        id: u64,
+        /// The answer.
+        answer: Result<Answer, Fault>,
+    },
+    /// Are you alive?
+    Check {
+        /// The generation.
+        g: Generation,
+        /// Comes back in the answer.
+        n: u64,
+    },
+}
+
+/// The first message of a host.
+#[derive(Debug, Deserialize)]
+pub struct Hello<'a> {
+    /// The version it speaks. Read before anything else of this message: the rest may look different in another version.
+    pub protocol: u32,
+    /// The generation this worker is.
+    pub g: Generation,
+    /// What its tools need to know.
+    #[serde(borrow)]
+    pub settings: &'a RawValue,
+}
+
+/// One attempt.
+#[derive(Debug, Deserialize)]
+pub struct Execute<'a> {
+    /// The generation it is given to.
+    pub g: Generation,
+    /// The session.
+    pub s: SessionNumber,
+    /// The call.
+    pub c: u64,
+    /// The tool's name.
+    #[serde(borrow)]
+    pub tool: std::borrow::Cow<'a, str>,
+    /// Whether anybody wants progress.
+    #[serde(default)]
+    pub progress: bool,
+    /// What a probe found.
+    #[serde(default)]
+    pub evidence: Option<Evidence>,
+    /// Who called: a name or an object of the client's.
+    #[serde(borrow, default)]
+    pub client: Option<&'a RawValue>,
+    /// The arguments: an object.
+    #[serde(borrow)]
+    pub arguments: &'a RawValue,
+}
+
+/// What a worker says.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FromWorker<'a> {
+    /// I can run these tools.
+    Ready {
+        /// The version it speaks.
+        protocol: u32,
+        /// The generation it takes itself for.
+        g: Generation,
+        /// What it can run.
+        tools: Vec<String>,
+    },
+    /// An attempt came out.
+    #[serde(borrow)]
+    Settled(Settled<'a>),
+    /// An attempt made progress.
+    Progress {
+        /// The generation.
+        g: Generation,
+        /// The session.
+        s: SessionNumber,
+        /// The call.
+        c: u64,
+        /// A value that rises.
+        value: f64,
+        /// What is going on.
+        message: String,
+    },
+    /// A question that only the host can answer.
+    Ask {
+        /// The generation.
+        g: Generation,
+        /// Comes back with the answer.
+        id: u64,
+        /// The question.
+        question: Question,
+    },
+    /// I am alive.
+    Alive {
+        /// The generation.
+        g: Generation,
+        /// The number of the check.
+        n: u64,
+    },
+    /// A tool panicked. This is the worker's last message.
+    Panicked {
+        /// The generation.
+        g: Generation,
+        /// The tool.
+        tool: String,
+    },
+}
+
+/// How an attempt came out: a reply or a fault.
+#[derive(Debug, Deserialize)]
+pub struct Settled<'a> {
+    /// The generation.
+    pub g: Generation,
+    /// The session.
+    pub s: SessionNumber,
+    /// The call.
+    pub c: u64,
+    /// It failed below the tool.
+    #[serde(default)]
+    pub fault: Option<Box<Fault>>,
+    /// The code of an error result.
+    #[serde(default)]
+    pub code: Option<FaultCode>,
+    /// The job it is about.
+    #[serde(default)]
+    pub job: Option<JobId>,
+    /// The directory it was about.
+    #[serde(default)]
+    pub path: Option<String>,
+    /// The text block: a JSON string.
+    #[serde(borrow, default)]
+    pub text: Option<&'a RawValue>,
+    /// The same, structured.
+    #[serde(borrow, default)]
+    pub structured: Option<&'a RawValue>,
+}
+
+impl Settled<'_> {
+    /// The outcome; its text is a slice of `line`, which this was read from. `None` when it has neither text nor fault.
+    #[must_use]
+    pub fn outcome(self, line: &Bytes) -> Option<CallOutcome> {
+        if let Some(fault) = self.fault {
+            return Some(CallOutcome::Fault(fault));
+        }
+        let text = self.text?.get();
+        if !text.starts_with('"') {
+            return None;
+        }
+        Some(CallOutcome::Reply(Box::new(ToolReply {
+            text: ReplyText::Json(line.slice_ref(text.as_bytes())),
+            structured: self.structured.map(|json| json.get().to_owned()),
+            fault: self.code,
+            job: self.job,
+            path_hint: self.path,
+        })))
+    }
+}
+
+impl Execute<'_> {
+    /// The call; its arguments are a slice of `line`, which this was read from.
+    #[must_use]
+    pub fn call(&self, host: HostId, line: &Bytes, progress: crate::actors::reply::ProgressSink) -> ToolCall {
+        let client = match self.client.map(RawValue::get) {
+            None => ClientInfo::Unknown,
+            Some(name) if name.starts_with('"') => crate::protocol::envelope::string(name)
+                .map_or(ClientInfo::Unknown, |name| ClientInfo::Name((*name).into())),
+            Some(object) => ClientInfo::Raw(line.slice_ref(object.as_bytes())),
+        };
+        ToolCall {
+            invocation: InvocationId { host, session: self.s, call: self.c },
+            generation: self.g,
+            evidence: self.evidence,
+            arguments: line.slice_ref(self.arguments.get().as_bytes()),
+            client,
+            progress,
+        }
+    }
+
+    /// Which call it is.
+    #[must_use]
+    pub fn key(&self) -> CallKey {
+        CallKey { session: self.s, call: CallNumber(self.c) }
+    }
+}
+
+/// A message is larger than the pipe takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("send a message of {bytes} bytes where {limit} are accepted")]
+pub struct TooLarge {
+    /// Its size.
+    pub bytes: usize,
+    /// The bound.
+    pub limit: usize,
+}
+
+struct Sink<'a>(&'a mut BytesMut);
+
+impl io::Write for Sink<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+fn json(out: &mut BytesMut, value: &(impl Serialize + ?Sized)) {
+    // For values of ours whose serialiser cannot fail: strings, numbers, faults.
+    let written: Result<(), serde_json::Error> = serde_json::to_writer(Sink(out), value);
+    debug_assert!(written.is_ok());
+}
+
+fn number(out: &mut BytesMut, name: &str, value: u64) {
+    out.put_slice(name.as_bytes());
+    json(out, &value);
+}
+
+fn keyed(out: &mut BytesMut, what: &str, generation: Generation, key: CallKey) {
+    out.put_slice(what.as_bytes());
+    number(out, "{\"g\":", generation.0);
+    number(out, ",\"s\":", key.session.0);
+    number(out, ",\"c\":", key.call.0);
+}
+
+/// Takes back what was appended since `start` when it is over the limit.
+fn bounded(out: &mut BytesMut, start: usize, limit: usize) -> Result<(), TooLarge> {
+    let bytes = out.len() - start;
+    if bytes > limit {
+        out.truncate(start);
+        return Err(TooLarge { bytes, limit });
+    }
+    Ok(())
+}
+
+/// `hello`.
+///
+/// # Errors
+///
+/// The settings hold something that is no JSON: a path that is not UTF-8.
+pub fn hello(out: &mut BytesMut, generation: Generation, settings: &Settings) -> Result<(), serde_json::Error> {
+    let settings = serde_json::to_string(settings)?;
+    number(out, "{\"hello\":{\"protocol\":", u64::from(PROTOCOL));
+    number(out, ",\"g\":", generation.0);
+    out.put_slice(b",\"settings\":");
+    out.put_slice(settings.as_bytes());
+    out.put_slice(b"}}\n");
+    Ok(())
+}
+
+/// `execute`.
+///
+/// # Errors
+///
+/// The line would be over the limit; nothing was appended.
+pub fn execute(out: &mut BytesMut, key: CallKey, tool: &str, call: &ToolCall, limit: usize) -> Result<(), TooLarge> {
+    let start = out.len();
+    keyed(out, "{\"execute\":", call.generation, key);
+    out.put_slice(b",\"tool\":");
+    json(out, tool);
+    if call.progress.is_wanted() {
+        out.put_slice(b",\"progress\":true");
+    }
+    if let Some(evidence) = call.evidence {
+        out.put_slice(b",\"evidence\":");
+        json(out, &evidence);
+    }
+    match &call.client {
+        ClientInfo::Unknown => {}
+        ClientInfo::Name(name) => {
+            out.put_slice(b",\"client\":");
+            json(out, &**name);
+        }
+        // Where a client's object was cut to its first kilobyte it is no JSON any more.
+        ClientInfo::Raw(object) if object.ends_with(b"}") => {
+            out.put_slice(b",\"client\":");
+            out.put_slice(object);
+        }
+        ClientInfo::Raw(_) => {}
+    }
+    out.put_slice(b",\"arguments\":");
+    out.put_slice(&call.arguments);
+    out.put_slice(b"}}\n");
+    bounded(out, start, limit)
+}
+
+/// `withdraw`.
+pub fn withdraw(out: &mut BytesMut, generation: Generation, key: CallKey) {
+    keyed(out, "{\"withdraw\":", generation, key);
+    out.put_slice(b"}}\n");
+}
+
+/// `session_over`.
+pub fn session_over(out: &mut BytesMut, generation: Generation, session: SessionNumber) {
+    number(out, "{\"session_over\":{\"g\":", generation.0);
+    number(out, ",\"s\":", session.0);
+    out.put_slice(b"}}\n");
+}
+
+/// `check`.
+pub fn check(out: &mut BytesMut, generation: Generation, n: u64) {
+    number(out, "{\"check\":{\"g\":", generation.0);
+    number(out, ",\"n\":", n);
+    out.put_slice(b"}}\n");
+}
+
+/// `answer`; one that cannot be written or is too large becomes a fault.
+pub fn answer(out: &mut BytesMut, generation: Generation, id: u64, answer: &Result<Answer, Fault>, limit: usize) {
+    let text = match serde_json::to_string(answer) {
+        Ok(text) if text.len() + 128 <= limit => text,
+        Ok(text) => {
+            let why = TooLarge { bytes: text.len(), limit };
+            refusal(&why)
+        }
+        Err(error) => refusal(&error),
+    };
+    number(out, "{\"answer\":{\"g\":", generation.0);
+    number(out, ",\"id\":", id);
+    out.put_slice(b",\"answer\":");
+    out.put_slice(text.as_bytes());
+    out.put_slice(b"}}\n");
+}
+
+fn refusal(why: &dyn std::error::Error) -> String {
+    let fault = Fault::new(FaultCode::Internal, format!("the host failed to {why}."));
+    let answer: Result<Answer, Fault> = Err(fault);
+    serde_json::to_string(&answer).unwrap_or_else(|_| "null".to_owned())
+}
+
+/// `ready`.
+pub fn ready<'n>(out: &mut BytesMut, generation: Generation, tools: impl Iterator<Item = &'n str>) {
+    number(out, "{\"ready\":{\"protocol\":", u64::from(PROTOCOL));
+    number(out, ",\"g\":", generation.0);
+    out.put_slice(b",\"tools\":");
+    json(out, &tools.collect::<Vec<_>>());
+    out.put_slice(b"}}\n");
+}
+
+/// `settled`. A reply that is no JSON where it says it is, or too large, becomes a fault.
+pub fn settled(out: &mut BytesMut, generation: Generation, key: CallKey, outcome: &CallOutcome, limit: usize) {
+    let start = out.len();
+    keyed(out, "{\"settled\":", generation, key);
+    let refused = match outcome {
+        CallOutcome::Fault(fault) => {
+            out.put_slice(b",\"fault\":");
+            json(out, fault);
+            None
+        }
+        CallOutcome::Reply(reply) => replied(out, reply).err(),
+    };
+    out.put_slice(b"}}\n");
+    let refused = match bounded(out, start, limit) {
+        Ok(()) => refused,
+        Err(large) => Some(format!("has {} bytes; at most {limit} are accepted", large.bytes)),
+    };
+    if let Some(why) = refused {
+        out.truncate(start);
+        keyed(out, "{\"settled\":", generation, key);
+        out.put_slice(b",\"fault\":");
+        json(out, &Fault::new(FaultCode::Internal, format!("the tool's reply {why}.")));
+        out.put_slice(b"}}\n");
+    }
+}
+
+fn replied(out: &mut BytesMut, reply: &ToolReply) -> Result<(), String> {
+    if let Some(code) = reply.fault {
+        out.put_slice(b",\"code\":");
+        json(out, &code);
+    }
+    if let Some(job) = reply.job {
+        out.put_slice(b",\"job\":");
+        json(out, &job);
+    }
+    if let Some(path) = &reply.path_hint {
+        out.put_slice(b",\"path\":");
+        json(out, path);
+    }
+    out.put_slice(b",\"text\":");
+    match &reply.text {
+        ReplyText::Plain(text) => json(out, text),
+        // The line's end is the one thing the other side cannot forgive.
+        ReplyText::Json(text) if memchr::memchr(b'\n', text).is_some() => {
+            return Err("has a text with a line break in it, which is no JSON string".to_owned());
+        }
+        ReplyText::Json(text) => out.put_slice(text),
+    }
+    if let Some(structured) = &reply.structured {
+        out.put_slice(b",\"structured\":");
+        if memchr::memchr(b'\n', structured.as_bytes()).is_none() {
+            out.put_slice(structured.as_bytes());
+        } else {
+            // Printed over several lines; the same without them.
+            let value: serde_json::Value = serde_json::from_str(structured)
+                .map_err(|error| format!("has structured content that is no JSON: {error}"))?;
+            json(out, &value);
+        }
+    }
+    Ok(())
+}
+
+/// `progress`.
+pub fn progress(out: &mut BytesMut, generation: Generation, key: CallKey, value: f64, message: &str) {
+    keyed(out, "{\"progress\":", generation, key);
+    out.put_slice(b",\"value\":");
+    json(out, &if value.is_finite() { value } else { 0.0 });
+    out.put_slice(b",\"message\":");
+    json(out, message);
+    out.put_slice(b"}}\n");
+}
+
+/// `ask`.
+///
+/// # Errors
+///
+/// The question holds a path that is not UTF-8.
+pub fn ask(out: &mut BytesMut, generation: Generation, id: u64, question: &Question) -> Result<(), serde_json::Error> {
+    let question = serde_json::to_string(question)?;
+    number(out, "{\"ask\":{\"g\":", generation.0);
+    number(out, ",\"id\":", id);
+    out.put_slice(b",\"question\":");
+    out.put_slice(question.as_bytes());
+    out.put_slice(b"}}\n");
+    Ok(())
+}
+
+/// `alive`.
+pub fn alive(out: &mut BytesMut, generation: Generation, n: u64) {
+    number(out, "{\"alive\":{\"g\":", generation.0);
+    number(out, ",\"n\":", n);
+    out.put_slice(b"}}\n");
+}
+
+/// `panicked`.
+pub fn panicked(out: &mut BytesMut, generation: Generation, tool: &str) {
+    number(out, "{\"panicked\":{\"g\":", generation.0);
+    out.put_slice(b",\"tool\":");
+    json(out, tool);
+    out.put_slice(b"}}\n");
+}
