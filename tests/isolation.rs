@@ -534,7 +534,8 @@ async fn a_worker_program_that_cannot_run_is_given_up_and_the_host_goes_on() {
 #[tokio::test]
 async fn fifty_lost_workers_leave_nothing_behind() {
     let rig = Rig::new();
-    let policy = RestartPolicy { intensity: 1000, backoff: Duration::from_millis(1), ..RestartPolicy::default() };
+    let quick = Duration::from_millis(1);
+    let policy = RestartPolicy { intensity: 1000, backoff: quick, backoff_most: quick, ..RestartPolicy::default() };
     let system = system(&rig, Where::Process, "").restart_policy(policy).start().await.expect("a system");
     let mut client = connect(&system).await;
     let open = || std::fs::read_dir("/proc/self/fd").map_or(0, Iterator::count);

@@ -204,3 +204,119 @@ fn outcome(result: Result<ToolReply, Fault>) -> CallOutcome {
         Err(fault) => CallOutcome::Fault(Box::new(fault)),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+
+    use bytes::Bytes;
+    use serde_json::json;
+
+    use super::*;
+    use crate::actors::reply::ProgressSink;
+    use crate::fault::FaultCode;
+    use crate::ids::{Generation, HostId, InvocationId, SessionNumber};
+    use crate::protocol::session::{CallNumber, ClientInfo};
+    use crate::tools::{Annotations, ToolDefinition, ToolFuture};
+
+    /// Does what its arguments say.
+    struct Act;
+
+    impl Tool for Act {
+        fn name(&self) -> &str {
+            "act"
+        }
+
+        fn definition(&self) -> ToolDefinition {
+            ToolDefinition {
+                name: "act".to_owned(),
+                title: String::new(),
+                description: String::new(),
+                input_schema: json!({}),
+                annotations: Annotations { read_only: true, destructive: false, idempotent: true, open_world: false },
+                meta: None,
+            }
+        }
+
+        fn call(&self, call: ToolCall) -> ToolFuture {
+            match &call.arguments[..] {
+                b"panic at once" => panic!("as asked"),
+                _ => Box::pin(async move {
+                    match &call.arguments[..] {
+                        b"ready" => return Ok(ToolReply::text("done")),
+                        b"for ever" => std::future::pending::<()>().await,
+                        b"later" => tokio::task::yield_now().await,
+                        b"panic later" => {
+                            tokio::task::yield_now().await;
+                            panic!("as asked");
+                        }
+                        _ => panic!("as asked"),
+                    }
+                    Err(Fault::new(FaultCode::Busy, "later."))
+                }),
+            }
+        }
+    }
+
+    fn work(call: u64, deed: &'static str) -> Work<u64> {
+        let session = SessionNumber(call % 2);
+        Work {
+            key: CallKey { session, call: CallNumber(call) },
+            token: call,
+            tool: Arc::new(Act),
+            call: ToolCall {
+                invocation: InvocationId { host: HostId::random(), session, call },
+                generation: Generation(1),
+                evidence: None,
+                arguments: Bytes::from_static(deed.as_bytes()),
+                client: ClientInfo::Unknown,
+                progress: ProgressSink::closed(),
+            },
+        }
+    }
+
+    #[tokio::test]
+    async fn attempts_beyond_the_bound_begin_in_the_order_they_came() {
+        let settled = RefCell::new(Vec::new());
+        let settle = |_: CallKey, token: u64, _: CallOutcome| settled.borrow_mut().push(token);
+        let mut executor = Executor::new(2);
+        for (call, deed) in [(1, "for ever"), (2, "later"), (3, "ready"), (4, "ready"), (5, "for ever"), (6, "ready")] {
+            executor.execute(work(call, deed), settle).expect("no panic");
+        }
+        assert_eq!(*settled.borrow(), [0_u64; 0], "two are open, so even a ready one waits");
+        let ended = executor.ended().await;
+        executor.settle(ended, settle).expect("no panic");
+        assert_eq!(*settled.borrow(), [2, 3, 4], "the fifth has the room now");
+        let back = RefCell::new(Vec::new());
+        executor
+            .withdraw(|key| key.session == SessionNumber(1), |token| back.borrow_mut().push(token), settle)
+            .expect("no panic");
+        back.borrow_mut().sort_unstable();
+        assert_eq!(*back.borrow(), [1, 5]);
+        assert_eq!(*settled.borrow(), [2, 3, 4, 6]);
+    }
+
+    #[tokio::test]
+    async fn a_waiting_attempt_that_is_withdrawn_is_never_begun() {
+        let settle = |_: CallKey, token: u64, _: CallOutcome| panic!("{token} was settled");
+        let mut executor = Executor::new(1);
+        executor.execute(work(1, "for ever"), settle).expect("no panic");
+        executor.execute(work(2, "panic at once"), settle).expect("it waits");
+        let back = RefCell::new(Vec::new());
+        executor.withdraw(|_| true, |token| back.borrow_mut().push(token), settle).expect("it is not begun");
+        assert_eq!(*back.borrow(), [1, 2]);
+    }
+
+    #[tokio::test]
+    async fn a_panic_is_reported_wherever_it_happens() {
+        let settle = |_: CallKey, token: u64, _: CallOutcome| panic!("{token} was settled");
+        let panicked = ToolPanicked { tool: "act".to_owned() };
+        for deed in ["panic at once", "panic at the first poll"] {
+            assert_eq!(Executor::default().execute(work(1, deed), settle), Err(panicked.clone()), "{deed}");
+        }
+        let mut executor = Executor::default();
+        executor.execute(work(1, "panic later"), settle).expect("not yet");
+        let ended = executor.ended().await;
+        assert_eq!(executor.settle(ended, settle), Err(panicked));
+    }
+}

@@ -64,7 +64,7 @@ impl Vigil {
             self.asked = None;
             return Look::Idle;
         }
-        let Some((_, asked)) = self.asked else {
+        let Some((n, asked)) = self.asked else {
             let due = self.heard + self.quiet;
             if now < due {
                 return Look::At(due);
@@ -75,7 +75,15 @@ impl Vigil {
             return Look::Ask(n, now + self.quiet);
         };
         let due = (self.heard.max(asked) + self.quiet).min(asked + self.quiet * PATIENCE);
-        if now < due { Look::At(due) } else { Look::Dead }
+        if now < due {
+            return Look::At(due);
+        }
+        if now >= due + self.quiet / 2 {
+            // We look far too late: this host did not run either, so the time says nothing about the worker.
+            self.asked = Some((n, now));
+            return Look::At(now + self.quiet);
+        }
+        Look::Dead
     }
 }
 
@@ -129,6 +137,15 @@ mod tests {
         }
         vigil.heard(at(start, 25));
         assert_eq!(vigil.look(at(start, 25), true), Look::Dead);
+    }
+
+    #[test]
+    fn a_host_that_was_stopped_itself_gives_the_worker_its_time_again() {
+        let start = Instant::now();
+        let mut vigil = Vigil::new(QUIET, start);
+        vigil.look(at(start, 5), true);
+        assert_eq!(vigil.look(at(start, 600), true), Look::At(at(start, 605)));
+        assert_eq!(vigil.look(at(start, 605), true), Look::Dead);
     }
 
     #[test]

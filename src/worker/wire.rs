@@ -521,3 +521,171 @@ pub fn panicked(out: &mut BytesMut, generation: Generation, tool: &str) {
     json(out, tool);
     out.put_slice(b"}}\n");
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::actors::reply::ProgressSink;
+
+    const KEY: CallKey = CallKey { session: SessionNumber(2), call: CallNumber(9) };
+    const G: Generation = Generation(3);
+    const LIMIT: usize = 1 << 20;
+
+    fn call(arguments: &str, client: ClientInfo) -> ToolCall {
+        ToolCall {
+            invocation: InvocationId { host: HostId::random(), session: KEY.session, call: KEY.call.0 },
+            generation: G,
+            evidence: Some(Evidence::NotAccepted),
+            arguments: Bytes::copy_from_slice(arguments.as_bytes()),
+            client,
+            progress: ProgressSink::closed(),
+        }
+    }
+
+    /// The one line in `out`.
+    fn line(out: BytesMut) -> Bytes {
+        let mut line = out.freeze();
+        assert_eq!(memchr::memchr_iter(b'\n', &line).collect::<Vec<_>>(), [line.len() - 1], "{line:?}");
+        line.truncate(line.len() - 1);
+        line
+    }
+
+    fn text(line: &Bytes) -> &str {
+        std::str::from_utf8(line).expect("UTF-8")
+    }
+
+    #[test]
+    fn a_call_comes_out_as_it_went_in_byte_for_byte() {
+        let clients = [
+            ClientInfo::Unknown,
+            ClientInfo::Name("a \"client\"".into()),
+            ClientInfo::Raw(Bytes::from_static(b"{\"name\":\"a \\\"client\\\"\"}")),
+        ];
+        for client in clients {
+            let arguments = "{ \"a\" : [1.0, 1e3, \"\\u00e9é\\n\"],\t\"b\":{} }";
+            let sent = call(arguments, client);
+            let mut out = BytesMut::new();
+            execute(&mut out, KEY, "a \"tool\"", &sent, LIMIT).expect("it fits");
+            let line = line(out);
+            let ToWorker::Execute(read) = serde_json::from_str(text(&line)).expect("a message") else {
+                panic!("{line:?}")
+            };
+            assert_eq!((read.g, read.key(), &*read.tool, read.progress), (G, KEY, "a \"tool\"", false));
+            let got = read.call(sent.invocation.host, &line, ProgressSink::closed());
+            assert_eq!(
+                (got.invocation, got.evidence, &got.arguments),
+                (sent.invocation, sent.evidence, &sent.arguments)
+            );
+            assert_eq!(got.client.name(), sent.client.name());
+        }
+    }
+
+    #[test]
+    fn a_client_that_was_cut_is_left_out() {
+        let sent = call("{}", ClientInfo::Raw(Bytes::from_static(b"{\"name\":\"a")));
+        let mut out = BytesMut::new();
+        execute(&mut out, KEY, "t", &sent, LIMIT).expect("it fits");
+        let line = line(out);
+        assert!(serde_json::from_str::<ToWorker<'_>>(text(&line)).is_ok(), "{line:?}");
+    }
+
+    fn outcome_of(sent: &CallOutcome, limit: usize) -> CallOutcome {
+        let mut out = BytesMut::new();
+        settled(&mut out, G, KEY, sent, limit);
+        let line = line(out);
+        let FromWorker::Settled(read) = serde_json::from_str(text(&line)).expect("a message") else {
+            panic!("{line:?}")
+        };
+        assert_eq!((read.g, read.s, read.c), (G, KEY.session, KEY.call.0));
+        read.outcome(&line).expect("an outcome")
+    }
+
+    fn fault(outcome: CallOutcome) -> Fault {
+        let CallOutcome::Fault(fault) = outcome else { panic!("{outcome:?}") };
+        *fault
+    }
+
+    #[test]
+    fn a_reply_comes_out_as_it_went_in() {
+        let job = JobId::random();
+        let sent = ToolReply {
+            text: ReplyText::Plain("é \"quoted\"\n".to_owned()),
+            structured: Some("{\n  \"a\": 1\n}".to_owned()),
+            fault: Some(FaultCode::Busy),
+            job: Some(job),
+            path_hint: Some("/a b".to_owned()),
+        };
+        let CallOutcome::Reply(got) = outcome_of(&CallOutcome::Reply(Box::new(sent)), LIMIT) else { panic!("a reply") };
+        let ReplyText::Json(text) = &got.text else { panic!("{got:?}") };
+        assert_eq!(&text[..], "\"é \\\"quoted\\\"\\n\"".as_bytes());
+        assert_eq!(got.structured.as_deref(), Some("{\"a\":1}"), "one line, whatever the tool wrote");
+        assert_eq!((got.fault, got.job, got.path_hint.as_deref()), (Some(FaultCode::Busy), Some(job), Some("/a b")));
+    }
+
+    #[test]
+    fn a_fault_comes_out_as_it_went_in() {
+        let sent = Fault::new(FaultCode::RequestKeyConflict, "x.").hint("y").job(JobId::random());
+        assert_eq!(fault(outcome_of(&CallOutcome::Fault(Box::new(sent.clone())), LIMIT)), sent);
+    }
+
+    #[test]
+    fn a_reply_the_pipe_cannot_take_becomes_a_fault() {
+        let json =
+            |text: &'static [u8]| ToolReply { text: ReplyText::Json(Bytes::from_static(text)), ..ToolReply::default() };
+        let broken = ToolReply { structured: Some("{\n\"a\":".to_owned()), ..ToolReply::text("") };
+        let cases = [
+            (json(b"\"line\nbreak\""), "line break"),
+            (broken, "no JSON"),
+            (ToolReply::text("x".repeat(1000)), "at most 512"),
+        ];
+        for (reply, part) in cases {
+            let got = fault(outcome_of(&CallOutcome::Reply(Box::new(reply)), 512));
+            assert!(got.code == FaultCode::Internal && got.detail.contains(part), "{got:?}");
+        }
+    }
+
+    #[test]
+    fn a_call_the_pipe_cannot_take_is_not_sent() {
+        let sent = call(&format!("{{\"a\":\"{}\"}}", "x".repeat(1000)), ClientInfo::Unknown);
+        let mut out = BytesMut::from(&b"before"[..]);
+        assert!(execute(&mut out, KEY, "t", &sent, 512).is_err());
+        assert_eq!(&out[..], b"before");
+    }
+
+    #[test]
+    fn what_is_no_message_is_refused() {
+        for wrong in [
+            "",
+            "{}",
+            "[]",
+            "null",
+            "{\"settled\":{}}",
+            "{\"settled\":{\"g\":1,\"s\":1,\"c\":1,\"text\":\"x}}",
+            "{\"settled\":{\"g\":1,\"s\":1,\"c\":1,\"text\":tru}}",
+            "{\"unheard\":{\"g\":1}}",
+            "{\"alive\":{\"g\":1,\"n\":1}} ",
+            "{\"alive\":{\"g\":-1,\"n\":1}}",
+            "{\"alive\":{\"g\":1,\"n\":1},\"alive\":{\"g\":1,\"n\":1}}",
+        ] {
+            let read = serde_json::from_str::<FromWorker<'_>>(wrong);
+            // White space around a message is no harm.
+            assert_eq!(read.is_ok(), wrong.ends_with(' '), "{wrong}");
+        }
+        let no_text = r#"{"settled":{"g":1,"s":1,"c":1,"text":5}}"#;
+        let line = Bytes::from_static(no_text.as_bytes());
+        let Ok(FromWorker::Settled(read)) = serde_json::from_str(text(&line)) else { panic!("it reads") };
+        assert!(read.outcome(&line).is_none(), "a text must be a string");
+    }
+
+    #[test]
+    fn an_answer_that_cannot_be_sent_is_a_fault() {
+        let mut out = BytesMut::new();
+        let jobs = Answer::Jobs { jobs: vec![JobId::random(); 100] };
+        answer(&mut out, G, 4, &Ok(jobs), 1024);
+        let line = line(out);
+        let Ok(ToWorker::Answer { id: 4, answer: Err(fault), .. }) = serde_json::from_str(text(&line)) else {
+            panic!("{line:?}")
+        };
+        assert!(fault.detail.contains("where 1024 are accepted"), "{fault}");
+    }
+}

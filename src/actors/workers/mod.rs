@@ -441,3 +441,40 @@ impl WorkersState {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What a session hears next.
+    async fn heard(mailbox: &mut mpsc::UnboundedReceiver<SessionEvent>) -> SessionEvent {
+        tokio::time::timeout(Duration::from_secs(10), mailbox.recv()).await.expect("in time").expect("news")
+    }
+
+    #[tokio::test]
+    async fn a_new_supervisor_goes_on_with_the_generations_once_the_old_worker_has_ended() {
+        let arguments = WorkersArguments {
+            policy: RestartPolicy::default(),
+            backend: Backend::InProcess,
+            roster: Arc::default(),
+            telemetry: TelemetryHandle::new(),
+        };
+        for generation in 1..=3 {
+            let (workers, joined) = Workers::spawn(None, Workers, arguments.clone()).await.expect("a supervisor");
+            let before = arguments.roster.read(|entries| entries.worker.clone());
+            assert!(before.is_none(), "the worker of the lost supervisor has left the roster");
+            let (mailbox, mut news) = mpsc::unbounded_channel();
+            workers.cast(WorkersMsg::Wanted { session: SessionNumber(1), mailbox }).expect("taken");
+            let SessionEvent::WorkerUp { generation: up, worker } = heard(&mut news).await else { panic!("no worker") };
+            assert_eq!(up, Generation(generation));
+            let custody = arguments.roster.read(|entries| entries.worker.clone()).expect("it is entered");
+            assert!(!custody.over(Duration::ZERO).await, "it lives");
+            // As brutally as it can be lost.
+            workers.kill();
+            let _ = joined.await;
+            assert!(custody.over(Duration::from_secs(10)).await, "a worker nobody supervises ends");
+            assert!(worker.cast(WorkerMsg::SessionOver(SessionNumber(1))).is_err());
+        }
+        assert_eq!(arguments.roster.last(), Generation(3));
+    }
+}

@@ -307,7 +307,7 @@ impl Pump {
             .map_err(|error| failed(format!("the worker's settings cannot be sent: {error}")))?;
         loop {
             self.write_now().await;
-            while let Some(frame) = self.reader.next_frame() {
+            if let Some(frame) = self.reader.next_frame() {
                 return self.on_ready(&frame);
             }
             tokio::select! {
