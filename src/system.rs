@@ -240,7 +240,7 @@ impl SystemBuilder {
         let worker = handle.clone();
         let (served, (desk, health)) = assembly.served(names.workers.current(), handle, names.jobs.current());
         let backend = match self.isolation {
-            Isolation::InProcess => Backend::InProcess,
+            Isolation::InProcess => Backend::InProcess(faults.clone()),
             Isolation::Process(command) => {
                 let desk = consults.then_some(&desk);
                 Backend::Process(Arc::new(process_backend(command, self.worker_policy, worker, &served, desk)))
@@ -259,6 +259,7 @@ impl SystemBuilder {
             backend,
             roster: Arc::new(Roster::default()),
             telemetry: telemetry.clone(),
+            faults: faults.clone(),
         };
         let arguments = RootArguments {
             store,
@@ -297,6 +298,7 @@ fn process_backend(
     });
     ProcessBackend {
         command,
+        variables: served.faults.variables(),
         policy,
         settings: Settings { host: served.host, line_limit: wire::line_limit(served.line_limit), desk },
         tools: served

@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use phone_opus::actors::workers::slot::RestartPolicy;
 use phone_opus::fault::{Fault, FaultCode};
+use phone_opus::faults::Faults;
 use phone_opus::ids::Generation;
 use phone_opus::stdio::Input;
 use phone_opus::system::{Grace, Shutdown, System, SystemBuilder};
@@ -177,7 +178,8 @@ fn worker_process() {
     runtime.block_on(async {
         let output = tokio::net::unix::pipe::Sender::from_file(host_pipe()).expect("a pipe");
         let tools = tools().map(|tool| Arc::new(tool) as Arc<dyn Tool>);
-        let end = worker::serve(Generation(generation), tools, Input::stdin().expect("stdin"), output).await;
+        let end =
+            worker::serve(Generation(generation), tools, Faults::none(), Input::stdin().expect("stdin"), output).await;
         std::process::exit(if matches!(end, Ok(worker::WorkerEnd::HostGone)) { 0 } else { 101 });
     });
 }

@@ -134,7 +134,7 @@ fn work(generation: Generation) -> ExitCode {
             (Err(error), _) | (_, Err(error)) => return failed("the standard streams", &error),
         };
         let echo: Arc<dyn Tool> = Arc::new(Echo);
-        match worker::serve(generation, [echo], input, output).await {
+        match worker::serve(generation, [echo], phone_opus::faults::Faults::none(), input, output).await {
             Ok(_) => ExitCode::SUCCESS,
             Err(error) => failed("the worker", &error),
         }

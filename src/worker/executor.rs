@@ -17,6 +17,7 @@ use tokio::task::{AbortHandle, JoinSet};
 
 use super::wire::CallKey;
 use crate::fault::Fault;
+use crate::faults::{Broken, FaultPoint, Faults, Operation};
 use crate::protocol::session::CallOutcome;
 use crate::protocol::wire::ToolReply;
 use crate::tools::{Tool, ToolCall};
@@ -45,10 +46,32 @@ pub struct ToolPanicked {
     pub tool: String,
 }
 
+/// Why a worker cannot go on as it was.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Mishap {
+    /// A tool panicked.
+    Panicked(ToolPanicked),
+    /// A fault plan wants something broken, while this attempt was in hand.
+    Broken(CallKey, Broken),
+}
+
+impl From<ToolPanicked> for Mishap {
+    fn from(panicked: ToolPanicked) -> Self {
+        Self::Panicked(panicked)
+    }
+}
+
+/// How an attempt that was not lost came out.
+enum Outcome {
+    Settled(Result<ToolReply, Fault>),
+    Broken(Broken),
+}
+
 /// An attempt that came to its end in a task.
 pub struct Ended {
     key: CallKey,
-    result: Result<Result<ToolReply, Fault>, ToolPanicked>,
+    tool: Arc<dyn Tool>,
+    result: Result<Outcome, ToolPanicked>,
 }
 
 /// Runs attempts. Dropping it ends every task and drops every token.
@@ -58,19 +81,50 @@ pub struct Executor<T> {
     tasks: JoinSet<Ended>,
     waiting: VecDeque<Work<T>>,
     concurrent: usize,
-}
-
-impl<T> Default for Executor<T> {
-    fn default() -> Self {
-        Self::new(CONCURRENT)
-    }
+    faults: Faults,
+    /// Tools whose attempts were settled while a plan is armed: a point follows each.
+    settled: VecDeque<Arc<dyn Tool>>,
 }
 
 impl<T> Executor<T> {
     /// An executor that has so many attempts open at most.
     #[must_use]
-    pub fn new(concurrent: usize) -> Self {
-        Self { running: HashMap::default(), tasks: JoinSet::new(), waiting: VecDeque::new(), concurrent }
+    pub fn new(concurrent: usize, faults: Faults) -> Self {
+        Self {
+            running: HashMap::default(),
+            tasks: JoinSet::new(),
+            waiting: VecDeque::new(),
+            concurrent,
+            faults,
+            settled: VecDeque::new(),
+        }
+    }
+
+    /// Attempts it has, those that wait included.
+    #[must_use]
+    pub fn open(&self) -> usize {
+        self.running.len() + self.waiting.len()
+    }
+
+    /// Whether a point follows what was settled.
+    #[must_use]
+    pub fn has_settled(&self) -> bool {
+        !self.settled.is_empty()
+    }
+
+    /// Meets the point after each reply. To be called when the replies are on their way.
+    ///
+    /// # Cancel safety
+    ///
+    /// Safe: a point that was begun counts as met.
+    pub async fn after_replies(&mut self) -> Option<Broken> {
+        while let Some(tool) = self.settled.pop_front() {
+            let broken = self.faults.meet(FaultPoint::WorkerAfterReply, Operation::Tool(tool.name())).await;
+            if broken.is_some() {
+                return broken;
+            }
+        }
+        None
     }
 
     /// Whether there is anything to wait for in [`Executor::ended`].
@@ -84,7 +138,7 @@ impl<T> Executor<T> {
     /// # Errors
     ///
     /// The tool panicked; the token is gone.
-    pub fn execute(&mut self, work: Work<T>, settle: impl FnOnce(CallKey, T, CallOutcome)) -> Result<(), ToolPanicked> {
+    pub fn execute(&mut self, work: Work<T>, settle: impl FnOnce(CallKey, T, CallOutcome)) -> Result<(), Mishap> {
         if self.running.len() >= self.concurrent || !self.waiting.is_empty() {
             self.waiting.push_back(work);
             return Ok(());
@@ -92,9 +146,14 @@ impl<T> Executor<T> {
         self.begin(work, settle)
     }
 
-    fn begin(&mut self, work: Work<T>, settle: impl FnOnce(CallKey, T, CallOutcome)) -> Result<(), ToolPanicked> {
+    fn begin(&mut self, work: Work<T>, settle: impl FnOnce(CallKey, T, CallOutcome)) -> Result<(), Mishap> {
         let Work { key, token, tool, call } = work;
         let panicked = |tool: &dyn Tool| ToolPanicked { tool: tool.name().to_owned() };
+        if self.faults.is_armed() {
+            let work = armed(self.faults.clone(), Arc::clone(&tool), call);
+            self.spawn(key, token, tool, work);
+            return Ok(());
+        }
         let first = catch_unwind(AssertUnwindSafe(|| {
             let mut future = tool.call(call);
             match (&mut future).now_or_never() {
@@ -103,20 +162,31 @@ impl<T> Executor<T> {
             }
         }));
         match first {
-            Err(_) => Err(panicked(&*tool)),
+            Err(_) => Err(panicked(&*tool).into()),
             Ok(Ok(result)) => {
                 settle(key, token, outcome(result));
                 Ok(())
             }
             Ok(Err(future)) => {
-                let task = self.tasks.spawn(async move {
-                    let result = AssertUnwindSafe(future).catch_unwind().await;
-                    Ended { key, result: result.map_err(|_| panicked(&*tool)) }
-                });
-                self.running.insert(key, (token, task));
+                self.spawn(key, token, tool, async move { Outcome::Settled(future.await) });
                 Ok(())
             }
         }
+    }
+
+    fn spawn(
+        &mut self,
+        key: CallKey,
+        token: T,
+        tool: Arc<dyn Tool>,
+        work: impl Future<Output = Outcome> + Send + 'static,
+    ) {
+        let task = self.tasks.spawn(async move {
+            let result = AssertUnwindSafe(work).catch_unwind().await;
+            let result = result.map_err(|_| ToolPanicked { tool: tool.name().to_owned() });
+            Ended { key, tool, result }
+        });
+        self.running.insert(key, (token, task));
     }
 
     /// Waits for an attempt's end; for ever when none runs.
@@ -140,19 +210,26 @@ impl<T> Executor<T> {
     /// # Errors
     ///
     /// It panicked, or one that waited did.
-    pub fn settle(
-        &mut self,
-        ended: Ended,
-        mut settle: impl FnMut(CallKey, T, CallOutcome),
-    ) -> Result<(), ToolPanicked> {
-        let result = ended.result?;
+    pub fn settle(&mut self, ended: Ended, mut settle: impl FnMut(CallKey, T, CallOutcome)) -> Result<(), Mishap> {
+        let result = match ended.result? {
+            Outcome::Settled(result) => result,
+            // The message is lost, and the token with it.
+            Outcome::Broken(Broken::Drop) => {
+                self.running.remove(&ended.key);
+                return self.fill(settle);
+            }
+            Outcome::Broken(broken) => return Err(Mishap::Broken(ended.key, broken)),
+        };
         if let Some((token, _)) = self.running.remove(&ended.key) {
             settle(ended.key, token, outcome(result));
+            if self.faults.is_armed() {
+                self.settled.push_back(ended.tool);
+            }
         }
         self.fill(settle)
     }
 
-    fn fill(&mut self, mut settle: impl FnMut(CallKey, T, CallOutcome)) -> Result<(), ToolPanicked> {
+    fn fill(&mut self, mut settle: impl FnMut(CallKey, T, CallOutcome)) -> Result<(), Mishap> {
         while self.running.len() < self.concurrent {
             let Some(work) = self.waiting.pop_front() else { break };
             self.begin(work, &mut settle)?;
@@ -170,7 +247,7 @@ impl<T> Executor<T> {
         which: impl Fn(&CallKey) -> bool,
         mut back: impl FnMut(T),
         settle: impl FnMut(CallKey, T, CallOutcome),
-    ) -> Result<(), ToolPanicked> {
+    ) -> Result<(), Mishap> {
         let withdrawn: Vec<CallKey> = self.running.keys().copied().filter(&which).collect();
         for key in withdrawn {
             if let Some((token, task)) = self.running.remove(&key) {
@@ -195,6 +272,22 @@ impl<T> Executor<T> {
     pub async fn end(&mut self) {
         self.waiting.clear();
         self.tasks.shutdown().await;
+    }
+}
+
+/// A tool's work between its two points.
+async fn armed(faults: Faults, tool: Arc<dyn Tool>, call: ToolCall) -> Outcome {
+    let operation = Operation::Tool(tool.name());
+    match faults.meet(FaultPoint::WorkerBeforeExecute, operation).await {
+        None => {}
+        Some(Broken::Error(fault)) => return Outcome::Settled(Err(*fault)),
+        Some(broken) => return Outcome::Broken(broken),
+    }
+    let result = tool.call(call).await;
+    match faults.meet(FaultPoint::WorkerBeforeReply, operation).await {
+        None => Outcome::Settled(result),
+        Some(Broken::Error(fault)) => Outcome::Settled(Err(*fault)),
+        Some(broken) => Outcome::Broken(broken),
     }
 }
 
@@ -279,7 +372,7 @@ mod tests {
     async fn attempts_beyond_the_bound_begin_in_the_order_they_came() {
         let settled = RefCell::new(Vec::new());
         let settle = |_: CallKey, token: u64, _: CallOutcome| settled.borrow_mut().push(token);
-        let mut executor = Executor::new(2);
+        let mut executor = Executor::new(2, Faults::none());
         for (call, deed) in [(1, "for ever"), (2, "later"), (3, "ready"), (4, "ready"), (5, "for ever"), (6, "ready")] {
             executor.execute(work(call, deed), settle).expect("no panic");
         }
@@ -299,7 +392,7 @@ mod tests {
     #[tokio::test]
     async fn a_waiting_attempt_that_is_withdrawn_is_never_begun() {
         let settle = |_: CallKey, token: u64, _: CallOutcome| panic!("{token} was settled");
-        let mut executor = Executor::new(1);
+        let mut executor = Executor::new(1, Faults::none());
         executor.execute(work(1, "for ever"), settle).expect("no panic");
         executor.execute(work(2, "panic at once"), settle).expect("it waits");
         let back = RefCell::new(Vec::new());
@@ -312,11 +405,15 @@ mod tests {
         let settle = |_: CallKey, token: u64, _: CallOutcome| panic!("{token} was settled");
         let panicked = ToolPanicked { tool: "act".to_owned() };
         for deed in ["panic at once", "panic at the first poll"] {
-            assert_eq!(Executor::default().execute(work(1, deed), settle), Err(panicked.clone()), "{deed}");
+            assert_eq!(
+                Executor::new(CONCURRENT, Faults::none()).execute(work(1, deed), settle),
+                Err(panicked.clone().into()),
+                "{deed}"
+            );
         }
-        let mut executor = Executor::default();
+        let mut executor = Executor::new(CONCURRENT, Faults::none());
         executor.execute(work(1, "panic later"), settle).expect("not yet");
         let ended = executor.ended().await;
-        assert_eq!(executor.settle(ended, settle), Err(panicked));
+        assert_eq!(executor.settle(ended, settle), Err(panicked.into()));
     }
 }

@@ -25,7 +25,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::{Buf, BufMut, Bytes, BytesMut};
 use futures_util::future::poll_immediate;
 use rustix::event::{PollFd, PollFlags, poll};
 use serde_json::value::RawValue;
@@ -33,13 +33,14 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::{mpsc, oneshot};
 
 use self::asks::{Answer, Asked, Asker};
-use self::executor::{Executor, ToolPanicked, Work};
+use self::executor::{CONCURRENT, Executor, Mishap, ToolPanicked, Work};
 use self::settings::Settings;
 use self::wire::{Hello, ToWorker};
 use crate::actors::jobs::JobsHandle;
 use crate::actors::reply::{Progress, ProgressSink};
 use crate::agents::{AgentNames, Environment};
 use crate::fault::{Fault, FaultCode};
+use crate::faults::{Broken, FaultPoint, Faults, Operation};
 use crate::ids::{Generation, HostId};
 use crate::protocol::frame::{Frame, FrameReader};
 use crate::protocol::session::CallOutcome;
@@ -90,6 +91,8 @@ pub enum WorkerEnd {
     HostGone,
     /// A tool panicked; the host was told.
     Panicked(ToolPanicked),
+    /// A fault plan wanted it.
+    Injected,
 }
 
 /// Why a worker process could not go on.
@@ -124,6 +127,7 @@ const OUTPUT_KEPT: usize = 256 * 1024;
 pub async fn serve(
     generation: Generation,
     tools: impl IntoIterator<Item = Arc<dyn Tool>>,
+    faults: Faults,
     input: impl AsyncRead + Unpin,
     output: impl AsyncWrite + Unpin,
 ) -> Result<WorkerEnd, ServeError> {
@@ -134,7 +138,9 @@ pub async fn serve(
         host: None,
         limit: wire::line_limit(LINE_LIMIT),
         tools: tools.into_iter().map(|tool| (tool.name().to_owned(), tool)).collect(),
-        executor: Executor::default(),
+        executor: Executor::new(CONCURRENT, faults.clone()),
+        faults,
+        manners: Manners::default(),
         asker,
         questions,
         asked: HashMap::new(),
@@ -169,6 +175,16 @@ pub fn host_gone(pipe: impl AsFd) -> io::Result<()> {
 enum Turn {
     Goes,
     Ends(WorkerEnd),
+    Mishap(Mishap),
+}
+
+/// What a fault plan has made of it.
+#[derive(Debug, Default)]
+struct Manners {
+    /// It says nothing any more.
+    mute: bool,
+    /// It reads nothing any more.
+    deaf: bool,
 }
 
 struct Inside {
@@ -178,6 +194,8 @@ struct Inside {
     limit: usize,
     tools: HashMap<String, Arc<dyn Tool>>,
     executor: Executor<()>,
+    faults: Faults,
+    manners: Manners,
     asker: Asker,
     questions: mpsc::UnboundedReceiver<Asked>,
     asked: HashMap<u64, oneshot::Sender<Result<Answer, Fault>>>,
@@ -194,20 +212,35 @@ impl Inside {
         mut output: impl AsyncWrite + Unpin,
     ) -> Result<WorkerEnd, ServeError> {
         let mut reader = FrameReader::new(self.limit);
+        if let Some(broken) = self.faults.meet(FaultPoint::WorkerStart, Operation::None).await
+            && let Some(end) = self.break_down(broken, &mut output).await?
+        {
+            return Ok(end);
+        }
         loop {
+            if self.manners.mute {
+                self.out.clear();
+            }
             while !self.out.is_empty() {
                 match poll_immediate(output.write(&self.out)).await {
                     Some(written) => self.on_written(written?),
                     None => break,
                 }
             }
-            let taking = self.out.len() <= BACKLOG;
+            if self.executor.has_settled()
+                && self.out.is_empty()
+                && let Some(broken) = self.executor.after_replies().await
+                && let Some(end) = self.break_down(broken, &mut output).await?
+            {
+                return Ok(end);
+            }
+            let taking = self.out.len() <= BACKLOG && !self.manners.deaf;
             let turn = tokio::select! {
                 biased;
                 ended = self.executor.ended(), if self.executor.is_running() => {
                     let (out, generation, limit) = (&mut self.out, self.generation, self.limit);
-                    self.executor.settle(ended, |key, (), outcome| wire::settled(out, generation, key, &outcome, limit))
-                        .map(|()| Turn::Goes).or_else(|panicked| Ok::<_, ServeError>(Turn::Ends(WorkerEnd::Panicked(panicked))))
+                    let settle = |key, (), outcome: CallOutcome| wire::settled(out, generation, key, &outcome, limit);
+                    Ok(self.executor.settle(ended, settle).map_or_else(Turn::Mishap, |()| Turn::Goes))
                 }
                 Some(asked) = self.questions.recv() => {
                     self.ask(asked);
@@ -228,7 +261,12 @@ impl Inside {
             };
             match turn? {
                 Turn::Goes => {}
-                Turn::Ends(WorkerEnd::Panicked(panicked)) => {
+                Turn::Mishap(Mishap::Broken(_, broken)) => {
+                    if let Some(end) = self.break_down(broken, &mut output).await? {
+                        return Ok(end);
+                    }
+                }
+                Turn::Mishap(Mishap::Panicked(panicked)) => {
                     wire::panicked(&mut self.out, self.generation, &panicked.tool);
                     output.write_all(&self.out).await?;
                     output.flush().await?;
@@ -237,6 +275,31 @@ impl Inside {
                 Turn::Ends(end) => return Ok(end),
             }
         }
+    }
+
+    /// Does to itself what a fault plan wants; its end, if that is it.
+    async fn break_down(
+        &mut self,
+        broken: Broken,
+        output: &mut (impl AsyncWrite + Unpin),
+    ) -> Result<Option<WorkerEnd>, ServeError> {
+        tracing::warn!(?broken, "a fault point breaks this worker");
+        match broken {
+            Broken::Silence => self.manners.mute = true,
+            Broken::StopReading => self.manners.deaf = true,
+            Broken::Garbage => self.out.put_slice(b"what a worker must not say\n"),
+            // The first half of a message is all that is heard of it.
+            Broken::Torn => {
+                let mut line = BytesMut::new();
+                wire::alive(&mut line, self.generation, 0, self.executor.open());
+                self.out.put_slice(&line[..line.len() / 2]);
+                output.write_all(&self.out).await?;
+                output.flush().await?;
+                return Ok(Some(WorkerEnd::Injected));
+            }
+            Broken::Error(_) | Broken::Drop => return Ok(Some(WorkerEnd::Injected)),
+        }
+        Ok(None)
     }
 
     fn on_written(&mut self, count: usize) {
@@ -261,8 +324,9 @@ impl Inside {
                     return Err(ServeError::Protocol("a line is no message"));
                 }
             };
-            if let Turn::Ends(end) = self.on_message(message, &line)? {
-                return Ok(Turn::Ends(end));
+            let turn = self.on_message(message, &line)?;
+            if !matches!(turn, Turn::Goes) {
+                return Ok(turn);
             }
         }
         Ok(Turn::Goes)
@@ -308,7 +372,7 @@ impl Inside {
                 Ok(())
             }
             ToWorker::Check { g, n } if g == generation => {
-                wire::alive(&mut self.out, g, n);
+                wire::alive(&mut self.out, g, n, self.executor.open());
                 Ok(())
             }
             // Meant for another generation; it cannot come down this pipe, and changes nothing if it does.
@@ -320,7 +384,7 @@ impl Inside {
         };
         Ok(match done {
             Ok(()) => Turn::Goes,
-            Err(panicked) => Turn::Ends(WorkerEnd::Panicked(panicked)),
+            Err(mishap) => Turn::Mishap(mishap),
         })
     }
 

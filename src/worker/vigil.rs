@@ -34,6 +34,8 @@ pub enum Look {
 pub struct Vigil {
     quiet: Duration,
     heard: Instant,
+    /// When it was last known to have all it was given.
+    checked: Instant,
     asked: Option<(u64, Instant)>,
     next: u64,
 }
@@ -42,19 +44,28 @@ impl Vigil {
     /// A worker that has just been heard; `quiet` is how long it may be silent while it has work.
     #[must_use]
     pub fn new(quiet: Duration, now: Instant) -> Self {
-        Self { quiet, heard: now, asked: None, next: 1 }
+        Self { quiet, heard: now, checked: now, asked: None, next: 1 }
     }
 
-    /// It said something, or was given its first work just now.
+    /// It was given its first work just now.
+    pub fn begin(&mut self, now: Instant) {
+        self.heard = now;
+        self.checked = now;
+    }
+
+    /// It said something.
     pub fn heard(&mut self, now: Instant) {
         self.heard = now;
     }
 
-    /// It answered a check.
-    pub fn alive(&mut self, n: u64) {
-        if self.asked.is_some_and(|(asked, _)| asked == n) {
+    /// It answered a check; whether it is the one that was asked.
+    pub fn alive(&mut self, n: u64) -> bool {
+        let is_asked = self.asked.is_some_and(|(asked, _)| asked == n);
+        if is_asked {
             self.asked = None;
+            self.checked = self.heard;
         }
+        is_asked
     }
 
     /// Time has passed.
@@ -62,10 +73,12 @@ impl Vigil {
         if !has_work {
             // What was asked is forgotten: the answer changes nothing.
             self.asked = None;
+            self.checked = self.heard;
             return Look::Idle;
         }
         let Some((n, asked)) = self.asked else {
-            let due = self.heard + self.quiet;
+            // One that talks all the time is asked too, if rarely: it may have lost what it does not talk about.
+            let due = (self.heard + self.quiet).min(self.checked + self.quiet * PATIENCE);
             if now < due {
                 return Look::At(due);
             }
@@ -154,7 +167,21 @@ mod tests {
         let mut vigil = Vigil::new(QUIET, start);
         vigil.look(at(start, 5), true);
         assert_eq!(vigil.look(at(start, 10), false), Look::Idle);
-        vigil.heard(at(start, 60));
+        vigil.begin(at(start, 60));
         assert_eq!(vigil.look(at(start, 60), true), Look::At(at(start, 65)));
+    }
+
+    #[test]
+    fn a_worker_that_talks_all_the_time_is_asked_too() {
+        let start = Instant::now();
+        let mut vigil = Vigil::new(QUIET, start);
+        for second in 1..20 {
+            vigil.heard(at(start, second));
+            assert!(matches!(vigil.look(at(start, second), true), Look::At(_)), "second {second}");
+        }
+        vigil.heard(at(start, 20));
+        assert_eq!(vigil.look(at(start, 20), true), Look::Ask(1, at(start, 25)));
+        assert!(!vigil.alive(2) && vigil.alive(1));
+        assert_eq!(vigil.look(at(start, 20), true), Look::At(at(start, 25)));
     }
 }

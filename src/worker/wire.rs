@@ -179,6 +179,8 @@ pub enum FromWorker<'a> {
         g: Generation,
         /// The number of the check.
         n: u64,
+        /// Attempts it has.
+        open: u64,
     },
     /// A tool panicked. This is the worker's last message.
     Panicked {
@@ -508,9 +510,10 @@ pub fn ask(out: &mut BytesMut, generation: Generation, id: u64, question: &Quest
 }
 
 /// `alive`.
-pub fn alive(out: &mut BytesMut, generation: Generation, n: u64) {
+pub fn alive(out: &mut BytesMut, generation: Generation, n: u64, open: usize) {
     number(out, "{\"alive\":{\"g\":", generation.0);
     number(out, ",\"n\":", n);
+    number(out, ",\"open\":", open as u64);
     out.put_slice(b"}}\n");
 }
 
@@ -663,9 +666,9 @@ mod tests {
             "{\"settled\":{\"g\":1,\"s\":1,\"c\":1,\"text\":\"x}}",
             "{\"settled\":{\"g\":1,\"s\":1,\"c\":1,\"text\":tru}}",
             "{\"unheard\":{\"g\":1}}",
-            "{\"alive\":{\"g\":1,\"n\":1}} ",
-            "{\"alive\":{\"g\":-1,\"n\":1}}",
-            "{\"alive\":{\"g\":1,\"n\":1},\"alive\":{\"g\":1,\"n\":1}}",
+            "{\"alive\":{\"g\":1,\"n\":1,\"open\":0}} ",
+            "{\"alive\":{\"g\":-1,\"n\":1,\"open\":0}}",
+            "{\"alive\":{\"g\":1,\"n\":1,\"open\":0},\"alive\":{\"g\":1,\"n\":1,\"open\":0}}",
         ] {
             let read = serde_json::from_str::<FromWorker<'_>>(wrong);
             // White space around a message is no harm.

@@ -12,23 +12,39 @@ use tokio::task::JoinSet;
 use crate::actors::reply::AttemptReply;
 use crate::actors::worker::{Attempt, Keeping, Order, WorkerMsg};
 use crate::fault::{Fault, FaultCode};
-use crate::protocol::session::CallOutcome;
-use crate::worker::executor::{Executor, ToolPanicked, Work};
+use crate::faults::{Broken, FaultPoint, Faults, Operation};
+use crate::ids::SessionNumber;
+use crate::protocol::session::{CallNumber, CallOutcome};
+use crate::worker::executor::{CONCURRENT, Executor, Mishap, Work};
 use crate::worker::wire::CallKey;
 
 /// How long the tools of an ended worker may take to reach their next await; one that does not is stuck in synchronous
 /// code, and what it still does belongs to nobody.
 const END_LIMIT: Duration = Duration::from_millis(200);
 
+/// Longest a fault may hold up a start; a worker of this process greets nobody and needs no time.
+const START: Duration = Duration::from_secs(5);
+
+/// Stands for no call.
+const NO_CALL: CallKey = CallKey { session: SessionNumber(0), call: CallNumber(0) };
+
 /// Keeps a worker until it has ended; returns why it did.
 pub(super) async fn keep(
     inbox: mpsc::UnboundedReceiver<WorkerMsg>,
     keeping: &mut Keeping,
-    up: impl FnOnce(Option<u32>),
+    up: impl FnOnce(Option<u32>) + Send + 'static,
+    faults: Faults,
 ) -> Fault {
     let mut looping = JoinSet::new();
-    looping.spawn(run(inbox));
-    up(None);
+    looping.spawn(async move {
+        match tokio::time::timeout(START, faults.meet(FaultPoint::WorkerStart, Operation::None)).await {
+            Ok(None) => {}
+            Ok(Some(broken)) => return Mishap::Broken(NO_CALL, broken),
+            Err(_) => return Mishap::Broken(NO_CALL, Broken::Silence),
+        }
+        up(None);
+        run(inbox, faults).await
+    });
     let ordered = tokio::select! {
         biased;
         ended = looping.join_next() => return why(ended, None),
@@ -38,11 +54,13 @@ pub(super) async fn keep(
     why(looping.join_next().await, Some(ordered))
 }
 
-fn why(ended: Option<Result<ToolPanicked, tokio::task::JoinError>>, ordered: Option<Order>) -> Fault {
+fn why(ended: Option<Result<Mishap, tokio::task::JoinError>>, ordered: Option<Order>) -> Fault {
     let lost = |detail: String| Fault::new(FaultCode::WorkerLost, detail);
     match (ended, ordered) {
         // A panic may be known only by the tokens it dropped, and the order to end be the answer to that.
-        (Some(Ok(panicked)), _) => lost(format!("{panicked}.")),
+        (Some(Ok(Mishap::Panicked(panicked))), _) => lost(format!("{panicked}.")),
+        // It has no pipe that could be torn or fall silent; all it can do is end.
+        (Some(Ok(Mishap::Broken(..))), _) => lost("a fault point broke the worker.".to_owned()),
         (Some(Err(error)), _) if error.is_panic() => lost("the worker's loop panicked.".to_owned()),
         (_, Some(Order::Kill(fault))) => *fault,
         (_, Some(Order::Stop) | None) => lost("the worker was ended.".to_owned()),
@@ -58,22 +76,28 @@ fn work(Attempt { key, reply, tool, call }: Attempt) -> Work<AttemptReply> {
 }
 
 /// Runs what it is given until a tool panics. For ever when none does: an order ends it from outside.
-async fn run(mut inbox: mpsc::UnboundedReceiver<WorkerMsg>) -> ToolPanicked {
-    let mut executor = Executor::default();
+async fn run(mut inbox: mpsc::UnboundedReceiver<WorkerMsg>, faults: Faults) -> Mishap {
+    let mut executor = Executor::new(CONCURRENT, faults);
     loop {
+        if executor.has_settled()
+            && let Some(broken) = executor.after_replies().await
+        {
+            let _ = tokio::time::timeout(END_LIMIT, executor.end()).await;
+            return Mishap::Broken(NO_CALL, broken);
+        }
         let done = tokio::select! {
             Some(message) = inbox.recv() => handle(&mut executor, message),
             ended = executor.ended(), if executor.is_running() => executor.settle(ended, settle),
             else => std::future::pending().await,
         };
-        if let Err(panicked) = done {
+        if let Err(mishap) = done {
             let _ = tokio::time::timeout(END_LIMIT, executor.end()).await;
-            return panicked;
+            return mishap;
         }
     }
 }
 
-fn handle(executor: &mut Executor<AttemptReply>, message: WorkerMsg) -> Result<(), ToolPanicked> {
+fn handle(executor: &mut Executor<AttemptReply>, message: WorkerMsg) -> Result<(), Mishap> {
     match message {
         WorkerMsg::Execute(attempt) => executor.execute(work(*attempt), settle),
         // After a panic the rest is dropped: no worker is left to run it.

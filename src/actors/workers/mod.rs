@@ -25,13 +25,14 @@ use tokio::task::JoinSet;
 
 use self::process::ProcessBackend;
 use self::slot::{RestartPolicy, Slot, SlotEffect, SlotState};
-use super::child::Child;
+use super::child::{self, Child};
 use super::reply::SessionMailbox;
 use super::session::SessionEvent;
 use super::supervision::{Exit, RestartType};
 use super::worker::{Custody, Keeping, Order, Worker, WorkerArguments, WorkerEnded, WorkerHandle, WorkerMsg};
 use crate::config::WorkerIsolation;
 use crate::fault::{Fault, FaultCode};
+use crate::faults::{FaultPoint, Faults};
 use crate::ids::{Generation, SessionNumber, UnixMillis};
 use crate::telemetry::{Record, TelemetryHandle};
 
@@ -83,6 +84,21 @@ pub enum WorkersMsg {
     Snapshot(oneshot::Sender<WorkersSnapshot>),
 }
 
+impl WorkersMsg {
+    /// Its name in a fault plan.
+    const fn name(&self) -> &'static str {
+        match self {
+            Self::Wanted { .. } => "wanted",
+            Self::SessionOver(_) => "session_over",
+            Self::Broken { .. } => "broken",
+            Self::Up { .. } => "up",
+            Self::Gone { .. } => "gone",
+            Self::Due { .. } => "due",
+            Self::Snapshot(_) => "snapshot",
+        }
+    }
+}
+
 /// The workers as health shows them.
 #[derive(Debug, Clone, PartialEq)]
 pub struct WorkersSnapshot {
@@ -107,8 +123,8 @@ pub struct WorkersSnapshot {
 /// Where tools run, and what that takes.
 #[derive(Clone)]
 pub enum Backend {
-    /// In the host's own process.
-    InProcess,
+    /// In the host's own process, where this is to break.
+    InProcess(Faults),
     /// In a process of their own.
     Process(Arc<ProcessBackend>),
 }
@@ -118,7 +134,7 @@ impl Backend {
     #[must_use]
     pub fn isolation(&self) -> WorkerIsolation {
         match self {
-            Self::InProcess => WorkerIsolation::InProcess,
+            Self::InProcess(_) => WorkerIsolation::InProcess,
             Self::Process(_) => WorkerIsolation::Process,
         }
     }
@@ -134,7 +150,7 @@ impl Backend {
         let workers = workers.clone();
         let up = move |pid| drop(workers.cast(WorkersMsg::Up { generation, pid }));
         match self {
-            Self::InProcess => in_process::keep(inbox, keeping, up).await,
+            Self::InProcess(faults) => in_process::keep(inbox, keeping, up, faults).await,
             Self::Process(backend) => process::keep(backend, generation, inbox, keeping, up).await,
         }
     }
@@ -191,6 +207,8 @@ pub struct WorkersArguments {
     pub roster: Arc<Roster>,
     /// Told of restarts.
     pub telemetry: TelemetryHandle,
+    /// What is to break.
+    pub faults: Faults,
 }
 
 /// The worker there is.
@@ -203,6 +221,7 @@ struct Current {
 
 /// The supervisor's state.
 pub struct WorkersState {
+    faults: Faults,
     slot: Slot,
     backend: Backend,
     roster: Arc<Roster>,
@@ -233,6 +252,7 @@ impl Actor for Workers {
             worker: None,
             sessions: HashMap::new(),
             telemetry: arguments.telemetry,
+            faults: arguments.faults,
             tasks: JoinSet::new(),
             losses: VecDeque::new(),
         })
@@ -244,6 +264,9 @@ impl Actor for Workers {
         message: Self::Msg,
         state: &mut Self::State,
     ) -> Result<(), ActorProcessingErr> {
+        if state.faults.is_armed() {
+            child::meet(&state.faults, FaultPoint::WorkersSupervise, message.name()).await?;
+        }
         match message {
             WorkersMsg::Wanted { session, mailbox } => {
                 // It may have missed that its worker is gone, together with us.
@@ -455,9 +478,10 @@ mod tests {
     async fn a_new_supervisor_goes_on_with_the_generations_once_the_old_worker_has_ended() {
         let arguments = WorkersArguments {
             policy: RestartPolicy::default(),
-            backend: Backend::InProcess,
+            backend: Backend::InProcess(Faults::none()),
             roster: Arc::default(),
             telemetry: TelemetryHandle::new(),
+            faults: Faults::none(),
         };
         for generation in 1..=3 {
             let (workers, joined) = Workers::spawn(None, Workers, arguments.clone()).await.expect("a supervisor");

@@ -16,6 +16,7 @@
 //! it is found by its silence and ended, and the memory goes with it.
 
 use std::collections::HashMap;
+use std::ffi::OsString;
 use std::io;
 use std::os::unix::process::ExitStatusExt;
 use std::pin::Pin;
@@ -66,6 +67,8 @@ const OUTPUT_KEPT: usize = 256 * 1024;
 pub struct ProcessBackend {
     /// What to start.
     pub command: WorkerCommand,
+    /// Set over its environment.
+    pub variables: Vec<(&'static str, OsString)>,
     /// How long it may be silent.
     pub policy: WorkerPolicy,
     /// What it is told.
@@ -135,7 +138,7 @@ pub(super) async fn keep(
     up: impl FnOnce(Option<u32>) + Send + 'static,
 ) -> Fault {
     let failed = |why: String| Fault::new(FaultCode::WorkerSpawnFailed, why);
-    let mut child = match spawn(&backend.command, generation) {
+    let mut child = match spawn(&backend.command, &backend.variables, generation) {
         Ok(child) => child,
         Err(error) => {
             let program = backend.command.program.display();
@@ -229,7 +232,7 @@ fn explain(why: Option<Fault>, status: Option<ExitStatus>) -> Fault {
     fault
 }
 
-fn spawn(command: &WorkerCommand, generation: Generation) -> io::Result<Child> {
+fn spawn(command: &WorkerCommand, variables: &[(&'static str, OsString)], generation: Generation) -> io::Result<Child> {
     let mut spawned = Command::new(&command.program);
     spawned
         .args(&command.args)
@@ -243,7 +246,16 @@ fn spawn(command: &WorkerCommand, generation: Generation) -> io::Result<Child> {
     if let Some(environment) = &command.env {
         spawned.env_clear().envs(environment.iter());
     }
+    spawned.envs(variables.iter().map(|(name, value)| (name, value)));
     spawned.spawn()
+}
+
+/// An attempt the process has.
+struct Given {
+    reply: AttemptReply,
+    progress: ProgressSink,
+    /// Counts those it was given.
+    number: u64,
 }
 
 /// The loop of one worker process.
@@ -257,7 +269,10 @@ struct Pump {
     reader: FrameReader,
     out: BytesMut,
     /// Keyed by our own numbers, so the hash need not resist anybody.
-    attempts: HashMap<CallKey, (AttemptReply, ProgressSink), foldhash::fast::RandomState>,
+    attempts: HashMap<CallKey, Given, foldhash::fast::RandomState>,
+    /// Attempts it was given so far, and how many of them before the last check.
+    given: u64,
+    checked: u64,
     asks: Asks,
     vigil: Vigil,
     clock: Pin<Box<tokio::time::Sleep>>,
@@ -280,6 +295,8 @@ impl Pump {
             reader: FrameReader::new(backend.settings.line_limit),
             out: BytesMut::new(),
             attempts: HashMap::default(),
+            given: 0,
+            checked: 0,
             asks: Asks::new(backend.jobs.clone()),
             vigil: Vigil::new(backend.policy.quiet, Instant::now()),
             clock: Box::pin(tokio::time::sleep(Duration::ZERO)),
@@ -380,8 +397,8 @@ impl Pump {
             WorkerMsg::Execute(attempt) => self.execute(*attempt),
             WorkerMsg::ExecuteAll(attempts) => attempts.into_iter().for_each(|attempt| self.execute(attempt)),
             WorkerMsg::Withdraw(key) => {
-                if let Some((reply, _)) = self.attempts.remove(&key) {
-                    reply.forget();
+                if let Some(given) = self.attempts.remove(&key) {
+                    given.reply.forget();
                     wire::withdraw(&mut self.out, self.generation, key);
                 }
             }
@@ -391,8 +408,8 @@ impl Pump {
                     return;
                 }
                 for key in over {
-                    if let Some((reply, _)) = self.attempts.remove(&key) {
-                        reply.forget();
+                    if let Some(given) = self.attempts.remove(&key) {
+                        given.reply.forget();
                     }
                 }
                 wire::session_over(&mut self.out, self.generation, session);
@@ -411,12 +428,13 @@ impl Pump {
         if self.attempts.is_empty() {
             // Its silence counts from here.
             let now = Instant::now();
-            self.vigil.heard(now);
+            self.vigil.begin(now);
             if !self.ticking {
                 self.wake_at(now + self.backend.policy.quiet);
             }
         }
-        self.attempts.insert(key, (reply, call.progress));
+        self.attempts.insert(key, Given { reply, progress: call.progress, number: self.given });
+        self.given += 1;
     }
 
     fn answer(&mut self, id: u64, answer: &Result<crate::worker::asks::Answer, Fault>) {
@@ -471,7 +489,7 @@ impl Pump {
                     return Err(wrong("the worker sent an outcome without one"));
                 };
                 match self.attempts.remove(&key) {
-                    Some((reply, _)) => reply.finish(outcome),
+                    Some(given) => given.reply.finish(outcome),
                     // It was withdrawn meanwhile.
                     None => self.stale(),
                 }
@@ -479,7 +497,7 @@ impl Pump {
             FromWorker::Progress { s, c, value, message, .. } => {
                 let key = CallKey { session: s, call: CallNumber(c) };
                 match self.attempts.get(&key) {
-                    Some((_, progress)) => progress.report(value, message),
+                    Some(given) => given.progress.report(value, message),
                     None => self.stale(),
                 }
             }
@@ -488,7 +506,15 @@ impl Pump {
                     self.answer(id, &answer);
                 }
             }
-            FromWorker::Alive { n, .. } => self.vigil.alive(n),
+            FromWorker::Alive { n, open, .. } => {
+                if self.vigil.alive(n) {
+                    // The pipe keeps the order: it has all that was sent before the check and is not settled.
+                    let given = self.attempts.values().filter(|attempt| attempt.number < self.checked).count();
+                    if open < given as u64 {
+                        return Err(wrong("the worker lost an attempt it was given"));
+                    }
+                }
+            }
             FromWorker::Panicked { tool, .. } => {
                 return Err(Fault::new(FaultCode::WorkerLost, format!("tool {tool} panicked")));
             }
@@ -508,6 +534,7 @@ impl Pump {
             Look::At(at) => self.wake_at(at),
             Look::Ask(n, at) => {
                 wire::check(&mut self.out, self.generation, n);
+                self.checked = self.given;
                 self.wake_at(at);
             }
             Look::Dead => {

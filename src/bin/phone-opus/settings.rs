@@ -129,6 +129,17 @@ pub(crate) fn armed(dir: &StateDir) -> Result<Faults, SetupError> {
     Ok(Faults::arm(plan, Ends::Process, Counters::File(counters))?)
 }
 
+/// The fault plan of a process that was started by a host: it counts where its host counts.
+pub(crate) fn inherited() -> Result<Faults, SetupError> {
+    let lookup = |name: &str| std::env::var_os(name);
+    let Some(plan) = FaultPlan::from_environment(lookup)? else { return Ok(Faults::none()) };
+    let counters = match std::env::var_os(FAULT_COUNTERS) {
+        Some(path) => Counters::File(path.into()),
+        None => Counters::Memory,
+    };
+    Ok(Faults::arm(plan, Ends::Process, counters)?)
+}
+
 fn from_file(path: &Path, trust: FileTrust, sources: &mut Vec<(String, Settings)>) -> Result<(), SetupError> {
     match std::fs::read_to_string(path) {
         Ok(text) => sources.push((path.display().to_string(), Settings::from_toml(path, &text, trust)?)),

@@ -8,7 +8,7 @@ use phone_opus::stdio::{Input, Output};
 use phone_opus::worker::{self, WorkerEnd};
 
 use crate::logging;
-use crate::settings::{SetupError, chain, refused, runtime};
+use crate::settings::{SetupError, chain, inherited, refused, runtime};
 
 /// How long the loop has for leaving by itself once the host is gone; after that a tool has the thread.
 const LEAVE: Duration = Duration::from_secs(1);
@@ -26,6 +26,7 @@ pub(crate) fn run(generation: Generation) -> ExitCode {
 }
 
 fn serve(generation: Generation) -> Result<ExitCode, SetupError> {
+    let faults = inherited()?;
     let runtime = runtime()?;
     // Nobody may outlive the host, not even a tool that never lets go of its thread.
     let watch = || {
@@ -38,9 +39,10 @@ fn serve(generation: Generation) -> Result<ExitCode, SetupError> {
     let code = runtime.block_on(async {
         let (input, output) =
             (Input::stdin().map_err(SetupError::Runtime)?, Output::stdout().map_err(SetupError::Runtime)?);
-        Ok(match worker::serve(generation, [], input, output).await {
+        Ok(match worker::serve(generation, [], faults, input, output).await {
             Ok(WorkerEnd::HostGone) => ExitCode::SUCCESS,
             Ok(WorkerEnd::Panicked(_)) => ExitCode::from(EXIT_PANICKED),
+            Ok(WorkerEnd::Injected) => ExitCode::FAILURE,
             Err(error) => {
                 tracing::error!(error = chain(&error), "the worker failed");
                 ExitCode::FAILURE
