@@ -23,6 +23,7 @@ pub mod stdio;
 pub mod store;
 pub mod system;
 pub mod telemetry;
+#[cfg(feature = "testkit")]
 pub mod testkit;
 pub mod tools;
 pub mod worker;

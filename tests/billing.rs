@@ -1,38 +1,15 @@
 //! Who pays, as far as the whole program decides it: the command line, the runner, an agent that introduces itself.
 
-#![expect(clippy::expect_used, reason = "a test")]
-
 use std::io::Write as _;
-use std::os::unix::fs::symlink;
-use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
-use phone_opus::testkit::scripted_agent::{PROGRAM_NAME, Script, Step};
+use phone_opus::testkit::{Rig, Script, Step};
 use rustix::process::{Pid, test_kill_process_group};
 use serde_json::{Value, json};
 
-const PROGRAM: &str = env!("CARGO_BIN_EXE_phone-opus");
-
-/// The program in an environment of its own, with the scripted agent as Claude Code.
-fn phone_opus(scratch: &Path, args: &[&str]) -> Output {
-    command(scratch, args).output().expect("the program runs")
-}
-
-fn command(scratch: &Path, args: &[&str]) -> Command {
-    let agent = scratch.join(PROGRAM_NAME);
-    if !agent.exists() {
-        symlink(PROGRAM, &agent).expect("a link to the program");
-    }
-    let mut command = Command::new(PROGRAM);
-    command
-        .args(args)
-        .env_clear()
-        .env("PATH", std::env::var_os("PATH").unwrap_or_default())
-        .env("HOME", scratch)
-        .env("PHONE_OPUS_STATE_DIR", scratch.join("state"))
-        .env("PHONE_OPUS_CLAUDE_BIN", &agent)
-        .current_dir(scratch);
-    command
+/// A world of its own around the program.
+fn new_rig() -> Rig {
+    Rig::new(env!("CARGO_BIN_EXE_phone-opus"))
 }
 
 fn reply(output: &Output) -> Value {
@@ -52,10 +29,10 @@ case "$1" in
 esac
 "#;
 
-#[test]
-fn doctor_does_not_take_a_withheld_key_for_a_login() {
-    let scratch = tempfile::tempdir().expect("scratch");
-    let agent = scratch.path().join("claude");
+#[tokio::test]
+async fn doctor_does_not_take_a_withheld_key_for_a_login() {
+    let mut rig = new_rig();
+    let agent = rig.path("claude");
     // Written by another process: one that this process still held for writing could not be run.
     let mut writer = Command::new("sh")
         .args(["-c", "cat > \"$0\" && chmod 700 \"$0\""])
@@ -65,6 +42,7 @@ fn doctor_does_not_take_a_withheld_key_for_a_login() {
         .expect("a shell");
     writer.stdin.take().expect("its stdin").write_all(ASKED.as_bytes()).expect("the script");
     assert!(writer.wait().expect("its end").success());
+    rig.set("PHONE_OPUS_CLAUDE_BIN", agent.display().to_string());
     for (billing, key, login, good) in [
         ("subscription", "", "claude.ai", json!(true)),
         ("subscription", "k", "claude.ai", json!(true)),
@@ -76,42 +54,33 @@ fn doctor_does_not_take_a_withheld_key_for_a_login() {
         ("api_key", "", "", json!(null)),
         ("api_key", "", "claude.ai", json!(false)),
     ] {
-        let output = command(scratch.path(), &["doctor", "--json"])
-            .env("PHONE_OPUS_CLAUDE_BIN", &agent)
-            .env("PHONE_OPUS_BILLING", billing)
-            .env("ANTHROPIC_API_KEY", key)
-            .env("LC_LOGIN", login)
-            .output()
-            .expect("the program runs");
-        let report = reply(&output);
+        rig.set("PHONE_OPUS_BILLING", billing);
+        rig.set("ANTHROPIC_API_KEY", key);
+        rig.set("LC_LOGIN", login);
+        let report = reply(&rig.run(&["doctor", "--json"]).await);
         let checks = report["checks"].as_array().expect("checks");
         let found = checks.iter().find(|check| check["check"] == "login").expect("a login check");
         assert_eq!(found["ok"], good, "billing {billing}, key {key:?}, login {login:?}: {found}");
     }
+    rig.check_invariants().await;
 }
 
-#[test]
-fn an_agent_that_would_bill_the_wrong_account_is_killed_and_not_asked_to_stop() {
-    let scratch = tempfile::tempdir().expect("scratch");
-    let log = scratch.path().join("log");
-    let script = Script {
-        key_source: Some("apiKeyHelper".into()),
-        log: Some(log.clone()),
-        steps: vec![Step::Hang],
-        ..Script::default()
-    };
-    let output = phone_opus(scratch.path(), &["consult", "--json", &script.in_prompt()]);
+#[tokio::test]
+async fn an_agent_that_would_bill_the_wrong_account_is_killed_and_not_asked_to_stop() {
+    let rig = new_rig();
+    let script = Script { key_source: Some("apiKeyHelper".into()), steps: vec![Step::Hang], ..Script::default() };
+    let output = rig.run(&["consult", "--json", &rig.prompt(script)]).await;
     let failed = reply(&output);
     assert_eq!(output.status.code(), Some(1), "{failed}");
     assert_eq!(failed["fault"]["code"], "billing_mismatch", "{failed}");
 
     // Who is asked to stop may still send the one request that is not to be sent.
     let job = failed["job_id"].as_str().expect("a job");
-    let full = reply(&phone_opus(scratch.path(), &["jobs", "show", job, "--full", "--json"]));
+    let full = reply(&rig.run(&["jobs", "show", job, "--full", "--json"]).await);
     assert_eq!(full["exit"]["signal"], 9, "{full}");
 
-    let started = std::fs::read_to_string(&log).expect("the agent's log");
-    let started: Value = serde_json::from_str(started.lines().next().expect("a line")).expect("JSON");
-    let group = started["pid"].as_i64().and_then(|pid| Pid::from_raw(i32::try_from(pid).ok()?)).expect("a pid");
+    let [run] = &rig.runs()[..] else { panic!("one run") };
+    let group = run.start["pid"].as_i64().and_then(|pid| Pid::from_raw(i32::try_from(pid).ok()?)).expect("a pid");
     assert!(test_kill_process_group(group).is_err(), "something of the run's group is left");
+    rig.check_invariants().await;
 }

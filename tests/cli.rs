@@ -2,15 +2,17 @@
 
 #![expect(clippy::expect_used, reason = "helpers of tests")]
 
-mod rig;
-
 use std::process::{Output, Stdio};
 
-use phone_opus::testkit::scripted_agent::{Script, Step};
-use rig::{Rig, until};
+use phone_opus::testkit::{KEY, Rig, Script, Step, until};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt;
+
+/// A world of its own around the program.
+fn new_rig() -> Rig {
+    Rig::new(env!("CARGO_BIN_EXE_phone-opus"))
+}
 
 fn stdout(output: &Output) -> String {
     String::from_utf8(output.stdout.clone()).expect("text")
@@ -32,7 +34,7 @@ fn parsed(output: &Output) -> Value {
 
 #[tokio::test]
 async fn a_consult_with_the_offline_agent_answers_from_the_directory_without_any_model() {
-    let mut rig = Rig::new();
+    let mut rig = new_rig();
     rig.set("PHONE_OPUS_LOG", "warn");
     rig.set("PHONE_OPUS_CLAUDE_BIN", "/no/such/claude");
     std::fs::create_dir(rig.path("work/src")).expect("a directory");
@@ -50,7 +52,7 @@ async fn a_consult_with_the_offline_agent_answers_from_the_directory_without_any
 
 #[tokio::test]
 async fn the_answer_alone_is_on_stdout_and_the_facts_are_on_stderr() {
-    let mut rig = Rig::new();
+    let mut rig = new_rig();
     rig.set("PHONE_OPUS_LOG", "warn");
     let prompt = rig.answering("forty-two");
     let output = rig.run(&["consult", &prompt]).await;
@@ -69,7 +71,7 @@ async fn the_answer_alone_is_on_stdout_and_the_facts_are_on_stderr() {
 
 #[tokio::test]
 async fn exit_codes_tell_failure_from_wrong_usage() {
-    let mut rig = Rig::new();
+    let mut rig = new_rig();
     rig.set("PHONE_OPUS_LOG", "warn");
     let failing = rig.prompt(Script {
         no_result: true,
@@ -99,13 +101,13 @@ async fn exit_codes_tell_failure_from_wrong_usage() {
     }
     let output = rig.run(&["jobs", "show", "3f2504e0-4f89-41d3-9a0c-0305e82c3301"]).await;
     code(&output, 1);
-    assert_eq!(rig.runs().len(), 1);
+    rig.expect_runs(1);
     rig.stop_and_check_invariants([]).await;
 }
 
 #[tokio::test]
 async fn an_interrupted_consult_takes_its_agent_along() {
-    let mut rig = Rig::new();
+    let mut rig = new_rig();
     rig.set("PHONE_OPUS_LOG", "warn");
     let prompt = rig.doing(vec![Step::IgnoreTerm, Step::Touch(rig.sign("begun")), Step::Hang]);
     let child =
@@ -121,7 +123,7 @@ async fn an_interrupted_consult_takes_its_agent_along() {
 
 #[tokio::test]
 async fn jobs_are_listed_shown_and_cancelled() {
-    let mut rig = Rig::new();
+    let mut rig = new_rig();
     rig.set("PHONE_OPUS_LOG", "warn");
     let output = rig.run(&["jobs", "list"]).await;
     code(&output, 0);
@@ -163,7 +165,7 @@ async fn jobs_are_listed_shown_and_cancelled() {
 
 #[tokio::test]
 async fn the_doctor_says_what_is_there_and_fails_when_a_consult_cannot_work() {
-    let mut rig = Rig::new();
+    let mut rig = new_rig();
     rig.set("PHONE_OPUS_LOG", "warn");
     let output = rig.run(&["doctor", "--json"]).await;
     code(&output, 0);
@@ -177,7 +179,7 @@ async fn the_doctor_says_what_is_there_and_fails_when_a_consult_cannot_work() {
     }
     assert!(check(&report, "claude").is_some_and(|check| check["data"]["version"].to_string().contains("2.1.329")));
     assert_eq!(check(&report, "flags").map(|check| check["data"]["missing"].clone()), Some(json!([])));
-    assert!(!stdout(&output).contains(rig::KEY), "a key is never shown");
+    assert!(!stdout(&output).contains(KEY), "a key is never shown");
     let output = rig.run(&["doctor"]).await;
     code(&output, 0);
     assert!(stdout(&output).contains("ok   state"), "{}", stdout(&output));
@@ -192,7 +194,7 @@ async fn the_doctor_says_what_is_there_and_fails_when_a_consult_cannot_work() {
 
 #[tokio::test]
 async fn version_and_help_are_on_stdout_and_help_shows_examples() {
-    let rig = Rig::new();
+    let rig = new_rig();
     let output = rig.run(&["--version"]).await;
     code(&output, 0);
     assert_eq!(stdout(&output), format!("phone-opus {}\n", env!("CARGO_PKG_VERSION")));
@@ -207,7 +209,7 @@ async fn version_and_help_are_on_stdout_and_help_shows_examples() {
 
 #[tokio::test]
 async fn a_wrong_configuration_stops_every_command_with_its_place_and_a_suggestion() {
-    let mut rig = Rig::new();
+    let mut rig = new_rig();
     rig.set("PHONE_OPUS_LOG", "warn");
     rig.set("XDG_CONFIG_HOME", rig.path("config").display().to_string());
     std::fs::create_dir_all(rig.path("config/phone_opus")).expect("a directory");
@@ -246,7 +248,7 @@ async fn a_wrong_configuration_stops_every_command_with_its_place_and_a_suggesti
 #[tokio::test]
 async fn a_state_directory_others_can_write_to_is_refused_and_said_so() {
     use std::os::unix::fs::PermissionsExt;
-    let mut rig = Rig::new();
+    let mut rig = new_rig();
     rig.set("PHONE_OPUS_LOG", "warn");
     let open = rig.path("open");
     std::fs::create_dir(&open).expect("a directory");
@@ -259,6 +261,6 @@ async fn a_state_directory_others_can_write_to_is_refused_and_said_so() {
         "{}",
         stderr(&output)
     );
-    assert!(rig.runs().is_empty());
+    rig.expect_runs(0);
     rig.stop_and_check_invariants([]).await;
 }

@@ -1,12 +1,13 @@
 //! Bad input and bad agents: every fault is classified, and the session goes on.
 
-mod rig;
-
 use phone_opus::agents::MAX_PROMPT_BYTES;
-use phone_opus::testkit::scripted_agent::{Script, Step};
-use rig::Rig;
-use rig::client::{Client, Reply};
+use phone_opus::testkit::{Client, Reply, Rig, Script, Step};
 use serde_json::{Value, json};
+
+/// A world of its own around the program.
+fn new_rig() -> Rig {
+    Rig::new(env!("CARGO_BIN_EXE_phone-opus"))
+}
 
 /// The sentence of a fault: of a tool result or a protocol error.
 fn detail(reply: &Reply) -> String {
@@ -27,7 +28,7 @@ async fn refused(host: &mut Client, tool: &str, arguments: Value, code: &str, na
 
 #[tokio::test]
 async fn bad_arguments_are_refused_by_name_before_anything_is_started_or_written() {
-    let mut rig = Rig::new();
+    let mut rig = new_rig();
     let mut host = rig.serve().await;
     std::fs::write(rig.path("work/file"), "").expect("a file");
     let file = rig.path("work/file");
@@ -71,7 +72,7 @@ async fn bad_arguments_are_refused_by_name_before_anything_is_started_or_written
 
 #[tokio::test]
 async fn bad_arguments_of_the_readers_are_refused_by_name_too() {
-    let mut rig = Rig::new();
+    let mut rig = new_rig();
     let mut host = rig.serve().await;
     let unknown = "3f2504e0-4f89-41d3-9a0c-0305e82c3301";
     for (tool, arguments, code, named) in [
@@ -98,7 +99,7 @@ async fn bad_arguments_of_the_readers_are_refused_by_name_too() {
 
 #[tokio::test]
 async fn an_older_client_gets_bad_arguments_as_a_protocol_error() {
-    let mut rig = Rig::new();
+    let mut rig = new_rig();
     let mut host = rig.host();
     host.handshake("2025-06-18").await;
     let reply = host.call("consult", json!({"prompt": ""})).await.expect_fault("invalid_input");
@@ -109,7 +110,7 @@ async fn an_older_client_gets_bad_arguments_as_a_protocol_error() {
 
 #[tokio::test]
 async fn the_home_directory_and_the_root_are_never_a_silent_working_directory() {
-    let mut rig = Rig::new();
+    let mut rig = new_rig();
     let mut hosts = Vec::new();
     for dir in [rig.path("home"), "/".into()] {
         let mut host = rig.host_in(&dir);
@@ -118,13 +119,13 @@ async fn the_home_directory_and_the_root_are_never_a_silent_working_directory() 
         refused(&mut host, "consult", arguments, "invalid_input", &["`cwd` is missing", "absolute path"]).await;
         hosts.push(host);
     }
-    assert!(rig.runs().is_empty());
+    rig.expect_runs(0);
     rig.stop_and_check_invariants(hosts).await;
 }
 
 #[tokio::test]
 async fn an_agent_that_cannot_be_started_is_a_failure_that_says_why() {
-    let mut rig = Rig::new();
+    let mut rig = new_rig();
     std::fs::write(rig.path("plain"), "no program").expect("a file");
     let mut hosts = Vec::new();
     for (program, code) in [
@@ -166,7 +167,7 @@ fn fields(value: Value) -> serde_json::Map<String, Value> {
 
 #[tokio::test]
 async fn an_agent_that_fails_is_classified_with_its_last_words_and_the_session_lives() {
-    let mut rig = Rig::new();
+    let mut rig = new_rig();
     let mut host = rig.serve().await;
     let silent = Script { no_init: true, no_result: true, ..Script::default() };
     let session = "3f2504e0-4f89-41d3-9a0c-0305e82c3301";
@@ -212,7 +213,7 @@ async fn an_agent_that_fails_is_classified_with_its_last_words_and_the_session_l
 
 #[tokio::test]
 async fn an_agent_that_another_account_would_pay_for_is_ended_as_soon_as_it_says_so() {
-    let mut rig = Rig::new();
+    let mut rig = new_rig();
     let mut host = rig.serve().await;
     let steps = vec![Step::Hang];
     let script = Script { key_source: Some("ANTHROPIC_API_KEY".into()), steps, ..Script::default() };
@@ -226,7 +227,7 @@ async fn an_agent_that_another_account_would_pay_for_is_ended_as_soon_as_it_says
 
 #[tokio::test]
 async fn an_agent_that_writes_oddly_but_answers_has_answered() {
-    let mut rig = Rig::new();
+    let mut rig = new_rig();
     let mut host = rig.serve().await;
     for (name, script) in [
         ("garbage between", Script { steps: vec![Step::Garbage(100)], ..Script::default() }),
@@ -250,7 +251,7 @@ async fn an_agent_that_writes_oddly_but_answers_has_answered() {
 
 #[tokio::test]
 async fn fifty_megabytes_of_output_are_read_to_the_answer_at_their_end() {
-    let mut rig = Rig::new();
+    let mut rig = new_rig();
     let mut host = rig.serve().await;
     let reply = host.consult(&rig.doing(vec![Step::HugeOutput(50 << 20)])).await.expect_success();
     assert_eq!(reply["response"], "done");
@@ -264,7 +265,7 @@ async fn fifty_megabytes_of_output_are_read_to_the_answer_at_their_end() {
 
 #[tokio::test]
 async fn a_store_that_cannot_be_opened_is_said_so_and_the_host_serves_what_it_can() {
-    let mut rig = Rig::new();
+    let mut rig = new_rig();
     std::fs::write(rig.path("in-the-way"), "").expect("a file");
     rig.set("PHONE_OPUS_STATE_DIR", rig.path("in-the-way").display().to_string());
     let mut host = rig.serve().await;
@@ -279,6 +280,6 @@ async fn a_store_that_cannot_be_opened_is_said_so_and_the_host_serves_what_it_ca
     let health = host.call("health_snapshot", json!({})).await;
     assert_eq!((&health["ready"], &health["store"]["status"]), (&json!(false), &json!("unavailable")));
     host.ping().await;
-    assert!(rig.runs().is_empty());
+    rig.expect_runs(0);
     rig.stop_and_check_invariants([host]).await;
 }

@@ -4,8 +4,6 @@
 
 #![allow(clippy::expect_used, clippy::panic, clippy::print_stdout, reason = "tools and helpers of tests")]
 
-mod rig;
-
 use std::io::Write;
 use std::path::Path;
 use std::process::Stdio;
@@ -17,12 +15,11 @@ use phone_opus::fault::{Fault, FaultCode};
 use phone_opus::faults::Faults;
 use phone_opus::ids::Generation;
 use phone_opus::stdio::Input;
-use phone_opus::system::{Grace, Shutdown, System, SystemBuilder};
-use phone_opus::testkit::scripted_agent::Step;
+use phone_opus::system::{System, SystemBuilder};
+use phone_opus::testkit::invariants::invariant_one_answer_each;
+use phone_opus::testkit::{Client, PATIENCE, Process, Reply, Rig, until};
 use phone_opus::tools::{Annotations, ReplayContract, Tool, ToolCall, ToolDefinition, ToolFuture, ToolReply};
 use phone_opus::worker::{self, Isolation, WorkerCommand, WorkerPolicy};
-use rig::client::Reply;
-use rig::{Client, Rig, connect, until};
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 
@@ -244,24 +241,23 @@ fn system(rig: &Rig, place: Where, manners: &str) -> SystemBuilder {
     tools().into_iter().fold(rig.system().isolation(isolation).worker_policy(POLICY), SystemBuilder::tool)
 }
 
+async fn connect(system: &System) -> Client {
+    Client::of(system).greet().await
+}
+
+/// A world of its own around the program.
+fn new_rig() -> Rig {
+    Rig::new(env!("CARGO_BIN_EXE_phone-opus"))
+}
+
 async fn stop(system: System, rig: Rig, clients: impl IntoIterator<Item = Client>) {
-    let mut ended = Vec::new();
-    for mut client in clients {
-        client.hang_up().await;
-        client.silence().await;
-        ended.push(client);
-    }
-    let down = system.shutdown(Grace::default()).await;
-    assert!(matches!(down, Shutdown::InOrder), "{down:?}");
-    assert!(workers(&rig).is_empty(), "an ordered stop has waited for the worker");
-    rig.stop_and_check_invariants(ended).await;
+    rig.stop_system_and_check_invariants(system, clients).await;
 }
 
 /// Worker processes of this world.
 fn workers(rig: &Rig) -> Vec<i32> {
-    let worker = |process: &rig::processes::Process| {
-        process.command.contains(" worker_process ") || process.command.contains("mcp worker")
-    };
+    let worker =
+        |process: &Process| process.command.contains(" worker_process ") || process.command.contains("mcp worker");
     rig.processes().into_iter().filter(worker).map(|process| process.pid.as_raw_nonzero().get()).collect()
 }
 
@@ -332,14 +328,14 @@ fn table() -> Vec<Row> {
 
 /// One row in one place.
 async fn contract(row: &Row, place: Where) {
-    let rig = Rig::new();
+    let rig = new_rig();
     let (deed, manners) = match row.trouble {
         Trouble::Deed(deed) => (deed, ""),
         Trouble::Manners(manners) => ("error", manners),
     };
     let system = system(&rig, place, manners).start().await.expect("a system");
     let (mut client, mut other) = (connect(&system).await, connect(&system).await);
-    let prompt = rig.doing(vec![Step::Touch(rig.sign("begun")), Step::WaitForFile(rig.sign("go"))]);
+    let prompt = rig.waiting("begun", "go");
     let consult = client.start("consult", json!({ "prompt": prompt })).await;
     let wait = client.start("wait", json!({})).await;
     // A client is greeted and told the tools whatever the worker does.
@@ -423,7 +419,7 @@ async fn a_lost_worker_costs_no_answer_when_the_process_has_no_manners() {
 #[tokio::test]
 async fn a_burst_is_answered_wholly_in_either_place() {
     for place in BOTH {
-        let rig = Rig::new();
+        let rig = new_rig();
         let system = system(&rig, place, "").start().await.expect("a system");
         for (calls, bytes) in [(4096, 64), (64, 1 << 20)] {
             let mut client = connect(&system).await;
@@ -437,9 +433,8 @@ async fn a_burst_is_answered_wholly_in_either_place() {
                 assert!(!reply.is_error(), "{place:?}, call {n} of {calls}: {}", reply.code());
                 assert_eq!((reply["n"].as_u64(), reply.str("text").len()), (u64::try_from(n).ok(), bytes));
             }
-            client.hang_up().await;
-            client.silence().await;
-            client.invariant_one_answer_each();
+            client.finish().await;
+            invariant_one_answer_each(&client.exchange()).expect("one answer each");
         }
         stop(system, rig, []).await;
     }
@@ -448,7 +443,7 @@ async fn a_burst_is_answered_wholly_in_either_place() {
 #[tokio::test]
 async fn a_tool_that_takes_its_time_is_no_silence_and_its_progress_is_told() {
     for place in BOTH {
-        let rig = Rig::new();
+        let rig = new_rig();
         let policy = WorkerPolicy { quiet: Duration::from_millis(700), ..POLICY };
         let system = system(&rig, place, "").worker_policy(policy).start().await.expect("a system");
         let mut client = connect(&system).await;
@@ -468,7 +463,7 @@ async fn a_tool_that_takes_its_time_is_no_silence_and_its_progress_is_told() {
 #[tokio::test]
 async fn a_soft_deadline_shows_what_is_known_live_in_either_place() {
     for place in BOTH {
-        let rig = Rig::new();
+        let rig = new_rig();
         let system = system(&rig, place, "").start().await.expect("a system");
         let mut client = connect(&system).await;
         let reply = client.call("consult", json!({"prompt": rig.hanging("begun"), "wait_s": 1})).await;
@@ -491,7 +486,7 @@ async fn a_soft_deadline_shows_what_is_known_live_in_either_place() {
 #[tokio::test]
 async fn a_cancelled_consult_ends_its_agent_in_either_place() {
     for place in BOTH {
-        let rig = Rig::new();
+        let rig = new_rig();
         let system = system(&rig, place, "").start().await.expect("a system");
         let mut client = connect(&system).await;
         let consult = client.start("consult", json!({"prompt": rig.hanging("begun")})).await;
@@ -505,7 +500,7 @@ async fn a_cancelled_consult_ends_its_agent_in_either_place() {
 
 #[tokio::test]
 async fn news_of_another_generation_or_of_no_call_is_counted_and_dropped() {
-    let rig = Rig::new();
+    let rig = new_rig();
     let system = system(&rig, Where::Process, "liar").start().await.expect("a system");
     let mut client = connect(&system).await;
     assert_eq!(client.call("echo", json!({})).await.text(), "the truth");
@@ -517,7 +512,7 @@ async fn news_of_another_generation_or_of_no_call_is_counted_and_dropped() {
 #[tokio::test]
 async fn a_worker_program_that_cannot_run_is_given_up_and_the_host_goes_on() {
     for (program, text) in [("/nonexistent/worker", "could not be started"), ("/bin/false", "exited with code 1")] {
-        let rig = Rig::new();
+        let rig = new_rig();
         let command = WorkerCommand { program: program.into(), args: Vec::new(), env: None };
         let policy = RestartPolicy { intensity: 2, backoff: Duration::from_millis(1), ..RestartPolicy::default() };
         let system = system(&rig, Where::InProcess, "").isolation(Isolation::Process(command)).restart_policy(policy);
@@ -535,7 +530,7 @@ async fn a_worker_program_that_cannot_run_is_given_up_and_the_host_goes_on() {
 
 #[tokio::test]
 async fn fifty_lost_workers_leave_nothing_behind() {
-    let rig = Rig::new();
+    let rig = new_rig();
     let quick = Duration::from_millis(1);
     let policy = RestartPolicy { intensity: 1000, backoff: quick, backoff_most: quick, ..RestartPolicy::default() };
     let system = system(&rig, Where::Process, "").restart_policy(policy).start().await.expect("a system");
@@ -558,7 +553,7 @@ async fn fifty_lost_workers_leave_nothing_behind() {
 
 #[tokio::test]
 async fn a_worker_whose_tool_holds_its_thread_ends_with_its_host() {
-    let rig = Rig::new();
+    let rig = new_rig();
     let command = command(&rig, "");
     let mut child = tokio::process::Command::new(&command.program)
         .args(&command.args)
@@ -585,7 +580,7 @@ async fn a_worker_whose_tool_holds_its_thread_ends_with_its_host() {
         assert!(line.contains(part), "{line}");
     }
     drop(input);
-    let status = tokio::time::timeout(rig::PATIENCE, child.wait()).await.expect("it ends").expect("waited");
+    let status = tokio::time::timeout(PATIENCE, child.wait()).await.expect("it ends").expect("waited");
     assert_eq!(status.code(), Some(100));
     let mut rest = Vec::new();
     lines.into_inner().read_to_end(&mut rest).await.expect("read");
@@ -597,7 +592,7 @@ async fn a_worker_whose_tool_holds_its_thread_ends_with_its_host() {
 
 #[tokio::test]
 async fn the_programs_worker_process_dies_with_a_killed_host() {
-    let mut rig = Rig::new().with("PHONE_OPUS_ISOLATION", "process");
+    let mut rig = new_rig().with("PHONE_OPUS_ISOLATION", "process");
     let mut client = rig.serve().await;
     let consult = client.start("consult", json!({"prompt": rig.hanging("begun")})).await;
     rig.wait_for_sign("begun").await;
@@ -613,9 +608,9 @@ async fn the_programs_worker_process_dies_with_a_killed_host() {
 
 #[tokio::test]
 async fn a_killed_worker_process_of_the_program_costs_no_second_run() {
-    let mut rig = Rig::new().with("PHONE_OPUS_ISOLATION", "process");
+    let mut rig = new_rig().with("PHONE_OPUS_ISOLATION", "process");
     let mut client = rig.serve().await;
-    let prompt = rig.doing(vec![Step::Touch(rig.sign("begun")), Step::WaitForFile(rig.sign("go"))]);
+    let prompt = rig.waiting("begun", "go");
     let consult = client.start("consult", json!({ "prompt": prompt })).await;
     rig.wait_for_sign("begun").await;
     let [pid] = workers(&rig)[..] else { panic!("one worker") };
@@ -650,12 +645,12 @@ fn sleeps(pid: i32) -> u64 {
 
 #[tokio::test]
 async fn a_worker_process_and_its_host_sleep_while_there_is_no_work() {
-    let mut rig = Rig::new().with("PHONE_OPUS_ISOLATION", "process");
+    let mut rig = new_rig().with("PHONE_OPUS_ISOLATION", "process");
     let mut client = rig.serve().await;
     client.consult(&rig.answering("42")).await.expect_success();
     let [worker] = workers(&rig)[..] else { panic!("one worker") };
-    let host = client.host.as_ref().and_then(tokio::process::Child::id).expect("a host");
-    let both = || (sleeps(worker), sleeps(i32::try_from(host).expect("a pid")));
+    let host = client.host_pid().as_raw_nonzero().get();
+    let both = || (sleeps(worker), sleeps(host));
     // The last timer of the work runs out once; the sweep of jobs comes every 30 s.
     let mut last = both();
     until("nobody woke up for four seconds", async || {

@@ -4,18 +4,19 @@
 
 #![cfg(target_os = "linux")]
 
-mod rig;
-
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use phone_opus::fault::FaultCode;
 use phone_opus::jobs::{JobMode, JobRecord, JobState};
-use phone_opus::testkit::scripted_agent::{Place, Script, Step};
-use rig::{Rig, until};
-use rustix::process::{Signal, kill_process};
+use phone_opus::testkit::{PATIENCE, Place, Rig, Role, Script, Signal, Step, until};
 use serde_json::json;
 use tokio::io::AsyncWriteExt;
+
+/// A world of its own around the program.
+fn new_rig() -> Rig {
+    Rig::new(env!("CARGO_BIN_EXE_phone-opus"))
+}
 
 fn fault(job: &JobRecord) -> Option<FaultCode> {
     job.outcome.as_ref().and_then(|outcome| outcome.fault.as_ref()).map(|fault| fault.code)
@@ -35,7 +36,7 @@ fn stubborn(rig: &Rig) -> Vec<Step> {
 
 #[tokio::test]
 async fn a_cancel_ends_an_agent_that_ignores_it_and_everything_it_started() {
-    let mut rig = Rig::new();
+    let mut rig = new_rig();
     let mut host = rig.serve().await;
     let job = host.consult_in_background(&rig.doing(stubborn(&rig))).await;
     rig.wait_for_sign("begun").await;
@@ -61,7 +62,7 @@ async fn a_cancel_ends_an_agent_that_ignores_it_and_everything_it_started() {
 
 #[tokio::test]
 async fn an_answer_comes_with_no_process_left_behind_it() {
-    let mut rig = Rig::new();
+    let mut rig = new_rig();
     let mut host = rig.serve().await;
     let reply = host.consult(&rig.doing(vec![Step::Fork(Place::Group), Step::Fork(Place::Session)])).await;
     reply.expect_success();
@@ -71,7 +72,7 @@ async fn an_answer_comes_with_no_process_left_behind_it() {
 
 #[tokio::test]
 async fn a_client_that_cancels_its_consult_hears_nothing_more_and_the_agent_ends() {
-    let mut rig = Rig::new();
+    let mut rig = new_rig();
     let mut host = rig.serve().await;
     let sent = host.start("consult", json!({"prompt": rig.doing(stubborn(&rig))})).await;
     rig.wait_for_sign("begun").await;
@@ -86,9 +87,9 @@ async fn a_client_that_cancels_its_consult_hears_nothing_more_and_the_agent_ends
 
 #[tokio::test]
 async fn a_caller_that_leaves_takes_its_consult_along_but_not_one_that_somebody_else_joined() {
-    let mut rig = Rig::new();
+    let mut rig = new_rig();
     let mut host = rig.serve().await;
-    let prompt = rig.doing(vec![Step::Touch(rig.sign("begun")), Step::WaitForFile(rig.sign("go"))]);
+    let prompt = rig.waiting("begun", "go");
     let arguments = json!({"prompt": prompt, "request_key": "shared"});
     let first = host.start("consult", arguments.clone()).await;
     rig.wait_for_sign("begun").await;
@@ -110,10 +111,10 @@ async fn a_caller_that_leaves_takes_its_consult_along_but_not_one_that_somebody_
 #[tokio::test]
 async fn a_job_joined_from_another_host_survives_the_end_and_the_kill_of_the_first() {
     for kill in [false, true] {
-        let mut rig = Rig::new();
+        let mut rig = new_rig();
         let mut first = rig.serve().await;
         let mut second = rig.serve().await;
-        let prompt = rig.doing(vec![Step::Touch(rig.sign("begun")), Step::WaitForFile(rig.sign("go"))]);
+        let prompt = rig.waiting("begun", "go");
         let arguments = json!({"prompt": prompt, "request_key": "shared"});
         let lost = first.start("consult", arguments.clone()).await;
         rig.wait_for_sign("begun").await;
@@ -133,16 +134,16 @@ async fn a_job_joined_from_another_host_survives_the_end_and_the_kill_of_the_fir
         tokio::time::sleep(Duration::from_millis(2500)).await;
         rig.give_sign("go");
         second.reply(kept).await.expect_success();
-        assert_eq!(rig.runs().len(), 1);
+        rig.expect_runs(1);
         rig.stop_and_check_invariants([second]).await;
     }
 }
 
 #[tokio::test]
 async fn a_background_consult_that_joined_a_synchronous_one_does_not_end_with_it() {
-    let mut rig = Rig::new();
+    let mut rig = new_rig();
     let mut host = rig.serve().await;
-    let prompt = rig.doing(vec![Step::Touch(rig.sign("begun")), Step::WaitForFile(rig.sign("go"))]);
+    let prompt = rig.waiting("begun", "go");
     let first = host.start("consult", json!({"prompt": prompt, "request_key": "shared"})).await;
     rig.wait_for_sign("begun").await;
     let joined = json!({"prompt": prompt, "request_key": "shared", "background": true});
@@ -153,13 +154,13 @@ async fn a_background_consult_that_joined_a_synchronous_one_does_not_end_with_it
     host.ping().await;
     rig.give_sign("go");
     host.job(&job).await.expect_success();
-    assert_eq!(rig.runs().len(), 1);
+    rig.expect_runs(1);
     rig.stop_and_check_invariants([host]).await;
 }
 
 #[tokio::test]
 async fn a_disconnect_cancels_the_synchronous_consult_and_the_host_ends_in_order() {
-    let mut rig = Rig::new();
+    let mut rig = new_rig();
     let mut host = rig.serve().await;
     let sent = host.start("consult", json!({"prompt": rig.doing(stubborn(&rig))})).await;
     rig.wait_for_sign("begun").await;
@@ -176,7 +177,7 @@ async fn a_disconnect_cancels_the_synchronous_consult_and_the_host_ends_in_order
 #[tokio::test]
 async fn signals_end_the_host_in_order_with_its_synchronous_consults() {
     for signal in [Signal::TERM, Signal::INT, Signal::HUP] {
-        let mut rig = Rig::new();
+        let mut rig = new_rig();
         let mut host = rig.serve().await;
         let sent = host.start("consult", json!({"prompt": rig.hanging("begun")})).await;
         rig.wait_for_sign("begun").await;
@@ -194,9 +195,9 @@ async fn signals_end_the_host_in_order_with_its_synchronous_consults() {
 
 #[tokio::test]
 async fn a_background_job_survives_its_host_and_the_next_one_reads_its_answer() {
-    let mut rig = Rig::new();
+    let mut rig = new_rig();
     let mut host = rig.serve().await;
-    let prompt = rig.doing(vec![Step::Touch(rig.sign("begun")), Step::WaitForFile(rig.sign("go"))]);
+    let prompt = rig.waiting("begun", "go");
     let job = host.consult_in_background(&prompt).await;
     rig.wait_for_sign("begun").await;
     host.hang_up().await;
@@ -208,13 +209,13 @@ async fn a_background_job_survives_its_host_and_the_next_one_reads_its_answer() 
     rig.give_sign("go");
     let reply = next.reply(waiting).await.expect_success();
     assert_eq!(reply["response"], "done");
-    assert_eq!(rig.runs().len(), 1);
+    rig.expect_runs(1);
     rig.stop_and_check_invariants([host, next]).await;
 }
 
 #[tokio::test]
 async fn another_host_cancels_a_job_it_did_not_start() {
-    let mut rig = Rig::new();
+    let mut rig = new_rig();
     let (mut one, mut two) = (rig.serve().await, rig.serve().await);
     let job = one.consult_in_background(&rig.doing(stubborn(&rig))).await;
     rig.wait_for_sign("begun").await;
@@ -227,9 +228,9 @@ async fn another_host_cancels_a_job_it_did_not_start() {
 
 #[tokio::test]
 async fn a_killed_host_takes_its_synchronous_consult_along_and_leaves_its_background_job() {
-    let mut rig = Rig::new();
+    let mut rig = new_rig();
     let mut host = rig.serve().await;
-    let prompt = rig.doing(vec![Step::Touch(rig.sign("background")), Step::WaitForFile(rig.sign("go"))]);
+    let prompt = rig.waiting("background", "go");
     let background = host.consult_in_background(&prompt).await;
     let sent = host.start("consult", json!({"prompt": rig.doing(stubborn(&rig))})).await;
     rig.wait_for_sign("background").await;
@@ -262,7 +263,7 @@ async fn a_killed_host_takes_its_synchronous_consult_along_and_leaves_its_backgr
 
 #[tokio::test]
 async fn a_consult_that_was_handed_over_survives_the_kill_of_its_host() {
-    let mut rig = Rig::new();
+    let mut rig = new_rig();
     let mut host = rig.serve().await;
     let prompt = rig.doing(vec![Step::WaitForFile(rig.sign("go"))]);
     let reply = host.call("consult", json!({"prompt": prompt, "wait_s": 1})).await;
@@ -273,18 +274,18 @@ async fn a_consult_that_was_handed_over_survives_the_kill_of_its_host() {
     rig.give_sign("go");
     let mut next = rig.serve().await;
     next.job(reply.str("job_id")).await.expect_success();
-    assert_eq!(rig.runs().len(), 1);
+    rig.expect_runs(1);
     rig.stop_and_check_invariants([next]).await;
 }
 
 #[tokio::test]
 async fn a_killed_runner_leaves_an_interrupted_job_and_nothing_alive() {
-    let mut rig = Rig::new();
+    let mut rig = new_rig();
     let mut host = rig.serve().await;
     let sent = host.start("consult", json!({"prompt": rig.doing(stubborn(&rig))})).await;
     rig.wait_for_sign("begun").await;
-    let [runner] = &rig.runners()[..] else { panic!("one runner") };
-    kill_process(runner.pid, Signal::KILL).expect("killed");
+    let runner = rig.the(Role::Runner).await;
+    runner.kill();
     let reply = host.reply(sent).await.expect_fault("runner_lost");
     assert_eq!(reply.str("status"), "interrupted");
     assert!(reply.text().contains("was interrupted"), "{}", reply.text());
@@ -296,29 +297,29 @@ async fn a_killed_runner_leaves_an_interrupted_job_and_nothing_alive() {
 
 #[tokio::test]
 async fn a_job_whose_host_and_runner_were_killed_is_settled_by_the_next_host() {
-    let mut rig = Rig::new();
+    let mut rig = new_rig();
     let mut host = rig.serve().await;
     let job = host.consult_in_background(&rig.doing(stubborn(&rig))).await;
     rig.wait_for_sign("begun").await;
-    let [runner] = &rig.runners()[..] else { panic!("one runner") };
+    let runner = rig.the(Role::Runner).await;
     host.signal(Signal::KILL);
     host.exit().await;
-    kill_process(runner.pid, Signal::KILL).expect("killed");
+    runner.kill();
     let mut next = rig.serve().await;
     let reply = next.job(&job).await.expect_fault("runner_lost");
     assert_eq!(reply.str("status"), "interrupted");
-    assert_eq!(rig.runs().len(), 1);
+    rig.expect_runs(1);
     rig.stop_and_check_invariants([next]).await;
 }
 
 #[tokio::test]
 async fn a_runner_that_is_told_to_stop_cancels_its_job() {
-    let mut rig = Rig::new();
+    let mut rig = new_rig();
     let mut host = rig.serve().await;
     let sent = host.start("consult", json!({"prompt": rig.doing(stubborn(&rig))})).await;
     rig.wait_for_sign("begun").await;
-    let [runner] = &rig.runners()[..] else { panic!("one runner") };
-    kill_process(runner.pid, Signal::TERM).expect("told");
+    let runner = rig.the(Role::Runner).await;
+    runner.signal(Signal::TERM);
     let reply = host.reply(sent).await;
     assert!(reply.is_error() && reply.str("status") == "cancelled", "{:#}", reply.0);
     rig.stop_and_check_invariants([host]).await;
@@ -326,7 +327,7 @@ async fn a_runner_that_is_told_to_stop_cancels_its_job() {
 
 #[tokio::test]
 async fn a_consult_over_its_own_time_is_ended_with_what_it_had_said() {
-    let mut rig = Rig::new();
+    let mut rig = new_rig();
     let mut host = rig.serve().await;
     let prompt = rig.prompt(Script { steps: stubborn(&rig), ..Script::default() });
     let reply = host.call("consult", json!({"prompt": prompt, "timeout_s": 2})).await;
@@ -338,7 +339,7 @@ async fn a_consult_over_its_own_time_is_ended_with_what_it_had_said() {
 
 #[tokio::test]
 async fn a_client_that_reads_nothing_more_is_gone_even_when_its_input_stays_open() {
-    let rig = Rig::new().with("PHONE_OPUS_PROGRESS_S", "1").with("PHONE_OPUS_LOG", "off");
+    let rig = new_rig().with("PHONE_OPUS_PROGRESS_S", "1").with("PHONE_OPUS_LOG", "off");
     let mut host = rig.command(&["mcp", "serve"]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("a host");
     let mut input = host.stdin.take().expect("stdin");
     let arguments = json!({"prompt": rig.hanging("begun")});
@@ -352,7 +353,7 @@ async fn a_client_that_reads_nothing_more_is_gone_even_when_its_input_stays_open
     }
     rig.wait_for_sign("begun").await;
     drop(host.stdout.take());
-    let status = tokio::time::timeout(rig::PATIENCE, host.wait()).await.expect("it ends").expect("waited");
+    let status = tokio::time::timeout(PATIENCE, host.wait()).await.expect("it ends").expect("waited");
     assert!(status.success(), "{status}");
     let job = rig.only_job_over().await;
     assert_eq!((job.state, fault(&job)), (JobState::Cancelled, Some(FaultCode::CallerLost)));

@@ -1,13 +1,18 @@
 //! A panic in each part of the tree in turn: the session goes on, each request gets its one answer, no agent runs twice.
 
-mod rig;
-
 use phone_opus::faults::{Counters, Ends, FaultPlan, Faults};
-use phone_opus::system::{Grace, Shutdown, System};
-use phone_opus::testkit::scripted_agent::Step;
-use rig::client::Client;
-use rig::{Rig, connect, until};
+use phone_opus::system::System;
+use phone_opus::testkit::{Client, Rig, until};
 use serde_json::{Value, json};
+
+/// A world of its own around the program.
+fn new_rig() -> Rig {
+    Rig::new(env!("CARGO_BIN_EXE_phone-opus"))
+}
+
+async fn connect(system: &System) -> Client {
+    Client::of(system).greet().await
+}
 
 fn faults(plan: &str) -> Faults {
     let plan = FaultPlan::parse(plan, 0).expect("a plan");
@@ -15,25 +20,17 @@ fn faults(plan: &str) -> Faults {
 }
 
 async fn stop(system: System, rig: Rig, clients: impl IntoIterator<Item = Client>) {
-    let mut ended = Vec::new();
-    for mut client in clients {
-        client.hang_up().await;
-        client.silence().await;
-        ended.push(client);
-    }
     assert_eq!(system.health().gauges.broken_laws(), Vec::<String>::new());
-    let down = system.shutdown(Grace::default()).await;
-    assert!(matches!(down, Shutdown::InOrder), "{down:?}");
-    rig.stop_and_check_invariants(ended).await;
+    rig.stop_system_and_check_invariants(system, clients).await;
 }
 
 /// A consult that is under way while the plan strikes, and one after it; both answered, one run each.
 async fn a_consult_survives(plan: &str) {
-    let rig = Rig::new();
+    let rig = new_rig();
     let faults = faults(plan);
     let system = rig.system().faults(faults.clone()).start().await.expect("a system");
     let mut client = connect(&system).await;
-    let prompt = rig.doing(vec![Step::Touch(rig.sign("begun")), Step::WaitForFile(rig.sign("go"))]);
+    let prompt = rig.waiting("begun", "go");
     let consult = client.start("consult", json!({"prompt": prompt})).await;
     rig.wait_for_sign("begun").await;
     // Somebody else makes work for every part while the consult runs.
@@ -95,7 +92,7 @@ async fn a_panic_of_a_session_costs_at_most_what_it_was_reading() {
 
 #[tokio::test]
 async fn a_call_that_was_lost_with_its_session_is_answered_once_and_its_neighbours_go_on() {
-    let rig = Rig::new();
+    let rig = new_rig();
     let faults = faults("ledger.record@tools/call:consult=panic");
     let system = rig.system().faults(faults.clone()).start().await.expect("a system");
     let mut client = connect(&system).await;
@@ -119,7 +116,7 @@ async fn a_call_that_was_lost_with_its_session_is_answered_once_and_its_neighbou
 
 #[tokio::test]
 async fn a_panic_of_telemetry_costs_a_batch_that_is_counted() {
-    let rig = Rig::new();
+    let rig = new_rig();
     let system = rig.system().faults(faults("telemetry.write=panic")).start().await.expect("a system");
     let mut client = connect(&system).await;
     client.ping().await;
@@ -135,7 +132,7 @@ async fn a_panic_of_telemetry_costs_a_batch_that_is_counted() {
 
 #[tokio::test]
 async fn a_part_that_keeps_failing_ends_the_system_in_order_and_jobs_are_kept() {
-    let rig = Rig::new();
+    let rig = new_rig();
     let system = rig.system().faults(faults("jobs.supervise#*=panic")).start().await.expect("a system");
     let mut client = connect(&system).await;
     client.call("consult", json!({"prompt": rig.answering("never")})).await.expect_fault("stopping");

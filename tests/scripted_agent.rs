@@ -1,109 +1,31 @@
 //! The scripted agent as a real process: signals, groups and what stays behind.
 
-#![expect(clippy::expect_used, reason = "helpers of tests")]
-
-use std::io::{Read as _, Write as _};
-use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
-use std::time::{Duration, Instant};
+use std::collections::BTreeSet;
+use std::os::unix::process::ExitStatusExt as _;
 
 use phone_opus::agents::{
     Agent as _, AgentEvent, ClaudeCode, Environment, OutputReader, RunEnd, RunRequest, RunSummary,
 };
 use phone_opus::ids::{AgentSessionId, ChainId, RunToken};
 use phone_opus::jobs::{Billing, ConsultRequest, JobState, RunExit};
-use phone_opus::testkit::scripted_agent::{self, Place, Script, Step};
-use rustix::process::{Pid, Signal, kill_process, kill_process_group, test_kill_process_group};
+use phone_opus::testkit::processes::{are_visible, group_lives};
+use phone_opus::testkit::{AgentProcess, Place, Rig, Role, Script, Signal, Step, scripted_agent, until};
+use serde_json::json;
 
-/// The program that plays the agent when it is called by the agent's name.
-const PROGRAM: &str = env!("CARGO_BIN_EXE_phone-opus");
-
-/// One run of the program in its own process group; ended with its group when it is dropped.
-struct Agent {
-    child: Child,
-    group: Pid,
+/// A world of its own around the program.
+fn new_rig() -> Rig {
+    Rig::new(env!("CARGO_BIN_EXE_phone-opus"))
 }
 
-impl Agent {
-    fn start(script: &Script) -> Self {
-        let mut child = Command::new(PROGRAM)
-            .arg0(scripted_agent::PROGRAM_NAME)
-            .args(["-p", "--output-format", "stream-json", "--verbose"])
-            .process_group(0)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .expect("started");
-        let group = Pid::from_child(&child);
-        child.stdin.take().expect("stdin").write_all(script.in_prompt().as_bytes()).expect("written");
-        Self { child, group }
-    }
-
-    fn wait(&mut self) -> ExitStatus {
-        until("the agent has ended", || self.child.try_wait().expect("waited"))
-    }
-
-    fn stdout(&mut self) -> String {
-        let mut text = String::new();
-        self.child.stdout.take().expect("stdout").read_to_string(&mut text).expect("read");
-        text
-    }
-
-    fn expect_nothing_left(&self) {
-        until("the group is empty", || (!group_lives(self.group)).then_some(()));
-    }
-}
-
-impl Drop for Agent {
-    fn drop(&mut self) {
-        let _ = kill_process_group(self.group, Signal::KILL);
-        let _ = self.child.wait();
-    }
-}
-
-/// Whether a process of the group lives; one that nobody has reaped yet does not.
-fn group_lives(group: Pid) -> bool {
-    if test_kill_process_group(group).is_err() {
-        return false;
-    }
-    let Ok(processes) = std::fs::read_dir("/proc") else { return true };
-    processes.flatten().any(|process| {
-        let stat = std::fs::read_to_string(process.path().join("stat")).unwrap_or_default();
-        // After the name, which may hold anything: state, parent, group.
-        let fields: Vec<&str> =
-            stat.rsplit_once(')').map(|(_, rest)| rest.split_whitespace().collect()).unwrap_or_default();
-        matches!(fields[..], [state, _, of, ..] if state != "Z" && of == group.as_raw_nonzero().to_string())
-    })
-}
-
-fn until<T>(what: &str, mut check: impl FnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + Duration::from_secs(20);
-    loop {
-        if let Some(value) = check() {
-            return value;
-        }
-        assert!(Instant::now() < deadline, "waited in vain until {what}");
-        std::thread::sleep(Duration::from_millis(5));
-    }
-}
-
-fn reached(path: &Path) {
-    until("the script has come so far", || path.exists().then_some(()));
-}
-
-fn scratch() -> (tempfile::TempDir, PathBuf) {
-    let dir = tempfile::tempdir().expect("scratch");
-    let sign = dir.path().join("sign");
-    (dir, sign)
+fn doing(steps: Vec<Step>) -> Script {
+    Script { steps, ..Script::default() }
 }
 
 /// Probe, command line, environment, stdin, parser and table with a real process between them.
-#[test]
-fn a_prepared_command_runs_to_its_verdict() {
-    let (dir, log) = scratch();
-    let link = dir.path().join(scripted_agent::PROGRAM_NAME);
-    std::os::unix::fs::symlink(PROGRAM, &link).expect("a link");
+#[tokio::test]
+async fn a_prepared_command_runs_to_its_verdict() {
+    let rig = new_rig();
+    let (link, log) = (rig.path(scripted_agent::PROGRAM_NAME), rig.path("own.log"));
     let environment = Environment::capture()
         .with("PHONE_OPUS_CLAUDE_BIN", &link)
         .with("ANTHROPIC_API_KEY", "key")
@@ -112,7 +34,7 @@ fn a_prepared_command_runs_to_its_verdict() {
     let script = Script { log: Some(log.clone()), answer: Some("CANARY answer".into()), ..Script::default() };
     let request = ConsultRequest {
         prompt: script.in_prompt(),
-        cwd: dir.path().to_owned(),
+        cwd: rig.work(),
         agent: "claude".into(),
         session_id: Some(session),
         max_turns: Some(3),
@@ -129,32 +51,22 @@ fn a_prepared_command_runs_to_its_verdict() {
         depth: 0,
         environment: &environment,
     };
-    let state = dir.path().join("state");
+    let state = rig.path("probed");
     let claude = ClaudeCode::default();
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-    let command = runtime.block_on(claude.prepare(&run, &state)).expect("a command");
+    let command = claude.prepare(&run, &state).await.expect("a command");
     assert!(command.args.iter().any(|arg| arg == "--restricted"));
     assert!(state.join("probe").exists(), "the stand-in's help is read like the real one's");
 
-    let mut child = Command::new(&command.program)
-        .args(&command.args)
-        .env_clear()
-        .envs(command.env.iter().map(|(name, value)| (name, value)))
-        .current_dir(&request.cwd)
-        .process_group(0)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .expect("started");
-    let group = Pid::from_child(&child);
-    child.stdin.take().expect("stdin").write_all(&command.stdin).expect("written");
-    let mut agent = Agent { child, group };
-    let stdout = agent.stdout();
-    let code = agent.wait().code().expect("an exit code");
-    agent.expect_nothing_left();
+    let mut prepared = tokio::process::Command::new(&command.program);
+    prepared.args(&command.args).env_clear().envs(command.env.iter().map(|(name, value)| (name, value)));
+    prepared.current_dir(&request.cwd);
+    let mut agent = AgentProcess::start(prepared, &command.stdin).await;
+    let stdout = agent.stdout().await;
+    let code = agent.wait().await.code().expect("an exit code");
+    agent.expect_nothing_left().await;
 
     let (mut reader, mut events, mut summary) = (OutputReader::new(claude.parser()), Vec::new(), RunSummary::new());
-    reader.push(stdout.as_bytes(), &mut events);
+    reader.push(&stdout, &mut events);
     reader.finish(&mut events);
     events.iter().for_each(|event| summary.fold(event));
     let started = events.iter().find(|event| matches!(event, AgentEvent::Started { .. })).expect("started");
@@ -181,90 +93,217 @@ fn a_prepared_command_runs_to_its_verdict() {
     assert_eq!(env["PHONE_OPUS_RUN_TOKEN"], run.token.to_string());
 }
 
-#[test]
-fn it_dies_of_sigterm_by_default() {
-    let (_dir, sign) = scratch();
-    let mut agent = Agent::start(&Script { steps: vec![Step::Touch(sign.clone()), Step::Hang], ..Script::default() });
-    reached(&sign);
-    kill_process_group(agent.group, Signal::TERM).expect("sent");
-    assert_eq!(agent.wait().signal(), Some(15));
-    agent.expect_nothing_left();
+#[tokio::test]
+async fn it_dies_of_sigterm_by_default() {
+    let rig = new_rig();
+    let mut agent = rig.play(&doing(vec![Step::Touch(rig.sign("begun")), Step::Hang])).await;
+    rig.wait_for_sign("begun").await;
+    agent.signal(Signal::TERM);
+    assert_eq!(agent.wait().await.signal(), Some(15));
+    agent.expect_nothing_left().await;
+    rig.check_invariants().await;
 }
 
-#[test]
-fn it_ignores_sigterm_when_told_and_dies_of_sigkill() {
-    let (dir, sign) = scratch();
-    let (go, after) = (dir.path().join("go"), dir.path().join("after"));
+#[tokio::test]
+async fn it_ignores_sigterm_when_told_and_dies_of_sigkill() {
+    let rig = new_rig();
     let steps = vec![
         Step::IgnoreTerm,
-        Step::Touch(sign.clone()),
-        Step::WaitForFile(go.clone()),
-        Step::Touch(after.clone()),
+        Step::Touch(rig.sign("begun")),
+        Step::WaitForFile(rig.sign("go")),
+        Step::Touch(rig.sign("after")),
         Step::Hang,
     ];
-    let mut agent = Agent::start(&Script { steps, ..Script::default() });
-    reached(&sign);
-    kill_process(agent.group, Signal::TERM).expect("sent");
-    std::fs::write(go, "").expect("go");
-    reached(&after);
-    assert!(agent.child.try_wait().expect("waited").is_none());
-    kill_process_group(agent.group, Signal::KILL).expect("sent");
-    assert_eq!(agent.wait().signal(), Some(9));
-    agent.expect_nothing_left();
+    let mut agent = rig.play(&doing(steps)).await;
+    rig.wait_for_sign("begun").await;
+    agent.signal(Signal::TERM);
+    rig.give_sign("go");
+    rig.wait_for_sign("after").await;
+    assert!(!agent.has_ended());
+    agent.signal(Signal::KILL);
+    assert_eq!(agent.wait().await.signal(), Some(9));
+    agent.expect_nothing_left().await;
+    rig.check_invariants().await;
 }
 
-#[test]
-fn it_kills_itself() {
-    let mut agent = Agent::start(&Script { steps: vec![Step::KillSelf(9)], ..Script::default() });
-    assert_eq!(agent.wait().signal(), Some(9));
-    agent.expect_nothing_left();
+#[tokio::test]
+async fn it_kills_itself() {
+    let rig = new_rig();
+    let mut agent = rig.play(&doing(vec![Step::KillSelf(9)])).await;
+    assert_eq!(agent.wait().await.signal(), Some(9));
+    agent.expect_nothing_left().await;
+    rig.check_invariants().await;
 }
 
-#[test]
-fn a_grandchild_of_its_group_outlives_it_and_is_reached() {
-    let mut agent = Agent::start(&Script { steps: vec![Step::Fork(Place::Group)], ..Script::default() });
-    assert!(agent.wait().success());
-    assert!(group_lives(agent.group));
-    kill_process_group(agent.group, Signal::KILL).expect("sent");
-    agent.expect_nothing_left();
-    assert!(agent.stdout().contains("\"type\":\"result\""));
+#[tokio::test]
+async fn a_grandchild_of_its_group_outlives_it_and_is_reached() {
+    let rig = new_rig();
+    let mut agent = rig.play(&doing(vec![Step::Fork(Place::Group)])).await;
+    assert!(agent.wait().await.success());
+    assert!(group_lives(agent.group()));
+    agent.signal(Signal::KILL);
+    agent.expect_nothing_left().await;
+    assert!(String::from_utf8_lossy(&agent.stdout().await).contains("\"type\":\"result\""));
+    rig.check_invariants().await;
 }
 
-#[test]
-fn a_grandchild_of_its_own_session_is_not_reached() {
-    let mut agent = Agent::start(&Script { steps: vec![Step::Fork(Place::Session)], ..Script::default() });
-    assert!(agent.wait().success());
-    if !Path::new("/proc/self/stat").exists() {
+#[tokio::test]
+async fn a_grandchild_of_its_own_session_is_not_reached() {
+    let rig = new_rig();
+    let mut agent = rig.play(&doing(vec![Step::Fork(Place::Session)])).await;
+    assert!(agent.wait().await.success());
+    if !are_visible() {
         println!("skipped: without /proc the grandchild cannot be found to end it");
         return;
     }
-    // It starts in the group and leaves it for its own; then it is the only one that carries this argument.
-    let grandchild = until("the grandchild leads its own session", || {
-        std::fs::read_dir("/proc").expect("proc").flatten().find_map(|process| {
-            let words = std::fs::read(process.path().join("cmdline")).ok()?;
-            let stat = std::fs::read_to_string(process.path().join("stat")).ok()?;
-            let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
-            let pid = process.file_name().to_str()?.to_owned();
-            let ours = words.starts_with(scripted_agent::PROGRAM_NAME.as_bytes())
-                && words.ends_with(b"session\0")
-                && std::fs::read_link(process.path().join("exe")).ok()? == std::fs::canonicalize(PROGRAM).ok()?;
-            (ours && fields.get(3) == Some(&pid.as_str())).then(|| pid.parse::<i32>().ok().and_then(Pid::from_raw))?
-        })
-    });
-    assert!(!group_lives(agent.group));
-    kill_process(grandchild, Signal::KILL).expect("sent");
-    until("the grandchild is gone", || (!group_lives(grandchild)).then_some(()));
+    // It starts in the group and leaves it for its own.
+    let grandchild = until("the grandchild leads its own session", async || {
+        rig.all(Role::Offspring).into_iter().find(|process| process.leads_session)
+    })
+    .await;
+    assert!(!group_lives(agent.group()));
+    grandchild.kill();
+    until("the grandchild is gone", async || (!group_lives(grandchild.pid)).then_some(())).await;
+    rig.check_invariants().await;
 }
 
-#[test]
-fn it_waits_for_a_file_and_writes_more_than_a_pipe_holds() {
-    let (_dir, sign) = scratch();
-    let steps = vec![Step::WaitForFile(sign.clone()), Step::HugeOutput(1 << 20), Step::HugeLine(1 << 20)];
-    let mut agent = Agent::start(&Script { steps, answer: Some("done".into()), ..Script::default() });
-    assert!(agent.child.try_wait().expect("waited").is_none());
-    std::fs::write(&sign, "").expect("go");
-    let text = agent.stdout();
+#[tokio::test]
+async fn it_waits_for_a_file_and_writes_more_than_a_pipe_holds() {
+    let rig = new_rig();
+    let steps = vec![Step::WaitForFile(rig.sign("go")), Step::HugeOutput(1 << 20), Step::HugeLine(1 << 20)];
+    let mut agent = rig.play(&Script { answer: Some("done".into()), ..doing(steps) }).await;
+    assert!(!agent.has_ended());
+    rig.give_sign("go");
+    let text = String::from_utf8(agent.stdout().await).expect("text");
     assert!(text.len() > 2 << 20 && text.ends_with("}\n") && text.contains("\"result\":\"done\""));
-    assert!(agent.wait().success());
-    agent.expect_nothing_left();
+    assert!(agent.wait().await.success());
+    agent.expect_nothing_left().await;
+    rig.check_invariants().await;
+}
+
+/// The row of a step in the table below. A step without a row does not compile here.
+fn row(step: &Step) -> usize {
+    match step {
+        Step::Text(_) => 0,
+        Step::Thinking => 1,
+        Step::ToolUse(_) => 2,
+        Step::DelayMs(_) => 3,
+        Step::WaitForFile(_) => 4,
+        Step::Touch(_) => 5,
+        Step::Hang => 6,
+        Step::IgnoreTerm => 7,
+        Step::Garbage(_) => 8,
+        Step::Raw(_) => 9,
+        Step::HugeOutput(_) => 10,
+        Step::HugeLine(_) => 11,
+        Step::LoneSurrogate => 12,
+        Step::HalfUtf8 => 13,
+        Step::Stderr(_) => 14,
+        Step::HugeStderr(_) => 15,
+        Step::Fork(_) => 16,
+        Step::RateLimit(_) => 17,
+        Step::ApiRetry { .. } => 18,
+        Step::ApiError(_) => 19,
+        Step::Denied { .. } => 20,
+        Step::Result(_) => 21,
+        Step::Exit(_) => 22,
+        Step::KillSelf(_) => 23,
+        Step::CloseOutput => 24,
+    }
+}
+
+/// What a step makes of a run.
+enum Ends {
+    /// With this exit code, and with what stands on stdout and on stderr.
+    With(i32, &'static str, &'static str),
+    /// By this signal.
+    By(i32),
+    /// Only when it is sent this signal, which it dies of.
+    When(Signal),
+    /// Not by SIGTERM.
+    DeafTo,
+}
+
+#[tokio::test]
+async fn each_step_does_what_it_says_and_nothing_else() {
+    use Ends::{By, DeafTo, When, With};
+    let rig = new_rig();
+    rig.give_sign("given");
+    let retry = Step::ApiRetry { attempt: 2, max: 3, delay_ms: 40, status: Some(529) };
+    let denied = Step::Denied { tool: "Write".into(), target: "/x".into() };
+    let fields = json!({"result": "not yet"}).as_object().cloned().expect("an object");
+    let mut rows = BTreeSet::new();
+    for (step, ends) in [
+        (Step::Text("so far".into()), With(0, "\"text\":\"so far\"", "")),
+        (Step::Thinking, With(0, "\"type\":\"thinking\"", "")),
+        (Step::ToolUse("Grep".into()), With(0, "\"name\":\"Grep\"", "")),
+        (Step::DelayMs(5), With(0, "", "")),
+        (Step::WaitForFile(rig.sign("given")), With(0, "", "")),
+        (Step::Touch(rig.sign("touched")), With(0, "", "")),
+        (Step::Hang, When(Signal::TERM)),
+        (Step::IgnoreTerm, DeafTo),
+        (Step::Garbage(2), With(0, "garbage line 1: {not json\n", "")),
+        (Step::Raw("{\"type\":\"novelty\"}".into()), With(0, "\n{\"type\":\"novelty\"}\n", "")),
+        (Step::HugeOutput(5000), With(0, "xxxxxxxx", "")),
+        (Step::HugeLine(5000), With(0, "xxxx\n{", "")),
+        (Step::LoneSurrogate, With(0, "\\ud83d\"", "")),
+        // Half of a character is the last thing before the answer's own line.
+        (Step::HalfUtf8, With(0, "half a character: \u{fffd}{", "")),
+        (Step::Stderr("last words".into()), With(0, "", "last words")),
+        (Step::HugeStderr(200_000), With(0, "", "xxxxxxxx")),
+        (Step::Fork(Place::Group), When(Signal::KILL)),
+        (Step::RateLimit(1_900_000_000), With(0, "\"resetsAt\":1900000000", "")),
+        (retry, With(0, "\"retry_delay_ms\":40", "")),
+        (Step::ApiError("overloaded".into()), With(0, "\"error\":\"overloaded\"", "")),
+        (denied, With(0, "\"subtype\":\"permission_denied\"", "")),
+        (Step::Result(fields), With(0, "\"result\":\"not yet\"", "")),
+        (Step::Exit(7), With(7, "", "")),
+        (Step::KillSelf(9), By(9)),
+        (Step::CloseOutput, With(0, "", "")),
+    ] {
+        let (name, last, silent) =
+            (format!("{step:?}"), matches!(step, Step::Exit(_)), matches!(step, Step::CloseOutput));
+        assert!(rows.insert(row(&step)), "{name} has two rows");
+        let begun = rig.sign(&format!("begun-{}", rows.len()));
+        let waits = matches!(ends, When(Signal::TERM) | DeafTo);
+        let steps = match ends {
+            // A sign after the step, as far as a step that never ends can have one.
+            DeafTo => vec![step, Step::Touch(begun.clone()), Step::Hang],
+            When(Signal::TERM) => vec![Step::Touch(begun.clone()), step],
+            _ => vec![step],
+        };
+        let mut agent = rig.play(&Script { answer: Some("42".into()), ..doing(steps) }).await;
+        if waits {
+            until("it has come so far", async || begun.exists().then_some(())).await;
+            agent.signal(Signal::TERM);
+        }
+        match ends {
+            With(code, said, complained) => {
+                let (stdout, stderr) = agent.output().await;
+                let [stdout, stderr] = [stdout, stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
+                assert_eq!(agent.wait().await.code(), Some(code), "{name}: {stdout}");
+                assert!(stdout.contains(said), "{name}: {stdout}");
+                assert!(
+                    stderr.contains(complained) && (complained.is_empty() == stderr.is_empty()),
+                    "{name}: {stderr}"
+                );
+                assert_eq!(stdout.contains("\"result\":\"42\""), !last && !silent, "{name}: {stdout}");
+            }
+            By(signal) => assert_eq!(agent.wait().await.signal(), Some(signal), "{name}"),
+            When(Signal::TERM) => assert_eq!(agent.wait().await.signal(), Some(15), "{name}"),
+            When(signal) => {
+                assert!(agent.wait().await.success() && group_lives(agent.group()), "{name}");
+                agent.signal(signal);
+            }
+            DeafTo => {
+                assert!(!agent.has_ended(), "{name}");
+                agent.signal(Signal::KILL);
+                assert_eq!(agent.wait().await.signal(), Some(9), "{name}");
+            }
+        }
+        agent.expect_nothing_left().await;
+    }
+    assert!(rig.sign("touched").exists());
+    assert_eq!(rows.into_iter().collect::<Vec<_>>(), (0..=row(&Step::CloseOutput)).collect::<Vec<_>>());
+    rig.check_invariants().await;
 }

@@ -1,18 +1,20 @@
 //! The real binary over stdio: handshakes, consults, jobs, soft deadlines, progress, bounds.
 
-mod rig;
-
 use std::collections::BTreeSet;
 
 use phone_opus::agents::{MAX_PROMPT_BYTES, PROMPT_PREFIX};
-use phone_opus::testkit::scripted_agent::{Script, Step};
-use rig::client::{Reply, envelope};
-use rig::{Rig, processes, until};
+use phone_opus::testkit::client::envelope;
+use phone_opus::testkit::{KEY, PATIENCE, Reply, Rig, Script, Step, processes, until};
 use serde_json::{Value, json};
+
+/// A world of its own around the program.
+fn new_rig() -> Rig {
+    Rig::new(env!("CARGO_BIN_EXE_phone-opus"))
+}
 
 #[tokio::test]
 async fn every_legacy_revision_is_negotiated_and_serves_a_consult() {
-    let mut rig = Rig::new();
+    let mut rig = new_rig();
     let mut hosts = Vec::new();
     for (wanted, given) in [
         ("2024-11-05", "2024-11-05"),
@@ -36,7 +38,7 @@ async fn every_legacy_revision_is_negotiated_and_serves_a_consult() {
 
 #[tokio::test]
 async fn the_stateless_revision_needs_no_handshake() {
-    let mut rig = Rig::new();
+    let mut rig = new_rig();
     let mut host = rig.host();
     let found = host.request("server/discover", json!({"_meta": envelope()})).await;
     assert_eq!(found["result"]["supportedVersions"], json!(["2026-07-28"]));
@@ -56,7 +58,7 @@ async fn the_stateless_revision_needs_no_handshake() {
 
 #[tokio::test]
 async fn what_every_session_pays_for_is_small() {
-    let mut rig = Rig::new();
+    let mut rig = new_rig();
     let mut host = rig.host();
     let hello = host.handshake("2025-11-25").await;
     let instructions = hello["result"]["instructions"].as_str().expect("instructions");
@@ -80,7 +82,7 @@ async fn what_every_session_pays_for_is_small() {
 
 #[tokio::test]
 async fn a_synchronous_consult_answers_with_everything_known_about_it() {
-    let mut rig = Rig::new();
+    let mut rig = new_rig();
     let mut host = rig.serve().await;
     let prompt = rig.prompt(Script {
         answer: Some("six times seven".into()),
@@ -125,19 +127,19 @@ async fn a_synchronous_consult_answers_with_everything_known_about_it() {
 
 #[tokio::test]
 async fn an_api_key_reaches_the_agent_only_when_it_is_to_pay() {
-    let mut rig = Rig::new().with("PHONE_OPUS_BILLING", "api_key");
+    let mut rig = new_rig().with("PHONE_OPUS_BILLING", "api_key");
     let mut host = rig.serve().await;
     let reply = host.consult(&rig.answering("42")).await.expect_success();
     assert_eq!(reply["billing"], "ANTHROPIC_API_KEY");
-    assert_eq!(rig.runs()[0].env("ANTHROPIC_API_KEY"), Some(rig::KEY));
+    assert_eq!(rig.runs()[0].env("ANTHROPIC_API_KEY"), Some(KEY));
     rig.stop_and_check_invariants([host]).await;
 }
 
 #[tokio::test]
 async fn a_background_job_is_acknowledged_at_once_and_read_with_one_blocking_call() {
-    let mut rig = Rig::new();
+    let mut rig = new_rig();
     let mut host = rig.serve().await;
-    let prompt = rig.doing(vec![Step::Touch(rig.sign("begun")), Step::WaitForFile(rig.sign("go"))]);
+    let prompt = rig.waiting("begun", "go");
     let job = host.consult_in_background(&prompt).await;
     rig.wait_for_sign("begun").await;
     // The prompt is on nobody's command line while it is being answered.
@@ -152,7 +154,7 @@ async fn a_background_job_is_acknowledged_at_once_and_read_with_one_blocking_cal
     assert_eq!((reply.str("job_id"), reply.str("response"), reply.str("mode")), (&job[..], "done", "background"));
     // Reading it again costs no run.
     host.job(&job).await.expect_success();
-    assert_eq!(rig.runs().len(), 1);
+    rig.expect_runs(1);
     let listed = host.call("consult_jobs", json!({"state": "succeeded"})).await;
     assert_eq!(listed["jobs"][0]["job_id"], json!(job));
     assert_eq!(listed["jobs"][0]["unread"], json!(false));
@@ -161,7 +163,7 @@ async fn a_background_job_is_acknowledged_at_once_and_read_with_one_blocking_cal
 
 #[tokio::test]
 async fn a_jobs_events_are_numbered_without_gaps_and_read_on_from_any_of_them() {
-    let mut rig = Rig::new();
+    let mut rig = new_rig();
     let mut host = rig.serve().await;
     let steps = vec![Step::Text("one".into()), Step::ToolUse("Read".into()), Step::WaitForFile(rig.sign("go"))];
     let job = host.consult_in_background(&rig.doing(steps)).await;
@@ -187,7 +189,7 @@ async fn a_jobs_events_are_numbered_without_gaps_and_read_on_from_any_of_them() 
 
 #[tokio::test]
 async fn an_answer_over_the_budget_is_cut_and_its_pages_give_the_whole() {
-    let mut rig = Rig::new().with("PHONE_OPUS_RESPONSE_CHARS", "1000");
+    let mut rig = new_rig().with("PHONE_OPUS_RESPONSE_CHARS", "1000");
     let mut host = rig.serve().await;
     let answer: String = (0..3300).map(|n| char::from(b'a' + (n % 26) as u8)).collect();
     let reply = host.consult(&rig.answering(&answer)).await.expect_success();
@@ -205,7 +207,7 @@ async fn an_answer_over_the_budget_is_cut_and_its_pages_give_the_whole() {
 
 #[tokio::test]
 async fn a_lapsed_wait_is_a_success_that_costs_next_to_nothing() {
-    let mut rig = Rig::new();
+    let mut rig = new_rig();
     let mut host = rig.serve().await;
     let job = host.consult_in_background(&rig.hanging("begun")).await;
     rig.wait_for_sign("begun").await;
@@ -221,7 +223,7 @@ async fn a_lapsed_wait_is_a_success_that_costs_next_to_nothing() {
 
 #[tokio::test]
 async fn a_consult_that_outlasts_its_wait_goes_on_in_the_background() {
-    let mut rig = Rig::new();
+    let mut rig = new_rig();
     let mut host = rig.serve().await;
     let steps = vec![Step::Text("so far so good".into()), Step::Touch(rig.sign("begun"))];
     let steps = [steps, vec![Step::WaitForFile(rig.sign("go"))]].concat();
@@ -247,7 +249,7 @@ async fn a_consult_that_outlasts_its_wait_goes_on_in_the_background() {
 
 #[tokio::test]
 async fn progress_rises_strictly_while_a_caller_waits_and_ends_with_the_answer() {
-    let mut rig = Rig::new().with("PHONE_OPUS_PROGRESS_S", "1");
+    let mut rig = new_rig().with("PHONE_OPUS_PROGRESS_S", "1");
     let mut host = rig.serve().await;
     let prompt = rig.doing(vec![Step::ToolUse("Grep".into()), Step::WaitForFile(rig.sign("go"))]);
     let params = json!({"name": "consult", "arguments": {"prompt": prompt}, "_meta": {"progressToken": "p-1"}});
@@ -270,7 +272,7 @@ async fn progress_rises_strictly_while_a_caller_waits_and_ends_with_the_answer()
 
 #[tokio::test]
 async fn a_finished_job_nobody_has_read_is_announced_in_the_next_reply_of_its_workspace() {
-    let mut rig = Rig::new();
+    let mut rig = new_rig();
     let mut host = rig.serve().await;
     let job = host.consult_in_background(&rig.answering("first")).await;
     rig.only_job_over().await;
@@ -288,7 +290,7 @@ async fn a_finished_job_nobody_has_read_is_announced_in_the_next_reply_of_its_wo
 
 #[tokio::test]
 async fn a_session_is_resumed_by_the_id_of_its_reply() {
-    let mut rig = Rig::new();
+    let mut rig = new_rig();
     let mut host = rig.serve().await;
     let first = host.consult(&rig.answering("one")).await.expect_success();
     let session = first.str("session_id").to_owned();
@@ -301,7 +303,7 @@ async fn a_session_is_resumed_by_the_id_of_its_reply() {
 
 #[tokio::test]
 async fn two_consults_of_one_session_run_one_after_the_other() {
-    let mut rig = Rig::new();
+    let mut rig = new_rig();
     let (mut one, mut two) = (rig.serve().await, rig.serve().await);
     let session = one.consult(&rig.answering("one")).await.expect_success().str("session_id").to_owned();
     let prompt = rig.doing(vec![Step::DelayMs(700)]);
@@ -317,9 +319,9 @@ async fn two_consults_of_one_session_run_one_after_the_other() {
 
 #[tokio::test]
 async fn one_request_key_is_one_run_and_other_arguments_are_refused() {
-    let mut rig = Rig::new();
+    let mut rig = new_rig();
     let (mut one, mut two) = (rig.serve().await, rig.serve().await);
-    let prompt = rig.doing(vec![Step::Touch(rig.sign("begun")), Step::WaitForFile(rig.sign("go"))]);
+    let prompt = rig.waiting("begun", "go");
     let arguments = json!({"prompt": prompt, "request_key": "review-1"});
     let first = one.start("consult", arguments.clone()).await;
     rig.wait_for_sign("begun").await;
@@ -333,13 +335,13 @@ async fn one_request_key_is_one_run_and_other_arguments_are_refused() {
     for reply in [one.reply(again).await, two.reply(elsewhere).await] {
         assert_eq!(reply.expect_success().str("job_id"), first.str("job_id"));
     }
-    assert_eq!(rig.runs().len(), 1);
+    rig.expect_runs(1);
     rig.stop_and_check_invariants([one, two]).await;
 }
 
 #[tokio::test]
 async fn twenty_consults_at_once_are_all_answered_by_at_most_three_agents() {
-    let mut rig = Rig::new();
+    let mut rig = new_rig();
     let mut host = rig.serve().await;
     let mut sent = Vec::new();
     for n in 0..20 {
@@ -370,7 +372,7 @@ async fn twenty_consults_at_once_are_all_answered_by_at_most_three_agents() {
 
 #[tokio::test]
 async fn a_place_in_the_queue_is_told_and_a_waiting_job_can_be_cancelled() {
-    let mut rig = Rig::new().with("PHONE_OPUS_MAX_RUNNING", "1");
+    let mut rig = new_rig().with("PHONE_OPUS_MAX_RUNNING", "1");
     let mut host = rig.serve().await;
     let running = host.consult_in_background(&rig.hanging("begun")).await;
     rig.wait_for_sign("begun").await;
@@ -387,7 +389,7 @@ async fn a_place_in_the_queue_is_told_and_a_waiting_job_can_be_cancelled() {
 
 #[tokio::test]
 async fn bytes_that_are_no_requests_are_answered_as_such_and_the_session_goes_on() {
-    let mut rig = Rig::new();
+    let mut rig = new_rig();
     let mut host = rig.serve().await;
     host.line("no JSON at all").await;
     host.bytes(b"{\"jsonrpc\":\"2.0\",\"id\":\xff\xfe}\n").await;
@@ -412,7 +414,7 @@ async fn bytes_that_are_no_requests_are_answered_as_such_and_the_session_goes_on
 
 #[tokio::test]
 async fn what_was_asked_before_the_end_of_the_input_is_answered() {
-    let mut rig = Rig::new();
+    let mut rig = new_rig();
     let mut host = rig.serve().await;
     let mut sent = Vec::new();
     for _ in 0..50 {
@@ -428,7 +430,7 @@ async fn what_was_asked_before_the_end_of_the_input_is_answered() {
 
 #[tokio::test]
 async fn requests_from_a_file_are_answered_into_a_file() {
-    let rig = Rig::new();
+    let rig = new_rig();
     let lines = [
         json!({"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": {"protocolVersion": "2025-11-25"}}),
         json!({"jsonrpc": "2.0", "id": 2, "method": "ping"}),
@@ -442,7 +444,7 @@ async fn requests_from_a_file_are_answered_into_a_file() {
         .stdout(std::fs::File::create(rig.path("answers")).expect("created"))
         .stderr(std::process::Stdio::null())
         .status();
-    assert!(tokio::time::timeout(rig::PATIENCE, status).await.expect("in time").expect("it runs").success());
+    assert!(tokio::time::timeout(PATIENCE, status).await.expect("in time").expect("it runs").success());
     let answers = std::fs::read_to_string(rig.path("answers")).expect("answers");
     let ids: Vec<Value> =
         answers.lines().map(|line| serde_json::from_str::<Value>(line).expect("a message")["id"].clone()).collect();
@@ -452,7 +454,7 @@ async fn requests_from_a_file_are_answered_into_a_file() {
 
 #[tokio::test]
 async fn the_largest_prompt_reaches_the_agent_whole() {
-    let mut rig = Rig::new();
+    let mut rig = new_rig();
     let mut host = rig.serve().await;
     let mut prompt = rig.answering("read");
     let head = prompt.len();
@@ -465,7 +467,7 @@ async fn the_largest_prompt_reaches_the_agent_whole() {
 
 #[tokio::test]
 async fn a_prompt_that_looks_like_a_command_is_text() {
-    let mut rig = Rig::new();
+    let mut rig = new_rig();
     let mut host = rig.serve().await;
     for head in ["/clear", "@/etc/passwd", "--help", "\u{0} \u{1b}[31m", "\u{fffd}\u{202e}"] {
         let prompt = format!("{head} {}", rig.answering("text"));
@@ -479,13 +481,13 @@ async fn a_prompt_that_looks_like_a_command_is_text() {
 
 #[tokio::test]
 async fn a_consult_inside_a_consult_is_counted_and_a_third_is_refused() {
-    let mut rig = Rig::new().with("PHONE_OPUS_DEPTH", "1");
+    let mut rig = new_rig().with("PHONE_OPUS_DEPTH", "1");
     let mut inner = rig.serve().await;
     inner.consult(&rig.answering("42")).await.expect_success();
     assert_eq!(rig.runs()[0].env("PHONE_OPUS_DEPTH"), Some("2"));
     rig.set("PHONE_OPUS_DEPTH", "2");
     let mut innermost = rig.serve().await;
     innermost.consult(&rig.answering("never")).await.expect_fault("recursion_refused");
-    assert_eq!(rig.runs().len(), 1);
+    rig.expect_runs(1);
     rig.stop_and_check_invariants([inner, innermost]).await;
 }

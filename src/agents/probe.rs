@@ -219,7 +219,10 @@ mod tests {
 
     use super::*;
     use crate::agents::tests_support::script;
-    use crate::testkit::scripted_agent::HELP;
+
+    /// What a help text of the newest version says about the flags that are looked for.
+    const HELP: &str = "--output-format <f>  --tools <t...>  --restricted  --permission-prompts <t>  \
+        --setting-sources <s>  --strict-mcp-config  --system-prompt-snapshot <m>";
 
     fn path_env() -> Vec<(OsString, OsString)> {
         vec![("PATH".into(), std::env::var_os("PATH").unwrap_or_else(|| "/usr/bin:/bin".into()))]
@@ -296,6 +299,13 @@ mod tests {
         assert_eq!(features(Path::new("/nonexistent/claude"), &[], dir.path()).await, Features::newest());
         let program = script(dir.path(), "other", "echo usage: something else");
         assert_eq!(features(&program, &path_env(), dir.path()).await, Features::newest());
+    }
+
+    #[cfg(feature = "testkit")]
+    #[test]
+    fn the_scripted_agent_has_the_newest_versions_flags() {
+        let help = crate::testkit::scripted_agent::HELP;
+        assert_eq!(Features::from_help(help, None), Some(Features::newest()));
     }
 
     #[test]

@@ -1,5 +1,45 @@
-//! What tests need to stand in for the outside world.
+//! What it takes to try phone-opus: a scratch world with the real program in it, clients that speak in verbs, an agent
+//! that plays a script, tools that fail on purpose, and the laws as functions.
 //!
-//! Owns: the scripted agent. Nothing outside tests and `selftest` uses it.
+//! Owns: nothing the program needs to work; the feature `testkit` (on by default) leaves it out of a build, and then the
+//! program cannot play the scripted agent either. May not know: the tests. The project's own integration tests use
+//! nothing else, and everything here is public so that others can try their own tools and agents the same way.
+//!
+//! ```no_run
+//! # use phone_opus::testkit::Rig;
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() {
+//! let mut rig = Rig::new("target/debug/phone-opus");
+//! let mut host = rig.serve().await;
+//! let reply = host.consult(&rig.answering("42")).await.expect_success();
+//! assert_eq!(reply["response"], "42");
+//! rig.expect_runs(1);
+//! rig.stop_and_check_invariants([host]).await;
+//! # }
+//! ```
+//!
+//! Reading order: [`rig`] is the world, [`client`] speaks to a host or a system, [`scripted_agent`] is the other side of
+//! every consult, [`tools`] are for systems inside the test's own process, [`processes`] finds, ends and freezes what
+//! runs, [`invariants`] are the laws.
+//!
+//! Invariants: (1) whatever fails panics with what was waited for and what was last seen, because a test and a
+//! self-test run each case in a task of its own and read the panic; (2) waiting is for a condition, with a deadline;
+//! (3) nothing of the machine's own agents, homes or keys reaches a rig's processes; (4) a rig that is dropped ends
+//! every process of its world.
 
+pub mod agent_process;
+pub mod client;
+pub mod invariants;
+pub mod processes;
+pub mod rig;
 pub mod scripted_agent;
+pub mod tools;
+pub mod wait;
+
+pub use self::agent_process::AgentProcess;
+pub use self::client::{Client, Reply, Sent};
+pub use self::processes::{Process, Role};
+pub use self::rig::{KEY, Rig, Run};
+pub use self::scripted_agent::{Place, Script, Step};
+pub use self::wait::{PATIENCE, Waiting, until, until_seen};
+pub use rustix::process::Signal;

@@ -40,7 +40,7 @@ const FILE_DEADLINE: Duration = Duration::from_secs(120);
 /// How often it looks for the file.
 const FILE_POLL: Duration = Duration::from_millis(5);
 /// The first argument of the process that a `fork` step starts.
-const GRANDCHILD: &str = "--scripted-grandchild";
+pub(super) const GRANDCHILD: &str = "--scripted-grandchild";
 /// The exit code when the script itself is wrong or waited in vain.
 const SCRIPT_FAILED: i32 = 70;
 
@@ -151,6 +151,10 @@ pub enum Step {
     HalfUtf8,
     /// Writes to stderr.
     Stderr(String),
+    /// Writes this many bytes to stderr, more than its pipe may hold.
+    HugeStderr(u64),
+    /// Ends its stdout and lives on: what it says from here on, the answer too, reaches nobody.
+    CloseOutput,
     /// Starts a process that stays behind and holds the pipes.
     Fork(Place),
     /// The provider refuses until this time, in seconds since 1970.
@@ -411,6 +415,15 @@ impl<O: Write, E: Write> Program<O, E> {
                 Ok(self.stdout.flush()?)
             }
             Step::Stderr(text) => Ok(self.stderr.write_all(text.as_bytes())?),
+            Step::HugeStderr(bytes) => {
+                io::copy(&mut io::repeat(b'x').take(*bytes), &mut self.stderr)?;
+                Ok(())
+            }
+            Step::CloseOutput => {
+                self.stdout.flush()?;
+                let nowhere = OpenOptions::new().write(true).open("/dev/null")?;
+                Ok(rustix::stdio::dup2_stdout(nowhere).map_err(io::Error::from)?)
+            }
             Step::Fork(place) => fork(*place),
             Step::RateLimit(at) => self.event(&json!({
                 "type": "rate_limit_event",

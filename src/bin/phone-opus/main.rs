@@ -9,22 +9,22 @@ mod serve;
 mod settings;
 mod worker;
 
+#[cfg(feature = "testkit")]
 use std::ffi::OsString;
 use std::process::ExitCode;
 
 use clap::Parser;
 use phone_opus::agents::offline;
 use phone_opus::ids::Generation;
+#[cfg(feature = "testkit")]
 use phone_opus::testkit::scripted_agent;
 
 use crate::cli::{Cli, Command, McpCommand};
 
 fn main() -> ExitCode {
-    let mut arguments = std::env::args_os();
-    let called = arguments.next().unwrap_or_default();
-    if scripted_agent::is_called(&called) {
-        let rest: Vec<OsString> = arguments.collect();
-        return code(scripted_agent::main(&rest, std::io::stdin(), std::io::stdout(), std::io::stderr()));
+    #[cfg(feature = "testkit")]
+    if let Some(ended) = play_the_scripted_agent() {
+        return ended;
     }
     let cli = Cli::parse();
     match cli.command {
@@ -38,6 +38,17 @@ fn main() -> ExitCode {
         Command::Jobs { command } => jobs::run(&command),
         Command::Doctor(options) => doctor::run(&options),
     }
+}
+
+/// What it is when it is called by the scripted agent's name.
+#[cfg(feature = "testkit")]
+fn play_the_scripted_agent() -> Option<ExitCode> {
+    let mut arguments = std::env::args_os();
+    let called = arguments.next().unwrap_or_default();
+    scripted_agent::is_called(&called).then(|| {
+        let rest: Vec<OsString> = arguments.collect();
+        code(scripted_agent::main(&rest, std::io::stdin(), std::io::stdout(), std::io::stderr()))
+    })
 }
 
 fn code(code: i32) -> ExitCode {

@@ -1,0 +1,250 @@
+//! What lives on this machine because of a case: finding it, ending it, freezing it.
+//!
+//! A process belongs to a world when its command line or environment holds the world's directory. Only where `/proc`
+//! shows other processes (Linux); elsewhere nothing is found, and [`are_visible`] says so.
+
+use std::fmt;
+use std::fs;
+use std::path::Path;
+
+use rustix::process::{Pid, Signal, test_kill_process_group};
+
+use super::scripted_agent;
+
+/// Whether other processes can be seen here at all.
+#[must_use]
+pub fn are_visible() -> bool {
+    Path::new("/proc/self/stat").exists()
+}
+
+/// What a process is for, by its command line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Role {
+    /// `mcp serve`, `daemon`, or a `consult` from a shell: a system with a tree.
+    Host,
+    /// `mcp worker`, or an embedding program that was told to be one (`worker` is its first, second or third word).
+    Worker,
+    /// `mcp background-consult`: one job.
+    Runner,
+    /// The scripted agent, or the built-in one.
+    Agent,
+    /// Started by the scripted agent and left behind.
+    Offspring,
+    /// Anything else in the world.
+    Other,
+}
+
+impl Role {
+    /// Every role, for tables.
+    pub const ALL: [Self; 6] = [Self::Host, Self::Worker, Self::Runner, Self::Agent, Self::Offspring, Self::Other];
+
+    /// The role of a command line: the program and its arguments.
+    #[must_use]
+    pub fn of(words: &[&str]) -> Self {
+        let Some((program, arguments)) = words.split_first() else { return Self::Other };
+        if Path::new(program).file_name().is_some_and(|name| name == scripted_agent::PROGRAM_NAME) {
+            let left = arguments.first() == Some(&scripted_agent::GRANDCHILD);
+            return if left { Self::Offspring } else { Self::Agent };
+        }
+        match arguments {
+            ["mcp", "background-consult", ..] => Self::Runner,
+            ["mcp", "offline-agent", ..] => Self::Agent,
+            ["mcp", "serve", ..] | ["daemon" | "consult", ..] => Self::Host,
+            arguments if arguments.iter().take(3).any(|word| *word == "worker") => Self::Worker,
+            _ => Self::Other,
+        }
+    }
+}
+
+/// One process, as it was when it was seen.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Process {
+    /// Its pid.
+    pub pid: Pid,
+    /// When it started, in the kernel's own ticks: with the pid, this process and no later one.
+    pub started: u64,
+    /// Its words, separated by spaces.
+    pub command: String,
+    /// What it is for.
+    pub role: Role,
+    /// Whether it leads a session of its own.
+    pub leads_session: bool,
+}
+
+impl fmt::Debug for Process {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?} {} ({})", self.role, self.pid.as_raw_nonzero(), self.command.trim_end())
+    }
+}
+
+impl Process {
+    /// Whether it is still there; dead and not waited for yet is dead.
+    #[must_use]
+    pub fn lives(&self) -> bool {
+        stat(self.pid).is_some_and(|stat| stat.lives && stat.started == self.started)
+    }
+
+    /// Sends it a signal.
+    ///
+    /// # Panics
+    ///
+    /// When it is gone.
+    pub fn signal(&self, signal: Signal) {
+        assert!(self.send(signal), "no {signal:?} for {self:?}: it is gone");
+    }
+
+    /// Ends it on the spot (SIGKILL).
+    ///
+    /// # Panics
+    ///
+    /// When it is gone.
+    pub fn kill(&self) {
+        self.signal(Signal::KILL);
+    }
+
+    /// Stops it where it stands (SIGSTOP).
+    ///
+    /// # Panics
+    ///
+    /// When it is gone.
+    pub fn freeze(&self) {
+        self.signal(Signal::STOP);
+    }
+
+    /// Lets it go on (SIGCONT).
+    ///
+    /// # Panics
+    ///
+    /// When it is gone.
+    pub fn thaw(&self) {
+        self.signal(Signal::CONT);
+    }
+
+    /// Sends a signal to this process and to no later one of the same pid; whether it was there.
+    #[cfg(target_os = "linux")]
+    pub(super) fn send(&self, signal: Signal) -> bool {
+        use rustix::process::{PidfdFlags, pidfd_open, pidfd_send_signal};
+        // The descriptor pins whoever has the pid now; the start time says whether that is who was meant.
+        let Ok(fd) = pidfd_open(self.pid, PidfdFlags::empty()) else { return false };
+        self.lives() && pidfd_send_signal(&fd, signal).is_ok()
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    pub(super) fn send(&self, signal: Signal) -> bool {
+        self.lives() && rustix::process::kill_process(self.pid, signal).is_ok()
+    }
+}
+
+/// What `/proc/PID/stat` says.
+struct Stat {
+    lives: bool,
+    group: String,
+    session: String,
+    started: u64,
+}
+
+fn stat(pid: Pid) -> Option<Stat> {
+    let text = fs::read(format!("/proc/{}/stat", pid.as_raw_nonzero())).ok()?;
+    let text = String::from_utf8_lossy(&text).into_owned();
+    // After the name, which may hold anything: state, parent, group, session, … and the start as the 20th.
+    let fields: Vec<&str> = text.rsplit_once(')')?.1.split_whitespace().collect();
+    Some(Stat {
+        lives: !matches!(*fields.first()?, "Z" | "X"),
+        group: (*fields.get(2)?).to_owned(),
+        session: (*fields.get(3)?).to_owned(),
+        started: fields.get(19)?.parse().ok()?,
+    })
+}
+
+fn pids() -> impl Iterator<Item = Pid> {
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    entries.filter_map(|entry| Pid::from_raw(entry.file_name().to_str()?.parse().ok()?))
+}
+
+fn holds(bytes: &[u8], part: &[u8]) -> bool {
+    !part.is_empty() && bytes.windows(part.len()).any(|window| window == part)
+}
+
+/// Every live process whose command line or environment holds `mark`, but for this one.
+#[must_use]
+pub fn marked(mark: &Path) -> Vec<Process> {
+    let mark = mark.as_os_str().as_encoded_bytes();
+    let ours = rustix::process::getpid();
+    let look = |pid: Pid| {
+        let read = |name: &str| fs::read(format!("/proc/{}/{name}", pid.as_raw_nonzero())).unwrap_or_default();
+        let stat = stat(pid).filter(|stat| stat.lives)?;
+        let command = read("cmdline");
+        (holds(&command, mark) || holds(&read("environ"), mark)).then(|| {
+            let command = String::from_utf8_lossy(&command).into_owned();
+            let words: Vec<&str> = command.split_terminator('\0').collect();
+            Process {
+                pid,
+                started: stat.started,
+                role: Role::of(&words),
+                leads_session: stat.session == pid.as_raw_nonzero().to_string(),
+                command: words.join(" "),
+            }
+        })
+    };
+    pids().filter(|pid| *pid != ours).filter_map(look).collect()
+}
+
+/// The command line of any process of this machine that has `text` on it.
+#[must_use]
+pub fn on_a_command_line(text: &str) -> Option<String> {
+    pids().find_map(|pid| {
+        let command = fs::read(format!("/proc/{}/cmdline", pid.as_raw_nonzero())).ok()?;
+        holds(&command, text.as_bytes()).then(|| String::from_utf8_lossy(&command).into_owned())
+    })
+}
+
+/// Whether a process of the group lives; one that nobody has reaped yet does not.
+#[must_use]
+pub fn group_lives(group: Pid) -> bool {
+    if test_kill_process_group(group).is_err() {
+        return false;
+    }
+    let name = group.as_raw_nonzero().to_string();
+    !are_visible() || pids().filter_map(stat).any(|stat| stat.lives && stat.group == name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_is_known_by_its_words_and_not_by_its_prompt() {
+        let agent = format!("/tmp/rig/{}", scripted_agent::PROGRAM_NAME);
+        for (words, role) in [
+            (&["/x/phone-opus", "mcp", "serve", "--billing", "api_key"][..], Role::Host),
+            (&["/x/phone-opus", "mcp", "worker", "--generation", "3"], Role::Worker),
+            (&["/x/embedder", "worker"], Role::Worker),
+            (&["/x/phone-opus", "mcp", "background-consult", "--job", "worker"], Role::Runner),
+            (&["/x/phone-opus", "consult", "worker"], Role::Host),
+            (&["/x/phone-opus", "mcp", "offline-agent"], Role::Agent),
+            (&[&agent, "-p"], Role::Agent),
+            (&[&agent, scripted_agent::GRANDCHILD, "group"], Role::Offspring),
+            (&["sh", "-c", "mcp serve"], Role::Other),
+            (&[], Role::Other),
+        ] {
+            assert_eq!(Role::of(words), role, "{words:?}");
+        }
+    }
+
+    #[test]
+    fn a_signal_never_reaches_a_later_process_of_the_same_pid() {
+        if !are_visible() {
+            return println!("skipped: no /proc here");
+        }
+        let mut child = std::process::Command::new("sleep").arg("600").spawn().expect("a child");
+        let pid = Pid::from_child(&child);
+        let started = stat(pid).expect("it is there").started;
+        let process =
+            |started| Process { pid, started, command: "sleep 600".into(), role: Role::Other, leads_session: false };
+        assert!(!process(started + 1).send(Signal::KILL), "somebody else's process");
+        assert!(process(started).lives());
+        assert!(process(started).send(Signal::KILL));
+        assert!(!child.wait().expect("waited").success());
+        assert!(!process(started).lives() && !process(started).send(Signal::KILL));
+    }
+}

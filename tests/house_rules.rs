@@ -1,0 +1,214 @@
+//! Rules of the house that no compiler keeps, as searches through the sources.
+//!
+//! Each rule brings a line that breaks it, so that a search that finds nothing any more is noticed.
+
+#![expect(clippy::expect_used, reason = "helpers of tests")]
+
+use std::path::{Path, PathBuf};
+
+/// What must not be written, and where it may be all the same.
+struct Rule {
+    name: &'static str,
+    /// Any of these, in code: comments and test modules are not looked at.
+    never: &'static [&'static str],
+    /// Folders and files under `src` in which it may stand.
+    but_in: &'static [&'static str],
+    /// A line that breaks the rule.
+    such_as: &'static str,
+}
+
+const RULES: &[Rule] = &[
+    Rule {
+        name: "actors have no names: two systems run in one process (L12)",
+        never: &["spawn(Some", "spawn_linked(Some", "spawn_instant(Some", "ractor::registry", "registry::where_is"],
+        but_in: &[],
+        such_as: "Worker::spawn_linked(Some(name), Worker, (), me.get_cell())",
+    },
+    Rule {
+        name: "no process groups: a ref is passed at start (L12)",
+        never: &["ractor::pg", "pg::join", "pg::get_members"],
+        but_in: &[],
+        such_as: "ractor::pg::join(group, cells);",
+    },
+    Rule {
+        name: "only the program, and a fault point in it, end the process (L12)",
+        never: &["process::exit", "process::abort", "libc::_exit"],
+        but_in: &["bin", "faults"],
+        such_as: "std::process::exit(1);",
+    },
+    Rule {
+        name: "the library changes no globals (L12)",
+        never: &["env::set_var", "env::remove_var", "set_current_dir", "panic::set_hook", "set_global_default"],
+        but_in: &["bin"],
+        such_as: "std::panic::set_hook(Box::new(|_| {}));",
+    },
+    Rule {
+        name: "no statics with a state, nor thread-locals (L12)",
+        never: &["static mut ", "thread_local!"],
+        but_in: &["bin"],
+        such_as: "thread_local! { static X: Cell<u8> = Cell::new(0) }",
+    },
+    Rule {
+        name: "SQL stands in the store",
+        never: &["rusqlite", "SELECT ", "INSERT INTO", "DELETE FROM", "CREATE TABLE", "PRAGMA "],
+        but_in: &["store"],
+        such_as: "connection.execute(\"DELETE FROM jobs\", [])?;",
+    },
+    Rule {
+        name: "stdout has one owner (L11)",
+        never: &["println!", "print!(", "io::stdout()", "stdio::stdout()"],
+        but_in: &["bin", "stdio.rs"],
+        such_as: "println!(\"{answer}\");",
+    },
+    Rule {
+        name: "no string errors and no anyhow",
+        never: &["Box<dyn Error", "Box<dyn std::error::Error", "anyhow"],
+        but_in: &[],
+        such_as: "fn f() -> Result<(), Box<dyn std::error::Error>> {",
+    },
+];
+
+/// Types whose statics have a state.
+const STATEFUL: &[&str] = &[
+    "Mutex", "RwLock", "Atomic", "OnceLock", "LazyLock", "OnceCell", "LazyCell", "RefCell", "Cell<", "Notify", "Sender",
+];
+
+fn root() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn rust_files(dir: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(dir).expect("a folder") {
+        let path = entry.expect("an entry").path();
+        if path.is_dir() {
+            found.extend(rust_files(&path));
+        } else if path.extension().is_some_and(|end| end == "rs") {
+            found.push(path);
+        }
+    }
+    found.sort();
+    found
+}
+
+/// The lines of code of a source, with their numbers: without comments, and without what is compiled for tests only.
+fn code(text: &str) -> Vec<(usize, String)> {
+    let mut lines = Vec::new();
+    let mut rest = (1..).zip(text.lines());
+    while let Some((number, line)) = rest.next() {
+        if line.trim_start().starts_with("#[cfg(test)]") {
+            // The item ends at a line that closes it at the same depth, or at its semicolon.
+            let indent = line.len() - line.trim_start().len();
+            let ends = |line: &str| {
+                let depth = line.len() - line.trim_start().len();
+                depth == indent && (line.trim_end() == "}" || (line.ends_with(';') && !line.contains('{')))
+            };
+            rest.by_ref().find(|(_, line)| ends(line));
+            continue;
+        }
+        let line = line.split_once("//").map_or(line, |(before, _)| before);
+        if !line.trim().is_empty() {
+            lines.push((number, line.to_owned()));
+        }
+    }
+    lines
+}
+
+/// Where the sources break a rule; `file` is relative to `src`.
+fn breaks(rule: &Rule, file: &str, text: &str) -> Vec<String> {
+    if rule.but_in.iter().any(|place| file == *place || file.starts_with(&format!("{place}/"))) {
+        return Vec::new();
+    }
+    let found = code(text).into_iter().filter(|(_, line)| rule.never.iter().any(|never| line.contains(never)));
+    found.map(|(number, line)| format!("{}: src/{file}:{number}: {}", rule.name, line.trim())).collect()
+}
+
+/// Statics with a state, wherever their type is broken into lines.
+fn stateful_statics(file: &str, text: &str) -> Vec<String> {
+    let lines = code(text);
+    let declares = |line: &str| {
+        let line = line.trim_start();
+        let line = line.strip_prefix("pub ").or_else(|| line.strip_prefix("pub(crate) ")).unwrap_or(line);
+        line.starts_with("static ")
+    };
+    (0..lines.len())
+        .filter(|at| declares(&lines[*at].1))
+        .filter_map(|at| {
+            let item: String = lines[at..].iter().take(20).map(|(_, line)| &line[..]).collect();
+            let item = item.split(';').next().unwrap_or_default();
+            let stateful = STATEFUL.iter().any(|kind| item.contains(kind));
+            stateful.then(|| format!("a static with a state: src/{file}:{}: {item}", lines[at].0))
+        })
+        .collect()
+}
+
+fn sources() -> Vec<(String, String)> {
+    let src = root().join("src");
+    let read = |path: PathBuf| {
+        let name = path.strip_prefix(&src).expect("under src").to_string_lossy().into_owned();
+        (name, std::fs::read_to_string(path).expect("a source"))
+    };
+    // A module of tests in a file of its own is not compiled into the library.
+    let tested =
+        |path: &PathBuf| !path.ends_with("tests.rs") && !path.components().any(|part| part.as_os_str() == "tests");
+    rust_files(&src)
+        .into_iter()
+        .filter(|path| tested(&path.strip_prefix(&src).expect("under src").to_owned()))
+        .map(read)
+        .collect()
+}
+
+#[test]
+fn the_sources_keep_the_rules_of_the_house() {
+    let sources = sources();
+    assert!(sources.len() > 50, "{} sources were found", sources.len());
+    let mut broken = Vec::new();
+    for (file, text) in &sources {
+        broken.extend(RULES.iter().flat_map(|rule| breaks(rule, file, text)));
+        if !file.starts_with("bin/") {
+            broken.extend(stateful_statics(file, text));
+        }
+    }
+    assert!(broken.is_empty(), "{} places:\n{}", broken.len(), broken.join("\n"));
+}
+
+#[test]
+fn each_rule_finds_what_breaks_it_and_nothing_that_is_said_about_it() {
+    for rule in RULES {
+        let guilty = format!("fn f() {{\n    {}\n}}\n", rule.such_as);
+        assert_eq!(breaks(rule, "x.rs", &guilty).len(), 1, "{}", rule.name);
+        let said = format!("/// {}\nfn f() {{}} // {}\n", rule.such_as, rule.such_as);
+        assert_eq!(breaks(rule, "x.rs", &said), Vec::<String>::new(), "{}", rule.name);
+        let tested = format!("#[cfg(test)]\nmod tests {{\n    {}\n}}\n", rule.such_as);
+        assert_eq!(breaks(rule, "x.rs", &tested), Vec::<String>::new(), "{}", rule.name);
+        let after = format!("#[cfg(test)]\nmod tests;\n{}\n", rule.such_as);
+        assert_eq!(breaks(rule, "x.rs", &after).len(), 1, "{}", rule.name);
+        for place in rule.but_in {
+            let file = if place.ends_with(".rs") { (*place).to_owned() } else { format!("{place}/x.rs") };
+            assert_eq!(breaks(rule, &file, &guilty), Vec::<String>::new(), "{} in {file}", rule.name);
+        }
+    }
+    assert_eq!(stateful_statics("x.rs", "pub static COUNT:\n    AtomicU64 = AtomicU64::new(0);\n").len(), 1);
+    assert_eq!(
+        stateful_statics("x.rs", "static NAMES: &[&str] = &[\"a\"];\nfn f(x: &'static Mutex<()>) {}\n").len(),
+        0
+    );
+}
+
+/// A test that uses the kit must say so in the manifest: without the feature it would not compile, and without its line
+/// nobody would learn that it was left out.
+#[test]
+fn every_test_that_uses_the_kit_requires_its_feature() {
+    let manifest = std::fs::read_to_string(root().join("Cargo.toml")).expect("the manifest");
+    let declared = |name: &str| manifest.contains(&format!("name = \"{name}\"\nrequired-features = [\"testkit\"]"));
+    let mut with_kit = 0;
+    for path in rust_files(&root().join("tests")) {
+        let text = std::fs::read_to_string(&path).expect("a test");
+        let name = path.file_stem().expect("a name").to_string_lossy().into_owned();
+        let uses = text.lines().any(|line| line.starts_with("use phone_opus::testkit"));
+        with_kit += usize::from(uses);
+        assert_eq!(uses, declared(&name), "{name}: uses the kit, and requires its feature in Cargo.toml");
+        assert!(!text.contains(&["mod ", "rig;"].concat()), "{name} has a rig of its own");
+    }
+    assert!(with_kit >= 7, "{with_kit} tests use the kit");
+}
