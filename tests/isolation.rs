@@ -597,7 +597,8 @@ async fn a_worker_whose_tool_holds_its_thread_ends_with_its_host() {
     let settings = json!({"host": host, "line_limit": 1 << 20, "desk": null});
     let hello = json!({"hello": {"protocol": 1, "g": 1, "settings": settings}});
     let call = |c: u64, tool: &str| {
-        json!({"execute": {"g": 1, "s": 1, "c": c, "tool": tool, "arguments": {"do": "hang"}}}).to_string()
+        let head = json!({"g": 1, "s": 1, "c": c, "tool": tool});
+        format!("{{\"execute\":{head},\"arguments\":{}}}", json!({"do": "hang"}))
     };
     let said = format!("{hello}\n{}\n{}\n", call(1, "echo"), call(2, "act"));
     input.write_all(said.as_bytes()).await.expect("written");
