@@ -13,6 +13,7 @@
 
 pub mod asks;
 pub mod executor;
+pub mod outbox;
 pub mod settings;
 pub mod vigil;
 pub mod wire;
@@ -25,7 +26,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::{Buf, BufMut, Bytes, BytesMut};
+use bytes::{BufMut, Bytes, BytesMut};
 use futures_util::future::poll_immediate;
 use rustix::event::{PollFd, PollFlags, poll};
 use serde_json::value::RawValue;
@@ -34,6 +35,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use self::asks::{Answer, Asked, Asker};
 use self::executor::{CONCURRENT, Executor, Mishap, ToolPanicked, Work};
+use self::outbox::Outbox;
 use self::settings::Settings;
 use self::wire::{Hello, ToWorker};
 use crate::actors::jobs::JobsHandle;
@@ -109,9 +111,6 @@ pub enum ServeError {
 /// Output that may wait for the host to read it before no more calls are taken: one pipe's worth many times over.
 const BACKLOG: usize = 1024 * 1024;
 
-/// Room kept for output between turns; more is given back.
-const OUTPUT_KEPT: usize = 256 * 1024;
-
 /// Serves as the worker of this generation until the host is gone. The tools are the host's own, and `consult` is added
 /// when the host offers it.
 ///
@@ -147,7 +146,7 @@ pub async fn serve(
         next: 0,
         progress,
         reports,
-        out: BytesMut::new(),
+        out: Outbox::default(),
     };
     inside.run(input, output).await
 }
@@ -202,7 +201,7 @@ struct Inside {
     next: u64,
     progress: mpsc::UnboundedSender<Progress>,
     reports: mpsc::UnboundedReceiver<Progress>,
-    out: BytesMut,
+    out: Outbox,
 }
 
 impl Inside {
@@ -219,11 +218,11 @@ impl Inside {
         }
         loop {
             if self.manners.mute {
-                self.out.clear();
+                self.out = Outbox::default();
             }
             while !self.out.is_empty() {
-                match poll_immediate(output.write(&self.out)).await {
-                    Some(written) => self.on_written(written?),
+                match poll_immediate(output.write(self.out.front())).await {
+                    Some(written) => self.on_written(written)?,
                     None => break,
                 }
             }
@@ -247,15 +246,15 @@ impl Inside {
                     Ok(Turn::Goes)
                 }
                 Some(report) = self.reports.recv() => {
-                    wire::progress(&mut self.out, self.generation, report.key, report.value, &report.message);
+                    wire::progress(self.out.tail(), self.generation, report.key, report.value, &report.message);
                     Ok(Turn::Goes)
                 }
                 read = input.read_buf(reader.space()), if taking => match read? {
                     0 => Ok(Turn::Ends(WorkerEnd::HostGone)),
                     _ => self.take_frames(&mut reader),
                 },
-                written = output.write(&self.out), if !self.out.is_empty() => {
-                    self.on_written(written?);
+                written = output.write(self.out.front()), if !self.out.is_empty() => {
+                    self.on_written(written)?;
                     Ok(Turn::Goes)
                 }
             };
@@ -267,14 +266,23 @@ impl Inside {
                     }
                 }
                 Turn::Mishap(Mishap::Panicked(panicked)) => {
-                    wire::panicked(&mut self.out, self.generation, &panicked.tool);
-                    output.write_all(&self.out).await?;
+                    wire::panicked(self.out.tail(), self.generation, &panicked.tool);
+                    self.write_all(&mut output).await?;
                     output.flush().await?;
                     return Ok(WorkerEnd::Panicked(panicked));
                 }
                 Turn::Ends(end) => return Ok(end),
             }
         }
+    }
+
+    /// Writes all there is.
+    async fn write_all(&mut self, output: &mut (impl AsyncWrite + Unpin)) -> Result<(), ServeError> {
+        while !self.out.is_empty() {
+            let written = output.write(self.out.front()).await;
+            self.on_written(written)?;
+        }
+        Ok(output.flush().await?)
     }
 
     /// Does to itself what a fault plan wants; its end, if that is it.
@@ -287,14 +295,13 @@ impl Inside {
         match broken {
             Broken::Silence => self.manners.mute = true,
             Broken::StopReading => self.manners.deaf = true,
-            Broken::Garbage => self.out.put_slice(b"what a worker must not say\n"),
+            Broken::Garbage => self.out.tail().put_slice(b"what a worker must not say\n"),
             // The first half of a message is all that is heard of it.
             Broken::Torn => {
                 let mut line = BytesMut::new();
                 wire::alive(&mut line, self.generation, 0, self.executor.open());
-                self.out.put_slice(&line[..line.len() / 2]);
-                output.write_all(&self.out).await?;
-                output.flush().await?;
+                self.out.tail().put_slice(&line[..line.len() / 2]);
+                self.write_all(output).await?;
                 return Ok(Some(WorkerEnd::Injected));
             }
             Broken::Error(_) | Broken::Drop => return Ok(Some(WorkerEnd::Injected)),
@@ -302,13 +309,12 @@ impl Inside {
         Ok(None)
     }
 
-    fn on_written(&mut self, count: usize) {
-        self.out.advance(count);
-        if self.out.is_empty() {
-            if self.out.capacity() > OUTPUT_KEPT {
-                self.out = BytesMut::new();
-            } else {
-                self.out.clear();
+    fn on_written(&mut self, written: io::Result<usize>) -> Result<(), ServeError> {
+        match written? {
+            0 => Err(ServeError::Pipe(io::ErrorKind::WriteZero.into())),
+            count => {
+                self.out.written(count);
+                Ok(())
             }
         }
     }
@@ -316,8 +322,7 @@ impl Inside {
     fn take_frames(&mut self, reader: &mut FrameReader) -> Result<Turn, ServeError> {
         while let Some(frame) = reader.next_frame() {
             let Frame::Line(line) = frame else { return Err(ServeError::Protocol("a line is too long")) };
-            let text = std::str::from_utf8(&line).map_err(|_| ServeError::Protocol("a line is not UTF-8"))?;
-            let message = match serde_json::from_str(text) {
+            let message = match wire::read_host(&line) {
                 Ok(message) => message,
                 Err(error) => {
                     tracing::error!(%error, "a line of the host was not understood");
@@ -341,15 +346,15 @@ impl Inside {
         let settle = |key, (), outcome: CallOutcome| wire::settled(out, generation, key, &outcome, limit);
         let done = match message {
             ToWorker::Hello(_) => return Err(ServeError::Protocol("a second greeting came")),
-            ToWorker::Execute(execute) if execute.g == generation => {
+            ToWorker::Execute(execute) if execute.head.g == generation => {
                 let key = execute.key();
-                let Some(tool) = self.tools.get(&*execute.tool) else {
-                    let detail = format!("the worker has no tool {}.", execute.tool);
+                let Some(tool) = self.tools.get(&*execute.head.tool) else {
+                    let detail = format!("the worker has no tool {}.", execute.head.tool);
                     let fault = Fault::new(FaultCode::WorkerProtocol, detail);
                     wire::settled(&mut self.out, generation, key, &CallOutcome::Fault(Box::new(fault)), limit);
                     return Ok(Turn::Goes);
                 };
-                let progress = if execute.progress {
+                let progress = if execute.head.progress {
                     ProgressSink::to_host(self.progress.clone(), key)
                 } else {
                     ProgressSink::closed()
@@ -372,7 +377,7 @@ impl Inside {
                 Ok(())
             }
             ToWorker::Check { g, n } if g == generation => {
-                wire::alive(&mut self.out, g, n, self.executor.open());
+                wire::alive(self.out.tail(), g, n, self.executor.open());
                 Ok(())
             }
             // Meant for another generation; it cannot come down this pipe, and changes nothing if it does.
@@ -409,14 +414,14 @@ impl Inside {
             }
         }
         // The host decides what to do about a version or a generation that is not the one it expects.
-        wire::ready(&mut self.out, self.generation, self.tools.keys().map(String::as_str));
+        wire::ready(self.out.tail(), self.generation, self.tools.keys().map(String::as_str));
         Ok(Turn::Goes)
     }
 
     fn ask(&mut self, Asked { question, reply }: Asked) {
         let id = self.next;
         self.next += 1;
-        if let Err(error) = wire::ask(&mut self.out, self.generation, id, &question) {
+        if let Err(error) = wire::ask(self.out.tail(), self.generation, id, &question) {
             let fault = Fault::new(FaultCode::Internal, format!("the question cannot be sent to the host: {error}."));
             if let Some(reply) = reply {
                 let _ = reply.send(Err(fault));

@@ -10,12 +10,14 @@
 //! host ◀─ settled, progress, ask, alive, panicked ── worker
 //! ```
 //!
-//! A message is an object with one member, whose name says what it is: `{"check":{"g":3,"n":1}}`. `g` is the generation,
-//! `s` and `c` the session and the call.
+//! A message is an object whose first member's name says what it is: `{"check":{"g":3,"n":1}}`. `g` is the generation, `s`
+//! and `c` the session and the call. `execute` has its arguments as a second member, in this order:
+//! `{"execute":{"g":3,"s":1,"c":7,"tool":"echo"},"arguments":{…}}`.
 //!
 //! Invariants: (1) every message carries the generation it belongs to, and those about a call its key; (2) arguments and
-//! replies travel as the JSON text they are: they are looked at once, to find their end, and never built up as a tree;
-//! (3) each function appends exactly one whole line, or nothing.
+//! replies travel as the JSON text they are. A worker does not look at arguments, which its host has read before; a host
+//! looks at a reply once, because what it writes to its client must be JSON; neither builds a tree; (3) each function
+//! appends exactly one whole line, or nothing.
 
 use std::io;
 
@@ -24,6 +26,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use super::asks::{Answer, Question};
+use super::outbox::Outbox;
 use super::settings::Settings;
 use crate::fault::{Fault, FaultCode};
 use crate::ids::{Generation, HostId, InvocationId, JobId, SessionNumber};
@@ -61,7 +64,7 @@ pub enum ToWorker<'a> {
     #[serde(borrow)]
     Hello(Hello<'a>),
     /// Run this.
-    #[serde(borrow)]
+    #[serde(skip)]
     Execute(Execute<'a>),
     /// Nobody waits for this one any more.
     Withdraw {
@@ -110,8 +113,17 @@ pub struct Hello<'a> {
 }
 
 /// One attempt.
-#[derive(Debug, Deserialize)]
+#[derive(Debug)]
 pub struct Execute<'a> {
+    /// Everything but the arguments.
+    pub head: ExecuteHead<'a>,
+    /// The arguments: the JSON text of an object, taken on trust.
+    pub arguments: &'a [u8],
+}
+
+/// An attempt without its arguments.
+#[derive(Debug, Deserialize)]
+pub struct ExecuteHead<'a> {
     /// The generation it is given to.
     pub g: Generation,
     /// The session.
@@ -130,9 +142,29 @@ pub struct Execute<'a> {
     /// Who called: a name or an object of the client's.
     #[serde(borrow, default)]
     pub client: Option<&'a RawValue>,
-    /// The arguments: an object.
-    #[serde(borrow)]
-    pub arguments: &'a RawValue,
+}
+
+/// Reads a line of a host.
+///
+/// # Errors
+///
+/// It is no message.
+pub fn read_host(line: &[u8]) -> Result<ToWorker<'_>, serde_json::Error> {
+    let Some(rest) = line.strip_prefix(b"{\"execute\":") else { return serde_json::from_slice(line) };
+    let mut heads = serde_json::Deserializer::from_slice(rest).into_iter::<ExecuteHead<'_>>();
+    let head = heads.next().unwrap_or_else(|| Err(no_message()))?;
+    let arguments =
+        rest[heads.byte_offset()..].strip_prefix(b",\"arguments\":").and_then(|rest| rest.strip_suffix(b"}"));
+    match arguments {
+        Some(arguments) if arguments.starts_with(b"{") && arguments.ends_with(b"}") => {
+            Ok(ToWorker::Execute(Execute { head, arguments }))
+        }
+        _ => Err(no_message()),
+    }
+}
+
+fn no_message() -> serde_json::Error {
+    serde::de::Error::custom("an attempt is not as it is written")
 }
 
 /// What a worker says.
@@ -245,17 +277,17 @@ impl Execute<'_> {
     /// The call; its arguments are a slice of `line`, which this was read from.
     #[must_use]
     pub fn call(&self, host: HostId, line: &Bytes, progress: crate::actors::reply::ProgressSink) -> ToolCall {
-        let client = match self.client.map(RawValue::get) {
+        let client = match self.head.client.map(RawValue::get) {
             None => ClientInfo::Unknown,
             Some(name) if name.starts_with('"') => crate::protocol::envelope::string(name)
                 .map_or(ClientInfo::Unknown, |name| ClientInfo::Name((*name).into())),
             Some(object) => ClientInfo::Raw(line.slice_ref(object.as_bytes())),
         };
         ToolCall {
-            invocation: InvocationId { host, session: self.s, call: self.c },
-            generation: self.g,
-            evidence: self.evidence,
-            arguments: line.slice_ref(self.arguments.get().as_bytes()),
+            invocation: InvocationId { host, session: self.head.s, call: self.head.c },
+            generation: self.head.g,
+            evidence: self.head.evidence,
+            arguments: line.slice_ref(self.arguments),
             client,
             progress,
         }
@@ -264,7 +296,7 @@ impl Execute<'_> {
     /// Which call it is.
     #[must_use]
     pub fn key(&self) -> CallKey {
-        CallKey { session: self.s, call: CallNumber(self.c) }
+        CallKey { session: self.head.s, call: CallNumber(self.head.c) }
     }
 }
 
@@ -339,35 +371,37 @@ pub fn hello(out: &mut BytesMut, generation: Generation, settings: &Settings) ->
 /// # Errors
 ///
 /// The line would be over the limit; nothing was appended.
-pub fn execute(out: &mut BytesMut, key: CallKey, tool: &str, call: &ToolCall, limit: usize) -> Result<(), TooLarge> {
-    let start = out.len();
-    keyed(out, "{\"execute\":", call.generation, key);
-    out.put_slice(b",\"tool\":");
-    json(out, tool);
+pub fn execute(out: &mut Outbox, key: CallKey, tool: &str, call: &ToolCall, limit: usize) -> Result<(), TooLarge> {
+    let start = out.tail().len();
+    let to = out.tail();
+    keyed(to, "{\"execute\":", call.generation, key);
+    to.put_slice(b",\"tool\":");
+    json(to, tool);
     if call.progress.is_wanted() {
-        out.put_slice(b",\"progress\":true");
+        to.put_slice(b",\"progress\":true");
     }
     if let Some(evidence) = call.evidence {
-        out.put_slice(b",\"evidence\":");
-        json(out, &evidence);
+        to.put_slice(b",\"evidence\":");
+        json(to, &evidence);
     }
     match &call.client {
         ClientInfo::Unknown => {}
         ClientInfo::Name(name) => {
-            out.put_slice(b",\"client\":");
-            json(out, &**name);
+            to.put_slice(b",\"client\":");
+            json(to, &**name);
         }
         // Where a client's object was cut to its first kilobyte it is no JSON any more.
         ClientInfo::Raw(object) if object.ends_with(b"}") => {
-            out.put_slice(b",\"client\":");
-            out.put_slice(object);
+            to.put_slice(b",\"client\":");
+            to.put_slice(object);
         }
         ClientInfo::Raw(_) => {}
     }
-    out.put_slice(b",\"arguments\":");
-    out.put_slice(&call.arguments);
-    out.put_slice(b"}}\n");
-    bounded(out, start, limit)
+    to.put_slice(b"},\"arguments\":");
+    bounded(to, start, limit.saturating_sub(call.arguments.len() + 2))?;
+    out.attach(&call.arguments);
+    out.tail().put_slice(b"}\n");
+    Ok(())
 }
 
 /// `withdraw`.
@@ -423,65 +457,86 @@ pub fn ready<'n>(out: &mut BytesMut, generation: Generation, tools: impl Iterato
 }
 
 /// `settled`. A reply that is no JSON where it says it is, or too large, becomes a fault.
-pub fn settled(out: &mut BytesMut, generation: Generation, key: CallKey, outcome: &CallOutcome, limit: usize) {
-    let start = out.len();
-    keyed(out, "{\"settled\":", generation, key);
+pub fn settled(out: &mut Outbox, generation: Generation, key: CallKey, outcome: &CallOutcome, limit: usize) {
+    let start = out.tail().len();
     let refused = match outcome {
-        CallOutcome::Fault(fault) => {
-            out.put_slice(b",\"fault\":");
-            json(out, fault);
-            None
-        }
-        CallOutcome::Reply(reply) => replied(out, reply).err(),
+        CallOutcome::Reply(reply) => match replied(out, generation, key, reply, limit) {
+            Ok(()) => return,
+            Err(why) => Fault::new(FaultCode::Internal, format!("the tool's reply {why}.")),
+        },
+        CallOutcome::Fault(fault) => Fault::clone(fault),
     };
-    out.put_slice(b"}}\n");
-    let refused = match bounded(out, start, limit) {
-        Ok(()) => refused,
-        Err(large) => Some(format!("has {} bytes; at most {limit} are accepted", large.bytes)),
-    };
-    if let Some(why) = refused {
-        out.truncate(start);
-        keyed(out, "{\"settled\":", generation, key);
-        out.put_slice(b",\"fault\":");
-        json(out, &Fault::new(FaultCode::Internal, format!("the tool's reply {why}.")));
-        out.put_slice(b"}}\n");
-    }
+    let to = out.tail();
+    to.truncate(start);
+    keyed(to, "{\"settled\":", generation, key);
+    to.put_slice(b",\"fault\":");
+    json(to, &refused);
+    to.put_slice(b"}}\n");
 }
 
-fn replied(out: &mut BytesMut, reply: &ToolReply) -> Result<(), String> {
+/// Appends a reply. What is wrong with one that cannot be sent; only the tail was written to then.
+fn replied(
+    out: &mut Outbox,
+    generation: Generation,
+    key: CallKey,
+    reply: &ToolReply,
+    limit: usize,
+) -> Result<(), String> {
+    let too_large = |bytes: usize| format!("has {bytes} bytes; at most {limit} are accepted");
+    let structured = reply.structured.as_deref().map(one_line).transpose()?;
+    let structured_bytes = structured.as_ref().map_or(0, |text| text.len());
+    let to = out.tail();
+    let start = to.len();
+    keyed(to, "{\"settled\":", generation, key);
     if let Some(code) = reply.fault {
-        out.put_slice(b",\"code\":");
-        json(out, &code);
+        to.put_slice(b",\"code\":");
+        json(to, &code);
     }
     if let Some(job) = reply.job {
-        out.put_slice(b",\"job\":");
-        json(out, &job);
+        to.put_slice(b",\"job\":");
+        json(to, &job);
     }
     if let Some(path) = &reply.path_hint {
-        out.put_slice(b",\"path\":");
-        json(out, path);
+        to.put_slice(b",\"path\":");
+        json(to, path);
     }
-    out.put_slice(b",\"text\":");
-    match &reply.text {
-        ReplyText::Plain(text) => json(out, text),
+    to.put_slice(b",\"text\":");
+    let raw = match &reply.text {
+        ReplyText::Plain(text) => {
+            json(to, text);
+            None
+        }
         // The line's end is the one thing the other side cannot forgive.
         ReplyText::Json(text) if memchr::memchr(b'\n', text).is_some() => {
             return Err("has a text with a line break in it, which is no JSON string".to_owned());
         }
-        ReplyText::Json(text) => out.put_slice(text),
+        ReplyText::Json(text) => Some(text),
+    };
+    let bytes = to.len() - start + raw.map_or(0, Bytes::len) + structured_bytes + 32;
+    if bytes > limit {
+        return Err(too_large(bytes));
     }
-    if let Some(structured) = &reply.structured {
-        out.put_slice(b",\"structured\":");
-        if memchr::memchr(b'\n', structured.as_bytes()).is_none() {
-            out.put_slice(structured.as_bytes());
-        } else {
-            // Printed over several lines; the same without them.
-            let value: serde_json::Value = serde_json::from_str(structured)
-                .map_err(|error| format!("has structured content that is no JSON: {error}"))?;
-            json(out, &value);
-        }
+    if let Some(text) = raw {
+        out.attach(text);
     }
+    let to = out.tail();
+    if let Some(structured) = structured {
+        to.put_slice(b",\"structured\":");
+        to.put_slice(structured.as_bytes());
+    }
+    to.put_slice(b"}}\n");
     Ok(())
+}
+
+/// JSON without line breaks.
+fn one_line(json: &str) -> Result<std::borrow::Cow<'_, str>, String> {
+    if memchr::memchr(b'\n', json.as_bytes()).is_none() {
+        return Ok(json.into());
+    }
+    // Printed over several lines; the same without them.
+    let value: serde_json::Value =
+        serde_json::from_str(json).map_err(|error| format!("has structured content that is no JSON: {error}"))?;
+    Ok(value.to_string().into())
 }
 
 /// `progress`.
@@ -546,8 +601,14 @@ mod tests {
     }
 
     /// The one line in `out`.
-    fn line(out: BytesMut) -> Bytes {
-        let mut line = out.freeze();
+    fn line(mut out: Outbox) -> Bytes {
+        let mut line = Vec::new();
+        while !out.is_empty() {
+            let piece = out.front().len();
+            line.extend_from_slice(out.front());
+            out.written(piece);
+        }
+        let mut line = Bytes::from(line);
         assert_eq!(memchr::memchr_iter(b'\n', &line).collect::<Vec<_>>(), [line.len() - 1], "{line:?}");
         line.truncate(line.len() - 1);
         line
@@ -567,13 +628,12 @@ mod tests {
         for client in clients {
             let arguments = "{ \"a\" : [1.0, 1e3, \"\\u00e9é\\n\"],\t\"b\":{} }";
             let sent = call(arguments, client);
-            let mut out = BytesMut::new();
+            let mut out = Outbox::default();
             execute(&mut out, KEY, "a \"tool\"", &sent, LIMIT).expect("it fits");
             let line = line(out);
-            let ToWorker::Execute(read) = serde_json::from_str(text(&line)).expect("a message") else {
-                panic!("{line:?}")
-            };
-            assert_eq!((read.g, read.key(), &*read.tool, read.progress), (G, KEY, "a \"tool\"", false));
+            let ToWorker::Execute(read) = read_host(&line).expect("a message") else { panic!("{line:?}") };
+            let head = &read.head;
+            assert_eq!((head.g, read.key(), &*head.tool, head.progress), (G, KEY, "a \"tool\"", false));
             let got = read.call(sent.invocation.host, &line, ProgressSink::closed());
             assert_eq!(
                 (got.invocation, got.evidence, &got.arguments),
@@ -586,14 +646,14 @@ mod tests {
     #[test]
     fn a_client_that_was_cut_is_left_out() {
         let sent = call("{}", ClientInfo::Raw(Bytes::from_static(b"{\"name\":\"a")));
-        let mut out = BytesMut::new();
+        let mut out = Outbox::default();
         execute(&mut out, KEY, "t", &sent, LIMIT).expect("it fits");
         let line = line(out);
-        assert!(serde_json::from_str::<ToWorker<'_>>(text(&line)).is_ok(), "{line:?}");
+        assert!(read_host(&line).is_ok(), "{line:?}");
     }
 
     fn outcome_of(sent: &CallOutcome, limit: usize) -> CallOutcome {
-        let mut out = BytesMut::new();
+        let mut out = Outbox::default();
         settled(&mut out, G, KEY, sent, limit);
         let line = line(out);
         let FromWorker::Settled(read) = serde_json::from_str(text(&line)).expect("a message") else {
@@ -650,9 +710,10 @@ mod tests {
     #[test]
     fn a_call_the_pipe_cannot_take_is_not_sent() {
         let sent = call(&format!("{{\"a\":\"{}\"}}", "x".repeat(1000)), ClientInfo::Unknown);
-        let mut out = BytesMut::from(&b"before"[..]);
+        let mut out = Outbox::default();
+        out.tail().put_slice(b"before");
         assert!(execute(&mut out, KEY, "t", &sent, 512).is_err());
-        assert_eq!(&out[..], b"before");
+        assert_eq!(out.front(), b"before");
     }
 
     #[test]
@@ -681,14 +742,40 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_that_cannot_be_sent_is_a_fault() {
-        let mut out = BytesMut::new();
-        let jobs = Answer::Jobs { jobs: vec![JobId::random(); 100] };
-        answer(&mut out, G, 4, &Ok(jobs), 1024);
+    fn large_texts_come_out_as_they_went_in() {
+        let large = format!("\"{}\"", "x".repeat(100_000));
+        let sent = call(&format!("{{\"a\":{large}}}"), ClientInfo::Unknown);
+        let mut out = Outbox::default();
+        execute(&mut out, KEY, "t", &sent, LIMIT).expect("it fits");
         let line = line(out);
-        let Ok(ToWorker::Answer { id: 4, answer: Err(fault), .. }) = serde_json::from_str(text(&line)) else {
-            panic!("{line:?}")
-        };
+        let ToWorker::Execute(read) = read_host(&line).expect("a message") else { panic!("no attempt") };
+        assert_eq!(read.arguments, &sent.arguments[..]);
+        let text = ReplyText::Json(Bytes::from(large.clone()));
+        let sent = ToolReply { text, structured: Some("{}".to_owned()), ..ToolReply::default() };
+        let CallOutcome::Reply(got) = outcome_of(&CallOutcome::Reply(Box::new(sent)), LIMIT) else { panic!("a reply") };
+        assert!(matches!(&got.text, ReplyText::Json(text) if text == large.as_bytes()));
+        assert_eq!(got.structured.as_deref(), Some("{}"));
+    }
+
+    #[test]
+    fn an_attempt_that_is_cut_is_refused() {
+        let mut out = Outbox::default();
+        execute(&mut out, KEY, "t", &call("{\"a\":{}}", ClientInfo::Unknown), LIMIT).expect("it fits");
+        let line = line(out);
+        assert!(read_host(&line).is_ok());
+        for cut in 0..line.len() - 1 {
+            // Two braces can be missing before it shows that one is; a host's pipe gives whole lines.
+            assert!(read_host(&line[..cut]).is_err() || cut + 2 >= line.len(), "{cut} bytes");
+        }
+    }
+
+    #[test]
+    fn an_answer_that_cannot_be_sent_is_a_fault() {
+        let mut out = Outbox::default();
+        let jobs = Answer::Jobs { jobs: vec![JobId::random(); 100] };
+        answer(out.tail(), G, 4, &Ok(jobs), 1024);
+        let line = line(out);
+        let Ok(ToWorker::Answer { id: 4, answer: Err(fault), .. }) = read_host(&line) else { panic!("{line:?}") };
         assert!(fault.detail.contains("where 1024 are accepted"), "{fault}");
     }
 }

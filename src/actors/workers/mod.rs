@@ -270,7 +270,10 @@ impl Actor for Workers {
         match message {
             WorkersMsg::Wanted { session, mailbox } => {
                 // It may have missed that its worker is gone, together with us.
-                let _ = mailbox.send(SessionEvent::WorkerGone { generation: state.lost() });
+                let lost = state.lost();
+                if lost > Generation::NONE {
+                    let _ = mailbox.send(SessionEvent::WorkerGone { generation: lost });
+                }
                 if let Some(up) = state.news() {
                     let _ = mailbox.send(up);
                 }
@@ -489,6 +492,11 @@ mod tests {
             assert!(before.is_none(), "the worker of the lost supervisor has left the roster");
             let (mailbox, mut news) = mpsc::unbounded_channel();
             workers.cast(WorkersMsg::Wanted { session: SessionNumber(1), mailbox }).expect("taken");
+            if generation > 1 {
+                // The session may have missed it, together with the lost supervisor.
+                let SessionEvent::WorkerGone { generation: gone } = heard(&mut news).await else { panic!("no loss") };
+                assert_eq!(gone, Generation(generation - 1));
+            }
             let SessionEvent::WorkerUp { generation: up, worker } = heard(&mut news).await else { panic!("no worker") };
             assert_eq!(up, Generation(generation));
             let custody = arguments.roster.read(|entries| entries.worker.clone()).expect("it is entered");

@@ -25,7 +25,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::Bytes;
 use futures_util::future::poll_immediate;
 use rustix::process::{Pid, Signal};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -42,6 +42,7 @@ use crate::fault::{Fault, FaultCode};
 use crate::ids::Generation;
 use crate::protocol::frame::{Frame, FrameReader};
 use crate::protocol::session::{CallNumber, CallOutcome};
+use crate::worker::outbox::Outbox;
 use crate::worker::settings::Settings;
 use crate::worker::vigil::{Look, Vigil};
 use crate::worker::wire::{self, CallKey, FromWorker};
@@ -59,9 +60,6 @@ const REAP: Duration = Duration::from_secs(5);
 
 /// Messages encoded before bytes are written and read again.
 const TURN: usize = 256;
-
-/// Room kept for output between turns; more is given back.
-const OUTPUT_KEPT: usize = 256 * 1024;
 
 /// What every worker process of a system is started with.
 pub struct ProcessBackend {
@@ -267,7 +265,7 @@ struct Pump {
     stdin: Option<ChildStdin>,
     stdout: ChildStdout,
     reader: FrameReader,
-    out: BytesMut,
+    out: Outbox,
     /// Keyed by our own numbers, so the hash need not resist anybody.
     attempts: HashMap<CallKey, Given, foldhash::fast::RandomState>,
     /// Attempts it was given so far, and how many of them before the last check.
@@ -293,7 +291,7 @@ impl Pump {
             stdin: Some(stdin),
             stdout,
             reader: FrameReader::new(backend.settings.line_limit),
-            out: BytesMut::new(),
+            out: Outbox::default(),
             attempts: HashMap::default(),
             given: 0,
             checked: 0,
@@ -320,7 +318,7 @@ impl Pump {
 
     async fn greet(&mut self) -> Result<(), Fault> {
         let failed = |why: String| Fault::new(FaultCode::WorkerSpawnFailed, why);
-        wire::hello(&mut self.out, self.generation, &self.backend.settings)
+        wire::hello(self.out.tail(), self.generation, &self.backend.settings)
             .map_err(|error| failed(format!("the worker's settings cannot be sent: {error}")))?;
         loop {
             self.write_now().await;
@@ -332,7 +330,7 @@ impl Pump {
                     Ok(count) if count > 0 => {}
                     _ => return Err(failed("the worker ended before it had greeted".to_owned())),
                 },
-                written = push(&mut self.stdin, &self.out), if !self.out.is_empty() => self.on_written(written),
+                written = push(&mut self.stdin, self.out.front()), if !self.out.is_empty() => self.on_written(written),
             }
         }
     }
@@ -375,7 +373,7 @@ impl Pump {
                     self.tell(message);
                     Ok(())
                 }
-                written = push(&mut self.stdin, &self.out), if !self.out.is_empty() => {
+                written = push(&mut self.stdin, self.out.front()), if !self.out.is_empty() => {
                     self.on_written(written);
                     Ok(())
                 }
@@ -399,7 +397,7 @@ impl Pump {
             WorkerMsg::Withdraw(key) => {
                 if let Some(given) = self.attempts.remove(&key) {
                     given.reply.forget();
-                    wire::withdraw(&mut self.out, self.generation, key);
+                    wire::withdraw(self.out.tail(), self.generation, key);
                 }
             }
             WorkerMsg::SessionOver(session) => {
@@ -412,7 +410,7 @@ impl Pump {
                         given.reply.forget();
                     }
                 }
-                wire::session_over(&mut self.out, self.generation, session);
+                wire::session_over(self.out.tail(), self.generation, session);
             }
         }
     }
@@ -438,7 +436,7 @@ impl Pump {
     }
 
     fn answer(&mut self, id: u64, answer: &Result<crate::worker::asks::Answer, Fault>) {
-        wire::answer(&mut self.out, self.generation, id, answer, self.backend.settings.line_limit);
+        wire::answer(self.out.tail(), self.generation, id, answer, self.backend.settings.line_limit);
     }
 
     fn on_read(&mut self, read: io::Result<usize>) -> Result<(), Fault> {
@@ -533,7 +531,7 @@ impl Pump {
             Look::Idle => {}
             Look::At(at) => self.wake_at(at),
             Look::Ask(n, at) => {
-                wire::check(&mut self.out, self.generation, n);
+                wire::check(self.out.tail(), self.generation, n);
                 self.checked = self.given;
                 self.wake_at(at);
             }
@@ -553,7 +551,7 @@ impl Pump {
     /// Writes what the process takes at once.
     async fn write_now(&mut self) {
         while !self.out.is_empty() {
-            match poll_immediate(push(&mut self.stdin, &self.out)).await {
+            match poll_immediate(push(&mut self.stdin, self.out.front())).await {
                 Some(written) => self.on_written(written),
                 None => return,
             }
@@ -562,20 +560,11 @@ impl Pump {
 
     fn on_written(&mut self, written: io::Result<usize>) {
         match written {
-            Ok(count) if count > 0 => {
-                self.out.advance(count);
-                if self.out.is_empty() {
-                    if self.out.capacity() > OUTPUT_KEPT {
-                        self.out = BytesMut::new();
-                    } else {
-                        self.out.clear();
-                    }
-                }
-            }
+            Ok(count) if count > 0 => self.out.written(count),
             // It reads nothing more. It is dying, which the end of its output tells, or its silence will.
             _ => {
                 self.stdin = None;
-                self.out = BytesMut::new();
+                self.out = Outbox::default();
             }
         }
     }
