@@ -1,5 +1,7 @@
 //! A panic in each part of the tree in turn: the session goes on, each request gets its one answer, no agent runs twice.
 
+#![expect(clippy::expect_used, reason = "helpers of tests")]
+
 use phone_opus::faults::{Counters, Ends, FaultPlan, Faults};
 use phone_opus::system::System;
 use phone_opus::testkit::{Client, Rig, until};

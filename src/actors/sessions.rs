@@ -6,8 +6,8 @@
 //! A dynamic supervisor: one transient child per connection, each in a slot of its own. A session that keeps failing
 //! loses its connection; nobody else notices.
 
-use std::collections::HashMap;
-use std::time::{Duration, Instant};
+use std::collections::BTreeMap;
+use std::time::Duration;
 
 use ractor::{Actor, ActorId, ActorProcessingErr, ActorRef, SupervisionEvent};
 use tokio::task::JoinSet;
@@ -20,6 +20,7 @@ use super::session::{Session, SessionArguments, SessionMsg};
 use super::supervision::slot::{RestartPolicy, Slot, SlotEffect};
 use super::supervision::{Exit, RestartType};
 use super::workers::{WorkersMsg, reason};
+use crate::actors::clock;
 use crate::faults::{FaultPoint, Faults};
 use crate::ids::{Generation, SessionNumber};
 
@@ -84,7 +85,7 @@ struct Served {
 /// The supervisor's state.
 pub struct SessionsState {
     arguments: SessionsArguments,
-    served: HashMap<SessionNumber, Served>,
+    served: BTreeMap<SessionNumber, Served>,
     /// Join watches and backoff timers; they end with the supervisor.
     tasks: JoinSet<()>,
 }
@@ -103,7 +104,7 @@ impl Actor for Sessions {
         for number in arguments.connections.numbers() {
             me.cast(SessionsMsg::Opened(number))?;
         }
-        Ok(SessionsState { arguments, served: HashMap::new(), tasks: JoinSet::new() })
+        Ok(SessionsState { arguments, served: BTreeMap::new(), tasks: JoinSet::new() })
     }
 
     async fn handle(
@@ -126,7 +127,7 @@ impl Actor for Sessions {
                 if !state.served.contains_key(&number) {
                     let slot = Slot::new(RestartType::Transient, RESTARTS);
                     let served = state.served.entry(number).or_insert(Served { slot, session: None, exit: None });
-                    let effect = served.slot.wanted(Instant::now());
+                    let effect = served.slot.wanted(clock::now());
                     state.perform(&me, number, effect).await;
                 }
             }
@@ -134,7 +135,7 @@ impl Actor for Sessions {
             SessionsMsg::Gone(number, generation) => {
                 if let Some(served) = state.served.get_mut(&number) {
                     let exit = served.exit.take().unwrap_or(Exit::Normal);
-                    let effect = served.slot.gone(generation, exit, Instant::now());
+                    let effect = served.slot.gone(generation, exit, clock::now());
                     state.perform(&me, number, effect).await;
                 }
             }
@@ -171,9 +172,8 @@ impl Actor for Sessions {
     async fn post_stop(&self, _me: ActorRef<Self::Msg>, state: &mut Self::State) -> Result<(), ActorProcessingErr> {
         // All at once. When the system stops, each withdraws what it has open and writes its last answers; when only this
         // supervisor is started again, each gives its connection back.
-        let served: Vec<(SessionNumber, Child<SessionMsg>)> = state
-            .served
-            .drain()
+        let served: Vec<(SessionNumber, Child<SessionMsg>)> = std::mem::take(&mut state.served)
+            .into_iter()
             .filter_map(|(number, served)| served.session.map(|session| (number, session)))
             .collect();
         for (_, session) in &served {
@@ -236,7 +236,7 @@ impl SessionsState {
                     match started {
                         Ok((session, joined)) => {
                             served.session = Some(Child::new(session));
-                            served.slot.up(generation, Instant::now());
+                            served.slot.up(generation, clock::now());
                             let told = me.clone();
                             self.tasks.spawn(async move {
                                 let _ = joined.await;
@@ -246,7 +246,7 @@ impl SessionsState {
                         }
                         Err(error) => {
                             tracing::error!(%error, "a session could not be started");
-                            effect = served.slot.gone(generation, Exit::NotStarted, Instant::now());
+                            effect = served.slot.gone(generation, Exit::NotStarted, clock::now());
                         }
                     }
                 }

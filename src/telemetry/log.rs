@@ -131,12 +131,15 @@ pub enum Torn {
     InHalf,
 }
 
+/// Records that are written at once, and how.
+type Batch = (Vec<Entry>, Torn);
+
 /// The thread that writes the file. Started by the first batch; ends when this is dropped.
 #[derive(Debug)]
 pub struct LogWriter {
     path: PathBuf,
     lost: Arc<AtomicU64>,
-    thread: Option<(SyncSender<(Vec<Entry>, Torn)>, JoinHandle<()>)>,
+    thread: Option<(SyncSender<Batch>, JoinHandle<()>)>,
 }
 
 impl LogWriter {
@@ -156,7 +159,7 @@ impl LogWriter {
     pub fn write(&mut self, batch: Vec<Entry>, torn: Torn) {
         let count = batch.len() as u64;
         if self.thread.is_none() {
-            let (batches, taken) = sync_channel::<(Vec<Entry>, Torn)>(WAITING_BATCHES);
+            let (batches, taken) = sync_channel::<Batch>(WAITING_BATCHES);
             let mut file = LogFile::new(self.path.clone());
             let lost = Arc::clone(&self.lost);
             let work = move || {

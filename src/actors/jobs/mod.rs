@@ -13,7 +13,7 @@ mod handle;
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use ractor::{Actor, ActorId, ActorProcessingErr, ActorRef, SupervisionEvent};
 use tokio::sync::{oneshot, watch};
@@ -26,6 +26,7 @@ use super::consult::{Consult, ConsultArguments, ConsultMsg};
 use super::supervision::slot::{RestartPolicy, Slot, SlotEffect};
 use super::supervision::{Exit, RestartType};
 use super::workers::reason;
+use crate::actors::clock;
 use crate::fault::{Fault, FaultCode};
 use crate::faults::{Broken, FaultPoint, Faults, Operation};
 use crate::ids::{Generation, InvocationId, JobId, SessionNumber, UnixMillis};
@@ -283,7 +284,7 @@ impl Actor for Jobs {
             JobsMsg::Gone(job, generation) => {
                 if let Some(attending) = state.attending.get_mut(&job) {
                     let exit = attending.exit.take().unwrap_or(Exit::Normal);
-                    let effect = attending.slot.gone(generation, exit, Instant::now());
+                    let effect = attending.slot.gone(generation, exit, clock::now());
                     state.perform(&me, job, effect).await;
                 }
             }
@@ -523,7 +524,7 @@ impl JobsState {
         }
         let slot = Slot::new(RestartType::Transient, RESTARTS);
         let attending = self.attending.entry(job).or_insert(Attending { slot, consult: None, exit: None });
-        let effect = attending.slot.wanted(Instant::now());
+        let effect = attending.slot.wanted(clock::now());
         self.perform(me, job, effect).await;
     }
 
@@ -554,7 +555,7 @@ impl JobsState {
                     match started {
                         Ok((consult, joined)) => {
                             attending.consult = Some(Child::new(consult));
-                            attending.slot.up(generation, Instant::now());
+                            attending.slot.up(generation, clock::now());
                             let told = me.clone();
                             self.tasks.spawn(async move {
                                 let _ = joined.await;
@@ -564,7 +565,7 @@ impl JobsState {
                         }
                         Err(error) => {
                             tracing::error!(%job, %error, "a consult actor could not be started");
-                            effect = attending.slot.gone(generation, Exit::NotStarted, Instant::now());
+                            effect = attending.slot.gone(generation, Exit::NotStarted, clock::now());
                         }
                     }
                 }

@@ -45,6 +45,7 @@ use super::reply::{AttemptReply, ProgressSink, SessionMailbox};
 use super::sessions::{SessionEnd, SessionsMsg};
 use super::worker::{Attempt, CallKey, WorkerHandle, WorkerMsg};
 use super::workers::WorkersMsg;
+use crate::actors::clock;
 use crate::fault::{Fault, FaultCode};
 use crate::faults::{Broken, FaultPoint, Faults, InTurn, Operation};
 use crate::ids::{Generation, HostId, InvocationId, JobId, SessionNumber, UnixMillis};
@@ -452,7 +453,7 @@ impl SessionLoop {
             let mut reading = self.stage == Stage::Open && self.out.len() <= BACKLOG;
             if flow::crowded(self.core.in_flight(), self.core.bytes_in_flight()) {
                 // Calls that were just handed over get their turn before more are read.
-                self.held = self.flow.crowd(Instant::now()).map(tokio::time::Instant::from_std);
+                self.held = self.flow.crowd(clock::now()).map(tokio::time::Instant::from_std);
                 reading &= self.held.is_none();
                 tokio::task::yield_now().await;
             } else {
@@ -491,7 +492,8 @@ impl SessionLoop {
             self.core.abandon(&frame, &mut self.out);
             self.whole = self.out.len();
         }
-        let open: Vec<CallNumber> = self.core.open_calls().map(|(call, ..)| call).collect();
+        let mut open: Vec<CallNumber> = self.core.open_calls().map(|(call, ..)| call).collect();
+        open.sort_unstable();
         let in_hand = |call: &CallNumber| self.ledger.holds(*call) || self.host_calls.contains_key(call);
         let lost: Vec<CallNumber> = open.iter().copied().filter(|call| !in_hand(call)).collect();
         for call in lost {
@@ -589,7 +591,7 @@ impl SessionLoop {
         if !more {
             // The last line counts even without a newline.
             if let Some(frame) = self.reader.finish() {
-                self.take(frame, Instant::now());
+                self.take(frame, clock::now());
             }
             if self.stage == Stage::Open {
                 self.stage = Stage::Lingering(tokio::time::Instant::now() + LINGER);
@@ -599,7 +601,7 @@ impl SessionLoop {
     }
 
     fn take_lines(&mut self) {
-        let now = Instant::now();
+        let now = clock::now();
         while let Some(frame) = self.reader.next_frame() {
             self.take(frame, now);
         }
@@ -754,7 +756,7 @@ impl SessionLoop {
             settling.path_hint = reply.path_hint.take();
         }
         self.flow.settled();
-        self.core.on_settled(call, outcome, Instant::now(), &mut self.out, &mut self.effects);
+        self.core.on_settled(call, outcome, clock::now(), &mut self.out, &mut self.effects);
         self.whole = self.out.len();
         self.perform(Some(settling));
     }
@@ -994,7 +996,7 @@ impl SessionLoop {
 
     /// Nothing is decided any more: whatever is open has no caller.
     fn close(&mut self) {
-        self.core.on_closed(Instant::now(), &mut self.effects);
+        self.core.on_closed(clock::now(), &mut self.effects);
         for effect in std::mem::take(&mut self.effects) {
             match effect {
                 Effect::Withdraw(call) => self.withdraw(call),
@@ -1054,7 +1056,7 @@ impl SessionLoop {
 
     /// Answers calls whose tool's deadline has passed, and sets the clock for the next one.
     fn expire(&mut self) {
-        let now = Instant::now();
+        let now = clock::now();
         self.shortest = None;
         let mut late: Vec<(CallNumber, usize)> = Vec::new();
         let mut next: Option<Duration> = None;

@@ -15,9 +15,9 @@ mod asks;
 mod in_process;
 pub mod process;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use ractor::{Actor, ActorProcessingErr, ActorRef, SupervisionEvent};
 use tokio::sync::{mpsc, oneshot};
@@ -30,6 +30,7 @@ use super::reply::SessionMailbox;
 use super::session::SessionEvent;
 use super::supervision::{Exit, RestartType};
 use super::worker::{Custody, Keeping, Order, Worker, WorkerArguments, WorkerEnded, WorkerHandle, WorkerMsg};
+use crate::actors::clock;
 use crate::config::WorkerIsolation;
 use crate::fault::{Fault, FaultCode};
 use crate::faults::{FaultPoint, Faults};
@@ -227,7 +228,7 @@ pub struct WorkersState {
     roster: Arc<Roster>,
     worker: Option<Current>,
     /// Who hears of workers; as many as there are connections.
-    sessions: HashMap<SessionNumber, SessionMailbox>,
+    sessions: BTreeMap<SessionNumber, SessionMailbox>,
     telemetry: TelemetryHandle,
     /// Backoff timers; they end with the supervisor.
     tasks: JoinSet<()>,
@@ -250,7 +251,7 @@ impl Actor for Workers {
             backend: arguments.backend,
             roster: arguments.roster,
             worker: None,
-            sessions: HashMap::new(),
+            sessions: BTreeMap::new(),
             telemetry: arguments.telemetry,
             faults: arguments.faults,
             tasks: JoinSet::new(),
@@ -278,7 +279,7 @@ impl Actor for Workers {
                     let _ = mailbox.send(up);
                 }
                 state.sessions.insert(session, mailbox);
-                let effect = state.slot.wanted(Instant::now());
+                let effect = state.slot.wanted(clock::now());
                 state.perform(&me, effect).await;
             }
             WorkersMsg::SessionOver(session) => {
@@ -367,7 +368,7 @@ impl WorkersState {
 
     fn up(&mut self, generation: Generation, pid: Option<u32>) {
         let Some(worker) = &mut self.worker else { return };
-        if !self.slot.up(generation, Instant::now()) {
+        if !self.slot.up(generation, clock::now()) {
             return;
         }
         worker.pid = pid;
@@ -385,7 +386,7 @@ impl WorkersState {
         self.worker = None;
         self.note(generation, fault);
         self.tell(|| SessionEvent::WorkerGone { generation });
-        let effect = self.slot.gone(generation, Exit::Failed, Instant::now());
+        let effect = self.slot.gone(generation, Exit::Failed, clock::now());
         self.perform(me, effect).await;
     }
 
@@ -423,7 +424,7 @@ impl WorkersState {
                     Ok(()) => return,
                     Err(fault) => {
                         self.note(generation, fault);
-                        effect = self.slot.gone(generation, Exit::NotStarted, Instant::now());
+                        effect = self.slot.gone(generation, Exit::NotStarted, clock::now());
                     }
                 },
             }
