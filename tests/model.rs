@@ -27,7 +27,7 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, DuplexStream, WriteHalf};
 
 /// Seeds that once failed; they run first.
-const SEEDS_THAT_FAILED: &[u64] = &[];
+const SEEDS_THAT_FAILED: &[u64] = &[568, 1033];
 
 /// Seeds under the paused clock, each run twice; requests per seed.
 const SEEDS: u64 = 2000;
@@ -360,11 +360,16 @@ async fn run(seed: u64, deadline: Duration) -> Result<Ran, String> {
         client.check().map_err(told)?;
     }
     laws(&tools).map_err(told)?;
+    let digest = digest(&clients);
+    let excused = faults.fired().iter().any(|fired| fired.rule.ends_with("hang"));
+    if digest.contains("deadline_exceeded") && !excused {
+        return Err(told(format!("a call was forgotten until its deadline: {digest}")));
+    }
     let broken = system.health().gauges.broken_laws();
     if !broken.is_empty() {
         return Err(told(format!("at the end: {broken:?}")));
     }
-    Ok(Ran { digest: digest(&clients), fired: faults.fired().into_iter().map(|fired| fired.rule).collect() })
+    Ok(Ran { digest, fired: faults.fired().into_iter().map(|fired| fired.rule).collect() })
 }
 
 async fn step(client: &mut Client, n: usize, rng: &mut Rng) {
@@ -484,6 +489,13 @@ fn quietly() {
 #[test]
 fn two_thousand_seeds_of_random_faults_break_no_law_and_come_out_the_same_twice() {
     quietly();
+    let one = std::env::var("PHONE_OPUS_MODEL_SEED").ok().and_then(|text| text.parse().ok());
+    if let Some(seed) = one {
+        // One seed, with everything the parts say about it.
+        tracing_subscriber::fmt().with_max_level(tracing::Level::TRACE).without_time().init();
+        println!("{}", alone(seed).unwrap_or_else(|law| panic!("{law}")).digest);
+        return;
+    }
     let began = Instant::now();
     let seeds: u64 = std::env::var("PHONE_OPUS_MODEL_SEEDS").ok().and_then(|text| text.parse().ok()).unwrap_or(SEEDS);
     let threads = std::thread::available_parallelism().map_or(2, |threads| threads.get().min(8)) as u64;

@@ -111,6 +111,17 @@ impl<P> Ledger<P> {
         Some((entry.evidence, entry.attempts, &entry.payload))
     }
 
+    /// A worker could not be given the call: it ended before. No worker had this attempt.
+    pub fn retract(&mut self, key: CallNumber, generation: Generation) {
+        let in_flight =
+            |entry: &&mut Entry<P>| entry.knowledge == Knowledge::InFlight && entry.generation == generation;
+        if let Some(entry) = self.entries.get_mut(&key).filter(in_flight) {
+            entry.attempts = entry.attempts.saturating_sub(1);
+            // What an earlier attempt left behind is as unknown as before.
+            entry.knowledge = if entry.attempts == 0 { Knowledge::NotDispatched } else { Knowledge::OutcomeUnknown };
+        }
+    }
+
     /// Calls that wait to be sent, oldest first.
     #[must_use]
     pub fn waiting(&self) -> Vec<CallNumber> {
@@ -265,6 +276,23 @@ mod tests {
                 other => panic!("{other:?}"),
             }
             assert_eq!(ledger.probed(key(1), evidence), None, "a probe answers once");
+        }
+    }
+
+    #[test]
+    fn an_attempt_no_worker_took_is_no_attempt() {
+        for contract in ReplayContract::ALL {
+            let mut ledger = Ledger::default();
+            ledger.record(key(1), contract, ());
+            for generation in 1..=5 {
+                let (_, attempt, ()) = ledger.dispatch(key(1), Generation(generation)).expect("it waits");
+                assert_eq!(attempt, 1);
+                ledger.retract(key(1), Generation(generation));
+                assert_eq!(ledger.waiting(), [key(1)]);
+            }
+            ledger.dispatch(key(1), Generation(6));
+            ledger.retract(key(1), G1);
+            assert!(ledger.is_in_flight(key(1), Generation(6)), "another attempt is not touched");
         }
     }
 

@@ -342,6 +342,8 @@ pub struct SessionLoop {
     mailbox: SessionMailbox,
     events: mpsc::UnboundedReceiver<SessionEvent>,
     serving: Serving,
+    /// The newest worker that is known to be gone.
+    dead: Generation,
     ledger: Ledger<Payload>,
     host_calls: HashMap<CallNumber, AbortHandle>,
     /// Host tools and probes; they end with the session.
@@ -407,6 +409,7 @@ impl SessionLoop {
             mailbox,
             events,
             serving: Serving::Unasked,
+            dead: Generation::NONE,
             ledger: Ledger::default(),
             host_calls: HashMap::new(),
             tasks: JoinSet::new(),
@@ -691,11 +694,16 @@ impl SessionLoop {
                 }
             }
             SessionEvent::WorkerUp { generation, worker } => {
+                // Who was not asked speaks to an earlier incarnation of ours; who is known to be gone is.
+                if matches!(self.serving, Serving::Unasked) || generation <= self.dead {
+                    return;
+                }
                 self.serving = Serving::Up(generation, worker);
                 let waiting = self.ledger.waiting();
                 self.send(&waiting);
             }
             SessionEvent::WorkerGone { generation } => {
+                self.dead = self.dead.max(generation);
                 if matches!(self.serving, Serving::Up(current, _) if current <= generation) {
                     self.serving = Serving::Awaited;
                 }
@@ -828,16 +836,26 @@ impl SessionLoop {
     fn send(&mut self, calls: &[CallNumber]) {
         let Serving::Up(generation, worker) = &self.serving else { return };
         let (generation, worker) = (*generation, worker.clone());
-        // A refused cast drops the tokens, and the news of the worker's end is on its way: both are handled there.
-        if let [call] = calls {
-            if let Some(attempt) = self.attempt(*call, generation) {
-                let _ = worker.cast(WorkerMsg::Execute(Box::new(attempt)));
+        let taken = if let [call] = calls {
+            match self.attempt(*call, generation) {
+                Some(attempt) => worker.cast(WorkerMsg::Execute(Box::new(attempt))),
+                None => return,
             }
-            return;
-        }
-        let attempts: Vec<Attempt> = calls.iter().filter_map(|call| self.attempt(*call, generation)).collect();
-        if !attempts.is_empty() {
-            let _ = worker.cast(WorkerMsg::ExecuteAll(attempts));
+        } else {
+            let attempts: Vec<Attempt> = calls.iter().filter_map(|call| self.attempt(*call, generation)).collect();
+            if attempts.is_empty() {
+                return;
+            }
+            worker.cast(WorkerMsg::ExecuteAll(attempts))
+        };
+        if taken.is_err() {
+            // It ended before it was given them, so no worker ever had them. The next one is asked for: news of it may
+            // have gone to an earlier incarnation of ours.
+            for call in calls {
+                self.ledger.retract(*call, generation);
+            }
+            self.dead = self.dead.max(generation);
+            self.want_worker();
         }
     }
 
