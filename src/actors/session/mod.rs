@@ -144,7 +144,7 @@ pub struct Gauges {
     pub stale: AtomicU64,
     /// Attempts after a first one.
     pub replays: AtomicU64,
-    /// What a session found broken about itself; looked for only while a fault plan is armed.
+    /// What a session found broken about itself; looked for only once a fault point has fired.
     broken: Mutex<Vec<String>>,
 }
 
@@ -625,7 +625,9 @@ impl SessionLoop {
     /// Meets what an armed plan holds between two turns.
     #[cold]
     async fn meet_faults(&mut self) {
-        if let Err(broken) = self.invariant_calls_are_in_hand() {
+        if self.faults.have_fired()
+            && let Err(broken) = self.invariant_calls_are_in_hand()
+        {
             tracing::error!(session = %self.number, broken, "a law is broken");
             self.gauges.broken(broken);
         }
