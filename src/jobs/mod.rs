@@ -137,6 +137,12 @@ impl Billing {
             Self::ApiKey => "api_key",
         }
     }
+
+    /// The choice of this text.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        [Self::Subscription, Self::ApiKey].into_iter().find(|billing| billing.as_str() == text)
+    }
 }
 
 /// What was asked, frozen when the job was accepted. Two requests are "the same arguments" when these are equal.

@@ -378,6 +378,11 @@ impl Runner {
         match self.store.start(self.options.job, UnixMillis::now()).await? {
             Start::Started => Ok(Turn::Started(slot)),
             Start::SessionBusy { .. } => Ok(Turn::Later),
+            // It waited while another run learnt of the limit.
+            Start::Limited(limit) => {
+                self.core.faulted(Fault::from(&limit));
+                Ok(Turn::Over)
+            }
             Start::Refused { current: JobState::Running } => {
                 // Our own first try reached the disk although it seemed to fail: nobody else holds the job's lock.
                 Ok(Turn::Started(slot))

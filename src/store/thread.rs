@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
 use super::{
-    Accept, AcceptLimits, CancelState, DataVersion, DayCost, Glance, JobCounts, JobFilter, Pruned, QueueRow,
+    Accept, AcceptLimits, CancelState, DataVersion, DayCost, Glance, JobCounts, JobFilter, Limit, Pruned, QueueRow,
     RetentionPolicy, SqliteStore, Start, Store, StoreError, Transition,
 };
 use crate::faults::{Broken, FaultPoint, Faults, Operation};
@@ -203,6 +203,7 @@ impl Command {
             | Self::RequestCancel { .. }
             | Self::HandOver { .. }
             | Self::MarkRead { .. }
+            | Self::ClearLimits { .. }
             | Self::Prune { .. } => Some(self.name()),
             _ => None,
         }
@@ -295,6 +296,10 @@ verbs! {
     /// The job that was accepted for an invocation.
     FindInvocation: find_invocation(invocation: InvocationId) -> Option<JobId> =
         |store| store.find_invocation(&invocation);
+    /// Usage limits that were reached and are not over.
+    Limits: limits(now: UnixMillis) -> Vec<Limit> = |store| store.limits(now);
+    /// Forgets all usage limits.
+    ClearLimits: clear_limits() -> usize = |store| store.clear_limits();
     /// The jobs that match, unread first, then newest first.
     List: list(filter: JobFilter) -> Vec<JobSummary> = |store| store.list(&filter);
     /// Moves a job from `queued` to `running`: [`Store::start`].
@@ -379,6 +384,12 @@ mod tests {
         }
         fn list(&mut self, filter: &JobFilter) -> Result<Vec<JobSummary>, StoreError> {
             self.inner.list(filter)
+        }
+        fn limits(&mut self, now: UnixMillis) -> Result<Vec<Limit>, StoreError> {
+            self.inner.limits(now)
+        }
+        fn clear_limits(&mut self) -> Result<usize, StoreError> {
+            self.inner.clear_limits()
         }
         fn start(&mut self, job: JobId, at: UnixMillis) -> Result<Start, StoreError> {
             self.inner.start(job, at)

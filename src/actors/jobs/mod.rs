@@ -452,6 +452,10 @@ impl JobsState {
                 let _ = reply.send(Err(fault));
                 return;
             }
+            Ok(Accept::Limited(limit)) => {
+                let _ = reply.send(Err(Fault::from(&limit)));
+                return;
+            }
             Ok(Accept::QueueFull { queued }) => {
                 let fault = Fault::new(FaultCode::QueueFull, format!("{queued} jobs are waiting already."))
                     .hint("Wait for one of them, or cancel one with consult_cancel.");
