@@ -318,3 +318,16 @@ async fn a_reached_usage_limit_is_known_to_every_host_until_it_is_over() {
     two.consult(&rig.answering("42")).await.expect_success();
     rig.stop_and_check_invariants([one, two]).await;
 }
+
+#[tokio::test]
+async fn a_directory_that_changed_during_a_consult_is_said_so() {
+    let mut rig = new_rig();
+    let mut host = rig.serve().await;
+    let reply = host.call("consult", json!({"prompt": rig.answering("42"), "detail": "full"})).await.expect_success();
+    assert_eq!(reply["workspace_changed"], false, "{:#}", reply.0);
+    let writes = rig.doing(vec![Step::DelayMs(50), Step::Touch(rig.work().join("written"))]);
+    let reply = host.call("consult", json!({ "prompt": writes })).await.expect_success();
+    assert_eq!(reply["workspace_changed"], true, "{:#}", reply.0);
+    assert!(reply.text().contains("changed meanwhile"), "{}", reply.text());
+    rig.stop_and_check_invariants([host]).await;
+}
