@@ -4,18 +4,28 @@ use std::time::Duration;
 
 use ractor::{ActorId, ActorRef, Message};
 
-use crate::fault::Fault;
+use crate::fault::{Fault, FaultCode};
 use crate::faults::{Broken, FaultPoint, Faults, Operation};
 
 /// How long a child that was killed may take to be gone; longer means it is stuck in synchronous code.
 const KILL_LIMIT: Duration = Duration::from_millis(250);
 
+/// Longest an actor may stand still in the middle of its work. Whatever it waits for by itself has a shorter bound, so one
+/// that takes longer is as good as lost, and is started again like one that is.
+const STANDSTILL: Duration = Duration::from_secs(5);
+
 /// Meets the point at which an actor handles a message. An error there is the actor saying that it is broken.
 pub(super) async fn meet(faults: &Faults, point: FaultPoint, operation: &str) -> Result<(), Fault> {
-    match faults.meet(point, Operation::Method(operation)).await {
+    match in_time(faults.meet(point, Operation::Method(operation))).await? {
         Some(Broken::Error(fault)) => Err(*fault),
         _ => Ok(()),
     }
+}
+
+/// Meets points without standing still for ever.
+pub(super) async fn in_time<T>(meeting: impl Future<Output = T>) -> Result<T, Fault> {
+    let stood = |_| Fault::new(FaultCode::Internal, format!("it stood still for {} s", STANDSTILL.as_secs()));
+    tokio::time::timeout(STANDSTILL, meeting).await.map_err(stood)
 }
 
 /// How a child ended when it was told to.

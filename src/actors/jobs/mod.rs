@@ -392,7 +392,9 @@ impl JobsState {
         again: Again,
         reply: oneshot::Sender<Result<Accepted, Fault>>,
     ) {
-        match self.arguments.faults.meet(FaultPoint::JobsBeforeAccept, Operation::Method("accept")).await {
+        let met = self.arguments.faults.meet(FaultPoint::JobsBeforeAccept, Operation::Method("accept"));
+        // One that stands still loses the question: whoever asked asks again.
+        match child::in_time(met).await.unwrap_or(Some(Broken::Drop)) {
             None => {}
             Some(Broken::Error(fault)) => {
                 let _ = reply.send(Err(*fault));
@@ -425,7 +427,7 @@ impl JobsState {
             };
             let result = match result {
                 // Whether it took the job along with its verb is found out by asking again.
-                Err(StoreError::Panicked) => accept_again(&store, &job, limits).await,
+                Err(StoreError::Panicked | StoreError::Stuck) => accept_again(&store, &job, limits).await,
                 result => result,
             };
             let result = Box::new(result.map_err(Fault::from));
@@ -464,7 +466,8 @@ impl JobsState {
         };
         let job = record.id;
         // Before anybody has been told. What an error here tells is wrong, so the caller lets go of its job.
-        let met = self.arguments.faults.meet(FaultPoint::JobsAfterAccept, Operation::Method("accept")).await;
+        let met = self.arguments.faults.meet(FaultPoint::JobsAfterAccept, Operation::Method("accept"));
+        let met = child::in_time(met).await.unwrap_or(Some(Broken::Drop));
         if !joined {
             self.arguments.telemetry.record(Record::JobState {
                 job,

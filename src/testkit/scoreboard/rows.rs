@@ -300,7 +300,8 @@ pub fn expected(
         (P::JobsBeforeAccept, A::Error) => fault(FaultCode::Injected, 0),
         // The caller was told that it failed, so it lets go of its job, which may have begun.
         (P::JobsAfterAccept, A::Error) => told(Answer::Fault(FaultCode::Injected), 1, (0, 1)),
-        (P::JobsBeforeAccept | P::JobsAfterAccept, A::Drop) => good(1),
+        // The answer is lost, also after standing still for 5 s: whoever asked asks again, and joins.
+        (P::JobsBeforeAccept | P::JobsAfterAccept, A::Drop | A::Hang) => good(1),
         (P::JobsBeforeAccept | P::JobsAfterAccept, _) => good(2),
         // Before it owned its job: another runner may.
         (P::RunnerStart | P::RunnerAfterTerminal, _) => good(1),
@@ -312,7 +313,9 @@ pub fn expected(
             (Some("accept"), A::Error) => fault(FaultCode::StoreUnavailable, 0),
             // Without it a sweep could not find what is left of the run, so it is not begun.
             (Some("set_process"), A::Error | A::Panic | A::Hang) => fault(FaultCode::StoreUnavailable, 0),
-            // A verb that panics, or stands still for 10 s, is asked for again where that is safe.
+            // It takes the verb that waits behind it along, which is that one.
+            (Some("append"), A::Hang) => fault(FaultCode::StoreUnavailable, 0),
+            // A verb that panics, or stands still for 15 s, is asked for again where that is safe.
             _ => good(1),
         },
         (P::TelemetryWrite, _) => good(1),
