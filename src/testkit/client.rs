@@ -551,8 +551,14 @@ impl Client {
     /// When no reply comes.
     pub async fn health(&mut self) -> Reply {
         let reply = self.call("health_snapshot", json!({"detail": "full"})).await;
-        self.generations.extend(reply["worker_generation"].as_u64());
+        self.keep(&reply);
         reply
+    }
+
+    /// Keeps what a reply says of generations and totals, for the laws.
+    pub fn keep(&mut self, reply: &Reply) {
+        self.generations.extend(reply["worker_generation"].as_u64());
+        self.totals.extend(reply.0["result"]["structuredContent"].get("totals").filter(|totals| totals.is_object()).cloned());
     }
 
     /// The newest generation of the worker, by health; 0 while none was needed.
@@ -589,7 +595,7 @@ impl Client {
         let reply = self.call("telemetry_snapshot", json!({})).await;
         let totals = reply["totals"].clone();
         assert!(totals.is_object(), "no totals in {:#}", reply.0);
-        self.totals.push(totals.clone());
+        self.keep(&reply);
         totals
     }
 

@@ -44,6 +44,7 @@ const STRUCK: &str = "the row: the fault point is met";
 pub(super) struct World {
     pub(super) rig: Rig,
     faults: Faults,
+    patience: Duration,
     pub(super) broken: Vec<Violation>,
 }
 
@@ -53,13 +54,13 @@ impl World {
     /// # Panics
     ///
     /// When the plan cannot be armed.
-    pub(super) fn new(program: &Path, plan: &str, seed: u64, isolation: WorkerIsolation) -> Self {
+    pub(super) fn new(program: &Path, plan: &str, seed: u64, isolation: WorkerIsolation, patience: Duration) -> Self {
         let isolation = match isolation {
             WorkerIsolation::InProcess => "in_process",
             WorkerIsolation::Process => "process",
         };
         let rig = Rig::new(program)
-            .with_patience(PATIENCE)
+            .with_patience(patience)
             .with_faults(plan)
             .with_fault_seed(seed)
             .with("PHONE_OPUS_ISOLATION", isolation);
@@ -68,7 +69,7 @@ impl World {
         let plan = FaultPlan::parse(plan, seed).unwrap_or_else(|error| panic!("{error}"));
         // Only to read the counts: nothing in this process meets a point of it.
         let faults = Faults::arm(plan, Ends::Process, Counters::File(counts)).unwrap_or_else(|error| panic!("{error}"));
-        Self { rig, faults, broken: Vec::new() }
+        Self { rig, faults, patience, broken: Vec::new() }
     }
 
     /// How often the plan has struck, in all processes.
@@ -93,23 +94,32 @@ impl World {
         }
     }
 
-    /// A host that serves here tells what it found broken about itself, and counts again if telemetry was struck.
+    /// A host that serves says what it found broken about itself, and counts, again if telemetry was struck. Returns its
+    /// worker's generation; `None` when the connection has ended.
     ///
     /// # Panics
     ///
     /// When it does not answer.
-    pub(super) async fn examine(&mut self, host: &mut Client) -> u64 {
-        host.ping().await;
-        let health = host.health().await;
+    pub(super) async fn examine(&mut self, host: &mut Client) -> Option<u64> {
+        let ping = host.send("ping", json!({})).await;
+        answered(host, ping).await?;
+        let health = host.start("health_snapshot", json!({"detail": "full"})).await;
+        let health = Reply(answered(host, health).await?);
+        host.keep(&health);
         for law in health["broken_laws"].as_array().into_iter().flatten() {
             self.note("a session's own laws (L1, L6, L9)", law.to_string());
         }
-        let waiting = Waiting::until("telemetry answers", PATIENCE);
-        while host.call("telemetry_snapshot", json!({})).await.is_error() {
+        let waiting = Waiting::until("telemetry answers", self.patience);
+        loop {
+            let totals = host.start("telemetry_snapshot", json!({})).await;
+            let totals = Reply(answered(host, totals).await?);
+            host.keep(&totals);
+            if !totals.is_error() {
+                break;
+            }
             waiting.again(|| "an error").await;
         }
-        host.totals().await;
-        health["worker_generation"].as_u64().unwrap_or_default()
+        health["worker_generation"].as_u64()
     }
 
     /// Waits until every job is over after its host has ended: by its runner, or by the next host. Returns the next host.
@@ -120,7 +130,7 @@ impl World {
     pub(super) async fn succeed(&mut self) -> Client {
         self.disarm();
         let mut next: Option<Client> = None;
-        let waiting = Waiting::until("every job is over", PATIENCE);
+        let waiting = Waiting::until("every job is over", self.patience);
         loop {
             let open: Vec<JobRecord> =
                 self.rig.jobs().await.into_iter().filter(|job| !job.state.is_terminal()).collect();
@@ -172,7 +182,7 @@ impl World {
 ///
 /// When something that is waited for does not come, or answers other than it must.
 pub(super) async fn play(program: &Path, seed: u64, row: &Row) -> Score {
-    let mut world = World::new(program, &row.plan(), seed, row.isolation);
+    let mut world = World::new(program, &row.plan(), seed, row.isolation, PATIENCE);
     let mut score = Score::default();
     let mut host = world.rig.host();
     if row.expect.answer == Answer::Ends {
@@ -186,11 +196,11 @@ pub(super) async fn play(program: &Path, seed: u64, row: &Row) -> Score {
         host.hang_up().await;
         let mut next = world.succeed().await;
         score.recovered = served(&world, &mut next, Recovered::NextHost).await;
-        score.generation = Some(world.examine(&mut next).await);
+        score.generation = world.examine(&mut next).await;
         clients.extend([host, next]);
     } else {
         score.recovered = served(&world, &mut host, Recovered::Here).await;
-        score.generation = Some(world.examine(&mut host).await);
+        score.generation = world.examine(&mut host).await;
         clients.push(host);
     }
     control(&mut world, row);
@@ -259,6 +269,15 @@ async fn withdraw(world: &mut World, host: &mut Client, call: Sent) -> String {
     }
     host.cancel(call).await;
     WITHDRAWN.to_owned()
+}
+
+/// The answer to a request; `None`, and nobody waits for it any more, when the connection ended without one.
+async fn answered(host: &mut Client, sent: Sent) -> Option<Value> {
+    let answer = host.answer_or_end(sent).await;
+    if answer.is_none() {
+        host.give_up_on(sent);
+    }
+    answer
 }
 
 /// A reply in a word: success, or its fault.
