@@ -113,41 +113,7 @@ impl Actor for Sessions {
         message: Self::Msg,
         state: &mut Self::State,
     ) -> Result<(), ActorProcessingErr> {
-        if state.arguments.faults.is_armed() {
-            let operation = match &message {
-                SessionsMsg::Opened(_) => "opened",
-                SessionsMsg::Over(..) => "over",
-                SessionsMsg::Gone(..) => "gone",
-                SessionsMsg::Due(..) => "due",
-            };
-            child::meet(&state.arguments.faults, FaultPoint::SessionsSupervise, operation).await?;
-        }
-        match message {
-            SessionsMsg::Opened(number) => {
-                if !state.served.contains_key(&number) {
-                    let slot = Slot::new(RestartType::Transient, RESTARTS);
-                    let served = state.served.entry(number).or_insert(Served { slot, session: None, exit: None });
-                    let effect = served.slot.wanted(clock::now());
-                    state.perform(&me, number, effect).await;
-                }
-            }
-            SessionsMsg::Over(number, end) => state.over(number, end),
-            SessionsMsg::Gone(number, generation) => {
-                if let Some(served) = state.served.get_mut(&number) {
-                    let exit = served.exit.take().unwrap_or(Exit::Normal);
-                    let effect = served.slot.gone(generation, exit, clock::now());
-                    state.perform(&me, number, effect).await;
-                }
-            }
-            SessionsMsg::Due(number, generation) => {
-                if let Some(served) = state.served.get_mut(&number) {
-                    let effect = served.slot.due(generation);
-                    state.perform(&me, number, effect).await;
-                }
-            }
-        }
-        while state.tasks.try_join_next().is_some() {}
-        Ok(())
+        child::in_time(state.act(me, message)).await?
     }
 
     async fn handle_supervisor_evt(
@@ -191,6 +157,45 @@ impl Actor for Sessions {
 }
 
 impl SessionsState {
+    /// Handles one message.
+    async fn act(&mut self, me: ActorRef<SessionsMsg>, message: SessionsMsg) -> Result<(), ActorProcessingErr> {
+        if self.arguments.faults.is_armed() {
+            let operation = match &message {
+                SessionsMsg::Opened(_) => "opened",
+                SessionsMsg::Over(..) => "over",
+                SessionsMsg::Gone(..) => "gone",
+                SessionsMsg::Due(..) => "due",
+            };
+            child::meet(&self.arguments.faults, FaultPoint::SessionsSupervise, operation).await?;
+        }
+        match message {
+            SessionsMsg::Opened(number) => {
+                if !self.served.contains_key(&number) {
+                    let slot = Slot::new(RestartType::Transient, RESTARTS);
+                    let served = self.served.entry(number).or_insert(Served { slot, session: None, exit: None });
+                    let effect = served.slot.wanted(clock::now());
+                    self.perform(&me, number, effect).await;
+                }
+            }
+            SessionsMsg::Over(number, end) => self.over(number, end),
+            SessionsMsg::Gone(number, generation) => {
+                if let Some(served) = self.served.get_mut(&number) {
+                    let exit = served.exit.take().unwrap_or(Exit::Normal);
+                    let effect = served.slot.gone(generation, exit, clock::now());
+                    self.perform(&me, number, effect).await;
+                }
+            }
+            SessionsMsg::Due(number, generation) => {
+                if let Some(served) = self.served.get_mut(&number) {
+                    let effect = served.slot.due(generation);
+                    self.perform(&me, number, effect).await;
+                }
+            }
+        }
+        while self.tasks.try_join_next().is_some() {}
+        Ok(())
+    }
+
     fn note(&mut self, id: ActorId, exit: Exit) {
         let session = |served: &&mut Served| served.session.as_ref().is_some_and(|session| session.id() == id);
         if let Some(served) = self.served.values_mut().find(session) {

@@ -49,6 +49,10 @@ const STDERR_KEPT: usize = 4 * 1024;
 /// How long a runner waits for a store that is busy or full before it gives up.
 const STORE_PATIENCE: Duration = Duration::from_secs(60);
 
+/// Longest a fault may hold up a runner. One that stands still longer ends, and its job is in the hands of its host or of a
+/// sweep, as if it had crashed there.
+const HELD_UP: Duration = Duration::from_secs(5);
+
 /// How long the last notifications may take to be read by the host.
 const FLUSH: Duration = Duration::from_secs(1);
 
@@ -225,10 +229,14 @@ where
 
 /// Meets a point; whether a message is to be lost there.
 async fn met(faults: &Faults, point: FaultPoint) -> Result<bool, RunnerError> {
-    match faults.meet(point, Operation::None).await {
-        None => Ok(false),
-        Some(Broken::Error(fault)) => Err(RunnerError::Injected(*fault)),
-        Some(_) => Ok(true),
+    match tokio::time::timeout(HELD_UP, faults.meet(point, Operation::None)).await {
+        Ok(None) => Ok(false),
+        Ok(Some(Broken::Error(fault))) => Err(RunnerError::Injected(*fault)),
+        Ok(Some(_)) => Ok(true),
+        Err(_) => {
+            let detail = format!("the runner stood still at {point}.");
+            Err(RunnerError::Injected(Fault::new(FaultCode::Injected, detail)))
+        }
     }
 }
 
@@ -254,7 +262,12 @@ async fn finish(store: &StoreHandle, job: JobId, state: JobState, outcome: &JobO
 fn is_passing(error: &StoreError) -> bool {
     matches!(
         error,
-        StoreError::Busy | StoreError::Overloaded | StoreError::Full | StoreError::Io { .. } | StoreError::Panicked
+        StoreError::Busy
+            | StoreError::Overloaded
+            | StoreError::Full
+            | StoreError::Io { .. }
+            | StoreError::Panicked
+            | StoreError::Stuck
     )
 }
 

@@ -336,6 +336,9 @@ pub enum StoreError {
     /// The verb panicked. The store is opened anew for the next one.
     #[error("use the job store: it panicked")]
     Panicked,
+    /// The verb did not come back in time; it may still be carried out. The store is opened anew for the next one.
+    #[error("use the job store: it did not answer in time")]
+    Stuck,
     /// The handle was closed.
     #[error("use the job store: it is closed")]
     Closed,
@@ -372,7 +375,8 @@ impl From<&StoreError> for Fault {
             | StoreError::Full
             | StoreError::Corrupt { .. }
             | StoreError::Io { .. }
-            | StoreError::Panicked => true,
+            | StoreError::Panicked
+            | StoreError::Stuck => true,
             StoreError::ReadOnly
             | StoreError::NewerSchema { .. }
             | StoreError::StateDir(_)

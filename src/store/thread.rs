@@ -4,7 +4,8 @@
 //!
 //! Invariants: (1) nothing touches the disk before the first verb; (2) a verb that cannot be queued fails at once, it
 //! never makes its caller wait; (3) a panic costs the verb it happened in, and the store is opened anew for the next one;
-//! (4) the thread ends when the last handle is dropped or one is closed, after the verbs that were queued.
+//! (4) the thread ends when the last handle is dropped or one is closed, after the verbs that were queued; (5) a verb that
+//! does not come back costs its thread: it is left behind, and another one opens the store.
 
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -17,8 +18,8 @@ use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
 use super::{
-    Accept, AcceptLimits, CancelState, DataVersion, DayCost, Glance, JobCounts, JobFilter, Limit, Pruned, QueueRow,
-    RetentionPolicy, SqliteStore, Start, Store, StoreError, Transition,
+    Accept, AcceptLimits, BUSY_BOUND, CancelState, DataVersion, DayCost, Glance, JobCounts, JobFilter, Limit, Pruned,
+    QueueRow, RetentionPolicy, SqliteStore, Start, Store, StoreError, Transition,
 };
 use crate::faults::{Broken, FaultPoint, Faults, Operation};
 use crate::ids::{InvocationId, JobId, UnixMillis};
@@ -31,6 +32,14 @@ use crate::state_dir::StateDir;
 /// tenth of a second. When it is reached a verb fails with `Overloaded`.
 const QUEUED_VERBS: usize = 1_024;
 
+/// How long a verb is waited for. An opening may wait twice [`BUSY_BOUND`] for other processes and a verb once, so what
+/// takes longer stands still: a disk that does not answer, a lock that nobody gives back.
+const STUCK_AFTER: Duration = BUSY_BOUND.saturating_mul(3);
+
+/// Threads one handle may leave behind. What holds up that many holds up the next one too; then each verb fails after its
+/// time, and nothing piles up.
+const LEFT_BEHIND: u32 = 4;
+
 /// A store that could not be opened is not tried again for so long; verbs in between get the same error at once.
 const REOPEN_PAUSE: Duration = Duration::from_secs(1);
 
@@ -41,7 +50,8 @@ type Factory = Arc<dyn Fn() -> Result<Box<dyn Store>, StoreError> + Send + Sync>
 /// # Cancel safety
 ///
 /// A verb whose future is dropped is carried out all the same once it was queued, which happens at the first poll; only
-/// its answer is lost. All verbs may be repeated, except `append`, which would append twice.
+/// its answer is lost. All verbs may be repeated, except `append`, which would append twice. The same is true of a verb that
+/// failed with [`StoreError::Stuck`].
 #[derive(Clone)]
 pub struct StoreHandle {
     shared: Arc<Shared>,
@@ -62,6 +72,8 @@ enum Life {
 }
 
 struct Worker {
+    /// Counts the threads of a handle, from 0.
+    number: u32,
     commands: SyncSender<Command>,
     thread: JoinHandle<()>,
     ended: oneshot::Receiver<()>,
@@ -102,12 +114,13 @@ impl StoreHandle {
     /// Closing goes on when the future is dropped; only the waiting ends.
     pub async fn close(&self) {
         let life = std::mem::replace(&mut *self.shared.life(), Life::Closed);
-        if let Life::Running(Worker { commands, thread, ended }) = life {
+        if let Life::Running(Worker { commands, thread, ended, .. }) = life {
             drop(commands);
             // Answered or dropped, either way the thread has nothing left to do but to return.
-            let _ = ended.await;
-            // It never panics outside a verb; if a store's end did, there is nobody left to tell.
-            let _ = thread.join();
+            if tokio::time::timeout(STUCK_AFTER, ended).await.is_ok() {
+                // It never panics outside a verb; if a store's end did, there is nobody left to tell.
+                let _ = thread.join();
+            }
         }
     }
 
@@ -116,9 +129,15 @@ impl StoreHandle {
         command: impl FnOnce(oneshot::Sender<Result<T, StoreError>>) -> Command,
     ) -> Result<T, StoreError> {
         let (reply, answer) = oneshot::channel();
-        self.shared.send(command(reply))?;
-        // Dropped without an answer only by a panic.
-        answer.await.unwrap_or(Err(StoreError::Panicked))
+        let thread = self.shared.send(command(reply))?;
+        match tokio::time::timeout(STUCK_AFTER, answer).await {
+            // Dropped without an answer only by a panic.
+            Ok(answer) => answer.unwrap_or(Err(StoreError::Panicked)),
+            Err(_) => {
+                self.shared.leave_behind(thread);
+                Err(StoreError::Stuck)
+            }
+        }
     }
 }
 
@@ -134,26 +153,46 @@ impl Shared {
         self.life.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn send(&self, command: Command) -> Result<(), StoreError> {
+    /// Queues a verb; returns the number of the thread that has it.
+    fn send(&self, command: Command) -> Result<u32, StoreError> {
         let mut life = self.life();
         if let Life::Unstarted = &*life {
-            *life = Life::Running(Worker::start(&self.factory, &self.faults)?);
+            *life = Life::Running(Worker::start(0, &self.factory, &self.faults)?);
         }
         let Life::Running(worker) = &mut *life else { return Err(StoreError::Closed) };
         match worker.commands.try_send(command) {
-            Ok(()) => Ok(()),
-            Err(TrySendError::Full(_)) => Err(StoreError::Overloaded),
+            Ok(()) => {}
+            Err(TrySendError::Full(_)) => return Err(StoreError::Overloaded),
             // The thread died although it catches panics: a store panicked while it was dropped.
             Err(TrySendError::Disconnected(command)) => {
-                *worker = Worker::start(&self.factory, &self.faults)?;
-                worker.commands.try_send(command).map_err(|_| StoreError::Panicked)
+                *worker = Worker::start(worker.number, &self.factory, &self.faults)?;
+                worker.commands.try_send(command).map_err(|_| StoreError::Panicked)?;
             }
+        }
+        Ok(worker.number)
+    }
+
+    /// Puts another thread in the place of one that stands still. What waits behind the verb it stands in fails in its own
+    /// time, or is carried out should the thread come back.
+    fn leave_behind(&self, stuck: u32) {
+        let mut life = self.life();
+        let Life::Running(worker) = &mut *life else { return };
+        // Several verbs of one thread run out of time one after the other; the first one replaces it.
+        if worker.number != stuck || stuck >= LEFT_BEHIND {
+            return;
+        }
+        match Worker::start(stuck + 1, &self.factory, &self.faults) {
+            Ok(next) => {
+                tracing::error!("the job store did not answer in time; it is opened anew");
+                *worker = next;
+            }
+            Err(error) => tracing::error!(%error, "the job store did not answer in time, and cannot be opened anew"),
         }
     }
 }
 
 impl Worker {
-    fn start(factory: &Factory, faults: &Faults) -> Result<Self, StoreError> {
+    fn start(number: u32, factory: &Factory, faults: &Faults) -> Result<Self, StoreError> {
         let (factory, faults) = (Arc::clone(factory), faults.clone());
         let (commands, queue) = sync_channel(QUEUED_VERBS);
         let (done, ended) = oneshot::channel();
@@ -164,7 +203,7 @@ impl Worker {
                 let _ = done.send(());
             })
             .map_err(|error| StoreError::Io { detail: error.to_string() })?;
-        Ok(Self { commands, thread, ended })
+        Ok(Self { number, commands, thread, ended })
     }
 }
 
@@ -554,12 +593,12 @@ mod tests {
             wait.push(answer);
             sent
         };
-        assert_eq!(ask(&mut waiting), Ok(()));
+        assert_eq!(ask(&mut waiting).map(drop), Ok(()));
         at_work.recv().expect("the thread is at work");
         for _ in 0..QUEUED_VERBS {
-            assert_eq!(ask(&mut waiting), Ok(()));
+            assert_eq!(ask(&mut waiting).map(drop), Ok(()));
         }
-        assert_eq!(ask(&mut waiting), Err(StoreError::Overloaded));
+        assert_eq!(ask(&mut waiting).map(drop), Err(StoreError::Overloaded));
         waiting.pop();
         release.send(()).expect("waiting");
         store.close().await;

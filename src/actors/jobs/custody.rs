@@ -195,7 +195,12 @@ pub struct Custody {
 }
 
 fn pipe_failed(error: ExecError) -> Fault {
-    Fault::new(FaultCode::RunnerProtocol, format!("the pipe to the job's runner failed: {error}."))
+    // A runner that dies while it greets has said nothing wrong.
+    let code = match error {
+        ExecError::Disconnected { .. } => FaultCode::RunnerLost,
+        _ => FaultCode::RunnerProtocol,
+    };
+    Fault::new(code, format!("the pipe to the job's runner failed: {error}."))
 }
 
 impl Custody {

@@ -37,6 +37,7 @@ use tokio::task::{AbortHandle, JoinSet};
 
 use self::flow::Flow;
 use self::ledger::{Ledger, LedgerEffect};
+use super::child;
 use super::connections::Connections;
 use super::current::Current;
 use super::jobs::JobsMsg;
@@ -215,10 +216,10 @@ pub enum SessionMsg {
     LoopEnded(SessionEnd),
 }
 
-/// The loop of a session ended by a panic.
+/// The loop of a session panicked, or stood still in the middle of a turn.
 #[derive(Debug, thiserror::Error)]
-#[error("the session's loop panicked")]
-pub struct LoopPanicked;
+#[error("the session's loop failed")]
+pub struct LoopFailed;
 
 /// The actor's state; dropping it ends the loop, which gives the connection back.
 pub struct SessionState {
@@ -263,7 +264,7 @@ impl Actor for Session {
         state: &mut Self::State,
     ) -> Result<(), ActorProcessingErr> {
         match message {
-            SessionMsg::LoopEnded(SessionEnd::Failed) => Err(LoopPanicked.into()),
+            SessionMsg::LoopEnded(SessionEnd::Failed) => Err(LoopFailed.into()),
             SessionMsg::LoopEnded(SessionEnd::Closed) => {
                 let _ = state.sessions.cast(SessionsMsg::Over(state.number, SessionEnd::Closed));
                 me.stop(None);
@@ -293,7 +294,9 @@ impl Actor for Session {
 async fn serve(mut connection: Lent<SessionLoop>, lent: oneshot::Sender<SessionMailbox>) -> SessionEnd {
     if let Some(session) = connection.get() {
         let _ = lent.send(session.mailbox.clone());
-        session.run().await;
+        if session.run().await == SessionEnd::Failed {
+            return SessionEnd::Failed;
+        }
     }
     drop(connection.finish());
     SessionEnd::Closed
@@ -436,18 +439,18 @@ impl SessionLoop {
         }
     }
 
-    /// Serves until the connection is over.
+    /// Serves until the connection is over, or until a turn does not come to its end: then another run goes on.
     ///
     /// # Cancel safety
     ///
     /// Safe: everything is in `self`, and another run goes on with it.
-    async fn run(&mut self) {
+    async fn run(&mut self) -> SessionEnd {
         if std::mem::replace(&mut self.resumed, true) {
             self.resume();
         }
         loop {
-            if self.faults.is_armed() {
-                self.meet_faults().await;
+            if self.faults.is_armed() && child::in_time(self.meet_faults()).await.is_err() {
+                return SessionEnd::Failed;
             }
             self.write_now().await;
             if self.is_over() {
@@ -484,6 +487,7 @@ impl SessionLoop {
             }
         }
         let _ = tokio::time::timeout(DRAIN, self.sink.shutdown()).await;
+        SessionEnd::Closed
     }
 
     /// Goes on after another incarnation. It may have ended in the middle of a turn.
@@ -1011,7 +1015,7 @@ impl SessionLoop {
     /// Ends a connection nobody serves any more: says so to its client, within the time a drain may take.
     pub async fn end(&mut self) {
         let _ = self.mailbox.send(SessionEvent::Stop);
-        self.run().await;
+        let _ = self.run().await;
     }
 
     /// Nothing is decided any more: whatever is open has no caller.

@@ -265,48 +265,7 @@ impl Actor for Workers {
         message: Self::Msg,
         state: &mut Self::State,
     ) -> Result<(), ActorProcessingErr> {
-        if state.faults.is_armed() {
-            child::meet(&state.faults, FaultPoint::WorkersSupervise, message.name()).await?;
-        }
-        match message {
-            WorkersMsg::Wanted { session, mailbox } => {
-                // It may have missed that its worker is gone, together with us.
-                let lost = state.lost();
-                if lost > Generation::NONE {
-                    let _ = mailbox.send(SessionEvent::WorkerGone { generation: lost });
-                }
-                if let Some(up) = state.news() {
-                    let _ = mailbox.send(up);
-                }
-                state.sessions.insert(session, mailbox);
-                let effect = state.slot.wanted(clock::now());
-                state.perform(&me, effect).await;
-            }
-            WorkersMsg::SessionOver(session) => {
-                state.sessions.remove(&session);
-                if let Some(worker) = &state.worker {
-                    let _ = worker.handle.cast(WorkerMsg::SessionOver(session));
-                }
-            }
-            WorkersMsg::Broken { generation } => {
-                // A dying worker drops its tokens too; then this is late and changes nothing.
-                if let Some(worker) = state.worker.as_ref().filter(|_| generation == state.slot.generation()) {
-                    let fault = Fault::new(FaultCode::WorkerLost, "the worker dropped a call without an outcome");
-                    worker.custody.end(Order::Kill(Box::new(fault)));
-                }
-            }
-            WorkersMsg::Up { generation, pid } => state.up(generation, pid),
-            WorkersMsg::Gone { generation, fault } => state.gone(&me, generation, *fault).await,
-            WorkersMsg::Due { generation } => {
-                let effect = state.slot.due(generation);
-                state.perform(&me, effect).await;
-            }
-            WorkersMsg::Snapshot(reply) => {
-                let _ = reply.send(state.snapshot());
-            }
-        }
-        while state.tasks.try_join_next().is_some() {}
-        Ok(())
+        child::in_time(state.act(me, message)).await?
     }
 
     async fn handle_supervisor_evt(
@@ -347,6 +306,52 @@ pub(super) fn reason(error: &ActorProcessingErr) -> String {
 }
 
 impl WorkersState {
+    /// Handles one message.
+    async fn act(&mut self, me: ActorRef<WorkersMsg>, message: WorkersMsg) -> Result<(), ActorProcessingErr> {
+        if self.faults.is_armed() {
+            child::meet(&self.faults, FaultPoint::WorkersSupervise, message.name()).await?;
+        }
+        match message {
+            WorkersMsg::Wanted { session, mailbox } => {
+                // It may have missed that its worker is gone, together with us.
+                let lost = self.lost();
+                if lost > Generation::NONE {
+                    let _ = mailbox.send(SessionEvent::WorkerGone { generation: lost });
+                }
+                if let Some(up) = self.news() {
+                    let _ = mailbox.send(up);
+                }
+                self.sessions.insert(session, mailbox);
+                let effect = self.slot.wanted(clock::now());
+                self.perform(&me, effect).await;
+            }
+            WorkersMsg::SessionOver(session) => {
+                self.sessions.remove(&session);
+                if let Some(worker) = &self.worker {
+                    let _ = worker.handle.cast(WorkerMsg::SessionOver(session));
+                }
+            }
+            WorkersMsg::Broken { generation } => {
+                // A dying worker drops its tokens too; then this is late and changes nothing.
+                if let Some(worker) = self.worker.as_ref().filter(|_| generation == self.slot.generation()) {
+                    let fault = Fault::new(FaultCode::WorkerLost, "the worker dropped a call without an outcome");
+                    worker.custody.end(Order::Kill(Box::new(fault)));
+                }
+            }
+            WorkersMsg::Up { generation, pid } => self.up(generation, pid),
+            WorkersMsg::Gone { generation, fault } => self.gone(&me, generation, *fault).await,
+            WorkersMsg::Due { generation } => {
+                let effect = self.slot.due(generation);
+                self.perform(&me, effect).await;
+            }
+            WorkersMsg::Snapshot(reply) => {
+                let _ = reply.send(self.snapshot());
+            }
+        }
+        while self.tasks.try_join_next().is_some() {}
+        Ok(())
+    }
+
     fn news(&self) -> Option<SessionEvent> {
         let worker = self.worker.as_ref().filter(|_| self.slot.state() == SlotState::Up)?;
         Some(SessionEvent::WorkerUp { generation: self.slot.generation(), worker: worker.handle.clone() })

@@ -62,6 +62,15 @@ pub(crate) enum Command {
         phone-opus doctor          for people\n  \
         phone-opus doctor --json   for scripts; exit code 1 when a consult cannot work")]
     Doctor(DoctorOptions),
+    /// Try this very program: strike every fault point and check every promise.
+    #[command(after_help = "Examples:\n  \
+        phone-opus selftest                         every row, a minute at most on two idle cores\n  \
+        phone-opus selftest --only worker. --only kill\n  \
+        phone-opus selftest --soak 10               ten minutes of random plans; each line names its seed\n  \
+        phone-opus selftest --replay 1234           the plan and the workload of that seed again\n\n\
+        It needs no agent and no network, and touches nothing but a scratch directory.\n\
+        Exit codes: 0 all laws hold, 1 a law was broken, 2 wrong usage.")]
+    Selftest(SelftestOptions),
 }
 
 /// The processes.
@@ -360,4 +369,40 @@ pub(crate) struct DoctorOptions {
     /// Numbers and paths.
     #[command(flatten)]
     pub(crate) overrides: Overrides,
+}
+
+/// `selftest`.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct SelftestOptions {
+    /// Show the rows and what is promised of each; play nothing.
+    #[arg(long)]
+    pub(crate) list: bool,
+    /// Only rows with this in their name; given more than once, with all of them.
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) only: Vec<String>,
+    /// Rows that break a law on purpose: it must say so.
+    #[arg(long)]
+    pub(crate) control: bool,
+    /// The seed of draws; of a soak, the first one [default: 0, of a soak any].
+    #[arg(long, value_name = "N")]
+    pub(crate) seed: Option<u64>,
+    /// Random plans and workloads for so many minutes, instead of the rows.
+    #[arg(long, value_name = "MINUTES", conflicts_with_all = ["only", "control", "list"])]
+    pub(crate) soak: Option<f64>,
+    /// The plan and the workload of one seed of a soak.
+    #[arg(long, value_name = "SEED", conflicts_with_all = ["only", "control", "list", "soak", "seed"])]
+    pub(crate) replay: Option<u64>,
+    /// How many are played at once.
+    #[arg(long, value_name = "N", default_value_t = AT_ONCE, value_parser = at_once)]
+    pub(crate) at_once: usize,
+    /// One JSON object.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// As many as two cores keep up with; most of a row is waiting.
+const AT_ONCE: usize = 10;
+
+fn at_once(text: &str) -> Result<usize, String> {
+    text.parse().ok().filter(|count| (1..=64).contains(count)).ok_or_else(|| "accepted: 1 to 64".to_owned())
 }

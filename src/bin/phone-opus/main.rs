@@ -5,6 +5,8 @@ mod consult;
 mod doctor;
 mod jobs;
 mod logging;
+#[cfg(feature = "testkit")]
+mod selftest;
 mod serve;
 mod settings;
 mod worker;
@@ -37,6 +39,16 @@ fn main() -> ExitCode {
         Command::Consult(options) => consult::run(&options),
         Command::Jobs { command } => jobs::run(&command),
         Command::Doctor(options) => doctor::run(&options),
+        #[cfg(feature = "testkit")]
+        Command::Selftest(options) => selftest::run(&options),
+        #[cfg(not(feature = "testkit"))]
+        Command::Selftest(_) => {
+            settings::say(
+                "phone-opus: this program was built without the test kit, so it cannot play the scripted agent; \
+                 build it with the feature `testkit` (on by default): cargo install --path . --features testkit",
+            );
+            ExitCode::from(2)
+        }
     }
 }
 
