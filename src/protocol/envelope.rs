@@ -48,10 +48,16 @@ impl IdToken {
     /// The JSON text of the id.
     #[must_use]
     pub fn as_str(&self) -> &str {
+        // The bytes are those of a `str`, so the empty text is never given.
+        std::str::from_utf8(self.as_bytes()).unwrap_or_default()
+    }
+
+    /// Its bytes.
+    #[must_use]
+    pub fn as_bytes(&self) -> &[u8] {
         match &self.0 {
-            // The bytes are those of a `str`, so the empty text is never given.
-            Token::Here(length, bytes) => std::str::from_utf8(&bytes[..usize::from(*length)]).unwrap_or_default(),
-            Token::Shared(text) => text,
+            Token::Here(length, bytes) => &bytes[..usize::from(*length)],
+            Token::Shared(text) => text.as_bytes(),
         }
     }
 
@@ -67,7 +73,7 @@ impl IdToken {
 
 impl PartialEq for IdToken {
     fn eq(&self, other: &Self) -> bool {
-        self.as_str() == other.as_str()
+        self.as_bytes() == other.as_bytes()
     }
 }
 
@@ -75,7 +81,7 @@ impl Eq for IdToken {}
 
 impl Hash for IdToken {
     fn hash<H: Hasher>(&self, state: &mut H) {
-        self.as_str().hash(state);
+        self.as_bytes().hash(state);
     }
 }
 
@@ -134,12 +140,12 @@ pub fn read(line: &str) -> Incoming<'_> {
     }
     let mut found = MemberTexts::default();
     let end = scan::members(line, |name, value| match name {
-        "jsonrpc" => found.jsonrpc = Some(value),
-        "id" => found.id = Some(value),
-        "method" => found.method = Some(value),
-        "params" => found.params = Some(value).filter(|text| *text != "null"),
-        "result" => found.result = true,
-        "error" => found.error = true,
+        b"jsonrpc" => found.jsonrpc = Some(value),
+        b"id" => found.id = Some(value),
+        b"method" => found.method = Some(value),
+        b"params" => found.params = Some(value).filter(|text| *text != "null"),
+        b"result" => found.result = true,
+        b"error" => found.error = true,
         _ => {}
     });
     match end {
@@ -273,8 +279,8 @@ struct MemberTexts<'a> {
 /// The text is not an object.
 pub fn object<'a, const N: usize>(json: &'a str, names: [&str; N]) -> Result<[Option<&'a str>; N], NotAnObject> {
     let mut found = [None; N];
-    let each = |name: &str, value| {
-        if let Some(index) = names.iter().position(|wanted| *wanted == name) {
+    let each = |name: &[u8], value| {
+        if let Some(index) = names.iter().position(|wanted| wanted.as_bytes() == name) {
             found[index] = Some(value);
         }
     };

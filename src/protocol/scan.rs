@@ -2,12 +2,11 @@
 //!
 //! Owns: the grammar of JSON (RFC 8259), as strict as the parser we use everywhere else. May not know: messages.
 //!
-//! A request passes here three times at most (its envelope, its parameters, its tool's arguments), so this is most of what
-//! reading one costs. Strings are looked at in blocks, which compilers turn into vector code.
+//! A request passes here three times (its envelope, its parameters, its tool's arguments), so this is most of what reading
+//! one costs. The parser takes twice as long, because it may stop anywhere and say where and why; here the answer is yes
+//! or no. What is rare (escapes, numbers that are no integers, deep nesting) is kept out of the way of what is not.
 //!
 //! Invariant: a text is taken exactly when `serde_json` takes it; the tests below hold the two against each other.
-
-use std::borrow::Cow;
 
 use serde::de::IgnoredAny;
 
@@ -15,34 +14,45 @@ use serde::de::IgnoredAny;
 const DEPTH: u32 = 64;
 
 /// Bytes of a string looked at together.
+const WORD: usize = 8;
+
+/// Words after which a string counts as long.
+const SHORT: usize = 8;
+
+/// Bytes of a long string looked at together: compilers make vector code of it.
 const BLOCK: usize = 32;
 
 /// Calls `each` with the name and the text of every member of the object that `text` begins with, in order; a name that
 /// comes twice is told twice.
 ///
 /// Returns where the object ends; `None` when there is no whole object, whatever was told before.
-pub fn members<'a>(text: &'a str, mut each: impl FnMut(&str, &'a str)) -> Option<usize> {
+#[inline]
+pub fn members<'a>(text: &'a str, mut each: impl FnMut(&[u8], &'a str)) -> Option<usize> {
     let bytes = text.as_bytes();
     let mut at = space(bytes, 0);
-    if bytes.get(at) != Some(&b'{') {
+    if *bytes.get(at)? != b'{' {
         return None;
     }
     at = space(bytes, at + 1);
-    if bytes.get(at) == Some(&b'}') {
+    if *bytes.get(at)? == b'}' {
         return Some(at + 1);
     }
     loop {
-        let name_end = string(bytes, at)?;
-        let name = &text[at + 1..name_end - 1];
+        let name = at;
+        let (name_end, kind) = text_at(bytes, name)?;
         at = space(bytes, name_end);
-        if bytes.get(at) != Some(&b':') {
+        if *bytes.get(at)? != b':' {
             return None;
         }
         let start = space(bytes, at + 1);
         let end = value(bytes, start)?;
-        each(&unescaped(name, &text[name_end - name.len() - 2..name_end])?, &text[start..end]);
+        let value = text.get(start..end)?;
+        match kind {
+            Kind::Plain => each(&bytes[name + 1..name_end - 1], value),
+            Kind::Escaped => each(unescaped(&bytes[name..name_end])?.as_bytes(), value),
+        }
         at = space(bytes, end);
-        match bytes.get(at)? {
+        match *bytes.get(at)? {
             b',' => at = space(bytes, at + 1),
             b'}' => return Some(at + 1),
             _ => return None,
@@ -57,20 +67,127 @@ pub fn is_end(text: &str, at: usize) -> bool {
 }
 
 /// Where the value that begins at `start` ends; `None` when there is no whole one.
+#[inline]
 #[must_use]
 pub fn value(bytes: &[u8], start: usize) -> Option<usize> {
+    match *bytes.get(start)? {
+        b'"' => string(bytes, start),
+        b'{' | b'[' => nested(bytes, start),
+        _ => scalar(bytes, start),
+    }
+}
+
+/// Where the string that begins at `start` ends, its quotes included; `None` when there is no whole one.
+#[inline]
+#[must_use]
+pub fn string(bytes: &[u8], start: usize) -> Option<usize> {
+    text_at(bytes, start).map(|(end, _)| end)
+}
+
+/// Whether a string is what it looks like.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Plain,
+    Escaped,
+}
+
+#[inline(always)]
+fn text_at(bytes: &[u8], start: usize) -> Option<(usize, Kind)> {
+    if *bytes.get(start)? != b'"' {
+        return None;
+    }
+    let at = plain(bytes, start + 1);
+    match *bytes.get(at)? {
+        b'"' => Some((at + 1, Kind::Plain)),
+        b'\\' => Some((escaped(bytes, at)?, Kind::Escaped)),
+        _ => None,
+    }
+}
+
+/// Where a string ends whose first escape is at `at`.
+#[inline(never)]
+fn escaped(bytes: &[u8], mut at: usize) -> Option<usize> {
+    loop {
+        match *bytes.get(at)? {
+            b'"' => return Some(at + 1),
+            b'\\' => {
+                at += match *bytes.get(at + 1)? {
+                    b'"' | b'\\' | b'/' | b'b' | b'f' | b'n' | b'r' | b't' => 2,
+                    b'u' if bytes.get(at + 2..at + 6)?.iter().all(u8::is_ascii_hexdigit) => 6,
+                    _ => return None,
+                };
+                at = plain(bytes, at);
+            }
+            _ => return None,
+        }
+    }
+}
+
+/// Where the first byte from `at` on is that a string may not hold as it is: a quote, a backslash, a control character;
+/// or the end.
+#[inline(always)]
+fn plain(bytes: &[u8], mut at: usize) -> usize {
+    let mut words = 0;
+    while let Some(word) = bytes.get(at..).and_then(|rest| rest.first_chunk()) {
+        let found = special_in(u64::from_le_bytes(*word));
+        if found != 0 {
+            return at + found.trailing_zeros() as usize / 8;
+        }
+        at += WORD;
+        words += 1;
+        if words == SHORT {
+            at = plain_blocks(bytes, at);
+        }
+    }
+    while bytes.get(at).is_some_and(|byte| !special(*byte)) {
+        at += 1;
+    }
+    at
+}
+
+/// Where the first block from `at` on begins that holds such a byte, or is none.
+#[inline(never)]
+fn plain_blocks(bytes: &[u8], at: usize) -> usize {
+    let (blocks, _) = bytes[at..].as_chunks::<BLOCK>();
+    let plain = |block: &&[u8; BLOCK]| !block.iter().fold(false, |found, byte| found | special(*byte));
+    at + blocks.iter().take_while(plain).count() * BLOCK
+}
+
+#[inline(always)]
+const fn special(byte: u8) -> bool {
+    (byte < 0x20) | (byte == b'"') | (byte == b'\\')
+}
+
+/// Sets the highest bit of the first special byte of a word; what is above it may be set or not.
+#[inline(always)]
+const fn special_in(word: u64) -> u64 {
+    const ONES: u64 = u64::from_le_bytes([1; WORD]);
+    const HIGH: u64 = ONES << 7;
+    // The highest bit is set where a byte is smaller than what is taken away, which borrows; that disturbs only bytes
+    // above it.
+    let control = word.wrapping_sub(ONES * 0x20) & !word;
+    let quote = word ^ ONES * b'"' as u64;
+    let quote = quote.wrapping_sub(ONES) & !quote;
+    let backslash = word ^ ONES * b'\\' as u64;
+    let backslash = backslash.wrapping_sub(ONES) & !backslash;
+    (control | quote | backslash) & HIGH
+}
+
+/// Where the object or array that begins at `start` ends.
+#[inline(never)]
+fn nested(bytes: &[u8], start: usize) -> Option<usize> {
     let mut at = start;
     let mut depth = 0_u32;
     // A bit per level, the innermost lowest: 1 is an object.
     let mut objects = 0_u64;
     loop {
         // A value begins here.
-        match bytes.get(at)? {
+        match *bytes.get(at)? {
             b'"' => at = string(bytes, at)?,
             b'{' | b'[' if depth == DEPTH => return deep(bytes, start),
             b'{' => {
                 at = space(bytes, at + 1);
-                if bytes.get(at)? == &b'}' {
+                if *bytes.get(at)? == b'}' {
                     at += 1;
                 } else {
                     depth += 1;
@@ -81,7 +198,7 @@ pub fn value(bytes: &[u8], start: usize) -> Option<usize> {
             }
             b'[' => {
                 at = space(bytes, at + 1);
-                if bytes.get(at)? == &b']' {
+                if *bytes.get(at)? == b']' {
                     at += 1;
                 } else {
                     depth += 1;
@@ -89,10 +206,7 @@ pub fn value(bytes: &[u8], start: usize) -> Option<usize> {
                     continue;
                 }
             }
-            b't' => at = literal(bytes, at, b"true")?,
-            b'f' => at = literal(bytes, at, b"false")?,
-            b'n' => at = literal(bytes, at, b"null")?,
-            _ => at = number(bytes, at)?,
+            _ => at = scalar(bytes, at)?,
         }
         // A value has ended here.
         loop {
@@ -100,77 +214,51 @@ pub fn value(bytes: &[u8], start: usize) -> Option<usize> {
                 return Some(at);
             }
             at = space(bytes, at);
-            let in_object = objects & 1 == 1;
-            match (bytes.get(at)?, in_object) {
-                (b',', true) => at = name(bytes, space(bytes, at + 1))?,
-                (b',', false) => at = space(bytes, at + 1),
+            match (*bytes.get(at)?, objects & 1 == 1) {
+                (b',', true) => {
+                    at = name(bytes, space(bytes, at + 1))?;
+                    break;
+                }
+                (b',', false) => {
+                    at = space(bytes, at + 1);
+                    break;
+                }
                 (b'}', true) | (b']', false) => {
                     depth -= 1;
                     objects >>= 1;
                     at += 1;
-                    continue;
                 }
                 _ => return None,
             }
-            break;
-        }
-    }
-}
-
-/// Where the string that begins at `start` ends, its quotes included; `None` when there is no whole one.
-#[must_use]
-pub fn string(bytes: &[u8], start: usize) -> Option<usize> {
-    if bytes.get(start) != Some(&b'"') {
-        return None;
-    }
-    let special = |byte: u8| byte < 0x20 || byte == b'"' || byte == b'\\';
-    let mut at = start + 1;
-    loop {
-        // No branch within a block, so that all its bytes are looked at together.
-        while let Some(block) = bytes.get(at..at + BLOCK) {
-            if block.iter().fold(false, |found, byte| found | special(*byte)) {
-                break;
-            }
-            at += BLOCK;
-        }
-        while !special(*bytes.get(at)?) {
-            at += 1;
-        }
-        match bytes[at] {
-            b'"' => return Some(at + 1),
-            b'\\' => {
-                at += match bytes.get(at + 1)? {
-                    b'"' | b'\\' | b'/' | b'b' | b'f' | b'n' | b'r' | b't' => 2,
-                    b'u' if bytes.get(at + 2..at + 6)?.iter().all(u8::is_ascii_hexdigit) => 6,
-                    _ => return None,
-                };
-            }
-            _ => return None,
         }
     }
 }
 
 /// A member's name and its colon: where its value begins.
+#[inline(always)]
 fn name(bytes: &[u8], at: usize) -> Option<usize> {
     let at = space(bytes, string(bytes, at)?);
-    (bytes.get(at)? == &b':').then(|| space(bytes, at + 1))
+    (*bytes.get(at)? == b':').then(|| space(bytes, at + 1))
 }
 
-fn literal(bytes: &[u8], at: usize, word: &[u8]) -> Option<usize> {
-    bytes[at..].starts_with(word).then_some(at + word.len())
+/// Where the number or the word that begins at `at` ends.
+#[inline(never)]
+fn scalar(bytes: &[u8], at: usize) -> Option<usize> {
+    let word = |word: &[u8]| bytes[at..].starts_with(word).then_some(at + word.len());
+    match *bytes.get(at)? {
+        b't' => word(b"true"),
+        b'f' => word(b"false"),
+        b'n' => word(b"null"),
+        _ => number(bytes, at),
+    }
 }
 
 fn number(bytes: &[u8], mut at: usize) -> Option<usize> {
-    let digits = |mut at: usize| {
-        let first = at;
-        while bytes.get(at).is_some_and(u8::is_ascii_digit) {
-            at += 1;
-        }
-        (at > first).then_some(at)
+    let digits = |first: usize| {
+        let count = bytes.get(first..)?.iter().take_while(|byte| byte.is_ascii_digit()).count();
+        (count > 0).then_some(first + count)
     };
-    if bytes.get(at) == Some(&b'-') {
-        at += 1;
-    }
+    at += usize::from(bytes.get(at) == Some(&b'-'));
     at = if bytes.get(at) == Some(&b'0') { at + 1 } else { digits(at)? };
     // A zero may not lead.
     if bytes.get(at).is_some_and(u8::is_ascii_digit) {
@@ -186,8 +274,9 @@ fn number(bytes: &[u8], mut at: usize) -> Option<usize> {
     Some(at)
 }
 
+#[inline(always)]
 fn space(bytes: &[u8], mut at: usize) -> usize {
-    while matches!(bytes.get(at), Some(b' ' | b'\t' | b'\n' | b'\r')) {
+    while bytes.get(at).is_some_and(|byte| matches!(byte, b' ' | b'\t' | b'\n' | b'\r')) {
         at += 1;
     }
     at
@@ -200,12 +289,10 @@ fn deep(bytes: &[u8], start: usize) -> Option<usize> {
     matches!(values.next(), Some(Ok(_))).then(|| start + values.byte_offset())
 }
 
-/// A name as it is meant; `quoted` is the same with its quotes.
-fn unescaped<'a>(name: &'a str, quoted: &str) -> Option<Cow<'a, str>> {
-    if memchr::memchr(b'\\', name.as_bytes()).is_none() {
-        return Some(Cow::Borrowed(name));
-    }
-    serde_json::from_str::<String>(quoted).ok().map(Cow::Owned)
+/// A name as it is meant; `quoted` is it as it is written.
+#[cold]
+fn unescaped(quoted: &[u8]) -> Option<String> {
+    serde_json::from_slice(quoted).ok()
 }
 
 #[cfg(test)]
@@ -345,7 +432,8 @@ mod tests {
     fn members_are_told_in_order_with_their_names_unescaped() {
         let mut told = Vec::new();
         let text = r#" { "a" : 1 , "b":{"c":[2]},"\u0061":"x", "":null } rest"#;
-        let end = members(text, |name, value| told.push((name.to_owned(), value))).expect("an object");
+        let end = members(text, |name, value| told.push((String::from_utf8_lossy(name).into_owned(), value)))
+            .expect("an object");
         assert_eq!(&text[end..], " rest");
         let want = [("a", "1"), ("b", r#"{"c":[2]}"#), ("a", r#""x""#), ("", "null")];
         assert_eq!(told, want.map(|(name, value)| (name.to_owned(), value)));

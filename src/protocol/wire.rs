@@ -102,7 +102,7 @@ pub const fn rpc_code(code: FaultCode) -> i32 {
 
 fn head(out: &mut BytesMut, id: Option<&IdToken>) {
     out.put_slice(b"{\"jsonrpc\":\"2.0\",\"id\":");
-    out.put_slice(id.map_or("null", IdToken::as_str).as_bytes());
+    out.put_slice(id.map_or(b"null", IdToken::as_bytes));
 }
 
 fn json(out: &mut BytesMut, value: &impl Serialize) {

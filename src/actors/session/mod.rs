@@ -824,18 +824,20 @@ impl SessionLoop {
 
     /// Gives calls to the worker, if there is one. Each is recorded as in flight before it leaves.
     fn send(&mut self, calls: &[CallNumber]) {
-        let Serving::Up(generation, worker) = &self.serving else { return };
-        let (generation, worker) = (*generation, worker.clone());
-        // A refused cast drops the tokens, and the news of the worker's end is on its way: both are handled there.
-        if let [call] = calls {
-            if let Some(attempt) = self.attempt(*call, generation) {
-                let _ = worker.cast(WorkerMsg::Execute(Box::new(attempt)));
+        let Serving::Up(generation, _) = self.serving else { return };
+        let message = if let [call] = calls {
+            let Some(attempt) = self.attempt(*call, generation) else { return };
+            WorkerMsg::Execute(Box::new(attempt))
+        } else {
+            let attempts: Vec<Attempt> = calls.iter().filter_map(|call| self.attempt(*call, generation)).collect();
+            if attempts.is_empty() {
+                return;
             }
-            return;
-        }
-        let attempts: Vec<Attempt> = calls.iter().filter_map(|call| self.attempt(*call, generation)).collect();
-        if !attempts.is_empty() {
-            let _ = worker.cast(WorkerMsg::ExecuteAll(attempts));
+            WorkerMsg::ExecuteAll(attempts)
+        };
+        // A refused cast drops the tokens, and the news of the worker's end is on its way: both are handled there.
+        if let Serving::Up(_, worker) = &self.serving {
+            let _ = worker.cast(message);
         }
     }
 
