@@ -840,21 +840,19 @@ impl SessionLoop {
 
     /// Gives calls to the worker, if there is one. Each is recorded as in flight before it leaves.
     fn send(&mut self, calls: &[CallNumber]) {
-        let Serving::Up(generation, worker) = &self.serving else { return };
-        let (generation, worker) = (*generation, worker.clone());
-        let taken = if let [call] = calls {
-            match self.attempt(*call, generation) {
-                Some(attempt) => worker.cast(WorkerMsg::Execute(Box::new(attempt))),
-                None => return,
-            }
+        let Serving::Up(generation, _) = self.serving else { return };
+        let message = if let [call] = calls {
+            let Some(attempt) = self.attempt(*call, generation) else { return };
+            WorkerMsg::Execute(Box::new(attempt))
         } else {
             let attempts: Vec<Attempt> = calls.iter().filter_map(|call| self.attempt(*call, generation)).collect();
             if attempts.is_empty() {
                 return;
             }
-            worker.cast(WorkerMsg::ExecuteAll(attempts))
+            WorkerMsg::ExecuteAll(attempts)
         };
-        if taken.is_err() {
+        let Serving::Up(_, worker) = &self.serving else { return };
+        if worker.cast(message).is_err() {
             // It ended before it was given them, so no worker ever had them. The next one is asked for: news of it may
             // have gone to an earlier incarnation of ours.
             for call in calls {

@@ -584,7 +584,7 @@ async fn push(stdin: &mut Option<ChildStdin>, out: &[u8]) -> io::Result<usize> {
 }
 
 fn read(line: &Bytes) -> Option<FromWorker<'_>> {
-    match serde_json::from_str(std::str::from_utf8(line).ok()?) {
+    match wire::read_worker(std::str::from_utf8(line).ok()?) {
         Ok(message) => Some(message),
         Err(error) => {
             // The text of the error names our own fields; of the line it tells the place only.
