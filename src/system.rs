@@ -75,7 +75,7 @@ pub struct SystemBuilder {
     runner: Option<PathBuf>,
     environment: Option<Environment>,
     default_cwd: Option<PathBuf>,
-    restart: RestartPolicy,
+    restart: Option<RestartPolicy>,
     isolation: Isolation,
     worker_policy: WorkerPolicy,
     session_limits: SessionLimits,
@@ -148,10 +148,10 @@ impl SystemBuilder {
         self
     }
 
-    /// When workers are started again.
+    /// When workers are started again; as the configuration says when not set.
     #[must_use]
     pub fn restart_policy(mut self, policy: RestartPolicy) -> Self {
-        self.restart = policy;
+        self.restart = Some(policy);
         self
     }
 
@@ -275,7 +275,7 @@ impl SystemBuilder {
         };
         let supervisor = names.sessions.current();
         let workers = WorkersArguments {
-            policy: self.restart,
+            policy: self.restart.unwrap_or_else(|| restarts(&config)),
             backend,
             roster: Arc::new(Roster::default()),
             telemetry: telemetry.clone(),
@@ -297,6 +297,16 @@ impl SystemBuilder {
             .await
             .map_err(|error| Fault::new(FaultCode::Internal, format!("the system did not start: {error}.")))?;
         Ok(System { inner: Arc::new(Inner { root, connections, sessions: supervisor, desk, health, down }) })
+    }
+}
+
+/// When workers are started again, as configured.
+fn restarts(config: &Config) -> RestartPolicy {
+    RestartPolicy {
+        intensity: config.restart_intensity,
+        period: config.restart_period,
+        backoff: config.restart_backoff,
+        ..RestartPolicy::default()
     }
 }
 
@@ -466,7 +476,7 @@ impl System {
             runner: None,
             environment: None,
             default_cwd: None,
-            restart: RestartPolicy::default(),
+            restart: None,
             isolation: Isolation::default(),
             worker_policy: WorkerPolicy::default(),
             session_limits: SessionLimits::default(),

@@ -108,7 +108,10 @@ pub enum SessionEvent {
         generation: Generation,
     },
     /// There will be no worker for a while.
-    WorkersGaveUp,
+    WorkersGaveUp {
+        /// After so long at most, one is started again when it is wanted.
+        period: Duration,
+    },
     /// A probe answered.
     Probed {
         /// For which call.
@@ -717,13 +720,16 @@ impl SessionLoop {
                     self.decided(effect);
                 }
             }
-            SessionEvent::WorkersGaveUp => {
+            SessionEvent::WorkersGaveUp { period } => {
                 self.serving = Serving::Unasked;
                 let fault = Fault::new(
                     FaultCode::WorkerLost,
                     "workers were lost too often; calls that need one are refused for a while.",
                 )
-                .hint("Jobs can still be read and cancelled; try the call again in 30 s.");
+                .hint(format!(
+                    "Jobs can still be read and cancelled; try the call again in {} s.",
+                    period.as_secs().max(1)
+                ));
                 for call in self.ledger.keys() {
                     self.fail(call, Box::new(fault.clone()));
                 }

@@ -422,7 +422,8 @@ impl WorkersState {
                     return;
                 }
                 SlotEffect::GiveUp => {
-                    self.tell(|| SessionEvent::WorkersGaveUp);
+                    let period = self.slot.policy().period;
+                    self.tell(|| SessionEvent::WorkersGaveUp { period });
                     return;
                 }
                 SlotEffect::Start(generation) => match self.start(me, generation).await {
