@@ -296,10 +296,8 @@ async fn two_hosts(kills: usize, seed: u64) {
     println!("seed {seed}");
     let mut rig = new_rig();
     let (first, second) = (rig.serve().await, rig.serve().await);
-    let (mut one, mut other) = tokio::join!(
-        Storm::begin(&rig, first, "the first", seed),
-        Storm::begin(&rig, second, "the second", seed + 1)
-    );
+    let (mut one, mut other) =
+        tokio::join!(Storm::begin(&rig, first, "the first", seed), Storm::begin(&rig, second, "the second", seed + 1));
     tokio::join!(one.rage(kills), other.rage(kills));
     let ((first, mut one), (second, mut other)) = tokio::join!(one.calm(), other.calm());
     one.report("the first host", kills);

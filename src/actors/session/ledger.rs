@@ -124,7 +124,7 @@ impl<P> Ledger<P> {
     /// A worker could not be given the call: it ended before. No worker had this attempt.
     pub fn retract(&mut self, key: CallNumber, generation: Generation) {
         let in_flight =
-            |entry: &&mut Entry<P>| entry.knowledge == Knowledge::InFlight && entry.generation == generation;
+            |entry: &&mut Invocation<P>| entry.knowledge == Knowledge::InFlight && entry.generation == generation;
         if let Some(entry) = self.entries.get_mut(&key).filter(in_flight) {
             entry.attempts = entry.attempts.saturating_sub(1);
             // What an earlier attempt left behind is as unknown as before.
