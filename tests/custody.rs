@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use phone_opus::ids::JobId;
-use phone_opus::jobs::JobRecord;
+use phone_opus::jobs::{JobMode, JobRecord, JobState};
 use phone_opus::testkit::client::Exchange;
 use phone_opus::testkit::{Client, Place, Process, Reply, Rig, Role, Script, Sent, Signal, Step, Waiting};
 use serde_json::{Value, json};
@@ -39,6 +39,25 @@ fn number(name: &str) -> Option<u64> {
 fn new_rig() -> Rig {
     let other = std::env::var_os("PHONE_OPUS_CUSTODY_PROGRAM");
     Rig::new(other.map_or_else(|| env!("CARGO_BIN_EXE_phone-opus").into(), PathBuf::from))
+}
+
+/// Waits until every job is over, with hosts that come and go: a new one looks for lost jobs a second after its start, and
+/// after that only every 30 s.
+async fn every_job_is_over(rig: &mut Rig) {
+    let waiting = Waiting::until("every job is over", PATIENCE);
+    loop {
+        let mut sweeper = rig.serve().await;
+        let began = Instant::now();
+        let mut open = usize::MAX;
+        while open > 0 && began.elapsed() < Duration::from_millis(2500) {
+            open = rig.jobs().await.into_iter().filter(|job| !job.state.is_terminal()).count();
+            waiting.again(|| format!("{open} jobs are open; {:?}", rig.processes())).await;
+        }
+        sweeper.finish().await;
+        if open == 0 {
+            return;
+        }
+    }
 }
 
 /// What a consult of the storm was to be answered, by what it asks.
@@ -239,21 +258,8 @@ impl Storm {
             host.finish().await;
             told.push(host.exchange());
         }
-        // A new host looks for lost jobs a second after its start, and after that only every 30 s.
         let began = Instant::now();
-        let waiting = Waiting::until("every job is over", PATIENCE);
-        while !self.rig.jobs().await.iter().all(|job| job.state.is_terminal()) {
-            let mut sweeper = self.rig.serve().await;
-            let round = Instant::now();
-            while round.elapsed() < Duration::from_millis(2500) {
-                let open = self.rig.jobs().await.into_iter().filter(|job| !job.state.is_terminal()).count();
-                if open == 0 {
-                    break;
-                }
-                waiting.again(|| format!("{open} jobs are open")).await;
-            }
-            sweeper.finish().await;
-        }
+        every_job_is_over(&mut self.rig).await;
         println!("settled {:?} after the last answer", began.elapsed());
         self.look().await;
         self.results_are_readable().await;
@@ -316,4 +322,169 @@ async fn whatever_is_killed_each_accepted_consult_ends_once_runs_at_most_once_an
     }
     println!("{kills} kills; replies: {told:#?}");
     assert!(told.get("succeeded none").is_some_and(|count| *count > 0), "nobody was ever answered");
+}
+
+#[tokio::test]
+async fn the_same_request_key_fifty_times_from_two_hosts_is_one_run_and_fifty_equal_answers() {
+    let mut rig = new_rig();
+    let mut hosts = [rig.serve().await, rig.serve().await];
+    let arguments = json!({"prompt": rig.waiting("begun", "go"), "request_key": "one"});
+    let mut sent = Vec::new();
+    for call in 0..50 {
+        sent.push(hosts[call % 2].start("consult", arguments.clone()).await);
+    }
+    rig.wait_for_sign("begun").await;
+    for host in &mut hosts {
+        host.ping().await;
+    }
+    rig.give_sign("go");
+    let mut answers = Vec::new();
+    for (call, sent) in sent.into_iter().enumerate() {
+        let reply = hosts[call % 2].reply(sent).await.expect_success();
+        let mut told = reply.0["result"]["structuredContent"].clone();
+        // Whether it still depends on its first caller changes when somebody of another host joins.
+        told.as_object_mut().expect("an object").remove("mode");
+        answers.push(told);
+    }
+    assert_eq!(answers[0]["response"], "done");
+    let other = answers.iter().find(|answer| **answer != answers[0]);
+    assert_eq!(other, None, "not what the first was told: {}", answers[0]);
+    rig.expect_runs(1);
+    // A caller who comes late is given the same answer, and so is one who asks for something else with the key: no.
+    let late = hosts[1].call("consult", arguments).await.expect_success();
+    assert_eq!((&late["job_id"], &late["response"]), (&answers[0]["job_id"], &answers[0]["response"]));
+    let other = json!({"prompt": rig.answering("other"), "request_key": "one"});
+    hosts[0].call("consult", other).await.expect_fault("request_key_conflict");
+    rig.expect_runs(1);
+    rig.stop_and_check_invariants(hosts).await;
+}
+
+/// How real clients end a server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Ending {
+    /// SIGINT, SIGTERM 100 ms later, SIGKILL 400 ms after that.
+    InSteps,
+    /// The end of input, and SIGKILL 2 ms after it.
+    AtOnce,
+}
+
+impl Ending {
+    async fn of(self, host: &mut Client) {
+        match self {
+            Self::InSteps => {
+                host.signal(Signal::INT);
+                // Not waits for anything: the client's own clock.
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                end(host, Signal::TERM);
+                tokio::time::sleep(Duration::from_millis(400)).await;
+            }
+            Self::AtOnce => {
+                host.expect_end();
+                host.hang_up().await;
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+        }
+        end(host, Signal::KILL);
+        host.exit().await;
+        host.silence().await;
+    }
+}
+
+/// Signals a host that may be gone already.
+fn end(host: &mut Client, signal: Signal) {
+    host.expect_end();
+    // It is not waited for before it was signalled last, so the pid is its own even when it is gone.
+    let _ = rustix::process::kill_process(host.host_pid(), signal);
+}
+
+#[tokio::test]
+async fn clients_that_end_their_server_as_real_ones_do_leave_what_was_promised_and_nothing_else() {
+    let mut cells = Vec::new();
+    for ending in [Ending::InSteps, Ending::AtOnce] {
+        for background in [false, true] {
+            // After the agent's first sign of life, or so soon that nobody knows how far the call got.
+            for delay_ms in [None, Some(0), Some(3), Some(12), Some(40), Some(160)] {
+                cells.push((ending, background, delay_ms));
+            }
+        }
+    }
+    let mut rig = new_rig().with("PHONE_OPUS_MAX_RUNNING", cells.len().to_string()).with_patience(PATIENCE);
+    let mut ended = Vec::new();
+    for (cell, (ending, background, delay_ms)) in cells.iter().copied().enumerate() {
+        let mut host = rig.serve().await;
+        let mut steps = vec![Step::Text("at work".into()), Step::Fork(Place::Group), Step::Fork(Place::Session)];
+        steps.push(Step::Touch(rig.sign(&format!("begun {cell}"))));
+        steps.push(if background { Step::WaitForFile(rig.sign("go")) } else { Step::Hang });
+        let prompt = rig.prompt(Script { answer: Some(format!("answer {cell}")), steps, ..Script::default() });
+        let sent = host.start("consult", json!({"prompt": prompt, "background": background})).await;
+        match delay_ms {
+            None => rig.wait_for_sign(&format!("begun {cell}")).await,
+            Some(ms) => tokio::time::sleep(Duration::from_millis(ms)).await,
+        }
+        ended.push(tokio::spawn(async move {
+            let began = Instant::now();
+            ending.of(&mut host).await;
+            let told = host.exchange();
+            let answer = told.answers.get(&sent.0.to_string()).map(|answers| Reply(answers[0].clone()));
+            if answer.is_none() {
+                host.give_up_on(sent);
+            }
+            (host.exchange(), answer, began)
+        }));
+    }
+    let mut told = Vec::new();
+    let mut kept = Vec::new();
+    let mut last = Instant::now();
+    for ended in ended {
+        let (exchange, answer, began) = ended.await.expect("no panic");
+        told.push(exchange);
+        kept.push(answer);
+        last = last.max(began);
+    }
+    // What nobody waits for any more ends by itself, without a host; two seconds are its caller's to come back.
+    let gone = Waiting::until("only background jobs are left", PATIENCE);
+    loop {
+        let jobs = rig.jobs().await;
+        let open: Vec<_> =
+            jobs.iter().filter(|job| job.mode == JobMode::Sync && job.state == JobState::Running).collect();
+        if open.is_empty() {
+            break;
+        }
+        gone.again(|| format!("{open:?}")).await;
+    }
+    println!("synchronous consults were over {:?} after the last server was ended", last.elapsed());
+    rig.give_sign("go");
+    every_job_is_over(&mut rig).await;
+    let jobs = rig.jobs().await;
+    let mut reader = rig.serve().await;
+    let mut table: BTreeMap<String, usize> = BTreeMap::new();
+    for ((cell, (ending, background, delay_ms)), answer) in cells.iter().enumerate().zip(&kept) {
+        let name = format!("answer {cell}");
+        let job = jobs.iter().find(|job| expected(&job.request.prompt).as_ref() == Some(&name));
+        let state = job.map_or("not accepted", |job| job.state.as_str());
+        *table.entry(format!("{ending:?} {} {state}", if *background { "background" } else { "sync" })).or_default() +=
+            1;
+        let at = format!("{ending:?}, background {background}, after {delay_ms:?} ms: {job:?}, told {answer:?}");
+        if *background {
+            // Whoever was told that the job is accepted finds its answer.
+            if answer.as_ref().is_some_and(|answer| !answer.is_error()) || delay_ms.is_none() {
+                assert_eq!(state, "succeeded", "{at}");
+                let job = job.expect("a job");
+                let reply = reader.call("consult_job", json!({"job_id": job.id})).await.expect_success();
+                assert_eq!(reply["response"], name);
+            }
+            assert!(["succeeded", "not accepted"].contains(&state), "{at}");
+        } else {
+            // Failed is what never got a runner: nothing was started for it.
+            let ways: &[&str] =
+                if delay_ms.is_none() { &["cancelled"] } else { &["cancelled", "failed", "not accepted"] };
+            assert!(ways.contains(&state), "{at}");
+        }
+    }
+    println!("{table:#?}");
+    reader.finish().await;
+    told.push(reader.exchange());
+    let broken = rig.violations(&told).await;
+    let broken: Vec<String> = broken.iter().map(ToString::to_string).collect();
+    assert!(broken.is_empty(), "{} laws are broken:\n{}", broken.len(), broken.join("\n"));
 }
