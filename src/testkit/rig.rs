@@ -744,7 +744,7 @@ impl Broken {
 impl Drop for Rig {
     fn drop(&mut self) {
         for process in self.processes() {
-            process.send(rustix::process::Signal::KILL);
+            let _ = process.send(rustix::process::Signal::KILL);
         }
     }
 }
