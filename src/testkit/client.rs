@@ -558,7 +558,8 @@ impl Client {
     /// Keeps what a reply says of generations and totals, for the laws.
     pub fn keep(&mut self, reply: &Reply) {
         self.generations.extend(reply["worker_generation"].as_u64());
-        self.totals.extend(reply.0["result"]["structuredContent"].get("totals").filter(|totals| totals.is_object()).cloned());
+        self.totals
+            .extend(reply.0["result"]["structuredContent"].get("totals").filter(|totals| totals.is_object()).cloned());
     }
 
     /// The newest generation of the worker, by health; 0 while none was needed.

@@ -150,9 +150,10 @@ impl Board {
         let variables = |row: &Row| {
             format!(
                 "PHONE_OPUS_FAULTS='{}' PHONE_OPUS_FAULT_SEED={seed} PHONE_OPUS_ISOLATION={} phone-opus mcp serve, or \
-                 phone-opus selftest --seed {seed} --only '{}'",
+                 phone-opus selftest --seed {seed}{} --only '{}'",
                 row.plan(),
                 if row.isolation == WorkerIsolation::Process { "process" } else { "in_process" },
+                if row.control.is_some() { " --control" } else { "" },
                 row.name()
             )
         };
