@@ -48,7 +48,7 @@ fn play(options: &SelftestOptions) -> Result<ExitCode, SetupError> {
     let (game, seed) = match (options.replay, options.soak) {
         (Some(seed), _) => (Game::Replay, seed),
         (None, Some(minutes)) => {
-            let seed = options.seed.unwrap_or_else(|| scoreboard::soak::any_seed());
+            let seed = options.seed.unwrap_or_else(scoreboard::soak::any_seed);
             (Game::Soak(Duration::from_secs_f64((minutes * 60.0).max(0.0))), seed)
         }
         (None, None) => (Game::Rows(chosen), options.seed.unwrap_or(0)),

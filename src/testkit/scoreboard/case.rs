@@ -212,7 +212,7 @@ pub(super) async fn play(program: &Path, seed: u64, row: &Row) -> Score {
         Answer::Withdrawn => told == WITHDRAWN,
     };
     world.expect(answer, || format!("the caller was told `{told}`, and `{}` is promised", expect.answer));
-    // A run that was under way when its host ended is over by now.
+    // A run that was under way when its host ended is over by now. The last one is that of the consult afterwards.
     let runs = runs.max(world.rig.runs().len().saturating_sub(1));
     world.expect((expect.runs.0..=expect.runs.1).contains(&runs), || {
         format!("{runs} runs of the agent, and {} to {} are promised", expect.runs.0, expect.runs.1)
@@ -225,6 +225,7 @@ pub(super) async fn play(program: &Path, seed: u64, row: &Row) -> Score {
     }
     let torn = row.rule.point == FaultPoint::StdioWrite && row.rule.action.kind() == ActionKind::Torn;
     world.close(clients, torn, &mut score).await;
+    score.runs = runs;
     if score.fired != 1 {
         score.broken.push(Violation { law: STRUCK, detail: format!("it struck {} times", score.fired) });
     }
