@@ -60,6 +60,8 @@ pub struct StoreHandle {
 struct Shared {
     factory: Factory,
     faults: Faults,
+    /// How long a verb is waited for: [`STUCK_AFTER`].
+    patience: Duration,
     /// Held for the length of a `try_send` or of starting the thread; never across anything that waits.
     life: Mutex<Life>,
 }
@@ -103,7 +105,8 @@ impl StoreHandle {
         faults: Faults,
     ) -> Self {
         let factory: Factory = Arc::new(move || Ok(Box::new(factory()?)));
-        Self { shared: Arc::new(Shared { factory, faults, life: Mutex::new(Life::Unstarted) }) }
+        let life = Mutex::new(Life::Unstarted);
+        Self { shared: Arc::new(Shared { factory, faults, patience: STUCK_AFTER, life }) }
     }
 
     /// Refuses further verbs of all clones, lets the queued ones finish, and returns when the thread is gone and the
@@ -117,7 +120,7 @@ impl StoreHandle {
         if let Life::Running(Worker { commands, thread, ended, .. }) = life {
             drop(commands);
             // Answered or dropped, either way the thread has nothing left to do but to return.
-            if tokio::time::timeout(STUCK_AFTER, ended).await.is_ok() {
+            if tokio::time::timeout(self.shared.patience, ended).await.is_ok() {
                 // It never panics outside a verb; if a store's end did, there is nobody left to tell.
                 let _ = thread.join();
             }
@@ -130,7 +133,7 @@ impl StoreHandle {
     ) -> Result<T, StoreError> {
         let (reply, answer) = oneshot::channel();
         let thread = self.shared.send(command(reply))?;
-        match tokio::time::timeout(STUCK_AFTER, answer).await {
+        match tokio::time::timeout(self.shared.patience, answer).await {
             // Dropped without an answer only by a panic.
             Ok(answer) => answer.unwrap_or(Err(StoreError::Panicked)),
             Err(_) => {
@@ -605,6 +608,72 @@ mod tests {
         for answer in waiting {
             assert_eq!(answer.await, Ok(Ok(JobCounts::default())), "closing lets the queued ones finish");
         }
+    }
+
+    /// A handle that waits only so long.
+    fn impatient<S: Store + 'static>(
+        patience: Duration,
+        factory: impl Fn() -> Result<S, StoreError> + Send + Sync + 'static,
+    ) -> StoreHandle {
+        let mut store = StoreHandle::new(factory);
+        Arc::get_mut(&mut store.shared).expect("the only handle").patience = patience;
+        store
+    }
+
+    #[tokio::test]
+    async fn a_verb_that_does_not_come_back_costs_its_thread_and_what_it_did_late_is_done_once() {
+        let (release, gate) = mpsc::channel::<()>();
+        let gate = Mutex::new(Some(gate));
+        let scratch = tempfile::tempdir().expect("a scratch directory");
+        let dir = StateDir::at(scratch.path().join("state"));
+        let place = dir.clone();
+        // Long beside what a disk takes, so that only the verb that waits for us runs out of it.
+        let store = impatient(Duration::from_secs(3), move || {
+            let first = gate.lock().expect("not poisoned").take();
+            let counts = move || {
+                if let Some(gate) = &first {
+                    let _ = gate.recv();
+                }
+                Ok(JobCounts::default())
+            };
+            Ok(Scripted { inner: SqliteStore::in_dir(&place)?, counts })
+        });
+        let job = new_job("p");
+        // The accept waits behind the verb that stands still, and runs out of time with it.
+        let (stuck, behind) = tokio::join!(store.counts(), store.accept(job.clone(), LIMITS));
+        assert_eq!((stuck, behind.err()), (Err(StoreError::Stuck), Some(StoreError::Stuck)));
+        assert!(matches!(store.accept(job.clone(), LIMITS).await, Ok(Accept::Inserted(_))), "another thread serves");
+        release.send(()).expect("the old thread is there");
+        store.close().await;
+        // The thread that was left behind comes back and accepts the same job: it is the same job.
+        let until = Instant::now() + Duration::from_secs(10);
+        while release.send(()).is_ok() {
+            assert!(Instant::now() < until, "the thread that was left behind does not end");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        let after = StoreHandle::sqlite(dir);
+        assert_eq!(after.queue().await.expect("a queue").len(), 1);
+        after.close().await;
+    }
+
+    #[tokio::test]
+    async fn threads_that_are_left_behind_have_a_bound() {
+        let opened = Arc::new(AtomicUsize::new(0));
+        let count = Arc::clone(&opened);
+        let store = impatient(Duration::from_millis(30), move || {
+            count.fetch_add(1, Ordering::Relaxed);
+            let counts = || -> Result<JobCounts, StoreError> {
+                loop {
+                    std::thread::park();
+                }
+            };
+            Ok(Scripted { inner: SqliteStore::in_memory()?, counts })
+        });
+        for _ in 0..2 * LEFT_BEHIND {
+            assert_eq!(store.counts().await, Err(StoreError::Stuck), "in its time, each");
+        }
+        assert_eq!(opened.load(Ordering::Relaxed), LEFT_BEHIND as usize + 1);
+        store.close().await;
     }
 
     #[tokio::test]

@@ -48,7 +48,7 @@ pub struct Score {
     pub recovered: Recovered,
     /// The worker's generation at the end, where somebody was there to say.
     pub generation: Option<u64>,
-    /// Runs of the agent in all.
+    /// Runs of the agent: of a row for its struck consult, of a soak in all.
     pub runs: usize,
     /// Processes that were left when everybody who owned one was gone.
     pub left: usize,

@@ -296,8 +296,8 @@ impl Tool for ConsultTool {
     }
 
     fn deadline(&self) -> Option<Duration> {
-        // The soft deadline bounds it.
-        None
+        // The soft deadline bounds it; this one is for a call that does not come so far.
+        Some(Duration::from_secs(WAIT_MOST + 60))
     }
 
     fn call(&self, call: ToolCall) -> ToolFuture {

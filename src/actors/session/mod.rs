@@ -245,8 +245,11 @@ impl Actor for Session {
         let kept = a.kept;
         let mut task = JoinSet::new();
         task.spawn(async move {
-            // The last incarnation may still be giving it back.
-            let Some(connection) = kept.lend().await else { return };
+            // The last incarnation may still be giving it back. One that is over had an end that was not heard.
+            let Some(connection) = kept.lend().await else {
+                let _ = me.cast(SessionMsg::LoopEnded(SessionEnd::Closed));
+                return;
+            };
             let end = AssertUnwindSafe(serve(connection, lent)).catch_unwind().await.unwrap_or(SessionEnd::Failed);
             let _ = me.cast(SessionMsg::LoopEnded(end));
         });

@@ -400,8 +400,8 @@ pub(crate) struct SelftestOptions {
     pub(crate) json: bool,
 }
 
-/// As many as two cores keep up with; most of a row is waiting.
-const AT_ONCE: usize = 10;
+/// Most of a row is waiting for the bound it is about, so that two cores keep up with this many.
+const AT_ONCE: usize = 20;
 
 fn at_once(text: &str) -> Result<usize, String> {
     text.parse().ok().filter(|count| (1..=64).contains(count)).ok_or_else(|| "accepted: 1 to 64".to_owned())

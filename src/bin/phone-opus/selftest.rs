@@ -48,7 +48,7 @@ fn play(options: &SelftestOptions) -> Result<ExitCode, SetupError> {
     let (game, seed) = match (options.replay, options.soak) {
         (Some(seed), _) => (Game::Replay, seed),
         (None, Some(minutes)) => {
-            let seed = options.seed.unwrap_or_else(|| scoreboard::soak::any_seed());
+            let seed = options.seed.unwrap_or_else(scoreboard::soak::any_seed);
             (Game::Soak(Duration::from_secs_f64((minutes * 60.0).max(0.0))), seed)
         }
         (None, None) => (Game::Rows(chosen), options.seed.unwrap_or(0)),
@@ -150,9 +150,10 @@ impl Board {
         let variables = |row: &Row| {
             format!(
                 "PHONE_OPUS_FAULTS='{}' PHONE_OPUS_FAULT_SEED={seed} PHONE_OPUS_ISOLATION={} phone-opus mcp serve, or \
-                 phone-opus selftest --seed {seed} --only '{}'",
+                 phone-opus selftest --seed {seed}{} --only '{}'",
                 row.plan(),
                 if row.isolation == WorkerIsolation::Process { "process" } else { "in_process" },
+                if row.control.is_some() { " --control" } else { "" },
                 row.name()
             )
         };

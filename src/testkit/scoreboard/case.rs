@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::rows::{Answer, Control, Row};
+use super::rows::{Answer, Control, OVER, Row};
 use super::{PATIENCE, Recovered, Score};
 use crate::config::WorkerIsolation;
 use crate::faults::{ActionKind, Counters, Ends, FAULT_COUNTERS, FaultPlan, FaultPoint, Faults};
@@ -212,7 +212,7 @@ pub(super) async fn play(program: &Path, seed: u64, row: &Row) -> Score {
         Answer::Withdrawn => told == WITHDRAWN,
     };
     world.expect(answer, || format!("the caller was told `{told}`, and `{}` is promised", expect.answer));
-    // A run that was under way when its host ended is over by now.
+    // A run that was under way when its host ended is over by now. The last one is that of the consult afterwards.
     let runs = runs.max(world.rig.runs().len().saturating_sub(1));
     world.expect((expect.runs.0..=expect.runs.1).contains(&runs), || {
         format!("{runs} runs of the agent, and {} to {} are promised", expect.runs.0, expect.runs.1)
@@ -220,12 +220,15 @@ pub(super) async fn play(program: &Path, seed: u64, row: &Row) -> Score {
     world.expect(score.generation == Some(expect.generation), || {
         format!("the worker's generation is {:?}, and {} is promised", score.generation, expect.generation)
     });
-    let fired = world.fired();
-    if fired != 1 {
-        world.note(STRUCK, format!("it struck {fired} times"));
+    if row.rule.operation.as_deref() == Some(OVER) && row.rule.action.kind().ends_process() {
+        clients.iter_mut().for_each(Client::expect_end);
     }
     let torn = row.rule.point == FaultPoint::StdioWrite && row.rule.action.kind() == ActionKind::Torn;
     world.close(clients, torn, &mut score).await;
+    score.runs = runs;
+    if score.fired != 1 {
+        score.broken.push(Violation { law: STRUCK, detail: format!("it struck {} times", score.fired) });
+    }
     score
 }
 

@@ -109,6 +109,9 @@ pub const fn place(isolation: WorkerIsolation) -> &'static str {
     }
 }
 
+/// The end of a connection, which comes after everything else of a row.
+pub(super) const OVER: &str = "over";
+
 /// How long a delay delays: long enough to be seen, short beside every bound.
 const DELAY: Duration = Duration::from_millis(150);
 
@@ -124,7 +127,7 @@ const fn strikes(point: FaultPoint) -> &'static [(Option<&'static str>, u64)] {
         | FaultPoint::WorkerBeforeReply
         | FaultPoint::WorkerAfterReply => &[(CONSULT, 1)],
         FaultPoint::WorkersSupervise => &[(Some("wanted"), 1), (Some("up"), 1)],
-        FaultPoint::SessionsSupervise => &[(Some("opened"), 1)],
+        FaultPoint::SessionsSupervise => &[(Some("opened"), 1), (Some(OVER), 1)],
         FaultPoint::JobsSupervise => {
             &[(Some("accept"), 1), (Some("stored"), 1), (Some("attach"), 1), (Some("ended"), 1)]
         }
@@ -249,7 +252,8 @@ pub fn expected(
         {
             ends(0, 0)
         }
-        (P::SessionsSupervise, kind) if kind.ends_process() => ends(0, 0),
+        // When the client has hung up nobody is left to notice but whoever waits for the host.
+        (P::SessionsSupervise, kind) if kind.ends_process() && operation != Some(OVER) => ends(0, 0),
         (P::WorkerStart | P::WorkerBeforeExecute, kind) if kind.ends_process() && !separate => ends(0, 0),
         // Durable and without a runner: no agent is started for a synchronous job nobody waits for.
         (P::JobsAfterAccept, kind) if kind.ends_process() => ends(0, 0),
