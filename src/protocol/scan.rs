@@ -166,9 +166,9 @@ const fn special_in(word: u64) -> u64 {
     // The highest bit is set where a byte is smaller than what is taken away, which borrows; that disturbs only bytes
     // above it.
     let control = word.wrapping_sub(ONES * 0x20) & !word;
-    let quote = word ^ ONES * b'"' as u64;
+    let quote = word ^ (ONES * b'"' as u64);
     let quote = quote.wrapping_sub(ONES) & !quote;
-    let backslash = word ^ ONES * b'\\' as u64;
+    let backslash = word ^ (ONES * b'\\' as u64);
     let backslash = backslash.wrapping_sub(ONES) & !backslash;
     (control | quote | backslash) & HIGH
 }
