@@ -241,7 +241,7 @@ async fn an_agent_that_writes_oddly_but_answers_has_answered() {
             "a second result",
             Script { steps: vec![Step::Result(fields(json!({"result": "not yet"})))], ..Script::default() },
         ),
-        ("exit 3 after the result", Script { exit: Some(3), ..Script::default() }),
+        ("exit 1 after the result", Script { exit: Some(1), ..Script::default() }),
     ] {
         let prompt = rig.prompt(Script { answer: Some(format!("despite {name}")), ..script });
         let reply = host.consult(&prompt).await.expect_success();

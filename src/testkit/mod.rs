@@ -29,6 +29,7 @@
 
 pub mod agent_process;
 pub mod client;
+pub mod custody_board;
 pub mod invariants;
 pub mod processes;
 pub mod rig;
