@@ -53,7 +53,7 @@ conversation. Answers are kept: unread_jobs in a reply names finished ones.";
 pub const LINE_LIMIT: usize = 8 * 1024 * 1024;
 
 /// Longest an ordered stop takes in all; the sum of its parts is in the root actor.
-const STOP_LIMIT: Duration = Duration::from_secs(8);
+const STOP_LIMIT: Duration = Duration::from_secs(12);
 
 /// Which of our own tools clients are offered, beside those of the embedding program.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -229,15 +229,6 @@ impl SystemBuilder {
         };
         let offered = self.own_tools;
         let consults = offered == OwnTools::All && runner.is_some();
-        let jobs = JobsArguments {
-            store: store.clone(),
-            dir,
-            runner,
-            limits: AcceptLimits { max_queued: config.max_queued },
-            attachments: Attachments::default(),
-            faults: faults.clone(),
-            telemetry: telemetry.clone(),
-        };
         let (down_tx, down) = watch::channel(None);
         let started = Instant::now();
         let names = Names::default();
@@ -267,6 +258,16 @@ impl SystemBuilder {
             }
         };
         let connections = Connections::new(served);
+        let jobs = JobsArguments {
+            store: store.clone(),
+            dir,
+            runner,
+            limits: AcceptLimits { max_queued: config.max_queued },
+            attachments: Attachments::default(),
+            connections: connections.clone(),
+            faults: faults.clone(),
+            telemetry: telemetry.clone(),
+        };
         let sessions = SessionsArguments {
             connections: connections.clone(),
             workers: names.workers.current(),
@@ -506,7 +507,15 @@ impl System {
         // When there is no supervisor at this moment, its next incarnation finds the connection.
         let _ = self.inner.sessions.cast(SessionsMsg::Opened(number));
         let stopping = || Fault::new(FaultCode::Stopping, "the system is stopping.");
-        end.await.map_err(|_| stopping())?
+        tokio::select! {
+            // A stop in order ends every connection before it says that the system is down.
+            biased;
+            end = end => end.map_err(|_| stopping())?,
+            _ = self.down() => {
+                self.inner.connections.over(number, SessionEnd::Failed);
+                Err(stopping())
+            }
+        }
     }
 
     /// Jobs.

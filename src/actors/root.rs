@@ -227,7 +227,8 @@ impl Actor for Root {
                 state.stop(place).await;
             }
         }
-        state.a.connections.end_all(Duration::ZERO).await;
+        // Those whose session was lost in the very moment of the stop.
+        state.a.connections.end_all(STOP[SESSIONS.0]).await;
         let _ = tokio::time::timeout(CLOSE_STORE, state.a.store.close()).await;
         let down = state.why.take().map_or(Down::Stopped, Down::Failed);
         let _ = state.a.down.send(Some(down));

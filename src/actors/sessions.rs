@@ -7,8 +7,10 @@
 //! loses its connection; nobody else notices.
 
 use std::collections::BTreeMap;
+use std::panic::AssertUnwindSafe;
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use ractor::{Actor, ActorId, ActorProcessingErr, ActorRef, SupervisionEvent};
 use tokio::task::JoinSet;
 
@@ -226,7 +228,19 @@ impl SessionsState {
                 }
                 SlotEffect::GiveUp => {
                     tracing::error!(session = %number, "a session failed too often and loses its connection");
-                    return self.over(number, SessionEnd::Failed);
+                    let Some(kept) = self.arguments.connections.session(number) else { return };
+                    let told = me.clone();
+                    self.tasks.spawn(async move {
+                        // What is open is answered first, if that much still works.
+                        if let Some(mut lent) = kept.lend().await
+                            && let Some(session) = lent.get()
+                        {
+                            let ending = AssertUnwindSafe(session.end()).catch_unwind();
+                            let _ = tokio::time::timeout(STOP, ending).await;
+                        }
+                        let _ = told.cast(SessionsMsg::Over(number, SessionEnd::Failed));
+                    });
+                    return;
                 }
                 // It said itself that its connection is over, and nothing is left to be said.
                 SlotEffect::Finished => return self.over(number, SessionEnd::Closed),

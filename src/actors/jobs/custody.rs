@@ -22,6 +22,7 @@ use std::time::Duration;
 use tokio::process::Child;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 
 use crate::actors::kept::Kept;
 use crate::agents::{AgentEvent, OutputReader};
@@ -46,6 +47,10 @@ const EXIT_LIMIT: Duration = Duration::from_secs(5);
 /// Bytes of an output line that is looked at for news: sixteen times the text that is kept of them. The answer may be in a
 /// longer one; it is read from the store, and a host that attends to many jobs must not hold one such line for each.
 const NEWS_LINE: usize = 1 << 20;
+
+/// How long a runner that was asked to end its job may take. It needs the agent's grace (300 ms), a kill and one commit; a
+/// store that is busy takes seconds. One that takes longer stands still, and is ended itself.
+const END_LIMIT: Duration = Duration::from_secs(15);
 
 /// How often a queued job's place is looked at.
 const PLACE_EVERY: Duration = Duration::from_secs(2);
@@ -142,6 +147,8 @@ impl Attachments {
                     why: None,
                     stage: Stage::Starting,
                     telling: JoinSet::new(),
+                    end_by: None,
+                    overdue: false,
                 };
                 let claim = Arc::new(Mutex::new(Claim { mode: record.mode, callers: HashSet::new() }));
                 Attachment { custody: Kept::new(custody), news: followed, terminate, claim }
@@ -196,6 +203,10 @@ pub struct Custody {
     stage: Stage,
     /// Requests to end on their way to the runner.
     telling: JoinSet<()>,
+    /// When a runner that was asked to end its job must have done so.
+    end_by: Option<Instant>,
+    /// It has not.
+    overdue: bool,
 }
 
 fn pipe_failed(error: ExecError) -> Fault {
@@ -237,8 +248,15 @@ impl Custody {
                     }
                 }
                 Stage::Leaving(child) => {
-                    if tokio::time::timeout(EXIT_LIMIT, child.wait()).await.is_err() {
-                        tracing::warn!(job = %self.job, "a runner did not exit after its job");
+                    let mut overdue = self.overdue;
+                    while overdue || tokio::time::timeout(EXIT_LIMIT, child.wait()).await.is_err() {
+                        if !std::mem::take(&mut overdue) {
+                            tracing::warn!(job = %self.job, "a runner did not exit after its job");
+                            break;
+                        }
+                        // Its lock is free when it is gone, and the job is settled then.
+                        tracing::warn!(job = %self.job, "a runner that did not end its job is ended itself");
+                        let _ = child.start_kill();
                     }
                     self.stage = Stage::Judging;
                 }
@@ -353,7 +371,12 @@ impl Custody {
                         return Err(Fault::new(FaultCode::RunnerLost, detail));
                     }
                 },
+                () = tokio::time::sleep_until(self.end_by.unwrap_or_else(Instant::now)), if self.end_by.is_some() => {
+                    self.overdue = true;
+                    return Err(Fault::new(FaultCode::RunnerLost, "the job's runner did not end it in time."));
+                }
                 Some(()) = self.asked.recv() => {
+                    self.end_by.get_or_insert_with(|| Instant::now() + END_LIMIT);
                     let (client, job) = (client.clone(), self.job.to_string());
                     self.telling.spawn(async move {
                         if let Err(error) = client.terminate(&job).await {

@@ -22,6 +22,7 @@ use tokio::task::JoinSet;
 use self::custody::{Attachment, Attachments, Means};
 pub use self::handle::{Follow, JobsHandle, News, View};
 use super::child::{self, Child};
+use super::connections::Connections;
 use super::consult::{Consult, ConsultArguments, ConsultMsg};
 use super::supervision::slot::{RestartPolicy, Slot, SlotEffect};
 use super::supervision::{Exit, RestartType};
@@ -94,6 +95,8 @@ pub enum JobsMsg {
     },
     /// The store has answered.
     Stored {
+        /// Who asked.
+        invocation: Option<InvocationId>,
         /// Who waits.
         caller: Option<InvocationId>,
         /// What became of it.
@@ -183,6 +186,8 @@ pub struct JobsArguments {
     pub limits: AcceptLimits,
     /// The jobs this host looks after; outlives every incarnation of the supervisor.
     pub attachments: Attachments,
+    /// The connections: a caller whose connection is over waits for nothing.
+    pub connections: Connections,
     /// What is to break.
     pub faults: Faults,
     /// Who counts.
@@ -200,6 +205,8 @@ struct Attending {
 pub struct JobsState {
     arguments: JobsArguments,
     attending: HashMap<JobId, Attending>,
+    /// How often a job was attended to.
+    attended: u64,
     /// Accepts under way, and whether their caller withdrew meanwhile.
     accepting: HashMap<InvocationId, bool>,
     /// Calls and sessions that were withdrawn before their consult arrived here: the two take different ways.
@@ -236,12 +243,17 @@ impl Actor for Jobs {
             });
         }
         // Left by an earlier incarnation.
-        for (job, _) in arguments.attachments.all() {
+        let open = arguments.connections.numbers();
+        for (job, attachment) in arguments.attachments.all() {
             me.cast(JobsMsg::Attend(job))?;
+            for caller in attachment.claim().callers.iter().filter(|caller| !open.contains(&caller.session)) {
+                me.cast(JobsMsg::Withdrawn(*caller))?;
+            }
         }
         Ok(JobsState {
             arguments,
             attending: HashMap::new(),
+            attended: 0,
             accepting: HashMap::new(),
             late: VecDeque::new(),
             over: VecDeque::new(),
@@ -311,7 +323,9 @@ impl JobsState {
         }
         match message {
             JobsMsg::Accept { job, caller, again, reply } => self.accept(&me, job, caller, again, reply).await,
-            JobsMsg::Stored { caller, result, reply } => self.stored(&me, caller, *result, reply).await,
+            JobsMsg::Stored { invocation, caller, result, reply } => {
+                self.stored(&me, invocation, caller, *result, reply).await;
+            }
             JobsMsg::Withdrawn(caller) => self.withdrawn(caller),
             JobsMsg::Resumed { session, open } => self.resumed(session, &open),
             JobsMsg::SessionOver(session) => self.session_over(session),
@@ -423,6 +437,7 @@ impl JobsState {
             }
             self.accepting.insert(caller, false);
         }
+        let invocation = job.invocation;
         let (store, limits, me) = (self.arguments.store.clone(), self.arguments.limits, me.clone());
         self.tasks.spawn(async move {
             let result = match again {
@@ -435,13 +450,14 @@ impl JobsState {
                 result => result,
             };
             let result = Box::new(result.map_err(Fault::from));
-            let _ = me.cast(JobsMsg::Stored { caller, result, reply });
+            let _ = me.cast(JobsMsg::Stored { invocation, caller, result, reply });
         });
     }
 
     async fn stored(
         &mut self,
         me: &ActorRef<JobsMsg>,
+        invocation: Option<InvocationId>,
         caller: Option<InvocationId>,
         result: Result<Accept, Fault>,
         reply: oneshot::Sender<Result<Accepted, Fault>>,
@@ -485,7 +501,7 @@ impl JobsState {
         }
         // One of ours that was accepted just before an incarnation of ours ended has no runner yet.
         let ours = record.state == JobState::Queued
-            && caller.is_some_and(|caller| record.invocation.as_deref() == Some(&caller.to_string()));
+            && invocation.is_some_and(|invocation| record.invocation.as_deref() == Some(&invocation.to_string()));
         // A joined job that nobody runs (its host died between accepting and starting) is run by whoever asks for it.
         let orphan = joined
             && self.arguments.attachments.get(job).is_none()
@@ -531,7 +547,9 @@ impl JobsState {
         if self.attending.contains_key(&job) {
             return;
         }
-        let slot = Slot::new(RestartType::Transient, RESTARTS);
+        // Each time of its own: what is late about an earlier attachment of the job must not be taken for this one.
+        self.attended += 1;
+        let slot = Slot::after(Generation(self.attended << 16), RestartType::Transient, RESTARTS);
         let attending = self.attending.entry(job).or_insert(Attending { slot, consult: None, exit: None });
         let effect = attending.slot.wanted(clock::now());
         self.perform(me, job, effect).await;

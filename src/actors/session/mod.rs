@@ -20,7 +20,7 @@ pub mod flow;
 pub mod ledger;
 pub mod replay;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -370,6 +370,8 @@ pub struct SessionLoop {
     /// Whether something was written that the sink may still hold.
     unflushed: bool,
     effects: Vec<Effect>,
+    /// What was decided and is not done yet.
+    todo: VecDeque<Effect>,
     calls: Vec<CallNumber>,
     stage: Stage,
     flow: Flow,
@@ -431,6 +433,7 @@ impl SessionLoop {
             resumed: false,
             unflushed: false,
             effects: Vec::new(),
+            todo: VecDeque::new(),
             calls: Vec::new(),
             stage: Stage::Open,
             flow: Flow::default(),
@@ -499,8 +502,9 @@ impl SessionLoop {
     /// Goes on after another incarnation. It may have ended in the middle of a turn.
     fn resume(&mut self) {
         self.out.truncate(self.whole);
-        self.effects.clear();
         self.calls.clear();
+        // What the turn had decided and not done yet.
+        self.perform(None);
         if let Some(frame) = self.reading.take() {
             self.core.abandon(&frame, &mut self.out);
             self.whole = self.out.len();
@@ -513,11 +517,14 @@ impl SessionLoop {
             let fault = Fault::new(FaultCode::Internal, "the session failed while it handled this call.");
             self.settle(call, CallOutcome::Fault(Box::new(fault)), Settling::default());
         }
-        for call in self.ledger.keys() {
+        let held: Vec<CallNumber> = self.ledger.keys().into_iter().chain(self.host_calls.keys().copied()).collect();
+        for call in held {
             if !self.core.is_open(call) {
                 self.withdraw(call);
             }
         }
+        // A turn that broke off may have lost the time of the next deadline: it is found again.
+        self.expire();
         // What was said to an incarnation that is gone, by us or by it, may be lost: say and ask again.
         let open = open.into_iter().filter(|call| self.core.is_open(*call)).map(|call| call.0).collect();
         let _ = self.jobs.cast(JobsMsg::Resumed { session: self.number, open });
@@ -786,12 +793,13 @@ impl SessionLoop {
 
     /// Performs what the state machine asked for.
     fn perform(&mut self, mut settling: Option<Settling>) {
-        if self.effects.is_empty() {
+        if self.effects.is_empty() && self.todo.is_empty() {
             return;
         }
+        // One at a time, and the others stay where the next incarnation finds them.
+        self.todo.extend(self.effects.drain(..));
         let mut calls = std::mem::take(&mut self.calls);
-        let mut effects = std::mem::take(&mut self.effects);
-        for effect in effects.drain(..) {
+        while let Some(effect) = self.todo.pop_front() {
             match effect {
                 Effect::Invoke(call) => match self.tools[call.tool].target() {
                     Target::Worker => calls.extend(self.record(call)),
@@ -806,8 +814,6 @@ impl SessionLoop {
                 }
             }
         }
-        // The room is used again: most turns need one or two.
-        self.effects = effects;
         if !calls.is_empty() {
             if matches!(self.serving, Serving::Unasked) {
                 self.want_worker();
@@ -850,6 +856,13 @@ impl SessionLoop {
     /// Gives calls to the worker, if there is one. Each is recorded as in flight before it leaves.
     fn send(&mut self, calls: &[CallNumber]) {
         let Serving::Up(generation, _) = self.serving else { return };
+        let unstruck;
+        let calls = if self.faults.is_armed() {
+            unstruck = self.struck(calls, generation);
+            &unstruck[..]
+        } else {
+            calls
+        };
         let message = if let [call] = calls {
             let Some(attempt) = self.attempt(*call, generation) else { return };
             WorkerMsg::Execute(Box::new(attempt))
@@ -872,34 +885,41 @@ impl SessionLoop {
         }
     }
 
-    fn attempt(&mut self, call: CallNumber, generation: Generation) -> Option<Attempt> {
-        let invocation = self.invocation(call);
-        let mut dropped = false;
-        if self.faults.is_armed() {
-            let name = Arc::clone(&self.names[self.ledger.payload(call)?.tool]);
-            let met = self
-                .faults
-                .meet_in_turn(FaultPoint::SessionDispatch, Operation::Tool(&name))
-                .and_then(|met| self.hold_up(met));
-            match met {
-                None => {}
+    /// Meets the point of each call before any of them leaves, so that what strikes here leaves none half sent; returns
+    /// those that are to be sent.
+    #[cold]
+    fn struck(&mut self, calls: &[CallNumber], generation: Generation) -> Vec<CallNumber> {
+        let mut met = Vec::new();
+        for call in calls {
+            let Some(payload) = self.ledger.payload(*call) else { continue };
+            let name = Arc::clone(&self.names[payload.tool]);
+            let in_turn = self.faults.meet_in_turn(FaultPoint::SessionDispatch, Operation::Tool(&name));
+            met.push((*call, in_turn.and_then(|in_turn| self.hold_up(in_turn))));
+        }
+        let mut unstruck = Vec::new();
+        for (call, broken) in met {
+            if broken.is_some() && self.ledger.dispatch(call, generation).is_none() {
+                continue;
+            }
+            match broken {
+                None => unstruck.push(call),
+                // Answered when the turn is over, like an outcome.
                 Some(Broken::Error(fault)) => {
-                    // Answered when the turn is over, like an outcome.
-                    self.ledger.dispatch(call, generation)?;
                     let outcome = CallOutcome::Fault(fault);
                     let _ = self.mailbox.send(SessionEvent::Settled { generation, call, outcome });
-                    return None;
                 }
-                Some(_) => dropped = true,
+                // Lost on its way, which its token tells.
+                Some(_) => drop(AttemptReply::new(self.mailbox.clone(), call, generation)),
             }
         }
+        unstruck
+    }
+
+    fn attempt(&mut self, call: CallNumber, generation: Generation) -> Option<Attempt> {
+        let invocation = self.invocation(call);
         let (evidence, attempt, payload) = self.ledger.dispatch(call, generation)?;
         if attempt > 1 {
             self.gauges.replays.fetch_add(1, Ordering::Relaxed);
-        }
-        if dropped {
-            drop(AttemptReply::new(self.mailbox.clone(), call, generation));
-            return None;
         }
         Some(Attempt {
             key: CallKey { session: self.number, call },
