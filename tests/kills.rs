@@ -6,6 +6,8 @@
 
 #![cfg(target_os = "linux")]
 
+#![expect(clippy::expect_used, reason = "helpers of tests")]
+
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
