@@ -51,10 +51,16 @@ pub struct Settings {
     pub progress_s: Option<u64>,
     /// Where tools run: `in_process` or `process`.
     pub isolation: Option<WorkerIsolation>,
+    /// Restarts of a lost worker within `restart_period_s`, 0 to 10 000.
+    pub restart_intensity: Option<u64>,
+    /// Seconds in which so many restarts are allowed, 1 to 86 400.
+    pub restart_period_s: Option<u64>,
+    /// Milliseconds before the second restart in a row, 0 to 2 000.
+    pub restart_backoff_ms: Option<u64>,
 }
 
 /// Every key, in the order it is documented.
-pub const KEYS: [&str; 11] = [
+pub const KEYS: [&str; 14] = [
     "claude_bin",
     "billing",
     "agent",
@@ -66,6 +72,9 @@ pub const KEYS: [&str; 11] = [
     "response_chars",
     "progress_s",
     "isolation",
+    "restart_intensity",
+    "restart_period_s",
+    "restart_backoff_ms",
 ];
 
 /// Keys a project file may set: nothing that names a program or decides who pays.
@@ -118,6 +127,13 @@ pub struct Config {
     pub progress: Duration,
     /// Where tools run.
     pub isolation: WorkerIsolation,
+    /// Restarts of a lost worker within [`Config::restart_period`]; after one more, calls that need a worker are refused
+    /// until the period has passed.
+    pub restart_intensity: usize,
+    /// The sliding window of [`Config::restart_intensity`].
+    pub restart_period: Duration,
+    /// The wait before the second restart in a row; it doubles up to 2 s. The first restart never waits.
+    pub restart_backoff: Duration,
 }
 
 impl Default for Config {
@@ -134,6 +150,9 @@ impl Default for Config {
             response_chars: 24_000,
             progress: Duration::from_secs(5),
             isolation: WorkerIsolation::InProcess,
+            restart_intensity: 6,
+            restart_period: Duration::from_secs(30),
+            restart_backoff: Duration::from_millis(50),
         }
     }
 }
@@ -199,6 +218,15 @@ impl Config {
         }
         if let Some(value) = within("progress_s", settings.progress_s, 1, 60)? {
             self.progress = Duration::from_secs(value);
+        }
+        if let Some(value) = within("restart_intensity", settings.restart_intensity, 0, 10_000)? {
+            self.restart_intensity = count(value);
+        }
+        if let Some(value) = within("restart_period_s", settings.restart_period_s, 1, 86_400)? {
+            self.restart_period = Duration::from_secs(value);
+        }
+        if let Some(value) = within("restart_backoff_ms", settings.restart_backoff_ms, 0, 2_000)? {
+            self.restart_backoff = Duration::from_millis(value);
         }
         if let Some(path) = &settings.claude_bin {
             self.claude_bin = Some(path.clone());
@@ -294,6 +322,9 @@ impl Settings {
             "wait_s" => self.wait_s = Some(number()?),
             "response_chars" => self.response_chars = Some(number()?),
             "progress_s" => self.progress_s = Some(number()?),
+            "restart_intensity" => self.restart_intensity = Some(number()?),
+            "restart_period_s" => self.restart_period_s = Some(number()?),
+            "restart_backoff_ms" => self.restart_backoff_ms = Some(number()?),
             other => return Err(unknown(other, &KEYS)),
         }
         Ok(())

@@ -55,16 +55,27 @@ pub const LINE_LIMIT: usize = 8 * 1024 * 1024;
 /// Longest an ordered stop takes in all; the sum of its parts is in the root actor.
 const STOP_LIMIT: Duration = Duration::from_secs(8);
 
+/// Which of our own tools clients are offered, beside those of the embedding program.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum OwnTools {
+    /// The consult tools, where the system can consult, and the snapshots of health and telemetry.
+    #[default]
+    All,
+    /// None: the embedding program's tools are all there are. It still reaches jobs, health and telemetry through [`System`].
+    None,
+}
+
 /// Puts a system together.
 pub struct SystemBuilder {
     state_dir: Option<StateDir>,
     config: Config,
     agents: AgentRegistry,
     tools: Vec<Arc<dyn Tool>>,
+    own_tools: OwnTools,
     runner: Option<PathBuf>,
     environment: Option<Environment>,
     default_cwd: Option<PathBuf>,
-    restart: RestartPolicy,
+    restart: Option<RestartPolicy>,
     isolation: Isolation,
     worker_policy: WorkerPolicy,
     session_limits: SessionLimits,
@@ -109,6 +120,13 @@ impl SystemBuilder {
         self
     }
 
+    /// Which of our own tools clients are offered; all of them when not set.
+    #[must_use]
+    pub fn own_tools(mut self, offered: OwnTools) -> Self {
+        self.own_tools = offered;
+        self
+    }
+
     /// The phone-opus program that is run for each job. Required for consults.
     #[must_use]
     pub fn runner(mut self, program: impl Into<PathBuf>) -> Self {
@@ -130,10 +148,10 @@ impl SystemBuilder {
         self
     }
 
-    /// When workers are started again.
+    /// When workers are started again; as the configuration says when not set.
     #[must_use]
     pub fn restart_policy(mut self, policy: RestartPolicy) -> Self {
-        self.restart = policy;
+        self.restart = Some(policy);
         self
     }
 
@@ -209,7 +227,8 @@ impl SystemBuilder {
             ))),
             _ => None,
         };
-        let consults = runner.is_some();
+        let offered = self.own_tools;
+        let consults = offered == OwnTools::All && runner.is_some();
         let jobs = JobsArguments {
             store: store.clone(),
             dir,
@@ -231,6 +250,7 @@ impl SystemBuilder {
             default_cwd: self.default_cwd,
             telemetry: telemetry.clone(),
             extra: self.tools,
+            offered,
             consults,
             session_limits: self.session_limits,
             line_limit: self.line_limit,
@@ -255,7 +275,7 @@ impl SystemBuilder {
         };
         let supervisor = names.sessions.current();
         let workers = WorkersArguments {
-            policy: self.restart,
+            policy: self.restart.unwrap_or_else(|| restarts(&config)),
             backend,
             roster: Arc::new(Roster::default()),
             telemetry: telemetry.clone(),
@@ -277,6 +297,16 @@ impl SystemBuilder {
             .await
             .map_err(|error| Fault::new(FaultCode::Internal, format!("the system did not start: {error}.")))?;
         Ok(System { inner: Arc::new(Inner { root, connections, sessions: supervisor, desk, health, down }) })
+    }
+}
+
+/// When workers are started again, as configured.
+fn restarts(config: &Config) -> RestartPolicy {
+    RestartPolicy {
+        intensity: config.restart_intensity,
+        period: config.restart_period,
+        backoff: config.restart_backoff,
+        ..RestartPolicy::default()
     }
 }
 
@@ -322,6 +352,8 @@ struct Assembly {
     default_cwd: Option<PathBuf>,
     telemetry: TelemetryHandle,
     extra: Vec<Arc<dyn Tool>>,
+    offered: OwnTools,
+    /// Whether the consult tools are among them.
     consults: bool,
     session_limits: SessionLimits,
     line_limit: usize,
@@ -361,9 +393,13 @@ impl Assembly {
             tools.push(Arc::new(JobsTool::new(desk.clone())));
             tools.push(Arc::new(CancelTool::new(desk.clone())));
         }
-        tools.push(Arc::new(HealthTool::new(health.clone())));
-        tools.push(Arc::new(TelemetryTool::new(health.clone())));
+        if self.offered == OwnTools::All {
+            tools.push(Arc::new(HealthTool::new(health.clone())));
+            tools.push(Arc::new(TelemetryTool::new(health.clone())));
+        }
         tools.extend(self.extra);
+        // They tell when to use `consult`; where it is not offered there is nothing to tell.
+        let instructions = if self.consults { INSTRUCTIONS } else { "" };
         let entries = tools
             .iter()
             .map(|tool| {
@@ -378,7 +414,7 @@ impl Assembly {
             host: self.host,
             catalog: Arc::new(Catalog::new(entries)),
             tools: tools.into(),
-            identity: Arc::new(Identity::new("phone-opus", env!("CARGO_PKG_VERSION"), INSTRUCTIONS)),
+            identity: Arc::new(Identity::new("phone-opus", env!("CARGO_PKG_VERSION"), instructions)),
             limits: self.session_limits,
             line_limit: self.line_limit,
             workers,
@@ -436,10 +472,11 @@ impl System {
             config: Config::default(),
             agents: AgentRegistry::new(),
             tools: Vec::new(),
+            own_tools: OwnTools::default(),
             runner: None,
             environment: None,
             default_cwd: None,
-            restart: RestartPolicy::default(),
+            restart: None,
             isolation: Isolation::default(),
             worker_policy: WorkerPolicy::default(),
             session_limits: SessionLimits::default(),
@@ -549,5 +586,82 @@ impl System {
                 Shutdown::Killed
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+
+    use super::*;
+    use crate::protocol::wire::ToolReply;
+    use crate::tools::{Annotations, ToolCall, ToolDefinition, ToolFuture};
+
+    struct Own;
+
+    impl Tool for Own {
+        fn name(&self) -> &str {
+            "own"
+        }
+
+        fn definition(&self) -> ToolDefinition {
+            ToolDefinition {
+                name: "own".to_owned(),
+                title: String::new(),
+                description: String::new(),
+                input_schema: serde_json::json!({"type": "object"}),
+                annotations: Annotations { read_only: true, destructive: false, idempotent: true, open_world: false },
+                meta: None,
+            }
+        }
+
+        fn call(&self, _call: ToolCall) -> ToolFuture {
+            Box::pin(async { Ok(ToolReply::text("done")) })
+        }
+    }
+
+    /// What the handshake and the list say.
+    async fn said(builder: SystemBuilder) -> (serde_json::Value, Vec<String>) {
+        let system = builder.tool(Own).start().await.expect("it starts");
+        let (client, server) = tokio::io::duplex(64 * 1024);
+        let (reader, writer) = tokio::io::split(server);
+        let serving = tokio::spawn({
+            let system = system.clone();
+            async move { system.serve(reader, writer).await }
+        });
+        let (from, mut to) = tokio::io::split(client);
+        let requests = concat!(
+            r#"{"jsonrpc":"2.0","id":1,"method":"initialize","params":{"protocolVersion":"2025-11-25"}}"#,
+            "\n",
+            r#"{"jsonrpc":"2.0","id":2,"method":"tools/list"}"#,
+            "\n"
+        );
+        to.write_all(requests.as_bytes()).await.expect("it is taken");
+        let mut lines = BufReader::new(from).lines();
+        let mut reply = async || -> serde_json::Value {
+            let line = lines.next_line().await.expect("it answers").expect("a line");
+            serde_json::from_str(&line).expect("JSON")
+        };
+        let (initialized, listed) = (reply().await, reply().await);
+        let tools = listed["result"]["tools"].as_array().expect("a list");
+        let names = tools.iter().filter_map(|tool| tool["name"].as_str().map(str::to_owned)).collect();
+        assert!(matches!(system.shutdown(Grace::default()).await, Shutdown::InOrder));
+        serving.await.expect("no panic").expect("it was served");
+        (initialized["result"].clone(), names)
+    }
+
+    #[tokio::test]
+    async fn an_embedder_may_offer_its_own_tools_alone() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let whole = || System::builder().state_dir(StateDir::at(dir.path())).runner("phone-opus");
+        let (all, names) = said(whole()).await;
+        assert!(all["instructions"].as_str().is_some_and(|text| text.contains("consult")), "{all}");
+        assert_eq!(names.len(), 7, "{names:?}");
+        let (none, names) = said(whole().own_tools(OwnTools::None)).await;
+        assert_eq!(names, ["own"]);
+        assert!(none.get("instructions").is_none(), "{none}");
+        let (no_consults, names) = said(System::builder()).await;
+        assert_eq!(names, ["health_snapshot", "telemetry_snapshot", "own"]);
+        assert!(no_consults.get("instructions").is_none(), "{no_consults}");
     }
 }

@@ -1,5 +1,7 @@
 //! A panic in each part of the tree in turn: the session goes on, each request gets its one answer, no agent runs twice.
 
+#![expect(clippy::expect_used, reason = "helpers of tests")]
+
 use phone_opus::faults::{Counters, Ends, FaultPlan, Faults};
 use phone_opus::system::System;
 use phone_opus::testkit::{Client, Rig, until};
@@ -135,7 +137,9 @@ async fn a_part_that_keeps_failing_ends_the_system_in_order_and_jobs_are_kept() 
     let rig = new_rig();
     let system = rig.system().faults(faults("jobs.supervise#*=panic")).start().await.expect("a system");
     let mut client = connect(&system).await;
-    client.call("consult", json!({"prompt": rig.answering("never")})).await.expect_fault("stopping");
+    // Nothing was accepted; which of its workers took the call along the last time is a matter of moments.
+    let reply = client.call("consult", json!({"prompt": rig.answering("never")})).await;
+    assert!(["stopping", "replay_exhausted"].contains(&reply.code()), "{:#}", reply.0);
     let down = system.down().await;
     assert!(format!("{down:?}").contains("jobs failed too often"), "{down:?}");
     client.silence().await;

@@ -16,16 +16,20 @@ const STANDSTILL: Duration = Duration::from_secs(5);
 
 /// Meets the point at which an actor handles a message. An error there is the actor saying that it is broken.
 pub(super) async fn meet(faults: &Faults, point: FaultPoint, operation: &str) -> Result<(), Fault> {
-    match in_time(faults.meet(point, Operation::Method(operation))).await? {
+    match faults.meet(point, Operation::Method(operation)).await {
         Some(Broken::Error(fault)) => Err(*fault),
         _ => Ok(()),
     }
 }
 
-/// Meets points without standing still for ever.
-pub(super) async fn in_time<T>(meeting: impl Future<Output = T>) -> Result<T, Fault> {
+/// Handles one message, or a part of the work, without standing still for ever.
+///
+/// # Errors
+///
+/// It took longer than anything in it may.
+pub(super) async fn in_time<T>(work: impl Future<Output = T>) -> Result<T, Fault> {
     let stood = |_| Fault::new(FaultCode::Internal, format!("it stood still for {} s", STANDSTILL.as_secs()));
-    tokio::time::timeout(STANDSTILL, meeting).await.map_err(stood)
+    tokio::time::timeout(STANDSTILL, work).await.map_err(stood)
 }
 
 /// How a child ended when it was told to.

@@ -108,6 +108,7 @@ async fn run(arguments: TelemetryArguments, mut stopped: tokio::sync::oneshot::R
     let mut stopping = false;
     while !stopping {
         tokio::select! {
+            biased;
             () = telemetry.woken() => {}
             _ = &mut stopped => stopping = true,
         }
@@ -117,6 +118,7 @@ async fn run(arguments: TelemetryArguments, mut stopped: tokio::sync::oneshot::R
             tokio::pin!(ripe);
             while !telemetry.is_urgent() {
                 tokio::select! {
+                    biased;
                     () = &mut ripe => break,
                     () = telemetry.woken() => {}
                     _ = &mut stopped => {

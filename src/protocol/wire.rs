@@ -69,7 +69,7 @@ pub struct Identity {
     pub name: &'static str,
     /// Its version.
     pub version: &'static str,
-    /// When to use us, for the model.
+    /// When to use us, for the model; left out when empty.
     pub instructions: &'static str,
     modern_tail: String,
 }
@@ -102,7 +102,7 @@ pub const fn rpc_code(code: FaultCode) -> i32 {
 
 fn head(out: &mut BytesMut, id: Option<&IdToken>) {
     out.put_slice(b"{\"jsonrpc\":\"2.0\",\"id\":");
-    out.put_slice(id.map_or("null", IdToken::as_str).as_bytes());
+    out.put_slice(id.map_or(b"null", IdToken::as_bytes));
 }
 
 fn json(out: &mut BytesMut, value: &impl Serialize) {
@@ -164,9 +164,16 @@ pub fn initialized(out: &mut BytesMut, id: &IdToken, version: Version, identity:
     out.put_slice(identity.name.as_bytes());
     out.put_slice(b"\",\"version\":\"");
     out.put_slice(identity.version.as_bytes());
-    out.put_slice(b"\"},\"instructions\":");
-    json(out, &identity.instructions);
+    out.put_slice(b"\"}");
+    instructions(out, identity);
     out.put_slice(b"}}\n");
+}
+
+fn instructions(out: &mut BytesMut, identity: &Identity) {
+    if !identity.instructions.is_empty() {
+        out.put_slice(b",\"instructions\":");
+        json(out, &identity.instructions);
+    }
 }
 
 /// The answer to `server/discover`.
@@ -174,8 +181,8 @@ pub fn discovered(out: &mut BytesMut, id: &IdToken, identity: &Identity) {
     head(out, Some(id));
     out.put_slice(b",\"result\":{\"supportedVersions\":[\"");
     out.put_slice(Version::MODERN.as_str().as_bytes());
-    out.put_slice(b"\"],\"capabilities\":{\"tools\":{}},\"ttlMs\":0,\"cacheScope\":\"private\",\"instructions\":");
-    json(out, &identity.instructions);
+    out.put_slice(b"\"],\"capabilities\":{\"tools\":{}},\"ttlMs\":0,\"cacheScope\":\"private\"");
+    instructions(out, identity);
     out.put_slice(identity.modern_tail.as_bytes());
 }
 

@@ -128,13 +128,13 @@ fn text_of(event: &JournalEvent) -> usize {
 
 fn shortened(event: JournalEvent) -> JournalEvent {
     match event {
-        JournalEvent::Agent { event: AgentEvent::Text { mut text } } if text.len() > MOST_TEXT => {
+        JournalEvent::Agent { event: AgentEvent::Text { text } } if text.len() > MOST_TEXT => {
             let mut cut = MOST_TEXT;
             while !text.is_char_boundary(cut) {
                 cut -= 1;
             }
-            text.truncate(cut);
-            text.push('…');
+            // A new string, so that what waits for the disk does not hold the memory of the whole text.
+            let text = format!("{}…", &text[..cut]);
             JournalEvent::Agent { event: AgentEvent::Text { text } }
         }
         JournalEvent::Agent { event: AgentEvent::Result { mut result } } => {

@@ -10,6 +10,7 @@
 
 mod core;
 mod journal;
+mod workspace;
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -21,6 +22,7 @@ use tokio::sync::mpsc;
 
 pub use self::core::{Clocks, RunnerCore};
 use self::journal::Journal;
+use self::workspace::Watch;
 use crate::agents::{
     Agent, AgentCommand, AgentEvent, AgentRegistry, Environment, OutputReader, RunEnd, RunRequest, RunSummary,
     SpawnFailure, Verdict,
@@ -391,6 +393,11 @@ impl Runner {
         match self.store.start(self.options.job, UnixMillis::now()).await? {
             Start::Started => Ok(Turn::Started(slot)),
             Start::SessionBusy { .. } => Ok(Turn::Later),
+            // It waited while another run learnt of the limit.
+            Start::Limited(limit) => {
+                self.core.faulted(Fault::from(&limit));
+                Ok(Turn::Over)
+            }
             Start::Refused { current: JobState::Running } => {
                 // Our own first try reached the disk although it seemed to fail: nobody else holds the job's lock.
                 Ok(Turn::Started(slot))
@@ -486,6 +493,7 @@ impl Runner {
         if let Err(error) = self.store.set_process(record.id, mark).await {
             return failed(error.into());
         }
+        let mut watch = Watch::begin(&record.request.cwd);
         let (mut process, tap) = match LocalExec::spawn(spec, self.session.clone(), CloseBy::Owner) {
             Ok(started) => started,
             Err(error) => return agent.classify(RunEnd { spawn_error: Some(spawn_failure(&error)), ..nothing }),
@@ -497,16 +505,18 @@ impl Runner {
             // Without it a sweep could not find what is left of this run, so the run does not go on.
             self.core.faulted(error.into());
         }
-        let seen = self.attend(agent, &command, &mut process, tap).await;
+        let seen = self.attend(agent, &command, &mut process, tap, &mut watch).await;
         let exit = RunExit { code: seen.end.code, signal: seen.end.signal, reaped: seen.end.reaped };
         self.journal.write(JournalEvent::ProcessClosed);
-        agent.classify(RunEnd {
+        let mut verdict = agent.classify(RunEnd {
             summary: seen.summary,
             exit: Some(exit),
             stop: self.core.stop().cloned(),
             stderr_tail: seen.stderr,
             ..nothing
-        })
+        });
+        verdict.outcome.workspace_changed = watch.end().await;
+        verdict
     }
 
     /// Prepares the command; `None` when the job must end meanwhile.
@@ -545,6 +555,7 @@ impl Runner {
         command: &AgentCommand,
         process: &mut crate::exec::local::LocalProcess,
         mut tap: crate::exec::local::OutputTap,
+        watch: &mut Watch,
     ) -> Seen {
         let mut reader = OutputReader::new(agent.parser());
         let mut summary = RunSummary::new();
@@ -594,6 +605,9 @@ impl Runner {
                     // Asked to stop, Claude Code still sends the request it was about to send, and somebody who was
                     // not to pays for it: the request follows its introduction by 40 ms.
                     control.kill();
+                }
+                if matches!(event, AgentEvent::ToolUse { .. } | AgentEvent::ToolResult) {
+                    watch.at_work();
                 }
                 summary.fold(&event);
                 self.journal.write(JournalEvent::Agent { event });

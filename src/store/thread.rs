@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
 use super::{
-    Accept, AcceptLimits, BUSY_BOUND, CancelState, DataVersion, DayCost, Glance, JobCounts, JobFilter, Pruned,
+    Accept, AcceptLimits, BUSY_BOUND, CancelState, DataVersion, DayCost, Glance, JobCounts, JobFilter, Limit, Pruned,
     QueueRow, RetentionPolicy, SqliteStore, Start, Store, StoreError, Transition,
 };
 use crate::faults::{Broken, FaultPoint, Faults, Operation};
@@ -245,6 +245,7 @@ impl Command {
             | Self::RequestCancel { .. }
             | Self::HandOver { .. }
             | Self::MarkRead { .. }
+            | Self::ClearLimits { .. }
             | Self::Prune { .. } => Some(self.name()),
             _ => None,
         }
@@ -337,6 +338,10 @@ verbs! {
     /// The job that was accepted for an invocation.
     FindInvocation: find_invocation(invocation: InvocationId) -> Option<JobId> =
         |store| store.find_invocation(&invocation);
+    /// Usage limits that were reached and are not over.
+    Limits: limits(now: UnixMillis) -> Vec<Limit> = |store| store.limits(now);
+    /// Forgets all usage limits.
+    ClearLimits: clear_limits() -> usize = |store| store.clear_limits();
     /// The jobs that match, unread first, then newest first.
     List: list(filter: JobFilter) -> Vec<JobSummary> = |store| store.list(&filter);
     /// Moves a job from `queued` to `running`: [`Store::start`].
@@ -421,6 +426,12 @@ mod tests {
         }
         fn list(&mut self, filter: &JobFilter) -> Result<Vec<JobSummary>, StoreError> {
             self.inner.list(filter)
+        }
+        fn limits(&mut self, now: UnixMillis) -> Result<Vec<Limit>, StoreError> {
+            self.inner.limits(now)
+        }
+        fn clear_limits(&mut self) -> Result<usize, StoreError> {
+            self.inner.clear_limits()
         }
         fn start(&mut self, job: JobId, at: UnixMillis) -> Result<Start, StoreError> {
             self.inner.start(job, at)
@@ -585,12 +596,12 @@ mod tests {
             wait.push(answer);
             sent
         };
-        assert_eq!(ask(&mut waiting), Ok(0));
+        assert_eq!(ask(&mut waiting).map(drop), Ok(()));
         at_work.recv().expect("the thread is at work");
         for _ in 0..QUEUED_VERBS {
-            assert_eq!(ask(&mut waiting), Ok(0));
+            assert_eq!(ask(&mut waiting).map(drop), Ok(()));
         }
-        assert_eq!(ask(&mut waiting), Err(StoreError::Overloaded));
+        assert_eq!(ask(&mut waiting).map(drop), Err(StoreError::Overloaded));
         waiting.pop();
         release.send(()).expect("waiting");
         store.close().await;

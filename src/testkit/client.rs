@@ -473,6 +473,29 @@ impl Client {
         Reply(self.answer(sent).await)
     }
 
+    /// The answer to a request, if it has come by now.
+    #[must_use]
+    pub fn answered(&self, sent: Sent) -> Option<Reply> {
+        self.inbox().answers.get(&sent.0.to_string())?.first().cloned().map(Reply)
+    }
+
+    /// The answer to a request, if it comes within this time.
+    ///
+    /// # Cancel safety
+    ///
+    /// Safe.
+    pub async fn answered_within(&self, sent: Sent, limit: Duration) -> Option<Reply> {
+        let until = Instant::now() + limit;
+        loop {
+            let heard = self.inbox.1.notified();
+            if let Some(reply) = self.answered(sent) {
+                return Some(reply);
+            }
+            let left = until.checked_duration_since(Instant::now())?;
+            let _ = tokio::time::timeout(left, heard).await;
+        }
+    }
+
     /// Sends a request and waits for its answer.
     ///
     /// # Panics

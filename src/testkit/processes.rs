@@ -63,6 +63,8 @@ pub struct Process {
     pub pid: Pid,
     /// When it started, in the kernel's own ticks: with the pid, this process and no later one.
     pub started: u64,
+    /// Who started it, or whoever took it over since.
+    pub parent: Option<Pid>,
     /// Its words, separated by spaces.
     pub command: String,
     /// What it is for.
@@ -121,16 +123,19 @@ impl Process {
     }
 
     /// Sends a signal to this process and to no later one of the same pid; whether it was there.
+    #[must_use]
     #[cfg(target_os = "linux")]
-    pub(super) fn send(&self, signal: Signal) -> bool {
+    pub fn send(&self, signal: Signal) -> bool {
         use rustix::process::{PidfdFlags, pidfd_open, pidfd_send_signal};
         // The descriptor pins whoever has the pid now; the start time says whether that is who was meant.
         let Ok(fd) = pidfd_open(self.pid, PidfdFlags::empty()) else { return false };
         self.lives() && pidfd_send_signal(&fd, signal).is_ok()
     }
 
+    /// Sends a signal to this process; whether it was there.
+    #[must_use]
     #[cfg(not(target_os = "linux"))]
-    pub(super) fn send(&self, signal: Signal) -> bool {
+    pub fn send(&self, signal: Signal) -> bool {
         self.lives() && rustix::process::kill_process(self.pid, signal).is_ok()
     }
 }
@@ -138,6 +143,7 @@ impl Process {
 /// What `/proc/PID/stat` says.
 struct Stat {
     lives: bool,
+    parent: Option<Pid>,
     group: String,
     session: String,
     started: u64,
@@ -150,6 +156,7 @@ fn stat(pid: Pid) -> Option<Stat> {
     let fields: Vec<&str> = text.rsplit_once(')')?.1.split_whitespace().collect();
     Some(Stat {
         lives: !matches!(*fields.first()?, "Z" | "X"),
+        parent: fields.get(1)?.parse().ok().and_then(Pid::from_raw),
         group: (*fields.get(2)?).to_owned(),
         session: (*fields.get(3)?).to_owned(),
         started: fields.get(19)?.parse().ok()?,
@@ -180,6 +187,7 @@ pub fn marked(mark: &Path) -> Vec<Process> {
             Process {
                 pid,
                 started: stat.started,
+                parent: stat.parent,
                 role: Role::of(&words),
                 leads_session: stat.session == pid.as_raw_nonzero().to_string(),
                 command: words.join(" "),
@@ -187,6 +195,14 @@ pub fn marked(mark: &Path) -> Vec<Process> {
         })
     };
     pids().filter(|pid| *pid != ours).filter_map(look).collect()
+}
+
+/// Bytes of memory a process has resident; `None` when it is gone, or nothing tells.
+#[must_use]
+pub fn resident(pid: Pid) -> Option<u64> {
+    let status = fs::read_to_string(format!("/proc/{}/status", pid.as_raw_nonzero())).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    Some(line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok()? * 1024)
 }
 
 /// The command line of any process of this machine that has `text` on it.
@@ -239,8 +255,14 @@ mod tests {
         let mut child = std::process::Command::new("sleep").arg("600").spawn().expect("a child");
         let pid = Pid::from_child(&child);
         let started = stat(pid).expect("it is there").started;
-        let process =
-            |started| Process { pid, started, command: "sleep 600".into(), role: Role::Other, leads_session: false };
+        let process = |started| Process {
+            pid,
+            started,
+            parent: None,
+            command: "sleep 600".into(),
+            role: Role::Other,
+            leads_session: false,
+        };
         assert!(!process(started + 1).send(Signal::KILL), "somebody else's process");
         assert!(process(started).lives());
         assert!(process(started).send(Signal::KILL));

@@ -494,6 +494,17 @@ impl Rig {
         self.processes().into_iter().filter(agent).collect()
     }
 
+    /// The worker process of this client's host, if it has one at this moment.
+    ///
+    /// # Panics
+    ///
+    /// When the host is no process of its own.
+    #[must_use]
+    pub fn worker_of(&self, client: &Client) -> Option<Process> {
+        let host = client.host_pid();
+        self.all(Role::Worker).into_iter().find(|worker| worker.parent == Some(host))
+    }
+
     /// The one process of a role, once there is exactly one.
     ///
     /// # Panics
@@ -733,7 +744,7 @@ impl Broken {
 impl Drop for Rig {
     fn drop(&mut self) {
         for process in self.processes() {
-            process.send(rustix::process::Signal::KILL);
+            let _ = process.send(rustix::process::Signal::KILL);
         }
     }
 }

@@ -43,6 +43,10 @@ const RUNNER_STARTS: u32 = 2;
 /// How long a runner that has said everything may take to exit.
 const EXIT_LIMIT: Duration = Duration::from_secs(5);
 
+/// Bytes of an output line that is looked at for news: sixteen times the text that is kept of them. The answer may be in a
+/// longer one; it is read from the store, and a host that attends to many jobs must not hold one such line for each.
+const NEWS_LINE: usize = 1 << 20;
+
 /// How often a queued job's place is looked at.
 const PLACE_EVERY: Duration = Duration::from_secs(2);
 
@@ -311,7 +315,8 @@ impl Custody {
             let events = client.subscribe(&job, Cursor::start()).await.map_err(pipe_failed)?;
             Ok((client, events))
         });
-        let reader = self.means.runner.agents().get(&self.agent).ok().map(|agent| OutputReader::new(agent.parser()));
+        let agent = self.means.runner.agents().get(&self.agent).ok();
+        let reader = agent.map(|agent| OutputReader::bounded(agent.parser(), NEWS_LINE));
         Ok(Link { child, connecting, connected: None, reader })
     }
 

@@ -13,7 +13,7 @@ mod handle;
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use ractor::{Actor, ActorId, ActorProcessingErr, ActorRef, SupervisionEvent};
 use tokio::sync::{oneshot, watch};
@@ -26,6 +26,7 @@ use super::consult::{Consult, ConsultArguments, ConsultMsg};
 use super::supervision::slot::{RestartPolicy, Slot, SlotEffect};
 use super::supervision::{Exit, RestartType};
 use super::workers::reason;
+use crate::actors::clock;
 use crate::fault::{Fault, FaultCode};
 use crate::faults::{Broken, FaultPoint, Faults, Operation};
 use crate::ids::{Generation, InvocationId, JobId, SessionNumber, UnixMillis};
@@ -255,88 +256,7 @@ impl Actor for Jobs {
         message: Self::Msg,
         state: &mut Self::State,
     ) -> Result<(), ActorProcessingErr> {
-        if state.arguments.faults.is_armed() {
-            child::meet(&state.arguments.faults, FaultPoint::JobsSupervise, message.name()).await?;
-        }
-        match message {
-            JobsMsg::Accept { job, caller, again, reply } => state.accept(&me, job, caller, again, reply).await,
-            JobsMsg::Stored { caller, result, reply } => state.stored(&me, caller, *result, reply).await,
-            JobsMsg::Withdrawn(caller) => state.withdrawn(caller),
-            JobsMsg::Resumed { session, open } => state.resumed(session, &open),
-            JobsMsg::SessionOver(session) => state.session_over(session),
-            JobsMsg::HandedOver(job) => {
-                if let Some(attachment) = state.arguments.attachments.get(job) {
-                    let mut claim = attachment.claim();
-                    claim.mode = JobMode::Background;
-                    claim.callers.clear();
-                }
-            }
-            JobsMsg::Attach { job, reply } => {
-                let _ = reply.send(state.arguments.attachments.get(job).map(|attachment| attachment.news()));
-            }
-            JobsMsg::Terminate(job) => {
-                if let Some(attachment) = state.arguments.attachments.get(job) {
-                    attachment.terminate();
-                }
-            }
-            JobsMsg::Attend(job) => state.attend(&me, job).await,
-            JobsMsg::Gone(job, generation) => {
-                if let Some(attending) = state.attending.get_mut(&job) {
-                    let exit = attending.exit.take().unwrap_or(Exit::Normal);
-                    let effect = attending.slot.gone(generation, exit, Instant::now());
-                    state.perform(&me, job, effect).await;
-                }
-            }
-            JobsMsg::Due(job, generation) => {
-                if let Some(attending) = state.attending.get_mut(&job) {
-                    let effect = attending.slot.due(generation);
-                    state.perform(&me, job, effect).await;
-                }
-            }
-            JobsMsg::Ended { job, record } => {
-                state.release(job);
-                if let Some(record) = record {
-                    let outcome = record.outcome.as_ref();
-                    state.arguments.telemetry.record(Record::JobState {
-                        job,
-                        state: record.state,
-                        code: outcome.and_then(|outcome| outcome.fault.as_ref()).map(|fault| fault.code),
-                        cost_usd: outcome.and_then(|outcome| outcome.cost_usd),
-                    });
-                }
-            }
-            JobsMsg::Sweep => {
-                let (store, dir) = (state.arguments.store.clone(), state.arguments.dir.clone());
-                if !dir.database().exists() {
-                    // No job was ever accepted here, so an idle host leaves the disk alone.
-                    return Ok(());
-                }
-                let prunes = state.sweeps.is_multiple_of(PRUNE_EVERY);
-                state.sweeps += 1;
-                let ours: HashSet<JobId> = state.arguments.attachments.all().into_iter().map(|(job, _)| job).collect();
-                state.tasks.spawn(async move {
-                    match sweep::sweep(&store, &dir, &ours).await {
-                        Ok(orphans) => {
-                            orphans.into_iter().for_each(|record| drop(me.cast(JobsMsg::Adopt(Box::new(record)))))
-                        }
-                        Err(error) => tracing::warn!(%error, "the sweep did not finish"),
-                    }
-                    if prunes {
-                        prune(&store, &dir).await;
-                    }
-                });
-            }
-            JobsMsg::Adopt(record) => {
-                if state.arguments.attachments.get(record.id).is_none() {
-                    state.attach(&me, &record).await;
-                }
-            }
-            JobsMsg::Attached(reply) => {
-                let _ = reply.send(state.arguments.attachments.len());
-            }
-        }
-        while state.tasks.try_join_next().is_some() {}
-        Ok(())
+        child::in_time(state.act(me, message)).await?
     }
 
     async fn handle_supervisor_evt(
@@ -384,6 +304,92 @@ impl Actor for Jobs {
 }
 
 impl JobsState {
+    /// Handles one message.
+    async fn act(&mut self, me: ActorRef<JobsMsg>, message: JobsMsg) -> Result<(), ActorProcessingErr> {
+        if self.arguments.faults.is_armed() {
+            child::meet(&self.arguments.faults, FaultPoint::JobsSupervise, message.name()).await?;
+        }
+        match message {
+            JobsMsg::Accept { job, caller, again, reply } => self.accept(&me, job, caller, again, reply).await,
+            JobsMsg::Stored { caller, result, reply } => self.stored(&me, caller, *result, reply).await,
+            JobsMsg::Withdrawn(caller) => self.withdrawn(caller),
+            JobsMsg::Resumed { session, open } => self.resumed(session, &open),
+            JobsMsg::SessionOver(session) => self.session_over(session),
+            JobsMsg::HandedOver(job) => {
+                if let Some(attachment) = self.arguments.attachments.get(job) {
+                    let mut claim = attachment.claim();
+                    claim.mode = JobMode::Background;
+                    claim.callers.clear();
+                }
+            }
+            JobsMsg::Attach { job, reply } => {
+                let _ = reply.send(self.arguments.attachments.get(job).map(|attachment| attachment.news()));
+            }
+            JobsMsg::Terminate(job) => {
+                if let Some(attachment) = self.arguments.attachments.get(job) {
+                    attachment.terminate();
+                }
+            }
+            JobsMsg::Attend(job) => self.attend(&me, job).await,
+            JobsMsg::Gone(job, generation) => {
+                if let Some(attending) = self.attending.get_mut(&job) {
+                    let exit = attending.exit.take().unwrap_or(Exit::Normal);
+                    let effect = attending.slot.gone(generation, exit, clock::now());
+                    self.perform(&me, job, effect).await;
+                }
+            }
+            JobsMsg::Due(job, generation) => {
+                if let Some(attending) = self.attending.get_mut(&job) {
+                    let effect = attending.slot.due(generation);
+                    self.perform(&me, job, effect).await;
+                }
+            }
+            JobsMsg::Ended { job, record } => {
+                self.release(job);
+                if let Some(record) = record {
+                    let outcome = record.outcome.as_ref();
+                    self.arguments.telemetry.record(Record::JobState {
+                        job,
+                        state: record.state,
+                        code: outcome.and_then(|outcome| outcome.fault.as_ref()).map(|fault| fault.code),
+                        cost_usd: outcome.and_then(|outcome| outcome.cost_usd),
+                    });
+                }
+            }
+            JobsMsg::Sweep => {
+                let (store, dir) = (self.arguments.store.clone(), self.arguments.dir.clone());
+                if !dir.database().exists() {
+                    // No job was ever accepted here, so an idle host leaves the disk alone.
+                    return Ok(());
+                }
+                let prunes = self.sweeps.is_multiple_of(PRUNE_EVERY);
+                self.sweeps += 1;
+                let ours: HashSet<JobId> = self.arguments.attachments.all().into_iter().map(|(job, _)| job).collect();
+                self.tasks.spawn(async move {
+                    match sweep::sweep(&store, &dir, &ours).await {
+                        Ok(orphans) => {
+                            orphans.into_iter().for_each(|record| drop(me.cast(JobsMsg::Adopt(Box::new(record)))))
+                        }
+                        Err(error) => tracing::warn!(%error, "the sweep did not finish"),
+                    }
+                    if prunes {
+                        prune(&store, &dir).await;
+                    }
+                });
+            }
+            JobsMsg::Adopt(record) => {
+                if self.arguments.attachments.get(record.id).is_none() {
+                    self.attach(&me, &record).await;
+                }
+            }
+            JobsMsg::Attached(reply) => {
+                let _ = reply.send(self.arguments.attachments.len());
+            }
+        }
+        while self.tasks.try_join_next().is_some() {}
+        Ok(())
+    }
+
     async fn accept(
         &mut self,
         me: &ActorRef<JobsMsg>,
@@ -392,9 +398,7 @@ impl JobsState {
         again: Again,
         reply: oneshot::Sender<Result<Accepted, Fault>>,
     ) {
-        let met = self.arguments.faults.meet(FaultPoint::JobsBeforeAccept, Operation::Method("accept"));
-        // One that stands still loses the question: whoever asked asks again.
-        match child::in_time(met).await.unwrap_or(Some(Broken::Drop)) {
+        match self.arguments.faults.meet(FaultPoint::JobsBeforeAccept, Operation::Method("accept")).await {
             None => {}
             Some(Broken::Error(fault)) => {
                 let _ = reply.send(Err(*fault));
@@ -453,6 +457,10 @@ impl JobsState {
                 let _ = reply.send(Err(fault));
                 return;
             }
+            Ok(Accept::Limited(limit)) => {
+                let _ = reply.send(Err(Fault::from(&limit)));
+                return;
+            }
             Ok(Accept::QueueFull { queued }) => {
                 let fault = Fault::new(FaultCode::QueueFull, format!("{queued} jobs are waiting already."))
                     .hint("Wait for one of them, or cancel one with consult_cancel.");
@@ -466,8 +474,7 @@ impl JobsState {
         };
         let job = record.id;
         // Before anybody has been told. What an error here tells is wrong, so the caller lets go of its job.
-        let met = self.arguments.faults.meet(FaultPoint::JobsAfterAccept, Operation::Method("accept"));
-        let met = child::in_time(met).await.unwrap_or(Some(Broken::Drop));
+        let met = self.arguments.faults.meet(FaultPoint::JobsAfterAccept, Operation::Method("accept")).await;
         if !joined {
             self.arguments.telemetry.record(Record::JobState {
                 job,
@@ -526,7 +533,7 @@ impl JobsState {
         }
         let slot = Slot::new(RestartType::Transient, RESTARTS);
         let attending = self.attending.entry(job).or_insert(Attending { slot, consult: None, exit: None });
-        let effect = attending.slot.wanted(Instant::now());
+        let effect = attending.slot.wanted(clock::now());
         self.perform(me, job, effect).await;
     }
 
@@ -557,7 +564,7 @@ impl JobsState {
                     match started {
                         Ok((consult, joined)) => {
                             attending.consult = Some(Child::new(consult));
-                            attending.slot.up(generation, Instant::now());
+                            attending.slot.up(generation, clock::now());
                             let told = me.clone();
                             self.tasks.spawn(async move {
                                 let _ = joined.await;
@@ -567,7 +574,7 @@ impl JobsState {
                         }
                         Err(error) => {
                             tracing::error!(%job, %error, "a consult actor could not be started");
-                            effect = attending.slot.gone(generation, Exit::NotStarted, Instant::now());
+                            effect = attending.slot.gone(generation, Exit::NotStarted, clock::now());
                         }
                     }
                 }

@@ -46,6 +46,7 @@ use super::reply::{AttemptReply, ProgressSink, SessionMailbox};
 use super::sessions::{SessionEnd, SessionsMsg};
 use super::worker::{Attempt, CallKey, WorkerHandle, WorkerMsg};
 use super::workers::WorkersMsg;
+use crate::actors::clock;
 use crate::fault::{Fault, FaultCode};
 use crate::faults::{Broken, FaultPoint, Faults, InTurn, Operation};
 use crate::ids::{Generation, HostId, InvocationId, JobId, SessionNumber, UnixMillis};
@@ -107,7 +108,10 @@ pub enum SessionEvent {
         generation: Generation,
     },
     /// There will be no worker for a while.
-    WorkersGaveUp,
+    WorkersGaveUp {
+        /// After so long at most, one is started again when it is wanted.
+        period: Duration,
+    },
     /// A probe answered.
     Probed {
         /// For which call.
@@ -144,7 +148,7 @@ pub struct Gauges {
     pub stale: AtomicU64,
     /// Attempts after a first one.
     pub replays: AtomicU64,
-    /// What a session found broken about itself; looked for only while a fault plan is armed.
+    /// What a session found broken about itself; looked for only once a fault point has fired.
     broken: Mutex<Vec<String>>,
 }
 
@@ -347,6 +351,8 @@ pub struct SessionLoop {
     mailbox: SessionMailbox,
     events: mpsc::UnboundedReceiver<SessionEvent>,
     serving: Serving,
+    /// The newest worker that is known to be gone.
+    dead: Generation,
     ledger: Ledger<Payload>,
     host_calls: HashMap<CallNumber, AbortHandle>,
     /// Host tools and probes; they end with the session.
@@ -412,6 +418,7 @@ impl SessionLoop {
             mailbox,
             events,
             serving: Serving::Unasked,
+            dead: Generation::NONE,
             ledger: Ledger::default(),
             host_calls: HashMap::new(),
             tasks: JoinSet::new(),
@@ -458,7 +465,7 @@ impl SessionLoop {
             let mut reading = self.stage == Stage::Open && self.out.len() <= BACKLOG;
             if flow::crowded(self.core.in_flight(), self.core.bytes_in_flight()) {
                 // Calls that were just handed over get their turn before more are read.
-                self.held = self.flow.crowd(Instant::now()).map(tokio::time::Instant::from_std);
+                self.held = self.flow.crowd(clock::now()).map(tokio::time::Instant::from_std);
                 reading &= self.held.is_none();
                 tokio::task::yield_now().await;
             } else {
@@ -498,7 +505,8 @@ impl SessionLoop {
             self.core.abandon(&frame, &mut self.out);
             self.whole = self.out.len();
         }
-        let open: Vec<CallNumber> = self.core.open_calls().map(|(call, ..)| call).collect();
+        let mut open: Vec<CallNumber> = self.core.open_calls().map(|(call, ..)| call).collect();
+        open.sort_unstable();
         let in_hand = |call: &CallNumber| self.ledger.holds(*call) || self.host_calls.contains_key(call);
         let lost: Vec<CallNumber> = open.iter().copied().filter(|call| !in_hand(call)).collect();
         for call in lost {
@@ -596,7 +604,7 @@ impl SessionLoop {
         if !more {
             // The last line counts even without a newline.
             if let Some(frame) = self.reader.finish() {
-                self.take(frame, Instant::now());
+                self.take(frame, clock::now());
             }
             if self.stage == Stage::Open {
                 self.stage = Stage::Lingering(tokio::time::Instant::now() + LINGER);
@@ -606,7 +614,7 @@ impl SessionLoop {
     }
 
     fn take_lines(&mut self) {
-        let now = Instant::now();
+        let now = clock::now();
         while let Some(frame) = self.reader.next_frame() {
             self.take(frame, now);
         }
@@ -627,7 +635,9 @@ impl SessionLoop {
     /// Meets what an armed plan holds between two turns.
     #[cold]
     async fn meet_faults(&mut self) {
-        if let Err(broken) = self.invariant_calls_are_in_hand() {
+        if self.faults.have_fired()
+            && let Err(broken) = self.invariant_calls_are_in_hand()
+        {
             tracing::error!(session = %self.number, broken, "a law is broken");
             self.gauges.broken(broken);
         }
@@ -696,11 +706,16 @@ impl SessionLoop {
                 }
             }
             SessionEvent::WorkerUp { generation, worker } => {
+                // Who was not asked speaks to an earlier incarnation of ours; who is known to be gone is.
+                if matches!(self.serving, Serving::Unasked) || generation <= self.dead {
+                    return;
+                }
                 self.serving = Serving::Up(generation, worker);
                 let waiting = self.ledger.waiting();
                 self.send(&waiting);
             }
             SessionEvent::WorkerGone { generation } => {
+                self.dead = self.dead.max(generation);
                 if matches!(self.serving, Serving::Up(current, _) if current <= generation) {
                     self.serving = Serving::Awaited;
                 }
@@ -708,13 +723,16 @@ impl SessionLoop {
                     self.decided(effect);
                 }
             }
-            SessionEvent::WorkersGaveUp => {
+            SessionEvent::WorkersGaveUp { period } => {
                 self.serving = Serving::Unasked;
                 let fault = Fault::new(
                     FaultCode::WorkerLost,
                     "workers were lost too often; calls that need one are refused for a while.",
                 )
-                .hint("Jobs can still be read and cancelled; try the call again in 30 s.");
+                .hint(format!(
+                    "Jobs can still be read and cancelled; try the call again in {} s.",
+                    period.as_secs().max(1)
+                ));
                 for call in self.ledger.keys() {
                     self.fail(call, Box::new(fault.clone()));
                 }
@@ -761,7 +779,7 @@ impl SessionLoop {
             settling.path_hint = reply.path_hint.take();
         }
         self.flow.settled();
-        self.core.on_settled(call, outcome, Instant::now(), &mut self.out, &mut self.effects);
+        self.core.on_settled(call, outcome, clock::now(), &mut self.out, &mut self.effects);
         self.whole = self.out.len();
         self.perform(Some(settling));
     }
@@ -831,18 +849,26 @@ impl SessionLoop {
 
     /// Gives calls to the worker, if there is one. Each is recorded as in flight before it leaves.
     fn send(&mut self, calls: &[CallNumber]) {
-        let Serving::Up(generation, worker) = &self.serving else { return };
-        let (generation, worker) = (*generation, worker.clone());
-        // A refused cast drops the tokens, and the news of the worker's end is on its way: both are handled there.
-        if let [call] = calls {
-            if let Some(attempt) = self.attempt(*call, generation) {
-                let _ = worker.cast(WorkerMsg::Execute(Box::new(attempt)));
+        let Serving::Up(generation, _) = self.serving else { return };
+        let message = if let [call] = calls {
+            let Some(attempt) = self.attempt(*call, generation) else { return };
+            WorkerMsg::Execute(Box::new(attempt))
+        } else {
+            let attempts: Vec<Attempt> = calls.iter().filter_map(|call| self.attempt(*call, generation)).collect();
+            if attempts.is_empty() {
+                return;
             }
-            return;
-        }
-        let attempts: Vec<Attempt> = calls.iter().filter_map(|call| self.attempt(*call, generation)).collect();
-        if !attempts.is_empty() {
-            let _ = worker.cast(WorkerMsg::ExecuteAll(attempts));
+            WorkerMsg::ExecuteAll(attempts)
+        };
+        let Serving::Up(_, worker) = &self.serving else { return };
+        if worker.cast(message).is_err() {
+            // It ended before it was given them, so no worker ever had them. The next one is asked for: news of it may
+            // have gone to an earlier incarnation of ours.
+            for call in calls {
+                self.ledger.retract(*call, generation);
+            }
+            self.dead = self.dead.max(generation);
+            self.want_worker();
         }
     }
 
@@ -1001,7 +1027,7 @@ impl SessionLoop {
 
     /// Nothing is decided any more: whatever is open has no caller.
     fn close(&mut self) {
-        self.core.on_closed(Instant::now(), &mut self.effects);
+        self.core.on_closed(clock::now(), &mut self.effects);
         for effect in std::mem::take(&mut self.effects) {
             match effect {
                 Effect::Withdraw(call) => self.withdraw(call),
@@ -1061,7 +1087,7 @@ impl SessionLoop {
 
     /// Answers calls whose tool's deadline has passed, and sets the clock for the next one.
     fn expire(&mut self) {
-        let now = Instant::now();
+        let now = clock::now();
         self.shortest = None;
         let mut late: Vec<(CallNumber, usize)> = Vec::new();
         let mut next: Option<Duration> = None;

@@ -118,6 +118,12 @@ impl Slot {
         self.state
     }
 
+    /// How often and how fast it restarts.
+    #[must_use]
+    pub const fn policy(&self) -> &RestartPolicy {
+        &self.policy
+    }
+
     /// The newest generation.
     #[must_use]
     pub fn generation(&self) -> Generation {

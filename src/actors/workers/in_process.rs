@@ -88,8 +88,10 @@ async fn run(mut inbox: mpsc::UnboundedReceiver<WorkerMsg>, faults: Faults) -> M
             return Mishap::Broken(NO_CALL, broken);
         }
         let done = tokio::select! {
-            Some(message) = inbox.recv() => handle(&mut executor, message),
+            // What has ended before what is to begin: it makes room.
+            biased;
             ended = executor.ended(), if executor.is_running() => executor.settle(ended, settle),
+            Some(message) = inbox.recv() => handle(&mut executor, message),
             else => std::future::pending().await,
         };
         if let Err(mishap) = done {

@@ -45,11 +45,13 @@ pub(crate) enum Command {
         phone-opus consult --session UUID \"and then?\"      go on in the session of an earlier answer\n  \
         phone-opus consult --background --json \"review\"    a job; read it with `phone-opus jobs show ID --wait 600`")]
     Consult(ConsultOptions),
-    /// List, show and cancel jobs.
+    /// List, show, follow, cancel and forget jobs.
     #[command(after_help = "Examples:\n  \
         phone-opus jobs list --all --state running     what is being asked, everywhere\n  \
         phone-opus jobs show ID --wait 600             wait for an answer and read it\n  \
-        phone-opus jobs cancel ID                      end a job and everything it started")]
+        phone-opus jobs tail ID                        what the agent does, as it does it\n  \
+        phone-opus jobs cancel ID                      end a job and everything it started\n  \
+        phone-opus jobs prune --older-than 7           forget what was finished a week ago")]
     Jobs {
         /// Which.
         #[command(subcommand)]
@@ -280,6 +282,23 @@ pub(crate) enum JobsCommand {
         #[command(flatten)]
         common: Common,
     },
+    /// Print what happens in a job, as it happens, until its end.
+    Tail {
+        /// The job.
+        job: JobId,
+        /// Only what follows this number.
+        #[arg(long, default_value_t = 0, value_name = "SEQ")]
+        after: u64,
+        /// Do not wait for more.
+        #[arg(long)]
+        no_follow: bool,
+        /// One JSON object per line.
+        #[arg(long)]
+        json: bool,
+        /// Where jobs are kept.
+        #[command(flatten)]
+        common: Common,
+    },
     /// End a job and everything it started.
     Cancel {
         /// The job.
@@ -288,6 +307,47 @@ pub(crate) enum JobsCommand {
         #[command(flatten)]
         common: Common,
     },
+    /// Forget finished jobs that are older or larger than what is kept; unread answers go last.
+    Prune {
+        /// Days a finished job is kept.
+        #[arg(long, default_value_t = 30, value_name = "DAYS")]
+        older_than: u32,
+        /// Bytes all finished jobs may hold together, in MiB.
+        #[arg(long, default_value_t = 1024, value_name = "MIB")]
+        keep: u64,
+        /// One JSON object.
+        #[arg(long)]
+        json: bool,
+        /// Where jobs are kept.
+        #[command(flatten)]
+        common: Common,
+    },
+    /// Show usage limits that agents have reached. Until they are over nothing is started for these agents.
+    Limits {
+        /// Forget them: the provider takes requests again.
+        #[arg(long)]
+        clear: bool,
+        /// One JSON array.
+        #[arg(long)]
+        json: bool,
+        /// Where jobs are kept.
+        #[command(flatten)]
+        common: Common,
+    },
+}
+
+impl JobsCommand {
+    /// Where its jobs are.
+    pub(crate) fn common(&self) -> &Common {
+        match self {
+            Self::List { common, .. }
+            | Self::Show { common, .. }
+            | Self::Tail { common, .. }
+            | Self::Cancel { common, .. }
+            | Self::Prune { common, .. }
+            | Self::Limits { common, .. } => common,
+        }
+    }
 }
 
 fn job_state(text: &str) -> Result<JobState, String> {
