@@ -310,8 +310,8 @@ pub fn expected(
         (P::JobsBeforeAccept, A::Error) => fault(FaultCode::Injected, 0),
         // The caller was told that it failed, so it lets go of its job, which may have begun.
         (P::JobsAfterAccept, A::Error) => told(Answer::Fault(FaultCode::Injected), 1, (0, 1)),
-        // The answer is lost, also after standing still for 5 s: whoever asked asks again, and joins.
-        (P::JobsBeforeAccept | P::JobsAfterAccept, A::Drop | A::Hang) => good(1),
+        // Question or answer are lost: whoever asked asks again, and joins.
+        (P::JobsBeforeAccept | P::JobsAfterAccept, A::Drop) => good(1),
         (P::JobsBeforeAccept | P::JobsAfterAccept, _) => good(2),
         // Before it owned its job: another runner may.
         (P::RunnerStart | P::RunnerAfterTerminal, _) => good(1),
