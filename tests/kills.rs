@@ -25,7 +25,7 @@ fn new_rig() -> Rig {
         .with("PHONE_OPUS_ISOLATION", "process")
         .with("PHONE_OPUS_MAX_RUNNING", "16")
         .with("PHONE_OPUS_RESTART_INTENSITY", "10000")
-        // What is measured is the restart, not the pause before it; `the_pause…` below has the defaults.
+        // What is measured is the restart, not the pause before it.
         .with("PHONE_OPUS_RESTART_BACKOFF_MS", "0")
 }
 
@@ -296,10 +296,8 @@ async fn two_hosts(kills: usize, seed: u64) {
     println!("seed {seed}");
     let mut rig = new_rig();
     let (first, second) = (rig.serve().await, rig.serve().await);
-    let (mut one, mut other) = tokio::join!(
-        Storm::begin(&rig, first, "the first", seed),
-        Storm::begin(&rig, second, "the second", seed + 1)
-    );
+    let (mut one, mut other) =
+        tokio::join!(Storm::begin(&rig, first, "the first", seed), Storm::begin(&rig, second, "the second", seed + 1));
     tokio::join!(one.rage(kills), other.rage(kills));
     let ((first, mut one), (second, mut other)) = tokio::join!(one.calm(), other.calm());
     one.report("the first host", kills);

@@ -3,9 +3,12 @@
 //! Invariants: (1) entries keep their order; (2) the journal is bounded, and says so when it ends early; (3) a text
 //! longer than the bound is shortened, the whole of it is in the outcome.
 
+use std::time::Duration;
+
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
+use super::{STORE_MOMENT, insist};
 use crate::agents::AgentEvent;
 use crate::ids::{JobId, UnixMillis};
 use crate::jobs::JournalEvent;
@@ -41,11 +44,17 @@ impl Journal {
         let (entries, mut waiting) = mpsc::channel(WAITING);
         let writer = tokio::spawn(async move {
             let mut batch = Vec::with_capacity(BATCH);
+            let mut patience = STORE_MOMENT;
             while waiting.recv_many(&mut batch, BATCH).await > 0 {
-                if let Err(error) = store.append(job, std::mem::take(&mut batch)).await {
-                    // The journal is news; the outcome is written by another verb.
-                    tracing::warn!(%error, "journal entries were lost");
-                }
+                let entries = std::mem::take(&mut batch);
+                patience = match insist(patience, || store.append(job, entries.clone())).await {
+                    Ok(_) => STORE_MOMENT,
+                    Err(error) => {
+                        // The journal is news; the outcome is written by another verb, which must not wait for it twice.
+                        tracing::warn!(%error, "journal entries were lost");
+                        Duration::ZERO
+                    }
+                };
             }
         });
         Self { entries: Some(entries), writer, written: 0, bytes: 0, ended: false, lost: false }

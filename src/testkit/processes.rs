@@ -252,8 +252,14 @@ mod tests {
         let mut child = std::process::Command::new("sleep").arg("600").spawn().expect("a child");
         let pid = Pid::from_child(&child);
         let started = stat(pid).expect("it is there").started;
-        let process =
-            |started| Process { pid, started, parent: None, command: "sleep 600".into(), role: Role::Other, leads_session: false };
+        let process = |started| Process {
+            pid,
+            started,
+            parent: None,
+            command: "sleep 600".into(),
+            role: Role::Other,
+            leads_session: false,
+        };
         assert!(!process(started + 1).send(Signal::KILL), "somebody else's process");
         assert!(process(started).lives());
         assert!(process(started).send(Signal::KILL));

@@ -195,7 +195,12 @@ pub struct Custody {
 }
 
 fn pipe_failed(error: ExecError) -> Fault {
-    Fault::new(FaultCode::RunnerProtocol, format!("the pipe to the job's runner failed: {error}."))
+    let code = match error {
+        // It is gone, which is another thing than saying what it must not.
+        ExecError::Disconnected { .. } => FaultCode::RunnerLost,
+        _ => FaultCode::RunnerProtocol,
+    };
+    Fault::new(code, format!("the pipe to the job's runner failed: {error}."))
 }
 
 impl Custody {
