@@ -5,7 +5,6 @@
 //! --nocapture`), which prints what it measured.
 
 #![cfg(target_os = "linux")]
-
 #![expect(clippy::expect_used, reason = "helpers of tests")]
 
 use std::collections::HashSet;
@@ -27,7 +26,7 @@ fn new_rig() -> Rig {
         .with("PHONE_OPUS_ISOLATION", "process")
         .with("PHONE_OPUS_MAX_RUNNING", "16")
         .with("PHONE_OPUS_RESTART_INTENSITY", "10000")
-        // What is measured is the restart, not the pause before it; `the_pause…` below has the defaults.
+        // What is measured is the restart, not the pause before it.
         .with("PHONE_OPUS_RESTART_BACKOFF_MS", "0")
 }
 

@@ -52,9 +52,14 @@ const STORE_PATIENCE: Duration = Duration::from_secs(60);
 /// Longest a fault may hold up a runner. One that stands still longer ends, and its job is in the hands of its host or of a
 /// sweep, as if it had crashed there.
 const HELD_UP: Duration = Duration::from_secs(5);
+/// How long a run waits for a store that is busy or full before it goes on or ends without it. It heeds nothing meanwhile.
+const STORE_MOMENT: Duration = Duration::from_secs(5);
 
 /// How long the last notifications may take to be read by the host.
 const FLUSH: Duration = Duration::from_secs(1);
+
+/// How long a runner may take to leave once its outcome is stored; more than its parts may take together.
+const LEAVE: Duration = Duration::from_secs(3);
 
 /// How a host starts runners.
 #[derive(Debug, Clone)]
@@ -219,12 +224,16 @@ where
     met(&faults, FaultPoint::RunnerBeforeTerminal).await?;
     finish(&store, options.job, state, &verdict.outcome).await?;
     // Durable now: the host may be told.
-    if !met(&faults, FaultPoint::RunnerAfterTerminal).await? {
-        let _ = session.publish_closed();
-    }
-    server.finish(FLUSH).await;
-    store.close().await;
-    Ok(RunnerEnd::Done(state))
+    let leaving = async {
+        if !met(&faults, FaultPoint::RunnerAfterTerminal).await? {
+            let _ = session.publish_closed();
+        }
+        server.finish(FLUSH).await;
+        store.close().await;
+        Ok(RunnerEnd::Done(state))
+    };
+    // Whatever holds it up: a host that was not told hears of it by the end of the pipe, and then reads the store.
+    tokio::time::timeout(LEAVE, leaving).await.unwrap_or(Ok(RunnerEnd::Done(state)))
 }
 
 /// Meets a point; whether a message is to be lost there.
@@ -242,18 +251,34 @@ async fn met(faults: &Faults, point: FaultPoint) -> Result<bool, RunnerError> {
 
 /// Makes the job terminal. The answer is paid for, so a store that is busy or full is asked again for a while.
 async fn finish(store: &StoreHandle, job: JobId, state: JobState, outcome: &JobOutcome) -> Result<(), StoreError> {
+    let written = insist(STORE_PATIENCE, || store.finish(job, state, outcome.clone(), UnixMillis::now()));
+    // A store that never answers must not keep the job's lock: without it, others can say that the outcome was lost.
+    let hangs = |_| StoreError::Io { detail: "the store does not answer".to_owned() };
+    match tokio::time::timeout(2 * STORE_PATIENCE, written).await.map_err(hangs)?? {
+        // Refused: a first try that seemed to fail had reached the disk, or the job was settled by a sweep.
+        Transition::Done | Transition::Refused { .. } => Ok(()),
+    }
+}
+
+/// Asks a store that is busy, full or just made anew again, for so long.
+///
+/// # Errors
+///
+/// The last one.
+async fn insist<T, F>(patience: Duration, mut verb: impl FnMut() -> F) -> Result<T, StoreError>
+where
+    F: Future<Output = Result<T, StoreError>>,
+{
     let began = Instant::now();
     let mut pause = Duration::from_millis(100);
     loop {
-        match store.finish(job, state, outcome.clone(), UnixMillis::now()).await {
-            // Refused: a first try that seemed to fail had reached the disk, or the job was settled by a sweep.
-            Ok(Transition::Done | Transition::Refused { .. }) => return Ok(()),
-            Err(error) if is_passing(&error) && began.elapsed() < STORE_PATIENCE => {
-                tracing::warn!(%error, "the outcome is not written yet");
+        match verb().await {
+            Err(error) if is_passing(&error) && began.elapsed() < patience => {
+                tracing::warn!(%error, "the store is asked again");
                 tokio::time::sleep(pause).await;
                 pause = (pause * 2).min(Duration::from_secs(5));
             }
-            Err(error) => return Err(error),
+            done => return done,
         }
     }
 }
@@ -490,7 +515,7 @@ impl Runner {
         };
         // The token first, so that whatever the run starts can be recognised even if this runner dies right after.
         let mark = RunProcess { pid: 0, start_time: 0, token };
-        if let Err(error) = self.store.set_process(record.id, mark).await {
+        if let Err(error) = insist(STORE_MOMENT, || self.store.set_process(record.id, mark)).await {
             return failed(error.into());
         }
         let mut watch = Watch::begin(&record.request.cwd);
@@ -501,7 +526,7 @@ impl Runner {
         self.core.started(Instant::now());
         self.journal.write(JournalEvent::ProcessStarted { pid: process.pid() });
         let evidence = RunProcess { pid: process.pid(), start_time: process.start_time(), token };
-        if let Err(error) = self.store.set_process(record.id, evidence).await {
+        if let Err(error) = insist(STORE_MOMENT, || self.store.set_process(record.id, evidence)).await {
             // Without it a sweep could not find what is left of this run, so the run does not go on.
             self.core.faulted(error.into());
         }

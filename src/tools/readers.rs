@@ -69,8 +69,11 @@ fn definition<T: JsonSchema>(name: &str, title: &str, description: &str, annotat
     }
 }
 
+/// Longest a tool that waits for nothing may take: as long as an accept. It takes milliseconds unless the disk hangs.
+const AT_ONCE: Duration = Duration::from_secs(30);
+
 macro_rules! host_tool {
-    ($(#[$doc:meta])* $tool:ident($state:ident: $type:ty), $name:literal, |$me:ident| $definition:expr, $run:ident) => {
+    ($(#[$doc:meta])* $tool:ident($state:ident: $type:ty), $name:literal, $within:expr, |$me:ident| $definition:expr, $run:ident) => {
         $(#[$doc])*
         pub struct $tool {
             $state: $type,
@@ -103,7 +106,7 @@ macro_rules! host_tool {
             }
 
             fn deadline(&self) -> Option<Duration> {
-                Some(Duration::from_secs(WAIT_MOST + 30))
+                Some($within)
             }
 
             fn call(&self, call: ToolCall) -> ToolFuture {
@@ -134,7 +137,7 @@ struct JobArguments {
 
 host_tool! {
     /// `consult_job`: reads one job, waiting for it if asked to.
-    JobTool(desk: Desk), "consult_job",
+    JobTool(desk: Desk), "consult_job", Duration::from_secs(WAIT_MOST) + AT_ONCE,
     |me| ToolDefinition {
         meta: Some(size_hint()),
         ..definition::<JobArguments>(
@@ -268,7 +271,7 @@ struct JobsArguments {
 
 host_tool! {
     /// `consult_jobs`: lists jobs.
-    JobsTool(desk: Desk), "consult_jobs",
+    JobsTool(desk: Desk), "consult_jobs", AT_ONCE,
     |me| definition::<JobsArguments>(
         me.name(),
         "List consults",
@@ -341,7 +344,7 @@ struct CancelArguments {
 
 host_tool! {
     /// `consult_cancel`: ends a job and everything it started.
-    CancelTool(desk: Desk), "consult_cancel",
+    CancelTool(desk: Desk), "consult_cancel", AT_ONCE,
     |me| definition::<CancelArguments>(
         me.name(),
         "Cancel a consult",
@@ -411,7 +414,7 @@ struct SnapshotArguments {
 
 host_tool! {
     /// `health_snapshot`: how this server is.
-    HealthTool(source: HealthSource), "health_snapshot",
+    HealthTool(source: HealthSource), "health_snapshot", AT_ONCE,
     |me| definition::<SnapshotArguments>(me.name(), "Health", "How this server is: workers, jobs, store.", READS),
     health
 }
@@ -431,7 +434,7 @@ async fn health(source: &HealthSource, call: ToolCall) -> Result<ToolReply, Faul
 
 host_tool! {
     /// `telemetry_snapshot`: what this server did.
-    TelemetryTool(source: HealthSource), "telemetry_snapshot",
+    TelemetryTool(source: HealthSource), "telemetry_snapshot", AT_ONCE,
     |me| definition::<SnapshotArguments>(me.name(), "Telemetry", "Counts and latencies since this server started, and cost by day.", READS),
     telemetry
 }

@@ -807,8 +807,8 @@ impl SessionLoop {
                 },
                 Effect::Withdraw(call) => self.withdraw(call),
                 Effect::Finished(finished) => {
-                    if finished.tool.is_none() && self.faults.crash_key_matches(Operation::Method(finished.method)) {
-                        self.crash_worker();
+                    if finished.tool.is_none() {
+                        self.crash_worker_at(Operation::Method(finished.method));
                     }
                     self.count(finished, settling.take());
                 }
@@ -824,10 +824,12 @@ impl SessionLoop {
         self.calls = calls;
     }
 
-    /// Takes the worker away, as the plan asks for an operation no worker executes.
-    #[cold]
-    fn crash_worker(&self) {
-        if let Serving::Up(generation, _) = &self.serving {
+    /// Takes the worker away, where the plan asks for it at an operation no worker executes.
+    fn crash_worker_at(&self, operation: Operation<'_>) {
+        // Without a worker there is nothing to take away, and a rule that is to fire once waits until there is.
+        if let Serving::Up(generation, _) = &self.serving
+            && self.faults.crash_key_matches(operation)
+        {
             let _ = self.workers.cast(WorkersMsg::Broken { generation: *generation });
         }
     }
@@ -993,9 +995,7 @@ impl SessionLoop {
     /// Runs a host tool beside the session. Its panic is answered, not passed on.
     fn run_here(&mut self, call: Call) {
         self.note_deadline(call.tool);
-        if self.faults.crash_key_matches(Operation::Tool(&self.names[call.tool])) {
-            self.crash_worker();
-        }
+        self.crash_worker_at(Operation::Tool(&self.names[call.tool]));
         let tool = Arc::clone(&self.tools[call.tool]);
         let number = call.number;
         let tool_call = ToolCall {
