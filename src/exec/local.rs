@@ -694,9 +694,10 @@ impl Keeper {
         ProcessEnd { code, signal, reaped, left, terminated: *self.stop.borrow() != Stop::No, pipes_leaked }
     }
 
-    /// Waits for the leader, ending it when asked to.
+    /// Waits for the leader, ending it when asked to. An error when it does not end, [`KILL_BOUND`] after it was killed.
     async fn leader_ends(&mut self) -> io::Result<ExitStatus> {
         let mut sweep = tokio::time::interval(ADOPTED_PAUSE);
+        let mut give_up_at = None;
         loop {
             tokio::select! {
                 biased;
@@ -705,6 +706,10 @@ impl Keeper {
                 () = tokio::time::sleep_until(self.kill_at.unwrap_or_else(Instant::now)), if self.kill_at.is_some() => {
                     self.fuse.group.signal(Signal::KILL);
                     self.kill_at = None;
+                    give_up_at = Some(Instant::now() + KILL_BOUND);
+                }
+                () = tokio::time::sleep_until(give_up_at.unwrap_or_else(Instant::now)), if give_up_at.is_some() => {
+                    return Err(io::Error::new(io::ErrorKind::TimedOut, "it outlived a KILL"));
                 }
                 _ = sweep.tick(), if self.adopt == Adopt::Yes => {
                     reap_children(Some(self.fuse.group.leader));
