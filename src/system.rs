@@ -561,7 +561,7 @@ impl System {
     ///
     /// `invalid_input` with every problem, `prompt_too_large`, `recursion_refused`, `queue_full`, `store_unavailable`.
     pub async fn start_consult(&self, request: ConsultRequest, mode: JobMode) -> Result<JobRecord, Fault> {
-        let options = self.inner.desk.check(&request, mode)?;
+        let options = self.inner.desk.check(&request, mode).await?;
         let job = self.inner.desk.job(&options, None);
         Ok(self.jobs().accept(job, None).await?.record)
     }

@@ -641,8 +641,14 @@ impl Runner {
                 control.terminate();
             }
         }
-        let end =
-            ended.unwrap_or(ProcessEnd { code: -1, signal: None, reaped: 0, terminated: false, pipes_leaked: false });
+        let end = ended.unwrap_or(ProcessEnd {
+            code: -1,
+            signal: None,
+            reaped: 0,
+            left: 0,
+            terminated: false,
+            pipes_leaked: false,
+        });
         Seen { summary, stderr, end }
     }
 }
