@@ -28,7 +28,7 @@ use crate::faults::Faults;
 use crate::health::HealthSource;
 use crate::ids::HostId;
 use crate::jobs::{ConsultRequest, JobMode, JobRecord};
-use crate::protocol::catalog::{Catalog, Define};
+use crate::protocol::catalog::{Catalog, Define, Room};
 use crate::protocol::session::SessionLimits;
 use crate::protocol::wire::Identity;
 use crate::runner::{RunnerCommand, nesting};
@@ -408,7 +408,9 @@ impl Assembly {
                     let tool = Arc::clone(tool);
                     Arc::new(move || tool.definition())
                 };
-                (tool.name().to_owned(), define)
+                // What tells how a stuck worker is, and ends what it does, must not wait behind its calls.
+                let room = if tool.target() == Target::Host { Room::Kept } else { Room::Shared };
+                (tool.name().to_owned(), room, define)
             })
             .collect();
         let served = Served {

@@ -67,41 +67,56 @@ impl ToolDefinition {
 /// Makes a tool's definition when it is first asked for, so that start-up does not pay for schemas.
 pub type Define = Arc<dyn Fn() -> ToolDefinition + Send + Sync>;
 
+/// Which places a tool's calls may take among those a connection has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Room {
+    /// Those all tools share.
+    Shared,
+    /// Also the few that are kept: it is needed most when the others are taken.
+    Kept,
+}
+
 /// All tools, in the order they are listed.
 pub struct Catalog {
-    entries: Vec<(String, Define)>,
+    entries: Vec<(String, Room, Define)>,
     /// The `"tools":[…]` member per revision, in the order of [`Version::ALL`].
     lists: [OnceLock<String>; Version::ALL.len()],
 }
 
 impl fmt::Debug for Catalog {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_list().entries(self.entries.iter().map(|(name, _)| name)).finish()
+        f.debug_list().entries(self.entries.iter().map(|(name, ..)| name)).finish()
     }
 }
 
 impl Catalog {
     /// A catalogue of these tools, in this order.
     #[must_use]
-    pub fn new(entries: Vec<(String, Define)>) -> Self {
+    pub fn new(entries: Vec<(String, Room, Define)>) -> Self {
         Self { entries, lists: std::array::from_fn(|_| OnceLock::new()) }
     }
 
     /// The position of a tool.
     #[must_use]
     pub fn position(&self, name: &str) -> Option<usize> {
-        self.entries.iter().position(|(known, _)| known == name)
+        self.entries.iter().position(|(known, ..)| known == name)
     }
 
     /// The name of the tool at a position.
     #[must_use]
     pub fn name(&self, position: usize) -> &str {
-        self.entries.get(position).map_or("", |(name, _)| name)
+        self.entries.get(position).map_or("", |(name, ..)| name)
+    }
+
+    /// Which places the tool at a position may take.
+    #[must_use]
+    pub fn room(&self, position: usize) -> Room {
+        self.entries.get(position).map_or(Room::Shared, |(_, room, _)| *room)
     }
 
     /// The tools' names, in order.
     pub fn names(&self) -> impl Iterator<Item = &str> {
-        self.entries.iter().map(|(name, _)| name.as_str())
+        self.entries.iter().map(|(name, ..)| name.as_str())
     }
 
     /// The `"tools":[…]` member of a `tools/list` result.
@@ -109,7 +124,7 @@ impl Catalog {
     pub fn list(&self, version: Version) -> &str {
         let index = Version::ALL.iter().position(|known| *known == version).unwrap_or(0);
         self.lists[index].get_or_init(|| {
-            let tools: Vec<Value> = self.entries.iter().map(|(_, define)| define().render(version)).collect();
+            let tools: Vec<Value> = self.entries.iter().map(|(.., define)| define().render(version)).collect();
             format!("\"tools\":{}", Value::Array(tools))
         })
     }

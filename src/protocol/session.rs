@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 
 use bytes::{BufMut, Bytes, BytesMut};
 
-use super::catalog::Catalog;
+use super::catalog::{Catalog, Room};
 use super::envelope::{self, IdToken, Incoming};
 use super::frame::Frame;
 use super::version::Version;
@@ -31,7 +31,8 @@ use crate::lenient;
 /// Bounds of one session. Reaching one is an answer.
 #[derive(Debug, Clone, Copy)]
 pub struct SessionLimits {
-    /// Calls in flight. Sixteen full bursts of the busiest client seen (64 calls); then `busy`.
+    /// Calls in flight. Sixteen full bursts of the busiest client seen (64 calls); then `busy`, but for tools that have
+    /// places kept for them ([`Room::Kept`]).
     pub calls: usize,
     /// Bytes of arguments in flight; then `busy`.
     pub call_bytes: usize,
@@ -46,6 +47,11 @@ impl Default for SessionLimits {
         Self { calls: 1024, call_bytes: 64 * 1024 * 1024, parse_errors_per_second: 5, batch: 256 }
     }
 }
+
+/// Calls, and bytes of their arguments, for which places are kept beyond the bounds all tools share: as many as the busiest
+/// client sends at once, each as large as a tool that reads or cancels could need.
+const KEPT_CALLS: usize = 64;
+const KEPT_BYTES: usize = 1024 * 1024;
 
 /// A call within its session; numbers are never reused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -529,7 +535,13 @@ impl SessionCore {
             Some(json) if json.starts_with('{') => within(line, json),
             Some(_) => return Err(Fault::new(FaultCode::InvalidInput, "params.arguments must be an object.").into()),
         };
-        if self.pending.len() >= self.limits.calls || self.call_bytes + arguments.len() > self.limits.call_bytes {
+        let (kept_calls, kept_bytes) = match self.catalog.room(tool) {
+            Room::Shared => (0, 0),
+            Room::Kept => (KEPT_CALLS, KEPT_BYTES),
+        };
+        if self.pending.len() >= self.limits.calls + kept_calls
+            || self.call_bytes + arguments.len() > self.limits.call_bytes + kept_bytes
+        {
             return Err(Fault::new(
                 FaultCode::Busy,
                 "as many calls are in flight on this connection as may be (1024, or 64 MiB of arguments).",
@@ -705,7 +717,8 @@ impl SessionCore {
         if self.by_id.len() != self.pending.len() {
             return Err(format!("{} ids for {} calls", self.by_id.len(), self.pending.len()));
         }
-        if self.pending.len() > self.limits.calls || self.call_bytes > self.limits.call_bytes {
+        if self.pending.len() > self.limits.calls + KEPT_CALLS || self.call_bytes > self.limits.call_bytes + KEPT_BYTES
+        {
             return Err(format!("{} calls with {} bytes in flight", self.pending.len(), self.call_bytes));
         }
         let bytes: usize = self.pending.values().map(|call| call.bytes).sum();

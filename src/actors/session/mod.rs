@@ -751,7 +751,11 @@ impl SessionLoop {
             }
             SessionEvent::HostSettled { call, outcome } => {
                 self.host_calls.remove(&call);
-                self.settle(call, outcome, Settling::default());
+                // Where a worker's calls are the crowd, only theirs make room.
+                if !flow::crowded(self.ledger.len(), 0) {
+                    self.flow.settled();
+                }
+                self.answer(call, outcome, Settling::default());
             }
             SessionEvent::Progress { call, value, message } => {
                 // News that can be missed are left out for a client that is slow to read.
@@ -780,12 +784,16 @@ impl SessionLoop {
         self.settle(call, outcome, settling);
     }
 
-    fn settle(&mut self, call: CallNumber, mut outcome: CallOutcome, mut settling: Settling) {
+    fn settle(&mut self, call: CallNumber, outcome: CallOutcome, settling: Settling) {
+        self.flow.settled();
+        self.answer(call, outcome, settling);
+    }
+
+    fn answer(&mut self, call: CallNumber, mut outcome: CallOutcome, mut settling: Settling) {
         if let CallOutcome::Reply(reply) = &mut outcome {
             settling.job = reply.job;
             settling.path_hint = reply.path_hint.take();
         }
-        self.flow.settled();
         self.core.on_settled(call, outcome, clock::now(), &mut self.out, &mut self.effects);
         self.whole = self.out.len();
         self.perform(Some(settling));

@@ -23,7 +23,10 @@ impl Rig {
             annotations: Annotations { read_only: true, destructive: false, idempotent: true, open_world: false },
             meta: None,
         };
-        let catalog = Catalog::new(vec![("echo".into(), Arc::new(define))]);
+        let catalog = Catalog::new(vec![
+            ("echo".into(), Room::Shared, Arc::new(define)),
+            ("look".into(), Room::Kept, Arc::new(define)),
+        ]);
         let identity = Identity::new("phone-opus", "0", "Ask.");
         Self {
             core: SessionCore::new(Arc::new(catalog), Arc::new(identity), limits),
@@ -244,6 +247,25 @@ fn calls_beyond_the_bound_are_refused_while_ping_and_cancel_are_served() {
     assert!(rig.send(r#"{"jsonrpc":"2.0","id":4,"method":"ping"}"#).contains("\"result\":{}"));
     rig.send(r#"{"jsonrpc":"2.0","method":"notifications/cancelled","params":{"requestId":1}}"#);
     assert_eq!(rig.send(&call("5", "")), "");
+}
+
+#[test]
+fn a_few_places_are_kept_for_tools_that_look_and_they_are_bounded_too() {
+    let mut rig = Rig::with_limits(SessionLimits { calls: 2, ..SessionLimits::default() });
+    rig.send(r#"{"jsonrpc":"2.0","id":"i","method":"initialize","params":{"protocolVersion":"2025-11-25"}}"#);
+    let look = |id: usize| call(&id.to_string(), "").replace("\"echo\"", "\"look\"");
+    for id in 1..=2 {
+        assert_eq!(rig.send(&call(&id.to_string(), "")), "");
+    }
+    assert!(rig.send(&call("3", "")).contains("\"code\":\"busy\""));
+    for id in 4..4 + KEPT_CALLS {
+        assert_eq!(rig.send(&look(id)), "");
+        assert_eq!(rig.core.invariant_calls_are_consistent_and_bounded(), Ok(()));
+    }
+    assert!(rig.send(&look(1000)).contains("\"code\":\"busy\""));
+    // A kept place is nobody else's.
+    assert!(rig.reply(2, "looked").contains("looked"));
+    assert!(rig.send(&call("1001", "")).contains("\"code\":\"busy\""));
 }
 
 #[test]
