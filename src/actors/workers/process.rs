@@ -59,6 +59,10 @@ const REST: Duration = Duration::from_secs(1);
 /// How long a killed process may take to be waited for. Longer means the kernel holds it, and it runs nothing any more.
 const REAP: Duration = Duration::from_secs(5);
 
+/// When the clock is first looked at after work has come. Stopping it with each call's end would cost more than a look, and
+/// without work it is not set again: so it has run out before anybody could call this host idle.
+const GLANCE: Duration = Duration::from_millis(250);
+
 /// Messages encoded before bytes are written and read again.
 const TURN: usize = 256;
 
@@ -429,7 +433,7 @@ impl Pump {
             let now = clock::now();
             self.vigil.begin(now);
             if !self.ticking {
-                self.wake_at(now + self.backend.policy.quiet);
+                self.wake_at(now + GLANCE.min(self.backend.policy.quiet));
             }
         }
         self.attempts.insert(key, Given { reply, progress: call.progress, number: self.given });
