@@ -4,6 +4,8 @@
 //! `PHONE_OPUS_CUSTODY_KILLS=1000` makes the storm as long as it is meant to be, `PHONE_OPUS_CUSTODY_SEED` repeats one (it
 //! is printed), and `PHONE_OPUS_CUSTODY_PROGRAM` names another program than the one of this build, such as a released one.
 
+#![expect(clippy::expect_used, clippy::panic, clippy::print_stdout, reason = "helpers of tests")]
+
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};

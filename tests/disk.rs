@@ -4,6 +4,8 @@
 //! `cargo test --test disk -- --ignored --nocapture` prints what reading among ten thousand jobs takes.
 //! `PHONE_OPUS_CUSTODY_PROGRAM` names another program than the one of this build.
 
+#![expect(clippy::expect_used, clippy::print_stdout, reason = "helpers of tests")]
+
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
