@@ -4,6 +4,8 @@
 //! `PHONE_OPUS_CUSTODY_KILLS=1000` makes the storm as long as it is meant to be, `PHONE_OPUS_CUSTODY_SEED` repeats one (it
 //! is printed), and `PHONE_OPUS_CUSTODY_PROGRAM` names another program than the one of this build, such as a released one.
 
+#![expect(clippy::expect_used, clippy::panic, clippy::print_stdout, reason = "helpers of tests")]
+
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -498,4 +500,24 @@ async fn every_cell_of_the_custody_scoreboard_is_right() {
     let table = custody_board::markdown(&rows);
     println!("{table}");
     assert!(rows.iter().all(|row| row.right != Some(false)), "{table}");
+}
+
+#[tokio::test]
+async fn a_runner_that_fails_leaves_its_last_words_with_its_job_and_one_that_does_not_leaves_none() {
+    let mut rig = new_rig().with("PHONE_OPUS_LOG", "warn").with_faults("runner.before_terminal=error");
+    let mut host = rig.serve().await;
+    let reply = host.consult(&rig.answering("42")).await.expect_fault("runner_lost");
+    let job = reply.str("job_id").parse().expect("a job");
+    let log = rig.state_dir().job_log(job);
+    let words = std::fs::read_to_string(&log).expect("its last words");
+    assert!(words.contains("the runner failed") && words.lines().count() < 5, "{words}");
+    assert!(reply.text().contains(&log.display().to_string()), "{}", reply.text());
+    // The plan was about the first one.
+    let reply = host.consult(&rig.answering("42")).await.expect_success();
+    let log = rig.state_dir().job_log(reply.str("job_id").parse().expect("a job"));
+    let waiting = Waiting::until("its empty log is gone", PATIENCE);
+    while log.exists() {
+        waiting.again(|| "it is there").await;
+    }
+    rig.stop_and_check_invariants([host]).await;
 }

@@ -704,6 +704,10 @@ impl Rig {
             let bytes = std::fs::read(self.path(&name)).unwrap_or_default();
             logs.push((name, String::from_utf8_lossy(&bytes).into_owned()));
         }
+        for job in std::fs::read_dir(self.state_dir().jobs()).into_iter().flatten().flatten() {
+            let bytes = std::fs::read(job.path().join("runner.log")).unwrap_or_default();
+            logs.push(("a runner's log".to_owned(), String::from_utf8_lossy(&bytes).into_owned()));
+        }
         logs.extend(runs.iter().map(|run| ("an agent's arguments".to_owned(), run.start["argv"].to_string())));
         let (prompt, key) = (("the prompt", &self.canary[..]), ("the key", KEY));
         invariants::invariant_secrets_stay_where_they_belong(&[prompt, key], &logs)?;

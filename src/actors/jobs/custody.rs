@@ -320,7 +320,7 @@ impl Custody {
             .command(self.job)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
-            .stderr(Stdio::null())
+            .stderr(self.last_words())
             .spawn()
             .map_err(|error| failed(format!("the job's runner could not be started: {error}.")))?;
         let (Some(input), Some(output)) = (child.stdin.take(), child.stdout.take()) else {
@@ -336,6 +336,18 @@ impl Custody {
         let agent = self.means.runner.agents().get(&self.agent).ok();
         let reader = agent.map(|agent| OutputReader::bounded(agent.parser(), NEWS_LINE));
         Ok(Link { child, connecting, connected: None, reader })
+    }
+
+    /// Where the runner's standard error goes: into the job's directory, so that a runner that fails leaves a trace when
+    /// its host is gone as well. A disk that is full costs the trace, not the run.
+    fn last_words(&self) -> Stdio {
+        match self.means.dir.open_job_log(self.job) {
+            Ok(log) => log.into(),
+            Err(error) => {
+                tracing::debug!(job = %self.job, %error, "the runner's last words will be lost");
+                Stdio::null()
+            }
+        }
     }
 
     /// Follows the runner to the end of its pipes.
