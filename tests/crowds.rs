@@ -332,7 +332,7 @@ async fn window(place: Where, window: usize, size: usize, most: usize) {
                 assert!(!reply.is_error(), "{place:?} {window} × {size}: {}", reply.text());
                 // Compared, not shown: it may be a mebibyte.
                 assert!(
-                    reply.text() == arguments(n, size).to_string(),
+                    reply.text() == arguments(n, size),
                     "{place:?} {window} × {size}: call {n} is wrong"
                 );
             }
