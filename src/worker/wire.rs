@@ -241,6 +241,9 @@ pub struct Settled<'a> {
     /// The job it is about.
     #[serde(default)]
     pub job: Option<JobId>,
+    /// It tells how that job ended.
+    #[serde(default)]
+    pub end: bool,
     /// The directory it was about.
     #[serde(default)]
     pub path: Option<String>,
@@ -268,6 +271,7 @@ impl Settled<'_> {
             structured: self.structured.map(|json| json.get().to_owned()),
             fault: self.code,
             job: self.job,
+            tells_end: self.end,
             path_hint: self.path,
         })))
     }
@@ -496,6 +500,9 @@ fn replied(
         to.put_slice(b",\"job\":");
         json(to, &job);
     }
+    if reply.tells_end {
+        to.put_slice(b",\"end\":true");
+    }
     if let Some(path) = &reply.path_hint {
         to.put_slice(b",\"path\":");
         json(to, path);
@@ -676,12 +683,14 @@ mod tests {
             structured: Some("{\n  \"a\": 1\n}".to_owned()),
             fault: Some(FaultCode::Busy),
             job: Some(job),
+            tells_end: true,
             path_hint: Some("/a b".to_owned()),
         };
         let CallOutcome::Reply(got) = outcome_of(&CallOutcome::Reply(Box::new(sent)), LIMIT) else { panic!("a reply") };
         let ReplyText::Json(text) = &got.text else { panic!("{got:?}") };
         assert_eq!(&text[..], "\"é \\\"quoted\\\"\\n\"".as_bytes());
         assert_eq!(got.structured.as_deref(), Some("{\"a\":1}"), "one line, whatever the tool wrote");
+        assert!(got.tells_end);
         assert_eq!((got.fault, got.job, got.path_hint.as_deref()), (Some(FaultCode::Busy), Some(job), Some("/a b")));
     }
 
