@@ -14,6 +14,7 @@ use phone_opus::ids::JobId;
 use phone_opus::jobs::{JobMode, JobRecord, JobState};
 use phone_opus::testkit::client::Exchange;
 use phone_opus::testkit::custody_board;
+use phone_opus::testkit::rig::FAULTS;
 use phone_opus::testkit::{Client, Place, Process, Reply, Rig, Role, Script, Sent, Signal, Step, Waiting};
 use serde_json::{Value, json};
 
@@ -520,4 +521,31 @@ async fn a_runner_that_fails_leaves_its_last_words_with_its_job_and_one_that_doe
         waiting.again(|| "it is there").await;
     }
     rig.stop_and_check_invariants([host]).await;
+}
+
+#[tokio::test]
+async fn an_answer_that_reached_nobody_is_announced_until_somebody_reads_it() {
+    for isolation in ["in_process", "process"] {
+        let mut rig = new_rig().with("PHONE_OPUS_ISOLATION", isolation);
+        // The first two things it writes are the greeting and the job; with the third the client is gone.
+        rig.set(FAULTS, "stdio.write#3=error");
+        let mut host = rig.serve().await;
+        let prompt = rig.waiting("begun", "go");
+        let job = host.consult_in_background(&prompt).await;
+        rig.wait_for_sign("begun").await;
+        host.expect_end();
+        let sent = host.start("consult_job", json!({"job_id": job, "wait_s": 60})).await;
+        host.give_up_on(sent);
+        rig.give_sign("go");
+        host.silence().await;
+        host.exit().await;
+        rig.unset(FAULTS);
+        let mut next = rig.serve().await;
+        let reply = next.consult(&rig.answering("42")).await.expect_success();
+        assert_eq!(reply["unread_jobs"], json!([job]), "{isolation}: {:#}", reply.0);
+        assert_eq!(next.job(&job).await.expect_success()["response"], "done");
+        let reply = next.consult(&rig.answering("42")).await.expect_success();
+        assert_eq!(reply["unread_jobs"], Value::Null, "{isolation}: it was read");
+        rig.stop_and_check_invariants([host, next]).await;
+    }
 }

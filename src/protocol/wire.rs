@@ -23,6 +23,8 @@ pub struct ToolReply {
     pub fault: Option<FaultCode>,
     /// The job it is about, for telemetry.
     pub job: Option<JobId>,
+    /// Whether it tells how that job ended. Once it is written, the job counts as read.
+    pub tells_end: bool,
     /// The directory it was about, for telemetry.
     pub path_hint: Option<String>,
 }

@@ -415,9 +415,8 @@ async fn hand_over(desk: &Desk, job: JobId) -> Result<(), Fault> {
     }
 }
 
-/// The reply about a job that is over; its answer counts as read.
+/// The reply about a job that is over.
 pub(super) async fn finished(desk: &Desk, record: &JobRecord, shape: Shape) -> ToolReply {
-    desk.jobs.mark_read(record.id).await;
     let context = desk.context(record, None).await;
     reply::job(record, &context, shape)
 }

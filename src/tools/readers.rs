@@ -203,9 +203,6 @@ async fn read_job(desk: &Desk, call: ToolCall) -> Result<ToolReply, Fault> {
         return Err(Fault::new(FaultCode::InvalidInput, detail).job(job));
     }
     let context = Context { page, ..desk.context(&record, Some(&follow)).await };
-    if record.state.is_terminal() {
-        desk.jobs.mark_read(job).await;
-    }
     Ok(with_events(reply::job(&record, &context, shape), &events, shape.render))
 }
 
@@ -379,9 +376,6 @@ async fn cancel_job(desk: &Desk, call: ToolCall) -> Result<ToolReply, Fault> {
         watch.until(&mut follow, CANCEL_WAIT, Until::Finished).await?;
     }
     let record = desk.jobs.record(job).await?;
-    if record.state.is_terminal() {
-        desk.jobs.mark_read(job).await;
-    }
     let reaped = record.outcome.as_ref().and_then(|outcome| outcome.exit).map(|exit| exit.reaped);
     let value = json!({
         "job_id": job, "status": record.state, "already_over": was.is_some(), "reaped": reaped,
@@ -403,7 +397,8 @@ async fn cancel_job(desk: &Desk, call: ToolCall) -> Result<ToolReply, Fault> {
         }
         None => format!("Job {job} is being ended; consult_job tells when it is over."),
     };
-    Ok(ToolReply { job: Some(job), ..reply::object(&value, text, shape.render) })
+    let tells_end = record.state.is_terminal();
+    Ok(ToolReply { job: Some(job), tells_end, ..reply::object(&value, text, shape.render) })
 }
 
 /// The arguments of the snapshots.

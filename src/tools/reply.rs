@@ -183,6 +183,7 @@ pub fn job(record: &JobRecord, context: &Context, shape: Shape) -> ToolReply {
         structured: Some(structured),
         fault: fault.filter(|_| record.state != JobState::Succeeded).map(|fault| fault.code),
         job: Some(record.id),
+        tells_end: record.state.is_terminal(),
         path_hint: Some(record.request.cwd.display().to_string()),
     }
 }

@@ -243,7 +243,7 @@ fn plain_settled(line: &str) -> Option<Settled<'_>> {
         return None;
     }
     let text = Some(Json(&body[start..end]));
-    Some(Settled { g, s, c, fault: None, code: None, job: None, path: None, text, structured: None })
+    Some(Settled { g, s, c, fault: None, code: None, job: None, path: None, text, structured: None, end: false })
 }
 
 fn no_message() -> serde_json::Error {
@@ -324,6 +324,9 @@ pub struct Settled<'a> {
     /// The job it is about.
     #[serde(default)]
     pub job: Option<JobId>,
+    /// It tells how that job ended.
+    #[serde(default)]
+    pub end: bool,
     /// The directory it was about.
     #[serde(default)]
     pub path: Option<String>,
@@ -351,6 +354,7 @@ impl Settled<'_> {
             structured: self.structured.map(|json| json.0.to_owned()),
             fault: self.code,
             job: self.job,
+            tells_end: self.end,
             path_hint: self.path,
         })))
     }
@@ -579,6 +583,9 @@ fn replied(
         to.put_slice(b",\"job\":");
         json(to, &job);
     }
+    if reply.tells_end {
+        to.put_slice(b",\"end\":true");
+    }
     if let Some(path) = &reply.path_hint {
         to.put_slice(b",\"path\":");
         json(to, path);
@@ -757,12 +764,14 @@ mod tests {
             structured: Some("{\n  \"a\": 1\n}".to_owned()),
             fault: Some(FaultCode::Busy),
             job: Some(job),
+            tells_end: true,
             path_hint: Some("/a b".to_owned()),
         };
         let CallOutcome::Reply(got) = outcome_of(&CallOutcome::Reply(Box::new(sent)), LIMIT) else { panic!("a reply") };
         let ReplyText::Json(text) = &got.text else { panic!("{got:?}") };
         assert_eq!(&text[..], "\"é \\\"quoted\\\"\\n\"".as_bytes());
         assert_eq!(got.structured.as_deref(), Some("{\"a\":1}"), "one line, whatever the tool wrote");
+        assert!(got.tells_end);
         assert_eq!((got.fault, got.job, got.path_hint.as_deref()), (Some(FaultCode::Busy), Some(job), Some("/a b")));
     }
 

@@ -117,6 +117,8 @@ pub enum JobsMsg {
     SessionOver(SessionNumber),
     /// A job is waited for by nobody any more, and goes on.
     HandedOver(JobId),
+    /// Somebody was told how a job ended.
+    Shown(JobId),
     /// Where is the news of this job?
     Attach {
         /// Which.
@@ -157,6 +159,7 @@ impl JobsMsg {
             Self::Resumed { .. } => "resumed",
             Self::SessionOver(_) => "session_over",
             Self::HandedOver(_) => "handed_over",
+            Self::Shown(_) => "shown",
             Self::Attach { .. } => "attach",
             Self::Terminate(_) => "terminate",
             Self::Ended { .. } => "ended",
@@ -335,6 +338,15 @@ impl JobsState {
                     claim.mode = JobMode::Background;
                     claim.callers.clear();
                 }
+            }
+            JobsMsg::Shown(job) => {
+                let store = self.arguments.store.clone();
+                self.tasks.spawn(async move {
+                    // A mark that is missing costs a reminder, nothing else.
+                    if let Err(error) = store.mark_read(job, UnixMillis::now()).await {
+                        tracing::debug!(%error, "a job was not marked as read");
+                    }
+                });
             }
             JobsMsg::Attach { job, reply } => {
                 let _ = reply.send(self.arguments.attachments.get(job).map(|attachment| attachment.news()));

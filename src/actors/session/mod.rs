@@ -369,6 +369,8 @@ pub struct SessionLoop {
     resumed: bool,
     /// Whether something was written that the sink may still hold.
     unflushed: bool,
+    /// Jobs whose end is told by what is not written yet; no more than there are answers in it.
+    shown: Vec<JobId>,
     effects: Vec<Effect>,
     /// What was decided and is not done yet.
     todo: VecDeque<Effect>,
@@ -395,6 +397,7 @@ pub struct SessionLoop {
 #[derive(Default)]
 struct Settling {
     job: Option<JobId>,
+    tells_end: bool,
     path_hint: Option<String>,
     generation: Generation,
     replays: u32,
@@ -432,6 +435,7 @@ impl SessionLoop {
             reading: None,
             resumed: false,
             unflushed: false,
+            shown: Vec::new(),
             effects: Vec::new(),
             todo: VecDeque::new(),
             calls: Vec::new(),
@@ -564,7 +568,13 @@ impl SessionLoop {
 
     fn on_pushed(&mut self, pushed: std::io::Result<Pushed>) {
         match pushed {
-            Ok(Pushed::Flushed) => self.unflushed = false,
+            Ok(Pushed::Flushed) => {
+                self.unflushed = false;
+                for job in self.shown.drain(..) {
+                    // Told only now, so that an answer which reached nobody is still announced as unread.
+                    let _ = self.jobs.cast(JobsMsg::Shown(job));
+                }
+            }
             Ok(Pushed::Written(count)) if count > 0 => {
                 self.unflushed = true;
                 self.out.advance(count);
@@ -590,6 +600,7 @@ impl SessionLoop {
         self.out.clear();
         self.whole = 0;
         self.unflushed = false;
+        self.shown.clear();
         self.close();
     }
 
@@ -792,6 +803,7 @@ impl SessionLoop {
     fn answer(&mut self, call: CallNumber, mut outcome: CallOutcome, mut settling: Settling) {
         if let CallOutcome::Reply(reply) = &mut outcome {
             settling.job = reply.job;
+            settling.tells_end = reply.tells_end;
             settling.path_hint = reply.path_hint.take();
         }
         self.core.on_settled(call, outcome, clock::now(), &mut self.out, &mut self.effects);
@@ -1136,12 +1148,13 @@ impl SessionLoop {
         }
     }
 
-    fn count(&self, finished: Finished, settling: Option<Settling>) {
+    fn count(&mut self, finished: Finished, settling: Option<Settling>) {
         let Some(tool) = finished.tool else {
             self.telemetry.record(Record::Request { method: finished.method, result: finished.result });
             return;
         };
         let settling = settling.unwrap_or_default();
+        self.shown.extend(settling.job.filter(|_| settling.tells_end));
         self.telemetry.record(Record::ToolCall(ToolCallRecord {
             at: UnixMillis::now(),
             session: self.number,
