@@ -19,9 +19,9 @@ const HOST_MB: u64 = 40;
 /// its way to the disk, 256 KiB of text.
 const RUNNER_MB: u64 = 60;
 
-/// A long line is kept (up to 64 MiB), read, and its text taken out of it: this many times its length, and what the buffer
-/// has grown beyond it.
-const COPIES_OF_A_LINE: u64 = 4;
+/// A long line is kept (up to 64 MiB), read, and its text taken out of it; the text is then written into the outcome, which is
+/// kept for another try and turned into JSON for the store: this many times its length with what buffers have grown beyond it.
+const COPIES_OF_A_LINE: u64 = 6;
 
 fn new_rig() -> Rig {
     let other = std::env::var_os("PHONE_OPUS_CUSTODY_PROGRAM");
