@@ -37,6 +37,7 @@ use crate::store::{AcceptLimits, StoreHandle};
 use crate::telemetry::TelemetryHandle;
 use crate::tools::consult::{ConsultTool, Desk};
 use crate::tools::readers::{CancelTool, HealthTool, JobTool, JobsTool, TelemetryTool};
+use crate::tools::tasks::TaskDesk;
 use crate::tools::{Target, Tool};
 use crate::worker::settings::{DeskSettings, Settings};
 use crate::worker::{Isolation, WorkerCommand, WorkerPolicy, wire};
@@ -376,7 +377,7 @@ impl Assembly {
             .collect();
         let served = Served {
             host: self.host,
-            catalog: Arc::new(Catalog::new(entries)),
+            catalog: Arc::new(Catalog::new(entries).with_tasks(tools.iter().map(|tool| tool.tasks()))),
             tools: tools.into(),
             identity: Arc::new(Identity::new("phone-opus", env!("CARGO_PKG_VERSION"), INSTRUCTIONS)),
             limits: self.session_limits,
@@ -386,6 +387,7 @@ impl Assembly {
             telemetry: self.telemetry,
             gauges,
             faults: self.faults,
+            tasks: self.consults.then(|| TaskDesk::new(desk.clone())),
         };
         (served, (desk, health))
     }
@@ -482,6 +484,14 @@ impl System {
     #[must_use]
     pub fn desk(&self) -> &Desk {
         &self.inner.desk
+    }
+
+    /// Tells every client that the tools differ from what it was told, so that it lists them again: who knows that an
+    /// embedding program's tool describes itself differently now is that program.
+    ///
+    /// Legacy sessions hear of it once, in the stateless era each subscription that asked for it does.
+    pub fn tools_changed(&self) {
+        self.inner.connections.tools_changed();
     }
 
     /// How it is and what it did.

@@ -19,6 +19,9 @@ use serde_json::value::RawValue;
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct IdToken(Arc<str>);
 
+/// Longest id taken, in bytes of JSON. It is kept while its request is open and repeated in the answer; clients count.
+pub const ID_MOST: usize = 64 * 1024;
+
 impl IdToken {
     /// The JSON text of the id.
     #[must_use]
@@ -26,11 +29,11 @@ impl IdToken {
         &self.0
     }
 
-    /// Takes the JSON text of a string or number as an id; anything else is none.
+    /// Takes the JSON text of a string or number as an id; anything else is none, and so is one longer than [`ID_MOST`].
     #[must_use]
     pub fn from_json(json: &str) -> Option<Self> {
         match json.as_bytes().first() {
-            Some(b'"' | b'-' | b'0'..=b'9') => Some(Self(json.into())),
+            Some(b'"' | b'-' | b'0'..=b'9') if json.len() <= ID_MOST => Some(Self(json.into())),
             _ => None,
         }
     }
@@ -119,7 +122,7 @@ fn classify(members: MemberTexts<'_>) -> Incoming<'_> {
     match (members.id, id) {
         (None, _) => Incoming::Notification { method, params: members.params },
         (Some(_), Some(id)) => Incoming::Request { id, method, params: members.params },
-        (Some(_), None) => Incoming::Invalid { id: None, why: "an id must be a string or a number" },
+        (Some(_), None) => Incoming::Invalid { id: None, why: "an id must be a string or a number of at most 64 KiB" },
     }
 }
 

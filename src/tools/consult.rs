@@ -14,7 +14,8 @@ use schemars::JsonSchema;
 use super::arguments::ArgumentReader;
 use super::reply::{self, Context, DETAIL, Detail, RENDER, Render, Shape};
 use super::{
-    Annotations, Evidence, ProbeFuture, ReplayContract, Tool, ToolCall, ToolDefinition, ToolFuture, ToolReply,
+    Annotations, Evidence, ProbeFuture, ReplayContract, TaskSupport, Tool, ToolCall, ToolDefinition, ToolFuture,
+    ToolReply,
 };
 use crate::actors::jobs::{Follow, JobsHandle, News};
 use crate::agents::{AgentNames, MAX_PROMPT_BYTES};
@@ -293,6 +294,10 @@ impl Tool for ConsultTool {
 
     fn contract(&self) -> ReplayContract {
         ReplayContract::ProbeRequired
+    }
+
+    fn tasks(&self) -> TaskSupport {
+        TaskSupport::Optional
     }
 
     fn deadline(&self) -> Option<Duration> {

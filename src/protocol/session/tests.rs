@@ -5,7 +5,11 @@ struct Rig {
     core: SessionCore,
     now: Instant,
     invoked: Vec<Call>,
+    asked: Vec<(CallNumber, TaskAsk)>,
     withdrawn: Vec<CallNumber>,
+    followed: Vec<(CallNumber, Vec<JobId>, Wanted)>,
+    unfollowed: Vec<CallNumber>,
+    gave_up: Vec<Duration>,
     finished: Vec<Finished>,
 }
 
@@ -29,7 +33,11 @@ impl Rig {
             core: SessionCore::new(Arc::new(catalog), Arc::new(identity), limits),
             now: Instant::now(),
             invoked: Vec::new(),
+            asked: Vec::new(),
             withdrawn: Vec::new(),
+            followed: Vec::new(),
+            unfollowed: Vec::new(),
+            gave_up: Vec::new(),
             finished: Vec::new(),
         }
     }
@@ -69,7 +77,11 @@ impl Rig {
         for effect in effects {
             match effect {
                 Effect::Invoke(call) => self.invoked.push(call),
+                Effect::Ask { number, ask, .. } => self.asked.push((number, ask)),
                 Effect::Withdraw(call) => self.withdrawn.push(call),
+                Effect::Follow { number, jobs, news, .. } => self.followed.push((number, jobs, news)),
+                Effect::Unfollow(number) => self.unfollowed.push(number),
+                Effect::GaveUp { after, .. } => self.gave_up.push(after),
                 Effect::Finished(finished) => self.finished.push(finished),
             }
         }
