@@ -3,7 +3,7 @@
 //! Owns: how the parts are put together. Nothing here is global (L12): two systems run in one process, and the
 //! embedding program keeps its signals, its logger, its environment and its exit.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -22,6 +22,7 @@ use crate::actors::workers::process::ProcessBackend;
 use crate::actors::workers::slot::RestartPolicy;
 use crate::actors::workers::{Backend, Roster, WorkersArguments, WorkersMsg};
 use crate::agents::{Agent, AgentNames, AgentRegistry, Environment};
+use crate::clients::Clients;
 use crate::config::Config;
 use crate::fault::{Fault, FaultCode};
 use crate::faults::Faults;
@@ -231,6 +232,7 @@ impl SystemBuilder {
             nesting: environment.as_ref().map_or((None, 0), nesting),
             default_cwd: self.default_cwd,
             telemetry: telemetry.clone(),
+            observed: self.state_dir.as_ref().map(StateDir::clients),
             extra: self.tools,
             consults,
             session_limits: self.session_limits,
@@ -293,6 +295,7 @@ fn process_backend(
     let text = |path: &PathBuf| path.to_str().is_some();
     let desk = desk.map(|desk| DeskSettings {
         config: Config { claude_bin: desk.config.claude_bin.clone().filter(text), ..Config::clone(&desk.config) },
+        observed: desk.clients.file().map(Path::to_owned).filter(text),
         agents: desk.agents.iter().map(str::to_owned).collect(),
         default_cwd: desk.default_cwd.clone().filter(text),
         nesting: desk.nesting,
@@ -322,6 +325,7 @@ struct Assembly {
     nesting: (Option<crate::ids::ChainId>, u32),
     default_cwd: Option<PathBuf>,
     telemetry: TelemetryHandle,
+    observed: Option<PathBuf>,
     extra: Vec<Arc<dyn Tool>>,
     consults: bool,
     session_limits: SessionLimits,
@@ -351,6 +355,7 @@ impl Assembly {
         let desk = Desk {
             jobs,
             agents: AgentNames::new(self.agents.names()),
+            clients: Clients::new(Arc::clone(&self.config), self.observed),
             config: self.config,
             default_cwd: self.default_cwd,
             nesting: self.nesting,
@@ -387,6 +392,7 @@ impl Assembly {
             telemetry: self.telemetry,
             gauges,
             faults: self.faults,
+            clients: desk.clients.clone(),
             tasks: self.consults.then(|| TaskDesk::new(desk.clone())),
         };
         (served, (desk, health))

@@ -20,6 +20,7 @@ use super::reply::SessionMailbox;
 use super::session::{Ended, Gauges, Input, SessionEvent, SessionLoop, SessionParts, Sink};
 use super::sessions::SessionEnd;
 use super::workers::WorkersMsg;
+use crate::clients::Clients;
 use crate::fault::{Fault, FaultCode};
 use crate::faults::Faults;
 use crate::ids::{HostId, SessionNumber};
@@ -57,6 +58,8 @@ pub struct Served {
     pub gauges: Arc<Gauges>,
     /// What is to break.
     pub faults: Faults,
+    /// What is known about clients.
+    pub clients: Clients,
     /// Who answers about tasks; nobody where there are no consults.
     pub tasks: Option<TaskDesk>,
 }
@@ -127,6 +130,7 @@ impl Connections {
             sink,
             line_limit: s.line_limit,
             faults: s.faults.clone(),
+            clients: s.clients.clone(),
             tasks: s.tasks.clone(),
         });
         let (ended, end) = oneshot::channel();

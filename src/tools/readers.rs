@@ -13,7 +13,7 @@ use super::arguments::ArgumentReader;
 use super::consult::{Desk, Until, WAIT_MOST, Watch, finished, shape};
 use super::reply::{self, Context, Detail, Render};
 use super::{Annotations, ReplayContract, Target, Tool, ToolCall, ToolDefinition, ToolFuture, ToolReply};
-use crate::config::Config;
+use crate::clients;
 use crate::fault::{Fault, FaultCode};
 use crate::health::HealthSource;
 use crate::ids::{JobId, UnixMillis};
@@ -52,8 +52,11 @@ fn plain(property: &mut Value) {
 }
 
 /// Lets a client that would move a long answer into a file keep it in the conversation.
-pub(super) fn size_hint() -> Map<String, Value> {
-    Map::from_iter([("anthropic/maxResultSizeChars".to_owned(), json!(200_000))])
+pub(super) fn size_hint(desk: &Desk) -> Map<String, Value> {
+    // The answer, escaped, and what is said about it; the client takes no more than 500 000.
+    let budget = desk.clients.profile(Some("claude-code")).response_chars;
+    let most = (budget * 5 / 4 + 20_000).clamp(200_000, 500_000);
+    Map::from_iter([("anthropic/maxResultSizeChars".to_owned(), json!(most))])
 }
 
 const READS: Annotations = Annotations { read_only: true, destructive: false, idempotent: true, open_world: false };
@@ -136,7 +139,7 @@ host_tool! {
     /// `consult_job`: reads one job, waiting for it if asked to.
     JobTool(desk: Desk), "consult_job",
     |me| ToolDefinition {
-        meta: Some(size_hint()),
+        meta: Some(size_hint(&me.desk)),
         ..definition::<JobArguments>(
             me.name(),
             "Read a consult",
@@ -152,9 +155,10 @@ async fn read_job(desk: &Desk, call: ToolCall) -> Result<ToolReply, Fault> {
     let job = args.uuid::<JobId>("job_id");
     let job = args.require("job_id", job, "the job_id of a consult");
     let wait = args.integer("wait_s", 0..=WAIT_MOST).map_or(Duration::ZERO, Duration::from_secs);
+    let wait = desk.wait(Some(wait), call.client.name().as_deref());
     let after = args.integer("after_seq", 0..=u64::from(u32::MAX));
     let page = args.integer("page", 1..=100_000).and_then(|page| usize::try_from(page).ok());
-    let shape = shape(&mut args, &desk.config);
+    let shape = shape(&mut args, desk.clients.profile(call.client.name().as_deref()));
     args.finish()?;
     let Some(job) = job else { return Err(Fault::new(FaultCode::Internal, "a job id went missing.")) };
 
@@ -288,7 +292,7 @@ async fn list_jobs(desk: &Desk, call: ToolCall) -> Result<ToolReply, Fault> {
     if cwd.as_ref().is_some_and(|dir| !dir.is_absolute() || !dir.is_dir()) {
         args.problem("cwd", "is no such directory", "the absolute path of an existing directory");
     }
-    let shape = shape(&mut args, &desk.config);
+    let shape = shape(&mut args, desk.clients.profile(call.client.name().as_deref()));
     args.finish()?;
     let dir = cwd.or_else(|| desk.default_cwd.clone());
     let workspace = dir.map(|dir| std::fs::canonicalize(&dir).unwrap_or(dir)).filter(|_| !all);
@@ -358,7 +362,7 @@ async fn cancel_job(desk: &Desk, call: ToolCall) -> Result<ToolReply, Fault> {
     let mut args = ArgumentReader::parse(&call.arguments)?;
     let job = args.uuid::<JobId>("job_id");
     let job = args.require("job_id", job, "the job_id of a consult");
-    let shape = shape(&mut args, &desk.config);
+    let shape = shape(&mut args, desk.clients.profile(call.client.name().as_deref()));
     args.finish()?;
     let Some(job) = job else { return Err(Fault::new(FaultCode::Internal, "a job id went missing.")) };
     let mut follow = desk.jobs.follow(job).await?;
@@ -418,7 +422,7 @@ host_tool! {
 
 fn snapshot_shape(call: &ToolCall) -> Result<reply::Shape, Fault> {
     let mut args = ArgumentReader::parse(&call.arguments)?;
-    let shape = shape(&mut args, &Config::default());
+    let shape = shape(&mut args, clients::known(None));
     args.finish()?;
     Ok(shape)
 }

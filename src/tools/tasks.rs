@@ -114,7 +114,8 @@ impl TaskDesk {
     ) -> Result<(), Fault> {
         let jobs = &self.desk.jobs;
         let mut follow = jobs.follow(job).await?;
-        let mut ticks = tokio::time::interval(self.desk.config.progress);
+        let profile = self.desk.clients.profile(client.name().as_deref());
+        let mut ticks = tokio::time::interval(profile.progress);
         ticks.reset();
         let mut told = None;
         loop {
@@ -166,10 +167,10 @@ impl TaskDesk {
     }
 
     /// The same with the result of a task that is over, which counts as read.
-    async fn read(&self, record: &JobRecord, _client: &ClientInfo) -> TaskView {
+    async fn read(&self, record: &JobRecord, client: &ClientInfo) -> TaskView {
         let mut view = self.view(record).await;
         if record.state.is_terminal() {
-            let budget = self.desk.config.response_chars;
+            let budget = self.desk.clients.profile(client.name().as_deref()).response_chars;
             let shape = Shape { render: Render::Porcelain, detail: Detail::Concise, budget };
             view.result = Some(finished(&self.desk, record, shape).await);
         }

@@ -46,6 +46,7 @@ use super::sessions::{SessionEnd, SessionsMsg};
 use super::worker::{Attempt, CallKey, WorkerHandle, WorkerMsg};
 use super::workers::WorkersMsg;
 use crate::actors::clock;
+use crate::clients::Clients;
 use crate::fault::{Fault, FaultCode};
 use crate::faults::{Broken, FaultPoint, Faults, InTurn, Operation};
 use crate::ids::{Generation, HostId, InvocationId, JobId, SessionNumber, UnixMillis};
@@ -213,6 +214,8 @@ pub struct SessionParts {
     pub line_limit: usize,
     /// What is to break.
     pub faults: Faults,
+    /// What is known about clients.
+    pub clients: Clients,
     /// Who answers about tasks.
     pub tasks: Option<TaskDesk>,
 }
@@ -395,6 +398,7 @@ pub struct SessionLoop {
     clock: Pin<Box<tokio::time::Sleep>>,
     /// What the clock is set to, while it runs.
     clock_at: Option<tokio::time::Instant>,
+    clients: Clients,
     task_desk: Option<TaskDesk>,
     /// Who follows tasks for the client, by number.
     follows: HashMap<CallNumber, Vec<AbortHandle>>,
@@ -454,6 +458,7 @@ impl SessionLoop {
             shortest: None,
             clock: Box::pin(tokio::time::sleep(Duration::ZERO)),
             clock_at: None,
+            clients: a.clients,
             task_desk: a.tasks,
             follows: HashMap::new(),
             faults: a.faults,
@@ -839,7 +844,7 @@ impl SessionLoop {
                 Effect::Withdraw(call) => self.withdraw(call),
                 Effect::Follow { number, jobs, news, client } => self.follow(number, jobs, news, &client),
                 Effect::Unfollow(number) => self.unfollow(number),
-                Effect::GaveUp { .. } => {}
+                Effect::GaveUp { client, after } => self.gave_up(&client, after),
                 Effect::Finished(finished) => {
                     if finished.tool.is_none() && self.faults.crash_key_matches(Operation::Method(finished.method)) {
                         self.crash_worker();
@@ -1046,6 +1051,22 @@ impl SessionLoop {
             let _ = mailbox.send(SessionEvent::HostSettled { call: number, outcome });
         });
         self.host_calls.insert(number, task);
+    }
+
+    /// A client withdrew a call: it may have a limit, which is remembered.
+    fn gave_up(&mut self, client: &ClientInfo, after: Duration) {
+        if let Some(unsaved) = self.clients.gave_up(client.name().as_deref(), after) {
+            tracing::info!(
+                client = client.name().as_deref(),
+                ?after,
+                "a client gave up after a round number of seconds"
+            );
+            self.tasks.spawn_blocking(move || {
+                if let Err(error) = unsaved.save() {
+                    tracing::debug!(%error, "what was observed about a client was not saved");
+                }
+            });
+        }
     }
 
     /// Finds out about tasks, beside the session.
