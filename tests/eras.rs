@@ -1,8 +1,16 @@
 //! Both eras over the real binary and over a system in this process: tasks and subscriptions, from begin to end.
 
-use phone_opus::system::{Grace, Shutdown};
+use std::os::unix::fs::PermissionsExt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use phone_opus::clients::Clients;
+use phone_opus::ids::UnixMillis;
+use phone_opus::state_dir::StateDir;
+use phone_opus::system::{Grace, Shutdown, System};
 use phone_opus::testkit::client::envelope;
-use phone_opus::testkit::{Client, Reply, Rig, Role, Script, Step, until};
+use phone_opus::testkit::invariants::invariant_one_answer_each;
+use phone_opus::testkit::{Client, Reply, Rig, Role, Script, Step, tools, until};
 use serde_json::{Map, Value, json};
 
 /// The version that has tasks in its core.
@@ -444,4 +452,58 @@ async fn progress_of_a_call_and_its_cancel_are_the_same_in_the_stateless_era() {
     host.ping().await;
     assert_eq!(host.notifications("notifications/progress").len(), told, "nothing after a cancel");
     rig.stop_and_check_invariants([host]).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_gives_up_after_a_round_number_of_seconds_is_remembered() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let state = StateDir::at(dir.path().join("state"));
+    state.create().expect("created");
+    let system = System::builder().state_dir(state.clone()).telemetry_log(false).tool(tools::stuck());
+    let system = system.start().await.expect("it starts");
+    let mut legacy = Client::of(&system).greet().await;
+    let mut modern = Client::of(&system).open();
+    let seen = |client: &str| Clients::new(Arc::default(), Some(state.clients())).profile(Some(client)).wait.as_secs();
+    let mut meta = envelope();
+    meta["io.modelcontextprotocol/clientInfo"] = json!({"name": "of the stateless era", "version": "1"});
+    for (after, name, want) in
+        [(7, "rig", 50), (30, "of the stateless era", 27), (20, "rig", 18), (45, "rig", 18), (10, "rig", 9)]
+    {
+        let (client, meta) = if name == "rig" { (&mut legacy, json!({})) } else { (&mut modern, meta.clone()) };
+        let sent = client.send("tools/call", json!({"name": "stuck", "arguments": {}, "_meta": meta})).await;
+        client.ping().await;
+        tokio::time::advance(Duration::from_secs(after)).await;
+        client.cancel(sent).await;
+        until("what is remembered", async || (seen(name) == want).then_some(())).await;
+    }
+    for client in [&mut legacy, &mut modern] {
+        client.finish().await;
+        assert_eq!(invariant_one_answer_each(&client.exchange()), Ok(()));
+    }
+    assert!(matches!(system.shutdown(Grace::default()).await, Shutdown::InOrder));
+}
+
+#[tokio::test]
+async fn a_client_is_waited_for_no_longer_than_it_was_seen_to_wait_wherever_tools_run() {
+    let mut rig = new_rig();
+    rig.state_dir().create().expect("created");
+    let seen = json!({"rig": {"limit_s": 2, "at": UnixMillis::now()}});
+    std::fs::write(rig.state_dir().clients(), seen.to_string()).expect("written");
+    std::fs::set_permissions(rig.state_dir().clients(), std::fs::Permissions::from_mode(0o600)).expect("set");
+    let mut hosts = Vec::new();
+    for isolation in ["in_process", "process"] {
+        rig.set("PHONE_OPUS_ISOLATION", isolation);
+        let mut host = rig.serve().await;
+        let begun = format!("begun {isolation}");
+        // It asks for longer than it will wait.
+        let arguments = json!({"prompt": rig.hanging(&begun), "wait_s": 300});
+        let reply = host.call("consult", arguments).await;
+        assert_eq!((reply.str("status"), reply.str("mode")), ("running", "background"), "{:#}", reply.0);
+        let job = reply.str("job_id").to_owned();
+        let reply = host.call("consult_job", json!({"job_id": job, "wait_s": 300})).await;
+        assert_eq!(reply.str("status"), "running", "{:#}", reply.0);
+        host.call("consult_cancel", json!({"job_id": job})).await;
+        hosts.push(host);
+    }
+    rig.stop_and_check_invariants(hosts).await;
 }

@@ -1,6 +1,6 @@
 //! Every byte of a message we send, and the one place where faults become wire errors.
 //!
-//! Invariants: (1) each function appends exactly one whole line, newline included; (2) an id goes out as it came in.
+//! Invariants: (1) each public function appends exactly one whole line, newline included; (2) an id goes out as it came in.
 
 use std::io;
 
