@@ -130,7 +130,7 @@ fn round(after: Duration) -> Option<Duration> {
         121..=3600 => &[30],
         _ => return None,
     };
-    let is_round = steps.iter().any(|step| seconds % step == 0) && late <= EARLY_MS + LATE_MS;
+    let is_round = steps.iter().any(|step| seconds.is_multiple_of(*step)) && late <= EARLY_MS + LATE_MS;
     is_round.then(|| Duration::from_secs(seconds))
 }
 

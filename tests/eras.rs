@@ -1,5 +1,7 @@
 //! Both eras over the real binary and over a system in this process: tasks and subscriptions, from begin to end.
 
+#![expect(clippy::panic, reason = "helpers of tests")]
+
 use std::os::unix::fs::PermissionsExt;
 use std::sync::Arc;
 use std::time::Duration;
