@@ -509,3 +509,33 @@ async fn a_client_is_waited_for_no_longer_than_it_was_seen_to_wait_wherever_tool
     }
     rig.stop_and_check_invariants(hosts).await;
 }
+
+#[tokio::test]
+async fn a_client_that_does_not_read_is_told_once_that_the_tools_differ() {
+    let rig = new_rig();
+    let system = rig.system().start().await.expect("it starts");
+    let mut stalled = Client::of(&system).not_reading().open();
+    stalled.send_greeting("2025-11-25").await;
+    // More than a session keeps for a client before it stops reading.
+    for _ in 0..400 {
+        stalled.send("tools/list", json!({})).await;
+    }
+    let mut other = Client::of(&system).greet().await;
+    for _ in 0..50 {
+        other.ping().await;
+    }
+    let before = changes_told_to(&other);
+    for _ in 0..1000 {
+        system.tools_changed();
+    }
+    until("the other's news", async || (changes_told_to(&other) > before).then_some(())).await;
+    stalled.read_on();
+    until("its news", async || (changes_told_to(&stalled) > 0).then_some(())).await;
+    stalled.ping().await;
+    assert_eq!(changes_told_to(&stalled), 1);
+    rig.stop_system_and_check_invariants(system, [stalled, other]).await;
+}
+
+fn changes_told_to(client: &Client) -> usize {
+    client.notifications("notifications/tools/list_changed").len()
+}

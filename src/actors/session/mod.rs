@@ -402,6 +402,8 @@ pub struct SessionLoop {
     task_desk: Option<TaskDesk>,
     /// Who follows tasks for the client, by number.
     follows: HashMap<CallNumber, Vec<AbortHandle>>,
+    /// The client has not heard yet that the tools differ.
+    owes_change: bool,
     faults: Faults,
     /// A fault that was met in a turn holds everything up for so long; `None` inside is for ever.
     held_up: Option<Option<Duration>>,
@@ -461,6 +463,7 @@ impl SessionLoop {
             clients: a.clients,
             task_desk: a.tasks,
             follows: HashMap::new(),
+            owes_change: false,
             faults: a.faults,
             held_up: None,
         }
@@ -593,6 +596,9 @@ impl SessionLoop {
                         self.out = BytesMut::new();
                     } else {
                         self.out.clear();
+                    }
+                    if self.owes_change {
+                        self.say_change();
                     }
                 }
             }
@@ -776,18 +782,16 @@ impl SessionLoop {
                 self.perform(None);
             }
             SessionEvent::TaskNews { number, news } => {
-                // A status is told even to a client that is slow to read; there is one per task.
-                if self.out.len() <= BACKLOG / 4 || !matches!(news, TaskNews::Progress { .. }) {
-                    self.core.on_task(number, &news, &mut self.out, &mut self.effects);
-                    self.whole = self.out.len();
-                    self.perform(None);
-                }
+                // A client that is slow to read misses them, as it may; whoever follows comes to an end all the same.
+                let mut missed = BytesMut::new();
+                let out = if self.out.len() <= BACKLOG { &mut self.out } else { &mut missed };
+                self.core.on_task(number, &news, out, &mut self.effects);
+                self.whole = self.out.len();
+                self.perform(None);
             }
             SessionEvent::ToolsChanged => {
-                if self.stage == Stage::Open {
-                    self.core.on_tools_changed(&mut self.out);
-                    self.whole = self.out.len();
-                }
+                self.owes_change = true;
+                self.say_change();
             }
             SessionEvent::Progress { call, value, message } => {
                 // News that can be missed are left out for a client that is slow to read.
@@ -797,6 +801,16 @@ impl SessionLoop {
                 }
             }
             SessionEvent::Stop => self.stop(),
+        }
+    }
+
+    /// Says that the tools differ, once the client has read what it was sent before: however often they changed, it lists
+    /// them once.
+    fn say_change(&mut self) {
+        if self.stage == Stage::Open && self.out.len() <= BACKLOG {
+            self.owes_change = false;
+            self.core.on_tools_changed(&mut self.out);
+            self.whole = self.out.len();
         }
     }
 
