@@ -6,12 +6,14 @@
 //! Invariants: (1) an unknown key or a bad value is an error that names its place and the nearest known key; (2) a
 //! project file can set safe keys only: never a program, a key, or who pays.
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::clients::ClientSettings;
 use crate::jobs::Billing;
 use crate::tools::arguments::nearest;
 
@@ -43,7 +45,7 @@ pub struct Settings {
     pub timeout_s: Option<u64>,
     /// Seconds without any output after which an agent is taken for stuck, 10 to 86 400.
     pub stall_s: Option<u64>,
-    /// Seconds a synchronous consult is waited for, whoever the client is, 1 to 3 600.
+    /// Seconds a synchronous consult is waited for, unless its client's table says otherwise, 1 to 3 600.
     pub wait_s: Option<u64>,
     /// Characters of a reply's answer, 1 000 to 400 000.
     pub response_chars: Option<u64>,
@@ -57,10 +59,12 @@ pub struct Settings {
     pub restart_period_s: Option<u64>,
     /// Milliseconds before the second restart in a row, 0 to 2 000.
     pub restart_backoff_ms: Option<u64>,
+    /// What is different for single clients, by the names they give themselves. In files only: a table is no variable.
+    pub clients: Option<BTreeMap<String, ClientSettings>>,
 }
 
 /// Every key, in the order it is documented.
-pub const KEYS: [&str; 14] = [
+pub const KEYS: [&str; 15] = [
     "claude_bin",
     "billing",
     "agent",
@@ -75,10 +79,14 @@ pub const KEYS: [&str; 14] = [
     "restart_intensity",
     "restart_period_s",
     "restart_backoff_ms",
+    CLIENTS,
 ];
 
+/// The key that is a table.
+const CLIENTS: &str = "clients";
+
 /// Keys a project file may set: nothing that names a program or decides who pays.
-const SAFE_KEYS: [&str; 6] = ["agent", "timeout_s", "stall_s", "wait_s", "response_chars", "progress_s"];
+const SAFE_KEYS: [&str; 7] = ["agent", "timeout_s", "stall_s", "wait_s", "response_chars", "progress_s", CLIENTS];
 
 /// Where tools run that a worker executes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -121,10 +129,12 @@ pub struct Config {
     pub stall: Duration,
     /// How long a synchronous consult is waited for; by client when not set.
     pub wait: Option<Duration>,
-    /// Characters of a reply's answer before it is cut.
-    pub response_chars: usize,
-    /// Time between progress notifications.
-    pub progress: Duration,
+    /// Characters of a reply's answer before it is cut; by client when not set.
+    pub response_chars: Option<usize>,
+    /// Time between progress notifications; by client when not set.
+    pub progress: Option<Duration>,
+    /// What is different for single clients.
+    pub clients: BTreeMap<String, ClientSettings>,
     /// Where tools run.
     pub isolation: WorkerIsolation,
     /// Restarts of a lost worker within [`Config::restart_period`]; after one more, calls that need a worker are refused
@@ -147,8 +157,9 @@ impl Default for Config {
             timeout: Duration::from_secs(3600),
             stall: Duration::from_secs(300),
             wait: None,
-            response_chars: 24_000,
-            progress: Duration::from_secs(5),
+            response_chars: None,
+            progress: None,
+            clients: BTreeMap::new(),
             isolation: WorkerIsolation::InProcess,
             restart_intensity: 6,
             restart_period: Duration::from_secs(30),
@@ -157,24 +168,7 @@ impl Default for Config {
     }
 }
 
-/// How long a synchronous consult is waited for before it becomes a background job, by client name. Each is under the
-/// time after which that client drops the call: 120 s (moved to the background), 300 s, and 60 s for most others.
-#[must_use]
-pub fn soft_deadline(client: Option<&str>) -> Duration {
-    Duration::from_secs(match client {
-        Some("claude-code") => 110,
-        Some("codex-mcp-client") => 280,
-        _ => 50,
-    })
-}
-
 impl Config {
-    /// How long a synchronous consult of this client is waited for.
-    #[must_use]
-    pub fn wait_for(&self, client: Option<&str>) -> Duration {
-        self.wait.unwrap_or_else(|| soft_deadline(client))
-    }
-
     /// Lays sources over the defaults, the strongest last.
     ///
     /// # Errors
@@ -214,10 +208,24 @@ impl Config {
             self.wait = Some(Duration::from_secs(value));
         }
         if let Some(value) = within("response_chars", settings.response_chars, 1_000, 400_000)? {
-            self.response_chars = count(value);
+            self.response_chars = Some(count(value));
         }
         if let Some(value) = within("progress_s", settings.progress_s, 1, 60)? {
-            self.progress = Duration::from_secs(value);
+            self.progress = Some(Duration::from_secs(value));
+        }
+        for (name, own) in settings.clients.iter().flatten() {
+            let place = |key: &str| format!("{CLIENTS}.{name}.{key}");
+            let known = self.clients.entry(name.clone()).or_default();
+            if let Some(value) = within(&place("wait_s"), own.wait_s, 1, 3_600)? {
+                known.wait_s = Some(value);
+            }
+            if let Some(value) = within(&place("progress_s"), own.progress_s, 1, 60)? {
+                known.progress_s = Some(value);
+            }
+            let chars = own.response_chars.map(|chars| u64::try_from(chars).unwrap_or(u64::MAX));
+            if let Some(value) = within(&place("response_chars"), chars, 1_000, 400_000)? {
+                known.response_chars = Some(count(value));
+            }
         }
         if let Some(value) = within("restart_intensity", settings.restart_intensity, 0, 10_000)? {
             self.restart_intensity = count(value);
@@ -283,7 +291,7 @@ impl Settings {
     /// The variable and what is wrong with it.
     pub fn from_environment(get: impl Fn(&str) -> Option<OsString>) -> Result<Self, ConfigError> {
         let mut settings = Self::default();
-        for key in KEYS {
+        for key in KEYS.into_iter().filter(|key| *key != CLIENTS) {
             let name = variable(key);
             let Some(value) = get(&name).filter(|value| !value.is_empty()) else { continue };
             if key == "claude_bin" {
@@ -395,13 +403,17 @@ mod tests {
     }
 
     #[test]
-    fn each_client_is_waited_for_less_than_it_waits() {
-        for (client, seconds) in
-            [(Some("claude-code"), 110), (Some("codex-mcp-client"), 280), (Some("x"), 50), (None, 50)]
-        {
-            assert_eq!(Config::default().wait_for(client).as_secs(), seconds);
-        }
-        let config = Config { wait: Some(Duration::from_secs(7)), ..Config::default() };
-        assert_eq!(config.wait_for(Some("claude-code")).as_secs(), 7);
+    fn a_clients_table_is_laid_key_by_key_and_checked_like_every_other_value() {
+        let user = toml("[clients.x]\nwait_s = 20\nresponse_chars = 5000\n", FileTrust::User).expect("it is good");
+        let project = toml("[clients.x]\nwait_s = 10\n[clients.\"a b\"]\nprogress_s = 1\n", FileTrust::Project);
+        let project = project.expect("it is safe");
+        let config = Config::from_sources(&[("user".into(), user), ("project".into(), project)]).expect("good");
+        let x = ClientSettings { wait_s: Some(10), progress_s: None, response_chars: Some(5000) };
+        assert_eq!((config.clients.get("x"), config.clients.len()), (Some(&x), 2));
+        let wrong = toml("[clients.x]\nwait = 20\n", FileTrust::User).expect_err("no such key").to_string();
+        assert!(wrong.contains("unknown field `wait`"), "{wrong}");
+        let settings = toml("[clients.x]\nwait_s = 0\n", FileTrust::User).expect("a number");
+        let wrong = Config::from_sources(&[("file".into(), settings)]).expect_err("zero is no wait").to_string();
+        assert_eq!(wrong, "file: clients.x.wait_s is 0; accepted: 1 to 3600");
     }
 }

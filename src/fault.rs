@@ -111,6 +111,10 @@ fault_codes! {
     NotInitialized = "not_initialized", Protocol, Protocol, never;
     /// The envelope named a protocol version we do not speak.
     UnsupportedVersion = "unsupported_version", Protocol, Protocol, never;
+    /// The request needs a capability its client did not declare.
+    MissingCapability = "missing_capability", Protocol, Protocol, never;
+    /// A reply is longer than any line may be.
+    ReplyTooLarge = "reply_too_large", Resource, Host, never;
     /// The worker died and could not be replaced in time.
     WorkerLost = "worker_lost", Process, Worker, again;
     /// A worker could not be started.

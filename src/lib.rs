@@ -8,6 +8,7 @@ compile_error!("phone-opus runs on Linux and macOS; Windows is not supported");
 
 pub mod actors;
 pub mod agents;
+pub mod clients;
 pub mod config;
 pub mod exec;
 pub mod fault;

@@ -154,6 +154,12 @@ impl StateDir {
         self.root.join("phone-opus.db")
     }
 
+    /// What was observed about clients.
+    #[must_use]
+    pub fn clients(&self) -> PathBuf {
+        self.root.join("clients.json")
+    }
+
     /// The telemetry log.
     #[must_use]
     pub fn telemetry(&self) -> PathBuf {

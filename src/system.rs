@@ -3,7 +3,7 @@
 //! Owns: how the parts are put together. Nothing here is global (L12): two systems run in one process, and the
 //! embedding program keeps its signals, its logger, its environment and its exit.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -22,6 +22,7 @@ use crate::actors::workers::process::ProcessBackend;
 use crate::actors::workers::slot::RestartPolicy;
 use crate::actors::workers::{Backend, Roster, WorkersArguments, WorkersMsg};
 use crate::agents::{Agent, AgentNames, AgentRegistry, Environment};
+use crate::clients::Clients;
 use crate::config::Config;
 use crate::fault::{Fault, FaultCode};
 use crate::faults::Faults;
@@ -37,6 +38,7 @@ use crate::store::{AcceptLimits, StoreHandle};
 use crate::telemetry::TelemetryHandle;
 use crate::tools::consult::{ConsultTool, Desk};
 use crate::tools::readers::{CancelTool, HealthTool, JobTool, JobsTool, TelemetryTool};
+use crate::tools::tasks::TaskDesk;
 use crate::tools::{Target, Tool};
 use crate::worker::settings::{DeskSettings, Settings};
 use crate::worker::{Isolation, WorkerCommand, WorkerPolicy, wire};
@@ -240,6 +242,7 @@ impl SystemBuilder {
             nesting: environment.as_ref().map_or((None, 0), nesting),
             default_cwd: self.default_cwd,
             telemetry: telemetry.clone(),
+            observed: self.state_dir.as_ref().map(StateDir::clients),
             extra: self.tools,
             offered,
             consults,
@@ -323,6 +326,7 @@ fn process_backend(
     let text = |path: &PathBuf| path.to_str().is_some();
     let desk = desk.map(|desk| DeskSettings {
         config: Config { claude_bin: desk.config.claude_bin.clone().filter(text), ..Config::clone(&desk.config) },
+        observed: desk.clients.file().map(Path::to_owned).filter(text),
         agents: desk.agents.iter().map(str::to_owned).collect(),
         default_cwd: desk.default_cwd.clone().filter(text),
         nesting: desk.nesting,
@@ -352,6 +356,7 @@ struct Assembly {
     nesting: (Option<crate::ids::ChainId>, u32),
     default_cwd: Option<PathBuf>,
     telemetry: TelemetryHandle,
+    observed: Option<PathBuf>,
     extra: Vec<Arc<dyn Tool>>,
     offered: OwnTools,
     /// Whether the consult tools are among them.
@@ -383,6 +388,7 @@ impl Assembly {
         let desk = Desk {
             jobs,
             agents: AgentNames::new(self.agents.names()),
+            clients: Clients::new(Arc::clone(&self.config), self.observed),
             config: self.config,
             default_cwd: self.default_cwd,
             nesting: self.nesting,
@@ -415,7 +421,7 @@ impl Assembly {
             .collect();
         let served = Served {
             host: self.host,
-            catalog: Arc::new(Catalog::new(entries)),
+            catalog: Arc::new(Catalog::new(entries).with_tasks(tools.iter().map(|tool| tool.tasks()))),
             tools: tools.into(),
             identity: Arc::new(Identity::new("phone-opus", env!("CARGO_PKG_VERSION"), instructions)),
             limits: self.session_limits,
@@ -425,6 +431,8 @@ impl Assembly {
             telemetry: self.telemetry,
             gauges,
             faults: self.faults,
+            clients: desk.clients.clone(),
+            tasks: self.consults.then(|| TaskDesk::new(desk.clone())),
         };
         (served, (desk, health))
     }
@@ -530,6 +538,14 @@ impl System {
     #[must_use]
     pub fn desk(&self) -> &Desk {
         &self.inner.desk
+    }
+
+    /// Tells every client that the tools differ from what it was told, so that it lists them again: who knows that an
+    /// embedding program's tool describes itself differently now is that program.
+    ///
+    /// Legacy sessions hear of it once, in the stateless era each subscription that asked for it does.
+    pub fn tools_changed(&self) {
+        self.inner.connections.tools_changed();
     }
 
     /// How it is and what it did.

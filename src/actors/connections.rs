@@ -16,9 +16,11 @@ use tokio::task::JoinSet;
 use super::current::Current;
 use super::jobs::JobsMsg;
 use super::kept::Kept;
-use super::session::{Ended, Gauges, Input, SessionLoop, SessionParts, Sink};
+use super::reply::SessionMailbox;
+use super::session::{Ended, Gauges, Input, SessionEvent, SessionLoop, SessionParts, Sink};
 use super::sessions::SessionEnd;
 use super::workers::WorkersMsg;
+use crate::clients::Clients;
 use crate::fault::{Fault, FaultCode};
 use crate::faults::Faults;
 use crate::ids::{HostId, SessionNumber};
@@ -27,6 +29,7 @@ use crate::protocol::session::{SessionCore, SessionLimits};
 use crate::protocol::wire::Identity;
 use crate::telemetry::TelemetryHandle;
 use crate::tools::Tool;
+use crate::tools::tasks::TaskDesk;
 
 /// Connections at once. Each costs tens of kilobytes; more is refused at the door.
 const CONNECTIONS: usize = 1024;
@@ -55,10 +58,15 @@ pub struct Served {
     pub gauges: Arc<Gauges>,
     /// What is to break.
     pub faults: Faults,
+    /// What is known about clients.
+    pub clients: Clients,
+    /// Who answers about tasks; nobody where there are no consults.
+    pub tasks: Option<TaskDesk>,
 }
 
 struct Connection {
     session: Arc<Kept<SessionLoop>>,
+    mailbox: SessionMailbox,
     ended: Ended,
 }
 
@@ -122,9 +130,12 @@ impl Connections {
             sink,
             line_limit: s.line_limit,
             faults: s.faults.clone(),
+            clients: s.clients.clone(),
+            tasks: s.tasks.clone(),
         });
         let (ended, end) = oneshot::channel();
-        open.connections.insert(number, Connection { session: Kept::new(session), ended });
+        let mailbox = session.mailbox();
+        open.connections.insert(number, Connection { session: Kept::new(session), mailbox, ended });
         Ok((number, end))
     }
 
@@ -132,6 +143,14 @@ impl Connections {
     #[must_use]
     pub fn numbers(&self) -> Vec<SessionNumber> {
         self.open_ones().connections.keys().copied().collect()
+    }
+
+    /// Tells every session that the tools differ.
+    pub fn tools_changed(&self) {
+        for connection in self.open_ones().connections.values() {
+            // A session that is over hears nothing more.
+            let _ = connection.mailbox.send(SessionEvent::ToolsChanged);
+        }
     }
 
     /// The loop of a connection, to be borrowed; `None` when it is over.

@@ -10,8 +10,8 @@ use crate::ids::Generation;
 use crate::protocol::session::{CallNumber, CallOutcome};
 use crate::worker::wire::CallKey;
 
-/// Where a session hears from everybody but its client. Every message is about a call of its own or about its worker,
-/// and calls are bounded, so the channel needs no bound of its own.
+/// Where a session hears from everybody but its client. Every message is about a call of its own, a task it follows or its
+/// worker, and these are bounded, so the channel needs no bound of its own.
 pub type SessionMailbox = mpsc::UnboundedSender<SessionEvent>;
 
 /// Owed to a session by a worker: the outcome of one attempt.

@@ -30,6 +30,9 @@ enum Token {
     Shared(Arc<str>),
 }
 
+/// Longest id taken, in bytes of JSON. It is kept while its request is open and repeated in the answer; clients count.
+pub const ID_MOST: usize = 64 * 1024;
+
 impl IdToken {
     /// The longest text that lies in the token: a UUID in its quotes.
     const HERE: usize = 38;
@@ -61,11 +64,11 @@ impl IdToken {
         }
     }
 
-    /// Takes the JSON text of a string or number as an id; anything else is none.
+    /// Takes the JSON text of a string or number as an id; anything else is none, and so is one longer than [`ID_MOST`].
     #[must_use]
     pub fn from_json(json: &str) -> Option<Self> {
         match json.as_bytes().first() {
-            Some(b'"' | b'-' | b'0'..=b'9') => Some(Self::new(json)),
+            Some(b'"' | b'-' | b'0'..=b'9') if json.len() <= ID_MOST => Some(Self::new(json)),
             _ => None,
         }
     }
@@ -176,7 +179,7 @@ fn classify(members: MemberTexts<'_>) -> Incoming<'_> {
     match (members.id, id) {
         (None, _) => Incoming::Notification { method, params: members.params },
         (Some(_), Some(id)) => Incoming::Request { id, method, params: members.params },
-        (Some(_), None) => Incoming::Invalid { id: None, why: "an id must be a string or a number" },
+        (Some(_), None) => Incoming::Invalid { id: None, why: "an id must be a string or a number of at most 64 KiB" },
     }
 }
 

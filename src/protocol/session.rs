@@ -1,17 +1,23 @@
 //! The session's state machine: what each message of a client means, and what it is answered with.
 //!
-//! Owns: the handshake, the calls in flight with their raw ids, batches, cancellation, the bounds of a session.
-//! May not know: how a call is executed, actors, I/O, clocks (`now` is passed in).
+//! Owns: the handshake, the requests in flight with their raw ids, batches, cancellation, what outlives its request
+//! ([`standing`]), the bounds of a session. May not know: how a call is executed, where tasks are kept, actors, I/O, clocks
+//! (`now` is passed in).
 //!
 //! ```text
 //!  un-enveloped requests:   before initialize ──initialize──▶ ready(version)     (ping is served in both)
 //!  enveloped requests:      served cold, each on its own; the era is decided per request
 //!  a call:                  accepted ──settled──▶ answered | ──cancelled──▶ silent
+//!  a call as a task:        accepted ──settled, names a job──▶ looked at ──▶ answered with the task
 //! ```
 //!
 //! Invariants: (1) L1: an id gets exactly one response, none after its cancellation; (2) an id in flight is refused
-//! to a newcomer and the first call goes on; (3) calls and their bytes are bounded, and beyond the bound a call is
-//! refused at once, never parked, so that a cancel or a ping always gets through.
+//! to a newcomer and the first request goes on; (3) calls and their bytes are bounded, and beyond the bound a call is
+//! refused at once, never parked, so that a cancel or a ping always gets through; (4) no line we write is longer than
+//! [`wire::LINE_MOST`].
+
+mod meta;
+mod standing;
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -20,12 +26,17 @@ use std::time::{Duration, Instant};
 
 use bytes::{BufMut, Bytes, BytesMut};
 
-use super::catalog::{Catalog, Room};
+use self::meta::{Meta, Refusal, SeenClient, invalid};
+use self::standing::{Filter, Standings};
+use super::catalog::{Catalog, Room, TaskSupport};
 use super::envelope::{self, IdToken, Incoming};
 use super::frame::Frame;
+use super::method::Method;
+use super::tasks::{self, TaskAnswer, TaskAsk, TaskCursor, TaskNews, TaskProtocol};
 use super::version::Version;
-use super::wire::{self, Identity, ToolReply};
+use super::wire::{self, Identity, ReplyText, Tasks, ToolReply};
 use crate::fault::{Fault, FaultCode};
+use crate::ids::JobId;
 use crate::lenient;
 
 /// Bounds of one session. Reaching one is an answer.
@@ -52,6 +63,9 @@ impl Default for SessionLimits {
 /// client sends at once, each as large as a tool that reads or cancels could need.
 const KEPT_CALLS: usize = 64;
 const KEPT_BYTES: usize = 1024 * 1024;
+
+/// Bytes of a batch's answer from which on its members are answered with an error; these have room in the rest of the line.
+const BATCH_MOST: usize = wire::LINE_MOST - 1024 * 1024;
 
 /// A call within its session; numbers are never reused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -105,10 +119,48 @@ pub struct Call {
 pub enum Effect {
     /// Execute this call.
     Invoke(Call),
+    /// Find this out about tasks, for the request of this number.
+    Ask {
+        /// Which request.
+        number: CallNumber,
+        /// What.
+        ask: TaskAsk,
+        /// Who asks.
+        client: ClientInfo,
+    },
     /// Nobody waits for this call any more.
     Withdraw(CallNumber),
+    /// Tell about these tasks from now on, under this number.
+    Follow {
+        /// The number.
+        number: CallNumber,
+        /// The tasks.
+        jobs: Vec<JobId>,
+        /// What is wanted.
+        news: Wanted,
+        /// Who follows.
+        client: ClientInfo,
+    },
+    /// Nobody listens under this number any more.
+    Unfollow(CallNumber),
+    /// The client withdrew a call it had waited for this long; it may have a limit of its own.
+    GaveUp {
+        /// Who.
+        client: ClientInfo,
+        /// From the call's arrival.
+        after: Duration,
+    },
     /// A request was finished, for the counters.
     Finished(Finished),
+}
+
+/// Which news of a task are wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wanted {
+    /// Whenever its status changes.
+    Status,
+    /// How it gets on, until it is over.
+    Progress,
 }
 
 /// What telemetry is told about a finished request.
@@ -150,12 +202,41 @@ pub enum CallOutcome {
 struct Pending {
     id: IdToken,
     version: Version,
-    tool: usize,
-    progress: Option<Box<str>>,
-    last_progress: f64,
+    client: ClientInfo,
+    work: Work,
     bytes: usize,
     batch: Option<u64>,
     since: Instant,
+}
+
+/// What a request in flight waits for.
+#[derive(Debug)]
+enum Work {
+    /// A tool.
+    Tool { tool: usize, progress: Option<Box<str>>, last_progress: f64, task: Option<TaskProtocol> },
+    /// How the task stands that a call of this tool became.
+    Created { tool: usize, progress: Option<Box<str>>, last_progress: f64, protocol: TaskProtocol },
+    /// Something about tasks.
+    Ask(Method),
+    /// Which of the tasks of a subscription exist.
+    Listen { tools: bool },
+}
+
+impl Work {
+    fn tool(&self) -> Option<usize> {
+        match self {
+            Self::Tool { tool, .. } | Self::Created { tool, .. } => Some(*tool),
+            Self::Ask(_) | Self::Listen { .. } => None,
+        }
+    }
+
+    fn method(&self) -> Method {
+        match self {
+            Self::Tool { .. } | Self::Created { .. } => Method::ToolsCall,
+            Self::Ask(method) => *method,
+            Self::Listen { .. } => Method::Listen,
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -177,6 +258,8 @@ pub struct SessionCore {
     catalog: Arc<Catalog>,
     identity: Arc<Identity>,
     handshake: Handshake,
+    seen: SeenClient,
+    standings: Standings,
     pending: HashMap<u64, Pending, foldhash::fast::RandomState>,
     /// The client chooses the ids, but only so many are in flight that even the worst ones cost little.
     by_id: HashMap<IdToken, u64, foldhash::fast::RandomState>,
@@ -210,6 +293,8 @@ impl SessionCore {
             catalog,
             identity,
             handshake: Handshake::Before,
+            seen: SeenClient::default(),
+            standings: Standings::default(),
             pending: HashMap::default(),
             by_id: HashMap::default(),
             call_bytes: 0,
@@ -290,7 +375,12 @@ impl SessionCore {
         self.batches.insert(number, Batch { open: 1, parts: BytesMut::new() });
         for member in members {
             let mut part = BytesMut::new();
-            let message = match envelope::read(member) {
+            let message = envelope::read(member);
+            let id = match &message {
+                Incoming::Request { id, .. } => Some(id.clone()),
+                _ => None,
+            };
+            let message = match message {
                 Incoming::Request { id, method, .. } if method == "initialize" => {
                     Incoming::Invalid { id: Some(id), why: "initialize must not be part of a batch" }
                 }
@@ -298,15 +388,21 @@ impl SessionCore {
                 message => message,
             };
             self.on_message(message, line, Origin { batch: Some(number), now }, &mut part, effects);
-            self.put_part(number, &part);
+            self.put_part(number, id.as_ref(), part);
         }
         self.close_share(number, out);
     }
 
-    fn put_part(&mut self, batch: u64, part: &[u8]) {
+    fn put_part(&mut self, batch: u64, id: Option<&IdToken>, mut part: BytesMut) {
         if let Some(batch) = self.batches.get_mut(&batch).filter(|_| !part.is_empty()) {
+            if batch.parts.len() + part.len() > BATCH_MOST {
+                part.clear();
+                let fault = Fault::new(FaultCode::ReplyTooLarge, "the batch's answer is longer than any line may be.")
+                    .hint("Send the request on a line of its own.");
+                wire::error(&mut part, id, &fault, None);
+            }
             batch.parts.put_slice(if batch.parts.is_empty() { b"[" } else { b"," });
-            batch.parts.put_slice(part.strip_suffix(b"\n").unwrap_or(part));
+            batch.parts.put_slice(part.strip_suffix(b"\n").unwrap_or(&part));
         }
     }
 
@@ -378,7 +474,10 @@ impl SessionCore {
         let answer = if self.by_id.contains_key(&id) {
             Err(Fault::new(FaultCode::InvalidRequest, "a request with this id is still in flight.").into())
         } else {
-            self.dispatch(&id, method, params, line, origin, out, effects)
+            match Method::parse(method) {
+                Some(Method::ToolsCall) => self.call(&id, params.unwrap_or("{}"), line, origin, effects),
+                known => self.dispatch(&id, known, method, params, origin, out, effects),
+            }
         };
         let result = match answer {
             Ok(Dispatched::Answered) => FinishedAs::Success,
@@ -389,7 +488,7 @@ impl SessionCore {
             }
         };
         effects.push(Effect::Finished(Finished {
-            method: label(method),
+            method: Method::parse(method).map_or("other", Method::as_str),
             tool: None,
             request_id: None,
             latency: Duration::ZERO,
@@ -401,62 +500,94 @@ impl SessionCore {
     fn dispatch(
         &mut self,
         id: &IdToken,
-        method: &str,
+        method: Option<Method>,
+        name: &str,
         params: Option<&str>,
-        line: &Bytes,
         origin: Origin,
         out: &mut BytesMut,
         effects: &mut Vec<Effect>,
     ) -> Result<Dispatched, Box<Refusal>> {
-        let shape = || Fault::new(FaultCode::InvalidInput, "the member params must be an object.");
-        let [meta, cursor] = match params.filter(|_| method != "tools/call") {
-            // Shape first; `tools/call` reads all of its members in one pass of its own.
-            Some(params) => envelope::object(params, ["_meta", "cursor"]).map_err(|_| shape())?,
-            None => [None, None],
-        };
+        let members = ["_meta", "cursor", "taskId", "notifications", "protocolVersion"];
+        let [meta, cursor, task, wishes, wanted] = envelope::object(params.unwrap_or("{}"), members)
+            .map_err(|_| invalid("the member params must be an object."))?;
+        let meta = Meta::read(meta)?;
+        let unknown = || Fault::new(FaultCode::UnknownMethod, format!("there is no method {}.", shortened(name)));
+        let method = method.ok_or_else(unknown)?;
         match method {
-            "tools/call" => {
-                let params = params.unwrap_or("{}");
-                let members = envelope::object(params, ["name", "arguments", "_meta"]).map_err(|_| shape())?;
-                return self.call(id, members, line, origin, effects);
+            // With an envelope it is one of the stateless era, which has none; but whoever names a version means it.
+            Method::Initialize if !meta.enveloped() || wanted.is_some() => {
+                return self.initialize(id, params.unwrap_or("{}"), out);
             }
-            "initialize" => return self.initialize(id, params.unwrap_or("{}"), out),
-            "ping" if !Meta::read(meta)?.enveloped() => wire::pong(out, id),
-            "tools/list" => {
-                let (version, _) = self.version_of(&Meta::read(meta)?)?;
-                if cursor.is_some_and(|cursor| cursor != "null") {
-                    return Err(Fault::new(FaultCode::InvalidInput, "the cursor is not one of ours.").into());
-                }
-                wire::tools(out, id, version, self.catalog.list(version), &self.identity);
+            Method::Ping if !meta.enveloped() => {
+                wire::pong(out, id);
+                return Ok(Dispatched::Answered);
             }
-            "server/discover" => {
-                let meta = Meta::read(meta)?;
-                if meta.version.is_none() {
-                    return Err(Fault::new(
-                        FaultCode::InvalidInput,
-                        "server/discover needs the member io.modelcontextprotocol/protocolVersion in params._meta.",
-                    )
-                    .into());
-                }
-                self.version_of(&meta)?;
-                wire::discovered(out, id, &self.identity);
+            // Whoever looks for it without an envelope does not know the stateless era well enough to be told less.
+            Method::Discover if !meta.enveloped() => {
+                let lacking =
+                    "server/discover needs the member io.modelcontextprotocol/protocolVersion in params._meta.";
+                return Err(invalid(lacking));
             }
-            _ => {
-                return Err(
-                    Fault::new(FaultCode::UnknownMethod, format!("there is no method {}.", shortened(method))).into()
-                );
-            }
+            _ => {}
         }
-        Ok(Dispatched::Answered)
+        let era = if meta.enveloped() { Some(Version::MODERN) } else { self.negotiated() };
+        if era.is_some_and(|version| !method.exists_in(version)) {
+            return Err(unknown().into());
+        }
+        let (version, client) = self.version_of(method, &meta)?;
+        match method {
+            Method::ToolsList => {
+                let cursor = cursor.filter(|cursor| *cursor != "null");
+                let cursor = cursor.map(|cursor| envelope::string(cursor).unwrap_or(Cow::Borrowed("")));
+                let Some(page) = self.catalog.list(version, cursor.as_deref()) else {
+                    return Err(invalid("the cursor is not one of ours."));
+                };
+                wire::tools(out, id, version, page, &self.identity);
+                Ok(Dispatched::Answered)
+            }
+            Method::Discover => {
+                wire::discovered(out, id, &self.identity, self.tasks());
+                Ok(Dispatched::Answered)
+            }
+            Method::Listen => {
+                let filter = filter(wishes)?;
+                if filter.tasks.is_some() && !meta.knows_tasks() {
+                    return Err(meta::tasks_needed());
+                }
+                self.listen(id, filter, client, origin, out, effects)
+            }
+            Method::TasksGet | Method::TasksResult | Method::TasksList | Method::TasksCancel | Method::TasksUpdate => {
+                let ask = ask(method, version, task, cursor)?;
+                if version == Version::MODERN && !meta.knows_tasks() {
+                    return Err(meta::tasks_needed());
+                }
+                if !self.catalog.offers_tasks() {
+                    return Err(Fault::new(FaultCode::UnknownMethod, "this server has no tasks.").into());
+                }
+                let number = self.pend(id, version, client.clone(), Work::Ask(method), 0, origin)?;
+                effects.push(Effect::Ask { number, ask, client });
+                Ok(Dispatched::InFlight)
+            }
+            Method::Initialize | Method::Ping | Method::ToolsCall => Err(unknown().into()),
+        }
+    }
+
+    fn tasks(&self) -> Tasks {
+        if self.catalog.offers_tasks() { Tasks::Offered } else { Tasks::None }
+    }
+
+    fn negotiated(&self) -> Option<Version> {
+        match &self.handshake {
+            Handshake::Ready { version, .. } => Some(*version),
+            Handshake::Before => None,
+        }
     }
 
     fn initialize(&mut self, id: &IdToken, params: &str, out: &mut BytesMut) -> Result<Dispatched, Box<Refusal>> {
         let [wanted, client] = envelope::object(params, ["protocolVersion", "clientInfo"])
-            .map_err(|_| Fault::new(FaultCode::InvalidInput, "the member params must be an object."))?;
+            .map_err(|_| invalid("the member params must be an object."))?;
         let Some(wanted) = wanted.and_then(envelope::string) else {
-            return Err(
-                Fault::new(FaultCode::InvalidInput, "initialize needs params.protocolVersion, a string.").into()
-            );
+            return Err(invalid("initialize needs params.protocolVersion, a string."));
         };
         let version = Version::negotiate(&wanted);
         let client = client
@@ -465,41 +596,14 @@ impl SessionCore {
             .map_or(ClientInfo::Unknown, |name| ClientInfo::Name(name.chars().take(200).collect::<String>().into()));
         // A proxy or a restarted front end may send a second one: it is answered again, and its version counts.
         self.handshake = Handshake::Ready { version, client };
-        wire::initialized(out, id, version, &self.identity);
+        wire::initialized(out, id, version, &self.identity, self.tasks());
         Ok(Dispatched::Answered)
     }
 
     /// The version a request is served in: its envelope's, else the handshake's.
-    fn version_of(&self, meta: &Meta<'_>) -> Result<(Version, ClientInfo), Box<Refusal>> {
+    fn version_of(&mut self, method: Method, meta: &Meta<'_>) -> Result<(Version, ClientInfo), Box<Refusal>> {
         if meta.enveloped() {
-            let version = meta.version.and_then(envelope::string);
-            if let Some(version) = version.as_deref().filter(|version| *version != Version::MODERN.as_str()) {
-                let data = serde_json::json!({"supported": [Version::MODERN.as_str()], "requested": version});
-                let fault = Fault::new(
-                    FaultCode::UnsupportedVersion,
-                    format!(
-                        "protocol version {} cannot be used with an envelope; {} can.",
-                        shortened(version),
-                        Version::MODERN.as_str()
-                    ),
-                );
-                return Err(Box::new(Refusal { fault, data: Some(data) }));
-            }
-            let mut missing = Vec::new();
-            if version.is_none() {
-                missing.push("io.modelcontextprotocol/protocolVersion (a string)");
-            }
-            if meta.capabilities.is_none_or(|json| !json.starts_with('{')) {
-                missing.push("io.modelcontextprotocol/clientCapabilities (an object)");
-            }
-            if !missing.is_empty() {
-                let detail = format!("params._meta lacks {}.", missing.join(" and "));
-                return Err(Fault::new(FaultCode::InvalidInput, detail).into());
-            }
-            let client = meta.client.map_or(ClientInfo::Unknown, |json| {
-                ClientInfo::Raw(Bytes::copy_from_slice(json.as_bytes().get(..1024).unwrap_or(json.as_bytes())))
-            });
-            return Ok((Version::MODERN, client));
+            return Ok((Version::MODERN, meta.check(method, &mut self.seen)?));
         }
         match &self.handshake {
             Handshake::Ready { version, client } => Ok((*version, client.clone())),
@@ -511,36 +615,28 @@ impl SessionCore {
         }
     }
 
-    fn call(
+    /// Takes a request in that is answered later.
+    fn pend(
         &mut self,
         id: &IdToken,
-        [name, arguments, meta]: [Option<&str>; 3],
-        line: &Bytes,
+        version: Version,
+        client: ClientInfo,
+        work: Work,
+        bytes: usize,
         origin: Origin,
-        effects: &mut Vec<Effect>,
-    ) -> Result<Dispatched, Box<Refusal>> {
-        let meta = Meta::read(meta)?;
-        let (version, client) = self.version_of(&meta)?;
-        let Some(name) = name.and_then(envelope::string) else {
-            return Err(Fault::new(FaultCode::InvalidInput, "tools/call needs params.name, a string.").into());
+    ) -> Result<CallNumber, Box<Refusal>> {
+        let room = match &work {
+            Work::Tool { tool, .. } | Work::Created { tool, .. } => self.catalog.room(*tool),
+            // What is asked about a task is what a tool that looks or cancels is called for.
+            Work::Ask(_) => Room::Kept,
+            Work::Listen { .. } => Room::Shared,
         };
-        let Some(tool) = self.catalog.position(&name) else {
-            let known: Vec<&str> = self.catalog.names().collect();
-            return Err(Fault::new(FaultCode::InvalidInput, format!("there is no tool {}.", shortened(&name)))
-                .hint(format!("Tools are {}.", known.join(", ")))
-                .into());
-        };
-        let arguments = match arguments {
-            None | Some("null") => Bytes::from_static(b"{}"),
-            Some(json) if json.starts_with('{') => within(line, json),
-            Some(_) => return Err(Fault::new(FaultCode::InvalidInput, "params.arguments must be an object.").into()),
-        };
-        let (kept_calls, kept_bytes) = match self.catalog.room(tool) {
+        let (kept_calls, kept_bytes) = match room {
             Room::Shared => (0, 0),
             Room::Kept => (KEPT_CALLS, KEPT_BYTES),
         };
         if self.pending.len() >= self.limits.calls + kept_calls
-            || self.call_bytes + arguments.len() > self.limits.call_bytes + kept_bytes
+            || self.call_bytes + bytes > self.limits.call_bytes + kept_bytes
         {
             return Err(Fault::new(
                 FaultCode::Busy,
@@ -551,28 +647,114 @@ impl SessionCore {
         }
         let number = self.next_call;
         self.next_call += 1;
-        self.call_bytes += arguments.len();
+        self.call_bytes += bytes;
         self.by_id.insert(id.clone(), number);
-        let progress = meta.progress_token();
-        let wants_progress = progress.is_some();
         if let Some(batch) = origin.batch.and_then(|batch| self.batches.get_mut(&batch)) {
             batch.open += 1;
         }
-        self.pending.insert(
-            number,
-            Pending {
-                id: id.clone(),
-                version,
-                tool,
-                progress,
-                last_progress: f64::NEG_INFINITY,
-                bytes: arguments.len(),
-                batch: origin.batch,
-                since: origin.now,
-            },
-        );
-        effects.push(Effect::Invoke(Call { number: CallNumber(number), tool, arguments, client, wants_progress }));
+        let pending = Pending { id: id.clone(), version, client, work, bytes, batch: origin.batch, since: origin.now };
+        self.pending.insert(number, pending);
+        Ok(CallNumber(number))
+    }
+
+    fn listen(
+        &mut self,
+        id: &IdToken,
+        filter: Filter,
+        client: ClientInfo,
+        origin: Origin,
+        out: &mut BytesMut,
+        effects: &mut Vec<Effect>,
+    ) -> Result<Dispatched, Box<Refusal>> {
+        let asked = self.pending.values().filter(|pending| matches!(pending.work, Work::Listen { .. })).count();
+        if self.standings.streams() + asked >= standing::STREAMS {
+            let fault =
+                Fault::new(FaultCode::Busy, "as many subscriptions are open on this connection as may be (32).");
+            return Err(fault.hint("Cancel one of them.").into());
+        }
+        match filter.tasks {
+            Some(jobs) if self.catalog.offers_tasks() => {
+                let work = Work::Listen { tools: filter.tools };
+                let number = self.pend(id, Version::MODERN, client.clone(), work, 0, origin)?;
+                effects.push(Effect::Ask { number, ask: TaskAsk::Which(jobs), client });
+            }
+            tasks => {
+                let number = self.next_call;
+                self.next_call += 1;
+                self.by_id.insert(id.clone(), number);
+                let none: &[JobId] = &[];
+                wire::subscribed(out, id, filter.tools, tasks.map(|_| none));
+                self.standings.open_stream(number, id.clone(), filter.tools);
+            }
+        }
         Ok(Dispatched::InFlight)
+    }
+
+    fn call(
+        &mut self,
+        id: &IdToken,
+        params: &str,
+        line: &Bytes,
+        origin: Origin,
+        effects: &mut Vec<Effect>,
+    ) -> Result<Dispatched, Box<Refusal>> {
+        let [name, arguments, meta, task] = envelope::object(params, ["name", "arguments", "_meta", "task"])
+            .map_err(|_| invalid("the member params must be an object."))?;
+        let meta = Meta::read(meta)?;
+        let (version, client) = self.version_of(Method::ToolsCall, &meta)?;
+        let Some(name) = name.and_then(envelope::string) else {
+            return Err(invalid("tools/call needs params.name, a string."));
+        };
+        let Some(tool) = self.catalog.position(&name) else {
+            let known: Vec<&str> = self.catalog.names().collect();
+            return Err(Fault::new(FaultCode::InvalidInput, format!("there is no tool {}.", shortened(&name)))
+                .hint(format!("Tools are {}.", known.join(", ")))
+                .into());
+        };
+        let arguments = match arguments {
+            None | Some("null") => Bytes::from_static(b"{}"),
+            Some(json) if json.starts_with('{') => within(line, json),
+            Some(_) => return Err(invalid("params.arguments must be an object.")),
+        };
+        let task = self.as_task(tool, version, task, &arguments, &meta)?;
+        // What the tool is told, it would also be told by a model that does not want to wait.
+        let arguments = if task.is_some() { in_background(&arguments) } else { arguments };
+        let progress = meta.progress_token();
+        let wants_progress = progress.is_some() && task.is_none();
+        let work = Work::Tool { tool, progress, last_progress: f64::NEG_INFINITY, task };
+        let number = self.pend(id, version, client.clone(), work, arguments.len(), origin)?;
+        effects.push(Effect::Invoke(Call { number, tool, arguments, client, wants_progress }));
+        Ok(Dispatched::InFlight)
+    }
+
+    /// Whether a call becomes a task. In the core its client asks for it; in the extension we decide, and give one to every
+    /// client that can take it, unless the caller wants to go on at once: then the job itself is what it asked for.
+    fn as_task(
+        &self,
+        tool: usize,
+        version: Version,
+        task: Option<&str>,
+        arguments: &Bytes,
+        meta: &Meta<'_>,
+    ) -> Result<Option<TaskProtocol>, Box<Refusal>> {
+        let support = self.catalog.tasks(tool);
+        match version {
+            Version::V2025_11_25 => match task.filter(|task| *task != "null") {
+                None => Ok(None),
+                Some(task) if !task.starts_with('{') => Err(invalid("params.task must be an object.")),
+                Some(_) if support == TaskSupport::Forbidden => {
+                    let detail = format!("calls of {} cannot become tasks.", self.catalog.name(tool));
+                    Err(Fault::new(FaultCode::UnknownMethod, detail).into())
+                }
+                Some(_) => Ok(Some(TaskProtocol::Core)),
+            },
+            Version::V2026_07_28 if support == TaskSupport::Optional && meta.knows_tasks() => {
+                let text = lenient::text(arguments);
+                let background = envelope::object(&text, ["background"]).ok().and_then(|[background]| background);
+                Ok((background != Some("true")).then_some(TaskProtocol::Extension))
+            }
+            _ => Ok(None),
+        }
     }
 
     fn on_notification(
@@ -591,10 +773,18 @@ impl SessionCore {
         let Some(number) = IdToken::from_json(id).and_then(|id| self.by_id.get(&id).copied()) else { return };
         if let Some(call) = self.forget(number) {
             effects.push(Effect::Withdraw(CallNumber(number)));
-            effects.push(Effect::Finished(call.finished(origin.now, FinishedAs::Cancelled)));
+            let finished = call.finished(origin.now, FinishedAs::Cancelled);
+            if call.work.tool().is_some() {
+                effects.push(Effect::GaveUp { client: call.client, after: finished.latency });
+            }
+            effects.push(Effect::Finished(finished));
             if let Some(batch) = call.batch {
                 self.close_share(batch, out);
             }
+        } else if let Some(id) = self.standings.end(number) {
+            // A subscription its client ends gets no result.
+            self.by_id.remove(&id);
+            effects.push(Effect::Unfollow(CallNumber(number)));
         }
     }
 
@@ -614,30 +804,166 @@ impl SessionCore {
         out: &mut BytesMut,
         effects: &mut Vec<Effect>,
     ) {
-        // It is let go of when its answer is written: whatever interrupts that finds it still open.
-        let Some(pending) = self.pending.get(&call.0) else { return };
+        // The call of a task is answered when it is known how the task stands.
+        if let CallOutcome::Reply(reply) = &outcome
+            && let Some(job) = reply.job
+            && let Some(pending) = self.pending.get_mut(&call.0)
+            && let Work::Tool { tool, progress, last_progress, task: Some(protocol) } = &mut pending.work
+        {
+            let (tool, progress, last_progress, protocol) = (*tool, progress.take(), *last_progress, *protocol);
+            pending.work = Work::Created { tool, progress, last_progress, protocol };
+            let client = pending.client.clone();
+            let ask = match protocol {
+                TaskProtocol::Core => TaskAsk::Look(job),
+                TaskProtocol::Extension => TaskAsk::Read(job),
+            };
+            effects.push(Effect::Ask { number: call, ask, client });
+            return;
+        }
+        self.deliver(call, now, out, effects, |core, pending, out| core.answer(pending, outcome, out));
+    }
+
+    /// Something about tasks was found out.
+    pub fn on_told(
+        &mut self,
+        number: CallNumber,
+        answer: Result<TaskAnswer, Box<Fault>>,
+        now: Instant,
+        out: &mut BytesMut,
+        effects: &mut Vec<Effect>,
+    ) {
+        let Some(pending) = self.pending.get_mut(&number.0) else { return };
+        let answer = match answer {
+            Ok(answer) => answer,
+            Err(fault) => {
+                return self.deliver(number, now, out, effects, |_, pending, out| {
+                    wire::error(out, Some(&pending.id), &fault, None);
+                    FinishedAs::Failed(fault.code)
+                });
+            }
+        };
+        match (&mut pending.work, answer) {
+            (Work::Listen { tools }, TaskAnswer::Known(jobs)) => {
+                let tools = *tools;
+                wire::subscribed(out, &pending.id, tools, Some(&jobs));
+                let Some(pending) = self.forget(number.0) else { return };
+                self.by_id.insert(pending.id.clone(), number.0);
+                self.standings.open_stream(number.0, pending.id, tools);
+                if !jobs.is_empty() {
+                    effects.push(Effect::Follow { number, jobs, news: Wanted::Status, client: pending.client });
+                }
+            }
+            (Work::Created { progress, last_progress, protocol, .. }, TaskAnswer::Task(task)) => {
+                let (protocol, last) = (*protocol, *last_progress);
+                // The token of such a call lives until its task is over; a task of the extension has no progress.
+                let goes_on = protocol == TaskProtocol::Core && !task.status.is_final();
+                let token = progress.take().filter(|_| goes_on);
+                let client = pending.client.clone();
+                let jobs = vec![task.job];
+                self.deliver(number, now, out, effects, |core, pending, out| match &task.result {
+                    // It was over at once: a task would only make its client look for what is there.
+                    Some(reply) if protocol == TaskProtocol::Extension => {
+                        wire::called(out, &pending.id, pending.version, reply, &core.identity);
+                        reply.fault.map_or(FinishedAs::Success, FinishedAs::Failed)
+                    }
+                    _ => {
+                        tasks::created(out, &pending.id, protocol, &task, &core.identity);
+                        FinishedAs::Success
+                    }
+                });
+                if let Some(token) = token
+                    && self.standings.tell_progress(number.0, token, last)
+                {
+                    effects.push(Effect::Follow { number, jobs, news: Wanted::Progress, client });
+                }
+            }
+            (Work::Ask(method), answer) => {
+                let method = *method;
+                self.deliver(number, now, out, effects, |core, pending, out| core.tell(pending, method, answer, out));
+            }
+            (Work::Tool { .. } | Work::Created { .. } | Work::Listen { .. }, _) => {
+                self.deliver(number, now, out, effects, |_, pending, out| misunderstood(out, &pending.id));
+            }
+        }
+    }
+
+    /// Writes an answer about tasks.
+    fn tell(&self, pending: &Pending, method: Method, answer: TaskAnswer, out: &mut BytesMut) -> FinishedAs {
+        let protocol = TaskProtocol::of(pending.version);
+        match (method, protocol, answer) {
+            (Method::TasksResult, _, TaskAnswer::Task(task)) => {
+                let Some(reply) = &task.result else { return misunderstood(out, &pending.id) };
+                tasks::payload(out, &pending.id, pending.version, task.job, reply);
+            }
+            (_, _, TaskAnswer::Task(task)) => tasks::shown(out, &pending.id, protocol, &task, &self.identity),
+            (_, TaskProtocol::Core, TaskAnswer::Page(page, next)) => tasks::listed(out, &pending.id, &page, next),
+            (_, TaskProtocol::Extension, TaskAnswer::Done) => wire::acknowledged(out, &pending.id, &self.identity),
+            _ => return misunderstood(out, &pending.id),
+        }
+        FinishedAs::Success
+    }
+
+    /// Lets an answer be written where it belongs, not longer than a line may be, and counts its request, which is let go
+    /// of when its answer is written: whatever interrupts that finds it still open.
+    fn deliver(
+        &mut self,
+        number: CallNumber,
+        now: Instant,
+        out: &mut BytesMut,
+        effects: &mut Vec<Effect>,
+        write: impl FnOnce(&Self, &Pending, &mut BytesMut) -> FinishedAs,
+    ) {
+        let Some(pending) = self.pending.get(&number.0) else { return };
         let mut part = BytesMut::new();
         let target = if pending.batch.is_some() { &mut part } else { &mut *out };
-        let result = self.answer(pending, outcome, target);
-        let Some(pending) = self.forget(call.0) else { return };
+        let start = target.len();
+        let mut result = write(self, pending, target);
+        if target.len() - start > wire::LINE_MOST {
+            target.truncate(start);
+            let fault =
+                Fault::new(FaultCode::ReplyTooLarge, "the reply is longer than 8 MiB, the most a line may have.")
+                    .hint("Ask for less of it, or for a page.");
+            wire::error(target, Some(&pending.id), &fault, None);
+            result = FinishedAs::Failed(fault.code);
+        }
+        let Some(pending) = self.forget(number.0) else { return };
         effects.push(Effect::Finished(pending.finished(now, result)));
         if let Some(batch) = pending.batch {
-            self.put_part(batch, &part);
+            self.put_part(batch, Some(&pending.id), part);
             self.close_share(batch, out);
         }
     }
 
     fn answer(&self, pending: &Pending, outcome: CallOutcome, out: &mut BytesMut) -> FinishedAs {
+        // Who waits for a task of the core, or for something else than a tool, expects no tool's result.
+        let as_task = match &pending.work {
+            Work::Tool { task, .. } => *task == Some(TaskProtocol::Core),
+            Work::Created { protocol, .. } => *protocol == TaskProtocol::Core,
+            Work::Ask(_) | Work::Listen { .. } => true,
+        };
         let mut fault = match outcome {
+            CallOutcome::Reply(reply) if as_task => {
+                // No job, so there is no task to be told about, and its client expects nothing else.
+                let text = match &reply.text {
+                    ReplyText::Plain(text) => Cow::Borrowed(text.as_str()),
+                    ReplyText::Json(json) => {
+                        let text = std::str::from_utf8(json).ok().and_then(envelope::string);
+                        Cow::Owned(text.unwrap_or_default().into_owned())
+                    }
+                };
+                Box::new(Fault::new(reply.fault.unwrap_or(FaultCode::Internal), text))
+            }
             CallOutcome::Reply(reply) => {
                 wire::called(out, &pending.id, pending.version, &reply, &self.identity);
                 return reply.fault.map_or(FinishedAs::Success, FinishedAs::Failed);
             }
             CallOutcome::Fault(fault) => fault,
         };
-        fault.operation.get_or_insert_with(|| self.catalog.name(pending.tool).to_owned());
+        if let Some(tool) = pending.work.tool() {
+            fault.operation.get_or_insert_with(|| self.catalog.name(tool).to_owned());
+        }
         // Older revisions want bad arguments as a protocol error, newer ones where the model can see and mend them.
-        if fault.code == FaultCode::InvalidInput && pending.version < Version::V2025_11_25 {
+        if as_task || (fault.code == FaultCode::InvalidInput && pending.version < Version::V2025_11_25) {
             wire::error(out, Some(&pending.id), &fault, None);
         } else {
             wire::called(out, &pending.id, pending.version, &ToolReply::fault(&fault), &self.identity);
@@ -648,10 +974,40 @@ impl SessionCore {
     /// Progress of a call: sent when the client asked for it, the call is still open and the value rises.
     pub fn on_progress(&mut self, call: CallNumber, value: f64, message: Option<&str>, out: &mut BytesMut) {
         let Some(pending) = self.pending.get_mut(&call.0) else { return };
-        if let Some(token) = pending.progress.as_deref().filter(|_| value > pending.last_progress) {
-            pending.last_progress = value;
+        if let Work::Tool { progress: Some(token), last_progress, task: None, .. } = &mut pending.work
+            && value > *last_progress
+        {
+            *last_progress = value;
             wire::progress(out, token, value, message);
         }
+    }
+
+    /// News of a task that is followed under this number.
+    pub fn on_task(&mut self, number: CallNumber, news: &TaskNews, out: &mut BytesMut, effects: &mut Vec<Effect>) {
+        if self.standings.on_task(number.0, news, out) {
+            self.standings.end(number.0);
+            effects.push(Effect::Unfollow(number));
+        }
+    }
+
+    /// The tools differ from what clients were told: the legacy session hears of it, and each subscription that asked.
+    pub fn on_tools_changed(&mut self, out: &mut BytesMut) {
+        if self.negotiated().is_some() {
+            wire::tools_changed(out, None);
+        }
+        self.standings.tools_changed(out);
+    }
+
+    /// The server goes away for good while the client may still listen: its subscriptions end with a result.
+    pub fn on_stopping(&mut self, out: &mut BytesMut, effects: &mut Vec<Effect>) {
+        self.standings.say_goodbye(out, &self.identity);
+        self.end_standings(effects);
+    }
+
+    fn end_standings(&mut self, effects: &mut Vec<Effect>) {
+        let ended = self.standings.end_all();
+        self.by_id.retain(|_, number| self.pending.contains_key(number));
+        effects.extend(ended.into_iter().map(|number| Effect::Unfollow(CallNumber(number))));
     }
 
     /// The connection is over: nobody waits for anything any more.
@@ -664,6 +1020,7 @@ impl SessionCore {
                 effects.push(Effect::Finished(call.finished(now, FinishedAs::Cancelled)));
             }
         }
+        self.end_standings(effects);
         self.batches.clear();
     }
 
@@ -703,9 +1060,9 @@ impl SessionCore {
         self.pending.contains_key(&call.0)
     }
 
-    /// The tool of a call in flight, and when it began.
-    pub fn open_calls(&self) -> impl Iterator<Item = (CallNumber, usize, Instant)> {
-        self.pending.iter().map(|(number, call)| (CallNumber(*number), call.tool, call.since))
+    /// The tool of a request in flight, if it is about one, and when it began.
+    pub fn open_calls(&self) -> impl Iterator<Item = (CallNumber, Option<usize>, Instant)> {
+        self.pending.iter().map(|(number, call)| (CallNumber(*number), call.work.tool(), call.since))
     }
 
     /// L1 and L9 as far as one session can see them.
@@ -714,8 +1071,9 @@ impl SessionCore {
     ///
     /// What is broken, in words.
     pub fn invariant_calls_are_consistent_and_bounded(&self) -> Result<(), String> {
-        if self.by_id.len() != self.pending.len() {
-            return Err(format!("{} ids for {} calls", self.by_id.len(), self.pending.len()));
+        if self.by_id.len() != self.pending.len() + self.standings.streams() {
+            let (calls, streams) = (self.pending.len(), self.standings.streams());
+            return Err(format!("{} ids for {calls} calls and {streams} subscriptions", self.by_id.len()));
         }
         if self.pending.len() > self.limits.calls + KEPT_CALLS || self.call_bytes > self.limits.call_bytes + KEPT_BYTES
         {
@@ -731,10 +1089,11 @@ impl SessionCore {
 
 impl Pending {
     fn finished(&self, now: Instant, result: FinishedAs) -> Finished {
+        let tool = self.work.tool();
         Finished {
-            method: "tools/call",
-            tool: Some(self.tool),
-            request_id: Some(self.id.clone()),
+            method: self.work.method().as_str(),
+            tool,
+            request_id: tool.map(|_| self.id.clone()),
             latency: now.saturating_duration_since(self.since),
             result,
         }
@@ -744,52 +1103,6 @@ impl Pending {
 enum Dispatched {
     Answered,
     InFlight,
-}
-
-struct Refusal {
-    fault: Fault,
-    data: Option<serde_json::Value>,
-}
-
-impl From<Fault> for Box<Refusal> {
-    fn from(fault: Fault) -> Self {
-        Self::new(Refusal { fault, data: None })
-    }
-}
-
-/// The members of `params._meta` we look at.
-struct Meta<'a> {
-    progress: Option<&'a str>,
-    version: Option<&'a str>,
-    capabilities: Option<&'a str>,
-    client: Option<&'a str>,
-}
-
-impl<'a> Meta<'a> {
-    fn read(json: Option<&'a str>) -> Result<Self, Box<Refusal>> {
-        let Some(json) = json.filter(|json| *json != "null") else {
-            return Ok(Self { progress: None, version: None, capabilities: None, client: None });
-        };
-        let names = [
-            "progressToken",
-            "io.modelcontextprotocol/protocolVersion",
-            "io.modelcontextprotocol/clientCapabilities",
-            "io.modelcontextprotocol/clientInfo",
-        ];
-        let [progress, version, capabilities, client] = envelope::object(json, names)
-            .map_err(|_| Fault::new(FaultCode::InvalidInput, "the member params._meta must be an object."))?;
-        Ok(Self { progress, version, capabilities, client })
-    }
-
-    /// An envelope was meant, even if it is not complete.
-    fn enveloped(&self) -> bool {
-        self.version.is_some() || self.capabilities.is_some()
-    }
-
-    /// The token as it was written; null and objects are none.
-    fn progress_token(&self) -> Option<Box<str>> {
-        self.progress.filter(|json| matches!(json.as_bytes().first(), Some(b'"' | b'-' | b'0'..=b'9'))).map(Into::into)
-    }
 }
 
 /// A slice of the line where the text lies in it, a copy where it had to be repaired.
@@ -802,9 +1115,71 @@ fn within(line: &Bytes, text: &str) -> Bytes {
     }
 }
 
-fn label(method: &str) -> &'static str {
-    const KNOWN: [&str; 5] = ["ping", "initialize", "tools/list", "tools/call", "server/discover"];
-    KNOWN.into_iter().find(|known| *known == method).unwrap_or("other")
+/// The same arguments with `background` set: of a repeated member the last one counts.
+fn in_background(arguments: &Bytes) -> Bytes {
+    let inner = arguments.strip_prefix(b"{").and_then(|rest| rest.strip_suffix(b"}")).unwrap_or_default();
+    let mut text = BytesMut::with_capacity(arguments.len() + 24);
+    text.put_slice(b"{");
+    if !inner.trim_ascii().is_empty() {
+        text.put_slice(inner);
+        text.put_slice(b",");
+    }
+    text.put_slice(b"\"background\":true}");
+    text.freeze()
+}
+
+/// What a subscription asks for; what we do not have is not honoured.
+fn filter(wishes: Option<&str>) -> Result<Filter, Box<Refusal>> {
+    let wrong = || invalid("subscriptions/listen needs params.notifications, an object.");
+    let [tools, ids] =
+        envelope::object(wishes.ok_or_else(wrong)?, ["toolsListChanged", "taskIds"]).map_err(|_| wrong())?;
+    let tasks = match ids.filter(|ids| *ids != "null") {
+        None => None,
+        Some(ids) => {
+            let ids: Vec<Cow<'_, str>> = serde_json::from_str(ids)
+                .map_err(|_| invalid("params.notifications.taskIds must be an array of strings."))?;
+            let mut jobs: Vec<JobId> = ids.iter().filter_map(|id| id.parse().ok()).take(tasks::FOLLOWED).collect();
+            let mut known = std::collections::BTreeSet::new();
+            jobs.retain(|job| known.insert(*job));
+            Some(jobs)
+        }
+    };
+    Ok(Filter { tools: tools == Some("true"), tasks })
+}
+
+/// What a request about tasks asks.
+fn ask(method: Method, version: Version, task: Option<&str>, cursor: Option<&str>) -> Result<TaskAsk, Box<Refusal>> {
+    if method == Method::TasksList {
+        let cursor = match cursor.filter(|cursor| *cursor != "null") {
+            None => None,
+            Some(cursor) => {
+                let cursor = envelope::string(cursor).and_then(|text| TaskCursor::parse(&text));
+                Some(cursor.ok_or_else(|| invalid("the cursor is not one of ours."))?)
+            }
+        };
+        return Ok(TaskAsk::List(cursor));
+    }
+    let Some(task) = task.and_then(envelope::string) else {
+        return Err(invalid(format!("{} needs params.taskId, a string.", method.as_str())));
+    };
+    // An id we could not have handed out is like one that has expired.
+    let job = task
+        .parse()
+        .map_err(|_| Fault::new(FaultCode::UnknownJob, format!("there is no task {}.", shortened(&task))))?;
+    Ok(match (method, version) {
+        (Method::TasksResult, _) => TaskAsk::Wait(job),
+        (Method::TasksCancel, Version::V2026_07_28) => TaskAsk::RequestCancel(job),
+        (Method::TasksCancel, _) => TaskAsk::Cancel(job),
+        (Method::TasksUpdate, _) => TaskAsk::Update(job),
+        (_, Version::V2026_07_28) => TaskAsk::Read(job),
+        _ => TaskAsk::Look(job),
+    })
+}
+
+fn misunderstood(out: &mut BytesMut, id: &IdToken) -> FinishedAs {
+    let fault = Fault::new(FaultCode::Internal, "the answer about a task was not understood.");
+    wire::error(out, Some(id), &fault, None);
+    FinishedAs::Failed(fault.code)
 }
 
 fn shortened(text: &str) -> String {

@@ -14,10 +14,12 @@ use schemars::JsonSchema;
 use super::arguments::ArgumentReader;
 use super::reply::{self, Context, DETAIL, Detail, RENDER, Render, Shape};
 use super::{
-    Annotations, Evidence, ProbeFuture, ReplayContract, Tool, ToolCall, ToolDefinition, ToolFuture, ToolReply,
+    Annotations, Evidence, ProbeFuture, ReplayContract, TaskSupport, Tool, ToolCall, ToolDefinition, ToolFuture,
+    ToolReply,
 };
 use crate::actors::jobs::{Follow, JobsHandle, News};
 use crate::agents::{AgentNames, MAX_PROMPT_BYTES};
+use crate::clients::{ClientProfile, Clients};
 use crate::config::Config;
 use crate::fault::{Fault, FaultCode};
 use crate::ids::{AgentSessionId, ChainId, InvocationId, JobId, UnixMillis};
@@ -72,6 +74,8 @@ pub struct Desk {
     pub agents: AgentNames,
     /// The numbers.
     pub config: Arc<Config>,
+    /// What is known about clients.
+    pub clients: Clients,
     /// Where a consult runs that names no directory; `None` when that is no place to run one.
     pub default_cwd: Option<PathBuf>,
     /// The chain this host itself is part of, and how deep.
@@ -133,7 +137,7 @@ impl Desk {
     /// # Cancel safety
     ///
     /// Safe: nothing is changed.
-    pub async fn read(&self, arguments: &[u8]) -> Result<(ConsultOptions, Shape), Fault> {
+    pub async fn read(&self, arguments: &[u8], client: Option<&str>) -> Result<(ConsultOptions, Shape), Fault> {
         let mut args = ArgumentReader::parse(arguments)?;
         let prompt = args.string("prompt");
         let prompt = args.require("prompt", prompt, "a text");
@@ -166,7 +170,7 @@ impl Desk {
             args.problem("request_key", "is not usable as a key", "1 to 200 bytes without control characters");
         }
         let max_budget_usd = args.positive("max_budget_usd", 10_000.0);
-        let shape = shape(&mut args, &self.config);
+        let shape = shape(&mut args, self.clients.profile(client));
         let cwd = self.directory(cwd, &mut args).await;
         args.finish()?;
         let (Some(prompt), Some((cwd, workspace))) = (prompt, cwd) else {
@@ -222,9 +226,18 @@ impl Desk {
             arguments.remove("billing");
             arguments.insert("background".to_owned(), serde_json::Value::Bool(mode == JobMode::Background));
         }
-        let (mut options, _) = self.read(arguments.to_string().as_bytes()).await?;
+        let (mut options, _) = self.read(arguments.to_string().as_bytes(), None).await?;
         options.request.billing = request.billing;
         Ok(options)
+    }
+
+    /// How long a caller is kept waiting: as long as it asked for, but no longer than its client was seen to wait.
+    pub(super) fn wait(&self, asked: Option<Duration>, client: Option<&str>) -> Duration {
+        match (asked, self.clients.limit(client)) {
+            (Some(asked), Some(limit)) => asked.min(limit),
+            (Some(asked), None) => asked,
+            (None, _) => self.clients.profile(client).wait,
+        }
     }
 
     /// The directory a consult runs in, as given, else where the server runs, never a guess; and the same made canonical.
@@ -293,11 +306,11 @@ impl Desk {
 }
 
 /// Reads `render` and `detail`.
-pub(super) fn shape(args: &mut ArgumentReader, config: &Config) -> Shape {
+pub(super) fn shape(args: &mut ArgumentReader, profile: ClientProfile) -> Shape {
     Shape {
         render: args.choice("render", &RENDER).unwrap_or(Render::Porcelain),
         detail: args.choice("detail", &DETAIL).unwrap_or(Detail::Concise),
-        budget: config.response_chars,
+        budget: profile.response_chars,
     }
 }
 
@@ -329,12 +342,16 @@ impl Tool for ConsultTool {
                 .to_owned(),
             input_schema: super::readers::schema::<ConsultArguments>(),
             annotations: Annotations { read_only: true, destructive: false, idempotent: false, open_world: true },
-            meta: Some(super::readers::size_hint()),
+            meta: Some(super::readers::size_hint(&self.desk)),
         }
     }
 
     fn contract(&self) -> ReplayContract {
         ReplayContract::ProbeRequired
+    }
+
+    fn tasks(&self) -> TaskSupport {
+        TaskSupport::Optional
     }
 
     fn deadline(&self) -> Option<Duration> {
@@ -363,7 +380,9 @@ impl Tool for ConsultTool {
 }
 
 async fn consult(desk: &Desk, call: ToolCall) -> Result<ToolReply, Fault> {
-    let (options, shape) = desk.read(&call.arguments).await?;
+    let client = call.client.name();
+    let client = client.as_deref();
+    let (options, shape) = desk.read(&call.arguments, client).await?;
     let job = desk.job(&options, Some(call.invocation));
     let caller = (!options.background).then_some(call.invocation);
     let accepted = desk.jobs.accept(job, caller).await?;
@@ -382,7 +401,7 @@ async fn consult(desk: &Desk, call: ToolCall) -> Result<ToolReply, Fault> {
         let context = desk.context(&record, Some(&follow)).await;
         return Ok(reply::job(&record, &context, shape));
     }
-    let wait = options.wait.unwrap_or_else(|| desk.config.wait_for(call.client.name().as_deref()));
+    let wait = desk.wait(options.wait, client);
     // An attempt after a lost worker waits for the rest only; a caller who joins another's job waits its own time.
     let again = call.evidence.is_some();
     let waited = Duration::from_millis(if again { UnixMillis::now().since(record.accepted_at) } else { 0 });
@@ -447,7 +466,8 @@ impl Watch<'_> {
     ) -> Result<Option<Arc<JobRecord>>, Fault> {
         let lapse = tokio::time::sleep(wait);
         tokio::pin!(lapse);
-        let mut ticks = tokio::time::interval(self.desk.config.progress);
+        let profile = self.desk.clients.profile(self.progress.client.name().as_deref());
+        let mut ticks = tokio::time::interval(profile.progress);
         ticks.reset();
         loop {
             tokio::select! {

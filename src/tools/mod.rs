@@ -4,12 +4,13 @@
 //! JSON-RPC, sessions, which worker runs it.
 //!
 //! Reading order: this file for the contract, [`arguments`] for reading arguments, [`consult`] and [`readers`] for
-//! the tools themselves, [`reply`] for what they answer.
+//! the tools themselves, [`reply`] for what they answer, [`tasks`] for the other view of a job.
 
 pub mod arguments;
 pub mod consult;
 pub mod readers;
 pub mod reply;
+pub mod tasks;
 
 use std::future::Future;
 use std::pin::Pin;
@@ -21,7 +22,7 @@ use serde::{Deserialize, Serialize};
 use crate::actors::reply::ProgressSink;
 use crate::fault::Fault;
 use crate::ids::{Generation, InvocationId};
-pub use crate::protocol::catalog::{Annotations, ToolDefinition};
+pub use crate::protocol::catalog::{Annotations, TaskSupport, ToolDefinition};
 use crate::protocol::session::ClientInfo;
 pub use crate::protocol::wire::{ReplyText, ToolReply};
 
@@ -106,6 +107,11 @@ pub trait Tool: Send + Sync + 'static {
     /// Where it runs.
     fn target(&self) -> Target {
         Target::Worker
+    }
+
+    /// Whether its calls may become tasks.
+    fn tasks(&self) -> TaskSupport {
+        TaskSupport::Forbidden
     }
 
     /// Longest a call may take before its caller is answered `deadline_exceeded`. `None` when the tool bounds itself.

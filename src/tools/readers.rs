@@ -13,7 +13,7 @@ use super::arguments::ArgumentReader;
 use super::consult::{Desk, Until, WAIT_MOST, Watch, finished, look_at, shape};
 use super::reply::{self, Context, Detail, Render};
 use super::{Annotations, ReplayContract, Target, Tool, ToolCall, ToolDefinition, ToolFuture, ToolReply};
-use crate::config::Config;
+use crate::clients;
 use crate::fault::{Fault, FaultCode};
 use crate::health::HealthSource;
 use crate::ids::{JobId, UnixMillis};
@@ -52,8 +52,11 @@ fn plain(property: &mut Value) {
 }
 
 /// Lets a client that would move a long answer into a file keep it in the conversation.
-pub(super) fn size_hint() -> Map<String, Value> {
-    Map::from_iter([("anthropic/maxResultSizeChars".to_owned(), json!(200_000))])
+pub(super) fn size_hint(desk: &Desk) -> Map<String, Value> {
+    // The answer, escaped, and what is said about it; the client takes no more than 500 000.
+    let budget = desk.clients.profile(Some("claude-code")).response_chars;
+    let most = (budget * 5 / 4 + 20_000).clamp(200_000, 500_000);
+    Map::from_iter([("anthropic/maxResultSizeChars".to_owned(), json!(most))])
 }
 
 const READS: Annotations = Annotations { read_only: true, destructive: false, idempotent: true, open_world: false };
@@ -139,7 +142,7 @@ host_tool! {
     /// `consult_job`: reads one job, waiting for it if asked to.
     JobTool(desk: Desk), "consult_job", Duration::from_secs(WAIT_MOST) + AT_ONCE,
     |me| ToolDefinition {
-        meta: Some(size_hint()),
+        meta: Some(size_hint(&me.desk)),
         ..definition::<JobArguments>(
             me.name(),
             "Read a consult",
@@ -155,9 +158,10 @@ async fn read_job(desk: &Desk, call: ToolCall) -> Result<ToolReply, Fault> {
     let job = args.uuid::<JobId>("job_id");
     let job = args.require("job_id", job, "the job_id of a consult");
     let wait = args.integer("wait_s", 0..=WAIT_MOST).map_or(Duration::ZERO, Duration::from_secs);
+    let wait = desk.wait(Some(wait), call.client.name().as_deref());
     let after = args.integer("after_seq", 0..=u64::from(u32::MAX));
     let page = args.integer("page", 1..=100_000).and_then(|page| usize::try_from(page).ok());
-    let shape = shape(&mut args, &desk.config);
+    let shape = shape(&mut args, desk.clients.profile(call.client.name().as_deref()));
     args.finish()?;
     let Some(job) = job else { return Err(Fault::new(FaultCode::Internal, "a job id went missing.")) };
 
@@ -294,7 +298,7 @@ async fn list_jobs(desk: &Desk, call: ToolCall) -> Result<ToolReply, Fault> {
         (None, None) => None,
     };
     let workspace = workspace.filter(|_| !all);
-    let shape = shape(&mut args, &desk.config);
+    let shape = shape(&mut args, desk.clients.profile(call.client.name().as_deref()));
     args.finish()?;
     let scope = if workspace.is_some() { "workspace" } else { "all" };
     let filter = JobFilter { workspace: workspace.clone(), state, limit: usize::try_from(limit).unwrap_or(10) };
@@ -362,7 +366,7 @@ async fn cancel_job(desk: &Desk, call: ToolCall) -> Result<ToolReply, Fault> {
     let mut args = ArgumentReader::parse(&call.arguments)?;
     let job = args.uuid::<JobId>("job_id");
     let job = args.require("job_id", job, "the job_id of a consult");
-    let shape = shape(&mut args, &desk.config);
+    let shape = shape(&mut args, desk.clients.profile(call.client.name().as_deref()));
     args.finish()?;
     let Some(job) = job else { return Err(Fault::new(FaultCode::Internal, "a job id went missing.")) };
     let mut follow = desk.jobs.follow(job).await?;
@@ -420,7 +424,7 @@ host_tool! {
 
 fn snapshot_shape(call: &ToolCall) -> Result<reply::Shape, Fault> {
     let mut args = ArgumentReader::parse(&call.arguments)?;
-    let shape = shape(&mut args, &Config::default());
+    let shape = shape(&mut args, clients::known(None));
     args.finish()?;
     Ok(shape)
 }

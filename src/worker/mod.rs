@@ -41,6 +41,7 @@ use self::wire::{Hello, ToWorker};
 use crate::actors::jobs::JobsHandle;
 use crate::actors::reply::{Progress, ProgressSink};
 use crate::agents::{AgentNames, Environment};
+use crate::clients::Clients;
 use crate::fault::{Fault, FaultCode};
 use crate::faults::{Broken, FaultPoint, Faults, Operation};
 use crate::ids::{Generation, HostId};
@@ -403,10 +404,12 @@ impl Inside {
             self.host = Some(settings.host);
             self.limit = settings.line_limit;
             if let Some(desk) = settings.desk {
+                let config = Arc::new(desk.config);
                 let desk = Desk {
                     jobs: JobsHandle::of_host(self.asker.clone()),
                     agents: AgentNames::new(desk.agents),
-                    config: Arc::new(desk.config),
+                    clients: Clients::new(Arc::clone(&config), desk.observed),
+                    config,
                     default_cwd: desk.default_cwd,
                     nesting: desk.nesting,
                 };

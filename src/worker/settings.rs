@@ -23,6 +23,8 @@ pub struct Settings {
 pub struct DeskSettings {
     /// The numbers.
     pub config: Config,
+    /// Where observations about clients are kept.
+    pub observed: Option<PathBuf>,
     /// The names of the agents.
     pub agents: Vec<String>,
     /// Where a consult runs that names no directory.

@@ -47,12 +47,15 @@ use super::sessions::{SessionEnd, SessionsMsg};
 use super::worker::{Attempt, CallKey, WorkerHandle, WorkerMsg};
 use super::workers::WorkersMsg;
 use crate::actors::clock;
+use crate::clients::Clients;
 use crate::fault::{Fault, FaultCode};
 use crate::faults::{Broken, FaultPoint, Faults, InTurn, Operation};
 use crate::ids::{Generation, HostId, InvocationId, JobId, SessionNumber, UnixMillis};
 use crate::protocol::frame::{Frame, FrameReader};
-use crate::protocol::session::{Call, CallNumber, CallOutcome, ClientInfo, Effect, Finished, SessionCore};
+use crate::protocol::session::{Call, CallNumber, CallOutcome, ClientInfo, Effect, Finished, SessionCore, Wanted};
+use crate::protocol::tasks::{TaskAnswer, TaskAsk, TaskNews};
 use crate::telemetry::{Record, TelemetryHandle, ToolCallRecord};
+use crate::tools::tasks::TaskDesk;
 use crate::tools::{Evidence, Target, Tool, ToolCall};
 
 /// How long calls may still answer after the client has closed its end. Fast calls do; whoever waits longer is gone.
@@ -126,6 +129,22 @@ pub enum SessionEvent {
         /// How it came out.
         outcome: CallOutcome,
     },
+    /// Something about tasks was found out.
+    Told {
+        /// For which request.
+        call: CallNumber,
+        /// What.
+        answer: Result<TaskAnswer, Box<Fault>>,
+    },
+    /// News of a task that is followed.
+    TaskNews {
+        /// Under which number.
+        number: CallNumber,
+        /// What.
+        news: TaskNews,
+    },
+    /// The tools differ from what clients were told.
+    ToolsChanged,
     /// A call made progress.
     Progress {
         /// Which call.
@@ -199,6 +218,10 @@ pub struct SessionParts {
     pub line_limit: usize,
     /// What is to break.
     pub faults: Faults,
+    /// What is known about clients.
+    pub clients: Clients,
+    /// Who answers about tasks.
+    pub tasks: Option<TaskDesk>,
 }
 
 /// What an incarnation is started with.
@@ -388,6 +411,12 @@ pub struct SessionLoop {
     clock: Pin<Box<tokio::time::Sleep>>,
     /// What the clock is set to, while it runs.
     clock_at: Option<tokio::time::Instant>,
+    clients: Clients,
+    task_desk: Option<TaskDesk>,
+    /// Who follows tasks for the client, by number.
+    follows: HashMap<CallNumber, Vec<AbortHandle>>,
+    /// The client has not heard yet that the tools differ.
+    owes_change: bool,
     faults: Faults,
     /// A fault that was met in a turn holds everything up for so long; `None` inside is for ever.
     held_up: Option<Option<Duration>>,
@@ -447,9 +476,19 @@ impl SessionLoop {
             shortest: None,
             clock: Box::pin(tokio::time::sleep(Duration::ZERO)),
             clock_at: None,
+            clients: a.clients,
+            task_desk: a.tasks,
+            follows: HashMap::new(),
+            owes_change: false,
             faults: a.faults,
             held_up: None,
         }
+    }
+
+    /// Where it hears from everybody but its client.
+    #[must_use]
+    pub fn mailbox(&self) -> SessionMailbox {
+        self.mailbox.clone()
     }
 
     /// Serves until the connection is over, or until a turn does not come to its end: then another run goes on.
@@ -584,6 +623,9 @@ impl SessionLoop {
                         self.out = BytesMut::new();
                     } else {
                         self.out.clear();
+                    }
+                    if self.owes_change {
+                        self.say_change();
                     }
                 }
             }
@@ -768,6 +810,32 @@ impl SessionLoop {
                 }
                 self.answer(call, outcome, Settling::default());
             }
+            SessionEvent::Told { call, answer } => {
+                self.host_calls.remove(&call);
+                if !flow::crowded(self.ledger.len(), 0) {
+                    self.flow.settled();
+                }
+                let told = answer.as_ref().ok().and_then(TaskAnswer::ended).filter(|_| self.core.is_open(call));
+                self.core.on_told(call, answer, clock::now(), &mut self.out, &mut self.effects);
+                self.whole = self.out.len();
+                self.shown.extend(told);
+                self.perform(None);
+            }
+            SessionEvent::TaskNews { number, news } => {
+                // A client that is slow to read misses them, as it may; whoever follows comes to an end all the same.
+                let mut missed = BytesMut::new();
+                let out = if self.out.len() <= BACKLOG { &mut self.out } else { &mut missed };
+                let before = out.len();
+                self.core.on_task(number, &news, out, &mut self.effects);
+                let said = out.len() > before && missed.is_empty();
+                self.whole = self.out.len();
+                self.shown.extend(news.ended().filter(|_| said));
+                self.perform(None);
+            }
+            SessionEvent::ToolsChanged => {
+                self.owes_change = true;
+                self.say_change();
+            }
             SessionEvent::Progress { call, value, message } => {
                 // News that can be missed are left out for a client that is slow to read.
                 if self.out.len() <= BACKLOG / 4 {
@@ -776,6 +844,16 @@ impl SessionLoop {
                 }
             }
             SessionEvent::Stop => self.stop(),
+        }
+    }
+
+    /// Says that the tools differ, once the client has read what it was sent before: however often they changed, it lists
+    /// them once.
+    fn say_change(&mut self) {
+        if self.stage == Stage::Open && self.out.len() <= BACKLOG {
+            self.owes_change = false;
+            self.core.on_tools_changed(&mut self.out);
+            self.whole = self.out.len();
         }
     }
 
@@ -825,7 +903,11 @@ impl SessionLoop {
                     Target::Worker => calls.extend(self.record(call)),
                     Target::Host => self.run_here(call),
                 },
+                Effect::Ask { number, ask, client } => self.ask(number, ask, client),
                 Effect::Withdraw(call) => self.withdraw(call),
+                Effect::Follow { number, jobs, news, client } => self.follow(number, jobs, news, &client),
+                Effect::Unfollow(number) => self.unfollow(number),
+                Effect::GaveUp { client, after } => self.gave_up(&client, after),
                 Effect::Finished(finished) => {
                     if finished.tool.is_none() {
                         self.crash_worker_at(Operation::Method(finished.method));
@@ -1044,9 +1126,66 @@ impl SessionLoop {
         self.host_calls.insert(number, task);
     }
 
+    /// A client withdrew a call: it may have a limit, which is remembered.
+    fn gave_up(&mut self, client: &ClientInfo, after: Duration) {
+        if let Some(unsaved) = self.clients.gave_up(client.name().as_deref(), after) {
+            tracing::info!(
+                client = client.name().as_deref(),
+                ?after,
+                "a client gave up after a round number of seconds"
+            );
+            self.tasks.spawn_blocking(move || {
+                if let Err(error) = unsaved.save() {
+                    tracing::debug!(%error, "what was observed about a client was not saved");
+                }
+            });
+        }
+    }
+
+    /// Finds out about tasks, beside the session.
+    fn ask(&mut self, number: CallNumber, ask: TaskAsk, client: ClientInfo) {
+        let desk = self.task_desk.clone();
+        let mailbox = self.mailbox.clone();
+        let task = self.tasks.spawn(async move {
+            let answer = async move {
+                match desk {
+                    Some(desk) => desk.ask(ask, &client).await,
+                    None => Err(Fault::new(FaultCode::Internal, "there are no tasks here.")),
+                }
+            };
+            let answer = AssertUnwindSafe(answer).catch_unwind().await.unwrap_or_else(|_| {
+                tracing::error!("a question about tasks panicked");
+                Err(Fault::new(FaultCode::Internal, "the question failed in a way it must not."))
+            });
+            let _ = mailbox.send(SessionEvent::Told { call: number, answer: answer.map_err(Box::new) });
+        });
+        self.host_calls.insert(number, task);
+    }
+
+    /// Follows tasks for the client, beside the session.
+    fn follow(&mut self, number: CallNumber, jobs: Vec<JobId>, wanted: Wanted, client: &ClientInfo) {
+        let Some(desk) = &self.task_desk else { return };
+        let mut following = Vec::with_capacity(jobs.len());
+        for job in jobs {
+            let mailbox = self.mailbox.clone();
+            let tell = move |news| drop(mailbox.send(SessionEvent::TaskNews { number, news }));
+            following.push(self.tasks.spawn(desk.clone().follow(job, wanted, client.clone(), tell)));
+        }
+        self.follows.insert(number, following);
+    }
+
+    fn unfollow(&mut self, number: CallNumber) {
+        for task in self.follows.remove(&number).into_iter().flatten() {
+            task.abort();
+        }
+    }
+
     /// The system stops while the client may still wait: it is told, call by call.
     fn stop(&mut self) {
         if self.stage == Stage::Open {
+            self.core.on_stopping(&mut self.out, &mut self.effects);
+            self.whole = self.out.len();
+            self.perform(None);
             let mut open: Vec<CallNumber> = self.core.open_calls().map(|(call, ..)| call).collect();
             open.sort_unstable();
             for call in open {
@@ -1072,8 +1211,9 @@ impl SessionLoop {
             match effect {
                 Effect::Withdraw(call) => self.withdraw(call),
                 Effect::Finished(finished) => self.count(finished, None),
+                Effect::Unfollow(number) => self.unfollow(number),
                 // A closed state machine asks for nothing new.
-                Effect::Invoke(_) => {}
+                Effect::Invoke(_) | Effect::Ask { .. } | Effect::Follow { .. } | Effect::GaveUp { .. } => {}
             }
         }
         if !matches!(self.stage, Stage::Draining(_)) {
@@ -1132,7 +1272,7 @@ impl SessionLoop {
         let mut late: Vec<(CallNumber, usize)> = Vec::new();
         let mut next: Option<Duration> = None;
         for (call, tool, since) in self.core.open_calls() {
-            let Some(limit) = self.deadlines[tool] else { continue };
+            let Some((tool, limit)) = tool.and_then(|tool| Some((tool, self.deadlines[tool]?))) else { continue };
             match limit.checked_sub(now.saturating_duration_since(since)).filter(|left| !left.is_zero()) {
                 None => late.push((call, tool)),
                 Some(left) => next = Some(next.map_or(left, |next| next.min(left))),

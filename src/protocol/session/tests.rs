@@ -1,11 +1,17 @@
 use super::*;
+use crate::ids::UnixMillis;
 use crate::protocol::catalog::{Annotations, ToolDefinition};
+use crate::protocol::tasks::{TaskStatus, TaskView};
 
 struct Rig {
     core: SessionCore,
     now: Instant,
     invoked: Vec<Call>,
+    asked: Vec<(CallNumber, TaskAsk)>,
     withdrawn: Vec<CallNumber>,
+    followed: Vec<(CallNumber, Vec<JobId>, Wanted)>,
+    unfollowed: Vec<CallNumber>,
+    gave_up: Vec<Duration>,
     finished: Vec<Finished>,
 }
 
@@ -15,6 +21,17 @@ impl Rig {
     }
 
     fn with_limits(limits: SessionLimits) -> Self {
+        Self::made(limits, TaskSupport::Forbidden)
+    }
+
+    /// A session whose tool's calls may become tasks, in either era.
+    fn with_tasks() -> Self {
+        let mut rig = Self::made(SessionLimits::default(), TaskSupport::Optional);
+        rig.send(r#"{"jsonrpc":"2.0","id":"i","method":"initialize","params":{"protocolVersion":"2025-11-25"}}"#);
+        rig
+    }
+
+    fn made(limits: SessionLimits, tasks: TaskSupport) -> Self {
         let define = || ToolDefinition {
             name: "echo".into(),
             title: "Echo".into(),
@@ -26,13 +43,18 @@ impl Rig {
         let catalog = Catalog::new(vec![
             ("echo".into(), Room::Shared, Arc::new(define)),
             ("look".into(), Room::Kept, Arc::new(define)),
-        ]);
+        ])
+        .with_tasks([tasks]);
         let identity = Identity::new("phone-opus", "0", "Ask.");
         Self {
             core: SessionCore::new(Arc::new(catalog), Arc::new(identity), limits),
             now: Instant::now(),
             invoked: Vec::new(),
+            asked: Vec::new(),
             withdrawn: Vec::new(),
+            followed: Vec::new(),
+            unfollowed: Vec::new(),
+            gave_up: Vec::new(),
             finished: Vec::new(),
         }
     }
@@ -64,6 +86,27 @@ impl Rig {
         self.take(effects, &out)
     }
 
+    fn tell(&mut self, ask: usize, answer: Result<TaskAnswer, Fault>) -> String {
+        let mut out = BytesMut::new();
+        let mut effects = Vec::new();
+        let number = self.asked[ask].0;
+        self.core.on_told(number, answer.map_err(Box::new), self.now, &mut out, &mut effects);
+        self.take(effects, &out)
+    }
+
+    fn news(&mut self, number: CallNumber, news: &TaskNews) -> String {
+        let mut out = BytesMut::new();
+        let mut effects = Vec::new();
+        self.core.on_task(number, news, &mut out, &mut effects);
+        self.take(effects, &out)
+    }
+
+    fn tools_changed(&mut self) -> String {
+        let mut out = BytesMut::new();
+        self.core.on_tools_changed(&mut out);
+        self.take(Vec::new(), &out)
+    }
+
     fn reply(&mut self, call: usize, text: &str) -> String {
         self.settle(call, CallOutcome::Reply(Box::new(ToolReply::text(text))))
     }
@@ -72,7 +115,11 @@ impl Rig {
         for effect in effects {
             match effect {
                 Effect::Invoke(call) => self.invoked.push(call),
+                Effect::Ask { number, ask, .. } => self.asked.push((number, ask)),
                 Effect::Withdraw(call) => self.withdrawn.push(call),
+                Effect::Follow { number, jobs, news, .. } => self.followed.push((number, jobs, news)),
+                Effect::Unfollow(number) => self.unfollowed.push(number),
+                Effect::GaveUp { after, .. } => self.gave_up.push(after),
                 Effect::Finished(finished) => self.finished.push(finished),
             }
         }
@@ -366,4 +413,203 @@ fn a_batch_that_was_broken_off_comes_apart_and_each_of_its_requests_is_answered_
     assert!(said.contains(r#""id":8"#) && !said.contains(r#""id":7"#), "{said}");
     let said = rig.settle(0, CallOutcome::Reply(Box::new(ToolReply::text("done"))));
     assert!(said.starts_with('{') && said.contains(r#""id":7"#), "it stands alone: {said}");
+}
+
+const TASKS: &str = r#""_meta":{"io.modelcontextprotocol/protocolVersion":"2026-07-28","io.modelcontextprotocol/clientCapabilities":{"extensions":{"io.modelcontextprotocol/tasks":{}}}}"#;
+
+fn job_reply() -> (JobId, CallOutcome) {
+    let job = JobId::random();
+    (job, CallOutcome::Reply(Box::new(ToolReply { job: Some(job), ..ToolReply::text("accepted") })))
+}
+
+fn view(job: JobId, status: TaskStatus) -> Box<TaskView> {
+    let result = status.is_final().then(|| ToolReply::text("42"));
+    let (created, updated) = (UnixMillis(0), UnixMillis(1000));
+    Box::new(TaskView { job, status, message: "so so".into(), created, updated, result })
+}
+
+#[test]
+fn a_call_as_a_task_runs_in_the_background_and_is_answered_when_it_is_known_how_it_stands() {
+    for (given, told) in [
+        ("", r#"{"background":true}"#),
+        (r#","arguments":{ }"#, r#"{"background":true}"#),
+        (r#","arguments":{"a":"}","background":false}"#, r#"{"a":"}","background":false,"background":true}"#),
+    ] {
+        let mut rig = Rig::with_tasks();
+        assert_eq!(rig.send(&call("1", &format!(r#","task":{{}},"_meta":{{"progressToken":5}}{given}"#))), "");
+        assert_eq!(rig.invoked[0].arguments, told);
+        assert!(!rig.invoked[0].wants_progress, "its token is for the task");
+        let (job, outcome) = job_reply();
+        assert_eq!(rig.settle(0, outcome), "", "nothing is said before it is known");
+        assert_eq!(rig.asked[0].1, TaskAsk::Look(job));
+        let created = rig.tell(0, Ok(TaskAnswer::Task(view(job, TaskStatus::Working))));
+        assert!(created.starts_with(r#"{"jsonrpc":"2.0","id":1,"result":{"task":{"#), "{created}");
+        assert!(created.contains(r#""status":"working""#) && !created.contains("resultType"), "{created}");
+        // Its progress goes on until it is over, and not a word longer.
+        let (number, jobs, wanted) = rig.followed[0].clone();
+        assert_eq!((jobs, wanted), (vec![job], Wanted::Progress));
+        let at = |value: f64| TaskNews::Progress { value, message: "at work".into() };
+        assert!(rig.news(number, &at(1.0)).contains(r#""progressToken":5,"progress":1.0"#));
+        assert_eq!(rig.news(number, &at(1.0)), "", "it must rise");
+        assert_eq!(rig.news(number, &TaskNews::Changed(view(job, TaskStatus::Completed))), "");
+        assert_eq!(rig.unfollowed, [number]);
+        assert_eq!(rig.news(number, &at(9.0)), "");
+    }
+}
+
+#[test]
+fn a_task_of_the_extension_is_ours_to_give_and_never_has_progress() {
+    // Not to a client that cannot take it, nor to a caller that wants to go on at once, nor where it is asked for.
+    for more in [format!(r#","task":{{}},{ENVELOPE}"#), format!(r#","arguments":{{"background":true}},{TASKS}"#)] {
+        let mut rig = Rig::with_tasks();
+        rig.send(&call("1", &more));
+        let (_, outcome) = job_reply();
+        assert!(rig.settle(0, outcome).contains(r#""text":"accepted""#), "{more}");
+    }
+    for (status, want) in [
+        (TaskStatus::Working, r#""resultType":"task""#),
+        (TaskStatus::Completed, r#""content":[{"type":"text","text":"42"}],"resultType":"complete""#),
+    ] {
+        let mut rig = Rig::with_tasks();
+        let meta = TASKS.replacen('{', r#"{"progressToken":0,"#, 1);
+        rig.send(&call("1", &format!(r#","arguments":{{}},{meta}"#)));
+        assert_eq!(rig.invoked[0].arguments, r#"{"background":true}"#);
+        let (job, outcome) = job_reply();
+        assert_eq!(rig.settle(0, outcome), "");
+        assert_eq!(rig.asked[0].1, TaskAsk::Read(job));
+        let answer = rig.tell(0, Ok(TaskAnswer::Task(view(job, status))));
+        assert!(answer.contains(want), "{answer}");
+        assert!(rig.followed.is_empty());
+    }
+}
+
+#[test]
+fn a_task_that_was_cancelled_failed_or_lost_on_its_way_is_answered_once_or_not_at_all() {
+    let mut rig = Rig::with_tasks();
+    let cancel = r#"{"jsonrpc":"2.0","method":"notifications/cancelled","params":{"requestId":1}}"#;
+    rig.send(&call("1", r#","task":{}"#));
+    let (job, outcome) = job_reply();
+    rig.settle(0, outcome);
+    assert_eq!(rig.send(cancel), "");
+    assert_eq!(rig.tell(0, Ok(TaskAnswer::Task(view(job, TaskStatus::Working)))), "", "it was cancelled");
+    // A fault on the way, and a reply that names no job, are errors: whoever waits for a task expects no tool's result.
+    rig.send(&call("2", r#","task":{}"#));
+    let (_, outcome) = job_reply();
+    rig.settle(1, outcome);
+    let failed = rig.tell(1, Err(Fault::new(FaultCode::StoreUnavailable, "the disk is full.")));
+    assert!(failed.contains(r#""id":2,"error":{"code":-31999"#), "{failed}");
+    rig.send(&call("3", r#","task":{}"#));
+    assert!(rig.settle(2, CallOutcome::Fault(Box::new(Fault::new(FaultCode::InvalidInput, "no.")))).contains("-32602"));
+    rig.send(&call("4", r#","task":{}"#));
+    assert!(rig.reply(3, "no job").contains(r#""id":4,"error""#));
+}
+
+#[test]
+fn a_subscription_says_what_was_asked_from_its_acknowledgement_to_its_end() {
+    let mut rig = Rig::with_tasks();
+    let listen = |id: &str, wishes: &str| {
+        format!(
+            r#"{{"jsonrpc":"2.0","id":{id},"method":"subscriptions/listen","params":{{"notifications":{wishes},{TASKS}}}}}"#
+        )
+    };
+    let open = rig.send(&listen("\"a\"", r#"{"toolsListChanged":true}"#));
+    assert!(open.contains("subscriptions/acknowledged") && open.contains(r#"subscriptionId":"a""#), "{open}");
+    assert!(rig.send(&listen("\"a\"", "{}")).contains("-32600"), "its id is in flight");
+    // One about tasks is acknowledged when it is known which of them exist; nothing is said on it before.
+    let (one, other) = (JobId::random(), JobId::random());
+    let wishes = format!(r#"{{"toolsListChanged":true,"taskIds":["{one}","{other}","{one}","x"]}}"#);
+    assert_eq!(rig.send(&listen("7", &wishes)), "");
+    assert_eq!(rig.asked[0].1, TaskAsk::Which(vec![one, other]));
+    assert_eq!(rig.tools_changed().lines().count(), 2, "the legacy session and the first stream");
+    let open = rig.tell(0, Ok(TaskAnswer::Known(vec![one])));
+    assert!(open.contains(&format!(r#""notifications":{{"toolsListChanged":true,"taskIds":["{one}"]}}"#)), "{open}");
+    assert_eq!(rig.followed[0].1, [one]);
+    let number = rig.followed[0].0;
+    let told = rig.news(number, &TaskNews::Changed(view(one, TaskStatus::Completed)));
+    assert!(told.contains(r#""method":"notifications/tasks""#) && told.contains(r#"subscriptionId":7"#), "{told}");
+    assert!(told.contains(r#""resultType":"complete"}"#), "{told}");
+    assert_eq!(rig.tools_changed().lines().count(), 3);
+    // Its client ends it: not a word more, and its id is free.
+    let cancel = r#"{"jsonrpc":"2.0","method":"notifications/cancelled","params":{"requestId":7}}"#;
+    assert_eq!(rig.send(cancel), "");
+    assert_eq!(rig.unfollowed, [number]);
+    assert_eq!(rig.news(number, &TaskNews::Changed(view(one, TaskStatus::Completed))), "");
+    assert_eq!(rig.tools_changed().lines().count(), 2);
+    assert!(rig.send(&listen("7", "{}")).contains("acknowledged"));
+    // We end: each gets a result with its id.
+    let (mut out, mut effects) = (BytesMut::new(), Vec::new());
+    rig.core.on_stopping(&mut out, &mut effects);
+    let last = rig.take(effects, &out);
+    assert_eq!(last.lines().count(), 2);
+    assert!(last.contains(r#""id":"a","result":{"resultType":"complete""#), "{last}");
+    assert_eq!(rig.tools_changed().lines().count(), 1, "the legacy session is told untagged");
+}
+
+#[test]
+fn a_closed_connection_ends_its_subscriptions_without_a_word() {
+    let mut rig = Rig::with_tasks();
+    let job = JobId::random();
+    rig.send(&format!(
+        r#"{{"jsonrpc":"2.0","id":1,"method":"subscriptions/listen","params":{{"notifications":{{"taskIds":["{job}"]}},{TASKS}}}}}"#
+    ));
+    rig.tell(0, Ok(TaskAnswer::Known(vec![job])));
+    let mut effects = Vec::new();
+    rig.core.on_closed(rig.now, &mut effects);
+    rig.take(effects, &BytesMut::new());
+    assert_eq!(rig.unfollowed, [rig.followed[0].0]);
+}
+
+#[test]
+fn no_line_is_longer_than_clients_take() {
+    let mut rig = Rig::legacy("2025-03-26");
+    rig.send(&call("1", ""));
+    let refused = rig.reply(0, &"x".repeat(wire::LINE_MOST));
+    assert!(refused.len() < 1000 && refused.contains(r#""id":1,"error""#), "{} bytes", refused.len());
+    assert!(refused.contains("reply_too_large"), "{refused}");
+    // The parts of a batch are one line.
+    let members: Vec<String> = (2..=8).map(|id| call(&id.to_string(), "")).collect();
+    assert_eq!(rig.send(&format!("[{}]", members.join(","))), "");
+    let mut answer = String::new();
+    for member in 1..=7 {
+        assert_eq!(answer, "");
+        answer = rig.reply(member, &"x".repeat(wire::LINE_MOST / 4));
+    }
+    assert!(answer.len() <= wire::LINE_MOST, "{} bytes", answer.len());
+    let parts: Vec<serde_json::Value> = serde_json::from_str(&answer).expect("an array");
+    assert_eq!(parts.len(), 7);
+    let whole = parts.iter().filter(|part| part.get("result").is_some()).count();
+    assert_eq!(whole, 3);
+    assert!(parts.iter().all(|part| part["id"].is_u64()));
+}
+
+#[test]
+fn a_withdrawn_call_says_how_long_its_client_has_waited() {
+    let mut rig = Rig::legacy("2025-06-18");
+    rig.send(&call("1", ""));
+    rig.now += Duration::from_secs(30);
+    rig.send(r#"{"jsonrpc":"2.0","method":"notifications/cancelled","params":{"requestId":1}}"#);
+    assert_eq!(rig.gave_up, [Duration::from_secs(30)]);
+    rig.send(&call("2", ""));
+    rig.reply(1, "in time");
+    assert_eq!(rig.gave_up.len(), 1);
+}
+
+#[test]
+fn the_client_of_an_envelope_is_checked_and_passed_on_whatever_came_before() {
+    let mut rig = Rig::new();
+    let with = |id: u32, client: &str| {
+        let meta = ENVELOPE.replacen('{', &format!(r#"{{"io.modelcontextprotocol/clientInfo":{client},"#), 1);
+        call(&id.to_string(), &format!(",{meta}"))
+    };
+    for (id, client, name) in [
+        (1, r#"{"name":"a","version":"1"}"#, Some("a")),
+        (2, r#"{"name":"a","version":"1"}"#, Some("a")),
+        (3, r#"{"name":"b","version":"1","title":"B"}"#, Some("b")),
+    ] {
+        assert_eq!(rig.send(&with(id, client)), "");
+        assert_eq!(rig.invoked.last().and_then(|call| call.client.name().map(Cow::into_owned)).as_deref(), name);
+    }
+    for client in [r#"{"name":"b"}"#, r#"{"version":"1"}"#, r#"{"name":7,"version":"1"}"#, "7", "null"] {
+        assert!(rig.send(&with(9, client)).contains("-32602"), "{client}");
+    }
 }

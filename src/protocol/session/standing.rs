@@ -1,0 +1,129 @@
+//! What outlives the message it began with: subscriptions, and the progress of calls that became tasks.
+//!
+//! Owns: who is told what, in which words. May not know: where news come from.
+//!
+//! ```text
+//!  a subscription:      asked ──acknowledged──▶ open ──cancelled by the client──▶ over, without a word
+//!                                                 └──the server ends──▶ over, with an empty result
+//!  a task's progress:   created ──▶ open ──the task is over──▶ over
+//! ```
+//!
+//! Invariants: (1) nothing is said on a subscription before it is acknowledged, nor after it is over; (2) each says only
+//! what was asked for on it, tagged with its id; (3) their numbers are bounded.
+
+use std::collections::BTreeMap;
+
+use bytes::BytesMut;
+
+use crate::ids::JobId;
+use crate::protocol::envelope::IdToken;
+use crate::protocol::tasks::{self, TaskNews};
+use crate::protocol::wire::{self, Identity};
+
+/// Subscriptions at once. Real clients have one; whoever has this many has lost count.
+pub(super) const STREAMS: usize = 32;
+
+/// Tasks whose progress is told at once; the progress of more is left out, which a client must bear anyway.
+const TOLD: usize = 256;
+
+#[derive(Debug)]
+enum Standing {
+    Stream { id: IdToken, tools: bool },
+    Progress { token: Box<str>, last: f64 },
+}
+
+/// What stands, by the number of the request it began with.
+#[derive(Debug, Default)]
+pub(super) struct Standings {
+    open: BTreeMap<u64, Standing>,
+    streams: usize,
+}
+
+impl Standings {
+    /// Subscriptions open.
+    pub(super) fn streams(&self) -> usize {
+        self.streams
+    }
+
+    /// Opens a subscription, after its acknowledgement was written.
+    pub(super) fn open_stream(&mut self, number: u64, id: IdToken, tools: bool) {
+        self.streams += 1;
+        self.open.insert(number, Standing::Stream { id, tools });
+    }
+
+    /// Goes on telling the progress of a call that became a task. Whether there is room for it.
+    pub(super) fn tell_progress(&mut self, number: u64, token: Box<str>, last: f64) -> bool {
+        let room = self.open.len() < STREAMS + TOLD;
+        if room {
+            self.open.insert(number, Standing::Progress { token, last });
+        }
+        room
+    }
+
+    /// Ends one; the id of its request, if it was a subscription.
+    pub(super) fn end(&mut self, number: u64) -> Option<IdToken> {
+        match self.open.remove(&number)? {
+            Standing::Stream { id, .. } => {
+                self.streams -= 1;
+                Some(id)
+            }
+            Standing::Progress { .. } => None,
+        }
+    }
+
+    /// Ends all, as the connection ends: their numbers.
+    pub(super) fn end_all(&mut self) -> Vec<u64> {
+        self.streams = 0;
+        std::mem::take(&mut self.open).into_keys().collect()
+    }
+
+    /// The server goes away for good: every subscription is told.
+    pub(super) fn say_goodbye(&self, out: &mut BytesMut, identity: &Identity) {
+        for standing in self.open.values() {
+            if let Standing::Stream { id, .. } = standing {
+                wire::unsubscribed(out, id, identity);
+            }
+        }
+    }
+
+    /// The tools differ.
+    pub(super) fn tools_changed(&self, out: &mut BytesMut) {
+        for standing in self.open.values() {
+            if let Standing::Stream { id, tools: true } = standing {
+                wire::tools_changed(out, Some(id));
+            }
+        }
+    }
+
+    /// News of a task somebody follows. Whether that is over now.
+    pub(super) fn on_task(&mut self, number: u64, news: &TaskNews, out: &mut BytesMut) -> bool {
+        match (self.open.get_mut(&number), news) {
+            (Some(Standing::Stream { id, .. }), TaskNews::Changed(task)) => {
+                let start = out.len();
+                tasks::changed(out, id, task);
+                if out.len() - start > wire::LINE_MOST {
+                    // News may be missed; whoever looks is told that the result is too large.
+                    out.truncate(start);
+                }
+                false
+            }
+            (Some(Standing::Progress { token, last }), TaskNews::Progress { value, message }) => {
+                if *value > *last {
+                    *last = *value;
+                    wire::progress(out, token, *value, Some(message));
+                }
+                false
+            }
+            (Some(Standing::Progress { .. }), TaskNews::Changed(task)) => task.status.is_final(),
+            (Some(Standing::Progress { .. }), TaskNews::Lost(_)) => true,
+            _ => false,
+        }
+    }
+}
+
+/// What a subscription asks for.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Filter {
+    pub(super) tools: bool,
+    pub(super) tasks: Option<Vec<JobId>>,
+}

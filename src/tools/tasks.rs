@@ -1,0 +1,233 @@
+//! Tasks, which are jobs seen through the task protocols.
+//!
+//! Owns: how a job's state reads as a task's status, and what each question about a task asks of the jobs. May not know:
+//! how either protocol is written, sessions.
+//!
+//! Everything is read from the store, so a task outlives its session, its host and any restart.
+
+use std::time::Duration;
+
+use super::consult::{Desk, finished};
+use super::reply::{Detail, Render, Shape};
+use crate::actors::jobs::News;
+use crate::fault::{Fault, FaultCode};
+use crate::ids::JobId;
+use crate::jobs::{JobRecord, JobState, JobSummary};
+use crate::protocol::session::{ClientInfo, Wanted};
+use crate::protocol::tasks::{PAGE, TaskAnswer, TaskAsk, TaskCursor, TaskNews, TaskStatus, TaskView};
+use crate::store::{JobFilter, MOST_LISTED};
+
+/// Longest a cancel waits for the job to be over: an agent's grace, the end of its group, a busy disk. Then the caller is
+/// told to look again.
+const CANCEL_WAIT: Duration = Duration::from_secs(10);
+
+/// Answers what sessions ask about tasks.
+#[derive(Clone)]
+pub struct TaskDesk {
+    desk: Desk,
+}
+
+const fn status(state: JobState) -> TaskStatus {
+    match state {
+        JobState::Queued | JobState::Running => TaskStatus::Working,
+        JobState::Succeeded => TaskStatus::Completed,
+        JobState::Failed | JobState::Interrupted => TaskStatus::Failed,
+        JobState::Cancelled => TaskStatus::Cancelled,
+    }
+}
+
+impl TaskDesk {
+    /// Tasks over these jobs.
+    #[must_use]
+    pub fn new(desk: Desk) -> Self {
+        Self { desk }
+    }
+
+    /// Finds out what is asked.
+    ///
+    /// # Errors
+    ///
+    /// `unknown_job`, `invalid_input` for a task that is over and was to be cancelled, `store_unavailable`.
+    ///
+    /// # Cancel safety
+    ///
+    /// Safe, but a cancel that was asked for goes on.
+    pub async fn ask(&self, ask: TaskAsk, client: &ClientInfo) -> Result<TaskAnswer, Fault> {
+        let jobs = &self.desk.jobs;
+        match ask {
+            TaskAsk::Look(job) => {
+                let record = jobs.record(job).await?;
+                Ok(TaskAnswer::Task(Box::new(self.view(&record).await)))
+            }
+            TaskAsk::Read(job) => {
+                let record = jobs.record(job).await?;
+                Ok(TaskAnswer::Task(Box::new(self.read(&record, client).await)))
+            }
+            TaskAsk::Wait(job) => {
+                let mut record = jobs.record(job).await?;
+                if !record.state.is_terminal() {
+                    let mut follow = jobs.follow(job).await?;
+                    record = loop {
+                        if let News::Finished(record) = follow.next().await? {
+                            break (*record).clone();
+                        }
+                    };
+                }
+                Ok(TaskAnswer::Task(Box::new(self.read(&record, client).await)))
+            }
+            TaskAsk::List(after) => self.page(after).await,
+            TaskAsk::Cancel(job) => self.cancel(job).await,
+            TaskAsk::RequestCancel(job) => jobs.cancel(job).await.map(|_| TaskAnswer::Done),
+            TaskAsk::Update(job) => jobs.record(job).await.map(|_| TaskAnswer::Done),
+            TaskAsk::Which(asked) => {
+                let mut known = Vec::new();
+                for job in asked {
+                    match jobs.record(job).await {
+                        Ok(_) => known.push(job),
+                        Err(fault) if fault.code == FaultCode::UnknownJob => {}
+                        Err(fault) => return Err(fault),
+                    }
+                }
+                Ok(TaskAnswer::Known(known))
+            }
+        }
+    }
+
+    /// Tells about a task from how it stands until it is over.
+    ///
+    /// # Cancel safety
+    ///
+    /// Safe.
+    pub async fn follow(self, job: JobId, wanted: Wanted, client: ClientInfo, tell: impl Fn(TaskNews) + Send + Sync) {
+        if let Err(fault) = self.follow_to_the_end(job, wanted, &client, &tell).await {
+            tracing::debug!(%fault, %job, "a task is followed no more");
+            tell(TaskNews::Lost(job));
+        }
+    }
+
+    async fn follow_to_the_end(
+        &self,
+        job: JobId,
+        wanted: Wanted,
+        client: &ClientInfo,
+        tell: &(impl Fn(TaskNews) + Send + Sync),
+    ) -> Result<(), Fault> {
+        let jobs = &self.desk.jobs;
+        let mut follow = jobs.follow(job).await?;
+        let profile = self.desk.clients.profile(client.name().as_deref());
+        let mut ticks = tokio::time::interval(profile.progress);
+        ticks.reset();
+        let mut told = None;
+        loop {
+            // A job is queued, then running, then over; what happens while it runs changes nothing about its status.
+            if told != Some(JobState::Running) {
+                let record = jobs.record(job).await?;
+                if told != Some(record.state) {
+                    told = Some(record.state);
+                    tell(TaskNews::Changed(Box::new(self.read(&record, client).await)));
+                }
+                if record.state.is_terminal() {
+                    return Ok(());
+                }
+            }
+            tokio::select! {
+                news = follow.next() => if let News::Finished(record) = news? {
+                    tell(TaskNews::Changed(Box::new(self.read(&record, client).await)));
+                    return Ok(());
+                },
+                _ = ticks.tick(), if wanted == Wanted::Progress => {
+                    let elapsed = Duration::from_millis(crate::ids::UnixMillis::now().since(jobs.record(job).await?.accepted_at));
+                    let message = format!("{}, {} s", follow.describe(), elapsed.as_secs());
+                    tell(TaskNews::Progress { value: elapsed.as_secs_f64().round(), message });
+                }
+            }
+        }
+    }
+
+    /// How a task stands.
+    async fn view(&self, record: &JobRecord) -> TaskView {
+        let fault = record.outcome.as_ref().and_then(|outcome| outcome.fault.as_ref());
+        let message = match (record.state, fault) {
+            (JobState::Queued, _) => "waiting for its turn".to_owned(),
+            (JobState::Running, _) => match self.desk.jobs.follow(record.id).await {
+                Ok(follow) => follow.describe(),
+                Err(_) => record.state.as_str().to_owned(),
+            },
+            (_, Some(fault)) => fault.detail.clone(),
+            (state, None) => state.as_str().to_owned(),
+        };
+        TaskView {
+            job: record.id,
+            status: status(record.state),
+            message,
+            created: record.accepted_at,
+            updated: record.finished_at.or(record.started_at).unwrap_or(record.accepted_at),
+            result: None,
+        }
+    }
+
+    /// The same with the result of a task that is over, which counts as read once it is written.
+    async fn read(&self, record: &JobRecord, client: &ClientInfo) -> TaskView {
+        let mut view = self.view(record).await;
+        if record.state.is_terminal() {
+            let budget = self.desk.clients.profile(client.name().as_deref()).response_chars;
+            let shape = Shape { render: Render::Porcelain, detail: Detail::Concise, budget };
+            view.result = Some(finished(&self.desk, record, shape).await);
+        }
+        view
+    }
+
+    /// Newest first: a job that is accepted meanwhile shifts no page.
+    async fn page(&self, after: Option<TaskCursor>) -> Result<TaskAnswer, Fault> {
+        let filter = JobFilter { workspace: None, state: None, limit: MOST_LISTED };
+        let mut rows = self.desk.jobs.list(filter).await?;
+        let key = |row: &JobSummary| (row.accepted_at, row.id);
+        rows.sort_unstable_by_key(|row| std::cmp::Reverse(key(row)));
+        let mut rows = rows.into_iter().filter(|row| after.is_none_or(|c| key(row) < (c.accepted_at, c.job)));
+        let page: Vec<TaskView> = rows.by_ref().take(PAGE).map(|row| listed(&row)).collect();
+        let last = page.last().map(|task| TaskCursor { accepted_at: task.created, job: task.job });
+        Ok(TaskAnswer::Page(page, last.filter(|_| rows.next().is_some())))
+    }
+
+    async fn cancel(&self, job: JobId) -> Result<TaskAnswer, Fault> {
+        let jobs = &self.desk.jobs;
+        let over = |state: JobState| {
+            Fault::new(FaultCode::InvalidInput, format!("task {job} is over already: it is {}.", state.as_str()))
+        };
+        let record = jobs.record(job).await?;
+        if record.state.is_terminal() {
+            return Err(over(record.state));
+        }
+        let mut follow = jobs.follow(job).await?;
+        let _ = jobs.cancel(job).await?;
+        let ended = async {
+            loop {
+                if let News::Finished(record) = follow.next().await? {
+                    return Ok::<_, Fault>(record);
+                }
+            }
+        };
+        match tokio::time::timeout(CANCEL_WAIT, ended).await {
+            Ok(record) => match record? {
+                record if record.state == JobState::Cancelled => {
+                    Ok(TaskAnswer::Task(Box::new(self.view(&record).await)))
+                }
+                // It ended by itself in the same moment.
+                record => Err(over(record.state)),
+            },
+            Err(_) => Err(Fault::new(FaultCode::Busy, format!("task {job} is being ended, which takes long."))
+                .hint("Look again with tasks/get.")),
+        }
+    }
+}
+
+fn listed(row: &JobSummary) -> TaskView {
+    TaskView {
+        job: row.id,
+        status: status(row.state),
+        message: row.state.as_str().to_owned(),
+        created: row.accepted_at,
+        updated: row.finished_at.unwrap_or(row.accepted_at),
+        result: None,
+    }
+}
