@@ -10,6 +10,9 @@
 //! See `benches/README.md` for what the figures mean and which to trust.
 
 #[cfg(target_os = "linux")]
+#[path = "side_by_side/kills.rs"]
+mod kills;
+#[cfg(target_os = "linux")]
 #[path = "side_by_side/load.rs"]
 mod load;
 #[cfg(target_os = "linux")]

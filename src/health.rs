@@ -72,8 +72,12 @@ impl HealthSource {
             Err(_) => Err(Fault::new(FaultCode::StoreUnavailable, "the store did not answer in time.")),
         };
         let attached = within(async { Some(self.jobs.attached().await) }).await;
+        let moved = within(async { self.jobs.moved_aside().await.ok().flatten() }).await;
         let store = match &counts {
-            Ok(_) => json!({"status": "ok"}),
+            Ok(_) => match moved {
+                None => json!({"status": "ok"}),
+                Some(aside) => json!({"status": "ok", "damaged_store_moved_to": aside.display().to_string()}),
+            },
             Err(fault) => json!({"status": "unavailable", "fault": fault}),
         };
         // A worker that was never needed is not missing.

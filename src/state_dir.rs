@@ -6,6 +6,7 @@
 //! ```text
 //! phone-opus.db (-wal, -shm, .opening)   the job store
 //! jobs/ID/lock                 held by the runner of the job
+//! jobs/ID/runner.log           the last words of a runner that had any
 //! slots/N                      held by a runner while its agent runs
 //! telemetry.jsonl
 //! ```
@@ -15,7 +16,7 @@
 
 use std::ffi::OsString;
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
-use std::io;
+use std::io::{self, Seek as _, SeekFrom};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
@@ -175,6 +176,33 @@ impl StateDir {
     #[must_use]
     pub fn job_lock(&self, job: JobId) -> PathBuf {
         self.job_dir(job).join("lock")
+    }
+
+    /// What the runner of a job said last, if it said anything.
+    #[must_use]
+    pub fn job_log(&self, job: JobId) -> PathBuf {
+        self.job_dir(job).join("runner.log")
+    }
+
+    /// Opens a job's log to write on at its end, making it and its directory.
+    ///
+    /// # Errors
+    ///
+    /// As for [`StateDir::create`].
+    pub(crate) fn open_job_log(&self, job: JobId) -> Result<File, StateDirError> {
+        self.create_job_dir(job)?;
+        let path = self.job_log(job);
+        let mut log = open_private(&path).map_err(|error| StateDirError::io("open", &path, &error))?;
+        // An earlier runner of the job may have said something.
+        log.seek(SeekFrom::End(0)).map_err(|error| StateDirError::io("open", &path, &error))?;
+        Ok(log)
+    }
+
+    /// A job's log, where there is something in it.
+    #[must_use]
+    pub fn job_words(&self, job: JobId) -> Option<PathBuf> {
+        let path = self.job_log(job);
+        fs::metadata(&path).is_ok_and(|found| found.len() > 0).then_some(path)
     }
 
     /// Where the slots' locks are.

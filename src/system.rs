@@ -53,7 +53,17 @@ conversation. Answers are kept: unread_jobs in a reply names finished ones.";
 pub const LINE_LIMIT: usize = 8 * 1024 * 1024;
 
 /// Longest an ordered stop takes in all; the sum of its parts is in the root actor.
-const STOP_LIMIT: Duration = Duration::from_secs(8);
+const STOP_LIMIT: Duration = Duration::from_secs(12);
+
+/// Which of our own tools clients are offered, beside those of the embedding program.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum OwnTools {
+    /// The consult tools, where the system can consult, and the snapshots of health and telemetry.
+    #[default]
+    All,
+    /// None: the embedding program's tools are all there are. It still reaches jobs, health and telemetry through [`System`].
+    None,
+}
 
 /// Puts a system together.
 pub struct SystemBuilder {
@@ -61,6 +71,7 @@ pub struct SystemBuilder {
     config: Config,
     agents: AgentRegistry,
     tools: Vec<Arc<dyn Tool>>,
+    own_tools: OwnTools,
     runner: Option<PathBuf>,
     environment: Option<Environment>,
     default_cwd: Option<PathBuf>,
@@ -106,6 +117,13 @@ impl SystemBuilder {
     #[must_use]
     pub fn tool(mut self, tool: impl Tool) -> Self {
         self.tools.push(Arc::new(tool));
+        self
+    }
+
+    /// Which of our own tools clients are offered; all of them when not set.
+    #[must_use]
+    pub fn own_tools(mut self, offered: OwnTools) -> Self {
+        self.own_tools = offered;
         self
     }
 
@@ -209,16 +227,8 @@ impl SystemBuilder {
             ))),
             _ => None,
         };
-        let consults = runner.is_some();
-        let jobs = JobsArguments {
-            store: store.clone(),
-            dir,
-            runner,
-            limits: AcceptLimits { max_queued: config.max_queued },
-            attachments: Attachments::default(),
-            faults: faults.clone(),
-            telemetry: telemetry.clone(),
-        };
+        let offered = self.own_tools;
+        let consults = offered == OwnTools::All && runner.is_some();
         let (down_tx, down) = watch::channel(None);
         let started = Instant::now();
         let names = Names::default();
@@ -231,6 +241,7 @@ impl SystemBuilder {
             default_cwd: self.default_cwd,
             telemetry: telemetry.clone(),
             extra: self.tools,
+            offered,
             consults,
             session_limits: self.session_limits,
             line_limit: self.line_limit,
@@ -247,6 +258,16 @@ impl SystemBuilder {
             }
         };
         let connections = Connections::new(served);
+        let jobs = JobsArguments {
+            store: store.clone(),
+            dir,
+            runner,
+            limits: AcceptLimits { max_queued: config.max_queued },
+            attachments: Attachments::default(),
+            connections: connections.clone(),
+            faults: faults.clone(),
+            telemetry: telemetry.clone(),
+        };
         let sessions = SessionsArguments {
             connections: connections.clone(),
             workers: names.workers.current(),
@@ -332,6 +353,8 @@ struct Assembly {
     default_cwd: Option<PathBuf>,
     telemetry: TelemetryHandle,
     extra: Vec<Arc<dyn Tool>>,
+    offered: OwnTools,
+    /// Whether the consult tools are among them.
     consults: bool,
     session_limits: SessionLimits,
     line_limit: usize,
@@ -371,9 +394,13 @@ impl Assembly {
             tools.push(Arc::new(JobsTool::new(desk.clone())));
             tools.push(Arc::new(CancelTool::new(desk.clone())));
         }
-        tools.push(Arc::new(HealthTool::new(health.clone())));
-        tools.push(Arc::new(TelemetryTool::new(health.clone())));
+        if self.offered == OwnTools::All {
+            tools.push(Arc::new(HealthTool::new(health.clone())));
+            tools.push(Arc::new(TelemetryTool::new(health.clone())));
+        }
         tools.extend(self.extra);
+        // They tell when to use `consult`; where it is not offered there is nothing to tell.
+        let instructions = if self.consults { INSTRUCTIONS } else { "" };
         let entries = tools
             .iter()
             .map(|tool| {
@@ -390,7 +417,7 @@ impl Assembly {
             host: self.host,
             catalog: Arc::new(Catalog::new(entries)),
             tools: tools.into(),
-            identity: Arc::new(Identity::new("phone-opus", env!("CARGO_PKG_VERSION"), INSTRUCTIONS)),
+            identity: Arc::new(Identity::new("phone-opus", env!("CARGO_PKG_VERSION"), instructions)),
             limits: self.session_limits,
             line_limit: self.line_limit,
             workers,
@@ -448,6 +475,7 @@ impl System {
             config: Config::default(),
             agents: AgentRegistry::new(),
             tools: Vec::new(),
+            own_tools: OwnTools::default(),
             runner: None,
             environment: None,
             default_cwd: None,
@@ -481,7 +509,15 @@ impl System {
         // When there is no supervisor at this moment, its next incarnation finds the connection.
         let _ = self.inner.sessions.cast(SessionsMsg::Opened(number));
         let stopping = || Fault::new(FaultCode::Stopping, "the system is stopping.");
-        end.await.map_err(|_| stopping())?
+        tokio::select! {
+            // A stop in order ends every connection before it says that the system is down.
+            biased;
+            end = end => end.map_err(|_| stopping())?,
+            _ = self.down() => {
+                self.inner.connections.over(number, SessionEnd::Failed);
+                Err(stopping())
+            }
+        }
     }
 
     /// Jobs.
@@ -527,7 +563,7 @@ impl System {
     ///
     /// `invalid_input` with every problem, `prompt_too_large`, `recursion_refused`, `queue_full`, `store_unavailable`.
     pub async fn start_consult(&self, request: ConsultRequest, mode: JobMode) -> Result<JobRecord, Fault> {
-        let options = self.inner.desk.check(&request, mode)?;
+        let options = self.inner.desk.check(&request, mode).await?;
         let job = self.inner.desk.job(&options, None);
         Ok(self.jobs().accept(job, None).await?.record)
     }
@@ -561,5 +597,82 @@ impl System {
                 Shutdown::Killed
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+
+    use super::*;
+    use crate::protocol::wire::ToolReply;
+    use crate::tools::{Annotations, ToolCall, ToolDefinition, ToolFuture};
+
+    struct Own;
+
+    impl Tool for Own {
+        fn name(&self) -> &str {
+            "own"
+        }
+
+        fn definition(&self) -> ToolDefinition {
+            ToolDefinition {
+                name: "own".to_owned(),
+                title: String::new(),
+                description: String::new(),
+                input_schema: serde_json::json!({"type": "object"}),
+                annotations: Annotations { read_only: true, destructive: false, idempotent: true, open_world: false },
+                meta: None,
+            }
+        }
+
+        fn call(&self, _call: ToolCall) -> ToolFuture {
+            Box::pin(async { Ok(ToolReply::text("done")) })
+        }
+    }
+
+    /// What the handshake and the list say.
+    async fn said(builder: SystemBuilder) -> (serde_json::Value, Vec<String>) {
+        let system = builder.tool(Own).start().await.expect("it starts");
+        let (client, server) = tokio::io::duplex(64 * 1024);
+        let (reader, writer) = tokio::io::split(server);
+        let serving = tokio::spawn({
+            let system = system.clone();
+            async move { system.serve(reader, writer).await }
+        });
+        let (from, mut to) = tokio::io::split(client);
+        let requests = concat!(
+            r#"{"jsonrpc":"2.0","id":1,"method":"initialize","params":{"protocolVersion":"2025-11-25"}}"#,
+            "\n",
+            r#"{"jsonrpc":"2.0","id":2,"method":"tools/list"}"#,
+            "\n"
+        );
+        to.write_all(requests.as_bytes()).await.expect("it is taken");
+        let mut lines = BufReader::new(from).lines();
+        let mut reply = async || -> serde_json::Value {
+            let line = lines.next_line().await.expect("it answers").expect("a line");
+            serde_json::from_str(&line).expect("JSON")
+        };
+        let (initialized, listed) = (reply().await, reply().await);
+        let tools = listed["result"]["tools"].as_array().expect("a list");
+        let names = tools.iter().filter_map(|tool| tool["name"].as_str().map(str::to_owned)).collect();
+        assert!(matches!(system.shutdown(Grace::default()).await, Shutdown::InOrder));
+        serving.await.expect("no panic").expect("it was served");
+        (initialized["result"].clone(), names)
+    }
+
+    #[tokio::test]
+    async fn an_embedder_may_offer_its_own_tools_alone() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let whole = || System::builder().state_dir(StateDir::at(dir.path())).runner("phone-opus");
+        let (all, names) = said(whole()).await;
+        assert!(all["instructions"].as_str().is_some_and(|text| text.contains("consult")), "{all}");
+        assert_eq!(names.len(), 7, "{names:?}");
+        let (none, names) = said(whole().own_tools(OwnTools::None)).await;
+        assert_eq!(names, ["own"]);
+        assert!(none.get("instructions").is_none(), "{none}");
+        let (no_consults, names) = said(System::builder()).await;
+        assert_eq!(names, ["health_snapshot", "telemetry_snapshot", "own"]);
+        assert!(no_consults.get("instructions").is_none(), "{no_consults}");
     }
 }

@@ -1,6 +1,7 @@
 //! Bad input and bad agents: every fault is classified, and the session goes on.
 
 use phone_opus::agents::MAX_PROMPT_BYTES;
+use phone_opus::ids::UnixMillis;
 use phone_opus::testkit::{Client, Reply, Rig, Script, Step};
 use serde_json::{Value, json};
 
@@ -240,7 +241,7 @@ async fn an_agent_that_writes_oddly_but_answers_has_answered() {
             "a second result",
             Script { steps: vec![Step::Result(fields(json!({"result": "not yet"})))], ..Script::default() },
         ),
-        ("exit 3 after the result", Script { exit: Some(3), ..Script::default() }),
+        ("exit 1 after the result", Script { exit: Some(1), ..Script::default() }),
     ] {
         let prompt = rig.prompt(Script { answer: Some(format!("despite {name}")), ..script });
         let reply = host.consult(&prompt).await.expect_success();
@@ -281,5 +282,52 @@ async fn a_store_that_cannot_be_opened_is_said_so_and_the_host_serves_what_it_ca
     assert_eq!((&health["ready"], &health["store"]["status"]), (&json!(false), &json!("unavailable")));
     host.ping().await;
     rig.expect_runs(0);
+    rig.stop_and_check_invariants([host]).await;
+}
+
+#[tokio::test]
+async fn a_reached_usage_limit_is_known_to_every_host_until_it_is_over() {
+    let mut rig = new_rig();
+    let (mut one, mut two) = (rig.serve().await, rig.serve().await);
+    let in_an_hour = UnixMillis::now().0 / 1000 + 3600;
+    let script = Script {
+        steps: vec![
+            Step::ApiError("rate_limit".into()),
+            Step::RateLimit(u64::try_from(in_an_hour).expect("after 1970")),
+        ],
+        result: fields(json!({"is_error": true, "result": "API Error: 429"})),
+        ..Script::default()
+    };
+    let refused = one.consult(&rig.prompt(script)).await.expect_fault("agent_rate_limited");
+    assert_eq!(refused["fault"]["retry_at"], in_an_hour * 1000, "{:#}", refused.0);
+    // Nothing more is started for this agent, by nobody, and each is told until when.
+    for client in [&mut one, &mut two] {
+        let reply = client.consult(&rig.answering("no")).await.expect_fault("agent_rate_limited");
+        assert_eq!(reply["fault"]["retry_at"], in_an_hour * 1000, "{:#}", reply.0);
+        assert!(reply["fault"]["detail"].to_string().contains("nothing was started"), "{:#}", reply.0);
+    }
+    rig.expect_runs(1);
+    assert_eq!(rig.jobs().await.len(), 1);
+    // Another agent is not concerned, and who knows better says so.
+    let reply = two.call("consult", json!({"prompt": "where is main?", "agent": "offline"})).await;
+    assert!(reply.code() != "agent_rate_limited", "{:#}", reply.0);
+    let shown = rig.run(&["jobs", "limits", "--json"]).await;
+    let shown: Value = serde_json::from_slice(&shown.stdout).expect("JSON");
+    assert_eq!((&shown[0]["agent"], &shown[0]["until"]), (&json!("claude"), &json!(in_an_hour * 1000)));
+    assert!(rig.run(&["jobs", "limits", "--clear"]).await.status.success());
+    two.consult(&rig.answering("42")).await.expect_success();
+    rig.stop_and_check_invariants([one, two]).await;
+}
+
+#[tokio::test]
+async fn a_directory_that_changed_during_a_consult_is_said_so() {
+    let mut rig = new_rig();
+    let mut host = rig.serve().await;
+    let reply = host.call("consult", json!({"prompt": rig.answering("42"), "detail": "full"})).await.expect_success();
+    assert_eq!(reply["workspace_changed"], false, "{:#}", reply.0);
+    let writes = rig.doing(vec![Step::DelayMs(50), Step::Touch(rig.work().join("written"))]);
+    let reply = host.call("consult", json!({ "prompt": writes })).await.expect_success();
+    assert_eq!(reply["workspace_changed"], true, "{:#}", reply.0);
+    assert!(reply.text().contains("changed meanwhile"), "{}", reply.text());
     rig.stop_and_check_invariants([host]).await;
 }

@@ -5,6 +5,7 @@
 //! --nocapture`), which prints what it measured.
 
 #![cfg(target_os = "linux")]
+#![expect(clippy::expect_used, reason = "helpers of tests")]
 
 use std::collections::HashSet;
 use std::time::{Duration, Instant};

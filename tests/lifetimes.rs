@@ -360,3 +360,17 @@ async fn a_client_that_reads_nothing_more_is_gone_even_when_its_input_stays_open
     drop(input);
     rig.check_invariants().await;
 }
+
+#[tokio::test]
+async fn a_runner_that_stands_still_is_ended_when_its_job_is_cancelled() {
+    let mut rig = new_rig();
+    let mut host = rig.serve().await;
+    let job = host.consult_in_background(&rig.hanging("begun")).await;
+    rig.wait_for_sign("begun").await;
+    assert_eq!(rig.freeze(Role::Runner).len(), 1);
+    host.call("consult_cancel", json!({ "job_id": job })).await;
+    let reply = host.job(&job).await;
+    assert_eq!(reply.str("status"), "cancelled", "{:#}", reply.0);
+    host.ping().await;
+    rig.stop_and_check_invariants([host]).await;
+}

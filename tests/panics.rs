@@ -1,5 +1,7 @@
 //! A panic in each part of the tree in turn: the session goes on, each request gets its one answer, no agent runs twice.
 
+#![expect(clippy::expect_used, reason = "helpers of tests")]
+
 use phone_opus::faults::{Counters, Ends, FaultPlan, Faults};
 use phone_opus::system::System;
 use phone_opus::testkit::{Client, Rig, until};
@@ -135,9 +137,88 @@ async fn a_part_that_keeps_failing_ends_the_system_in_order_and_jobs_are_kept() 
     let rig = new_rig();
     let system = rig.system().faults(faults("jobs.supervise#*=panic")).start().await.expect("a system");
     let mut client = connect(&system).await;
-    client.call("consult", json!({"prompt": rig.answering("never")})).await.expect_fault("stopping");
+    // Nothing was accepted; which of its workers took the call along the last time is a matter of moments.
+    let reply = client.call("consult", json!({"prompt": rig.answering("never")})).await;
+    assert!(["stopping", "replay_exhausted"].contains(&reply.code()), "{:#}", reply.0);
     let down = system.down().await;
     assert!(format!("{down:?}").contains("jobs failed too often"), "{down:?}");
     client.silence().await;
     rig.stop_and_check_invariants([]).await;
+}
+
+#[tokio::test]
+async fn a_background_consult_whose_supervisor_failed_after_accepting_has_a_runner_at_once() {
+    let rig = new_rig();
+    let system = rig.system().faults(faults("jobs.supervise@stored=panic")).start().await.expect("a system");
+    let mut client = connect(&system).await;
+    let job = client.consult_in_background(&rig.answering("42")).await;
+    let began = std::time::Instant::now();
+    assert_eq!(client.job(&job).await.expect_success()["response"], "42");
+    // Without its host's care it would wait for a sweep, half a minute later.
+    assert!(began.elapsed() < std::time::Duration::from_secs(20), "{:?}", began.elapsed());
+    stop(system, rig, [client]).await;
+}
+
+#[tokio::test]
+async fn a_synchronous_consult_ends_with_its_caller_also_when_nobody_heard_of_it() {
+    for message in ["withdrawn", "session_over"] {
+        let rig = new_rig();
+        let plan = faults(&format!("jobs.supervise@{message}=panic"));
+        let system = rig.system().faults(plan).start().await.expect("a system");
+        let (mut asking, other) = (connect(&system).await, connect(&system).await);
+        let consult = asking.start("consult", json!({"prompt": rig.hanging("begun")})).await;
+        rig.wait_for_sign("begun").await;
+        asking.give_up_on(consult);
+        asking.hang_up().await;
+        assert_eq!(rig.only_job_over().await.state.as_str(), "cancelled", "{message}");
+        stop(system, rig, [asking, other]).await;
+    }
+}
+
+#[tokio::test]
+async fn a_session_that_fails_while_it_sends_several_calls_takes_nobody_along() {
+    let rig = new_rig();
+    let plan = faults("session.dispatch@tools/call:consult#2=panic");
+    let system = rig.system().faults(plan).start().await.expect("a system");
+    let mut client = connect(&system).await;
+    client.consult(&rig.answering("the first brings the worker")).await.expect_success();
+    let call = |id: u64, text: &str| {
+        json!({"jsonrpc": "2.0", "id": format!("c{id}"), "method": "tools/call",
+               "params": {"name": "consult", "arguments": {"prompt": rig.answering(text)}}})
+        .to_string()
+    };
+    let lines = format!("{}\n{}\n", call(1, "one"), call(2, "two"));
+    client.bytes(lines.as_bytes()).await;
+    let ids = ["\"c1\"", "\"c2\""];
+    until("both are answered", async || {
+        let answers = client.exchange().answers;
+        ids.iter().all(|id| answers.contains_key(*id)).then_some(())
+    })
+    .await;
+    let answered = ids.map(|id| client.answers_to(id));
+    for answers in answered {
+        assert_eq!(answers[0]["result"]["structuredContent"]["status"], "succeeded", "{answers:?}");
+    }
+    assert_eq!(client.generation().await, 1, "the worker all sessions share lives on");
+    stop(system, rig, [client]).await;
+}
+
+#[tokio::test]
+async fn a_system_that_is_killed_tells_whoever_serves_a_connection() {
+    let rig = new_rig();
+    let system = rig.system().start().await.expect("a system");
+    let (ours, theirs) = tokio::io::duplex(1024);
+    let (input, output) = tokio::io::split(theirs);
+    let serving = tokio::spawn({
+        let system = system.clone();
+        async move { system.serve(input, output).await }
+    });
+    tokio::task::yield_now().await;
+    // No time at all: the root is killed.
+    let down = system.shutdown(phone_opus::system::Grace(std::time::Duration::ZERO)).await;
+    assert!(matches!(down, phone_opus::system::Shutdown::Killed), "{down:?}");
+    let served = tokio::time::timeout(std::time::Duration::from_secs(10), serving).await.expect("it returns");
+    drop(served.expect("without a panic"));
+    drop(ours);
+    rig.check_invariants().await;
 }

@@ -209,6 +209,7 @@ fn row(step: &Step) -> usize {
         Step::Exit(_) => 22,
         Step::KillSelf(_) => 23,
         Step::CloseOutput => 24,
+        Step::HugeText(_) => 25,
     }
 }
 
@@ -246,6 +247,7 @@ async fn each_step_does_what_it_says_and_nothing_else() {
         (Step::Raw("{\"type\":\"novelty\"}".into()), With(0, "\n{\"type\":\"novelty\"}\n", "")),
         (Step::HugeOutput(5000), With(0, "xxxxxxxx", "")),
         (Step::HugeLine(5000), With(0, "xxxx\n{", "")),
+        (Step::HugeText(5000), With(0, "\"text\":\"xxxx", "")),
         (Step::LoneSurrogate, With(0, "\\ud83d\"", "")),
         // Half of a character is the last thing before the answer's own line.
         (Step::HalfUtf8, With(0, "half a character: \u{fffd}{", "")),
@@ -304,6 +306,6 @@ async fn each_step_does_what_it_says_and_nothing_else() {
         agent.expect_nothing_left().await;
     }
     assert!(rig.sign("touched").exists());
-    assert_eq!(rows.into_iter().collect::<Vec<_>>(), (0..=row(&Step::CloseOutput)).collect::<Vec<_>>());
+    assert_eq!(rows.into_iter().collect::<Vec<_>>(), (0..=row(&Step::HugeText(0))).collect::<Vec<_>>());
     rig.check_invariants().await;
 }

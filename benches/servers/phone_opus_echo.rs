@@ -1,41 +1,79 @@
-//! `phone-opus`: our server with one echo tool, made through the library's own tool trait.
+//! `phone-opus`: our server with the three tools of every peer, made through the library's own tool trait. With
+//! `BENCH_ISOLATION=process` it is `phone-opus-process`: the tools run in a worker process, which is this program again.
 //!
-//! Everything else is there too, as in `phone-opus mcp serve`: the consult tools, the job store (opened when first
-//! needed), the telemetry log, all in a scratch directory.
+//! Everything else is there too, as in `phone-opus mcp serve`: jobs and their store (opened when first needed), the
+//! telemetry log, all in a scratch directory. Our own tools alone are not offered, because no peer has the like.
 //!
-//! It owes the harness what every server here does: one tool `echo {text}` that returns the text; a panic inside the
+//! It owes the harness what every server here does: a tool `echo {text}` that returns the text; a panic inside the
 //! tool when the text is `please panic`; a longest line of `BENCH_MAX_LINE` bytes when that is set, else the default.
-//! With `BENCH_ISOLATION=process` the tool runs in a worker process, which is this program again.
+//! With `BENCH_RESTARTS=any` it never gives up on its worker and never waits before a restart, for as many kills as the
+//! harness likes; without it the product's own policy holds.
 
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
+use phone_opus::actors::workers::slot::RestartPolicy;
 use phone_opus::agents::AgentRegistry;
 use phone_opus::fault::{Fault, FaultCode};
 use phone_opus::ids::Generation;
 use phone_opus::protocol::envelope;
 use phone_opus::state_dir::StateDir;
 use phone_opus::stdio::{Input, Output};
-use phone_opus::system::{Grace, LINE_LIMIT, System};
+use phone_opus::system::{Grace, LINE_LIMIT, OwnTools, System, SystemBuilder};
 use phone_opus::tools::{
     Annotations, ReplayContract, ReplyText, Tool, ToolCall, ToolDefinition, ToolFuture, ToolReply,
 };
 use phone_opus::worker::{self, Isolation, WorkerCommand};
 
-struct Echo;
+/// One of the three tools every server here offers.
+#[derive(Clone, Copy)]
+enum BenchTool {
+    /// Returns the text; it may be asked again.
+    Echo,
+    /// Returns the length of the text. It is never run twice, as an embedder's tool is not unless it says so.
+    Sink,
+    /// Returns a text of that size.
+    Blob,
+}
 
-impl Tool for Echo {
+const TOOLS: [BenchTool; 3] = [BenchTool::Echo, BenchTool::Sink, BenchTool::Blob];
+
+impl BenchTool {
+    const fn argument(self) -> &'static str {
+        match self {
+            Self::Echo | Self::Sink => "text",
+            Self::Blob => "size",
+        }
+    }
+}
+
+fn wrong() -> Fault {
+    Fault::new(FaultCode::InvalidInput, "the argument is missing or of another type.")
+}
+
+impl Tool for BenchTool {
     fn name(&self) -> &str {
-        "echo"
+        match self {
+            Self::Echo => "echo",
+            Self::Sink => "sink",
+            Self::Blob => "blob",
+        }
     }
 
     fn definition(&self) -> ToolDefinition {
+        let (title, description, kind) = match self {
+            Self::Echo => ("Echo", "Returns the text.", "string"),
+            Self::Sink => ("Sink", "Returns the length of the text.", "string"),
+            Self::Blob => ("Blob", "Returns a text of that size.", "integer"),
+        };
+        let name = self.argument();
         ToolDefinition {
-            name: "echo".to_owned(),
-            title: "Echo".to_owned(),
-            description: "Returns the text.".to_owned(),
+            name: self.name().to_owned(),
+            title: title.to_owned(),
+            description: description.to_owned(),
             input_schema: serde_json::json!({
-                "type": "object", "properties": {"text": {"type": "string"}}, "required": ["text"]
+                "type": "object", "properties": {name: {"type": kind}}, "required": [name]
             }),
             annotations: Annotations { read_only: true, destructive: false, idempotent: true, open_world: false },
             meta: None,
@@ -43,21 +81,36 @@ impl Tool for Echo {
     }
 
     fn contract(&self) -> ReplayContract {
-        ReplayContract::Convergent
+        match self {
+            Self::Echo | Self::Blob => ReplayContract::Convergent,
+            Self::Sink => ReplayContract::NeverReplay,
+        }
     }
 
     fn call(&self, call: ToolCall) -> ToolFuture {
+        let tool = *self;
         Box::pin(async move {
-            let wrong = || Fault::new(FaultCode::InvalidInput, "`text` is missing; accepted: a string.");
             let json = std::str::from_utf8(&call.arguments).map_err(|_| wrong())?;
-            let [text] = envelope::object(json, ["text"]).map_err(|_| wrong())?;
-            let text = text.filter(|text| text.starts_with('"')).ok_or_else(wrong)?;
-            if text == "\"please panic\"" {
-                asked_to_panic();
+            let [argument] = envelope::object(json, [tool.argument()]).map_err(|_| wrong())?;
+            let argument = argument.ok_or_else(wrong)?;
+            match tool {
+                Self::Echo => {
+                    if !argument.starts_with('"') {
+                        return Err(wrong());
+                    }
+                    if argument == "\"please panic\"" {
+                        asked_to_panic();
+                    }
+                    // The string goes out as it came in: a slice of the request's line.
+                    let text = ReplyText::Json(call.arguments.slice_ref(argument.as_bytes()));
+                    Ok(ToolReply { text, ..ToolReply::default() })
+                }
+                Self::Sink => {
+                    let text = envelope::string(argument).ok_or_else(wrong)?;
+                    Ok(ToolReply::text(text.len().to_string()))
+                }
+                Self::Blob => Ok(ToolReply::text("x".repeat(argument.parse().map_err(|_| wrong())?))),
             }
-            // The string goes out as it came in: a slice of the request's line.
-            let text = ReplyText::Json(call.arguments.slice_ref(text.as_bytes()));
-            Ok(ToolReply { text, ..ToolReply::default() })
         })
     }
 }
@@ -88,8 +141,10 @@ fn main() -> ExitCode {
         .agents(AgentRegistry::standard(None, program.clone()))
         .runner(program.clone())
         .isolation(isolation(program))
-        .tool(Echo)
+        .restart_policy(restarts())
+        .own_tools(OwnTools::None)
         .line_limit(limit);
+    let builder = TOOLS.into_iter().fold(builder, SystemBuilder::tool);
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return failed("the runtime", &error),
@@ -122,6 +177,13 @@ fn isolation(program: std::path::PathBuf) -> Isolation {
     }
 }
 
+fn restarts() -> RestartPolicy {
+    match std::env::var("BENCH_RESTARTS").as_deref() {
+        Ok("any") => RestartPolicy { intensity: usize::MAX, backoff: Duration::ZERO, ..RestartPolicy::default() },
+        _ => RestartPolicy::default(),
+    }
+}
+
 /// The worker process.
 fn work(generation: Generation) -> ExitCode {
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
@@ -133,8 +195,8 @@ fn work(generation: Generation) -> ExitCode {
             (Ok(input), Ok(output)) => (input, output),
             (Err(error), _) | (_, Err(error)) => return failed("the standard streams", &error),
         };
-        let echo: Arc<dyn Tool> = Arc::new(Echo);
-        match worker::serve(generation, [echo], phone_opus::faults::Faults::none(), input, output).await {
+        let tools = TOOLS.map(|tool| -> Arc<dyn Tool> { Arc::new(tool) });
+        match worker::serve(generation, tools, phone_opus::faults::Faults::none(), input, output).await {
             Ok(_) => ExitCode::SUCCESS,
             Err(error) => failed("the worker", &error),
         }

@@ -5,8 +5,13 @@ use rmcp::handler::server::wrapper::Parameters;
 use rmcp::{ServerHandler, ServiceExt, schemars, tool, tool_handler, tool_router, transport};
 
 #[derive(serde::Deserialize, schemars::JsonSchema)]
-struct EchoRequest {
+struct TextRequest {
     text: String,
+}
+
+#[derive(serde::Deserialize, schemars::JsonSchema)]
+struct SizeRequest {
+    size: usize,
 }
 
 struct Echo {
@@ -16,9 +21,19 @@ struct Echo {
 #[tool_router]
 impl Echo {
     #[tool(description = "Returns the text.")]
-    fn echo(&self, Parameters(EchoRequest { text }): Parameters<EchoRequest>) -> String {
+    fn echo(&self, Parameters(TextRequest { text }): Parameters<TextRequest>) -> String {
         assert!(text != "please panic", "asked to panic");
         text
+    }
+
+    #[tool(description = "Returns the length of the text.")]
+    fn sink(&self, Parameters(TextRequest { text }): Parameters<TextRequest>) -> String {
+        text.len().to_string()
+    }
+
+    #[tool(description = "Returns a text of that size.")]
+    fn blob(&self, Parameters(SizeRequest { size }): Parameters<SizeRequest>) -> String {
+        "x".repeat(size)
     }
 }
 

@@ -11,11 +11,11 @@ use crate::peers::PeerChoice;
 pub(crate) const USAGE: &str = "\
 cargo bench --bench side_by_side -- [options]      (each also as a variable: BENCH_PEERS, BENCH_ROUNDS, ...)
 
-  --peers LIST    who runs, first the yardstick: floor,rmcp,rmcp-best,phone-opus (default: all of them),
-                  or any other server as LABEL=PROGRAM ARG...
+  --peers LIST    who runs, first the yardstick: floor,rmcp,rmcp-best,phone-opus,floor2,phone-opus-process (default: all
+                  of them), or any other server as LABEL=PROGRAM ARG...
   --rounds N      rounds over all peers (default 5, at least 1)
   --quick         a fifth of the time per figure and, unless said otherwise, 2 rounds: to see that it works
-  --only LIST     only these targets, as in I1,I5
+  --only LIST     only these targets, as in I1,I5,O6
   --json FILE     also write every round's figures there
 ";
 

@@ -13,6 +13,9 @@ const OUR_MAX_LINE: usize = 8 * 1024 * 1024;
 /// Bytes of the longest line rmcp takes by default.
 const RMCP_MAX_LINE: usize = 16 * 1024 * 1024;
 
+/// The yardstick of those whose tools run apart. It starts no second child when the first one dies.
+pub(crate) const FLOOR2: &str = "floor2";
+
 /// A server somebody asked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum PeerChoice {
@@ -27,19 +30,44 @@ pub(crate) enum PeerChoice {
     },
 }
 
+/// Where a server runs its tools.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// In its own process.
+    Inside,
+    /// In a process that it starts.
+    Apart,
+}
+
 /// A server this repository builds.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Example {
     label: &'static str,
     target: &'static str,
     max_line: usize,
+    place: Place,
+    variables: &'static [(&'static str, &'static str)],
+}
+
+const fn inside(label: &'static str, target: &'static str, max_line: usize) -> Example {
+    Example { label, target, max_line, place: Place::Inside, variables: &[] }
+}
+
+const fn apart(
+    label: &'static str,
+    target: &'static str,
+    variables: &'static [(&'static str, &'static str)],
+) -> Example {
+    Example { label, target, max_line: OUR_MAX_LINE, place: Place::Apart, variables }
 }
 
 const EXAMPLES: &[Example] = &[
-    Example { label: "floor", target: "bench_floor", max_line: OUR_MAX_LINE },
-    Example { label: "rmcp", target: "bench_rmcp", max_line: RMCP_MAX_LINE },
-    Example { label: "rmcp-best", target: "bench_rmcp_best", max_line: RMCP_MAX_LINE },
-    Example { label: "phone-opus", target: "bench_phone_opus", max_line: OUR_MAX_LINE },
+    inside("floor", "bench_floor", OUR_MAX_LINE),
+    inside("rmcp", "bench_rmcp", RMCP_MAX_LINE),
+    inside("rmcp-best", "bench_rmcp_best", RMCP_MAX_LINE),
+    inside("phone-opus", "bench_phone_opus", OUR_MAX_LINE),
+    apart(FLOOR2, "bench_floor2", &[]),
+    apart("phone-opus-process", "bench_phone_opus", &[("BENCH_ISOLATION", "process")]),
 ];
 
 impl PeerChoice {
@@ -81,18 +109,37 @@ pub(crate) struct Peer {
     pub(crate) argv: Vec<PathBuf>,
     /// Bytes of the longest line it takes by default, where known.
     pub(crate) max_line: Option<usize>,
+    /// Where it runs its tools.
+    pub(crate) place: Place,
+    /// Added to its environment.
+    pub(crate) variables: &'static [(&'static str, &'static str)],
+}
+
+/// A peer as the table knows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Named {
+    /// What the table calls it.
+    pub(crate) label: String,
+    /// Where it runs its tools.
+    pub(crate) place: Place,
 }
 
 /// Builds what has to be built. The error is one sentence.
 pub(crate) fn prepare(choice: &PeerChoice) -> Result<Peer, String> {
     match choice {
-        PeerChoice::Program { label, argv } => {
-            Ok(Peer { label: label.clone(), argv: argv.iter().map(PathBuf::from).collect(), max_line: None })
-        }
+        PeerChoice::Program { label, argv } => Ok(Peer {
+            label: label.clone(),
+            argv: argv.iter().map(PathBuf::from).collect(),
+            max_line: None,
+            place: Place::Inside,
+            variables: &[],
+        }),
         PeerChoice::Example(example) => Ok(Peer {
             label: example.label.to_owned(),
             argv: vec![build(example.target)?],
             max_line: Some(example.max_line),
+            place: example.place,
+            variables: example.variables,
         }),
     }
 }

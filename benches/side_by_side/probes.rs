@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags};
 use serde_json::{Value, json};
 
+use crate::kills;
 use crate::load::{Flood, Until, one_by_one, windowed};
 use crate::options::Effort;
 use crate::peers::Peer;
@@ -28,7 +29,7 @@ const KIB: usize = 1024;
 const MIB: usize = 1024 * KIB;
 
 /// How long a server may take beyond the time a probe means to take.
-const PATIENCE: Duration = Duration::from_secs(10);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
 /// Within this a reply that is not late has come.
 const GRACE: Duration = Duration::from_secs(1);
 /// How long we listen for what should not come.
@@ -111,7 +112,14 @@ pub(crate) const PROBES: &[Probe] = &[
     },
     Probe { name: "modern era", figures: &[Figure::Modern], often: Often::EachRound, run: modern_era },
     Probe { name: "socket pairs", figures: &[Figure::SocketP50], often: Often::EachRound, run: socket_pairs },
-    Probe { name: "start", figures: &[Figure::FirstEcho], often: Often::ManyTimes, run: start },
+    Probe { name: "64 KiB, two cores", figures: &[Figure::Rate64K], often: Often::EachRound, run: rate_64k },
+    Probe { name: "start", figures: &[Figure::Initialize, Figure::FirstEcho], often: Often::ManyTimes, run: start },
+    Probe {
+        name: "recovery",
+        figures: &[Figure::Recovery, Figure::WorstRecovery],
+        often: Often::ManyTimes,
+        run: kills::recovery,
+    },
     Probe {
         name: "large texts",
         figures: &[Figure::Echo64K, Figure::Echo1M, Figure::Echo16M],
@@ -131,30 +139,44 @@ pub(crate) const PROBES: &[Probe] = &[
     Probe { name: "a line over the limit", figures: &[Figure::LongLine], often: Often::Once, run: long_line },
     Probe { name: "unknown methods", figures: &[Figure::UnknownMethod], often: Often::Once, run: unknown_methods },
     Probe { name: "a panicking tool", figures: &[Figure::Panic], often: Often::Once, run: panicking_tool },
+    Probe {
+        name: "many kills",
+        figures: &[Figure::Caught, Figure::KillFaults, Figure::Orphans, Figure::KillGrowth],
+        often: Often::Once,
+        run: kills::many_kills,
+    },
 ];
 
 /// A server and the ids already used with it.
-struct Session {
-    server: Server,
-    ids: Ids,
+pub(crate) struct Session {
+    /// It.
+    pub(crate) server: Server,
+    /// Those not used yet.
+    pub(crate) ids: Ids,
 }
 
 /// How a session is opened.
 #[derive(Clone, Copy)]
-struct Opening {
-    wiring: Wiring,
-    era: Era,
-    max_line: Option<usize>,
+pub(crate) struct Opening {
+    pub(crate) wiring: Wiring,
+    pub(crate) era: Era,
+    /// In bytes; the server's own when `None`.
+    pub(crate) max_line: Option<usize>,
+    /// Whether its worker may be killed as often as one likes.
+    pub(crate) restarts: bool,
 }
 
-const PLAIN: Opening = Opening { wiring: Wiring::Pipes, era: Era::Legacy, max_line: None };
+/// The ordinary way.
+pub(crate) const PLAIN: Opening = Opening { wiring: Wiring::Pipes, era: Era::Legacy, max_line: None, restarts: false };
 /// For texts of 16 MiB, which not every default admits.
 const ROOMY: Opening = Opening { max_line: Some(64 * MIB), ..PLAIN };
 
 impl Session {
-    fn open(kit: &Kit, peer: &Peer, opening: Opening) -> Result<Self, Trouble> {
-        let variables: Vec<_> =
+    /// Starts a server and, in the legacy era, shakes hands with it.
+    pub(crate) fn open(kit: &Kit, peer: &Peer, opening: Opening) -> Result<Self, Trouble> {
+        let mut variables: Vec<_> =
             opening.max_line.map(|bytes| ("BENCH_MAX_LINE", bytes.to_string())).into_iter().collect();
+        variables.extend(opening.restarts.then(|| ("BENCH_RESTARTS", "any".to_owned())));
         let server = Server::start(peer, opening.wiring, &variables, &kit.watchdog)?;
         let mut session = Self { server, ids: Ids::new() };
         if opening.era == Era::Legacy {
@@ -288,6 +310,15 @@ fn two_cores(kit: &Kit, peer: &Peer, sheet: &mut Sheet<'_>) -> Result<(), Troubl
     Ok(())
 }
 
+fn rate_64k(kit: &Kit, peer: &Peer, sheet: &mut Sheet<'_>) -> Result<(), Trouble> {
+    kit.cores.pin_two()?;
+    let mut session = Session::open(kit, peer, PLAIN)?;
+    let mut template = Template::new(Ask::Echo(64 * KIB), Era::Legacy);
+    session.windowed(&mut template, 8, kit.time(100))?;
+    sheet.put(Figure::Rate64K, session.windowed(&mut template, 8, kit.time(400))?.per_second());
+    Ok(())
+}
+
 fn modern_era(kit: &Kit, peer: &Peer, sheet: &mut Sheet<'_>) -> Result<(), Trouble> {
     kit.cores.pin_one()?;
     let mut legacy = Session::open(kit, peer, PLAIN)?;
@@ -317,6 +348,8 @@ fn start(kit: &Kit, peer: &Peer, sheet: &mut Sheet<'_>) -> Result<(), Trouble> {
     let mut template = Template::new(Ask::Echo(SMALL), Era::Legacy);
     let began = Instant::now();
     let mut session = Session::open(kit, peer, PLAIN)?;
+    // The notification that ends the handshake is on its way too: it is written at once and answered by nobody.
+    sheet.put(Figure::Initialize, began.elapsed().as_secs_f64() * 1e3);
     session.one_by_one(&mut template, Until::calls(1))?;
     sheet.put(Figure::FirstEcho, began.elapsed().as_secs_f64() * 1e3);
     Ok(())

@@ -62,15 +62,19 @@ fn tree(root: u32) -> Vec<u32> {
     let mut found = vec![root];
     let mut next = 0;
     while let Some(process) = found.get(next) {
-        let children = threads(*process)
-            .into_iter()
-            .filter_map(|thread| fs::read_to_string(thread.join("children")).ok())
-            .flat_map(|text| text.split_whitespace().filter_map(|pid| pid.parse().ok()).collect::<Vec<u32>>())
-            .collect::<Vec<_>>();
-        found.extend(children);
+        found.extend(children(*process));
         next += 1;
     }
     found
+}
+
+/// The processes it has started.
+pub(crate) fn children(process: u32) -> Vec<u32> {
+    threads(process)
+        .into_iter()
+        .filter_map(|thread| fs::read_to_string(thread.join("children")).ok())
+        .flat_map(|text| text.split_whitespace().filter_map(|pid| pid.parse().ok()).collect::<Vec<u32>>())
+        .collect()
 }
 
 fn threads(process: u32) -> Vec<PathBuf> {

@@ -8,6 +8,7 @@ use std::fmt::Write as _;
 use serde_json::{Value, json};
 
 use crate::options::{Effort, Options};
+use crate::peers::{FLOOR2, Named};
 use crate::sheet::{Cell, Gap, Results};
 use crate::targets::{Rule, TARGETS, Target, Verdict};
 
@@ -20,38 +21,47 @@ struct Entry<'a> {
     verdict: Option<Verdict>,
 }
 
-/// The entries of a row: those of the yardstick first, and it is not judged.
-fn entries<'a>(target: &Target, labels: &'a [String], results: &Results) -> Vec<Entry<'a>> {
+/// The entries of a row: its yardstick, which is not judged, and those it is about.
+fn entries<'a>(target: &Target, peers: &'a [Named], results: &Results) -> Vec<Entry<'a>> {
     let rivals: Vec<&str> = TARGETS.iter().filter_map(|target| target.rule.rival()).collect();
     let rival = target.rule.rival();
-    let base = match rival {
-        Some(rival) => labels.iter().position(|label| label == rival),
-        None => Some(0),
-    };
-    let base_value = base.and_then(|base| results.cell(base, target.figure).median()).filter(|value| *value > 0.0);
+    let at = |label: &str| peers.iter().position(|peer| peer.label == label);
+    let yardstick = target.yardstick.of(peers);
+    let base = rival.map_or(yardstick, at);
+    let base_value =
+        base.and_then(|base| results.cell(base, target.figure).value(target.figure)).filter(|value| *value > 0.0);
     let mut entries = Vec::new();
-    for (index, label) in labels.iter().enumerate() {
+    for (index, peer) in peers.iter().enumerate() {
         let cell = results.cell(index, target.figure);
         if cell.values.is_empty() && cell.gap.is_none() {
             continue;
         }
-        if rival.is_some() && (base.is_none() || index == 0 || rivals.contains(&label.as_str())) {
+        if !target.who.has(peer.place) && Some(index) != yardstick {
             continue;
         }
-        let value = cell.median();
+        if rival.is_some() && (base.is_none() || index == 0 || rivals.contains(&peer.label.as_str())) {
+            continue;
+        }
+        let value = cell.value(target.figure);
         let (ratio, judged) = match target.rule {
             Rule::AtMost { .. } | Rule::AtLeast { .. } => (None, value),
+            Rule::TimesOwn { other, .. } => {
+                let own = results.cell(index, other).value(other);
+                let ratio = value.zip(own).map(|(value, own)| value / own);
+                (ratio, ratio)
+            }
             _ => {
                 let ratio = value.zip(base_value).map(|(value, base)| value / base);
                 (ratio, ratio)
             }
         };
-        let verdict = (index > 0).then(|| match (&cell.gap, judged) {
-            (Some(Gap::Failed(_)), _) => Verdict::Missed,
-            (None, Some(judged)) => target.rule.judge(judged),
-            (Some(Gap::NotApplicable(_)), _) | (None, None) => Verdict::NotApplicable,
-        });
-        entries.push(Entry { peer: label, cell, ratio, verdict });
+        let verdict =
+            (Some(index) != yardstick && peer.label != FLOOR2).then(|| match (&cell.gap, judged.zip(value)) {
+                (Some(Gap::Failed(_)), _) => Verdict::Missed,
+                (None, Some((judged, value))) => target.rule.judge(judged, value),
+                (Some(Gap::NotApplicable(_)), _) | (None, None) => Verdict::NotApplicable,
+            });
+        entries.push(Entry { peer: &peer.label, cell, ratio, verdict });
     }
     entries
 }
@@ -77,20 +87,20 @@ fn number(value: f64) -> String {
 }
 
 /// The table and the remarks under it.
-pub(crate) fn table(options: &Options, labels: &[String], results: &Results) -> String {
+pub(crate) fn table(options: &Options, peers: &[Named], results: &Results) -> String {
     let mut text = String::new();
     let mut remarks = Vec::new();
-    let width = labels.iter().map(|label| label.chars().count()).max().unwrap_or(0).max(5);
+    let width = peers.iter().map(|peer| peer.label.chars().count()).max().unwrap_or(0).max(5);
     let _infallible = writeln!(
         text,
-        "{:<4} {:<43} {:<width$} {:>11} {:>7} {:>6} {:>8} {:>8}  verdict",
+        "{:<4} {:<43} {:<width$} {:>11} {:>7} {:>6} {:>9} {:>8}  verdict",
         "id", "figure", "peer", "median", "ratio", "spread", "goal", "line"
     );
     for target in TARGETS.iter().filter(|target| options.wants(target.id)) {
-        let entries = entries(target, labels, results);
+        let entries = entries(target, peers, results);
         for (index, entry) in entries.iter().enumerate() {
             let (id, name) = if index == 0 { (target.id, target.name) } else { ("", "") };
-            let value = entry.cell.median().map_or_else(|| "-".to_owned(), number);
+            let value = entry.cell.value(target.figure).map_or_else(|| "-".to_owned(), number);
             let ratio = entry.ratio.map_or_else(String::new, |ratio| format!("{ratio:.2}"));
             let spread = entry.cell.spread().map_or_else(String::new, |spread| format!("{:.0} %", spread * 100.0));
             let (goal, line) = match entry.verdict {
@@ -112,7 +122,7 @@ pub(crate) fn table(options: &Options, labels: &[String], results: &Results) -> 
                 let _infallible = write!(verdict, " [{}]", place + 1);
             }
             let line = format!(
-                "{id:<4} {name:<43} {:<width$} {value:>11} {ratio:>7} {spread:>6} {goal:>8} {line:>8}  {verdict}",
+                "{id:<4} {name:<43} {:<width$} {value:>11} {ratio:>7} {spread:>6} {goal:>9} {line:>8}  {verdict}",
                 entry.peer
             );
             text.push_str(line.trim_end());
@@ -126,11 +136,11 @@ pub(crate) fn table(options: &Options, labels: &[String], results: &Results) -> 
 }
 
 /// Everything, for programs: medians, ratios, verdicts, and the value of every round.
-pub(crate) fn json(options: &Options, machine: &Value, labels: &[String], results: &Results) -> Value {
+pub(crate) fn json(options: &Options, machine: &Value, peers: &[Named], results: &Results) -> Value {
     let rows: Vec<Value> = TARGETS
         .iter()
         .filter(|target| options.wants(target.id))
-        .map(|target| (target, entries(target, labels, results)))
+        .map(|target| (target, entries(target, peers, results)))
         .filter(|(_, entries)| !entries.is_empty())
         .map(|(target, entries)| {
             let peers: Vec<Value> = entries
@@ -138,7 +148,7 @@ pub(crate) fn json(options: &Options, machine: &Value, labels: &[String], result
                 .map(|entry| {
                     json!({
                         "peer": entry.peer,
-                        "median": entry.cell.median(),
+                        "median": entry.cell.value(target.figure),
                         "ratio": entry.ratio,
                         "verdict": entry.verdict.map(Verdict::as_str),
                         "values": entry.cell.values,
@@ -161,7 +171,7 @@ pub(crate) fn json(options: &Options, machine: &Value, labels: &[String], result
         "machine": machine,
         "rounds": options.rounds,
         "quick": options.effort == Effort::Quick,
-        "yardstick": labels.first(),
+        "yardstick": peers.first().map(|peer| &peer.label),
         "rows": rows,
     })
 }

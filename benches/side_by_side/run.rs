@@ -10,12 +10,12 @@ use std::time::Instant;
 use serde_json::{Value, json};
 
 use crate::options::{self, Asked, Options, USAGE};
-use crate::peers::{Peer, prepare};
+use crate::peers::{Named, Peer, prepare};
 use crate::probes::{Kit, PROBES, Probe, preflight};
 use crate::report;
 use crate::server::{Cores, Leaving, Trouble, Watchdog};
 use crate::sheet::{Gap, Results};
-use crate::targets::TARGETS;
+use crate::targets::{Figure, TARGETS};
 use crate::wire;
 
 /// Reads the options and does what they ask.
@@ -49,7 +49,7 @@ pub(crate) fn main() -> ExitCode {
 #[expect(clippy::print_stdout, clippy::print_stderr, reason = "the table is what this program is for")]
 fn run(options: &Options) -> Result<(), String> {
     if let Some(unknown) = options.only.iter().find(|id| !TARGETS.iter().any(|target| target.id == id.as_str())) {
-        return Err(format!("there is no target {unknown}; they are I1 to I16"));
+        return Err(format!("there is no target {unknown}; they are I1 to I16 and O1 to O12, without O7"));
     }
     wire::self_check()?;
     let machine = machine();
@@ -79,12 +79,12 @@ fn run(options: &Options) -> Result<(), String> {
         return Err("the first peer is the yardstick, and it does not work".to_owned());
     }
 
-    let results = rounds(options, &kit, &ready);
-    let labels: Vec<String> = ready.into_iter().map(|peer| peer.label).collect();
-    println!("{}", describe(&machine, options, &labels));
-    print!("{}", report::table(options, &labels, &results));
+    let named: Vec<Named> = ready.iter().map(|peer| Named { label: peer.label.clone(), place: peer.place }).collect();
+    let results = rounds(options, &kit, &ready, &named);
+    println!("{}", describe(&machine, options, &named));
+    print!("{}", report::table(options, &named, &results));
     if let Some(path) = &options.json {
-        let text = report::json(options, &machine, &labels, &results).to_string();
+        let text = report::json(options, &machine, &named, &results).to_string();
         fs::write(path, text).map_err(|error| format!("{} is not written: {error}", path.display()))?;
     }
     Ok(())
@@ -92,11 +92,14 @@ fn run(options: &Options) -> Result<(), String> {
 
 /// Every wanted probe on every peer, in turns.
 #[expect(clippy::print_stderr, reason = "progress, for whoever waits")]
-fn rounds(options: &Options, kit: &Kit, peers: &[Peer]) -> Results {
+fn rounds(options: &Options, kit: &Kit, peers: &[Peer], named: &[Named]) -> Results {
     let began = Instant::now();
     let mut results = Results::default();
     for round in 0..options.rounds {
-        for probe in PROBES.iter().filter(|probe| wanted(probe, options)) {
+        for probe in PROBES.iter().filter(|probe| {
+            let figures = |peer: usize| probe.figures.iter().any(|figure| wanted(*figure, peer, options, named));
+            (0..named.len()).any(figures)
+        }) {
             let turns = kit.turns(probe.often, round);
             if turns == 0 {
                 continue;
@@ -110,7 +113,8 @@ fn rounds(options: &Options, kit: &Kit, peers: &[Peer]) -> Results {
             );
             for turn in 0..turns * peers.len() {
                 let peer = (turn + round) % peers.len();
-                if probe.figures.iter().any(|figure| !results.settled(peer, *figure)) {
+                let wants = |figure: &Figure| !results.settled(peer, *figure) && wanted(*figure, peer, options, named);
+                if probe.figures.iter().any(wants) {
                     one(probe, kit, peer, &peers[peer], &mut results);
                 }
             }
@@ -130,8 +134,11 @@ fn one(probe: &Probe, kit: &Kit, index: usize, peer: &Peer, results: &mut Result
     }
 }
 
-fn wanted(probe: &Probe, options: &Options) -> bool {
-    probe.figures.iter().any(|figure| figure.ids().any(|id| options.wants(id)))
+/// Whether a row that is wanted needs this figure of this peer.
+fn wanted(figure: Figure, peer: usize, options: &Options, named: &[Named]) -> bool {
+    figure.targets().filter(|target| options.wants(target.id)).any(|target| {
+        target.who.has(named[peer].place) || (target.figure == figure && target.yardstick.of(named) == Some(peer))
+    })
 }
 
 /// What the figures depend on besides the peers.
@@ -148,14 +155,14 @@ fn machine() -> Value {
     })
 }
 
-fn describe(machine: &Value, options: &Options, labels: &[String]) -> String {
+fn describe(machine: &Value, options: &Options, peers: &[Named]) -> String {
     format!(
-        "\n{} cores of {}, Linux {}, load {} before; {} rounds; ratios are to {}\n",
+        "\n{} cores of {}, Linux {}, load {} before; {} rounds; ratios are to {}, those of O1 to O11 to floor2 unless said otherwise\n",
         machine["cores"],
         machine["cpu"].as_str().unwrap_or("an unknown CPU"),
         machine["kernel"].as_str().unwrap_or("?"),
         machine["load_before"].as_str().unwrap_or("?"),
         options.rounds,
-        labels.first().map_or("nothing", String::as_str),
+        peers.first().map_or("nothing", |peer| peer.label.as_str()),
     )
 }

@@ -319,6 +319,7 @@ impl Server {
         let mut command = Command::new(program);
         command
             .args(arguments)
+            .envs(peer.variables.iter().copied())
             .envs(variables.iter().map(|(name, value)| (*name, value)))
             .stderr(stderr)
             .process_group(0);

@@ -43,6 +43,14 @@ impl Cell {
         }
     }
 
+    /// What counts of a figure's values: the worst, or the median.
+    pub(crate) fn value(&self, figure: Figure) -> Option<f64> {
+        if figure.is_worst() && self.gap.is_none() {
+            return self.values.iter().copied().max_by(f64::total_cmp);
+        }
+        self.median()
+    }
+
     /// How far the middle half of the values spreads, as a part of the median.
     pub(crate) fn spread(&self) -> Option<f64> {
         let median = self.median().filter(|median| *median > 0.0)?;

@@ -18,7 +18,7 @@ const FIRST: u32 = 10_000_000;
 pub(crate) const PANIC_TEXT: &str = "please panic";
 
 /// A request's id: eight digits.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Id(u32);
 
 /// Hands out ids, each once.
@@ -58,6 +58,11 @@ impl Id {
         Some(Self(number))
     }
 
+    /// The id of a parsed message, if it has one of ours.
+    pub(crate) fn of(message: &Value) -> Option<Self> {
+        message["id"].as_u64().and_then(|number| u32::try_from(number).ok()).map(Self)
+    }
+
     /// The number, as it stands in a message.
     pub(crate) const fn number(self) -> u32 {
         self.0
@@ -78,6 +83,8 @@ pub(crate) enum Era {
 pub(crate) enum Ask {
     /// A call of the echo tool, with a text of so many bytes (at least 9: the id and a space come first).
     Echo(usize),
+    /// A call of the sink, with such a text.
+    Sink(usize),
     /// `ping`.
     Ping,
     /// `tools/list`.
@@ -115,10 +122,11 @@ impl Template {
             ),
         };
         let rest = match ask {
-            Ask::Echo(size) => {
+            Ask::Echo(size) | Ask::Sink(size) => {
+                let tool = if matches!(ask, Ask::Echo(_)) { "echo" } else { "sink" };
                 filler = text_of(size.saturating_sub(DIGITS));
                 format!(
-                    r#""method":"tools/call","params":{{{envelope}"name":"echo","arguments":{{"text":"{mark}{filler}"}}}}"#
+                    r#""method":"tools/call","params":{{{envelope}"name":"{tool}","arguments":{{"text":"{mark}{filler}"}}}}"#
                 )
             }
             Ask::Ping => r#""method":"ping""#.to_owned(),
@@ -148,6 +156,11 @@ impl Template {
     pub(crate) fn len(&self) -> usize {
         self.bytes.len()
     }
+
+    /// Whether a parsed reply is what the request with this id should get; if not, why.
+    pub(crate) fn check(&self, id: Id, reply: &Value) -> Result<(), String> {
+        self.expected.check(id, reply)
+    }
 }
 
 impl Expected {
@@ -164,6 +177,9 @@ impl Expected {
             Ask::Ping => result.is_object(),
             Ask::List => {
                 result["tools"].as_array().is_some_and(|tools| tools.iter().any(|tool| tool["name"] == "echo"))
+            }
+            Ask::Sink(size) => {
+                result["content"][0]["text"].as_str() == Some(size.to_string().as_str()) && result["isError"] != true
             }
             Ask::Echo(_) => {
                 let text = result["content"][0]["text"].as_str().unwrap_or_default();
@@ -296,8 +312,7 @@ impl Checker {
         if reply.get("method").is_some() && reply.get("id").is_none() {
             return; // A notification; nothing waits for it.
         }
-        let id = reply["id"].as_u64().and_then(|number| u32::try_from(number).ok()).map(Id);
-        let Some(id) = id else {
+        let Some(id) = Id::of(&reply) else {
             return self.fault(format!("a reply to nobody: {}", head(&reply.to_string())));
         };
         let verdict = self.expected.check(id, &reply);

@@ -4,11 +4,15 @@ use std::time::Duration;
 
 use ractor::{ActorId, ActorRef, Message};
 
-use crate::fault::Fault;
+use crate::fault::{Fault, FaultCode};
 use crate::faults::{Broken, FaultPoint, Faults, Operation};
 
 /// How long a child that was killed may take to be gone; longer means it is stuck in synchronous code.
 const KILL_LIMIT: Duration = Duration::from_millis(250);
+
+/// Longest an actor may stand still in the middle of its work. Whatever it waits for by itself has a shorter bound, so one
+/// that takes longer is as good as lost, and is started again like one that is.
+const STANDSTILL: Duration = Duration::from_secs(5);
 
 /// Meets the point at which an actor handles a message. An error there is the actor saying that it is broken.
 pub(super) async fn meet(faults: &Faults, point: FaultPoint, operation: &str) -> Result<(), Fault> {
@@ -16,6 +20,16 @@ pub(super) async fn meet(faults: &Faults, point: FaultPoint, operation: &str) ->
         Some(Broken::Error(fault)) => Err(*fault),
         _ => Ok(()),
     }
+}
+
+/// Handles one message, or a part of the work, without standing still for ever.
+///
+/// # Errors
+///
+/// It took longer than anything in it may.
+pub(super) async fn in_time<T>(work: impl Future<Output = T>) -> Result<T, Fault> {
+    let stood = |_| Fault::new(FaultCode::Internal, format!("it stood still for {} s", STANDSTILL.as_secs()));
+    tokio::time::timeout(STANDSTILL, work).await.map_err(stood)
 }
 
 /// How a child ended when it was told to.

@@ -90,18 +90,25 @@ impl Actor for Consult {
         message: Self::Msg,
         state: &mut Self::State,
     ) -> Result<(), ActorProcessingErr> {
-        if state.faults.is_armed() {
+        child::in_time(state.act(me, message)).await?
+    }
+}
+
+impl ConsultState {
+    /// Handles one message.
+    async fn act(&mut self, me: ActorRef<ConsultMsg>, message: ConsultMsg) -> Result<(), ActorProcessingErr> {
+        if self.faults.is_armed() {
             let operation = match &message {
                 ConsultMsg::Began => "began",
                 ConsultMsg::Ended(_) => "ended",
                 ConsultMsg::Panicked => "panicked",
             };
-            child::meet(&state.faults, FaultPoint::ConsultAttend, operation).await?;
+            child::meet(&self.faults, FaultPoint::ConsultAttend, operation).await?;
         }
         match message {
             ConsultMsg::Began => Ok(()),
             ConsultMsg::Ended(record) => {
-                let _ = state.jobs.cast(JobsMsg::Ended { job: state.job, record });
+                let _ = self.jobs.cast(JobsMsg::Ended { job: self.job, record });
                 me.stop(None);
                 Ok(())
             }

@@ -6,6 +6,7 @@
 //! [`child`] and [`current`] for what they share.
 
 pub mod child;
+pub mod clock;
 pub mod connections;
 pub mod consult;
 pub mod current;

@@ -11,7 +11,7 @@
 use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use ractor::concurrency::JoinHandle;
 use ractor::{Actor, ActorId, ActorProcessingErr, ActorRef, Message, SpawnErr, SupervisionEvent};
@@ -29,6 +29,7 @@ use super::supervision::slot::RestartPolicy;
 use super::supervision::{Exit, RestartType, Strategy};
 use super::telemetry::{Telemetry, TelemetryArguments, TelemetryMsg};
 use super::workers::{Workers, WorkersArguments, WorkersMsg, reason};
+use crate::actors::clock;
 use crate::fault::{Fault, FaultCode};
 use crate::faults::Faults;
 use crate::ids::Generation;
@@ -172,7 +173,7 @@ impl Actor for Root {
             tasks: JoinSet::new(),
             why: None,
         };
-        let effects = state.family.start(Instant::now());
+        let effects = state.family.start(clock::now());
         state.perform(&me, effects).await;
         if let Some(place) = (0..PARTS.len()).find(|place| !state.family.is_up(Place(*place))) {
             return Err(format!("the part {} did not start", PARTS[place].name).into());
@@ -226,7 +227,8 @@ impl Actor for Root {
                 state.stop(place).await;
             }
         }
-        state.a.connections.end_all(Duration::ZERO).await;
+        // Those whose session was lost in the very moment of the stop.
+        state.a.connections.end_all(STOP[SESSIONS.0]).await;
         let _ = tokio::time::timeout(CLOSE_STORE, state.a.store.close()).await;
         let down = state.why.take().map_or(Down::Stopped, Down::Failed);
         let _ = state.a.down.send(Some(down));
@@ -275,7 +277,7 @@ impl RootState {
         }
         let (exit, why) = self.exits[place.0].take().unwrap_or((Exit::Failed, "it ended".to_owned()));
         self.lost(place, generation, why);
-        self.family.gone(place, generation, exit, Instant::now())
+        self.family.gone(place, generation, exit, clock::now())
     }
 
     fn lost(&mut self, place: Place, generation: Generation, why: String) {
@@ -291,7 +293,7 @@ impl RootState {
             match effect {
                 FamilyEffect::Stop(place) => self.stop(place).await,
                 FamilyEffect::Start(place, generation) => {
-                    let now = Instant::now;
+                    let now = clock::now;
                     let next = match self.start(me, place, generation).await {
                         Ok(()) => self.family.up(place, generation, now()),
                         Err(why) => {

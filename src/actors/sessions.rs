@@ -6,9 +6,11 @@
 //! A dynamic supervisor: one transient child per connection, each in a slot of its own. A session that keeps failing
 //! loses its connection; nobody else notices.
 
-use std::collections::HashMap;
-use std::time::{Duration, Instant};
+use std::collections::BTreeMap;
+use std::panic::AssertUnwindSafe;
+use std::time::Duration;
 
+use futures_util::FutureExt;
 use ractor::{Actor, ActorId, ActorProcessingErr, ActorRef, SupervisionEvent};
 use tokio::task::JoinSet;
 
@@ -20,6 +22,7 @@ use super::session::{Session, SessionArguments, SessionMsg};
 use super::supervision::slot::{RestartPolicy, Slot, SlotEffect};
 use super::supervision::{Exit, RestartType};
 use super::workers::{WorkersMsg, reason};
+use crate::actors::clock;
 use crate::faults::{FaultPoint, Faults};
 use crate::ids::{Generation, SessionNumber};
 
@@ -84,7 +87,7 @@ struct Served {
 /// The supervisor's state.
 pub struct SessionsState {
     arguments: SessionsArguments,
-    served: HashMap<SessionNumber, Served>,
+    served: BTreeMap<SessionNumber, Served>,
     /// Join watches and backoff timers; they end with the supervisor.
     tasks: JoinSet<()>,
 }
@@ -103,7 +106,7 @@ impl Actor for Sessions {
         for number in arguments.connections.numbers() {
             me.cast(SessionsMsg::Opened(number))?;
         }
-        Ok(SessionsState { arguments, served: HashMap::new(), tasks: JoinSet::new() })
+        Ok(SessionsState { arguments, served: BTreeMap::new(), tasks: JoinSet::new() })
     }
 
     async fn handle(
@@ -112,41 +115,7 @@ impl Actor for Sessions {
         message: Self::Msg,
         state: &mut Self::State,
     ) -> Result<(), ActorProcessingErr> {
-        if state.arguments.faults.is_armed() {
-            let operation = match &message {
-                SessionsMsg::Opened(_) => "opened",
-                SessionsMsg::Over(..) => "over",
-                SessionsMsg::Gone(..) => "gone",
-                SessionsMsg::Due(..) => "due",
-            };
-            child::meet(&state.arguments.faults, FaultPoint::SessionsSupervise, operation).await?;
-        }
-        match message {
-            SessionsMsg::Opened(number) => {
-                if !state.served.contains_key(&number) {
-                    let slot = Slot::new(RestartType::Transient, RESTARTS);
-                    let served = state.served.entry(number).or_insert(Served { slot, session: None, exit: None });
-                    let effect = served.slot.wanted(Instant::now());
-                    state.perform(&me, number, effect).await;
-                }
-            }
-            SessionsMsg::Over(number, end) => state.over(number, end),
-            SessionsMsg::Gone(number, generation) => {
-                if let Some(served) = state.served.get_mut(&number) {
-                    let exit = served.exit.take().unwrap_or(Exit::Normal);
-                    let effect = served.slot.gone(generation, exit, Instant::now());
-                    state.perform(&me, number, effect).await;
-                }
-            }
-            SessionsMsg::Due(number, generation) => {
-                if let Some(served) = state.served.get_mut(&number) {
-                    let effect = served.slot.due(generation);
-                    state.perform(&me, number, effect).await;
-                }
-            }
-        }
-        while state.tasks.try_join_next().is_some() {}
-        Ok(())
+        child::in_time(state.act(me, message)).await?
     }
 
     async fn handle_supervisor_evt(
@@ -171,9 +140,8 @@ impl Actor for Sessions {
     async fn post_stop(&self, _me: ActorRef<Self::Msg>, state: &mut Self::State) -> Result<(), ActorProcessingErr> {
         // All at once. When the system stops, each withdraws what it has open and writes its last answers; when only this
         // supervisor is started again, each gives its connection back.
-        let served: Vec<(SessionNumber, Child<SessionMsg>)> = state
-            .served
-            .drain()
+        let served: Vec<(SessionNumber, Child<SessionMsg>)> = std::mem::take(&mut state.served)
+            .into_iter()
             .filter_map(|(number, served)| served.session.map(|session| (number, session)))
             .collect();
         for (_, session) in &served {
@@ -191,6 +159,45 @@ impl Actor for Sessions {
 }
 
 impl SessionsState {
+    /// Handles one message.
+    async fn act(&mut self, me: ActorRef<SessionsMsg>, message: SessionsMsg) -> Result<(), ActorProcessingErr> {
+        if self.arguments.faults.is_armed() {
+            let operation = match &message {
+                SessionsMsg::Opened(_) => "opened",
+                SessionsMsg::Over(..) => "over",
+                SessionsMsg::Gone(..) => "gone",
+                SessionsMsg::Due(..) => "due",
+            };
+            child::meet(&self.arguments.faults, FaultPoint::SessionsSupervise, operation).await?;
+        }
+        match message {
+            SessionsMsg::Opened(number) => {
+                if !self.served.contains_key(&number) {
+                    let slot = Slot::new(RestartType::Transient, RESTARTS);
+                    let served = self.served.entry(number).or_insert(Served { slot, session: None, exit: None });
+                    let effect = served.slot.wanted(clock::now());
+                    self.perform(&me, number, effect).await;
+                }
+            }
+            SessionsMsg::Over(number, end) => self.over(number, end),
+            SessionsMsg::Gone(number, generation) => {
+                if let Some(served) = self.served.get_mut(&number) {
+                    let exit = served.exit.take().unwrap_or(Exit::Normal);
+                    let effect = served.slot.gone(generation, exit, clock::now());
+                    self.perform(&me, number, effect).await;
+                }
+            }
+            SessionsMsg::Due(number, generation) => {
+                if let Some(served) = self.served.get_mut(&number) {
+                    let effect = served.slot.due(generation);
+                    self.perform(&me, number, effect).await;
+                }
+            }
+        }
+        while self.tasks.try_join_next().is_some() {}
+        Ok(())
+    }
+
     fn note(&mut self, id: ActorId, exit: Exit) {
         let session = |served: &&mut Served| served.session.as_ref().is_some_and(|session| session.id() == id);
         if let Some(served) = self.served.values_mut().find(session) {
@@ -221,7 +228,19 @@ impl SessionsState {
                 }
                 SlotEffect::GiveUp => {
                     tracing::error!(session = %number, "a session failed too often and loses its connection");
-                    return self.over(number, SessionEnd::Failed);
+                    let Some(kept) = self.arguments.connections.session(number) else { return };
+                    let told = me.clone();
+                    self.tasks.spawn(async move {
+                        // What is open is answered first, if that much still works.
+                        if let Some(mut lent) = kept.lend().await
+                            && let Some(session) = lent.get()
+                        {
+                            let ending = AssertUnwindSafe(session.end()).catch_unwind();
+                            let _ = tokio::time::timeout(STOP, ending).await;
+                        }
+                        let _ = told.cast(SessionsMsg::Over(number, SessionEnd::Failed));
+                    });
+                    return;
                 }
                 // It said itself that its connection is over, and nothing is left to be said.
                 SlotEffect::Finished => return self.over(number, SessionEnd::Closed),
@@ -236,7 +255,7 @@ impl SessionsState {
                     match started {
                         Ok((session, joined)) => {
                             served.session = Some(Child::new(session));
-                            served.slot.up(generation, Instant::now());
+                            served.slot.up(generation, clock::now());
                             let told = me.clone();
                             self.tasks.spawn(async move {
                                 let _ = joined.await;
@@ -246,7 +265,7 @@ impl SessionsState {
                         }
                         Err(error) => {
                             tracing::error!(%error, "a session could not be started");
-                            effect = served.slot.gone(generation, Exit::NotStarted, Instant::now());
+                            effect = served.slot.gone(generation, Exit::NotStarted, clock::now());
                         }
                     }
                 }

@@ -9,6 +9,7 @@ use std::time::Duration;
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use tokio::task::JoinSet;
 
+use super::child;
 use super::kept::{Kept, Lent};
 use crate::faults::{Broken, FaultPoint, Faults, Operation};
 use crate::telemetry::counters::Counters;
@@ -107,6 +108,7 @@ async fn run(arguments: TelemetryArguments, mut stopped: tokio::sync::oneshot::R
     let mut stopping = false;
     while !stopping {
         tokio::select! {
+            biased;
             () = telemetry.woken() => {}
             _ = &mut stopped => stopping = true,
         }
@@ -116,6 +118,7 @@ async fn run(arguments: TelemetryArguments, mut stopped: tokio::sync::oneshot::R
             tokio::pin!(ripe);
             while !telemetry.is_urgent() {
                 tokio::select! {
+                    biased;
                     () = &mut ripe => break,
                     () = telemetry.woken() => {}
                     _ = &mut stopped => {
@@ -127,10 +130,12 @@ async fn run(arguments: TelemetryArguments, mut stopped: tokio::sync::oneshot::R
         }
         let taken = telemetry.take();
         let mut in_hand = InHand { telemetry: &telemetry, count: taken.records.len() as u64 };
-        let torn = match faults.meet(FaultPoint::TelemetryWrite, Operation::None).await {
-            None => Some(Torn::No),
-            Some(Broken::Torn) => Some(Torn::InHalf),
-            Some(_) => None,
+        let torn = match child::in_time(faults.meet(FaultPoint::TelemetryWrite, Operation::None)).await {
+            Ok(None) => Some(Torn::No),
+            Ok(Some(Broken::Torn)) => Some(Torn::InHalf),
+            Ok(Some(_)) => None,
+            // The next incarnation goes on with what comes in; the batch in hand is lost, and counted.
+            Err(_) => return,
         };
         let batch = count(taken.records, counters, log.is_some());
         if torn.is_some() {

@@ -329,6 +329,9 @@ const ROWS: &[Row] = rows! {
     "exit 0 without a result" => AgentProtocol if |s| s.result.is_none() && !s.failed_exit();
     "unreadable output" => AgentProtocol if |s| s.result.is_none() && s.end.summary.garbage_bytes() > 0;
     "failed without a result" => AgentError if |s| s.result.is_none();
+    // 0 is a success, and 1 what an agent ends with that was refused something on its way to a whole answer. Nobody has
+    // seen another: what it means is not known, and the answer may be of less than was asked.
+    "unknown exit code" => AgentError if |s| s.end.exit.is_some_and(|exit| !matches!(exit.code, 0 | 1));
 };
 
 /// The end as the rows look at it.
@@ -509,6 +512,7 @@ fn fault(profile: &Profile, seen: &Seen<'_>, row: &Row) -> Fault {
         }
         C::AgentProtocol => format!("{title} {} without a readable result.", seen.exit()),
         _ if seen.result.is_none() => format!("{title} {} without a result.", seen.exit()),
+        _ if row.name == "unknown exit code" => format!("{title} gave an answer and {}.", seen.exit()),
         _ => format!("{title} reported an error{reasons}."),
     };
     let hint = match row.code {
@@ -700,6 +704,11 @@ mod tests {
             ("exit 0 without a result", C::AgentProtocol, end(0, "", &[])),
             ("unreadable output", C::AgentProtocol, end(1, "", &["what is this"])),
             ("failed without a result", C::AgentError, end(1, "something else", &[])),
+            (
+                "unknown exit code",
+                C::AgentError,
+                end(3, "", &[&raw(r#""is_error":false,"result":"42","num_turns":1"#)]),
+            ),
         ];
         for (name, expected, end) in &table {
             assert_eq!(row(end), Some(*name), "{end:?}");
@@ -733,6 +742,19 @@ mod tests {
             assert_eq!(outcome.permission_denials.len(), 1);
             assert_eq!((outcome.session_id.as_deref(), outcome.resumable), (Some(SESSION), Some(true)));
             assert_eq!(outcome.stderr_tail.is_some(), exit != 0);
+        }
+    }
+
+    #[test]
+    fn an_answer_with_an_exit_code_nobody_knows_is_kept_and_no_success() {
+        let answer = raw(r#""is_error":false,"num_turns":1,"result":"42""#);
+        for exit in [2, 3, 70, 255, -1] {
+            let verdict = classify(&PROFILE, end(exit, "last words", &[&answer]));
+            assert_eq!(verdict.state, JobState::Failed, "{verdict:?}");
+            assert_eq!(verdict.outcome.response.as_deref(), Some("42"));
+            let fault = verdict.outcome.fault.expect("a fault");
+            assert_eq!(fault.code, FaultCode::AgentError);
+            assert!(fault.detail.contains(&format!("gave an answer and exited with code {exit}")), "{}", fault.detail);
         }
     }
 

@@ -178,7 +178,13 @@ impl OutputReader {
     /// A reader of one run's stdout.
     #[must_use]
     pub fn new(parser: Box<dyn OutputParser>) -> Self {
-        Self { splitter: LineSplitter::new(MAX_LINE_BYTES), parser }
+        Self::bounded(parser, MAX_LINE_BYTES)
+    }
+
+    /// A reader that skips lines of more than `max_line` bytes: for whoever wants news and not the answer.
+    #[must_use]
+    pub fn bounded(parser: Box<dyn OutputParser>, max_line: usize) -> Self {
+        Self { splitter: LineSplitter::new(max_line), parser }
     }
 
     /// The next bytes, in any portions. Adds the events of every line they complete to `out`.

@@ -7,15 +7,16 @@
 //! leader runs --stop asked--> TERM group, 300 ms, KILL group
 //!      | leader reaped: Exited
 //! group still has members --300 ms--> KILL group (and adopted descendants), again until none is left
-//!      | group empty
+//!      | group empty, or what is left has outlived its KILL by 10 s
 //! pipes still open --2 s--> abandoned
 //!      | pipes closed: Closed (or left to the owner)
 //! ended
 //! ```
 //!
 //! Invariants:
-//! 1. A process ends only when its leader is reaped and its group is empty.
-//! 2. A group is never signalled once it was seen empty: its number may belong to somebody else by then.
+//! 1. A process ends only when its leader is reaped and its group is empty, but for members that not even a KILL ends: those
+//!    are waited for 10 s, counted, and left.
+//! 2. A group is never signalled once it was seen empty or was given up: its number may belong to somebody else by then.
 //! 3. The leader is reaped by the runtime's child handle and nobody else; we reap others only by a pid that is not the
 //!    leader's, or after the leader's wait has returned.
 //! 4. Whoever holds the [`OutputTap`] gets every byte, and slows the process when it is slow. Dropping it frees the process.
@@ -53,6 +54,10 @@ pub const GRACE: Duration = Duration::from_millis(300);
 /// How long the pipes may stay open once the group is empty. Only a descendant that left the group can hold them then, and
 /// it may do so for ever; after this its output is nobody's.
 pub const PIPE_BOUND: Duration = Duration::from_secs(2);
+
+/// How long what was killed may stay. A process that hangs in the kernel (a file system that does not answer), or that
+/// became another user's, does not end by our KILL, and its owner must not wait for it for ever.
+pub const KILL_BOUND: Duration = Duration::from_secs(10);
 
 /// Output chunks the tap holds before the process feels it: 1 MiB of full chunks.
 pub const TAP_CHUNKS: usize = 16;
@@ -204,6 +209,8 @@ pub struct ProcessEnd {
     ///
     /// Where processes cannot be listed (not Linux), a group that had to be killed counts as one.
     pub reaped: u32,
+    /// Members of the group and adopted descendants that were there [`KILL_BOUND`] after they were killed, and are left.
+    pub left: u32,
     /// Whether somebody asked for the end.
     pub terminated: bool,
     /// Whether something outside the group held the pipes until we let go of them.
@@ -432,7 +439,7 @@ impl LocalProcess {
         match self.end.wait_for(Option::is_some).await.as_deref() {
             Ok(Some(end)) => *end,
             // The keeper went without an end: the runtime is going down, and its fuse has killed the group.
-            _ => ProcessEnd { code: -1, signal: None, reaped: 0, terminated: true, pipes_leaked: true },
+            _ => ProcessEnd { code: -1, signal: None, reaped: 0, left: 0, terminated: true, pipes_leaked: true },
         }
     }
 }
@@ -675,7 +682,7 @@ impl Keeper {
         if let Err(refused) = self.fuse.session.publish_exited(code) {
             tracing::warn!(%refused, "the session did not take the exit");
         }
-        let reaped = self.group_empties().await;
+        let Emptied { reaped, left } = self.group_empties().await;
         self.fuse.group.enter(GroupState::Gone);
         self.feeder = None;
         let pipes_leaked = self.pipes_close().await;
@@ -684,12 +691,13 @@ impl Keeper {
         {
             tracing::warn!(%refused, "the session did not take the end");
         }
-        ProcessEnd { code, signal, reaped, terminated: *self.stop.borrow() != Stop::No, pipes_leaked }
+        ProcessEnd { code, signal, reaped, left, terminated: *self.stop.borrow() != Stop::No, pipes_leaked }
     }
 
-    /// Waits for the leader, ending it when asked to.
+    /// Waits for the leader, ending it when asked to. An error when it does not end, [`KILL_BOUND`] after it was killed.
     async fn leader_ends(&mut self) -> io::Result<ExitStatus> {
         let mut sweep = tokio::time::interval(ADOPTED_PAUSE);
+        let mut give_up_at = None;
         loop {
             tokio::select! {
                 biased;
@@ -698,6 +706,10 @@ impl Keeper {
                 () = tokio::time::sleep_until(self.kill_at.unwrap_or_else(Instant::now)), if self.kill_at.is_some() => {
                     self.fuse.group.signal(Signal::KILL);
                     self.kill_at = None;
+                    give_up_at = Some(Instant::now() + KILL_BOUND);
+                }
+                () = tokio::time::sleep_until(give_up_at.unwrap_or_else(Instant::now)), if give_up_at.is_some() => {
+                    return Err(io::Error::new(io::ErrorKind::TimedOut, "it outlived a KILL"));
                 }
                 _ = sweep.tick(), if self.adopt == Adopt::Yes => {
                     reap_children(Some(self.fuse.group.leader));
@@ -721,33 +733,43 @@ impl Keeper {
     }
 
     /// Waits until nothing of the group, nor of what we adopted, is left, and kills what does not go by itself.
-    async fn group_empties(&mut self) -> u32 {
+    async fn group_empties(&mut self) -> Emptied {
         let mut killed = BTreeSet::new();
         let mut pause = Duration::from_millis(1);
-        let quiet_end = Instant::now() + GRACE;
+        let mut emptying = Emptying::new(Instant::now());
         loop {
             let look = if pause >= THOROUGH_PAUSE { Look::Thorough } else { Look::Quick };
             let group_is_empty = self.fuse.group.is_empty(look);
             let adopted = if self.adopt == Adopt::Yes { reap_children(None) } else { Vec::new() };
-            if group_is_empty && adopted.is_empty() {
-                return u32::try_from(killed.len()).unwrap_or(u32::MAX);
-            }
-            if Instant::now() >= self.kill_at.unwrap_or(quiet_end) {
-                if killed.is_empty() {
-                    pause = Duration::from_millis(1);
+            let reaped = |killed: &BTreeSet<i32>| u32::try_from(killed.len()).unwrap_or(u32::MAX);
+            match emptying.looked(group_is_empty && adopted.is_empty(), self.kill_at, Instant::now()) {
+                Next::Done => return Emptied { reaped: reaped(&killed), left: 0 },
+                Next::GiveUp => {
+                    let members = procfs::living_members(self.fuse.group.leader).unwrap_or_default();
+                    let left: BTreeSet<i32> =
+                        adopted.iter().map(|child| child.as_raw_nonzero().get()).chain(members).collect();
+                    tracing::error!(group = ?self.fuse.group.leader, ?left, "processes outlived a KILL and are left");
+                    // One at least: where processes cannot be listed, the group itself.
+                    return Emptied { reaped: reaped(&killed), left: reaped(&left).max(1) };
                 }
-                if !group_is_empty {
-                    let leader = self.fuse.group.leader;
-                    match procfs::living_members(leader) {
-                        Some(members) => killed.extend(members),
-                        None => _ = killed.insert(leader.as_raw_nonzero().get()),
+                Next::Wait => {}
+                Next::Kill => {
+                    if killed.is_empty() {
+                        pause = Duration::from_millis(1);
                     }
-                    self.fuse.group.signal(Signal::KILL);
-                }
-                for child in adopted {
-                    killed.insert(child.as_raw_nonzero().get());
-                    // Ours to reap, so the number cannot have become somebody else's.
-                    let _ = rustix::process::kill_process(child, Signal::KILL);
+                    if !group_is_empty {
+                        let leader = self.fuse.group.leader;
+                        match procfs::living_members(leader) {
+                            Some(members) => killed.extend(members),
+                            None => _ = killed.insert(leader.as_raw_nonzero().get()),
+                        }
+                        self.fuse.group.signal(Signal::KILL);
+                    }
+                    for child in adopted {
+                        killed.insert(child.as_raw_nonzero().get());
+                        // Ours to reap, so the number cannot have become somebody else's.
+                        let _ = rustix::process::kill_process(child, Signal::KILL);
+                    }
                 }
             }
             tokio::select! {
@@ -766,6 +788,49 @@ impl Keeper {
             leaked |= !matches!(end, Ok(PumpEnd::Closed));
         }
         leaked
+    }
+}
+
+/// What became of a group whose leader is gone.
+#[derive(Debug, Clone, Copy)]
+struct Emptied {
+    reaped: u32,
+    left: u32,
+}
+
+/// What to do about a group whose leader is gone, look by look.
+#[derive(Debug)]
+struct Emptying {
+    /// Until then its members may end by themselves.
+    quiet_end: Instant,
+    /// When they were first killed.
+    killed_at: Option<Instant>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Next {
+    Wait,
+    Kill,
+    Done,
+    GiveUp,
+}
+
+impl Emptying {
+    fn new(now: Instant) -> Self {
+        Self { quiet_end: now + GRACE, killed_at: None }
+    }
+
+    /// The group was looked at; `kill_at` is when the grace of a stop is over, if one was asked for.
+    fn looked(&mut self, is_empty: bool, kill_at: Option<Instant>, now: Instant) -> Next {
+        if is_empty {
+            return Next::Done;
+        }
+        if now < kill_at.unwrap_or(self.quiet_end) {
+            return Next::Wait;
+        }
+        let since = *self.killed_at.get_or_insert(now);
+        // Again and again until then: a member may have forked in between.
+        if now < since + KILL_BOUND { Next::Kill } else { Next::GiveUp }
     }
 }
 

@@ -25,6 +25,7 @@ use std::ffi::OsString;
 use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 
 use rustix::process::{Signal, getpid, kill_process};
@@ -131,6 +132,8 @@ struct Armed {
     /// A bit for each point a rule is about.
     points: u32,
     tally: Tally,
+    /// Whether anything has fired in this process.
+    fired: AtomicBool,
 }
 
 // A bit for each point must fit.
@@ -165,7 +168,7 @@ impl Faults {
         }
         let tally = Tally::new(counters, plan.fingerprint(), plan.rules().len())?;
         let points = plan.rules().iter().fold(0, |points, rule| points | bit(rule.point));
-        Ok(Self(Some(Arc::new(Armed { plan, ends, points, tally }))))
+        Ok(Self(Some(Arc::new(Armed { plan, ends, points, tally, fired: AtomicBool::new(false) }))))
     }
 
     /// Whether anything can fire.
@@ -173,6 +176,25 @@ impl Faults {
     #[must_use]
     pub const fn is_armed(&self) -> bool {
         self.0.is_some()
+    }
+
+    /// Whether any rule is about this point and operation, spent or not. Unarmed, and for other points, one branch.
+    #[inline]
+    #[must_use]
+    pub fn concern(&self, point: FaultPoint, operation: Operation<'_>) -> bool {
+        match &self.0 {
+            Some(armed) if armed.points & bit(point) != 0 => {
+                armed.plan.rules().iter().any(|rule| rule.is_met(point, operation))
+            }
+            _ => false,
+        }
+    }
+
+    /// Whether anything has fired in this process. From then on parts look after their own laws.
+    #[inline]
+    #[must_use]
+    pub fn have_fired(&self) -> bool {
+        self.0.as_ref().is_some_and(|armed| armed.fired.load(Ordering::Relaxed))
     }
 
     /// The plan that is armed.
@@ -386,6 +408,7 @@ impl Armed {
             return None;
         }
         let index = self.tally.raise(met, |index, hits| self.plan.is_due(index, hits))?;
+        self.fired.store(true, Ordering::Relaxed);
         tracing::info!(rule = %rules[index], "a fault point fired");
         Some(rules[index].action)
     }

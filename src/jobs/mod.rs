@@ -137,6 +137,12 @@ impl Billing {
             Self::ApiKey => "api_key",
         }
     }
+
+    /// The choice of this text.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        [Self::Subscription, Self::ApiKey].into_iter().find(|billing| billing.as_str() == text)
+    }
 }
 
 /// What was asked, frozen when the job was accepted. Two requests are "the same arguments" when these are equal.
@@ -417,6 +423,9 @@ pub struct JobOutcome {
     /// Whether the agent session can be resumed after this end; `None` when it is not known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resumable: Option<bool>,
+    /// Whether anything in the working directory was different after the run; `None` when that is not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub workspace_changed: Option<bool>,
     /// The last of the agent's standard error, for failures.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stderr_tail: Option<String>,

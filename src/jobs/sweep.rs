@@ -79,6 +79,10 @@ pub async fn settle(store: &StoreHandle, dir: &StateDir, job: JobId, why: Fault)
         Some(process) => tokio::task::spawn_blocking(move || leftovers::end(process)).await.unwrap_or(0),
         None => 0,
     };
+    let why = match dir.job_words(job) {
+        Some(log) => Fault { detail: format!("{} Its last words are in {}.", why.detail, log.display()), ..why },
+        None => why,
+    };
     let (state, outcome) = verdict(&record, why, reaped);
     let transition = store.finish(job, state, outcome, UnixMillis::now()).await?;
     if let Transition::Refused { current } = transition {

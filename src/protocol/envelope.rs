@@ -8,37 +8,86 @@
 
 use std::borrow::Cow;
 use std::fmt;
+use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
-use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde::de::{Deserializer, IgnoredAny, SeqAccess, Visitor};
 use serde_json::value::RawValue;
+
+use super::scan;
 
 /// An id, exactly as its sender wrote it: `7` and `"7"` and `7.0` are three ids.
 ///
-/// Cheap to clone: a call in flight keeps it twice.
-#[derive(Clone, PartialEq, Eq, Hash)]
-pub struct IdToken(Arc<str>);
+/// Cheap to clone: a call in flight keeps it twice, and telemetry once more. Nearly every id is short enough to lie in the
+/// token itself, which costs no allocation and nothing to be freed by another thread.
+#[derive(Clone)]
+pub struct IdToken(Token);
+
+#[derive(Clone)]
+enum Token {
+    /// So many bytes of UTF-8.
+    Here(u8, [u8; IdToken::HERE]),
+    Shared(Arc<str>),
+}
 
 impl IdToken {
+    /// The longest text that lies in the token: a UUID in its quotes.
+    const HERE: usize = 38;
+
+    fn new(json: &str) -> Self {
+        let mut here = [0; Self::HERE];
+        match (here.get_mut(..json.len()), u8::try_from(json.len())) {
+            (Some(place), Ok(length)) => {
+                place.copy_from_slice(json.as_bytes());
+                Self(Token::Here(length, here))
+            }
+            _ => Self(Token::Shared(json.into())),
+        }
+    }
+
     /// The JSON text of the id.
     #[must_use]
     pub fn as_str(&self) -> &str {
-        &self.0
+        // The bytes are those of a `str`, so the empty text is never given.
+        std::str::from_utf8(self.as_bytes()).unwrap_or_default()
+    }
+
+    /// Its bytes.
+    #[must_use]
+    pub fn as_bytes(&self) -> &[u8] {
+        match &self.0 {
+            Token::Here(length, bytes) => &bytes[..usize::from(*length)],
+            Token::Shared(text) => text.as_bytes(),
+        }
     }
 
     /// Takes the JSON text of a string or number as an id; anything else is none.
     #[must_use]
     pub fn from_json(json: &str) -> Option<Self> {
         match json.as_bytes().first() {
-            Some(b'"' | b'-' | b'0'..=b'9') => Some(Self(json.into())),
+            Some(b'"' | b'-' | b'0'..=b'9') => Some(Self::new(json)),
             _ => None,
         }
     }
 }
 
+impl PartialEq for IdToken {
+    fn eq(&self, other: &Self) -> bool {
+        self.as_bytes() == other.as_bytes()
+    }
+}
+
+impl Eq for IdToken {}
+
+impl Hash for IdToken {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.as_bytes().hash(state);
+    }
+}
+
 impl fmt::Debug for IdToken {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+        f.write_str(self.as_str())
     }
 }
 
@@ -89,12 +138,20 @@ pub fn read(line: &str) -> Incoming<'_> {
         }
         _ => return Incoming::Unparsable,
     }
-    let mut deserializer = serde_json::Deserializer::from_str(line);
-    let Ok(members) = Members.deserialize(&mut deserializer) else { return Incoming::Unparsable };
-    if deserializer.end().is_err() {
-        return Incoming::Unparsable;
+    let mut found = MemberTexts::default();
+    let end = scan::members(line, |name, value| match name {
+        b"jsonrpc" => found.jsonrpc = Some(value),
+        b"id" => found.id = Some(value),
+        b"method" => found.method = Some(value),
+        b"params" => found.params = Some(value).filter(|text| *text != "null"),
+        b"result" => found.result = true,
+        b"error" => found.error = true,
+        _ => {}
+    });
+    match end {
+        Some(end) if scan::is_end(line, end) => classify(found),
+        _ => Incoming::Unparsable,
     }
-    classify(members)
 }
 
 fn classify(members: MemberTexts<'_>) -> Incoming<'_> {
@@ -215,123 +272,19 @@ struct MemberTexts<'a> {
     error: bool,
 }
 
-struct Members;
-
-enum Member {
-    Jsonrpc,
-    Id,
-    Method,
-    Params,
-    Result,
-    Error,
-    Other,
-}
-
-struct MemberName;
-
-impl<'de> DeserializeSeed<'de> for MemberName {
-    type Value = Member;
-
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Member, D::Error> {
-        deserializer.deserialize_str(self)
-    }
-}
-
-impl Visitor<'_> for MemberName {
-    type Value = Member;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a member name")
-    }
-
-    fn visit_str<E>(self, name: &str) -> Result<Member, E> {
-        Ok(match name {
-            "jsonrpc" => Member::Jsonrpc,
-            "id" => Member::Id,
-            "method" => Member::Method,
-            "params" => Member::Params,
-            "result" => Member::Result,
-            "error" => Member::Error,
-            _ => Member::Other,
-        })
-    }
-}
-
-impl<'de> DeserializeSeed<'de> for Members {
-    type Value = MemberTexts<'de>;
-
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
-        deserializer.deserialize_map(self)
-    }
-}
-
-impl<'de> Visitor<'de> for Members {
-    type Value = MemberTexts<'de>;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("an object")
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-        let mut members = MemberTexts::default();
-        while let Some(name) = map.next_key_seed(MemberName)? {
-            let value = map.next_value::<&'de RawValue>()?.get();
-            match name {
-                Member::Jsonrpc => members.jsonrpc = Some(value),
-                Member::Id => members.id = Some(value),
-                Member::Method => members.method = Some(value),
-                Member::Params => members.params = Some(value).filter(|text| *text != "null"),
-                Member::Result => members.result = true,
-                Member::Error => members.error = true,
-                Member::Other => {}
-            }
-        }
-        Ok(members)
-    }
-}
-
 /// The members of a JSON object as raw texts, for parameters with few known members; of a repeated one the last counts.
 ///
 /// # Errors
 ///
 /// The text is not an object.
 pub fn object<'a, const N: usize>(json: &'a str, names: [&str; N]) -> Result<[Option<&'a str>; N], NotAnObject> {
-    struct Wanted<'n, const N: usize>([&'n str; N]);
-    struct Name<'n, const N: usize>([&'n str; N]);
-
-    impl<'de, const N: usize> DeserializeSeed<'de> for Name<'_, N> {
-        type Value = Option<usize>;
-        fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
-            deserializer.deserialize_str(self)
+    let mut found = [None; N];
+    let each = |name: &[u8], value| {
+        if let Some(index) = names.iter().position(|wanted| wanted.as_bytes() == name) {
+            found[index] = Some(value);
         }
-    }
-    impl<const N: usize> Visitor<'_> for Name<'_, N> {
-        type Value = Option<usize>;
-        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-            f.write_str("a member name")
-        }
-        fn visit_str<E>(self, name: &str) -> Result<Self::Value, E> {
-            Ok(self.0.iter().position(|wanted| *wanted == name))
-        }
-    }
-    impl<'de, const N: usize> Visitor<'de> for Wanted<'_, N> {
-        type Value = [Option<&'de str>; N];
-        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-            f.write_str("an object")
-        }
-        fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-            let mut found = [None; N];
-            while let Some(index) = map.next_key_seed(Name(self.0))? {
-                let value = map.next_value::<&'de RawValue>()?.get();
-                if let Some(index) = index {
-                    found[index] = Some(value);
-                }
-            }
-            Ok(found)
-        }
-    }
-
-    serde_json::Deserializer::from_str(json).deserialize_map(Wanted(names)).map_err(|_| NotAnObject)
+    };
+    scan::members(json, each).map(|_| found).ok_or(NotAnObject)
 }
 
 /// The JSON text was not an object.
@@ -398,6 +351,18 @@ mod tests {
             ("\0\0", "unparsable"),
         ] {
             assert_eq!(shown(line), want, "{line}");
+        }
+    }
+
+    #[test]
+    fn an_id_is_the_same_wherever_its_text_lies() {
+        for length in [1, IdToken::HERE - 1, IdToken::HERE, IdToken::HERE + 1, 1000] {
+            let json = format!("\"{}\"", "é".repeat(length / 2));
+            for json in [json, "7".repeat(length)] {
+                let id = IdToken::from_json(&json).expect("an id");
+                assert_eq!((id.as_str(), id.clone()), (json.as_str(), id.clone()));
+                assert_ne!(Some(id), IdToken::from_json(&format!("{json}0")));
+            }
         }
     }
 

@@ -3,12 +3,13 @@
 //! Owns: framing, the JSON-RPC envelope, the two MCP eras, the session's state machine, every byte of a reply.
 //! May not know: actors, processes, jobs, the store. Nothing here reads a clock or does I/O.
 //!
-//! Reading order: [`frame`] splits bytes into lines, [`envelope`] turns a line into a message, [`version`] and
+//! Reading order: [`frame`] splits bytes into lines, [`scan`] walks over JSON, [`envelope`] turns a line into a message, [`version`] and
 //! [`catalog`] say what is spoken and offered, [`session`] decides, [`wire`] writes.
 
 pub mod catalog;
 pub mod envelope;
 pub mod frame;
+pub mod scan;
 pub mod session;
 pub mod version;
 pub mod wire;

@@ -614,10 +614,12 @@ impl SessionCore {
         out: &mut BytesMut,
         effects: &mut Vec<Effect>,
     ) {
-        let Some(pending) = self.forget(call.0) else { return };
+        // It is let go of when its answer is written: whatever interrupts that finds it still open.
+        let Some(pending) = self.pending.get(&call.0) else { return };
         let mut part = BytesMut::new();
         let target = if pending.batch.is_some() { &mut part } else { &mut *out };
-        let result = self.answer(&pending, outcome, target);
+        let result = self.answer(pending, outcome, target);
+        let Some(pending) = self.forget(call.0) else { return };
         effects.push(Effect::Finished(pending.finished(now, result)));
         if let Some(batch) = pending.batch {
             self.put_part(batch, &part);
@@ -676,8 +678,11 @@ impl SessionCore {
         let members = match envelope::read(&text) {
             Incoming::Request { id, .. } => vec![id],
             Incoming::Batch(members) => {
-                // Only a batch that was whole has left the table of batches.
-                self.batches.clear();
+                // Only a batch that was whole has left the table of batches. What was collected for the others goes out.
+                for batch in std::mem::take(&mut self.batches).into_values().filter(|batch| !batch.parts.is_empty()) {
+                    out.put_slice(&batch.parts);
+                    out.put_slice(b"]\n");
+                }
                 self.pending.values_mut().for_each(|call| call.batch = None);
                 let id = |member: &&str| match envelope::read(member) {
                     Incoming::Request { id, .. } => Some(id),

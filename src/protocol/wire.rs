@@ -23,6 +23,8 @@ pub struct ToolReply {
     pub fault: Option<FaultCode>,
     /// The job it is about, for telemetry.
     pub job: Option<JobId>,
+    /// Whether it tells how that job ended. Once it is written, the job counts as read.
+    pub tells_end: bool,
     /// The directory it was about, for telemetry.
     pub path_hint: Option<String>,
 }
@@ -69,7 +71,7 @@ pub struct Identity {
     pub name: &'static str,
     /// Its version.
     pub version: &'static str,
-    /// When to use us, for the model.
+    /// When to use us, for the model; left out when empty.
     pub instructions: &'static str,
     modern_tail: String,
 }
@@ -102,7 +104,7 @@ pub const fn rpc_code(code: FaultCode) -> i32 {
 
 fn head(out: &mut BytesMut, id: Option<&IdToken>) {
     out.put_slice(b"{\"jsonrpc\":\"2.0\",\"id\":");
-    out.put_slice(id.map_or("null", IdToken::as_str).as_bytes());
+    out.put_slice(id.map_or(b"null", IdToken::as_bytes));
 }
 
 fn json(out: &mut BytesMut, value: &impl Serialize) {
@@ -164,9 +166,16 @@ pub fn initialized(out: &mut BytesMut, id: &IdToken, version: Version, identity:
     out.put_slice(identity.name.as_bytes());
     out.put_slice(b"\",\"version\":\"");
     out.put_slice(identity.version.as_bytes());
-    out.put_slice(b"\"},\"instructions\":");
-    json(out, &identity.instructions);
+    out.put_slice(b"\"}");
+    instructions(out, identity);
     out.put_slice(b"}}\n");
+}
+
+fn instructions(out: &mut BytesMut, identity: &Identity) {
+    if !identity.instructions.is_empty() {
+        out.put_slice(b",\"instructions\":");
+        json(out, &identity.instructions);
+    }
 }
 
 /// The answer to `server/discover`.
@@ -174,8 +183,8 @@ pub fn discovered(out: &mut BytesMut, id: &IdToken, identity: &Identity) {
     head(out, Some(id));
     out.put_slice(b",\"result\":{\"supportedVersions\":[\"");
     out.put_slice(Version::MODERN.as_str().as_bytes());
-    out.put_slice(b"\"],\"capabilities\":{\"tools\":{}},\"ttlMs\":0,\"cacheScope\":\"private\",\"instructions\":");
-    json(out, &identity.instructions);
+    out.put_slice(b"\"],\"capabilities\":{\"tools\":{}},\"ttlMs\":0,\"cacheScope\":\"private\"");
+    instructions(out, identity);
     out.put_slice(identity.modern_tail.as_bytes());
 }
 

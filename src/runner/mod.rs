@@ -10,6 +10,7 @@
 
 mod core;
 mod journal;
+mod workspace;
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -21,6 +22,7 @@ use tokio::sync::mpsc;
 
 pub use self::core::{Clocks, RunnerCore};
 use self::journal::Journal;
+use self::workspace::Watch;
 use crate::agents::{
     Agent, AgentCommand, AgentEvent, AgentRegistry, Environment, OutputReader, RunEnd, RunRequest, RunSummary,
     SpawnFailure, Verdict,
@@ -47,6 +49,9 @@ const STDERR_KEPT: usize = 4 * 1024;
 /// How long a runner waits for a store that is busy or full before it gives up.
 const STORE_PATIENCE: Duration = Duration::from_secs(60);
 
+/// Longest a fault may hold up a runner. One that stands still longer ends, and its job is in the hands of its host or of a
+/// sweep, as if it had crashed there.
+const HELD_UP: Duration = Duration::from_secs(5);
 /// How long a run waits for a store that is busy or full before it goes on or ends without it. It heeds nothing meanwhile.
 const STORE_MOMENT: Duration = Duration::from_secs(5);
 
@@ -233,10 +238,14 @@ where
 
 /// Meets a point; whether a message is to be lost there.
 async fn met(faults: &Faults, point: FaultPoint) -> Result<bool, RunnerError> {
-    match faults.meet(point, Operation::None).await {
-        None => Ok(false),
-        Some(Broken::Error(fault)) => Err(RunnerError::Injected(*fault)),
-        Some(_) => Ok(true),
+    match tokio::time::timeout(HELD_UP, faults.meet(point, Operation::None)).await {
+        Ok(None) => Ok(false),
+        Ok(Some(Broken::Error(fault))) => Err(RunnerError::Injected(*fault)),
+        Ok(Some(_)) => Ok(true),
+        Err(_) => {
+            let detail = format!("the runner stood still at {point}.");
+            Err(RunnerError::Injected(Fault::new(FaultCode::Injected, detail)))
+        }
     }
 }
 
@@ -278,7 +287,12 @@ where
 fn is_passing(error: &StoreError) -> bool {
     matches!(
         error,
-        StoreError::Busy | StoreError::Overloaded | StoreError::Full | StoreError::Io { .. } | StoreError::Panicked
+        StoreError::Busy
+            | StoreError::Overloaded
+            | StoreError::Full
+            | StoreError::Io { .. }
+            | StoreError::Panicked
+            | StoreError::Stuck
     )
 }
 
@@ -404,6 +418,11 @@ impl Runner {
         match self.store.start(self.options.job, UnixMillis::now()).await? {
             Start::Started => Ok(Turn::Started(slot)),
             Start::SessionBusy { .. } => Ok(Turn::Later),
+            // It waited while another run learnt of the limit.
+            Start::Limited(limit) => {
+                self.core.faulted(Fault::from(&limit));
+                Ok(Turn::Over)
+            }
             Start::Refused { current: JobState::Running } => {
                 // Our own first try reached the disk although it seemed to fail: nobody else holds the job's lock.
                 Ok(Turn::Started(slot))
@@ -499,6 +518,7 @@ impl Runner {
         if let Err(error) = insist(STORE_MOMENT, || self.store.set_process(record.id, mark)).await {
             return failed(error.into());
         }
+        let mut watch = Watch::begin(&record.request.cwd);
         let (mut process, tap) = match LocalExec::spawn(spec, self.session.clone(), CloseBy::Owner) {
             Ok(started) => started,
             Err(error) => return agent.classify(RunEnd { spawn_error: Some(spawn_failure(&error)), ..nothing }),
@@ -510,16 +530,18 @@ impl Runner {
             // Without it a sweep could not find what is left of this run, so the run does not go on.
             self.core.faulted(error.into());
         }
-        let seen = self.attend(agent, &command, &mut process, tap).await;
+        let seen = self.attend(agent, &command, &mut process, tap, &mut watch).await;
         let exit = RunExit { code: seen.end.code, signal: seen.end.signal, reaped: seen.end.reaped };
         self.journal.write(JournalEvent::ProcessClosed);
-        agent.classify(RunEnd {
+        let mut verdict = agent.classify(RunEnd {
             summary: seen.summary,
             exit: Some(exit),
             stop: self.core.stop().cloned(),
             stderr_tail: seen.stderr,
             ..nothing
-        })
+        });
+        verdict.outcome.workspace_changed = watch.end().await;
+        verdict
     }
 
     /// Prepares the command; `None` when the job must end meanwhile.
@@ -558,6 +580,7 @@ impl Runner {
         command: &AgentCommand,
         process: &mut crate::exec::local::LocalProcess,
         mut tap: crate::exec::local::OutputTap,
+        watch: &mut Watch,
     ) -> Seen {
         let mut reader = OutputReader::new(agent.parser());
         let mut summary = RunSummary::new();
@@ -608,6 +631,9 @@ impl Runner {
                     // not to pays for it: the request follows its introduction by 40 ms.
                     control.kill();
                 }
+                if matches!(event, AgentEvent::ToolUse { .. } | AgentEvent::ToolResult) {
+                    watch.at_work();
+                }
                 summary.fold(&event);
                 self.journal.write(JournalEvent::Agent { event });
             }
@@ -615,8 +641,14 @@ impl Runner {
                 control.terminate();
             }
         }
-        let end =
-            ended.unwrap_or(ProcessEnd { code: -1, signal: None, reaped: 0, terminated: false, pipes_leaked: false });
+        let end = ended.unwrap_or(ProcessEnd {
+            code: -1,
+            signal: None,
+            reaped: 0,
+            left: 0,
+            terminated: false,
+            pipes_leaked: false,
+        });
         Seen { summary, stderr, end }
     }
 }

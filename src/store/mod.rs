@@ -26,7 +26,8 @@ pub use crate::jobs::admission::{QueueRow, SessionKey};
 use crate::fault::{Fault, FaultCode};
 use crate::ids::{InvocationId, JobId, UnixMillis};
 use crate::jobs::{
-    CancelReason, JobMode, JobOutcome, JobRecord, JobState, JobSummary, JournalEntry, JournalEvent, NewJob, RunProcess,
+    Billing, CancelReason, JobMode, JobOutcome, JobRecord, JobState, JobSummary, JournalEntry, JournalEvent, NewJob,
+    RunProcess,
 };
 use crate::state_dir::StateDirError;
 
@@ -64,7 +65,26 @@ pub enum Accept {
         /// This many.
         queued: usize,
     },
+    /// The provider has refused this agent, paid for in this way, until then. Nothing is started before.
+    Limited(Limit),
 }
+
+/// A provider's usage limit that was reached.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Limit {
+    /// The agent.
+    pub agent: String,
+    /// How it is paid for.
+    pub billing: Billing,
+    /// When the provider takes requests again, as the agent reported it.
+    pub until: UnixMillis,
+    /// The job that was refused.
+    pub job: JobId,
+}
+
+/// The longest a reported limit is believed: the longest windows of providers are a week. A later time is taken for a
+/// mistake, and not kept.
+pub const LIMIT_MOST: u64 = 8 * 24 * 60 * 60 * 1000;
 
 /// What became of a change of state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -80,7 +100,7 @@ pub enum Transition {
 }
 
 /// What became of an attempt to start a job.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 #[must_use]
 pub enum Start {
     /// The job is running, and that is durable: no power failure can make it look unstarted.
@@ -90,6 +110,8 @@ pub enum Start {
         /// That run.
         by: JobId,
     },
+    /// The provider refuses its agent for now; nothing was changed.
+    Limited(Limit),
     /// The job is not queued any more; nothing was changed.
     Refused {
         /// What it is instead.
@@ -314,9 +336,24 @@ pub enum StoreError {
     /// The verb panicked. The store is opened anew for the next one.
     #[error("use the job store: it panicked")]
     Panicked,
+    /// The verb did not come back in time; it may still be carried out. The store is opened anew for the next one.
+    #[error("use the job store: it did not answer in time")]
+    Stuck,
     /// The handle was closed.
     #[error("use the job store: it is closed")]
     Closed,
+}
+
+/// Why nothing is started for an agent whose usage limit is reached.
+impl From<&Limit> for Fault {
+    fn from(limit: &Limit) -> Self {
+        let Limit { agent, until, job, .. } = limit;
+        let detail =
+            format!("the usage limit of agent {agent} is reached, as job {job} was told; nothing was started.");
+        Self::new(FaultCode::AgentRateLimited, detail).retry_at(*until).hint(
+            "Wait until `retry_at`, or ask another agent. If the limit was lifted: phone-opus jobs limits --clear",
+        )
+    }
 }
 
 impl From<&StoreError> for Fault {
@@ -338,7 +375,8 @@ impl From<&StoreError> for Fault {
             | StoreError::Full
             | StoreError::Corrupt { .. }
             | StoreError::Io { .. }
-            | StoreError::Panicked => true,
+            | StoreError::Panicked
+            | StoreError::Stuck => true,
             StoreError::ReadOnly
             | StoreError::NewerSchema { .. }
             | StoreError::StateDir(_)
@@ -384,8 +422,8 @@ pub trait Store: Send {
     /// Makes a consult a job, or finds the job it already is, in one transaction.
     ///
     /// In this order: the same invocation joins; the same `request_key` in the same workspace joins when the requests are
-    /// equal and conflicts otherwise; a full queue refuses; all else is inserted. So whoever asks again is never told
-    /// that the queue is full. Request keys are scoped to the workspace: two callers in different directories cannot know
+    /// equal and conflicts otherwise; a usage limit that was reached refuses, then a full queue; all else is inserted. So
+    /// whoever asks again is never told that the queue is full. Request keys are scoped to the workspace: two callers in different directories cannot know
     /// of each other's keys, and must not be given each other's answers. A key is free again when its job is pruned.
     ///
     /// # Errors
@@ -420,6 +458,21 @@ pub trait Store: Send {
     ///
     /// The store cannot be used.
     fn list(&mut self, filter: &JobFilter) -> Result<Vec<JobSummary>, StoreError>;
+
+    /// Usage limits that were reached and are not over. `finish` keeps them: a refusal that says until when sets one, a
+    /// success of the same agent under the same billing ends it.
+    ///
+    /// # Errors
+    ///
+    /// The store cannot be used.
+    fn limits(&mut self, now: UnixMillis) -> Result<Vec<Limit>, StoreError>;
+
+    /// Forgets all usage limits, for whoever knows better; returns how many there were.
+    ///
+    /// # Errors
+    ///
+    /// The store cannot be used.
+    fn clear_limits(&mut self) -> Result<usize, StoreError>;
 
     /// Moves a job from `queued` to `running`, unless another run of its agent session is not over.
     ///

@@ -4,7 +4,8 @@
 //!
 //! Invariants: (1) nothing touches the disk before the first verb; (2) a verb that cannot be queued fails at once, it
 //! never makes its caller wait; (3) a panic costs the verb it happened in, and the store is opened anew for the next one;
-//! (4) the thread ends when the last handle is dropped or one is closed, after the verbs that were queued.
+//! (4) the thread ends when the last handle is dropped or one is closed, after the verbs that were queued; (5) a verb that
+//! does not come back costs its thread: it is left behind, and another one opens the store.
 
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -17,8 +18,8 @@ use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
 use super::{
-    Accept, AcceptLimits, CancelState, DataVersion, DayCost, Glance, JobCounts, JobFilter, Pruned, QueueRow,
-    RetentionPolicy, SqliteStore, Start, Store, StoreError, Transition,
+    Accept, AcceptLimits, BUSY_BOUND, CancelState, DataVersion, DayCost, Glance, JobCounts, JobFilter, Limit, Pruned,
+    QueueRow, RetentionPolicy, SqliteStore, Start, Store, StoreError, Transition,
 };
 use crate::faults::{Broken, FaultPoint, Faults, Operation};
 use crate::ids::{InvocationId, JobId, UnixMillis};
@@ -31,6 +32,14 @@ use crate::state_dir::StateDir;
 /// tenth of a second. When it is reached a verb fails with `Overloaded`.
 const QUEUED_VERBS: usize = 1_024;
 
+/// How long a verb is waited for. An opening may wait twice [`BUSY_BOUND`] for other processes and a verb once, so what
+/// takes longer stands still: a disk that does not answer, a lock that nobody gives back.
+const STUCK_AFTER: Duration = BUSY_BOUND.saturating_mul(3);
+
+/// Threads one handle may leave behind. What holds up that many holds up the next one too; then each verb fails after its
+/// time, and nothing piles up.
+const LEFT_BEHIND: u32 = 4;
+
 /// A store that could not be opened is not tried again for so long; verbs in between get the same error at once.
 const REOPEN_PAUSE: Duration = Duration::from_secs(1);
 
@@ -41,7 +50,8 @@ type Factory = Arc<dyn Fn() -> Result<Box<dyn Store>, StoreError> + Send + Sync>
 /// # Cancel safety
 ///
 /// A verb whose future is dropped is carried out all the same once it was queued, which happens at the first poll; only
-/// its answer is lost. All verbs may be repeated, except `append`, which would append twice.
+/// its answer is lost. All verbs may be repeated, except `append`, which would append twice. The same is true of a verb that
+/// failed with [`StoreError::Stuck`].
 #[derive(Clone)]
 pub struct StoreHandle {
     shared: Arc<Shared>,
@@ -50,6 +60,8 @@ pub struct StoreHandle {
 struct Shared {
     factory: Factory,
     faults: Faults,
+    /// How long a verb is waited for: [`STUCK_AFTER`].
+    patience: Duration,
     /// Held for the length of a `try_send` or of starting the thread; never across anything that waits.
     life: Mutex<Life>,
 }
@@ -62,6 +74,8 @@ enum Life {
 }
 
 struct Worker {
+    /// Counts the threads of a handle, from 0.
+    number: u32,
     commands: SyncSender<Command>,
     thread: JoinHandle<()>,
     ended: oneshot::Receiver<()>,
@@ -91,7 +105,8 @@ impl StoreHandle {
         faults: Faults,
     ) -> Self {
         let factory: Factory = Arc::new(move || Ok(Box::new(factory()?)));
-        Self { shared: Arc::new(Shared { factory, faults, life: Mutex::new(Life::Unstarted) }) }
+        let life = Mutex::new(Life::Unstarted);
+        Self { shared: Arc::new(Shared { factory, faults, patience: STUCK_AFTER, life }) }
     }
 
     /// Refuses further verbs of all clones, lets the queued ones finish, and returns when the thread is gone and the
@@ -102,12 +117,13 @@ impl StoreHandle {
     /// Closing goes on when the future is dropped; only the waiting ends.
     pub async fn close(&self) {
         let life = std::mem::replace(&mut *self.shared.life(), Life::Closed);
-        if let Life::Running(Worker { commands, thread, ended }) = life {
+        if let Life::Running(Worker { commands, thread, ended, .. }) = life {
             drop(commands);
             // Answered or dropped, either way the thread has nothing left to do but to return.
-            let _ = ended.await;
-            // It never panics outside a verb; if a store's end did, there is nobody left to tell.
-            let _ = thread.join();
+            if tokio::time::timeout(self.shared.patience, ended).await.is_ok() {
+                // It never panics outside a verb; if a store's end did, there is nobody left to tell.
+                let _ = thread.join();
+            }
         }
     }
 
@@ -116,9 +132,15 @@ impl StoreHandle {
         command: impl FnOnce(oneshot::Sender<Result<T, StoreError>>) -> Command,
     ) -> Result<T, StoreError> {
         let (reply, answer) = oneshot::channel();
-        self.shared.send(command(reply))?;
-        // Dropped without an answer only by a panic.
-        answer.await.unwrap_or(Err(StoreError::Panicked))
+        let thread = self.shared.send(command(reply))?;
+        match tokio::time::timeout(self.shared.patience, answer).await {
+            // Dropped without an answer only by a panic.
+            Ok(answer) => answer.unwrap_or(Err(StoreError::Panicked)),
+            Err(_) => {
+                self.shared.leave_behind(thread);
+                Err(StoreError::Stuck)
+            }
+        }
     }
 }
 
@@ -134,26 +156,46 @@ impl Shared {
         self.life.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn send(&self, command: Command) -> Result<(), StoreError> {
+    /// Queues a verb; returns the number of the thread that has it.
+    fn send(&self, command: Command) -> Result<u32, StoreError> {
         let mut life = self.life();
         if let Life::Unstarted = &*life {
-            *life = Life::Running(Worker::start(&self.factory, &self.faults)?);
+            *life = Life::Running(Worker::start(0, &self.factory, &self.faults)?);
         }
         let Life::Running(worker) = &mut *life else { return Err(StoreError::Closed) };
         match worker.commands.try_send(command) {
-            Ok(()) => Ok(()),
-            Err(TrySendError::Full(_)) => Err(StoreError::Overloaded),
+            Ok(()) => {}
+            Err(TrySendError::Full(_)) => return Err(StoreError::Overloaded),
             // The thread died although it catches panics: a store panicked while it was dropped.
             Err(TrySendError::Disconnected(command)) => {
-                *worker = Worker::start(&self.factory, &self.faults)?;
-                worker.commands.try_send(command).map_err(|_| StoreError::Panicked)
+                *worker = Worker::start(worker.number, &self.factory, &self.faults)?;
+                worker.commands.try_send(command).map_err(|_| StoreError::Panicked)?;
             }
+        }
+        Ok(worker.number)
+    }
+
+    /// Puts another thread in the place of one that stands still. What waits behind the verb it stands in fails in its own
+    /// time, or is carried out should the thread come back.
+    fn leave_behind(&self, stuck: u32) {
+        let mut life = self.life();
+        let Life::Running(worker) = &mut *life else { return };
+        // Several verbs of one thread run out of time one after the other; the first one replaces it.
+        if worker.number != stuck || stuck >= LEFT_BEHIND {
+            return;
+        }
+        match Worker::start(stuck + 1, &self.factory, &self.faults) {
+            Ok(next) => {
+                tracing::error!("the job store did not answer in time; it is opened anew");
+                *worker = next;
+            }
+            Err(error) => tracing::error!(%error, "the job store did not answer in time, and cannot be opened anew"),
         }
     }
 }
 
 impl Worker {
-    fn start(factory: &Factory, faults: &Faults) -> Result<Self, StoreError> {
+    fn start(number: u32, factory: &Factory, faults: &Faults) -> Result<Self, StoreError> {
         let (factory, faults) = (Arc::clone(factory), faults.clone());
         let (commands, queue) = sync_channel(QUEUED_VERBS);
         let (done, ended) = oneshot::channel();
@@ -164,7 +206,7 @@ impl Worker {
                 let _ = done.send(());
             })
             .map_err(|error| StoreError::Io { detail: error.to_string() })?;
-        Ok(Self { commands, thread, ended })
+        Ok(Self { number, commands, thread, ended })
     }
 }
 
@@ -203,6 +245,7 @@ impl Command {
             | Self::RequestCancel { .. }
             | Self::HandOver { .. }
             | Self::MarkRead { .. }
+            | Self::ClearLimits { .. }
             | Self::Prune { .. } => Some(self.name()),
             _ => None,
         }
@@ -295,6 +338,10 @@ verbs! {
     /// The job that was accepted for an invocation.
     FindInvocation: find_invocation(invocation: InvocationId) -> Option<JobId> =
         |store| store.find_invocation(&invocation);
+    /// Usage limits that were reached and are not over.
+    Limits: limits(now: UnixMillis) -> Vec<Limit> = |store| store.limits(now);
+    /// Forgets all usage limits.
+    ClearLimits: clear_limits() -> usize = |store| store.clear_limits();
     /// The jobs that match, unread first, then newest first.
     List: list(filter: JobFilter) -> Vec<JobSummary> = |store| store.list(&filter);
     /// Moves a job from `queued` to `running`: [`Store::start`].
@@ -379,6 +426,12 @@ mod tests {
         }
         fn list(&mut self, filter: &JobFilter) -> Result<Vec<JobSummary>, StoreError> {
             self.inner.list(filter)
+        }
+        fn limits(&mut self, now: UnixMillis) -> Result<Vec<Limit>, StoreError> {
+            self.inner.limits(now)
+        }
+        fn clear_limits(&mut self) -> Result<usize, StoreError> {
+            self.inner.clear_limits()
         }
         fn start(&mut self, job: JobId, at: UnixMillis) -> Result<Start, StoreError> {
             self.inner.start(job, at)
@@ -543,18 +596,84 @@ mod tests {
             wait.push(answer);
             sent
         };
-        assert_eq!(ask(&mut waiting), Ok(()));
+        assert_eq!(ask(&mut waiting).map(drop), Ok(()));
         at_work.recv().expect("the thread is at work");
         for _ in 0..QUEUED_VERBS {
-            assert_eq!(ask(&mut waiting), Ok(()));
+            assert_eq!(ask(&mut waiting).map(drop), Ok(()));
         }
-        assert_eq!(ask(&mut waiting), Err(StoreError::Overloaded));
+        assert_eq!(ask(&mut waiting).map(drop), Err(StoreError::Overloaded));
         waiting.pop();
         release.send(()).expect("waiting");
         store.close().await;
         for answer in waiting {
             assert_eq!(answer.await, Ok(Ok(JobCounts::default())), "closing lets the queued ones finish");
         }
+    }
+
+    /// A handle that waits only so long.
+    fn impatient<S: Store + 'static>(
+        patience: Duration,
+        factory: impl Fn() -> Result<S, StoreError> + Send + Sync + 'static,
+    ) -> StoreHandle {
+        let mut store = StoreHandle::new(factory);
+        Arc::get_mut(&mut store.shared).expect("the only handle").patience = patience;
+        store
+    }
+
+    #[tokio::test]
+    async fn a_verb_that_does_not_come_back_costs_its_thread_and_what_it_did_late_is_done_once() {
+        let (release, gate) = mpsc::channel::<()>();
+        let gate = Mutex::new(Some(gate));
+        let scratch = tempfile::tempdir().expect("a scratch directory");
+        let dir = StateDir::at(scratch.path().join("state"));
+        let place = dir.clone();
+        // Long beside what a disk takes, so that only the verb that waits for us runs out of it.
+        let store = impatient(Duration::from_secs(3), move || {
+            let first = gate.lock().expect("not poisoned").take();
+            let counts = move || {
+                if let Some(gate) = &first {
+                    let _ = gate.recv();
+                }
+                Ok(JobCounts::default())
+            };
+            Ok(Scripted { inner: SqliteStore::in_dir(&place)?, counts })
+        });
+        let job = new_job("p");
+        // The accept waits behind the verb that stands still, and runs out of time with it.
+        let (stuck, behind) = tokio::join!(store.counts(), store.accept(job.clone(), LIMITS));
+        assert_eq!((stuck, behind.err()), (Err(StoreError::Stuck), Some(StoreError::Stuck)));
+        assert!(matches!(store.accept(job.clone(), LIMITS).await, Ok(Accept::Inserted(_))), "another thread serves");
+        release.send(()).expect("the old thread is there");
+        store.close().await;
+        // The thread that was left behind comes back and accepts the same job: it is the same job.
+        let until = Instant::now() + Duration::from_secs(10);
+        while release.send(()).is_ok() {
+            assert!(Instant::now() < until, "the thread that was left behind does not end");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        let after = StoreHandle::sqlite(dir);
+        assert_eq!(after.queue().await.expect("a queue").len(), 1);
+        after.close().await;
+    }
+
+    #[tokio::test]
+    async fn threads_that_are_left_behind_have_a_bound() {
+        let opened = Arc::new(AtomicUsize::new(0));
+        let count = Arc::clone(&opened);
+        let store = impatient(Duration::from_millis(30), move || {
+            count.fetch_add(1, Ordering::Relaxed);
+            let counts = || -> Result<JobCounts, StoreError> {
+                loop {
+                    std::thread::park();
+                }
+            };
+            Ok(Scripted { inner: SqliteStore::in_memory()?, counts })
+        });
+        for _ in 0..2 * LEFT_BEHIND {
+            assert_eq!(store.counts().await, Err(StoreError::Stuck), "in its time, each");
+        }
+        assert_eq!(opened.load(Ordering::Relaxed), LEFT_BEHIND as usize + 1);
+        store.close().await;
     }
 
     #[tokio::test]

@@ -155,8 +155,13 @@ impl TelemetryHandle {
     /// Takes what is there; the reader's side.
     #[must_use]
     pub fn take(&self) -> Taken {
-        let Waiting { records, questions } = std::mem::take(&mut *self.waiting());
-        Taken { records, questions }
+        let mut waiting = self.waiting();
+        // Under load the next batch is as large; it is not to be grown one doubling after another.
+        let room = Vec::with_capacity(waiting.records.len().min(BATCH));
+        Taken {
+            records: std::mem::replace(&mut waiting.records, room),
+            questions: std::mem::take(&mut waiting.questions),
+        }
     }
 
     /// Whether a reader should take now rather than let the batch grow.

@@ -434,8 +434,34 @@ impl Client {
     ///
     /// When none comes.
     pub async fn answer(&self, sent: Sent) -> Value {
+        let answer = self.answer_or_end(sent).await;
+        answer.unwrap_or_else(|| panic!("no answer to request {} came; last seen: {}", sent.0, self.seen()))
+    }
+
+    /// The answer to a request; `None` when the connection ends without one.
+    ///
+    /// # Panics
+    ///
+    /// When neither comes.
+    pub async fn answer_or_end(&self, sent: Sent) -> Option<Value> {
         let key = sent.0.to_string();
-        self.wait_for(&format!("the answer to request {key}"), |inbox| inbox.answers.get(&key)?.first().cloned()).await
+        let look = |inbox: &Inbox| match inbox.answers.get(&key).and_then(|answers| answers.first()) {
+            Some(answer) => Some(Some(answer.clone())),
+            None => inbox.closed.then_some(None),
+        };
+        self.wait_for(&format!("the answer to request {key}"), look).await
+    }
+
+    /// Whether a request has been answered by now.
+    #[must_use]
+    pub fn is_answered(&self, sent: Sent) -> bool {
+        self.inbox().answers.contains_key(&sent.0.to_string())
+    }
+
+    /// Whether the other side has ended the connection.
+    #[must_use]
+    pub fn has_ended(&self) -> bool {
+        self.inbox().closed
     }
 
     /// The reply to a tool call.
@@ -548,8 +574,15 @@ impl Client {
     /// When no reply comes.
     pub async fn health(&mut self) -> Reply {
         let reply = self.call("health_snapshot", json!({"detail": "full"})).await;
-        self.generations.extend(reply["worker_generation"].as_u64());
+        self.keep(&reply);
         reply
+    }
+
+    /// Keeps what a reply says of generations and totals, for the laws.
+    pub fn keep(&mut self, reply: &Reply) {
+        self.generations.extend(reply["worker_generation"].as_u64());
+        self.totals
+            .extend(reply.0["result"]["structuredContent"].get("totals").filter(|totals| totals.is_object()).cloned());
     }
 
     /// The newest generation of the worker, by health; 0 while none was needed.
@@ -586,7 +619,7 @@ impl Client {
         let reply = self.call("telemetry_snapshot", json!({})).await;
         let totals = reply["totals"].clone();
         assert!(totals.is_object(), "no totals in {:#}", reply.0);
-        self.totals.push(totals.clone());
+        self.keep(&reply);
         totals
     }
 

@@ -20,7 +20,8 @@
 //!
 //! Reading order: [`rig`] is the world, [`client`] speaks to a host or a system, [`scripted_agent`] is the other side of
 //! every consult, [`tools`] are for systems inside the test's own process, [`processes`] finds, ends and freezes what
-//! runs, [`invariants`] are the laws.
+//! runs, [`invariants`] are the laws, [`scoreboard`] strikes every fault point and holds the program to them, and
+//! [`custody_board`] asks a program what becomes of prompts, secrets and processes.
 //!
 //! Invariants: (1) whatever fails panics with what was waited for and what was last seen, because a test and a
 //! self-test run each case in a task of its own and read the panic; (2) waiting is for a condition, with a deadline;
@@ -29,9 +30,11 @@
 
 pub mod agent_process;
 pub mod client;
+pub mod custody_board;
 pub mod invariants;
 pub mod processes;
 pub mod rig;
+pub mod scoreboard;
 pub mod scripted_agent;
 pub mod tools;
 pub mod wait;

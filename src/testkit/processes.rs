@@ -123,16 +123,19 @@ impl Process {
     }
 
     /// Sends a signal to this process and to no later one of the same pid; whether it was there.
+    #[must_use]
     #[cfg(target_os = "linux")]
-    pub(super) fn send(&self, signal: Signal) -> bool {
+    pub fn send(&self, signal: Signal) -> bool {
         use rustix::process::{PidfdFlags, pidfd_open, pidfd_send_signal};
         // The descriptor pins whoever has the pid now; the start time says whether that is who was meant.
         let Ok(fd) = pidfd_open(self.pid, PidfdFlags::empty()) else { return false };
         self.lives() && pidfd_send_signal(&fd, signal).is_ok()
     }
 
+    /// Sends a signal to this process; whether it was there.
+    #[must_use]
     #[cfg(not(target_os = "linux"))]
-    pub(super) fn send(&self, signal: Signal) -> bool {
+    pub fn send(&self, signal: Signal) -> bool {
         self.lives() && rustix::process::kill_process(self.pid, signal).is_ok()
     }
 }

@@ -114,6 +114,8 @@ pub struct Rig {
     hosts: usize,
     patience: Duration,
     before: Surroundings,
+    /// Whether a fault plan of this world tears records of telemetry, on purpose.
+    tears_telemetry: bool,
 }
 
 impl Rig {
@@ -146,7 +148,8 @@ impl Rig {
         ];
         let env = env.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
         let canary = format!("CANARY-{}", JobId::random());
-        Self { program, scratch, env, canary, hosts: 0, patience: PATIENCE, before: Surroundings::look() }
+        let before = Surroundings::look();
+        Self { program, scratch, env, canary, hosts: 0, patience: PATIENCE, before, tears_telemetry: false }
     }
 
     /// With one variable set for every process started from here on.
@@ -178,7 +181,10 @@ impl Rig {
 
     /// Sets one variable for every process started from here on.
     pub fn set(&mut self, name: &str, value: impl Into<String>) {
-        self.env.insert(name.to_owned(), value.into());
+        let value = value.into();
+        let tears = |rule: &str| rule.trim().starts_with("telemetry.write") && rule.contains("=torn");
+        self.tears_telemetry |= name == FAULTS && value.split(';').any(tears);
+        self.env.insert(name.to_owned(), value);
     }
 
     /// Takes one variable from every process started from here on.
@@ -646,8 +652,7 @@ impl Rig {
         broken.note(invariants::invariant_recorded_before_dispatch(&jobs, &runs));
         let limit = self.env.get("PHONE_OPUS_MAX_RUNNING").and_then(|limit| limit.parse().ok());
         broken.note(invariants::invariant_at_most_so_many_run_at_once(&runs, limit.unwrap_or(MAX_RUNNING)));
-        // A plan that tears records is about nothing else.
-        if !self.env.get(FAULTS).is_some_and(|plan| plan.contains("telemetry.write")) {
+        if !self.tears_telemetry {
             broken.note(invariants::invariant_telemetry_is_whole_records(&telemetry));
         }
         broken.note(invariants::invariant_surroundings_are_untouched(&self.before, &Surroundings::look()));
@@ -699,6 +704,10 @@ impl Rig {
             let bytes = std::fs::read(self.path(&name)).unwrap_or_default();
             logs.push((name, String::from_utf8_lossy(&bytes).into_owned()));
         }
+        for job in std::fs::read_dir(self.state_dir().jobs()).into_iter().flatten().flatten() {
+            let bytes = std::fs::read(job.path().join("runner.log")).unwrap_or_default();
+            logs.push(("a runner's log".to_owned(), String::from_utf8_lossy(&bytes).into_owned()));
+        }
         logs.extend(runs.iter().map(|run| ("an agent's arguments".to_owned(), run.start["argv"].to_string())));
         let (prompt, key) = (("the prompt", &self.canary[..]), ("the key", KEY));
         invariants::invariant_secrets_stay_where_they_belong(&[prompt, key], &logs)?;
@@ -739,7 +748,7 @@ impl Broken {
 impl Drop for Rig {
     fn drop(&mut self) {
         for process in self.processes() {
-            process.send(rustix::process::Signal::KILL);
+            let _ = process.send(rustix::process::Signal::KILL);
         }
     }
 }

@@ -145,6 +145,8 @@ pub enum Step {
     HugeOutput(u64),
     /// Writes one line of this many bytes that is not JSON.
     HugeLine(u64),
+    /// Says a text of this many bytes in one line.
+    HugeText(u64),
     /// Says a text that holds half of a surrogate pair.
     LoneSurrogate,
     /// Writes half of a character, without a line end.
@@ -406,6 +408,10 @@ impl<O: Write, E: Write> Program<O, E> {
             Step::HugeLine(bytes) => {
                 io::copy(&mut io::repeat(b'x').take(*bytes), &mut self.stdout)?;
                 self.line(b"")
+            }
+            Step::HugeText(bytes) => {
+                let bytes = usize::try_from(*bytes).map_err(|_| End::Exit(SCRIPT_FAILED))?;
+                self.event(&assistant(run, &json!({"type": "text", "text": "x".repeat(bytes)})))
             }
             Step::LoneSurrogate => self.line(
                 br#"{"type":"assistant","message":{"content":[{"type":"text","text":"half of a pair: \ud83d"}]}}"#,

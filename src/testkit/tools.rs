@@ -196,6 +196,13 @@ impl TestTool {
         self
     }
 
+    /// With a probe that looks for effects there.
+    #[must_use]
+    pub fn probing(mut self, effects: &Tally) -> Self {
+        self.effects = Some(effects.clone());
+        self
+    }
+
     /// With a probe that cannot find anything out.
     #[must_use]
     pub fn forgetful(mut self) -> Self {

@@ -89,6 +89,38 @@ pub struct ConsultOptions {
     pub wait: Option<Duration>,
     /// Its own key.
     pub request_key: Option<String>,
+    /// The directory the job belongs to: that of the request, made canonical.
+    pub workspace: PathBuf,
+}
+
+/// How long a directory may take to be looked at. One on a file system that does not answer would hold up the thread that
+/// serves everybody; its caller is told instead.
+const LOOK_BOUND: Duration = Duration::from_secs(2);
+
+/// Looks at a directory on a thread that may hang, and makes it canonical. What is wrong with it, if it is none.
+///
+/// # Cancel safety
+///
+/// Safe: the look is not ended, but nobody waits for it.
+pub(super) async fn look_at(dir: PathBuf) -> Result<PathBuf, &'static str> {
+    let look = move || match std::fs::metadata(&dir) {
+        Ok(found) if found.is_dir() => Ok(std::fs::canonicalize(&dir).unwrap_or(dir)),
+        Ok(_) => Err("is not a directory"),
+        Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => Err("cannot be looked at"),
+        Err(_) => Err("does not exist"),
+    };
+    within(LOOK_BOUND, look).await
+}
+
+async fn within<T: Send + 'static>(
+    bound: Duration,
+    look: impl FnOnce() -> Result<T, &'static str> + Send + 'static,
+) -> Result<T, &'static str> {
+    match tokio::time::timeout(bound, tokio::task::spawn_blocking(look)).await {
+        Ok(Ok(looked)) => looked,
+        Ok(Err(_)) => Err("cannot be looked at"),
+        Err(_) => Err("does not answer: its file system hangs"),
+    }
 }
 
 impl Desk {
@@ -97,7 +129,11 @@ impl Desk {
     /// # Errors
     ///
     /// `invalid_input` with every problem, `prompt_too_large`, `recursion_refused`.
-    pub fn read(&self, arguments: &[u8]) -> Result<(ConsultOptions, Shape), Fault> {
+    ///
+    /// # Cancel safety
+    ///
+    /// Safe: nothing is changed.
+    pub async fn read(&self, arguments: &[u8]) -> Result<(ConsultOptions, Shape), Fault> {
         let mut args = ArgumentReader::parse(arguments)?;
         let prompt = args.string("prompt");
         let prompt = args.require("prompt", prompt, "a text");
@@ -131,9 +167,9 @@ impl Desk {
         }
         let max_budget_usd = args.positive("max_budget_usd", 10_000.0);
         let shape = shape(&mut args, &self.config);
-        let cwd = self.directory(cwd, &mut args);
+        let cwd = self.directory(cwd, &mut args).await;
         args.finish()?;
-        let (Some(prompt), Some(cwd)) = (prompt, cwd) else {
+        let (Some(prompt), Some((cwd, workspace))) = (prompt, cwd) else {
             return Err(Fault::new(FaultCode::Internal, "arguments were accepted that are not there."));
         };
         if prompt.len() > MAX_PROMPT_BYTES {
@@ -160,7 +196,8 @@ impl Desk {
             max_budget_usd,
             billing: self.config.billing,
         };
-        Ok((ConsultOptions { request, background, wait: wait_s.map(Duration::from_secs), request_key }, shape))
+        let wait = wait_s.map(Duration::from_secs);
+        Ok((ConsultOptions { request, background, wait, request_key, workspace }, shape))
     }
 
     /// Checks a request an embedding program made, by the same rules.
@@ -168,7 +205,11 @@ impl Desk {
     /// # Errors
     ///
     /// As [`Desk::read`].
-    pub fn check(&self, request: &ConsultRequest, mode: JobMode) -> Result<ConsultOptions, Fault> {
+    ///
+    /// # Cancel safety
+    ///
+    /// Safe: nothing is changed.
+    pub async fn check(&self, request: &ConsultRequest, mode: JobMode) -> Result<ConsultOptions, Fault> {
         if request.cwd.to_str().is_none() {
             return Err(Fault::new(
                 FaultCode::InvalidInput,
@@ -181,44 +222,45 @@ impl Desk {
             arguments.remove("billing");
             arguments.insert("background".to_owned(), serde_json::Value::Bool(mode == JobMode::Background));
         }
-        let (mut options, _) = self.read(arguments.to_string().as_bytes())?;
+        let (mut options, _) = self.read(arguments.to_string().as_bytes()).await?;
         options.request.billing = request.billing;
         Ok(options)
     }
 
-    /// The directory a consult runs in: as given, else where the server runs. Never a guess.
-    fn directory(&self, given: Option<String>, args: &mut ArgumentReader) -> Option<PathBuf> {
+    /// The directory a consult runs in, as given, else where the server runs, never a guess; and the same made canonical.
+    async fn directory(&self, given: Option<String>, args: &mut ArgumentReader) -> Option<(PathBuf, PathBuf)> {
         const ACCEPTED: &str = "the absolute path of an existing directory";
         let Some(given) = given else {
-            if self.default_cwd.is_none() {
-                args.problem("cwd", "is missing, and this server was started in / or in the home directory", ACCEPTED);
-            }
-            return self.default_cwd.clone();
+            let Some(dir) = &self.default_cwd else {
+                let wrong = "is missing, and this server was started in / or in the home directory";
+                args.problem("cwd", wrong, ACCEPTED);
+                return None;
+            };
+            let looked = look_at(dir.clone()).await.map_err(|wrong| {
+                let wrong = format!("is missing, and the directory this server was started in {wrong}");
+                args.problem("cwd", wrong, ACCEPTED);
+            });
+            return looked.ok().map(|workspace| (dir.clone(), workspace));
         };
         let path = PathBuf::from(given);
-        let wrong = if !path.is_absolute() {
-            "is not absolute"
-        } else {
-            match std::fs::metadata(&path) {
-                Ok(found) if found.is_dir() => return Some(path),
-                Ok(_) => "is not a directory",
-                Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => "cannot be looked at",
-                Err(_) => "does not exist",
+        let looked = if path.is_absolute() { look_at(path.clone()).await } else { Err("is not absolute") };
+        match looked {
+            Ok(workspace) => Some((path, workspace)),
+            Err(wrong) => {
+                args.problem("cwd", wrong, ACCEPTED);
+                None
             }
-        };
-        args.problem("cwd", wrong, ACCEPTED);
-        None
+        }
     }
 
     /// The job a consult becomes.
     #[must_use]
     pub fn job(&self, options: &ConsultOptions, invocation: Option<InvocationId>) -> NewJob {
-        let cwd = &options.request.cwd;
         NewJob {
             id: JobId::random(),
             invocation,
             request_key: options.request_key.clone(),
-            workspace: std::fs::canonicalize(cwd).unwrap_or_else(|_| cwd.clone()),
+            workspace: options.workspace.clone(),
             mode: if options.background { JobMode::Background } else { JobMode::Sync },
             request: options.request.clone(),
             chain: self.nesting.0.unwrap_or_else(ChainId::random),
@@ -296,8 +338,8 @@ impl Tool for ConsultTool {
     }
 
     fn deadline(&self) -> Option<Duration> {
-        // The soft deadline bounds it.
-        None
+        // The soft deadline bounds it; this one is for a call that does not come so far.
+        Some(Duration::from_secs(WAIT_MOST + 60))
     }
 
     fn call(&self, call: ToolCall) -> ToolFuture {
@@ -321,7 +363,7 @@ impl Tool for ConsultTool {
 }
 
 async fn consult(desk: &Desk, call: ToolCall) -> Result<ToolReply, Fault> {
-    let (options, shape) = desk.read(&call.arguments)?;
+    let (options, shape) = desk.read(&call.arguments).await?;
     let job = desk.job(&options, Some(call.invocation));
     let caller = (!options.background).then_some(call.invocation);
     let accepted = desk.jobs.accept(job, caller).await?;
@@ -373,9 +415,8 @@ async fn hand_over(desk: &Desk, job: JobId) -> Result<(), Fault> {
     }
 }
 
-/// The reply about a job that is over; its answer counts as read.
+/// The reply about a job that is over.
 pub(super) async fn finished(desk: &Desk, record: &JobRecord, shape: Shape) -> ToolReply {
-    desk.jobs.mark_read(record.id).await;
     let context = desk.context(record, None).await;
     reply::job(record, &context, shape)
 }
@@ -432,4 +473,19 @@ impl Watch<'_> {
 #[must_use]
 pub fn default_cwd(current: Option<&Path>, home: Option<&Path>) -> Option<PathBuf> {
     current.filter(|dir| dir.is_absolute() && dir.parent().is_some() && Some(*dir) != home).map(Path::to_owned)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_look_that_hangs_is_told_and_holds_nobody_up() {
+        let (release, hanging) = std::sync::mpsc::channel::<()>();
+        let hung = within(Duration::from_millis(50), move || hanging.recv().map_err(|_| "released")).await;
+        assert_eq!(hung, Err("does not answer: its file system hangs"));
+        drop(release);
+        assert_eq!(within(LOOK_BOUND, || Ok(7)).await, Ok(7));
+        assert_eq!(look_at(PathBuf::from("/no/such")).await, Err("does not exist"));
+    }
 }

@@ -10,7 +10,7 @@ use schemars::{JsonSchema, Schema};
 use serde_json::{Map, Value, json};
 
 use super::arguments::ArgumentReader;
-use super::consult::{Desk, Until, WAIT_MOST, Watch, finished, shape};
+use super::consult::{Desk, Until, WAIT_MOST, Watch, finished, look_at, shape};
 use super::reply::{self, Context, Detail, Render};
 use super::{Annotations, ReplayContract, Target, Tool, ToolCall, ToolDefinition, ToolFuture, ToolReply};
 use crate::config::Config;
@@ -203,9 +203,6 @@ async fn read_job(desk: &Desk, call: ToolCall) -> Result<ToolReply, Fault> {
         return Err(Fault::new(FaultCode::InvalidInput, detail).job(job));
     }
     let context = Context { page, ..desk.context(&record, Some(&follow)).await };
-    if record.state.is_terminal() {
-        desk.jobs.mark_read(job).await;
-    }
     Ok(with_events(reply::job(&record, &context, shape), &events, shape.render))
 }
 
@@ -288,13 +285,17 @@ async fn list_jobs(desk: &Desk, call: ToolCall) -> Result<ToolReply, Fault> {
     let state = args.choice("state", &states);
     let all = args.choice("scope", &[("workspace", false), ("all", true)]).unwrap_or(false);
     let cwd = args.string("cwd").map(PathBuf::from);
-    if cwd.as_ref().is_some_and(|dir| !dir.is_absolute() || !dir.is_dir()) {
-        args.problem("cwd", "is no such directory", "the absolute path of an existing directory");
-    }
+    let workspace = match (cwd, &desk.default_cwd) {
+        (Some(dir), _) => {
+            let looked = if dir.is_absolute() { look_at(dir).await } else { Err("is not absolute") };
+            looked.map_err(|wrong| args.problem("cwd", wrong, "the absolute path of an existing directory")).ok()
+        }
+        (None, Some(dir)) => Some(look_at(dir.clone()).await.unwrap_or_else(|_| dir.clone())),
+        (None, None) => None,
+    };
+    let workspace = workspace.filter(|_| !all);
     let shape = shape(&mut args, &desk.config);
     args.finish()?;
-    let dir = cwd.or_else(|| desk.default_cwd.clone());
-    let workspace = dir.map(|dir| std::fs::canonicalize(&dir).unwrap_or(dir)).filter(|_| !all);
     let scope = if workspace.is_some() { "workspace" } else { "all" };
     let filter = JobFilter { workspace: workspace.clone(), state, limit: usize::try_from(limit).unwrap_or(10) };
     let rows = desk.jobs.list(filter).await?;
@@ -375,9 +376,6 @@ async fn cancel_job(desk: &Desk, call: ToolCall) -> Result<ToolReply, Fault> {
         watch.until(&mut follow, CANCEL_WAIT, Until::Finished).await?;
     }
     let record = desk.jobs.record(job).await?;
-    if record.state.is_terminal() {
-        desk.jobs.mark_read(job).await;
-    }
     let reaped = record.outcome.as_ref().and_then(|outcome| outcome.exit).map(|exit| exit.reaped);
     let value = json!({
         "job_id": job, "status": record.state, "already_over": was.is_some(), "reaped": reaped,
@@ -399,7 +397,8 @@ async fn cancel_job(desk: &Desk, call: ToolCall) -> Result<ToolReply, Fault> {
         }
         None => format!("Job {job} is being ended; consult_job tells when it is over."),
     };
-    Ok(ToolReply { job: Some(job), ..reply::object(&value, text, shape.render) })
+    let tells_end = record.state.is_terminal();
+    Ok(ToolReply { job: Some(job), tells_end, ..reply::object(&value, text, shape.render) })
 }
 
 /// The arguments of the snapshots.

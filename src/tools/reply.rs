@@ -134,6 +134,10 @@ pub fn job(record: &JobRecord, context: &Context, shape: Shape) -> ToolReply {
     put("prompt_prefix_injected", json!(outcome.is_some_and(|o| o.prompt_prefix_injected)));
     put("truncated", json!(truncated));
     put("next", json!(next));
+    let changed = outcome.and_then(|o| o.workspace_changed);
+    if changed == Some(true) || (shape.detail == Detail::Full && outcome.is_some()) {
+        put("workspace_changed", json!(changed));
+    }
     if pages > 1 {
         put("page", json!(context.page));
         put("pages", json!(pages));
@@ -179,6 +183,7 @@ pub fn job(record: &JobRecord, context: &Context, shape: Shape) -> ToolReply {
         structured: Some(structured),
         fault: fault.filter(|_| record.state != JobState::Succeeded).map(|fault| fault.code),
         job: Some(record.id),
+        tells_end: record.state.is_terminal(),
         path_hint: Some(record.request.cwd.display().to_string()),
     }
 }
@@ -304,6 +309,9 @@ fn porcelain(record: &JobRecord, object: &Value, response: Option<&str>) -> Stri
         }
         if let Some(at) = object["fault"]["retry_at"].as_i64() {
             facts.push(format!("retry at {at} (ms since 1970)"));
+        }
+        if object["workspace_changed"] == true {
+            facts.push("files in the directory changed meanwhile".to_owned());
         }
         if object["truncated"] == true {
             facts.push("answer cut".to_owned());

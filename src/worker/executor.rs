@@ -149,7 +149,7 @@ impl<T> Executor<T> {
     fn begin(&mut self, work: Work<T>, settle: impl FnOnce(CallKey, T, CallOutcome)) -> Result<(), Mishap> {
         let Work { key, token, tool, call } = work;
         let panicked = |tool: &dyn Tool| ToolPanicked { tool: tool.name().to_owned() };
-        if self.faults.is_armed() {
+        if concerned(&self.faults, &*tool) {
             let work = armed(self.faults.clone(), Arc::clone(&tool), call);
             self.spawn(key, token, tool, work);
             return Ok(());
@@ -222,7 +222,7 @@ impl<T> Executor<T> {
         };
         if let Some((token, _)) = self.running.remove(&ended.key) {
             settle(ended.key, token, outcome(result));
-            if self.faults.is_armed() {
+            if concerned(&self.faults, &*ended.tool) {
                 self.settled.push_back(ended.tool);
             }
         }
@@ -273,6 +273,13 @@ impl<T> Executor<T> {
         self.waiting.clear();
         self.tasks.shutdown().await;
     }
+}
+
+/// Whether a plan has anything to do with this tool's attempts.
+fn concerned(faults: &Faults, tool: &dyn Tool) -> bool {
+    const POINTS: [FaultPoint; 3] =
+        [FaultPoint::WorkerBeforeExecute, FaultPoint::WorkerBeforeReply, FaultPoint::WorkerAfterReply];
+    faults.is_armed() && POINTS.iter().any(|point| faults.concern(*point, Operation::Tool(tool.name())))
 }
 
 /// A tool's work between its two points.

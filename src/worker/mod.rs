@@ -191,7 +191,8 @@ struct Inside {
     /// Known once it has greeted.
     host: Option<HostId>,
     limit: usize,
-    tools: HashMap<String, Arc<dyn Tool>>,
+    /// Named by our own host, so the hash need not resist anybody.
+    tools: HashMap<String, Arc<dyn Tool>, foldhash::fast::RandomState>,
     executor: Executor<()>,
     faults: Faults,
     manners: Manners,

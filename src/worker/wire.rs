@@ -30,6 +30,7 @@ use super::outbox::Outbox;
 use super::settings::Settings;
 use crate::fault::{Fault, FaultCode};
 use crate::ids::{Generation, HostId, InvocationId, JobId, SessionNumber};
+use crate::protocol::scan;
 use crate::protocol::session::{CallNumber, CallOutcome, ClientInfo};
 use crate::protocol::wire::{ReplyText, ToolReply};
 use crate::tools::{Evidence, ToolCall};
@@ -112,6 +113,16 @@ pub struct Hello<'a> {
     pub settings: &'a RawValue,
 }
 
+/// The text of one whole JSON value.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Json<'a>(pub &'a str);
+
+impl<'de: 'a, 'a> Deserialize<'de> for Json<'a> {
+    fn deserialize<D: serde::Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        <&'de RawValue>::deserialize(from).map(|raw| Self(raw.get()))
+    }
+}
+
 /// One attempt.
 #[derive(Debug)]
 pub struct Execute<'a> {
@@ -141,7 +152,7 @@ pub struct ExecuteHead<'a> {
     pub evidence: Option<Evidence>,
     /// Who called: a name or an object of the client's.
     #[serde(borrow, default)]
-    pub client: Option<&'a RawValue>,
+    pub client: Option<Json<'a>>,
 }
 
 /// Reads a line of a host.
@@ -151,16 +162,88 @@ pub struct ExecuteHead<'a> {
 /// It is no message.
 pub fn read_host(line: &[u8]) -> Result<ToWorker<'_>, serde_json::Error> {
     let Some(rest) = line.strip_prefix(b"{\"execute\":") else { return serde_json::from_slice(line) };
-    let mut heads = serde_json::Deserializer::from_slice(rest).into_iter::<ExecuteHead<'_>>();
-    let head = heads.next().unwrap_or_else(|| Err(no_message()))?;
-    let arguments =
-        rest[heads.byte_offset()..].strip_prefix(b",\"arguments\":").and_then(|rest| rest.strip_suffix(b"}"));
+    let (head, end) = match plain_head(rest) {
+        Some(plain) => plain,
+        None => {
+            let mut heads = serde_json::Deserializer::from_slice(rest).into_iter::<ExecuteHead<'_>>();
+            let head = heads.next().unwrap_or_else(|| Err(no_message()))?;
+            (head, heads.byte_offset())
+        }
+    };
+    let arguments = rest[end..].strip_prefix(b",\"arguments\":").and_then(|rest| rest.strip_suffix(b"}"));
     match arguments {
         Some(arguments) if arguments.starts_with(b"{") && arguments.ends_with(b"}") => {
             Ok(ToWorker::Execute(Execute { head, arguments }))
         }
         _ => Err(no_message()),
     }
+}
+
+/// The head of an attempt as nearly every one is written, and where it ends; the parser reads all others. It is on the
+/// path of every call.
+fn plain_head(rest: &[u8]) -> Option<(ExecuteHead<'_>, usize)> {
+    const TOOL: &[u8] = b",\"tool\":";
+    let (g, s, c, at) = keyed_head(rest)?;
+    let start = at + TOOL.len();
+    let end = scan::string(rest, start).filter(|_| rest[at..].starts_with(TOOL))?;
+    let tool = std::str::from_utf8(&rest[start + 1..end - 1]).ok().filter(|tool| !tool.contains('\\'))?;
+    let mut at = end;
+    let mut client = None;
+    if let Some(value) = rest[at..].strip_prefix(b",\"client\":") {
+        let end = scan::value(value, 0)?;
+        client = Some(Json(std::str::from_utf8(&value[..end]).ok()?));
+        at = rest.len() - value.len() + end;
+    }
+    if rest.get(at) != Some(&b'}') {
+        return None;
+    }
+    let head = ExecuteHead { g, s, c, tool: tool.into(), progress: false, evidence: None, client };
+    Some((head, at + 1))
+}
+
+/// `{"g":…,"s":…,"c":…` as we write it, and where it ends.
+fn keyed_head(text: &[u8]) -> Option<(Generation, SessionNumber, u64, usize)> {
+    let mut at = 0;
+    let mut number = |name: &[u8]| {
+        at += text[at..].starts_with(name).then_some(name.len())?;
+        let digits = text[at..].iter().take_while(|byte| byte.is_ascii_digit()).count();
+        // What overflows, or leads with a zero, the parser may judge.
+        if !(1..20).contains(&digits) || (digits > 1 && text[at] == b'0') {
+            return None;
+        }
+        let value = text[at..at + digits].iter().fold(0_u64, |value, digit| value * 10 + u64::from(digit - b'0'));
+        at += digits;
+        Some(value)
+    };
+    let (g, s, c) = (number(b"{\"g\":")?, number(b",\"s\":")?, number(b",\"c\":")?);
+    Some((Generation(g), SessionNumber(s), c, at))
+}
+
+/// Reads a line of a worker.
+///
+/// # Errors
+///
+/// It is no message.
+pub fn read_worker(line: &str) -> Result<FromWorker<'_>, serde_json::Error> {
+    match plain_settled(line) {
+        Some(settled) => Ok(FromWorker::Settled(settled)),
+        None => serde_json::from_str(line),
+    }
+}
+
+/// An outcome as nearly every one is written: a text and nothing else. The parser reads all others.
+fn plain_settled(line: &str) -> Option<Settled<'_>> {
+    const TEXT: &[u8] = b",\"text\":";
+    let body = line.strip_prefix("{\"settled\":")?;
+    let bytes = body.as_bytes();
+    let (g, s, c, at) = keyed_head(bytes)?;
+    let start = at + TEXT.len();
+    let end = scan::string(bytes, start).filter(|_| bytes[at..].starts_with(TEXT))?;
+    if &bytes[end..] != b"}}" {
+        return None;
+    }
+    let text = Some(Json(&body[start..end]));
+    Some(Settled { g, s, c, fault: None, code: None, job: None, path: None, text, structured: None, end: false })
 }
 
 fn no_message() -> serde_json::Error {
@@ -241,15 +324,18 @@ pub struct Settled<'a> {
     /// The job it is about.
     #[serde(default)]
     pub job: Option<JobId>,
+    /// It tells how that job ended.
+    #[serde(default)]
+    pub end: bool,
     /// The directory it was about.
     #[serde(default)]
     pub path: Option<String>,
     /// The text block: a JSON string.
     #[serde(borrow, default)]
-    pub text: Option<&'a RawValue>,
+    pub text: Option<Json<'a>>,
     /// The same, structured.
     #[serde(borrow, default)]
-    pub structured: Option<&'a RawValue>,
+    pub structured: Option<Json<'a>>,
 }
 
 impl Settled<'_> {
@@ -259,15 +345,16 @@ impl Settled<'_> {
         if let Some(fault) = self.fault {
             return Some(CallOutcome::Fault(fault));
         }
-        let text = self.text?.get();
+        let text = self.text?.0;
         if !text.starts_with('"') {
             return None;
         }
         Some(CallOutcome::Reply(Box::new(ToolReply {
             text: ReplyText::Json(line.slice_ref(text.as_bytes())),
-            structured: self.structured.map(|json| json.get().to_owned()),
+            structured: self.structured.map(|json| json.0.to_owned()),
             fault: self.code,
             job: self.job,
+            tells_end: self.end,
             path_hint: self.path,
         })))
     }
@@ -277,7 +364,7 @@ impl Execute<'_> {
     /// The call; its arguments are a slice of `line`, which this was read from.
     #[must_use]
     pub fn call(&self, host: HostId, line: &Bytes, progress: crate::actors::reply::ProgressSink) -> ToolCall {
-        let client = match self.head.client.map(RawValue::get) {
+        let client = match self.head.client.map(|json| json.0) {
             None => ClientInfo::Unknown,
             Some(name) if name.starts_with('"') => crate::protocol::envelope::string(name)
                 .map_or(ClientInfo::Unknown, |name| ClientInfo::Name((*name).into())),
@@ -496,6 +583,9 @@ fn replied(
         to.put_slice(b",\"job\":");
         json(to, &job);
     }
+    if reply.tells_end {
+        to.put_slice(b",\"end\":true");
+    }
     if let Some(path) = &reply.path_hint {
         to.put_slice(b",\"path\":");
         json(to, path);
@@ -656,9 +746,7 @@ mod tests {
         let mut out = Outbox::default();
         settled(&mut out, G, KEY, sent, limit);
         let line = line(out);
-        let FromWorker::Settled(read) = serde_json::from_str(text(&line)).expect("a message") else {
-            panic!("{line:?}")
-        };
+        let FromWorker::Settled(read) = read_worker(text(&line)).expect("a message") else { panic!("{line:?}") };
         assert_eq!((read.g, read.s, read.c), (G, KEY.session, KEY.call.0));
         read.outcome(&line).expect("an outcome")
     }
@@ -676,12 +764,14 @@ mod tests {
             structured: Some("{\n  \"a\": 1\n}".to_owned()),
             fault: Some(FaultCode::Busy),
             job: Some(job),
+            tells_end: true,
             path_hint: Some("/a b".to_owned()),
         };
         let CallOutcome::Reply(got) = outcome_of(&CallOutcome::Reply(Box::new(sent)), LIMIT) else { panic!("a reply") };
         let ReplyText::Json(text) = &got.text else { panic!("{got:?}") };
         assert_eq!(&text[..], "\"é \\\"quoted\\\"\\n\"".as_bytes());
         assert_eq!(got.structured.as_deref(), Some("{\"a\":1}"), "one line, whatever the tool wrote");
+        assert!(got.tells_end);
         assert_eq!((got.fault, got.job, got.path_hint.as_deref()), (Some(FaultCode::Busy), Some(job), Some("/a b")));
     }
 
@@ -731,13 +821,13 @@ mod tests {
             "{\"alive\":{\"g\":-1,\"n\":1,\"open\":0}}",
             "{\"alive\":{\"g\":1,\"n\":1,\"open\":0},\"alive\":{\"g\":1,\"n\":1,\"open\":0}}",
         ] {
-            let read = serde_json::from_str::<FromWorker<'_>>(wrong);
+            let read = read_worker(wrong);
             // White space around a message is no harm.
             assert_eq!(read.is_ok(), wrong.ends_with(' '), "{wrong}");
         }
         let no_text = r#"{"settled":{"g":1,"s":1,"c":1,"text":5}}"#;
         let line = Bytes::from_static(no_text.as_bytes());
-        let Ok(FromWorker::Settled(read)) = serde_json::from_str(text(&line)) else { panic!("it reads") };
+        let Ok(FromWorker::Settled(read)) = read_worker(text(&line)) else { panic!("it reads") };
         assert!(read.outcome(&line).is_none(), "a text must be a string");
     }
 
@@ -755,6 +845,43 @@ mod tests {
         let CallOutcome::Reply(got) = outcome_of(&CallOutcome::Reply(Box::new(sent)), LIMIT) else { panic!("a reply") };
         assert!(matches!(&got.text, ReplyText::Json(text) if text == large.as_bytes()));
         assert_eq!(got.structured.as_deref(), Some("{}"));
+    }
+
+    /// What is read without the parser is what the parser reads, and what is damaged is left to it.
+    #[test]
+    fn the_short_way_reads_what_the_parser_reads() {
+        let clients = [
+            ClientInfo::Unknown,
+            ClientInfo::Name("a \"b\"".into()),
+            ClientInfo::Raw(Bytes::from_static(b"{\"name\":[1]}")),
+        ];
+        for client in clients {
+            let sent = ToolCall { evidence: None, ..call("{\"a\":1}", client) };
+            let mut out = Outbox::default();
+            execute(&mut out, KEY, "tool", &sent, LIMIT).expect("it fits");
+            let line = line(out);
+            let rest = line.strip_prefix(b"{\"execute\":").expect("an attempt");
+            let (head, end) = plain_head(rest).expect("as nearly every one");
+            let mut heads = serde_json::Deserializer::from_slice(rest).into_iter::<ExecuteHead<'_>>();
+            let parsed = heads.next().expect("a head").expect("JSON");
+            assert_eq!((format!("{head:?}"), end), (format!("{parsed:?}"), heads.byte_offset()));
+        }
+        let mut out = Outbox::default();
+        settled(&mut out, G, KEY, &CallOutcome::Reply(Box::new(ToolReply::text("é \"x\"\n"))), LIMIT);
+        let line = line(out);
+        let line = text(&line);
+        let parsed: FromWorker<'_> = serde_json::from_str(line).expect("a message");
+        let FromWorker::Settled(parsed) = parsed else { panic!("{line}") };
+        assert_eq!(format!("{:?}", plain_settled(line).expect("as nearly every one")), format!("{parsed:?}"));
+        for cut in (0..line.len()).filter(|cut| line.is_char_boundary(*cut)) {
+            assert!(read_worker(&line[..cut]).is_err(), "{cut}");
+        }
+        for (part, other) in
+            [("\"g\":3", "\"g\":03"), ("\"c\":9", "\"c\":99999999999999999999"), ("\\n", "\\q"), ("}}", "}}}")]
+        {
+            let wrong = line.replacen(part, other, 1);
+            assert!(wrong != line && read_worker(&wrong).is_err(), "{wrong}");
+        }
     }
 
     #[test]

@@ -22,6 +22,7 @@ use std::time::Duration;
 use tokio::process::Child;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 
 use crate::actors::kept::Kept;
 use crate::agents::{AgentEvent, OutputReader};
@@ -42,6 +43,14 @@ const RUNNER_STARTS: u32 = 2;
 
 /// How long a runner that has said everything may take to exit.
 const EXIT_LIMIT: Duration = Duration::from_secs(5);
+
+/// Bytes of an output line that is looked at for news: sixteen times the text that is kept of them. The answer may be in a
+/// longer one; it is read from the store, and a host that attends to many jobs must not hold one such line for each.
+const NEWS_LINE: usize = 1 << 20;
+
+/// How long a runner that was asked to end its job may take. It needs the agent's grace (300 ms), a kill and one commit; a
+/// store that is busy takes seconds. One that takes longer stands still, and is ended itself.
+const END_LIMIT: Duration = Duration::from_secs(15);
 
 /// How often a queued job's place is looked at.
 const PLACE_EVERY: Duration = Duration::from_secs(2);
@@ -138,6 +147,8 @@ impl Attachments {
                     why: None,
                     stage: Stage::Starting,
                     telling: JoinSet::new(),
+                    end_by: None,
+                    overdue: false,
                 };
                 let claim = Arc::new(Mutex::new(Claim { mode: record.mode, callers: HashSet::new() }));
                 Attachment { custody: Kept::new(custody), news: followed, terminate, claim }
@@ -192,11 +203,15 @@ pub struct Custody {
     stage: Stage,
     /// Requests to end on their way to the runner.
     telling: JoinSet<()>,
+    /// When a runner that was asked to end its job must have done so.
+    end_by: Option<Instant>,
+    /// It has not.
+    overdue: bool,
 }
 
 fn pipe_failed(error: ExecError) -> Fault {
+    // A runner that dies while it greets has said nothing wrong.
     let code = match error {
-        // It is gone, which is another thing than saying what it must not.
         ExecError::Disconnected { .. } => FaultCode::RunnerLost,
         _ => FaultCode::RunnerProtocol,
     };
@@ -233,8 +248,15 @@ impl Custody {
                     }
                 }
                 Stage::Leaving(child) => {
-                    if tokio::time::timeout(EXIT_LIMIT, child.wait()).await.is_err() {
-                        tracing::warn!(job = %self.job, "a runner did not exit after its job");
+                    let mut overdue = self.overdue;
+                    while overdue || tokio::time::timeout(EXIT_LIMIT, child.wait()).await.is_err() {
+                        if !std::mem::take(&mut overdue) {
+                            tracing::warn!(job = %self.job, "a runner did not exit after its job");
+                            break;
+                        }
+                        // Its lock is free when it is gone, and the job is settled then.
+                        tracing::warn!(job = %self.job, "a runner that did not end its job is ended itself");
+                        let _ = child.start_kill();
                     }
                     self.stage = Stage::Judging;
                 }
@@ -298,7 +320,7 @@ impl Custody {
             .command(self.job)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
-            .stderr(Stdio::null())
+            .stderr(self.last_words())
             .spawn()
             .map_err(|error| failed(format!("the job's runner could not be started: {error}.")))?;
         let (Some(input), Some(output)) = (child.stdin.take(), child.stdout.take()) else {
@@ -311,8 +333,21 @@ impl Custody {
             let events = client.subscribe(&job, Cursor::start()).await.map_err(pipe_failed)?;
             Ok((client, events))
         });
-        let reader = self.means.runner.agents().get(&self.agent).ok().map(|agent| OutputReader::new(agent.parser()));
+        let agent = self.means.runner.agents().get(&self.agent).ok();
+        let reader = agent.map(|agent| OutputReader::bounded(agent.parser(), NEWS_LINE));
         Ok(Link { child, connecting, connected: None, reader })
+    }
+
+    /// Where the runner's standard error goes: into the job's directory, so that a runner that fails leaves a trace when
+    /// its host is gone as well. A disk that is full costs the trace, not the run.
+    fn last_words(&self) -> Stdio {
+        match self.means.dir.open_job_log(self.job) {
+            Ok(log) => log.into(),
+            Err(error) => {
+                tracing::debug!(job = %self.job, %error, "the runner's last words will be lost");
+                Stdio::null()
+            }
+        }
     }
 
     /// Follows the runner to the end of its pipes.
@@ -348,7 +383,12 @@ impl Custody {
                         return Err(Fault::new(FaultCode::RunnerLost, detail));
                     }
                 },
+                () = tokio::time::sleep_until(self.end_by.unwrap_or_else(Instant::now)), if self.end_by.is_some() => {
+                    self.overdue = true;
+                    return Err(Fault::new(FaultCode::RunnerLost, "the job's runner did not end it in time."));
+                }
                 Some(()) = self.asked.recv() => {
+                    self.end_by.get_or_insert_with(|| Instant::now() + END_LIMIT);
                     let (client, job) = (client.clone(), self.job.to_string());
                     self.telling.spawn(async move {
                         if let Err(error) = client.terminate(&job).await {

@@ -321,6 +321,15 @@ impl JobsHandle {
         Ok(self.store()?.cost_by_day(since).await?)
     }
 
+    /// Where a damaged store was moved by this host, if it was: what was in it is to be had from there.
+    ///
+    /// # Errors
+    ///
+    /// `store_unavailable`.
+    pub async fn moved_aside(&self) -> Result<Option<PathBuf>, Fault> {
+        Ok(self.store()?.moved_aside().await?)
+    }
+
     /// Jobs this host is attached to.
     pub async fn attached(&self) -> usize {
         match &self.0 {

@@ -13,7 +13,7 @@ mod handle;
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use ractor::{Actor, ActorId, ActorProcessingErr, ActorRef, SupervisionEvent};
 use tokio::sync::{oneshot, watch};
@@ -22,10 +22,12 @@ use tokio::task::JoinSet;
 use self::custody::{Attachment, Attachments, Means};
 pub use self::handle::{Follow, JobsHandle, News, View};
 use super::child::{self, Child};
+use super::connections::Connections;
 use super::consult::{Consult, ConsultArguments, ConsultMsg};
 use super::supervision::slot::{RestartPolicy, Slot, SlotEffect};
 use super::supervision::{Exit, RestartType};
 use super::workers::reason;
+use crate::actors::clock;
 use crate::fault::{Fault, FaultCode};
 use crate::faults::{Broken, FaultPoint, Faults, Operation};
 use crate::ids::{Generation, InvocationId, JobId, SessionNumber, UnixMillis};
@@ -93,6 +95,8 @@ pub enum JobsMsg {
     },
     /// The store has answered.
     Stored {
+        /// Who asked.
+        invocation: Option<InvocationId>,
         /// Who waits.
         caller: Option<InvocationId>,
         /// What became of it.
@@ -113,6 +117,8 @@ pub enum JobsMsg {
     SessionOver(SessionNumber),
     /// A job is waited for by nobody any more, and goes on.
     HandedOver(JobId),
+    /// Somebody was told how a job ended.
+    Shown(JobId),
     /// Where is the news of this job?
     Attach {
         /// Which.
@@ -153,6 +159,7 @@ impl JobsMsg {
             Self::Resumed { .. } => "resumed",
             Self::SessionOver(_) => "session_over",
             Self::HandedOver(_) => "handed_over",
+            Self::Shown(_) => "shown",
             Self::Attach { .. } => "attach",
             Self::Terminate(_) => "terminate",
             Self::Ended { .. } => "ended",
@@ -182,6 +189,8 @@ pub struct JobsArguments {
     pub limits: AcceptLimits,
     /// The jobs this host looks after; outlives every incarnation of the supervisor.
     pub attachments: Attachments,
+    /// The connections: a caller whose connection is over waits for nothing.
+    pub connections: Connections,
     /// What is to break.
     pub faults: Faults,
     /// Who counts.
@@ -199,6 +208,8 @@ struct Attending {
 pub struct JobsState {
     arguments: JobsArguments,
     attending: HashMap<JobId, Attending>,
+    /// How often a job was attended to.
+    attended: u64,
     /// Accepts under way, and whether their caller withdrew meanwhile.
     accepting: HashMap<InvocationId, bool>,
     /// Calls and sessions that were withdrawn before their consult arrived here: the two take different ways.
@@ -235,12 +246,17 @@ impl Actor for Jobs {
             });
         }
         // Left by an earlier incarnation.
-        for (job, _) in arguments.attachments.all() {
+        let open = arguments.connections.numbers();
+        for (job, attachment) in arguments.attachments.all() {
             me.cast(JobsMsg::Attend(job))?;
+            for caller in attachment.claim().callers.iter().filter(|caller| !open.contains(&caller.session)) {
+                me.cast(JobsMsg::Withdrawn(*caller))?;
+            }
         }
         Ok(JobsState {
             arguments,
             attending: HashMap::new(),
+            attended: 0,
             accepting: HashMap::new(),
             late: VecDeque::new(),
             over: VecDeque::new(),
@@ -255,88 +271,7 @@ impl Actor for Jobs {
         message: Self::Msg,
         state: &mut Self::State,
     ) -> Result<(), ActorProcessingErr> {
-        if state.arguments.faults.is_armed() {
-            child::meet(&state.arguments.faults, FaultPoint::JobsSupervise, message.name()).await?;
-        }
-        match message {
-            JobsMsg::Accept { job, caller, again, reply } => state.accept(&me, job, caller, again, reply).await,
-            JobsMsg::Stored { caller, result, reply } => state.stored(&me, caller, *result, reply).await,
-            JobsMsg::Withdrawn(caller) => state.withdrawn(caller),
-            JobsMsg::Resumed { session, open } => state.resumed(session, &open),
-            JobsMsg::SessionOver(session) => state.session_over(session),
-            JobsMsg::HandedOver(job) => {
-                if let Some(attachment) = state.arguments.attachments.get(job) {
-                    let mut claim = attachment.claim();
-                    claim.mode = JobMode::Background;
-                    claim.callers.clear();
-                }
-            }
-            JobsMsg::Attach { job, reply } => {
-                let _ = reply.send(state.arguments.attachments.get(job).map(|attachment| attachment.news()));
-            }
-            JobsMsg::Terminate(job) => {
-                if let Some(attachment) = state.arguments.attachments.get(job) {
-                    attachment.terminate();
-                }
-            }
-            JobsMsg::Attend(job) => state.attend(&me, job).await,
-            JobsMsg::Gone(job, generation) => {
-                if let Some(attending) = state.attending.get_mut(&job) {
-                    let exit = attending.exit.take().unwrap_or(Exit::Normal);
-                    let effect = attending.slot.gone(generation, exit, Instant::now());
-                    state.perform(&me, job, effect).await;
-                }
-            }
-            JobsMsg::Due(job, generation) => {
-                if let Some(attending) = state.attending.get_mut(&job) {
-                    let effect = attending.slot.due(generation);
-                    state.perform(&me, job, effect).await;
-                }
-            }
-            JobsMsg::Ended { job, record } => {
-                state.release(job);
-                if let Some(record) = record {
-                    let outcome = record.outcome.as_ref();
-                    state.arguments.telemetry.record(Record::JobState {
-                        job,
-                        state: record.state,
-                        code: outcome.and_then(|outcome| outcome.fault.as_ref()).map(|fault| fault.code),
-                        cost_usd: outcome.and_then(|outcome| outcome.cost_usd),
-                    });
-                }
-            }
-            JobsMsg::Sweep => {
-                let (store, dir) = (state.arguments.store.clone(), state.arguments.dir.clone());
-                if !dir.database().exists() {
-                    // No job was ever accepted here, so an idle host leaves the disk alone.
-                    return Ok(());
-                }
-                let prunes = state.sweeps.is_multiple_of(PRUNE_EVERY);
-                state.sweeps += 1;
-                let ours: HashSet<JobId> = state.arguments.attachments.all().into_iter().map(|(job, _)| job).collect();
-                state.tasks.spawn(async move {
-                    match sweep::sweep(&store, &dir, &ours).await {
-                        Ok(orphans) => {
-                            orphans.into_iter().for_each(|record| drop(me.cast(JobsMsg::Adopt(Box::new(record)))))
-                        }
-                        Err(error) => tracing::warn!(%error, "the sweep did not finish"),
-                    }
-                    if prunes {
-                        prune(&store, &dir).await;
-                    }
-                });
-            }
-            JobsMsg::Adopt(record) => {
-                if state.arguments.attachments.get(record.id).is_none() {
-                    state.attach(&me, &record).await;
-                }
-            }
-            JobsMsg::Attached(reply) => {
-                let _ = reply.send(state.arguments.attachments.len());
-            }
-        }
-        while state.tasks.try_join_next().is_some() {}
-        Ok(())
+        child::in_time(state.act(me, message)).await?
     }
 
     async fn handle_supervisor_evt(
@@ -384,6 +319,103 @@ impl Actor for Jobs {
 }
 
 impl JobsState {
+    /// Handles one message.
+    async fn act(&mut self, me: ActorRef<JobsMsg>, message: JobsMsg) -> Result<(), ActorProcessingErr> {
+        if self.arguments.faults.is_armed() {
+            child::meet(&self.arguments.faults, FaultPoint::JobsSupervise, message.name()).await?;
+        }
+        match message {
+            JobsMsg::Accept { job, caller, again, reply } => self.accept(&me, job, caller, again, reply).await,
+            JobsMsg::Stored { invocation, caller, result, reply } => {
+                self.stored(&me, invocation, caller, *result, reply).await;
+            }
+            JobsMsg::Withdrawn(caller) => self.withdrawn(caller),
+            JobsMsg::Resumed { session, open } => self.resumed(session, &open),
+            JobsMsg::SessionOver(session) => self.session_over(session),
+            JobsMsg::HandedOver(job) => {
+                if let Some(attachment) = self.arguments.attachments.get(job) {
+                    let mut claim = attachment.claim();
+                    claim.mode = JobMode::Background;
+                    claim.callers.clear();
+                }
+            }
+            JobsMsg::Shown(job) => {
+                let store = self.arguments.store.clone();
+                self.tasks.spawn(async move {
+                    // A mark that is missing costs a reminder, nothing else.
+                    if let Err(error) = store.mark_read(job, UnixMillis::now()).await {
+                        tracing::debug!(%error, "a job was not marked as read");
+                    }
+                });
+            }
+            JobsMsg::Attach { job, reply } => {
+                let _ = reply.send(self.arguments.attachments.get(job).map(|attachment| attachment.news()));
+            }
+            JobsMsg::Terminate(job) => {
+                if let Some(attachment) = self.arguments.attachments.get(job) {
+                    attachment.terminate();
+                }
+            }
+            JobsMsg::Attend(job) => self.attend(&me, job).await,
+            JobsMsg::Gone(job, generation) => {
+                if let Some(attending) = self.attending.get_mut(&job) {
+                    let exit = attending.exit.take().unwrap_or(Exit::Normal);
+                    let effect = attending.slot.gone(generation, exit, clock::now());
+                    self.perform(&me, job, effect).await;
+                }
+            }
+            JobsMsg::Due(job, generation) => {
+                if let Some(attending) = self.attending.get_mut(&job) {
+                    let effect = attending.slot.due(generation);
+                    self.perform(&me, job, effect).await;
+                }
+            }
+            JobsMsg::Ended { job, record } => {
+                self.release(job);
+                if let Some(record) = record {
+                    let outcome = record.outcome.as_ref();
+                    self.arguments.telemetry.record(Record::JobState {
+                        job,
+                        state: record.state,
+                        code: outcome.and_then(|outcome| outcome.fault.as_ref()).map(|fault| fault.code),
+                        cost_usd: outcome.and_then(|outcome| outcome.cost_usd),
+                    });
+                }
+            }
+            JobsMsg::Sweep => {
+                let (store, dir) = (self.arguments.store.clone(), self.arguments.dir.clone());
+                if !dir.database().exists() {
+                    // No job was ever accepted here, so an idle host leaves the disk alone.
+                    return Ok(());
+                }
+                let prunes = self.sweeps.is_multiple_of(PRUNE_EVERY);
+                self.sweeps += 1;
+                let ours: HashSet<JobId> = self.arguments.attachments.all().into_iter().map(|(job, _)| job).collect();
+                self.tasks.spawn(async move {
+                    match sweep::sweep(&store, &dir, &ours).await {
+                        Ok(orphans) => {
+                            orphans.into_iter().for_each(|record| drop(me.cast(JobsMsg::Adopt(Box::new(record)))))
+                        }
+                        Err(error) => tracing::warn!(%error, "the sweep did not finish"),
+                    }
+                    if prunes {
+                        prune(&store, &dir).await;
+                    }
+                });
+            }
+            JobsMsg::Adopt(record) => {
+                if self.arguments.attachments.get(record.id).is_none() {
+                    self.attach(&me, &record).await;
+                }
+            }
+            JobsMsg::Attached(reply) => {
+                let _ = reply.send(self.arguments.attachments.len());
+            }
+        }
+        while self.tasks.try_join_next().is_some() {}
+        Ok(())
+    }
+
     async fn accept(
         &mut self,
         me: &ActorRef<JobsMsg>,
@@ -417,6 +449,7 @@ impl JobsState {
             }
             self.accepting.insert(caller, false);
         }
+        let invocation = job.invocation;
         let (store, limits, me) = (self.arguments.store.clone(), self.arguments.limits, me.clone());
         self.tasks.spawn(async move {
             let result = match again {
@@ -425,17 +458,18 @@ impl JobsState {
             };
             let result = match result {
                 // Whether it took the job along with its verb is found out by asking again.
-                Err(StoreError::Panicked) => accept_again(&store, &job, limits).await,
+                Err(StoreError::Panicked | StoreError::Stuck) => accept_again(&store, &job, limits).await,
                 result => result,
             };
             let result = Box::new(result.map_err(Fault::from));
-            let _ = me.cast(JobsMsg::Stored { caller, result, reply });
+            let _ = me.cast(JobsMsg::Stored { invocation, caller, result, reply });
         });
     }
 
     async fn stored(
         &mut self,
         me: &ActorRef<JobsMsg>,
+        invocation: Option<InvocationId>,
         caller: Option<InvocationId>,
         result: Result<Accept, Fault>,
         reply: oneshot::Sender<Result<Accepted, Fault>>,
@@ -449,6 +483,10 @@ impl JobsState {
                 let fault = Fault::new(FaultCode::RequestKeyConflict, detail)
                     .hint("Use another key for another request, or read that job with consult_job.");
                 let _ = reply.send(Err(fault));
+                return;
+            }
+            Ok(Accept::Limited(limit)) => {
+                let _ = reply.send(Err(Fault::from(&limit)));
                 return;
             }
             Ok(Accept::QueueFull { queued }) => {
@@ -475,7 +513,7 @@ impl JobsState {
         }
         // One of ours that was accepted just before an incarnation of ours ended has no runner yet.
         let ours = record.state == JobState::Queued
-            && caller.is_some_and(|caller| record.invocation.as_deref() == Some(&caller.to_string()));
+            && invocation.is_some_and(|invocation| record.invocation.as_deref() == Some(&invocation.to_string()));
         // A joined job that nobody runs (its host died between accepting and starting) is run by whoever asks for it.
         let orphan = joined
             && self.arguments.attachments.get(job).is_none()
@@ -521,9 +559,11 @@ impl JobsState {
         if self.attending.contains_key(&job) {
             return;
         }
-        let slot = Slot::new(RestartType::Transient, RESTARTS);
+        // Each time of its own: what is late about an earlier attachment of the job must not be taken for this one.
+        self.attended += 1;
+        let slot = Slot::after(Generation(self.attended << 16), RestartType::Transient, RESTARTS);
         let attending = self.attending.entry(job).or_insert(Attending { slot, consult: None, exit: None });
-        let effect = attending.slot.wanted(Instant::now());
+        let effect = attending.slot.wanted(clock::now());
         self.perform(me, job, effect).await;
     }
 
@@ -554,7 +594,7 @@ impl JobsState {
                     match started {
                         Ok((consult, joined)) => {
                             attending.consult = Some(Child::new(consult));
-                            attending.slot.up(generation, Instant::now());
+                            attending.slot.up(generation, clock::now());
                             let told = me.clone();
                             self.tasks.spawn(async move {
                                 let _ = joined.await;
@@ -564,7 +604,7 @@ impl JobsState {
                         }
                         Err(error) => {
                             tracing::error!(%job, %error, "a consult actor could not be started");
-                            effect = attending.slot.gone(generation, Exit::NotStarted, Instant::now());
+                            effect = attending.slot.gone(generation, Exit::NotStarted, clock::now());
                         }
                     }
                 }

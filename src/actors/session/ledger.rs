@@ -7,6 +7,7 @@
 //! generation than the one in flight is counted and dropped (L5); (3) a call leaves the ledger exactly once.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 
 use super::replay::{self, Disposition, Knowledge};
 use crate::fault::{Fault, FaultCode};
@@ -16,7 +17,7 @@ use crate::tools::{Evidence, ReplayContract};
 
 /// One call.
 #[derive(Debug)]
-struct Entry<P> {
+struct Invocation<P> {
     contract: ReplayContract,
     knowledge: Knowledge,
     /// The generation in flight, or the last one that was.
@@ -26,6 +27,17 @@ struct Entry<P> {
     /// A probe was asked for and has not answered.
     probing: bool,
     payload: P,
+}
+
+impl<P> Invocation<P> {
+    /// Whether this generation has it and has not reported.
+    fn is_in_flight(&self, generation: Generation) -> bool {
+        self.knowledge == Knowledge::InFlight && self.generation == generation
+    }
+
+    fn settled(self) -> Settled<P> {
+        Settled { payload: self.payload, replays: self.attempts.saturating_sub(1) }
+    }
 }
 
 /// What the ledger wants done about a call.
@@ -52,7 +64,7 @@ pub struct Settled<P> {
 #[derive(Debug)]
 pub struct Ledger<P> {
     /// Keyed by our own numbers, so the hash need not resist anybody.
-    entries: HashMap<CallNumber, Entry<P>, foldhash::fast::RandomState>,
+    entries: HashMap<CallNumber, Invocation<P>, foldhash::fast::RandomState>,
 }
 
 impl<P> Default for Ledger<P> {
@@ -77,14 +89,12 @@ impl<P> Ledger<P> {
     /// Whether this generation has the call and has not reported.
     #[must_use]
     pub fn is_in_flight(&self, key: CallNumber, generation: Generation) -> bool {
-        self.entries
-            .get(&key)
-            .is_some_and(|entry| entry.knowledge == Knowledge::InFlight && entry.generation == generation)
+        self.entries.get(&key).is_some_and(|entry| entry.is_in_flight(generation))
     }
 
     /// Takes a call in; it waits to be sent.
     pub fn record(&mut self, key: CallNumber, contract: ReplayContract, payload: P) {
-        let entry = Entry {
+        let entry = Invocation {
             contract,
             knowledge: Knowledge::NotDispatched,
             generation: Generation::NONE,
@@ -111,10 +121,21 @@ impl<P> Ledger<P> {
         Some((entry.evidence, entry.attempts, &entry.payload))
     }
 
+    /// A worker could not be given the call: it ended before. No worker had this attempt.
+    pub fn retract(&mut self, key: CallNumber, generation: Generation) {
+        let in_flight =
+            |entry: &&mut Invocation<P>| entry.knowledge == Knowledge::InFlight && entry.generation == generation;
+        if let Some(entry) = self.entries.get_mut(&key).filter(in_flight) {
+            entry.attempts = entry.attempts.saturating_sub(1);
+            // What an earlier attempt left behind is as unknown as before.
+            entry.knowledge = if entry.attempts == 0 { Knowledge::NotDispatched } else { Knowledge::OutcomeUnknown };
+        }
+    }
+
     /// Calls that wait to be sent, oldest first.
     #[must_use]
     pub fn waiting(&self) -> Vec<CallNumber> {
-        let ready = |entry: &Entry<P>| {
+        let ready = |entry: &Invocation<P>| {
             entry.knowledge == Knowledge::NotDispatched
                 || (entry.knowledge == Knowledge::OutcomeUnknown
                     && !entry.probing
@@ -131,16 +152,13 @@ impl<P> Ledger<P> {
 
     /// An attempt came out. The payload of the call, or `None` when the news is stale.
     pub fn settle(&mut self, key: CallNumber, generation: Generation) -> Option<Settled<P>> {
-        if !self.is_in_flight(key, generation) {
-            return None;
-        }
-        self.take(key)
+        let Entry::Occupied(found) = self.entries.entry(key) else { return None };
+        found.get().is_in_flight(generation).then(|| found.remove().settled())
     }
 
     /// Removes a call: withdrawn, or answered with a fault.
     pub fn take(&mut self, key: CallNumber) -> Option<Settled<P>> {
-        let entry = self.entries.remove(&key)?;
-        Some(Settled { payload: entry.payload, replays: entry.attempts.saturating_sub(1) })
+        self.entries.remove(&key).map(Invocation::settled)
     }
 
     /// What the loop keeps with a call.
@@ -265,6 +283,23 @@ mod tests {
                 other => panic!("{other:?}"),
             }
             assert_eq!(ledger.probed(key(1), evidence), None, "a probe answers once");
+        }
+    }
+
+    #[test]
+    fn an_attempt_no_worker_took_is_no_attempt() {
+        for contract in ReplayContract::ALL {
+            let mut ledger = Ledger::default();
+            ledger.record(key(1), contract, ());
+            for generation in 1..=5 {
+                let (_, attempt, ()) = ledger.dispatch(key(1), Generation(generation)).expect("it waits");
+                assert_eq!(attempt, 1);
+                ledger.retract(key(1), Generation(generation));
+                assert_eq!(ledger.waiting(), [key(1)]);
+            }
+            ledger.dispatch(key(1), Generation(6));
+            ledger.retract(key(1), G1);
+            assert!(ledger.is_in_flight(key(1), Generation(6)), "another attempt is not touched");
         }
     }
 

@@ -20,7 +20,7 @@ pub mod flow;
 pub mod ledger;
 pub mod replay;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -37,6 +37,7 @@ use tokio::task::{AbortHandle, JoinSet};
 
 use self::flow::Flow;
 use self::ledger::{Ledger, LedgerEffect};
+use super::child;
 use super::connections::Connections;
 use super::current::Current;
 use super::jobs::JobsMsg;
@@ -45,6 +46,7 @@ use super::reply::{AttemptReply, ProgressSink, SessionMailbox};
 use super::sessions::{SessionEnd, SessionsMsg};
 use super::worker::{Attempt, CallKey, WorkerHandle, WorkerMsg};
 use super::workers::WorkersMsg;
+use crate::actors::clock;
 use crate::fault::{Fault, FaultCode};
 use crate::faults::{Broken, FaultPoint, Faults, InTurn, Operation};
 use crate::ids::{Generation, HostId, InvocationId, JobId, SessionNumber, UnixMillis};
@@ -146,7 +148,7 @@ pub struct Gauges {
     pub stale: AtomicU64,
     /// Attempts after a first one.
     pub replays: AtomicU64,
-    /// What a session found broken about itself; looked for only while a fault plan is armed.
+    /// What a session found broken about itself; looked for only once a fault point has fired.
     broken: Mutex<Vec<String>>,
 }
 
@@ -217,10 +219,10 @@ pub enum SessionMsg {
     LoopEnded(SessionEnd),
 }
 
-/// The loop of a session ended by a panic.
+/// The loop of a session panicked, or stood still in the middle of a turn.
 #[derive(Debug, thiserror::Error)]
-#[error("the session's loop panicked")]
-pub struct LoopPanicked;
+#[error("the session's loop failed")]
+pub struct LoopFailed;
 
 /// The actor's state; dropping it ends the loop, which gives the connection back.
 pub struct SessionState {
@@ -243,8 +245,11 @@ impl Actor for Session {
         let kept = a.kept;
         let mut task = JoinSet::new();
         task.spawn(async move {
-            // The last incarnation may still be giving it back.
-            let Some(connection) = kept.lend().await else { return };
+            // The last incarnation may still be giving it back. One that is over had an end that was not heard.
+            let Some(connection) = kept.lend().await else {
+                let _ = me.cast(SessionMsg::LoopEnded(SessionEnd::Closed));
+                return;
+            };
             let end = AssertUnwindSafe(serve(connection, lent)).catch_unwind().await.unwrap_or(SessionEnd::Failed);
             let _ = me.cast(SessionMsg::LoopEnded(end));
         });
@@ -265,7 +270,7 @@ impl Actor for Session {
         state: &mut Self::State,
     ) -> Result<(), ActorProcessingErr> {
         match message {
-            SessionMsg::LoopEnded(SessionEnd::Failed) => Err(LoopPanicked.into()),
+            SessionMsg::LoopEnded(SessionEnd::Failed) => Err(LoopFailed.into()),
             SessionMsg::LoopEnded(SessionEnd::Closed) => {
                 let _ = state.sessions.cast(SessionsMsg::Over(state.number, SessionEnd::Closed));
                 me.stop(None);
@@ -295,7 +300,9 @@ impl Actor for Session {
 async fn serve(mut connection: Lent<SessionLoop>, lent: oneshot::Sender<SessionMailbox>) -> SessionEnd {
     if let Some(session) = connection.get() {
         let _ = lent.send(session.mailbox.clone());
-        session.run().await;
+        if session.run().await == SessionEnd::Failed {
+            return SessionEnd::Failed;
+        }
     }
     drop(connection.finish());
     SessionEnd::Closed
@@ -344,6 +351,8 @@ pub struct SessionLoop {
     mailbox: SessionMailbox,
     events: mpsc::UnboundedReceiver<SessionEvent>,
     serving: Serving,
+    /// The newest worker that is known to be gone.
+    dead: Generation,
     ledger: Ledger<Payload>,
     host_calls: HashMap<CallNumber, AbortHandle>,
     /// Host tools and probes; they end with the session.
@@ -360,7 +369,11 @@ pub struct SessionLoop {
     resumed: bool,
     /// Whether something was written that the sink may still hold.
     unflushed: bool,
+    /// Jobs whose end is told by what is not written yet; no more than there are answers in it.
+    shown: Vec<JobId>,
     effects: Vec<Effect>,
+    /// What was decided and is not done yet.
+    todo: VecDeque<Effect>,
     calls: Vec<CallNumber>,
     stage: Stage,
     flow: Flow,
@@ -384,6 +397,7 @@ pub struct SessionLoop {
 #[derive(Default)]
 struct Settling {
     job: Option<JobId>,
+    tells_end: bool,
     path_hint: Option<String>,
     generation: Generation,
     replays: u32,
@@ -409,6 +423,7 @@ impl SessionLoop {
             mailbox,
             events,
             serving: Serving::Unasked,
+            dead: Generation::NONE,
             ledger: Ledger::default(),
             host_calls: HashMap::new(),
             tasks: JoinSet::new(),
@@ -420,7 +435,9 @@ impl SessionLoop {
             reading: None,
             resumed: false,
             unflushed: false,
+            shown: Vec::new(),
             effects: Vec::new(),
+            todo: VecDeque::new(),
             calls: Vec::new(),
             stage: Stage::Open,
             flow: Flow::default(),
@@ -435,18 +452,18 @@ impl SessionLoop {
         }
     }
 
-    /// Serves until the connection is over.
+    /// Serves until the connection is over, or until a turn does not come to its end: then another run goes on.
     ///
     /// # Cancel safety
     ///
     /// Safe: everything is in `self`, and another run goes on with it.
-    async fn run(&mut self) {
+    async fn run(&mut self) -> SessionEnd {
         if std::mem::replace(&mut self.resumed, true) {
             self.resume();
         }
         loop {
-            if self.faults.is_armed() {
-                self.meet_faults().await;
+            if self.faults.is_armed() && child::in_time(self.meet_faults()).await.is_err() {
+                return SessionEnd::Failed;
             }
             self.write_now().await;
             if self.is_over() {
@@ -455,7 +472,7 @@ impl SessionLoop {
             let mut reading = self.stage == Stage::Open && self.out.len() <= BACKLOG;
             if flow::crowded(self.core.in_flight(), self.core.bytes_in_flight()) {
                 // Calls that were just handed over get their turn before more are read.
-                self.held = self.flow.crowd(Instant::now()).map(tokio::time::Instant::from_std);
+                self.held = self.flow.crowd(clock::now()).map(tokio::time::Instant::from_std);
                 reading &= self.held.is_none();
                 tokio::task::yield_now().await;
             } else {
@@ -483,29 +500,35 @@ impl SessionLoop {
             }
         }
         let _ = tokio::time::timeout(DRAIN, self.sink.shutdown()).await;
+        SessionEnd::Closed
     }
 
     /// Goes on after another incarnation. It may have ended in the middle of a turn.
     fn resume(&mut self) {
         self.out.truncate(self.whole);
-        self.effects.clear();
         self.calls.clear();
+        // What the turn had decided and not done yet.
+        self.perform(None);
         if let Some(frame) = self.reading.take() {
             self.core.abandon(&frame, &mut self.out);
             self.whole = self.out.len();
         }
-        let open: Vec<CallNumber> = self.core.open_calls().map(|(call, ..)| call).collect();
+        let mut open: Vec<CallNumber> = self.core.open_calls().map(|(call, ..)| call).collect();
+        open.sort_unstable();
         let in_hand = |call: &CallNumber| self.ledger.holds(*call) || self.host_calls.contains_key(call);
         let lost: Vec<CallNumber> = open.iter().copied().filter(|call| !in_hand(call)).collect();
         for call in lost {
             let fault = Fault::new(FaultCode::Internal, "the session failed while it handled this call.");
             self.settle(call, CallOutcome::Fault(Box::new(fault)), Settling::default());
         }
-        for call in self.ledger.keys() {
+        let held: Vec<CallNumber> = self.ledger.keys().into_iter().chain(self.host_calls.keys().copied()).collect();
+        for call in held {
             if !self.core.is_open(call) {
                 self.withdraw(call);
             }
         }
+        // A turn that broke off may have lost the time of the next deadline: it is found again.
+        self.expire();
         // What was said to an incarnation that is gone, by us or by it, may be lost: say and ask again.
         let open = open.into_iter().filter(|call| self.core.is_open(*call)).map(|call| call.0).collect();
         let _ = self.jobs.cast(JobsMsg::Resumed { session: self.number, open });
@@ -545,7 +568,13 @@ impl SessionLoop {
 
     fn on_pushed(&mut self, pushed: std::io::Result<Pushed>) {
         match pushed {
-            Ok(Pushed::Flushed) => self.unflushed = false,
+            Ok(Pushed::Flushed) => {
+                self.unflushed = false;
+                for job in self.shown.drain(..) {
+                    // Told only now, so that an answer which reached nobody is still announced as unread.
+                    let _ = self.jobs.cast(JobsMsg::Shown(job));
+                }
+            }
             Ok(Pushed::Written(count)) if count > 0 => {
                 self.unflushed = true;
                 self.out.advance(count);
@@ -571,6 +600,7 @@ impl SessionLoop {
         self.out.clear();
         self.whole = 0;
         self.unflushed = false;
+        self.shown.clear();
         self.close();
     }
 
@@ -592,7 +622,7 @@ impl SessionLoop {
         if !more {
             // The last line counts even without a newline.
             if let Some(frame) = self.reader.finish() {
-                self.take(frame, Instant::now());
+                self.take(frame, clock::now());
             }
             if self.stage == Stage::Open {
                 self.stage = Stage::Lingering(tokio::time::Instant::now() + LINGER);
@@ -602,7 +632,7 @@ impl SessionLoop {
     }
 
     fn take_lines(&mut self) {
-        let now = Instant::now();
+        let now = clock::now();
         while let Some(frame) = self.reader.next_frame() {
             self.take(frame, now);
         }
@@ -623,7 +653,9 @@ impl SessionLoop {
     /// Meets what an armed plan holds between two turns.
     #[cold]
     async fn meet_faults(&mut self) {
-        if let Err(broken) = self.invariant_calls_are_in_hand() {
+        if self.faults.have_fired()
+            && let Err(broken) = self.invariant_calls_are_in_hand()
+        {
             tracing::error!(session = %self.number, broken, "a law is broken");
             self.gauges.broken(broken);
         }
@@ -692,11 +724,16 @@ impl SessionLoop {
                 }
             }
             SessionEvent::WorkerUp { generation, worker } => {
+                // Who was not asked speaks to an earlier incarnation of ours; who is known to be gone is.
+                if matches!(self.serving, Serving::Unasked) || generation <= self.dead {
+                    return;
+                }
                 self.serving = Serving::Up(generation, worker);
                 let waiting = self.ledger.waiting();
                 self.send(&waiting);
             }
             SessionEvent::WorkerGone { generation } => {
+                self.dead = self.dead.max(generation);
                 if matches!(self.serving, Serving::Up(current, _) if current <= generation) {
                     self.serving = Serving::Awaited;
                 }
@@ -766,21 +803,23 @@ impl SessionLoop {
     fn answer(&mut self, call: CallNumber, mut outcome: CallOutcome, mut settling: Settling) {
         if let CallOutcome::Reply(reply) = &mut outcome {
             settling.job = reply.job;
+            settling.tells_end = reply.tells_end;
             settling.path_hint = reply.path_hint.take();
         }
-        self.core.on_settled(call, outcome, Instant::now(), &mut self.out, &mut self.effects);
+        self.core.on_settled(call, outcome, clock::now(), &mut self.out, &mut self.effects);
         self.whole = self.out.len();
         self.perform(Some(settling));
     }
 
     /// Performs what the state machine asked for.
     fn perform(&mut self, mut settling: Option<Settling>) {
-        if self.effects.is_empty() {
+        if self.effects.is_empty() && self.todo.is_empty() {
             return;
         }
+        // One at a time, and the others stay where the next incarnation finds them.
+        self.todo.extend(self.effects.drain(..));
         let mut calls = std::mem::take(&mut self.calls);
-        let mut effects = std::mem::take(&mut self.effects);
-        for effect in effects.drain(..) {
+        while let Some(effect) = self.todo.pop_front() {
             match effect {
                 Effect::Invoke(call) => match self.tools[call.tool].target() {
                     Target::Worker => calls.extend(self.record(call)),
@@ -795,8 +834,6 @@ impl SessionLoop {
                 }
             }
         }
-        // The room is used again: most turns need one or two.
-        self.effects = effects;
         if !calls.is_empty() {
             if matches!(self.serving, Serving::Unasked) {
                 self.want_worker();
@@ -840,49 +877,71 @@ impl SessionLoop {
 
     /// Gives calls to the worker, if there is one. Each is recorded as in flight before it leaves.
     fn send(&mut self, calls: &[CallNumber]) {
-        let Serving::Up(generation, worker) = &self.serving else { return };
-        let (generation, worker) = (*generation, worker.clone());
-        // A refused cast drops the tokens, and the news of the worker's end is on its way: both are handled there.
-        if let [call] = calls {
-            if let Some(attempt) = self.attempt(*call, generation) {
-                let _ = worker.cast(WorkerMsg::Execute(Box::new(attempt)));
+        let Serving::Up(generation, _) = self.serving else { return };
+        let unstruck;
+        let calls = if self.faults.is_armed() {
+            unstruck = self.struck(calls, generation);
+            &unstruck[..]
+        } else {
+            calls
+        };
+        let message = if let [call] = calls {
+            let Some(attempt) = self.attempt(*call, generation) else { return };
+            WorkerMsg::Execute(Box::new(attempt))
+        } else {
+            let attempts: Vec<Attempt> = calls.iter().filter_map(|call| self.attempt(*call, generation)).collect();
+            if attempts.is_empty() {
+                return;
             }
-            return;
+            WorkerMsg::ExecuteAll(attempts)
+        };
+        let Serving::Up(_, worker) = &self.serving else { return };
+        if worker.cast(message).is_err() {
+            // It ended before it was given them, so no worker ever had them. The next one is asked for: news of it may
+            // have gone to an earlier incarnation of ours.
+            for call in calls {
+                self.ledger.retract(*call, generation);
+            }
+            self.dead = self.dead.max(generation);
+            self.want_worker();
         }
-        let attempts: Vec<Attempt> = calls.iter().filter_map(|call| self.attempt(*call, generation)).collect();
-        if !attempts.is_empty() {
-            let _ = worker.cast(WorkerMsg::ExecuteAll(attempts));
+    }
+
+    /// Meets the point of each call before any of them leaves, so that what strikes here leaves none half sent; returns
+    /// those that are to be sent.
+    #[cold]
+    fn struck(&mut self, calls: &[CallNumber], generation: Generation) -> Vec<CallNumber> {
+        let mut met = Vec::new();
+        for call in calls {
+            let Some(payload) = self.ledger.payload(*call) else { continue };
+            let name = Arc::clone(&self.names[payload.tool]);
+            let in_turn = self.faults.meet_in_turn(FaultPoint::SessionDispatch, Operation::Tool(&name));
+            met.push((*call, in_turn.and_then(|in_turn| self.hold_up(in_turn))));
         }
+        let mut unstruck = Vec::new();
+        for (call, broken) in met {
+            if broken.is_some() && self.ledger.dispatch(call, generation).is_none() {
+                continue;
+            }
+            match broken {
+                None => unstruck.push(call),
+                // Answered when the turn is over, like an outcome.
+                Some(Broken::Error(fault)) => {
+                    let outcome = CallOutcome::Fault(fault);
+                    let _ = self.mailbox.send(SessionEvent::Settled { generation, call, outcome });
+                }
+                // Lost on its way, which its token tells.
+                Some(_) => drop(AttemptReply::new(self.mailbox.clone(), call, generation)),
+            }
+        }
+        unstruck
     }
 
     fn attempt(&mut self, call: CallNumber, generation: Generation) -> Option<Attempt> {
         let invocation = self.invocation(call);
-        let mut dropped = false;
-        if self.faults.is_armed() {
-            let name = Arc::clone(&self.names[self.ledger.payload(call)?.tool]);
-            let met = self
-                .faults
-                .meet_in_turn(FaultPoint::SessionDispatch, Operation::Tool(&name))
-                .and_then(|met| self.hold_up(met));
-            match met {
-                None => {}
-                Some(Broken::Error(fault)) => {
-                    // Answered when the turn is over, like an outcome.
-                    self.ledger.dispatch(call, generation)?;
-                    let outcome = CallOutcome::Fault(fault);
-                    let _ = self.mailbox.send(SessionEvent::Settled { generation, call, outcome });
-                    return None;
-                }
-                Some(_) => dropped = true,
-            }
-        }
         let (evidence, attempt, payload) = self.ledger.dispatch(call, generation)?;
         if attempt > 1 {
             self.gauges.replays.fetch_add(1, Ordering::Relaxed);
-        }
-        if dropped {
-            drop(AttemptReply::new(self.mailbox.clone(), call, generation));
-            return None;
         }
         Some(Attempt {
             key: CallKey { session: self.number, call },
@@ -1003,12 +1062,12 @@ impl SessionLoop {
     /// Ends a connection nobody serves any more: says so to its client, within the time a drain may take.
     pub async fn end(&mut self) {
         let _ = self.mailbox.send(SessionEvent::Stop);
-        self.run().await;
+        let _ = self.run().await;
     }
 
     /// Nothing is decided any more: whatever is open has no caller.
     fn close(&mut self) {
-        self.core.on_closed(Instant::now(), &mut self.effects);
+        self.core.on_closed(clock::now(), &mut self.effects);
         for effect in std::mem::take(&mut self.effects) {
             match effect {
                 Effect::Withdraw(call) => self.withdraw(call),
@@ -1068,7 +1127,7 @@ impl SessionLoop {
 
     /// Answers calls whose tool's deadline has passed, and sets the clock for the next one.
     fn expire(&mut self) {
-        let now = Instant::now();
+        let now = clock::now();
         self.shortest = None;
         let mut late: Vec<(CallNumber, usize)> = Vec::new();
         let mut next: Option<Duration> = None;
@@ -1089,12 +1148,13 @@ impl SessionLoop {
         }
     }
 
-    fn count(&self, finished: Finished, settling: Option<Settling>) {
+    fn count(&mut self, finished: Finished, settling: Option<Settling>) {
         let Some(tool) = finished.tool else {
             self.telemetry.record(Record::Request { method: finished.method, result: finished.result });
             return;
         };
         let settling = settling.unwrap_or_default();
+        self.shown.extend(settling.job.filter(|_| settling.tells_end));
         self.telemetry.record(Record::ToolCall(ToolCallRecord {
             at: UnixMillis::now(),
             session: self.number,

@@ -22,8 +22,9 @@ use crate::worker::wire::CallKey;
 /// code, and what it still does belongs to nobody.
 const END_LIMIT: Duration = Duration::from_millis(200);
 
-/// Longest a fault may hold up a start; a worker of this process greets nobody and needs no time.
-const START: Duration = Duration::from_secs(5);
+/// Longest a fault may hold up the loop, at its start or between two turns. A worker of this process greets nobody and
+/// answers no checks: one that is held up longer ends, as a silent process would.
+const HELD_UP: Duration = Duration::from_secs(5);
 
 /// Stands for no call.
 const NO_CALL: CallKey = CallKey { session: SessionNumber(0), call: CallNumber(0) };
@@ -37,7 +38,7 @@ pub(super) async fn keep(
 ) -> Fault {
     let mut looping = JoinSet::new();
     looping.spawn(async move {
-        match tokio::time::timeout(START, faults.meet(FaultPoint::WorkerStart, Operation::None)).await {
+        match tokio::time::timeout(HELD_UP, faults.meet(FaultPoint::WorkerStart, Operation::None)).await {
             Ok(None) => {}
             Ok(Some(broken)) => return Mishap::Broken(NO_CALL, broken),
             Err(_) => return Mishap::Broken(NO_CALL, Broken::Silence),
@@ -80,14 +81,17 @@ async fn run(mut inbox: mpsc::UnboundedReceiver<WorkerMsg>, faults: Faults) -> M
     let mut executor = Executor::new(CONCURRENT, faults);
     loop {
         if executor.has_settled()
-            && let Some(broken) = executor.after_replies().await
+            && let Some(broken) =
+                tokio::time::timeout(HELD_UP, executor.after_replies()).await.unwrap_or(Some(Broken::Silence))
         {
             let _ = tokio::time::timeout(END_LIMIT, executor.end()).await;
             return Mishap::Broken(NO_CALL, broken);
         }
         let done = tokio::select! {
-            Some(message) = inbox.recv() => handle(&mut executor, message),
+            // What has ended before what is to begin: it makes room.
+            biased;
             ended = executor.ended(), if executor.is_running() => executor.settle(ended, settle),
+            Some(message) = inbox.recv() => handle(&mut executor, message),
             else => std::future::pending().await,
         };
         if let Err(mishap) = done {

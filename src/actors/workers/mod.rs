@@ -15,9 +15,9 @@ mod asks;
 mod in_process;
 pub mod process;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use ractor::{Actor, ActorProcessingErr, ActorRef, SupervisionEvent};
 use tokio::sync::{mpsc, oneshot};
@@ -30,6 +30,7 @@ use super::reply::SessionMailbox;
 use super::session::SessionEvent;
 use super::supervision::{Exit, RestartType};
 use super::worker::{Custody, Keeping, Order, Worker, WorkerArguments, WorkerEnded, WorkerHandle, WorkerMsg};
+use crate::actors::clock;
 use crate::config::WorkerIsolation;
 use crate::fault::{Fault, FaultCode};
 use crate::faults::{FaultPoint, Faults};
@@ -227,7 +228,7 @@ pub struct WorkersState {
     roster: Arc<Roster>,
     worker: Option<Current>,
     /// Who hears of workers; as many as there are connections.
-    sessions: HashMap<SessionNumber, SessionMailbox>,
+    sessions: BTreeMap<SessionNumber, SessionMailbox>,
     telemetry: TelemetryHandle,
     /// Backoff timers; they end with the supervisor.
     tasks: JoinSet<()>,
@@ -250,7 +251,7 @@ impl Actor for Workers {
             backend: arguments.backend,
             roster: arguments.roster,
             worker: None,
-            sessions: HashMap::new(),
+            sessions: BTreeMap::new(),
             telemetry: arguments.telemetry,
             faults: arguments.faults,
             tasks: JoinSet::new(),
@@ -264,48 +265,7 @@ impl Actor for Workers {
         message: Self::Msg,
         state: &mut Self::State,
     ) -> Result<(), ActorProcessingErr> {
-        if state.faults.is_armed() {
-            child::meet(&state.faults, FaultPoint::WorkersSupervise, message.name()).await?;
-        }
-        match message {
-            WorkersMsg::Wanted { session, mailbox } => {
-                // It may have missed that its worker is gone, together with us.
-                let lost = state.lost();
-                if lost > Generation::NONE {
-                    let _ = mailbox.send(SessionEvent::WorkerGone { generation: lost });
-                }
-                if let Some(up) = state.news() {
-                    let _ = mailbox.send(up);
-                }
-                state.sessions.insert(session, mailbox);
-                let effect = state.slot.wanted(Instant::now());
-                state.perform(&me, effect).await;
-            }
-            WorkersMsg::SessionOver(session) => {
-                state.sessions.remove(&session);
-                if let Some(worker) = &state.worker {
-                    let _ = worker.handle.cast(WorkerMsg::SessionOver(session));
-                }
-            }
-            WorkersMsg::Broken { generation } => {
-                // A dying worker drops its tokens too; then this is late and changes nothing.
-                if let Some(worker) = state.worker.as_ref().filter(|_| generation == state.slot.generation()) {
-                    let fault = Fault::new(FaultCode::WorkerLost, "the worker dropped a call without an outcome");
-                    worker.custody.end(Order::Kill(Box::new(fault)));
-                }
-            }
-            WorkersMsg::Up { generation, pid } => state.up(generation, pid),
-            WorkersMsg::Gone { generation, fault } => state.gone(&me, generation, *fault).await,
-            WorkersMsg::Due { generation } => {
-                let effect = state.slot.due(generation);
-                state.perform(&me, effect).await;
-            }
-            WorkersMsg::Snapshot(reply) => {
-                let _ = reply.send(state.snapshot());
-            }
-        }
-        while state.tasks.try_join_next().is_some() {}
-        Ok(())
+        child::in_time(state.act(me, message)).await?
     }
 
     async fn handle_supervisor_evt(
@@ -346,6 +306,52 @@ pub(super) fn reason(error: &ActorProcessingErr) -> String {
 }
 
 impl WorkersState {
+    /// Handles one message.
+    async fn act(&mut self, me: ActorRef<WorkersMsg>, message: WorkersMsg) -> Result<(), ActorProcessingErr> {
+        if self.faults.is_armed() {
+            child::meet(&self.faults, FaultPoint::WorkersSupervise, message.name()).await?;
+        }
+        match message {
+            WorkersMsg::Wanted { session, mailbox } => {
+                // It may have missed that its worker is gone, together with us.
+                let lost = self.lost();
+                if lost > Generation::NONE {
+                    let _ = mailbox.send(SessionEvent::WorkerGone { generation: lost });
+                }
+                if let Some(up) = self.news() {
+                    let _ = mailbox.send(up);
+                }
+                self.sessions.insert(session, mailbox);
+                let effect = self.slot.wanted(clock::now());
+                self.perform(&me, effect).await;
+            }
+            WorkersMsg::SessionOver(session) => {
+                self.sessions.remove(&session);
+                if let Some(worker) = &self.worker {
+                    let _ = worker.handle.cast(WorkerMsg::SessionOver(session));
+                }
+            }
+            WorkersMsg::Broken { generation } => {
+                // A dying worker drops its tokens too; then this is late and changes nothing.
+                if let Some(worker) = self.worker.as_ref().filter(|_| generation == self.slot.generation()) {
+                    let fault = Fault::new(FaultCode::WorkerLost, "the worker dropped a call without an outcome");
+                    worker.custody.end(Order::Kill(Box::new(fault)));
+                }
+            }
+            WorkersMsg::Up { generation, pid } => self.up(generation, pid),
+            WorkersMsg::Gone { generation, fault } => self.gone(&me, generation, *fault).await,
+            WorkersMsg::Due { generation } => {
+                let effect = self.slot.due(generation);
+                self.perform(&me, effect).await;
+            }
+            WorkersMsg::Snapshot(reply) => {
+                let _ = reply.send(self.snapshot());
+            }
+        }
+        while self.tasks.try_join_next().is_some() {}
+        Ok(())
+    }
+
     fn news(&self) -> Option<SessionEvent> {
         let worker = self.worker.as_ref().filter(|_| self.slot.state() == SlotState::Up)?;
         Some(SessionEvent::WorkerUp { generation: self.slot.generation(), worker: worker.handle.clone() })
@@ -367,7 +373,7 @@ impl WorkersState {
 
     fn up(&mut self, generation: Generation, pid: Option<u32>) {
         let Some(worker) = &mut self.worker else { return };
-        if !self.slot.up(generation, Instant::now()) {
+        if !self.slot.up(generation, clock::now()) {
             return;
         }
         worker.pid = pid;
@@ -385,7 +391,7 @@ impl WorkersState {
         self.worker = None;
         self.note(generation, fault);
         self.tell(|| SessionEvent::WorkerGone { generation });
-        let effect = self.slot.gone(generation, Exit::Failed, Instant::now());
+        let effect = self.slot.gone(generation, Exit::Failed, clock::now());
         self.perform(me, effect).await;
     }
 
@@ -424,7 +430,7 @@ impl WorkersState {
                     Ok(()) => return,
                     Err(fault) => {
                         self.note(generation, fault);
-                        effect = self.slot.gone(generation, Exit::NotStarted, Instant::now());
+                        effect = self.slot.gone(generation, Exit::NotStarted, clock::now());
                     }
                 },
             }

@@ -34,6 +34,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use super::asks::Asks;
+use crate::actors::clock;
 use crate::actors::jobs::JobsHandle;
 use crate::actors::reply::{AttemptReply, ProgressSink};
 use crate::actors::session::Gauges;
@@ -57,6 +58,10 @@ const REST: Duration = Duration::from_secs(1);
 
 /// How long a killed process may take to be waited for. Longer means the kernel holds it, and it runs nothing any more.
 const REAP: Duration = Duration::from_secs(5);
+
+/// When the clock is first looked at after work has come. Stopping it with each call's end would cost more than a look, and
+/// without work it is not set again: so it has run out before anybody could call this host idle.
+const GLANCE: Duration = Duration::from_millis(250);
 
 /// Messages encoded before bytes are written and read again.
 const TURN: usize = 256;
@@ -296,7 +301,7 @@ impl Pump {
             given: 0,
             checked: 0,
             asks: Asks::new(backend.jobs.clone()),
-            vigil: Vigil::new(backend.policy.quiet, Instant::now()),
+            vigil: Vigil::new(backend.policy.quiet, clock::now()),
             clock: Box::pin(tokio::time::sleep(Duration::ZERO)),
             ticking: false,
             backend,
@@ -350,7 +355,7 @@ impl Pump {
         if let Some(missing) = self.backend.tools.iter().find(|tool| !tools.contains(tool)) {
             return Err(wrong(format!("the worker has no tool {missing}")));
         }
-        self.vigil.heard(Instant::now());
+        self.vigil.heard(clock::now());
         Ok(())
     }
 
@@ -425,10 +430,10 @@ impl Pump {
         }
         if self.attempts.is_empty() {
             // Its silence counts from here.
-            let now = Instant::now();
+            let now = clock::now();
             self.vigil.begin(now);
             if !self.ticking {
-                self.wake_at(now + self.backend.policy.quiet);
+                self.wake_at(now + GLANCE.min(self.backend.policy.quiet));
             }
         }
         self.attempts.insert(key, Given { reply, progress: call.progress, number: self.given });
@@ -442,7 +447,7 @@ impl Pump {
     fn on_read(&mut self, read: io::Result<usize>) -> Result<(), Fault> {
         match read {
             Ok(count) if count > 0 => {
-                self.vigil.heard(Instant::now());
+                self.vigil.heard(clock::now());
                 self.take_frames()
             }
             Ok(_) if self.reader.finish().is_some() => {
@@ -527,7 +532,7 @@ impl Pump {
 
     fn on_time(&mut self) -> Result<(), Fault> {
         self.ticking = false;
-        match self.vigil.look(Instant::now(), !self.attempts.is_empty()) {
+        match self.vigil.look(clock::now(), !self.attempts.is_empty()) {
             Look::Idle => {}
             Look::At(at) => self.wake_at(at),
             Look::Ask(n, at) => {
@@ -583,7 +588,7 @@ async fn push(stdin: &mut Option<ChildStdin>, out: &[u8]) -> io::Result<usize> {
 }
 
 fn read(line: &Bytes) -> Option<FromWorker<'_>> {
-    match serde_json::from_str(std::str::from_utf8(line).ok()?) {
+    match wire::read_worker(std::str::from_utf8(line).ok()?) {
         Ok(message) => Some(message),
         Err(error) => {
             // The text of the error names our own fields; of the line it tells the place only.

@@ -45,11 +45,13 @@ pub(crate) enum Command {
         phone-opus consult --session UUID \"and then?\"      go on in the session of an earlier answer\n  \
         phone-opus consult --background --json \"review\"    a job; read it with `phone-opus jobs show ID --wait 600`")]
     Consult(ConsultOptions),
-    /// List, show and cancel jobs.
+    /// List, show, follow, cancel and forget jobs.
     #[command(after_help = "Examples:\n  \
         phone-opus jobs list --all --state running     what is being asked, everywhere\n  \
         phone-opus jobs show ID --wait 600             wait for an answer and read it\n  \
-        phone-opus jobs cancel ID                      end a job and everything it started")]
+        phone-opus jobs tail ID                        what the agent does, as it does it\n  \
+        phone-opus jobs cancel ID                      end a job and everything it started\n  \
+        phone-opus jobs prune --older-than 7           forget what was finished a week ago")]
     Jobs {
         /// Which.
         #[command(subcommand)]
@@ -60,6 +62,15 @@ pub(crate) enum Command {
         phone-opus doctor          for people\n  \
         phone-opus doctor --json   for scripts; exit code 1 when a consult cannot work")]
     Doctor(DoctorOptions),
+    /// Try this very program: strike every fault point and check every promise.
+    #[command(after_help = "Examples:\n  \
+        phone-opus selftest                         every row, a minute at most on two idle cores\n  \
+        phone-opus selftest --only worker. --only kill\n  \
+        phone-opus selftest --soak 10               ten minutes of random plans; each line names its seed\n  \
+        phone-opus selftest --replay 1234           the plan and the workload of that seed again\n\n\
+        It needs no agent and no network, and touches nothing but a scratch directory.\n\
+        Exit codes: 0 all laws hold, 1 a law was broken, 2 wrong usage.")]
+    Selftest(SelftestOptions),
 }
 
 /// The processes.
@@ -271,6 +282,23 @@ pub(crate) enum JobsCommand {
         #[command(flatten)]
         common: Common,
     },
+    /// Print what happens in a job, as it happens, until its end.
+    Tail {
+        /// The job.
+        job: JobId,
+        /// Only what follows this number.
+        #[arg(long, default_value_t = 0, value_name = "SEQ")]
+        after: u64,
+        /// Do not wait for more.
+        #[arg(long)]
+        no_follow: bool,
+        /// One JSON object per line.
+        #[arg(long)]
+        json: bool,
+        /// Where jobs are kept.
+        #[command(flatten)]
+        common: Common,
+    },
     /// End a job and everything it started.
     Cancel {
         /// The job.
@@ -279,6 +307,47 @@ pub(crate) enum JobsCommand {
         #[command(flatten)]
         common: Common,
     },
+    /// Forget finished jobs that are older or larger than what is kept; unread answers go last.
+    Prune {
+        /// Days a finished job is kept.
+        #[arg(long, default_value_t = 30, value_name = "DAYS")]
+        older_than: u32,
+        /// Bytes all finished jobs may hold together, in MiB.
+        #[arg(long, default_value_t = 1024, value_name = "MIB")]
+        keep: u64,
+        /// One JSON object.
+        #[arg(long)]
+        json: bool,
+        /// Where jobs are kept.
+        #[command(flatten)]
+        common: Common,
+    },
+    /// Show usage limits that agents have reached. Until they are over nothing is started for these agents.
+    Limits {
+        /// Forget them: the provider takes requests again.
+        #[arg(long)]
+        clear: bool,
+        /// One JSON array.
+        #[arg(long)]
+        json: bool,
+        /// Where jobs are kept.
+        #[command(flatten)]
+        common: Common,
+    },
+}
+
+impl JobsCommand {
+    /// Where its jobs are.
+    pub(crate) fn common(&self) -> &Common {
+        match self {
+            Self::List { common, .. }
+            | Self::Show { common, .. }
+            | Self::Tail { common, .. }
+            | Self::Cancel { common, .. }
+            | Self::Prune { common, .. }
+            | Self::Limits { common, .. } => common,
+        }
+    }
 }
 
 fn job_state(text: &str) -> Result<JobState, String> {
@@ -300,4 +369,40 @@ pub(crate) struct DoctorOptions {
     /// Numbers and paths.
     #[command(flatten)]
     pub(crate) overrides: Overrides,
+}
+
+/// `selftest`.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct SelftestOptions {
+    /// Show the rows and what is promised of each; play nothing.
+    #[arg(long)]
+    pub(crate) list: bool,
+    /// Only rows with this in their name; given more than once, with all of them.
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) only: Vec<String>,
+    /// Rows that break a law on purpose: it must say so.
+    #[arg(long)]
+    pub(crate) control: bool,
+    /// The seed of draws; of a soak, the first one [default: 0, of a soak any].
+    #[arg(long, value_name = "N")]
+    pub(crate) seed: Option<u64>,
+    /// Random plans and workloads for so many minutes, instead of the rows.
+    #[arg(long, value_name = "MINUTES", conflicts_with_all = ["only", "control", "list"])]
+    pub(crate) soak: Option<f64>,
+    /// The plan and the workload of one seed of a soak.
+    #[arg(long, value_name = "SEED", conflicts_with_all = ["only", "control", "list", "soak", "seed"])]
+    pub(crate) replay: Option<u64>,
+    /// How many are played at once.
+    #[arg(long, value_name = "N", default_value_t = AT_ONCE, value_parser = at_once)]
+    pub(crate) at_once: usize,
+    /// One JSON object.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Most of a row is waiting for the bound it is about, so that two cores keep up with this many.
+const AT_ONCE: usize = 20;
+
+fn at_once(text: &str) -> Result<usize, String> {
+    text.parse().ok().filter(|count| (1..=64).contains(count)).ok_or_else(|| "accepted: 1 to 64".to_owned())
 }

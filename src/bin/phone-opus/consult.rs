@@ -104,7 +104,7 @@ fn arguments(options: &ConsultOptions, prompt: String) -> Value {
 
 async fn consult(system: &System, options: &ConsultOptions, prompt: String) -> Result<ExitCode, Fault> {
     let desk = system.desk();
-    let (read, _) = desk.read(arguments(options, prompt).to_string().as_bytes())?;
+    let (read, _) = desk.read(arguments(options, prompt).to_string().as_bytes()).await?;
     let record = system.jobs().accept(desk.job(&read, None), None).await?.record;
     if options.background {
         let context = desk.context(&record, None).await;

@@ -3,15 +3,16 @@
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
+use phone_opus::agents::AgentEvent;
 use phone_opus::fault::{Fault, FaultCode};
 use phone_opus::ids::{JobId, UnixMillis};
-use phone_opus::jobs::{CancelReason, JobRecord, sweep};
+use phone_opus::jobs::{CancelReason, JobRecord, JournalEvent, sweep};
 use phone_opus::protocol::wire::ReplyText;
 use phone_opus::state_dir::StateDir;
-use phone_opus::store::{CancelState, JobFilter, StoreHandle};
+use phone_opus::store::{CancelState, JobFilter, RetentionPolicy, StoreHandle};
 use phone_opus::tools::readers::summary;
 use phone_opus::tools::reply::{self, Context, Detail, Render, Shape};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::cli::JobsCommand;
 use crate::logging;
@@ -26,9 +27,7 @@ const CANCEL_WAIT: Duration = Duration::from_secs(10);
 /// Runs one of the commands.
 pub(crate) fn run(command: &JobsCommand) -> ExitCode {
     logging::start();
-    let (JobsCommand::List { common, .. } | JobsCommand::Show { common, .. } | JobsCommand::Cancel { common, .. }) =
-        command;
-    let dir = match state_dir(common) {
+    let dir = match state_dir(command.common()) {
         Ok(dir) => dir,
         Err(error) => return refused(&error),
     };
@@ -92,7 +91,119 @@ async fn perform(command: &JobsCommand, store: &StoreHandle, dir: &StateDir) -> 
             }
             Ok(ExitCode::SUCCESS)
         }
+        JobsCommand::Tail { job, after, no_follow, json, .. } => {
+            tail(store, *job, *after, if *no_follow { Follow::No } else { Follow::ToTheEnd }, *json).await
+        }
         JobsCommand::Cancel { job, .. } => cancel(store, dir, *job).await,
+        JobsCommand::Prune { older_than, keep, json, .. } => {
+            let age = Duration::from_secs(u64::from(*older_than) * 24 * 60 * 60);
+            let policy = RetentionPolicy {
+                max_age: age,
+                // An answer nobody has read is kept three times as long, as always.
+                max_unread_age: age * 3,
+                max_bytes: keep.saturating_mul(1024 * 1024),
+            };
+            let pruned = store.prune(policy, UnixMillis::now()).await?;
+            let mut stay = 0;
+            for job in &pruned.jobs {
+                if dir.remove_job_dir(*job).is_err() {
+                    stay += 1;
+                }
+            }
+            if *json {
+                print(&json!({"forgotten": pruned.jobs, "directories_left": stay}).to_string());
+            } else {
+                print(&format!("{} finished jobs were forgotten.", pruned.jobs.len()));
+            }
+            Ok(ExitCode::SUCCESS)
+        }
+        JobsCommand::Limits { clear, json, .. } => limits(store, *clear, *json).await,
+    }
+}
+
+async fn limits(store: &StoreHandle, clear: bool, as_json: bool) -> Result<ExitCode, Fault> {
+    let limits = store.limits(UnixMillis::now()).await?;
+    if clear {
+        store.clear_limits().await?;
+    }
+    if as_json {
+        let rows = limits.iter().map(
+            |limit| json!({"agent": limit.agent, "billing": limit.billing, "until": limit.until, "job_id": limit.job}),
+        );
+        print(&Value::Array(rows.collect()).to_string());
+        return Ok(ExitCode::SUCCESS);
+    }
+    if limits.is_empty() {
+        print("No agent has reached a usage limit.");
+    }
+    for limit in limits {
+        let left = limit.until.since(UnixMillis::now()) / 60_000;
+        let done = if clear { "forgotten" } else { "nothing is started for it" };
+        print(&format!(
+            "{} ({}): for another {left} min, as job {} was told; {done}",
+            limit.agent,
+            limit.billing.as_str(),
+            limit.job
+        ));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// How long a journal is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Follow {
+    ToTheEnd,
+    No,
+}
+
+/// One line about what happened.
+fn describe(event: &JournalEvent) -> String {
+    let line = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ").chars().take(160).collect::<String>();
+    match event {
+        JournalEvent::Dispatched => "the runner took the job".to_owned(),
+        JournalEvent::ProcessStarted { pid } => format!("the agent started, process {pid}"),
+        JournalEvent::ProcessExited { code } => format!("the agent exited with code {code}"),
+        JournalEvent::ProcessClosed => "nothing of it is left".to_owned(),
+        JournalEvent::Truncated => "the journal is full; the rest is in the outcome only".to_owned(),
+        JournalEvent::Agent { event } => match event {
+            AgentEvent::Text { text } => format!("says: {}", line(text)),
+            AgentEvent::Thinking => "thinks".to_owned(),
+            AgentEvent::ToolUse { tool } => format!("uses {}", line(tool)),
+            AgentEvent::ToolResult => "got a tool's result".to_owned(),
+            other => line(&serde_json::to_string(other).unwrap_or_default()),
+        },
+    }
+}
+
+async fn tail(store: &StoreHandle, job: JobId, after: u64, follow: Follow, as_json: bool) -> Result<ExitCode, Fault> {
+    /// Entries read at a time.
+    const PAGE: usize = 200;
+    let mut seen = after;
+    loop {
+        // Looked at first: what was journalled before the end is then read below.
+        let state = store.glance(job).await?.state;
+        loop {
+            let entries = store.events(job, seen, PAGE, 256 * 1024).await?;
+            let Some(last) = entries.last() else { break };
+            seen = last.seq;
+            for entry in &entries {
+                if as_json {
+                    print(&json!({"seq": entry.seq, "at": entry.at, "event": entry.event}).to_string());
+                } else {
+                    print(&format!("{:>5}  {}", entry.seq, describe(&entry.event)));
+                }
+            }
+        }
+        if state.is_terminal() {
+            if !as_json {
+                print(&format!("Job {job} is {}. Its answer: phone-opus jobs show {job}", state.as_str()));
+            }
+            return Ok(ExitCode::SUCCESS);
+        }
+        if follow == Follow::No {
+            return Ok(ExitCode::SUCCESS);
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
     }
 }
 

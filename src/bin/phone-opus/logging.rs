@@ -1,6 +1,9 @@
-//! Diagnostics on stderr, which may be unread: nothing here waits for it.
+//! Diagnostics on stderr, which may be unread: nothing here waits for it. A runner's stderr is a file in its job's directory,
+//! which never makes anybody wait and is bounded instead.
 
 use std::io::{self, Write};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{SyncSender, sync_channel};
 
 use tracing_subscriber::filter::LevelFilter;
@@ -47,15 +50,48 @@ impl<'a> MakeWriter<'a> for Stderr {
     }
 }
 
+/// Bytes a runner may leave behind. A run that goes well says nothing; one in trouble says what it is in a few lines.
+const RUNNER_BYTES: usize = 64 * 1024;
+
+/// Writes lines at once, until there were too many.
+#[derive(Clone, Default)]
+struct Bounded(Arc<AtomicUsize>);
+
+impl Write for Bounded {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        if self.0.fetch_add(line.len(), Ordering::Relaxed) < RUNNER_BYTES {
+            let _ = io::stderr().write_all(line);
+        }
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl<'a> MakeWriter<'a> for Bounded {
+    type Writer = Self;
+
+    fn make_writer(&'a self) -> Self::Writer {
+        self.clone()
+    }
+}
+
 /// Logs what `PHONE_OPUS_LOG` asks for (`error`, `warn`, `info`, `debug`, `trace`; `warn` when not set), and panics as
 /// one line each.
 pub(crate) fn start() {
+    log_to(Stderr(std::sync::OnceLock::new()));
+}
+
+/// The same for a runner, whose last line must be written before it ends.
+pub(crate) fn start_runner() {
+    log_to(Bounded::default());
+}
+
+fn log_to(writer: impl for<'a> MakeWriter<'a> + Send + Sync + 'static) {
     let level = std::env::var("PHONE_OPUS_LOG").ok().and_then(|level| level.parse().ok()).unwrap_or(LevelFilter::WARN);
-    let subscriber = tracing_subscriber::fmt()
-        .with_max_level(level)
-        .with_ansi(false)
-        .with_writer(Stderr(std::sync::OnceLock::new()))
-        .finish();
+    let subscriber = tracing_subscriber::fmt().with_max_level(level).with_ansi(false).with_writer(writer).finish();
     // Only this program sets it, once.
     let _ = tracing::subscriber::set_global_default(subscriber);
     std::panic::set_hook(Box::new(|panic| {

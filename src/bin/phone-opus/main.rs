@@ -5,11 +5,12 @@ mod consult;
 mod doctor;
 mod jobs;
 mod logging;
+#[cfg(feature = "testkit")]
+mod selftest;
 mod serve;
 mod settings;
 mod worker;
 
-#[cfg(feature = "testkit")]
 use std::ffi::OsString;
 use std::process::ExitCode;
 
@@ -26,6 +27,9 @@ fn main() -> ExitCode {
     if let Some(ended) = play_the_scripted_agent() {
         return ended;
     }
+    if let Some(generation) = started_by_a_host(std::env::args_os().skip(1)) {
+        return worker::run(generation);
+    }
     let cli = Cli::parse();
     match cli.command {
         Command::Mcp { command: McpCommand::Serve(options) } => serve::serve(&options),
@@ -37,7 +41,26 @@ fn main() -> ExitCode {
         Command::Consult(options) => consult::run(&options),
         Command::Jobs { command } => jobs::run(&command),
         Command::Doctor(options) => doctor::run(&options),
+        #[cfg(feature = "testkit")]
+        Command::Selftest(options) => selftest::run(&options),
+        #[cfg(not(feature = "testkit"))]
+        Command::Selftest(_) => {
+            settings::say(
+                "phone-opus: this program was built without the test kit, so it cannot play the scripted agent; \
+                 build it with the feature `testkit` (on by default): cargo install --path . --features testkit",
+            );
+            ExitCode::from(2)
+        }
     }
+}
+
+/// The generation, where these are the words in which a host starts a worker. Calls wait for each restart, and reading the
+/// command line as people may write it takes longer than all else a worker does before it greets.
+fn started_by_a_host(words: impl Iterator<Item = OsString>) -> Option<Generation> {
+    let words: Vec<OsString> = words.collect();
+    let [mcp, worker, name, generation] = &words[..] else { return None };
+    let expected = mcp == "mcp" && worker == "worker" && name == "--generation";
+    generation.to_str().filter(|_| expected)?.parse().ok().map(Generation)
 }
 
 /// What it is when it is called by the scripted agent's name.
@@ -53,4 +76,30 @@ fn play_the_scripted_agent() -> Option<ExitCode> {
 
 fn code(code: i32) -> ExitCode {
     ExitCode::from(u8::try_from(code).unwrap_or(1))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_words_of_a_host_are_read_as_the_command_line_reads_them() {
+        let lines = [
+            "mcp worker --generation 7",
+            "mcp worker --generation -1",
+            "mcp worker --generation",
+            "mcp worker",
+            "jobs",
+        ];
+        for line in lines {
+            let words = || line.split(' ').map(OsString::from);
+            let read = match Cli::try_parse_from(std::iter::once(OsString::from("phone-opus")).chain(words())) {
+                Ok(Cli { command: Command::Mcp { command: McpCommand::Worker { generation } }, .. }) => {
+                    Some(Generation(generation))
+                }
+                _ => None,
+            };
+            assert_eq!(started_by_a_host(words()), read, "{line}");
+        }
+    }
 }

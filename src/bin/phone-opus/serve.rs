@@ -67,7 +67,7 @@ fn serve_client(options: &ServeOptions) -> Result<ExitCode, SetupError> {
 
 /// Runs one job to its end, in a session of its own.
 pub(crate) fn background_consult(options: &RunnerArguments) -> ExitCode {
-    logging::start();
+    logging::start_runner();
     // Away from the client's process group and terminal. It fails for a group's leader, who is away already.
     let _ = rustix::process::setsid();
     let dir = StateDir::at(&options.state_dir);
@@ -75,8 +75,9 @@ pub(crate) fn background_consult(options: &RunnerArguments) -> ExitCode {
         Ok(faults) => faults,
         Err(error) => return refused(&error),
     };
+    let (job, kept) = (options.job, dir.clone());
     let options = RunnerOptions {
-        job: options.job,
+        job,
         dir,
         max_running: options.max_running,
         stall: Duration::from_secs(options.stall_s),
@@ -96,6 +97,10 @@ pub(crate) fn background_consult(options: &RunnerArguments) -> ExitCode {
         runner::run(options, input, output).await.map_err(|error| chain(&error))
     });
     runtime.shutdown_timeout(RUNTIME_END);
+    if end.is_ok() && kept.job_words(job).is_none() {
+        // It said nothing, so nobody needs to find the file it would have said it in.
+        let _ = std::fs::remove_file(kept.job_log(job));
+    }
     match end {
         Ok(RunnerEnd::Done(_)) => ExitCode::SUCCESS,
         Ok(RunnerEnd::NotOurs) => ExitCode::from(3),

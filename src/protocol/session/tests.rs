@@ -334,3 +334,36 @@ fn a_closed_connection_withdraws_every_call() {
     assert_eq!(rig.withdrawn.len(), 3);
     assert_eq!(rig.core.in_flight(), 0);
 }
+
+#[test]
+fn a_message_whose_handling_was_broken_off_is_answered_once_unless_it_became_a_call() {
+    let abandon = |rig: &mut Rig, line: &str| {
+        let mut out = BytesMut::new();
+        rig.core.abandon(&Frame::Line(Bytes::copy_from_slice(line.as_bytes())), &mut out);
+        String::from_utf8_lossy(&out).into_owned()
+    };
+    let mut rig = Rig::legacy("2025-11-25");
+    let said = abandon(&mut rig, r#"{"jsonrpc":"2.0","id":"a","method":"ping"}"#);
+    assert!(said.contains(r#""id":"a""#) && said.contains("internal"), "{said}");
+    // A notification and what is no message have nobody to be answered to.
+    assert_eq!(abandon(&mut rig, r#"{"jsonrpc":"2.0","method":"notifications/initialized"}"#), "");
+    assert_eq!(abandon(&mut rig, "nonsense"), "");
+    let call = r#"{"jsonrpc":"2.0","id":7,"method":"tools/call","params":{"name":"echo","arguments":{}}}"#;
+    rig.send(call);
+    assert_eq!(abandon(&mut rig, call), "", "it is in flight and will be answered as such");
+    assert!(rig.settle(0, CallOutcome::Reply(Box::new(ToolReply::text("done")))).contains(r#""id":7"#));
+}
+
+#[test]
+fn a_batch_that_was_broken_off_comes_apart_and_each_of_its_requests_is_answered_once() {
+    let mut rig = Rig::legacy("2025-03-26");
+    let call = r#"{"jsonrpc":"2.0","id":7,"method":"tools/call","params":{"name":"echo","arguments":{}}}"#;
+    let batch = format!(r#"[{call},{{"jsonrpc":"2.0","id":8,"method":"ping"}}]"#);
+    assert_eq!(rig.send(&batch), "", "the batch waits for its call");
+    let mut out = BytesMut::new();
+    rig.core.abandon(&Frame::Line(Bytes::from(batch)), &mut out);
+    let said = String::from_utf8_lossy(&out).into_owned();
+    assert!(said.contains(r#""id":8"#) && !said.contains(r#""id":7"#), "{said}");
+    let said = rig.settle(0, CallOutcome::Reply(Box::new(ToolReply::text("done"))));
+    assert!(said.starts_with('{') && said.contains(r#""id":7"#), "it stands alone: {said}");
+}

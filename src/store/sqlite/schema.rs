@@ -8,7 +8,7 @@ use rusqlite::{Connection, TransactionBehavior};
 use crate::store::StoreError;
 
 /// Steps in order; once released, one is never changed.
-const STEPS: &[&str] = &[FIRST];
+const STEPS: &[&str] = &[FIRST, LIMITS];
 
 /// The version this program writes.
 pub(super) fn known() -> i64 {
@@ -76,6 +76,17 @@ CREATE TABLE events (
 
 CREATE TABLE turns (last INTEGER NOT NULL);
 INSERT INTO turns VALUES (0);
+";
+
+/// A provider's refusals: until when an agent that is paid for in this way will be refused again, and which job was told so.
+const LIMITS: &str = "
+CREATE TABLE limits (
+    agent   TEXT    NOT NULL,
+    billing TEXT    NOT NULL,
+    until   INTEGER NOT NULL,
+    job     TEXT    NOT NULL,
+    PRIMARY KEY (agent, billing)
+) WITHOUT ROWID;
 ";
 
 fn version(connection: &Connection) -> Result<i64, StoreError> {

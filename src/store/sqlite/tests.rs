@@ -6,9 +6,14 @@ use rusqlite::params;
 
 use super::*;
 use crate::agents::AgentEvent;
+use crate::fault::{Fault, FaultCode};
 use crate::ids::{AgentSessionId, ChainId, HostId, InvocationId, RunToken, SessionNumber};
-use crate::jobs::{CancelReason, ConsultRequest, JobMode, JobOutcome, JobState, JournalEvent, NewJob, RunProcess};
-use crate::store::{Accept, AcceptLimits, CancelState, JobFilter, RetentionPolicy, Start, Store, Transition};
+use crate::jobs::{
+    Billing, CancelReason, ConsultRequest, JobMode, JobOutcome, JobState, JournalEvent, NewJob, RunProcess,
+};
+use crate::store::{
+    Accept, AcceptLimits, CancelState, JobFilter, LIMIT_MOST, RetentionPolicy, Start, Store, Transition,
+};
 
 const LIMITS: AcceptLimits = AcceptLimits { max_queued: 100_000 };
 
@@ -129,6 +134,45 @@ fn a_request_key_joins_with_the_same_arguments_and_conflicts_with_others() {
 }
 
 #[test]
+fn a_usage_limit_refuses_whoever_would_run_into_it_until_it_is_over_or_proved_wrong() {
+    const HOUR: i64 = 3_600_000;
+    let mut store = memory();
+    let waiting = insert(&mut store, &new_job("/w", "p"));
+    let refused = job_in(&mut store, JobState::Running);
+    let until = at(HOUR);
+    let exit = Some(crate::jobs::RunExit { code: 1, signal: None, reaped: 1 });
+    let fault = |until| Some(Fault::new(FaultCode::AgentRateLimited, "refused.").retry_at(until));
+    let outcome = JobOutcome { exit, fault: fault(until), ..JobOutcome::default() };
+    assert_eq!(store.finish(refused, JobState::Failed, &outcome, at(9)), Ok(Transition::Done));
+    let limits = store.limits(at(10)).expect("read");
+    let [limit] = &limits[..] else { panic!("{limits:?}") };
+    assert_eq!((limit.until, limit.job, limit.billing), (until, refused, Billing::Subscription));
+    // Who asks now is refused, and so is who waits already; another way of paying is another limit.
+    let new = NewJob { accepted_at: at(10), ..new_job("/w", "p") };
+    assert_eq!(store.accept(&new, LIMITS), Ok(Accept::Limited(limit.clone())));
+    assert_eq!(store.start(waiting, at(10)), Ok(Start::Limited(limit.clone())));
+    let mut by_key = new.clone();
+    by_key.request.billing = Billing::ApiKey;
+    assert!(matches!(store.accept(&by_key, LIMITS), Ok(Accept::Inserted(_))));
+    // It is over when its time has come, and when a run that was under way proves it wrong.
+    let later = NewJob { accepted_at: at(HOUR + 1), ..new_job("/w", "p") };
+    assert!(matches!(store.accept(&later, LIMITS), Ok(Accept::Inserted(_))));
+    assert_eq!(store.start(waiting, at(HOUR + 1)), Ok(Start::Started));
+    assert_eq!(store.finish(waiting, JobState::Succeeded, &JobOutcome::default(), at(HOUR + 2)), Ok(Transition::Done));
+    assert_eq!(store.limits(at(10)), Ok(Vec::new()));
+    // A time nobody can mean, and a refusal by ourselves, teach nothing.
+    let years = at(9 + i64::try_from(LIMIT_MOST).expect("fits") + 1);
+    for outcome in [
+        JobOutcome { exit, fault: fault(years), ..JobOutcome::default() },
+        JobOutcome { exit: None, fault: fault(until), ..JobOutcome::default() },
+    ] {
+        let job = job_in(&mut store, JobState::Running);
+        assert_eq!(store.finish(job, JobState::Failed, &outcome, at(9)), Ok(Transition::Done));
+        assert_eq!(store.limits(at(10)), Ok(Vec::new()));
+    }
+}
+
+#[test]
 fn a_full_queue_refuses_new_jobs_and_still_lets_old_ones_be_joined() {
     let mut store = memory();
     let limits = AcceptLimits { max_queued: 2 };
@@ -191,7 +235,7 @@ fn the_store_allows_exactly_the_transitions_that_are_drawn() {
                 match store.start(id, at(9)).expect("usable") {
                     Start::Started => Transition::Done,
                     Start::Refused { current } => Transition::Refused { current },
-                    Start::SessionBusy { by } => panic!("no session is shared with {by}"),
+                    other => panic!("no session is shared, no limit reached: {other:?}"),
                 }
             } else {
                 store.finish(id, to, &JobOutcome::default(), at(9)).expect("usable")

@@ -6,18 +6,20 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use rusqlite::{Connection, OptionalExtension, params};
+use rusqlite::{Connection, OptionalExtension, Row, Transaction, params};
 
 use super::rows;
 use super::{Durability, SqliteStore};
 use crate::agents::AgentEvent;
+use crate::fault::FaultCode;
 use crate::ids::{InvocationId, JobId, UnixMillis};
 use crate::jobs::{
-    CancelReason, JobMode, JobOutcome, JobRecord, JobState, JobSummary, JournalEntry, JournalEvent, NewJob, RunProcess,
+    Billing, CancelReason, JobMode, JobOutcome, JobRecord, JobState, JobSummary, JournalEntry, JournalEvent, NewJob,
+    RunProcess,
 };
 use crate::store::{
-    Accept, AcceptLimits, CancelState, DataVersion, DayCost, Glance, JobCounts, JobFilter, MOST_LISTED, Pruned,
-    QueueRow, RetentionPolicy, Start, Store, StoreError, Transition,
+    Accept, AcceptLimits, CancelState, DataVersion, DayCost, Glance, JobCounts, JobFilter, LIMIT_MOST, Limit,
+    MOST_LISTED, Pruned, QueueRow, RetentionPolicy, Start, Store, StoreError, Transition,
 };
 
 /// What a job holds besides its request, journal and outcome, roughly: its row and its index entries.
@@ -182,12 +184,88 @@ impl SqliteStore {
     }
 }
 
+/// The agent of a job and how it is paid for.
+fn paid(transaction: &Transaction<'_>, sequence: i64) -> Result<Option<(String, String)>, StoreError> {
+    let sql = "SELECT jobs.agent, json_extract(requests.request, '$.billing')
+               FROM jobs JOIN requests ON requests.job = jobs.sequence WHERE jobs.sequence = ?1";
+    let paid = transaction
+        .prepare_cached(sql)?
+        .query_row([sequence], |row| Ok((row.get::<_, String>(0)?, row.get::<_, Option<String>>(1)?)))
+        .optional()?;
+    Ok(paid.and_then(|(agent, billing)| Some((agent, billing?))))
+}
+
+fn read_limit(row: &Row<'_>) -> Result<Limit, StoreError> {
+    let (agent, billing, until) = (row.get(0)?, row.get::<_, String>(1)?, row.get(2)?);
+    let unreadable = |what| StoreError::Unreadable { what };
+    let billing = Billing::parse(&billing).ok_or(unreadable("a limit's billing"))?;
+    let job = row.get::<_, String>(3)?.parse().map_err(|_| unreadable("a limit's job"))?;
+    Ok(Limit { agent, billing, until: UnixMillis(until), job })
+}
+
+/// The limit an agent has reached, if it is not over.
+fn limit(
+    transaction: &Transaction<'_>,
+    agent: &str,
+    billing: &str,
+    now: UnixMillis,
+) -> Result<Option<Limit>, StoreError> {
+    let sql = "SELECT agent, billing, until, job FROM limits WHERE agent = ?1 AND billing = ?2 AND until > ?3";
+    let mut statement = transaction.prepare_cached(sql)?;
+    statement.query_and_then(params![agent, billing, now.0], read_limit)?.next().transpose()
+}
+
+/// Learns from an outcome what the provider says about its limits.
+fn note_limit(
+    transaction: &Transaction<'_>,
+    sequence: i64,
+    job: JobId,
+    to: JobState,
+    outcome: &JobOutcome,
+    at: UnixMillis,
+) -> Result<(), StoreError> {
+    let until = outcome
+        .fault
+        .as_ref()
+        .filter(|fault| fault.code == FaultCode::AgentRateLimited && outcome.exit.is_some())
+        .and_then(|fault| fault.retry_at)
+        .filter(|until| *until > at && until.since(at) <= LIMIT_MOST);
+    if until.is_none() && to != JobState::Succeeded {
+        return Ok(());
+    }
+    let Some((agent, billing)) = paid(transaction, sequence)? else { return Ok(()) };
+    match until {
+        Some(until) => transaction
+            .prepare_cached("INSERT OR REPLACE INTO limits (agent, billing, until, job) VALUES (?1, ?2, ?3, ?4)")?
+            .execute(params![agent, billing, until.0, job.to_string()])?,
+        None => transaction
+            .prepare_cached("DELETE FROM limits WHERE agent = ?1 AND billing = ?2")?
+            .execute(params![agent, billing])?,
+    };
+    Ok(())
+}
+
 impl Store for SqliteStore {
+    fn limits(&mut self, now: UnixMillis) -> Result<Vec<Limit>, StoreError> {
+        self.read(|transaction| {
+            let sql = "SELECT agent, billing, until, job FROM limits WHERE until > ?1 ORDER BY agent, billing";
+            transaction.prepare_cached(sql)?.query_and_then([now.0], read_limit)?.collect()
+        })
+    }
+
+    fn clear_limits(&mut self) -> Result<usize, StoreError> {
+        self.write(Durability::Full, |transaction| Ok(transaction.execute("DELETE FROM limits", [])?))
+    }
+
     fn accept(&mut self, new: &NewJob, limits: AcceptLimits) -> Result<Accept, StoreError> {
         let request = rows::to_json("the request", &new.request)?;
         self.write(Durability::Full, |transaction| {
             if let Some(same) = find_same(transaction, new)? {
                 return Ok(same);
+            }
+            let (agent, billing) = (&new.request.agent, new.request.billing);
+            if let Some(limit) = limit(transaction, agent, billing.as_str(), new.accepted_at)? {
+                return Ok(Accept::Limited(limit));
             }
             let queued: i64 = transaction.prepare_cached(QUEUED)?.query_row([], |row| row.get(0))?;
             if queued >= rows::count(limits.max_queued) {
@@ -266,6 +344,12 @@ impl Store for SqliteStore {
             if let (JobState::Queued, Some(by)) = (current, busy) {
                 return Ok(Start::SessionBusy { by });
             }
+            if current == JobState::Queued
+                && let Some((agent, billing)) = paid(transaction, sequence)?
+                && let Some(limit) = limit(transaction, &agent, &billing, at)?
+            {
+                return Ok(Start::Limited(limit));
+            }
             let turn = next_turn(transaction)?;
             let changed = transaction
                 .prepare_cached(
@@ -324,6 +408,7 @@ impl Store for SqliteStore {
                 transaction
                     .prepare_cached("INSERT INTO outcomes (job, outcome) VALUES (?1, ?2)")?
                     .execute(params![sequence, text])?;
+                note_limit(transaction, sequence, job, to, outcome, at)?;
             }
             Ok(transition(changed, current))
         })

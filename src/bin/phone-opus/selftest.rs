@@ -1,0 +1,276 @@
+//! `selftest`: the fault scoreboard on this very program.
+
+use std::io::IsTerminal;
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use phone_opus::config::WorkerIsolation;
+use phone_opus::testkit::invariants::Violation;
+use phone_opus::testkit::processes;
+use phone_opus::testkit::scoreboard::rows::{controls, place};
+use phone_opus::testkit::scoreboard::{self, Draw, Row, Score, rows};
+use serde_json::{Value, json};
+
+use crate::cli::SelftestOptions;
+use crate::settings::{SetupError, print, program, refused, runtime, say};
+
+/// What is to be played.
+enum Game {
+    Rows(Vec<Row>),
+    Soak(Duration),
+    Replay,
+}
+
+/// Plays the rows, or random plans, and says which laws were broken; exit code 1 when one was.
+pub(crate) fn run(options: &SelftestOptions) -> ExitCode {
+    // A case that panics is a broken law, which is told with its row.
+    std::panic::set_hook(Box::new(|_| {}));
+    match play(options) {
+        Ok(code) => code,
+        Err(error) => refused(&error),
+    }
+}
+
+fn play(options: &SelftestOptions) -> Result<ExitCode, SetupError> {
+    let chosen = chosen(options);
+    if chosen.is_empty() {
+        say("phone-opus: no row has that in its name; `phone-opus selftest --list` shows them all");
+        return Ok(ExitCode::from(2));
+    }
+    if options.list {
+        list(&chosen, options.json);
+        return Ok(ExitCode::SUCCESS);
+    }
+    if !processes::are_visible() {
+        say("phone-opus: other processes cannot be seen here, so nothing is said about what is left alive");
+    }
+    let (game, seed) = match (options.replay, options.soak) {
+        (Some(seed), _) => (Game::Replay, seed),
+        (None, Some(minutes)) => {
+            let seed = options.seed.unwrap_or_else(scoreboard::soak::any_seed);
+            (Game::Soak(Duration::from_secs_f64((minutes * 60.0).max(0.0))), seed)
+        }
+        (None, None) => (Game::Rows(chosen), options.seed.unwrap_or(0)),
+    };
+    let program = program();
+    let runtime = runtime()?;
+    let began = Instant::now();
+    let mut board = Board { lines: Vec::new(), json: options.json, seed, began };
+    runtime.block_on(async {
+        match game {
+            Game::Rows(rows) => board.rows(&program, rows, options.at_once).await,
+            Game::Soak(time) => board.soak(&program, time, options.at_once).await,
+            Game::Replay => board.replay(&program).await,
+        }
+    });
+    Ok(board.verdict())
+}
+
+/// The rows that are asked for.
+fn chosen(options: &SelftestOptions) -> Vec<Row> {
+    let all = if options.control { controls() } else { rows() };
+    let only = |row: &Row| options.only.iter().all(|text| row.name().contains(text.as_str()));
+    all.into_iter().filter(only).collect()
+}
+
+fn list(rows: &[Row], as_json: bool) {
+    if as_json {
+        let rows: Vec<Value> = rows
+            .iter()
+            .map(|row| {
+                json!({"name": row.name(), "plan": row.plan(), "answer": row.expect.answer.to_string(),
+                       "generation": row.expect.generation, "runs": [row.expect.runs.0, row.expect.runs.1]})
+            })
+            .collect();
+        return print(&json!({ "rows": rows }).to_string());
+    }
+    let width = rows.iter().map(|row| row.name().len()).max().unwrap_or(0);
+    for row in rows {
+        print(&format!("{:width$}  {}, generation {}", row.name(), row.expect.answer, row.expect.generation));
+    }
+}
+
+/// One thing that was played.
+struct Line {
+    name: String,
+    plan: String,
+    isolation: WorkerIsolation,
+    score: Score,
+    replay: String,
+}
+
+impl Line {
+    fn as_json(&self) -> Value {
+        let broken: Vec<Value> =
+            self.score.broken.iter().map(|Violation { law, detail }| json!({"law": law, "detail": detail})).collect();
+        json!({
+            "name": self.name,
+            "plan": self.plan,
+            "isolation": place(self.isolation),
+            "answered": self.score.answered,
+            "recovered": self.score.recovered.as_str(),
+            "generation": self.score.generation,
+            "runs": self.score.runs,
+            "left": self.score.left,
+            "fired": self.score.fired,
+            "ms": u64::try_from(self.score.took.as_millis()).unwrap_or(u64::MAX),
+            "holds": self.score.holds(),
+            "broken": broken,
+            "replay": self.replay,
+        })
+    }
+}
+
+/// What was played so far, and how it is shown.
+struct Board {
+    lines: Vec<Line>,
+    json: bool,
+    seed: u64,
+    began: Instant,
+}
+
+impl Board {
+    async fn rows(&mut self, program: &Path, rows: Vec<Row>, at_once: usize) {
+        let seed = self.seed;
+        let mut scores: Vec<Option<Score>> = rows.iter().map(|_| None).collect();
+        let shown = !self.json && std::io::stderr().is_terminal();
+        let (total, mut done) = (rows.len(), 0);
+        scoreboard::run(program, seed, &rows, at_once, |at, score| {
+            done += 1;
+            if shown {
+                say_over(&format!("{done} of {total} rows"));
+            }
+            scores[at] = Some(score);
+        })
+        .await;
+        if shown {
+            say_over("");
+        }
+        let variables = |row: &Row| {
+            format!(
+                "PHONE_OPUS_FAULTS='{}' PHONE_OPUS_FAULT_SEED={seed} PHONE_OPUS_ISOLATION={} phone-opus mcp serve, or \
+                 phone-opus selftest --seed {seed}{} --only '{}'",
+                row.plan(),
+                if row.isolation == WorkerIsolation::Process { "process" } else { "in_process" },
+                if row.control.is_some() { " --control" } else { "" },
+                row.name()
+            )
+        };
+        for (row, score) in rows.into_iter().zip(scores) {
+            let Some(score) = score else { continue };
+            let (name, plan, replay) = (row.name(), row.plan(), variables(&row));
+            self.lines.push(Line { name, plan, isolation: row.isolation, score, replay });
+        }
+        if !self.json {
+            self.table();
+        }
+    }
+
+    async fn soak(&mut self, program: &Path, time: Duration, at_once: usize) {
+        let seed = self.seed;
+        if !self.json {
+            print(&format!("seeds from {seed} on, for {} s", time.as_secs()));
+        }
+        scoreboard::soak(program, seed, time, at_once, |draw, score| self.drawn(&draw, score)).await;
+    }
+
+    async fn replay(&mut self, program: &Path) {
+        let draw = Draw::of(self.seed);
+        if !self.json {
+            print(&draw.to_string());
+        }
+        let score = scoreboard::replay(program, &draw).await;
+        self.drawn(&draw, score);
+    }
+
+    fn drawn(&mut self, draw: &Draw, score: Score) {
+        let line = Line {
+            name: format!("seed {}", draw.seed),
+            plan: draw.plan.clone(),
+            isolation: draw.isolation,
+            replay: format!("phone-opus selftest --replay {}", draw.seed),
+            score,
+        };
+        if !self.json {
+            let score = &line.score;
+            print(&format!(
+                "{} {}: {} ({}), {} struck, {}, {} runs, {:.1} s",
+                if score.holds() { "ok  " } else { "FAIL" },
+                line.name,
+                line.plan,
+                place(line.isolation),
+                score.fired,
+                score.answered,
+                score.runs,
+                score.took.as_secs_f64()
+            ));
+            print_broken(&line);
+        }
+        self.lines.push(line);
+    }
+
+    fn table(&self) {
+        let width = self.lines.iter().map(|line| line.name.len()).max().unwrap_or(0).max(5);
+        print(&format!(
+            "{:4} {:width$}  {:<20} {:<9} {:>10} {:>4} {:>7} {:>7}",
+            "", "fault", "answered", "recovered", "generation", "runs", "orphans", "time"
+        ));
+        for line in &self.lines {
+            let score = &line.score;
+            print(&format!(
+                "{:4} {:width$}  {:<20} {:<9} {:>10} {:>4} {:>7} {:>5.1} s",
+                if score.holds() { "ok" } else { "FAIL" },
+                line.name,
+                score.answered,
+                score.recovered.as_str(),
+                score.generation.map_or_else(|| "-".to_owned(), |generation| generation.to_string()),
+                score.runs,
+                score.left,
+                score.took.as_secs_f64()
+            ));
+        }
+        self.lines.iter().for_each(print_broken);
+    }
+
+    /// The last word, and the exit code.
+    fn verdict(&self) -> ExitCode {
+        let failed = self.lines.iter().filter(|line| !line.score.holds()).count();
+        let (played, seconds) = (self.lines.len(), self.began.elapsed().as_secs_f64());
+        let verdict = if failed == 0 {
+            format!("all laws hold: {played} played in {seconds:.1} s, seed {}", self.seed)
+        } else {
+            format!("{failed} of {played} broke a law, in {seconds:.1} s, seed {}", self.seed)
+        };
+        if self.json {
+            let rows: Vec<Value> = self.lines.iter().map(Line::as_json).collect();
+            let ms = u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX);
+            print(
+                &json!({"version": env!("CARGO_PKG_VERSION"), "seed": self.seed, "ok": failed == 0, "verdict": verdict,
+                        "ms": ms, "rows": rows})
+                .to_string(),
+            );
+        } else {
+            print(&verdict);
+        }
+        if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    }
+}
+
+/// The laws a line broke, and how to see it again.
+fn print_broken(line: &Line) {
+    if line.score.holds() {
+        return;
+    }
+    print(&format!("{}:", line.name));
+    for violation in &line.score.broken {
+        print(&format!("  {violation}"));
+    }
+    print(&format!("  again: {}", line.replay));
+}
+
+/// A line on the terminal that the next one replaces.
+#[expect(clippy::print_stderr, reason = "progress for whoever watches")]
+fn say_over(text: &str) {
+    eprint!("\r\x1b[K{text}");
+}

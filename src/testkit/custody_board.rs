@@ -1,0 +1,384 @@
+//! The custody scoreboard: what becomes of prompts, secrets and processes, asked of the real program with the scripted
+//! agent.
+//!
+//! Owns: the cells, what is right in each, the table. May not know: how a program gets them right, or who asks. They are
+//! the questions that other servers of this kind were asked with a fake agent: one that starts a process of its own, says
+//! something, and sleeps.
+//!
+//! Invariants: (1) each cell has a world of its own, in which the laws are checked as well when it is over; (2) a cell that
+//! fails is a row that says why, and the others are asked all the same; (3) what cannot be seen on a machine is said to be
+//! unseen, not to be right.
+
+#![expect(clippy::expect_used, reason = "what goes wrong in a cell fails the cell")]
+
+use std::fmt::Write as _;
+use std::panic::AssertUnwindSafe;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use futures_util::FutureExt as _;
+use rustix::process::Signal;
+use serde_json::json;
+
+use super::client::{Client, Exchange, Sent};
+use super::processes::{self, Role};
+use super::rig::{KEY, Rig, Run};
+use super::scripted_agent::{Place, Script, Step};
+use super::wait::{PATIENCE, Waiting};
+use crate::agents::MAX_PROMPT_BYTES;
+
+/// How long what a consult started may outlive it before it counts as left alive: what others were given.
+const LEFT_ALIVE: Duration = Duration::from_secs(6);
+
+/// The long answer, in bytes.
+const LONG_ANSWER: usize = 400_000;
+
+/// Bytes a reply about it may have: two shows (text and structured) of the 24,000 characters that are given at a time, and
+/// the fields around them. Clients cut or refuse what is longer.
+const LONG_REPLY: usize = 60_000;
+
+/// What was planted in the host's environment and has no place in an agent's.
+const PLANTED: [(&str, &str, &str); 3] = [
+    ("key", "ANTHROPIC_API_KEY", KEY),
+    ("marker", "CLAUDECODE", "1"),
+    ("secret", "DATABASE_PASSWORD", "planted-secret-9c41"),
+];
+
+/// One cell of the scoreboard.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Row {
+    /// What was asked.
+    pub cell: &'static str,
+    /// What was seen.
+    pub seen: String,
+    /// Whether that is right; `None` when this machine does not show it.
+    pub right: Option<bool>,
+}
+
+/// How a consult that is under way is taken from under the agent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Loss {
+    Withdrawn,
+    Cancelled,
+    Disconnect,
+    Host(Signal),
+    Runner,
+    HostAndRunner,
+}
+
+/// What a cell has seen: in words, and whether it is right.
+type Seen = (String, Option<bool>);
+
+/// Asks the program every question, and returns a row for each. Takes some ten seconds.
+///
+/// The program must be able to play the scripted agent (built with the feature `testkit`).
+///
+/// # Cancel safety
+///
+/// Safe: a world that is dropped ends its processes.
+pub async fn run(program: impl Into<PathBuf>) -> Vec<Row> {
+    let program = program.into();
+    let program = program.as_path();
+    let deaf = [Step::IgnoreTerm];
+    vec![
+        row("where the prompt goes", prompt_channel(program)).await,
+        row("prompt of 200 KB", long_prompt(program, 200_000)).await,
+        row("prompt of 1 MB", long_prompt(program, MAX_PROMPT_BYTES)).await,
+        row("leaked to the agent: key, marker, secret", environment(program)).await,
+        row("alive after the call was cancelled", alive(program, Loss::Withdrawn, &[])).await,
+        row("alive after `consult_cancel`", alive(program, Loss::Cancelled, &[])).await,
+        row("the same, an agent deaf to SIGTERM", alive(program, Loss::Cancelled, &deaf)).await,
+        row("alive after disconnect", alive(program, Loss::Disconnect, &[])).await,
+        row("alive after SIGTERM to the server", alive(program, Loss::Host(Signal::TERM), &[])).await,
+        row("alive after SIGKILL of the server", alive(program, Loss::Host(Signal::KILL), &[])).await,
+        row("the same, an agent deaf to SIGTERM", alive(program, Loss::Host(Signal::KILL), &deaf)).await,
+        row("alive after SIGKILL of the runner", alive(program, Loss::Runner, &[])).await,
+        row("alive after SIGKILL of server and runner", alive(program, Loss::HostAndRunner, &[])).await,
+        row("background consult after SIGKILL of the server", goes_on(program)).await,
+        row("answer of 400 KB, bytes of the reply", long_answer(program)).await,
+        row("exit code 3 with output", exit_code(program, true)).await,
+        row("exit code 3 with a whole answer", exit_code(program, false)).await,
+    ]
+}
+
+/// The rows as a Markdown table.
+#[must_use]
+pub fn markdown(rows: &[Row]) -> String {
+    let mut table = "| | seen | |\n| --- | --- | --- |\n".to_owned();
+    for row in rows {
+        let verdict = match row.right {
+            Some(true) => "right",
+            Some(false) => "**wrong**",
+            None => "unseen",
+        };
+        let _ = writeln!(table, "| {} | {} | {verdict} |", row.cell, row.seen.replace('|', "\\|"));
+    }
+    table
+}
+
+async fn row(cell: &'static str, asked: impl Future<Output = Seen>) -> Row {
+    let (seen, right) = match AssertUnwindSafe(asked).catch_unwind().await {
+        Ok(seen) => seen,
+        Err(panic) => {
+            let text = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
+            let line = text.unwrap_or("it panicked").lines().next().unwrap_or_default();
+            (line.chars().take(300).collect(), Some(false))
+        }
+    };
+    Row { cell, seen, right }
+}
+
+fn world(program: &Path) -> Rig {
+    PLANTED.iter().fold(Rig::new(program), |rig, (_, name, value)| rig.with(name, *value))
+}
+
+/// What was seen, unless a law was broken on the way to it.
+async fn lawful(rig: &Rig, told: &[Exchange], seen: Seen) -> Seen {
+    let broken = rig.violations(told).await;
+    match broken.first() {
+        None => seen,
+        Some(law) => (format!("{}; but {law}", seen.0), Some(false)),
+    }
+}
+
+/// Ends the host in order, and looks at the laws.
+async fn over(rig: &Rig, mut host: Client, seen: Seen) -> Seen {
+    host.finish().await;
+    lawful(rig, &[host.exchange()], seen).await
+}
+
+fn only_run(rig: &Rig) -> Run {
+    let mut runs = rig.runs();
+    assert_eq!(runs.len(), 1, "runs of the agent");
+    runs.remove(0)
+}
+
+async fn prompt_channel(program: &Path) -> Seen {
+    let mut rig = world(program);
+    let mut host = rig.serve().await;
+    let sent = host.start("consult", json!({"prompt": rig.waiting("begun", "go")})).await;
+    rig.wait_for_sign("begun").await;
+    // The command lines of the whole machine: the agent's, the runner's, and whatever else it may take.
+    let shown = processes::on_a_command_line(rig.canary());
+    rig.give_sign("go");
+    host.reply(sent).await.expect_success();
+    let run = only_run(&rig);
+    // It gave the sign its script asks for, and the script was in the prompt.
+    let read = run.start["prompt_bytes"].as_u64().is_some_and(|bytes| bytes > 0);
+    let logged = run.argv().iter().any(|word| word.contains(rig.canary()));
+    let seen = match (shown.is_some() || logged, read) {
+        (true, _) => ("argv".to_owned(), Some(false)),
+        (false, true) => ("stdin, on no command line".to_owned(), Some(true)),
+        (false, false) => ("nowhere".to_owned(), Some(false)),
+    };
+    over(&rig, host, seen).await
+}
+
+async fn long_prompt(program: &Path, bytes: usize) -> Seen {
+    let mut rig = world(program);
+    let mut host = rig.serve().await;
+    let prompt = rig.answering("42");
+    let prompt = format!("{prompt}{}", "x".repeat(bytes - prompt.len()));
+    let reply = host.consult(&prompt).await;
+    let seen = if reply.is_error() {
+        (format!("refused: {}", reply.code()), Some(false))
+    } else {
+        let got = only_run(&rig).start["prompt_bytes"].as_u64().unwrap_or_default();
+        let whole = got >= bytes as u64 && reply["response"] == "42";
+        (format!("ran, the agent read {got} bytes"), Some(whole))
+    };
+    over(&rig, host, seen).await
+}
+
+async fn environment(program: &Path) -> Seen {
+    let mut rig = world(program);
+    let mut host = rig.serve().await;
+    host.consult(&rig.answering("42")).await.expect_success();
+    let run = only_run(&rig);
+    let env = run.start["env"].to_string();
+    let leaked = |name: &str, value: &str| run.env(name).is_some() || value.len() > 1 && env.contains(value);
+    let words = PLANTED.map(|(_, name, value)| if leaked(name, value) { "yes" } else { "no" });
+    let right = words.iter().all(|word| *word == "no");
+    over(&rig, host, (words.join(", "), Some(right))).await
+}
+
+/// The live processes of a consult, in words; empty when there is none.
+fn left(rig: &Rig) -> Vec<&'static str> {
+    let name = |process: &processes::Process| match (process.role, process.leads_session) {
+        (Role::Agent, _) => "agent",
+        (_, true) => "grandchild of its own session",
+        _ => "grandchild",
+    };
+    rig.agents().iter().map(name).collect()
+}
+
+/// What is left alive once nothing is, or the time is up; and how long that took.
+async fn leaving(rig: &Rig, wanted: impl Fn(&[&str]) -> bool) -> (Vec<&'static str>, Duration) {
+    let began = Instant::now();
+    loop {
+        let left = left(rig);
+        if wanted(&left) || began.elapsed() > LEFT_ALIVE {
+            return (left, began.elapsed());
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// Begins a consult whose agent has started one process in its group and one in a session of its own, and sleeps.
+async fn begun(rig: &Rig, host: &mut Client, manners: &[Step]) -> (Option<Sent>, Option<String>) {
+    let mut steps = manners.to_vec();
+    steps.extend([
+        Step::Text("at work".into()),
+        Step::Fork(Place::Group),
+        Step::Fork(Place::Session),
+        Step::Touch(rig.sign("begun")),
+        Step::Hang,
+    ]);
+    let sent = host.start("consult", json!({"prompt": rig.doing(steps)})).await;
+    rig.wait_for_sign("begun").await;
+    if processes::are_visible() {
+        let waiting = Waiting::until("the agent and its children are there, each in its place", PATIENCE);
+        loop {
+            let there = left(rig);
+            if there.len() == 3 && there.contains(&"grandchild of its own session") {
+                break;
+            }
+            waiting.again(|| format!("{there:?}")).await;
+        }
+    }
+    let job = rig.jobs().await.pop().map(|job| job.id.to_string());
+    (Some(sent), job)
+}
+
+async fn alive(program: &Path, loss: Loss, manners: &[Step]) -> Seen {
+    let mut rig = world(program);
+    let mut host = rig.serve().await;
+    let (sent, job) = begun(&rig, &mut host, manners).await;
+    let sent = sent.expect("a call");
+    match loss {
+        Loss::Withdrawn => host.cancel(sent).await,
+        Loss::Cancelled => drop(host.call("consult_cancel", json!({"job_id": job})).await),
+        Loss::Disconnect => {
+            host.give_up_on(sent);
+            host.hang_up().await;
+        }
+        Loss::Host(signal) => {
+            // Asked to end, it answers its calls; killed, it cannot.
+            if signal == Signal::KILL {
+                host.give_up_on(sent);
+            }
+            host.signal(signal);
+        }
+        Loss::Runner => drop(rig.kill(Role::Runner)),
+        Loss::HostAndRunner => {
+            host.give_up_on(sent);
+            host.expect_end();
+            // The runner first: it would end the agent when it heard that its host is gone.
+            rig.kill(Role::Runner);
+            host.signal(Signal::KILL);
+        }
+    }
+    if !processes::are_visible() {
+        return ("processes cannot be seen here".to_owned(), None);
+    }
+    let mut others = Vec::new();
+    let seen = if loss == Loss::HostAndRunner {
+        let (stayed, _) = leaving(&rig, |left| !left.contains(&"agent")).await;
+        let began = Instant::now();
+        let mut next = rig.serve().await;
+        let (kept, _) = leaving(&rig, |left| left.is_empty()).await;
+        let swept = began.elapsed().as_secs_f64();
+        next.finish().await;
+        others.push(next.exchange());
+        let stayed = if stayed.is_empty() { "nothing".to_owned() } else { stayed.join(", ") };
+        (
+            format!("{stayed}, until the next server starts; {} {swept:.1} s after that", listed(&kept)),
+            Some(!stayed.split(", ").any(|name| name == "agent") && kept.is_empty()),
+        )
+    } else {
+        let (kept, took) = leaving(&rig, |left| left.is_empty()).await;
+        (format!("{} after {:.1} s", listed(&kept), took.as_secs_f64()), Some(kept.is_empty()))
+    };
+    host.hang_up().await;
+    host.exit().await;
+    host.silence().await;
+    // Nobody may be told anything before the job is over; then it is, for whoever asks.
+    let state = rig.only_job_over().await.state.as_str();
+    others.push(host.exchange());
+    lawful(&rig, &others, (format!("{}; {state}", seen.0), seen.1)).await
+}
+
+fn listed(left: &[&str]) -> String {
+    if left.is_empty() { "nothing".to_owned() } else { left.join(", ") }
+}
+
+async fn goes_on(program: &Path) -> Seen {
+    let mut rig = world(program);
+    let mut host = rig.serve().await;
+    let prompt = rig.waiting("begun", "go");
+    let job = host.consult_in_background(&prompt).await;
+    rig.wait_for_sign("begun").await;
+    host.signal(Signal::KILL);
+    host.exit().await;
+    host.silence().await;
+    let mut next = rig.serve().await;
+    rig.give_sign("go");
+    let reply = next.job(&job).await;
+    let right = reply["response"] == "done" && rig.runs().len() == 1;
+    let seen = if right { "goes on; the next server has its answer".to_owned() } else { reply.text().to_owned() };
+    next.finish().await;
+    lawful(&rig, &[host.exchange(), next.exchange()], (seen, Some(right))).await
+}
+
+async fn long_answer(program: &Path) -> Seen {
+    let mut rig = world(program);
+    let mut host = rig.serve().await;
+    // Every thousand bytes differ, so that a page that is missing or doubled is noticed.
+    let answer: String = (0..LONG_ANSWER / 1000).map(|part| format!("{part:-<1000}")).collect();
+    let reply = host.consult(&rig.answering(&answer)).await.expect_success();
+    let bytes = reply.0.to_string().len();
+    let pages = reply["pages"].as_u64().unwrap_or(1);
+    let mut whole = String::new();
+    for page in 1..=pages {
+        let read = host.call("consult_job", json!({"job_id": reply["job_id"], "page": page})).await;
+        whole.push_str(read.str("response"));
+    }
+    let right = bytes <= LONG_REPLY && whole == answer && reply["truncated"] == true;
+    let readable = if whole == answer { "all of it" } else { "not all of it" };
+    over(&rig, host, (format!("{bytes}; {readable} readable in {pages} pages"), Some(right))).await
+}
+
+async fn exit_code(program: &Path, cut_off: bool) -> Seen {
+    let mut rig = world(program);
+    let mut host = rig.serve().await;
+    let script = Script {
+        steps: vec![Step::Text("so far".into()), Step::Stderr("last words".into())],
+        answer: Some("42".into()),
+        no_result: cut_off,
+        exit: Some(3),
+        ..Script::default()
+    };
+    let reply = host.consult(&rig.prompt(script)).await;
+    let said = if cut_off { "so far" } else { "42" };
+    let kept = reply.str("response").contains(said) && reply.str("stderr_tail").contains("last words");
+    let words = if kept { "its words kept" } else { "its words lost" };
+    let seen = if reply.is_error() { format!("error `{}`, {words}", reply.code()) } else { "success".to_owned() };
+    let right = reply.is_error() && reply.str("status") == "failed" && kept;
+    over(&rig, host, (seen, Some(right))).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_cell_that_fails_is_a_row_that_says_why() {
+        let failed = row("x", async { panic!("waited in vain\nand more") }).await;
+        assert_eq!(failed, Row { cell: "x", seen: "waited in vain".into(), right: Some(false) });
+        let table = markdown(&[failed, Row { cell: "y", seen: "a|b".into(), right: None }]);
+        assert_eq!(
+            table.lines().skip(2).collect::<Vec<_>>(),
+            ["| x | waited in vain | **wrong** |", "| y | a\\|b | unseen |"]
+        );
+    }
+}

@@ -1,0 +1,319 @@
+//! How a row is tried: one consult under way while the plan strikes, one after it, and then every law.
+//!
+//! Owns: the story of a case. May not know: what is expected of which point (that is in the row), how scores are shown.
+//!
+//! ```text
+//! armed host ──greeting, consult──▶ struck ──▶ answered, or the connection ended
+//!                                                 │                 └──▶ jobs end, by their runners or by the next host
+//!                                                 └──▶ ping, health, consult on the same connection
+//! ```
+
+#![expect(clippy::panic, reason = "what a case waits for in vain fails it")]
+
+use std::path::Path;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use super::rows::{Answer, Control, OVER, Row};
+use super::{PATIENCE, Recovered, Score};
+use crate::config::WorkerIsolation;
+use crate::faults::{ActionKind, Counters, Ends, FAULT_COUNTERS, FaultPlan, FaultPoint, Faults};
+use crate::ids::UnixMillis;
+use crate::jobs::{JobRecord, JobState};
+use crate::testkit::client::{Client, Exchange, REVISION, Reply, Sent};
+use crate::testkit::invariants::Violation;
+use crate::testkit::processes::Role;
+use crate::testkit::rig::{FAULT_SEED, FAULTS, Rig};
+use crate::testkit::wait::Waiting;
+
+/// How long a job may be without a runner before another host may look after it, and a little more: its host may be
+/// starting one.
+const ORPHANED: u64 = 10_500;
+
+/// Between two looks at what takes seconds.
+const LOOK: Duration = Duration::from_millis(50);
+
+/// The law of a row: what stands in it.
+const EXPECTED: &str = "the row: what is promised of this fault";
+
+/// The law of a strike.
+const STRUCK: &str = "the row: the fault point is met";
+
+/// The world of a case: its rig, the plan in it, and what was found broken so far.
+pub(super) struct World {
+    pub(super) rig: Rig,
+    faults: Faults,
+    patience: Duration,
+    pub(super) broken: Vec<Violation>,
+}
+
+impl World {
+    /// A world in which every process that is started from here on follows this plan.
+    ///
+    /// # Panics
+    ///
+    /// When the plan cannot be armed.
+    pub(super) fn new(program: &Path, plan: &str, seed: u64, isolation: WorkerIsolation, patience: Duration) -> Self {
+        let isolation = match isolation {
+            WorkerIsolation::InProcess => "in_process",
+            WorkerIsolation::Process => "process",
+        };
+        let rig = Rig::new(program)
+            .with_patience(patience)
+            .with_faults(plan)
+            .with_fault_seed(seed)
+            .with("PHONE_OPUS_ISOLATION", isolation);
+        let counts = rig.path("faults.counts");
+        let rig = rig.with(FAULT_COUNTERS, counts.display().to_string());
+        let plan = FaultPlan::parse(plan, seed).unwrap_or_else(|error| panic!("{error}"));
+        // Only to read the counts: nothing in this process meets a point of it.
+        let faults = Faults::arm(plan, Ends::Process, Counters::File(counts)).unwrap_or_else(|error| panic!("{error}"));
+        Self { rig, faults, patience, broken: Vec::new() }
+    }
+
+    /// How often the plan has struck, in all processes.
+    pub(super) fn fired(&self) -> u64 {
+        self.faults.fired().iter().map(|fired| fired.count).sum()
+    }
+
+    /// From here on nothing that is started follows the plan.
+    pub(super) fn disarm(&mut self) {
+        for name in [FAULTS, FAULT_SEED, FAULT_COUNTERS] {
+            self.rig.unset(name);
+        }
+    }
+
+    pub(super) fn note(&mut self, law: &'static str, detail: impl Into<String>) {
+        self.broken.push(Violation { law, detail: detail.into() });
+    }
+
+    fn expect(&mut self, holds: bool, detail: impl FnOnce() -> String) {
+        if !holds {
+            self.note(EXPECTED, detail());
+        }
+    }
+
+    /// A host that serves says what it found broken about itself, and counts, again if telemetry was struck. Returns its
+    /// worker's generation; `None` when the connection has ended.
+    ///
+    /// # Panics
+    ///
+    /// When it does not answer.
+    pub(super) async fn examine(&mut self, host: &mut Client) -> Option<u64> {
+        let ping = host.send("ping", json!({})).await;
+        answered(host, ping).await?;
+        let health = host.start("health_snapshot", json!({"detail": "full"})).await;
+        let health = Reply(answered(host, health).await?);
+        host.keep(&health);
+        for law in health["broken_laws"].as_array().into_iter().flatten() {
+            self.note("a session's own laws (L1, L6, L9)", law.to_string());
+        }
+        let waiting = Waiting::until("telemetry answers", self.patience);
+        loop {
+            let totals = host.start("telemetry_snapshot", json!({})).await;
+            let totals = Reply(answered(host, totals).await?);
+            host.keep(&totals);
+            if !totals.is_error() {
+                break;
+            }
+            waiting.again(|| "an error").await;
+        }
+        health["worker_generation"].as_u64()
+    }
+
+    /// Waits until every job is over after its host has ended: by its runner, or by the next host. Returns the next host.
+    ///
+    /// # Panics
+    ///
+    /// When a job does not end.
+    pub(super) async fn succeed(&mut self) -> Client {
+        self.disarm();
+        let mut next: Option<Client> = None;
+        let waiting = Waiting::until("every job is over", self.patience);
+        loop {
+            let open: Vec<JobRecord> =
+                self.rig.jobs().await.into_iter().filter(|job| !job.state.is_terminal()).collect();
+            let abandoned = self.rig.all(Role::Runner).is_empty();
+            // A host looks once when it starts, and then every half minute.
+            let ripe = |job: &JobRecord| {
+                job.state == JobState::Running || UnixMillis::now().since(job.accepted_at) >= ORPHANED
+            };
+            if next.is_none() && (open.is_empty() || (abandoned && open.iter().all(ripe))) {
+                next = Some(self.rig.serve().await);
+            }
+            match next {
+                Some(next) if open.is_empty() => return next,
+                _ => {}
+            }
+            waiting.again(|| format!("{open:?} and {:?}", self.rig.processes())).await;
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+
+    /// The end: every client hangs up, every process ends, every law is looked at.
+    ///
+    /// # Panics
+    ///
+    /// When a host does not end.
+    pub(super) async fn close(mut self, clients: Vec<Client>, torn: bool, score: &mut Score) {
+        let mut exchanges: Vec<Exchange> = Vec::new();
+        for mut client in clients {
+            client.finish().await;
+            let mut exchange = client.exchange();
+            if torn && exchange.broken.len() == 1 {
+                // Half a line is what was asked for.
+                exchange.broken.clear();
+            }
+            exchanges.push(exchange);
+        }
+        let violations = self.rig.violations(&exchanges).await;
+        self.broken.extend(violations);
+        score.left = self.rig.processes().len();
+        score.runs = self.rig.runs().len();
+        score.fired = self.fired();
+        score.broken = self.broken;
+    }
+}
+
+/// Plays a row.
+///
+/// # Panics
+///
+/// When something that is waited for does not come, or answers other than it must.
+pub(super) async fn play(program: &Path, seed: u64, row: &Row) -> Score {
+    let mut world = World::new(program, &row.plan(), seed, row.isolation, PATIENCE);
+    let mut score = Score::default();
+    let mut host = world.rig.host();
+    if row.expect.answer == Answer::Ends {
+        host.expect_end();
+    }
+    let told = consult(&mut world, &mut host, row).await;
+    score.answered = told.clone();
+    let runs = world.rig.runs().len();
+    let mut clients = Vec::new();
+    if host.has_ended() {
+        host.hang_up().await;
+        let mut next = world.succeed().await;
+        score.recovered = served(&world, &mut next, Recovered::NextHost).await;
+        score.generation = world.examine(&mut next).await;
+        clients.extend([host, next]);
+    } else {
+        score.recovered = served(&world, &mut host, Recovered::Here).await;
+        score.generation = world.examine(&mut host).await;
+        clients.push(host);
+    }
+    control(&mut world, row);
+    let expect = row.expect;
+    let answer = match expect.answer {
+        Answer::Ends => told == ENDED || told.starts_with(SUCCESS),
+        Answer::Success => told == SUCCESS,
+        Answer::Fault(code) => told == code.as_str(),
+        Answer::Withdrawn => told == WITHDRAWN,
+    };
+    world.expect(answer, || format!("the caller was told `{told}`, and `{}` is promised", expect.answer));
+    // A run that was under way when its host ended is over by now. The last one is that of the consult afterwards.
+    let runs = runs.max(world.rig.runs().len().saturating_sub(1));
+    world.expect((expect.runs.0..=expect.runs.1).contains(&runs), || {
+        format!("{runs} runs of the agent, and {} to {} are promised", expect.runs.0, expect.runs.1)
+    });
+    world.expect(score.generation == Some(expect.generation), || {
+        format!("the worker's generation is {:?}, and {} is promised", score.generation, expect.generation)
+    });
+    if row.rule.operation.as_deref() == Some(OVER) && row.rule.action.kind().ends_process() {
+        clients.iter_mut().for_each(Client::expect_end);
+    }
+    let torn = row.rule.point == FaultPoint::StdioWrite && row.rule.action.kind() == ActionKind::Torn;
+    world.close(clients, torn, &mut score).await;
+    score.runs = runs;
+    if score.fired != 1 {
+        score.broken.push(Violation { law: STRUCK, detail: format!("it struck {} times", score.fired) });
+    }
+    score
+}
+
+const SUCCESS: &str = "success";
+const ENDED: &str = "ended";
+const WITHDRAWN: &str = "withdrawn";
+
+/// The struck consult: what its caller was told.
+async fn consult(world: &mut World, host: &mut Client, row: &Row) -> String {
+    let hello = host.send_greeting(REVISION).await;
+    if host.answer_or_end(hello).await.is_none() {
+        host.give_up_on(hello);
+        return ENDED.to_owned();
+    }
+    let prompt = world.rig.answering("struck");
+    let call = host.start("consult", json!({ "prompt": prompt })).await;
+    if row.expect.answer == Answer::Withdrawn {
+        return withdraw(world, host, call).await;
+    }
+    let Some(answer) = host.answer_or_end(call).await else {
+        host.give_up_on(call);
+        return ENDED.to_owned();
+    };
+    let told = word(&Reply(answer), "struck");
+    if row.expect.answer == Answer::Ends {
+        host.silence().await;
+        return format!("{told}, then {ENDED}");
+    }
+    told
+}
+
+/// Withdraws a consult that is held up for as long as its caller likes.
+async fn withdraw(world: &mut World, host: &mut Client, call: Sent) -> String {
+    let waiting = Waiting::until("the plan has struck", PATIENCE);
+    while world.fired() == 0 && !host.is_answered(call) {
+        waiting.again(|| "it has not").await;
+    }
+    host.ping().await;
+    if let Some(reply) = host.is_answered(call).then_some(host.answer(call)) {
+        return word(&Reply(reply.await), "struck");
+    }
+    host.cancel(call).await;
+    WITHDRAWN.to_owned()
+}
+
+/// The answer to a request; `None`, and nobody waits for it any more, when the connection ended without one.
+async fn answered(host: &mut Client, sent: Sent) -> Option<Value> {
+    let answer = host.answer_or_end(sent).await;
+    if answer.is_none() {
+        host.give_up_on(sent);
+    }
+    answer
+}
+
+/// A reply in a word: success, or its fault.
+fn word(reply: &Reply, answer: &str) -> String {
+    if reply.is_error() {
+        return reply.code().to_owned();
+    }
+    if reply.str("status") == "succeeded" && reply["response"] == answer {
+        return SUCCESS.to_owned();
+    }
+    format!("{}: {}", reply.str("status"), reply["response"])
+}
+
+/// Whether a consult is served as if nothing had happened.
+///
+/// # Panics
+///
+/// When it is not.
+async fn served(world: &World, host: &mut Client, by: Recovered) -> Recovered {
+    let reply = host.consult(&world.rig.answering("after")).await.expect_success();
+    assert_eq!(reply["response"], Value::from("after"), "the answer to a consult afterwards");
+    by
+}
+
+/// Breaks a law on purpose, in rows that must fail.
+fn control(world: &mut World, row: &Row) {
+    match row.control {
+        None | Some(Control::WrongAnswer) => {}
+        Some(Control::OpenFile) => {
+            let open = world.rig.state_dir().root().join("open");
+            std::fs::write(&open, "").unwrap_or_else(|error| panic!("{}: {error}", open.display()));
+            let mode = std::os::unix::fs::PermissionsExt::from_mode(0o644);
+            std::fs::set_permissions(&open, mode).unwrap_or_else(|error| panic!("{}: {error}", open.display()));
+        }
+    }
+}
