@@ -332,7 +332,8 @@ async fn window(place: Where, window: usize, size: usize, most: usize) {
             } else {
                 assert!(!reply.is_error(), "{place:?} {window} × {size}: {}", reply.text());
                 // Compared, not shown: it may be a mebibyte.
-                assert!(reply.text() == arguments(n, size), "{place:?} {window} × {size}: call {n} is wrong");
+                let asked = arguments(n, size).to_string();
+                assert!(reply.text() == asked, "{place:?} {window} × {size}: call {n} is wrong");
             }
         }
         if n < calls {
