@@ -5,7 +5,7 @@
 //! --nocapture`), which prints what it measured.
 
 #![cfg(target_os = "linux")]
-#![expect(clippy::expect_used, clippy::print_stdout, reason = "helpers of tests, which print what they measured")]
+#![expect(clippy::expect_used, clippy::print_stdout, reason = "helpers of tests, and what they measured")]
 
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
