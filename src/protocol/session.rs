@@ -1,7 +1,7 @@
 //! The session's state machine: what each message of a client means, and what it is answered with.
 //!
 //! Owns: the handshake, the requests in flight with their raw ids, batches, cancellation, what outlives its request
-//! ([`standing`]), the bounds of a session. May not know: how a call is executed, where tasks are kept, actors, I/O, clocks
+//! (`standing`), the bounds of a session. May not know: how a call is executed, where tasks are kept, actors, I/O, clocks
 //! (`now` is passed in).
 //!
 //! ```text

@@ -1,8 +1,8 @@
 //! The fault scoreboard: every fault point with every action it accepts, struck on the real program, and what is
 //! promised to come of it.
 //!
-//! Owns: the rows and what is expected of each ([`rows`]), how a row is tried ([`case`]), random plans that repeat from a
-//! seed ([`soak`]), and running many at a time. May not know: how a result is shown, the command line.
+//! Owns: the rows and what is expected of each (`rows`), how a row is tried (`case`), random plans that repeat from a
+//! seed (`soak`), and running many at a time. May not know: how a result is shown, the command line.
 //!
 //! ```text
 //! row = fault plan × where tools run × expectation          (pure data)

@@ -8,7 +8,7 @@
 //! ```
 //!
 //! A tool that takes its time is no silence: the loop around it answers. A worker that goes on talking but has not
-//! answered after [`PATIENCE`] times `quiet` reads nothing any more, and is dead too.
+//! answered after `PATIENCE` times `quiet` reads nothing any more, and is dead too.
 
 use std::time::{Duration, Instant};
 
