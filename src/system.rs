@@ -453,7 +453,7 @@ pub struct System {
     inner: Arc<Inner>,
 }
 
-/// How long an ordered stop may take.
+/// How long an ordered stop may take. Zero is no ordered stop at all: the root is killed at once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Grace(pub Duration);
 
@@ -604,6 +604,10 @@ impl System {
     ///
     /// Dropping the future leaves the system stopping.
     pub async fn shutdown(&self, grace: Grace) -> Shutdown {
+        if grace.0.is_zero() {
+            self.inner.root.kill();
+            return Shutdown::Killed;
+        }
         self.inner.root.stop(None);
         match tokio::time::timeout(grace.0, self.down()).await {
             Ok(Down::Stopped) => Shutdown::InOrder,
