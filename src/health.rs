@@ -134,7 +134,10 @@ impl HealthSource {
             .ok_or_else(|| Fault::new(FaultCode::Internal, "telemetry did not answer in time."))?;
         let since = UnixMillis(UnixMillis::now().0 - WEEK);
         let cost = within(async { self.jobs.cost_by_day(since).await.ok() }).await;
-        Ok(json!({"totals": snapshot.totals, "methods": snapshot.methods, "cost_by_day": cost}))
+        let chains = within(async { self.jobs.cost_by_chain(since).await.ok() }).await;
+        Ok(
+            json!({"totals": snapshot.totals, "methods": snapshot.methods, "cost_by_day": cost, "cost_by_chain": chains}),
+        )
     }
 }
 

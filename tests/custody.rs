@@ -13,7 +13,6 @@ use std::time::{Duration, Instant};
 use phone_opus::ids::JobId;
 use phone_opus::jobs::{JobMode, JobRecord, JobState};
 use phone_opus::testkit::client::Exchange;
-use phone_opus::testkit::custody_board;
 use phone_opus::testkit::rig::FAULTS;
 use phone_opus::testkit::{Client, Place, Process, Reply, Rig, Role, Script, Sent, Signal, Step, Waiting};
 use serde_json::{Value, json};
@@ -491,16 +490,6 @@ async fn clients_that_end_their_server_as_real_ones_do_leave_what_was_promised_a
     let broken = rig.violations(&told).await;
     let broken: Vec<String> = broken.iter().map(ToString::to_string).collect();
     assert!(broken.is_empty(), "{} laws are broken:\n{}", broken.len(), broken.join("\n"));
-}
-
-#[tokio::test]
-async fn every_cell_of_the_custody_scoreboard_is_right() {
-    let other = std::env::var_os("PHONE_OPUS_CUSTODY_PROGRAM");
-    let program = other.map_or_else(|| env!("CARGO_BIN_EXE_phone-opus").into(), PathBuf::from);
-    let rows = custody_board::run(program).await;
-    let table = custody_board::markdown(&rows);
-    println!("{table}");
-    assert!(rows.iter().all(|row| row.right != Some(false)), "{table}");
 }
 
 #[tokio::test]

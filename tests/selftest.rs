@@ -135,3 +135,11 @@ async fn what_is_asked_for_wrongly_is_refused_before_anything_is_played() {
     let listed = parsed(&selftest(&["--list", "--json", "--only", "runner.start=kill"]).await, 0);
     assert_eq!(listed["rows"][0]["answer"], "success", "{listed}");
 }
+
+#[tokio::test]
+async fn every_cell_of_the_custody_scoreboard_is_right() {
+    let board = parsed(&selftest(&["--custody", "--json"]).await, 0);
+    let cells = board["cells"].as_array().expect("cells");
+    let wrong = |cell: &&Value| cell["right"] == json!(false);
+    assert_eq!((cells.len(), cells.iter().filter(wrong).count()), (17, 0), "{board:#}");
+}

@@ -86,6 +86,9 @@ pub struct Limit {
 /// mistake, and not kept.
 pub const LIMIT_MOST: u64 = 8 * 24 * 60 * 60 * 1000;
 
+/// Most chains whose cost is told at a time.
+pub const CHAINS_MOST: i64 = 20;
+
 /// What became of a change of state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[must_use]
@@ -217,6 +220,19 @@ pub struct DayCost {
     /// The day in UTC, as `YYYY-MM-DD`.
     pub day: String,
     /// Jobs that ended on it.
+    pub jobs: u64,
+    /// The sum of the known costs, in US dollars.
+    pub cost_usd: f64,
+    /// Jobs whose cost is not known; the sum says nothing about them.
+    pub unknown: u64,
+}
+
+/// What one chain of nested consults cost: one that an agent was asked for, and those it asked for in turn.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct ChainCost {
+    /// The chain, which each of its jobs names.
+    pub chain: String,
+    /// Jobs of it that ended.
     pub jobs: u64,
     /// The sum of the known costs, in US dollars.
     pub cost_usd: f64,
@@ -574,6 +590,13 @@ pub trait Store: Send {
     ///
     /// The store cannot be used.
     fn cost_by_day(&mut self, since: UnixMillis) -> Result<Vec<DayCost>, StoreError>;
+
+    /// What was spent since a moment by chains of more than one job, the dearest first, [`CHAINS_MOST`] at most.
+    ///
+    /// # Errors
+    ///
+    /// The store cannot be used.
+    fn cost_by_chain(&mut self, since: UnixMillis) -> Result<Vec<ChainCost>, StoreError>;
 
     /// Forgets finished jobs that are kept long enough. In batches: when it fails, what was forgotten stays forgotten.
     ///

@@ -18,8 +18,8 @@ use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
 use super::{
-    Accept, AcceptLimits, BUSY_BOUND, CancelState, DataVersion, DayCost, Glance, JobCounts, JobFilter, Limit, Pruned,
-    QueueRow, RetentionPolicy, SqliteStore, Start, Store, StoreError, Transition,
+    Accept, AcceptLimits, BUSY_BOUND, CancelState, ChainCost, DataVersion, DayCost, Glance, JobCounts, JobFilter,
+    Limit, Pruned, QueueRow, RetentionPolicy, SqliteStore, Start, Store, StoreError, Transition,
 };
 use crate::faults::{Broken, FaultPoint, Faults, Operation};
 use crate::ids::{InvocationId, JobId, UnixMillis};
@@ -372,6 +372,7 @@ verbs! {
     Counts: counts() -> JobCounts = |store| store.counts();
     /// What was spent since a moment, by day.
     CostByDay: cost_by_day(since: UnixMillis) -> Vec<DayCost> = |store| store.cost_by_day(since);
+    CostByChain: cost_by_chain(since: UnixMillis) -> Vec<ChainCost> = |store| store.cost_by_chain(since);
     /// Forgets finished jobs that are kept long enough.
     Prune: prune(policy: RetentionPolicy, now: UnixMillis) -> Pruned = |store| store.prune(policy, now);
     /// A stamp that differs when anything was written since.
@@ -480,6 +481,9 @@ mod tests {
         }
         fn cost_by_day(&mut self, since: UnixMillis) -> Result<Vec<DayCost>, StoreError> {
             self.inner.cost_by_day(since)
+        }
+        fn cost_by_chain(&mut self, since: UnixMillis) -> Result<Vec<ChainCost>, StoreError> {
+            self.inner.cost_by_chain(since)
         }
         fn prune(&mut self, policy: RetentionPolicy, now: UnixMillis) -> Result<Pruned, StoreError> {
             self.inner.prune(policy, now)

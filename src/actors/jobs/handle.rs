@@ -15,7 +15,7 @@ use crate::fault::{Fault, FaultCode};
 use crate::ids::{InvocationId, JobId, UnixMillis};
 use crate::jobs::live::JobLive;
 use crate::jobs::{CancelReason, JobRecord, JobState, JobSummary, JournalEntry, NewJob};
-use crate::store::{CancelState, DayCost, JobCounts, JobFilter, StoreError, StoreHandle};
+use crate::store::{CancelState, ChainCost, DayCost, JobCounts, JobFilter, StoreError, StoreHandle};
 use crate::worker::asks::{Answer, Asker, Glimpse, Question, Waiting, host_gone, misunderstood};
 
 /// Failures in a row to look at a job of another host before whoever follows it is told; five seconds of them.
@@ -319,6 +319,15 @@ impl JobsHandle {
     /// `store_unavailable`.
     pub async fn cost_by_day(&self, since: UnixMillis) -> Result<Vec<DayCost>, Fault> {
         Ok(self.store()?.cost_by_day(since).await?)
+    }
+
+    /// What was spent by chains of nested consults, the dearest first.
+    ///
+    /// # Errors
+    ///
+    /// `store_unavailable`.
+    pub async fn cost_by_chain(&self, since: UnixMillis) -> Result<Vec<ChainCost>, Fault> {
+        Ok(self.store()?.cost_by_chain(since).await?)
     }
 
     /// Where a damaged store was moved by this host, if it was: what was in it is to be had from there.

@@ -67,7 +67,8 @@ pub(crate) enum Command {
         phone-opus selftest                         every row, a minute at most on two idle cores\n  \
         phone-opus selftest --only worker. --only kill\n  \
         phone-opus selftest --soak 10               ten minutes of random plans; each line names its seed\n  \
-        phone-opus selftest --replay 1234           the plan and the workload of that seed again\n\n\
+        phone-opus selftest --replay 1234           the plan and the workload of that seed again\n  \
+        phone-opus selftest --custody               a table of what becomes of prompts, secrets and processes\n\n\
         It needs no agent and no network, and touches nothing but a scratch directory.\n\
         Exit codes: 0 all laws hold, 1 a law was broken, 2 wrong usage.")]
     Selftest(SelftestOptions),
@@ -392,6 +393,9 @@ pub(crate) struct SelftestOptions {
     /// The plan and the workload of one seed of a soak.
     #[arg(long, value_name = "SEED", conflicts_with_all = ["only", "control", "list", "soak", "seed"])]
     pub(crate) replay: Option<u64>,
+    /// The custody scoreboard instead: what becomes of prompts, secrets and processes.
+    #[arg(long, conflicts_with_all = ["only", "control", "list", "soak", "replay", "seed"])]
+    pub(crate) custody: bool,
     /// How many are played at once.
     #[arg(long, value_name = "N", default_value_t = AT_ONCE, value_parser = at_once)]
     pub(crate) at_once: usize,

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use phone_opus::config::WorkerIsolation;
+use phone_opus::testkit::custody_board;
 use phone_opus::testkit::invariants::Violation;
 use phone_opus::testkit::processes;
 use phone_opus::testkit::scoreboard::rows::{controls, place};
@@ -33,6 +34,10 @@ pub(crate) fn run(options: &SelftestOptions) -> ExitCode {
 }
 
 fn play(options: &SelftestOptions) -> Result<ExitCode, SetupError> {
+    if options.custody {
+        let rows = runtime()?.block_on(custody_board::run(program()));
+        return Ok(custody(&rows, options.json));
+    }
     let chosen = chosen(options);
     if chosen.is_empty() {
         say("phone-opus: no row has that in its name; `phone-opus selftest --list` shows them all");
@@ -65,6 +70,21 @@ fn play(options: &SelftestOptions) -> Result<ExitCode, SetupError> {
         }
     });
     Ok(board.verdict())
+}
+
+/// Shows the custody scoreboard; exit code 1 when a cell is wrong.
+fn custody(rows: &[custody_board::Row], as_json: bool) -> ExitCode {
+    let wrong = rows.iter().filter(|row| row.right == Some(false)).count();
+    if as_json {
+        let cells: Vec<Value> =
+            rows.iter().map(|row| json!({"cell": row.cell, "seen": row.seen, "right": row.right})).collect();
+        print(&json!({"version": env!("CARGO_PKG_VERSION"), "ok": wrong == 0, "cells": cells}).to_string());
+    } else {
+        print(custody_board::markdown(rows).trim_end());
+        let unseen = rows.iter().filter(|row| row.right.is_none()).count();
+        print(&format!("{} cells: {wrong} wrong, {unseen} not to be seen on this machine", rows.len()));
+    }
+    if wrong == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 /// The rows that are asked for.

@@ -470,6 +470,24 @@ fn counts_and_costs_add_up_and_unknown_is_not_zero() {
 }
 
 #[test]
+fn what_consults_that_started_each_other_cost_is_summed_by_chain() {
+    let mut store = memory();
+    let nested = |chain, depth| NewJob { chain, depth, ..new_job("/w", "p") };
+    let (cheap, dear, alone) = (ChainId::random(), ChainId::random(), ChainId::random());
+    let spent =
+        [(cheap, 0, Some(0.25)), (cheap, 1, None), (dear, 0, Some(1.0)), (dear, 1, Some(0.5)), (alone, 0, Some(9.0))];
+    for (chain, depth, cost_usd) in spent {
+        let id = started(&mut store, &nested(chain, depth));
+        let outcome = JobOutcome { cost_usd, ..JobOutcome::default() };
+        assert_eq!(store.finish(id, JobState::Succeeded, &outcome, at(10)), Ok(Transition::Done));
+    }
+    let chains = store.cost_by_chain(at(0)).expect("summed");
+    let seen: Vec<_> = chains.iter().map(|sum| (sum.chain.clone(), sum.jobs, sum.cost_usd, sum.unknown)).collect();
+    assert_eq!(seen, [(dear.to_string(), 2, 1.5, 0), (cheap.to_string(), 2, 0.25, 1)]);
+    assert_eq!(store.cost_by_chain(at(11)).expect("summed"), []);
+}
+
+#[test]
 fn pruning_forgets_by_age_then_by_size_unread_last_and_nothing_unfinished() {
     let mut store = memory();
     let policy = RetentionPolicy {

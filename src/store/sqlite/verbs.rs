@@ -18,8 +18,8 @@ use crate::jobs::{
     RunProcess,
 };
 use crate::store::{
-    Accept, AcceptLimits, CancelState, DataVersion, DayCost, Glance, JobCounts, JobFilter, LIMIT_MOST, Limit,
-    MOST_LISTED, Pruned, QueueRow, RetentionPolicy, Start, Store, StoreError, Transition,
+    Accept, AcceptLimits, CHAINS_MOST, CancelState, ChainCost, DataVersion, DayCost, Glance, JobCounts, JobFilter,
+    LIMIT_MOST, Limit, MOST_LISTED, Pruned, QueueRow, RetentionPolicy, Start, Store, StoreError, Transition,
 };
 
 /// What a job holds besides its request, journal and outcome, roughly: its row and its index entries.
@@ -53,6 +53,10 @@ pub(super) const COUNTS: &str = "SELECT state, count(*) FROM jobs GROUP BY state
 
 pub(super) const COSTS: &str = "SELECT date(finished_at / 1000, 'unixepoch') AS day, count(*), total(cost_usd),
     count(*) - count(cost_usd) FROM jobs WHERE finished_at IS NOT NULL AND finished_at >= ?1 GROUP BY day ORDER BY day";
+
+pub(super) const CHAIN_COSTS: &str = "SELECT chain, count(*), total(cost_usd) AS cost, count(*) - count(cost_usd)
+    FROM jobs WHERE finished_at IS NOT NULL AND finished_at >= ?1
+    GROUP BY chain HAVING count(*) > 1 ORDER BY cost DESC, chain LIMIT ?2";
 
 pub(super) const QUEUED: &str = "SELECT count(*) FROM jobs WHERE state = 'queued'";
 
@@ -561,6 +565,22 @@ impl Store for SqliteStore {
                 .query_and_then([since.0], |row| {
                     Ok(DayCost {
                         day: row.get(0)?,
+                        jobs: rows::unsigned(row.get(1)?),
+                        cost_usd: row.get(2)?,
+                        unknown: rows::unsigned(row.get(3)?),
+                    })
+                })?
+                .collect()
+        })
+    }
+
+    fn cost_by_chain(&mut self, since: UnixMillis) -> Result<Vec<ChainCost>, StoreError> {
+        self.read(|transaction| {
+            let mut statement = transaction.prepare_cached(CHAIN_COSTS)?;
+            statement
+                .query_and_then((since.0, CHAINS_MOST), |row| {
+                    Ok(ChainCost {
+                        chain: row.get(0)?,
                         jobs: rows::unsigned(row.get(1)?),
                         cost_usd: row.get(2)?,
                         unknown: rows::unsigned(row.get(3)?),
