@@ -283,3 +283,35 @@ async fn reading_among_ten_thousand_jobs() {
     host.signal(phone_opus::testkit::Signal::KILL);
     host.exit().await;
 }
+
+#[tokio::test]
+#[ignore = "prints times"]
+async fn from_accepting_a_consult_to_its_agents_first_words() {
+    let mut rig = new_rig().with("PHONE_OPUS_LOG", "off");
+    let mut host = rig.serve().await;
+    // What an agent is like is found out by the first one.
+    host.consult(&rig.answering("warm")).await.expect_success();
+    let mut took: [Vec<i64>; 4] = Default::default();
+    for _ in 0..200 {
+        let began = Instant::now();
+        let reply = host.consult(&rig.answering("42")).await.expect_success();
+        took[3].push(i64::try_from(began.elapsed().as_millis()).unwrap_or(i64::MAX));
+        let job = reply.str("job_id").to_owned();
+        let shown = host.call("consult_job", json!({"job_id": job, "after_seq": 0, "detail": "full"})).await;
+        let accepted = shown["timings"]["accepted_at"].as_i64().expect("a time");
+        let events = shown["events"].as_array().expect("events");
+        let first = |kind: &str| {
+            let event = events.iter().find(|event| event["event"].to_string().contains(kind));
+            event.and_then(|event| event["at"].as_i64()).expect("its time") - accepted
+        };
+        took[0].push(first("\"dispatched\""));
+        took[1].push(first("\"process_started\""));
+        took[2].push(first("\"agent\""));
+    }
+    let names = ["runner at work", "agent's process", "agent's first event", "answer, for the caller"];
+    for (name, mut took) in names.into_iter().zip(took) {
+        took.sort_unstable();
+        println!("accepted to {name}: p50 {} ms, p99 {} ms", took[took.len() / 2], took[took.len() * 99 / 100]);
+    }
+    rig.stop_and_check_invariants([host]).await;
+}

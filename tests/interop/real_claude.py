@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import statistics
+import subprocess
 import sys
 import time
 
@@ -305,7 +306,13 @@ def bills(scratch, mock, table):
     fault = srv.call("consult", prompt=scripted("limit", step)).get("fault") or {}
     table.add("subscription's limit: says when it is lifted",
               fault.get("code") == "agent_rate_limited" and fault.get("retry_at") == until * 1000, fault)
+    mark = mock.mark()
+    fault = srv.call("consult", prompt=scripted("again", {"text": "no"})).get("fault") or {}
+    table.add("  nobody asks again before that", fault.get("code") == "agent_rate_limited" and not mock.requests(mark), fault)
     srv.close()
+    # What follows is paid for in other ways; the limit is known to all that share the state directory.
+    cleared = subprocess.run([phone_opus(), "jobs", "limits", "--clear"], env=scratch.environment(), capture_output=True)
+    table.add("  forgotten on request", cleared.returncode == 0, cleared.stdout + cleared.stderr)
     os.remove(credentials)
 
     # The OAuth token of machines without a browser.
