@@ -248,7 +248,9 @@ impl Inside {
                     Ok(Turn::Goes)
                 }
                 Some(report) = self.reports.recv() => {
-                    wire::progress(self.out.tail(), self.generation, report.key, report.value, &report.message);
+                    if let Some((value, message)) = report.latest.take() {
+                        wire::progress(self.out.tail(), self.generation, report.key, value, &message);
+                    }
                     Ok(Turn::Goes)
                 }
                 read = input.read_buf(reader.space()), if taking => match read? {

@@ -42,7 +42,7 @@ use super::connections::Connections;
 use super::current::Current;
 use super::jobs::JobsMsg;
 use super::kept::{Kept, Lent};
-use super::reply::{AttemptReply, ProgressSink, SessionMailbox};
+use super::reply::{AttemptReply, Latest, ProgressSink, SessionMailbox};
 use super::sessions::{SessionEnd, SessionsMsg};
 use super::worker::{Attempt, CallKey, WorkerHandle, WorkerMsg};
 use super::workers::WorkersMsg;
@@ -149,10 +149,8 @@ pub enum SessionEvent {
     Progress {
         /// Which call.
         call: CallNumber,
-        /// A value that rises.
-        value: f64,
-        /// What is going on.
-        message: String,
+        /// What it reported last.
+        latest: Latest,
     },
     /// The system stops.
     Stop,
@@ -836,9 +834,11 @@ impl SessionLoop {
                 self.owes_change = true;
                 self.say_change();
             }
-            SessionEvent::Progress { call, value, message } => {
+            SessionEvent::Progress { call, latest } => {
                 // News that can be missed are left out for a client that is slow to read.
-                if self.out.len() <= BACKLOG / 4 {
+                if let Some((value, message)) = latest.take()
+                    && self.out.len() <= BACKLOG / 4
+                {
                     self.core.on_progress(call, value, Some(&message), &mut self.out);
                     self.whole = self.out.len();
                 }
