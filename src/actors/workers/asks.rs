@@ -52,7 +52,10 @@ impl Asks {
 
     /// Takes a question; an answer that is known at once is given back.
     pub(super) fn ask(&mut self, id: u64, question: Question) -> Option<Result<Answer, Fault>> {
-        if self.tasks.len() >= MOST || self.follows.len() >= MOST {
+        // What is answered at once is never refused: the end of an interest least of all.
+        let at_once = matches!(question, Question::Live { .. } | Question::Unfollow { .. });
+        let new = matches!(question, Question::Follow { .. });
+        if !at_once && self.tasks.len() >= MOST || new && self.follows.len() >= MOST {
             return Some(Err(Fault::new(FaultCode::Busy, "the host answers as many questions as it may.")));
         }
         let jobs = self.jobs.clone();
