@@ -61,13 +61,16 @@ const fn apart(
     Example { label, target, max_line: OUR_MAX_LINE, place: Place::Apart, variables }
 }
 
+/// Ours; see its entry in `Cargo.toml`.
+const OURS: &str = "bench_phone_opus";
+
 const EXAMPLES: &[Example] = &[
     inside("floor", "bench_floor", OUR_MAX_LINE),
     inside("rmcp", "bench_rmcp", RMCP_MAX_LINE),
     inside("rmcp-best", "bench_rmcp_best", RMCP_MAX_LINE),
-    inside("phone-opus", "bench_phone_opus", OUR_MAX_LINE),
+    inside("phone-opus", OURS, OUR_MAX_LINE),
     apart(FLOOR2, "bench_floor2", &[]),
-    apart("phone-opus-process", "bench_phone_opus", &[("BENCH_ISOLATION", "process")]),
+    apart("phone-opus-process", OURS, &[("BENCH_ISOLATION", "process")]),
 ];
 
 impl PeerChoice {
@@ -144,12 +147,14 @@ pub(crate) fn prepare(choice: &PeerChoice) -> Result<Peer, String> {
     }
 }
 
-/// Builds one example in the release profile and returns its executable, wherever cargo was told to put it.
+/// Builds one server in the release profile and returns its executable, wherever cargo was told to put it.
 fn build(target: &str) -> Result<PathBuf, String> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let manifest = Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.toml");
     let output = Command::new(cargo)
-        .args(["build", "--release", "--quiet", "--message-format=json-render-diagnostics", "--example", target])
+        .args(["build", "--release", "--quiet", "--message-format=json-render-diagnostics"])
+        .args(if target == OURS { &["--features", "bench-server", "--bin"][..] } else { &["--example"] })
+        .arg(target)
         .arg("--manifest-path")
         .arg(manifest)
         .stdin(Stdio::null())

@@ -1,0 +1,107 @@
+#!/usr/bin/env python3
+"""Writes `hot.ld`: the functions a server uses from its start to its first answers, for the linker to put side by side.
+
+    cargo build --release --features bench-server
+    python3 linker/hot_functions.py target/release/bench_phone_opus target/release/phone-opus > hot.ld.new
+    mv hot.ld.new linker/hot.ld
+
+Needs valgrind. Functions of the first program come first, then what the next one uses beside them. What it runs is asked for a handshake, the list of tools and a hundred calls. Names are made patterns without what differs from
+compiler to compiler, so the list need not be made anew for each; what it names and is not there costs nothing.
+"""
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+
+# The least part of what a name stands for that has to be in use.
+WORTH = 0.4
+
+HEAD = """/* The functions a server uses from its start to its first answers, put side by side: the kernel maps code 64 KiB at a
+   time, and what is used only once in a while would be mapped along with what lies beside it. Made by hot_functions.py. */
+SECTIONS {
+  .text.hot_at_start : {
+"""
+TAIL = """  }
+} INSERT BEFORE .text;
+"""
+
+
+def drive(command, output):
+    with tempfile.TemporaryDirectory() as home:
+        environment = {"HOME": home, "PATH": os.environ["PATH"], "PHONE_OPUS_STATE_DIR": os.path.join(home, "state")}
+        server = subprocess.Popen(
+            ["valgrind", "--tool=callgrind", "--demangle=no", "--callgrind-out-file=" + output] + command,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment, cwd=home)
+
+        def ask(number, method, params):
+            line = json.dumps({"jsonrpc": "2.0", "id": number, "method": method, "params": params})
+            server.stdin.write(line.encode() + b"\n")
+            server.stdin.flush()
+            return json.loads(server.stdout.readline())
+
+        client = {"name": "measure", "version": "1"}
+        ask(0, "initialize", {"protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": client})
+        server.stdin.write(b'{"jsonrpc":"2.0","method":"notifications/initialized"}\n')
+        names = [tool["name"] for tool in ask(1, "tools/list", {})["result"]["tools"]]
+        call = ("echo", {"text": "hello"}) if "echo" in names else ("consult_jobs", {})
+        for number in range(100):
+            ask(2 + number, "tools/call", {"name": call[0], "arguments": call[1]})
+        server.stdin.close()
+        server.wait()
+
+
+def pattern(name):
+    """The name without the hashes of one compiler."""
+    name = name.split("'")[0]
+    if name.startswith("_ZN"):
+        return re.sub(r"17h[0-9a-f]{16}E.*$", "17h*", name)
+    if name.startswith("_R"):
+        return re.sub(r"Cs[0-9A-Za-z]+_", "Cs*_", re.sub(r"\.[0-9.a-z]+$", "", name)) + "*"
+    return name
+
+
+def executed(path):
+    for line in open(path):
+        found = re.match(r"c?fn=\(\d+\) (\S+)", line)
+        if found:
+            yield found.group(1)
+
+
+def defined(program):
+    """The functions of a program, and how long they are."""
+    listed = subprocess.run(["nm", "--print-size", "--defined-only", program], capture_output=True, text=True, check=True)
+    for line in listed.stdout.splitlines():
+        found = re.match(r"[0-9a-f]+ ([0-9a-f]+) [tTwW] (\S+)$", line)
+        if found:
+            yield found.group(2), int(found.group(1), 16)
+
+
+def main():
+    groups, known = [], set()
+    for program in sys.argv[1:]:
+        command = [os.path.abspath(program)] + (["mcp", "serve"] if os.path.basename(program) == "phone-opus" else [])
+        ours = dict(defined(program))
+        with tempfile.NamedTemporaryFile() as output:
+            drive(command, output.name)
+            used = {name.split("'")[0] for name in executed(output.name)} & ours.keys()
+        named, wanted = {}, {}
+        for name, size in ours.items():
+            named[pattern(name)] = named.get(pattern(name), 0) + size
+            if name in used:
+                wanted[pattern(name)] = wanted.get(pattern(name), 0) + size
+        # One name stands for all that a generic function was made into. Where most of these are not used, it would bring
+        # more along than it is worth.
+        group = {name for name, size in wanted.items() if size >= named[name] * WORTH} - known
+        groups.append(group)
+        known |= group
+    sys.stdout.write(HEAD)
+    for group in groups:
+        for name in sorted(group):
+            sys.stdout.write("    *(.text.%s)\n" % name)
+    sys.stdout.write(TAIL)
+
+
+if __name__ == "__main__":
+    main()
