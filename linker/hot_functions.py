@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 
-# The least part of what a name stands for that has to be in use.
+# The part of what a name stands for that has to be in use for it to come first.
 WORTH = 0.4
 
 HEAD = """/* The functions a server uses from its start to its first answers, put side by side: the kernel maps code 64 KiB at a
@@ -91,15 +91,15 @@ def main():
             named[pattern(name)] = named.get(pattern(name), 0) + size
             if name in used:
                 wanted[pattern(name)] = wanted.get(pattern(name), 0) + size
-        # One name stands for all that a generic function was made into. Where most of these are not used, it would bring
-        # more along than it is worth.
-        group = {name for name, size in wanted.items() if size >= named[name] * WORTH} - known
-        groups.append(group)
+        # One name stands for all that a generic function was made into; those of which the least is used come last.
+        group = wanted.keys() - known
+        groups.append(sorted(group, key=lambda name: (wanted[name] < named[name] * WORTH, name)))
         known |= group
     sys.stdout.write(HEAD)
     for group in groups:
-        for name in sorted(group):
-            sys.stdout.write("    *(.text.%s)\n" % name)
+        for name in group:
+            # What is marked as cold is used at a start all the same.
+            sys.stdout.write("    *(.text.%s .text.unlikely.%s)\n" % (name, name))
     sys.stdout.write(TAIL)
 
 
