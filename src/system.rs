@@ -310,7 +310,8 @@ impl SystemBuilder {
             telemetry: telemetry.clone(),
             faults: faults.clone(),
         };
-        let running = setup.as_ref().and_then(|setup| Fingerprint::look(&setup.image));
+        let image = |setup: &Arc<RolloutSetup>| setup.image.clone().unwrap_or_else(|| setup.launch.path.clone());
+        let running = setup.as_ref().and_then(|setup| Fingerprint::look(&image(setup)));
         let stable = setup.as_ref().is_some_and(|setup| setup.launch.stable);
         let rollout = RolloutArguments {
             setup,

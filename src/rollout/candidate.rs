@@ -209,8 +209,8 @@ pub struct Trial {
     pub environment: Environment,
     /// Our directory.
     pub here: PathBuf,
-    /// The running image, as a file.
-    pub image: PathBuf,
+    /// The running image, as a file, where there is one.
+    pub image: Option<PathBuf>,
     /// The job store, where there is one.
     pub database: Option<PathBuf>,
 }
@@ -255,7 +255,7 @@ impl Trial {
             if rustix::fs::access(&program, rustix::fs::Access::EXEC_OK).is_err() {
                 return Err(if program.exists() { Verdict::NotExecutable } else { Verdict::Replaced });
             }
-            elf::kind(&program, &image).map_err(|error| Verdict::Unreadable(error.kind()))
+            elf::kind(&program, image.as_deref()).map_err(|error| Verdict::Unreadable(error.kind()))
         });
         match kind.await?? {
             Kind::Runnable => Ok(()),

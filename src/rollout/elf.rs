@@ -42,12 +42,12 @@ const LOAD: u32 = 1;
 /// Program headers looked at; linkers make about a dozen.
 const MOST_PARTS: u16 = 256;
 
-/// Looks at a file; `ours` is the running image, as a file.
+/// Looks at a file; `ours` is the running image, as a file. Without it every machine passes for ours.
 ///
 /// # Errors
 ///
 /// The file cannot be read.
-pub(super) fn kind(path: &Path, ours: &Path) -> io::Result<Kind> {
+pub(super) fn kind(path: &Path, ours: Option<&Path>) -> io::Result<Kind> {
     let file = File::open(path)?;
     let mut head = [0; HEADER];
     let read = read_at(&file, &mut head, 0)?;
@@ -63,15 +63,19 @@ pub(super) fn kind(path: &Path, ours: &Path) -> io::Result<Kind> {
         return Ok(if !head.is_empty() && MAGIC.starts_with(head) { Kind::Truncated } else { Kind::Unknown });
     }
     let Some(machine) = machine(head) else { return Ok(Kind::Truncated) };
-    let mut own = [0; HEADER];
-    let own = File::open(ours).and_then(|ours| read_at(&ours, &mut own, 0).map(|read| own[..read].to_vec()));
-    if own.ok().and_then(|own| self::machine(&own)).is_some_and(|own| own != machine) {
+    if ours.and_then(machine_of).is_some_and(|own| own != machine) {
         return Ok(Kind::Foreign);
     }
     if machine.class != CLASS_64 || machine.order != LITTLE {
         return Ok(Kind::Runnable);
     }
     Ok(if is_whole(&file, head)? { Kind::Runnable } else { Kind::Truncated })
+}
+
+fn machine_of(path: &Path) -> Option<Machine> {
+    let mut head = [0; HEADER];
+    let read = read_at(&File::open(path).ok()?, &mut head, 0).ok()?;
+    machine(&head[..read])
 }
 
 fn machine(head: &[u8]) -> Option<Machine> {
@@ -142,9 +146,9 @@ mod tests {
         let path = dir.path().join("file");
         let kind_of = |bytes: &[u8]| {
             fs::write(&path, bytes).expect("written");
-            kind(&path, &ours).expect("read")
+            kind(&path, Some(&ours)).expect("read")
         };
-        assert_eq!(kind(&ours, &ours).expect("read"), Kind::Runnable);
+        assert_eq!(kind(&ours, Some(&ours)).expect("read"), Kind::Runnable);
         for size in [1, 4, 5, 19, 63, 64, 100, 4096, whole.len() / 2] {
             assert_eq!(kind_of(&whole[..size]), Kind::Truncated, "{size} bytes of it");
         }
@@ -158,6 +162,6 @@ mod tests {
         for other in [&b""[..], b"echo hello\n", b"PK\x03\x04", b"\x7fELG"] {
             assert_eq!(kind_of(other), Kind::Unknown, "{other:?}");
         }
-        assert!(kind(&dir.path().join("gone"), &ours).is_err());
+        assert!(kind(&dir.path().join("gone"), None).is_err());
     }
 }

@@ -117,6 +117,9 @@ fn fill(file: &mut File, piece: &mut [u8]) -> io::Result<usize> {
     Ok(filled)
 }
 
+/// What Linux appends to the path of an image whose file has lost its name.
+const DELETED: &str = " (deleted)";
+
 /// The path a program was launched by, where the next build of it will lie.
 ///
 /// Not the path of the running image: once that was replaced, the system calls it deleted.
@@ -143,13 +146,19 @@ impl LaunchPath {
         running: Option<Fingerprint>,
     ) -> Option<Self> {
         let named = called.and_then(|called| which::which_in(called, search, here).ok());
+        // A file that was replaced before we came to look at it is called deleted, and lies where it lay.
+        let place = image.map(|image| match image.to_str().and_then(|text| text.strip_suffix(DELETED)) {
+            Some(place) => PathBuf::from(place),
+            None => image.to_owned(),
+        });
+        let resolved = |path: &PathBuf| std::fs::canonicalize(path).ok();
         let is_running = |path: &PathBuf| running.zip(Fingerprint::look(path)).is_some_and(|(a, b)| a.is_same_file(&b));
-        if let Some(path) = named.filter(is_running) {
-            let resolved = std::fs::canonicalize(&path).ok();
-            let stable = is_stable(&path) && resolved.as_deref().is_none_or(is_stable);
+        let is_at_place = |path: &PathBuf| place.is_some() && resolved(path) == place;
+        if let Some(path) = named.filter(|path| is_running(path) || is_at_place(path)) {
+            let stable = is_stable(&path) && resolved(&path).as_deref().is_none_or(is_stable);
             return Some(Self { path, stable });
         }
-        let path = image.filter(|path| path.is_file())?.to_owned();
+        let path = place.filter(|path| path.is_file())?;
         Some(Self { path, stable: false })
     }
 }
@@ -258,6 +267,12 @@ mod tests {
         // A name somebody made up, and one that leads to another program.
         assert_eq!(find("my-server", &bin, &bin), unstable(&bin));
         assert_eq!(find("phone-opus", &build, &bin), unstable(&bin));
+        // Replaced between our start and our look: the running image has lost its name, and the path is still the one.
+        let place = fs::canonicalize(&bin).expect("it is there");
+        let deleted = PathBuf::from(format!("{}{DELETED}", place.display()));
+        let other = Fingerprint::look(&build);
+        let found = LaunchPath::find(Some(bin.as_os_str()), None, dir.path(), Some(&deleted), other);
+        assert_eq!(found, stable(&bin));
         // Nothing that could be run again.
         let gone = dir.path().join("gone");
         assert_eq!(LaunchPath::find(None, None, dir.path(), Some(&gone), None), None);

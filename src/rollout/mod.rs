@@ -96,8 +96,9 @@ pub const LOOK_EVERY: Duration = Duration::from_secs(30);
 pub struct RolloutSetup {
     /// Where the next build will lie.
     pub launch: LaunchPath,
-    /// The running image, as a file that is there whatever was put in its place (`/proc/self/exe`).
-    pub image: PathBuf,
+    /// The running image, as a file that is there whatever was put in its place (`/proc/self/exe`); `None` where the
+    /// system names none. Then a new file with the same content is adopted as well.
+    pub image: Option<PathBuf>,
     /// What it was given after `mcp serve`.
     pub arguments: Vec<OsString>,
     /// Its working directory.

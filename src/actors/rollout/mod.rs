@@ -172,7 +172,7 @@ impl RolloutState {
             Effect::Ended(..) => {}
             Effect::Look => {
                 let look = blocking(move || Fingerprint::look(&setup.launch.path));
-                self.begin(me, async { Event::Looked(look.await.flatten()) });
+                self.begin(me, async { look.await.map_or(Event::Lost, Event::Looked) });
             }
             Effect::Rest => self.begin(me, async {
                 tokio::time::sleep(SETTLE).await;
@@ -182,11 +182,10 @@ impl RolloutState {
                 let known = self.running;
                 let read = blocking(move || {
                     let file = Digest::read(&setup.launch.path).ok();
-                    (file, known.or_else(|| Digest::read(&setup.image).ok()))
+                    (file, known.or_else(|| Digest::read(setup.image.as_deref()?).ok()))
                 });
                 self.begin(me, async {
-                    let (file, running) = read.await.unwrap_or_default();
-                    Event::Read { file, running }
+                    read.await.map_or(Event::Lost, |(file, running)| Event::Read { file, running })
                 });
             }
             Effect::Check(candidate) => {

@@ -165,19 +165,22 @@ const IMAGE: &str = "/proc/self/exe";
 /// This program, as children are started from it: the running image itself where the system names it. A file that was put
 /// in its place may be broken, or half written, or of a version that speaks otherwise to its children.
 pub(crate) fn program() -> PathBuf {
-    let image = PathBuf::from(IMAGE);
-    if image.exists() { image } else { std::env::current_exe().unwrap_or(image) }
+    image().unwrap_or_else(|| std::env::current_exe().unwrap_or_else(|_| PathBuf::from("phone-opus")))
+}
+
+fn image() -> Option<PathBuf> {
+    Some(PathBuf::from(IMAGE)).filter(|image| image.exists())
 }
 
 /// How a server finds and checks the version that replaces it. `None` where the system names no file for it.
 pub(crate) fn rollout() -> Option<RolloutSetup> {
     let here = std::env::current_dir().ok()?;
-    let image = program();
+    let image = image();
     let mut words = std::env::args_os();
     let called = words.next();
     let search = std::env::var_os("PATH");
     let path = std::env::current_exe().ok();
-    let running = Fingerprint::look(&image);
+    let running = image.as_deref().or(path.as_deref()).and_then(Fingerprint::look);
     let launch = LaunchPath::find(called.as_deref(), search.as_deref(), &here, path.as_deref(), running)?;
     // After `mcp serve`.
     let arguments = words.skip(2).collect();
