@@ -7,6 +7,7 @@
 #![expect(clippy::expect_used, reason = "helpers of tests")]
 
 use std::fs;
+use std::io::Write as _;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -71,7 +72,7 @@ impl HandOver for Recorder {
             let path = self.dir.join(number.to_string());
             let text = json!({"format": self.format}).to_string();
             let written = fs::File::options().write(true).create_new(true).mode(0o600).open(&path);
-            std::io::Write::write_all(&mut written.expect("a file"), text.as_bytes()).expect("written");
+            written.expect("a file").write_all(text.as_bytes()).expect("written");
             Ok(SnapshotFile::new(path))
         })
     }
@@ -319,6 +320,35 @@ async fn a_file_that_is_replaced_while_it_is_checked_is_not_what_is_adopted() {
     .await;
     let length = fs::metadata(rig.program()).expect("the program").len();
     assert_eq!(handed.fingerprint.size, length + b"another build".len() as u64);
+    rig.stop_system_and_check_invariants(system, [client]).await;
+}
+
+#[tokio::test]
+async fn a_file_that_is_being_written_is_not_run_before_it_rests() {
+    let rig = new_rig();
+    let launch = Launch::new(&rig);
+    let system = start(launched(&rig, &launch), &Recorder::new(&rig)).await;
+    let mut client = Client::of(&system).greet().await;
+    let ran = rig.path("ran");
+    launch.install_script(&format!("echo run >> {}; exit 1", ran.display()));
+    let mut file = fs::File::options().append(true).open(&launch.path).expect("opened");
+    let (began, mut last, mut longest) = (Instant::now(), Instant::now(), Duration::ZERO);
+    while began.elapsed() < Duration::from_secs(3) {
+        file.write_all(b"# and more\n").expect("written");
+        longest = longest.max(last.elapsed());
+        last = Instant::now();
+        client.ping().await;
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    // A machine that did not let us write for so long has let the file rest.
+    if longest < Duration::from_millis(800) {
+        assert!(!ran.exists(), "it was run while it was written");
+        assert_eq!(rollout(&mut client).await["state"], "settling");
+    } else {
+        println!("not looked at: writing stood still for {longest:?}");
+    }
+    drop(file);
+    expect_refusal(&mut client, "exited").await;
     rig.stop_system_and_check_invariants(system, [client]).await;
 }
 

@@ -139,3 +139,37 @@ impl RolloutHandle {
         self.shared.board.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use super::*;
+    use crate::actors::current::Naming;
+    use crate::config::RolloutMode;
+    use crate::rollout::{LOOK_EVERY, LaunchPath};
+
+    #[test]
+    fn a_look_is_due_with_the_first_request_after_each_thirty_seconds_and_never_where_nobody_watches() {
+        let setup = RolloutSetup {
+            launch: LaunchPath { path: PathBuf::from("/x/phone-opus"), stable: true },
+            image: None,
+            arguments: Vec::new(),
+            here: PathBuf::from("/"),
+            look_every: LOOK_EVERY,
+        };
+        let naming = Naming::new();
+        let status = Status::new(RolloutMode::Auto, Some(&setup.launch));
+        let handle = RolloutHandle::new(naming.current(), Some(&setup), status);
+        let due = || handle.shared.due.load(Ordering::Relaxed);
+        let handled = |second: u64| handle.handled(handle.shared.began + Duration::from_secs(second));
+        handled(1_000_000);
+        assert_eq!(due(), NEVER, "nobody watches");
+        handle.watch();
+        assert_eq!(due(), 30);
+        for (second, next) in [(0, 30), (29, 30), (30, 60), (31, 60), (59, 60), (4_000, 4_030), (4_029, 4_030)] {
+            handled(second);
+            assert_eq!(due(), next, "at {second} s");
+        }
+    }
+}

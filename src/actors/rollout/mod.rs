@@ -110,7 +110,12 @@ impl Actor for Rollouts {
         match message {
             RolloutMsg::LookDue => state.step(&me, Event::LookDue),
             RolloutMsg::Asked(trigger, waiting) => state.asked(&me, trigger, waiting),
-            RolloutMsg::Happened(event) => state.step(&me, event),
+            RolloutMsg::Happened(event) => {
+                if let Event::Read { running: Some(running), .. } = event {
+                    state.running = Some(running);
+                }
+                state.step(&me, event);
+            }
             RolloutMsg::Broke => return Err(StepPanicked.into()),
         }
         while state.tasks.try_join_next().is_some() {}
@@ -180,9 +185,12 @@ impl RolloutState {
             }),
             Effect::Read => {
                 let known = self.running;
+                // Whoever asks has an equal file handed over to as well.
+                let compared = self.lent.get().is_some_and(|rollout| !rollout.trigger().is_forced());
                 let read = blocking(move || {
                     let file = Digest::read(&setup.launch.path).ok();
-                    (file, known.or_else(|| Digest::read(setup.image.as_deref()?).ok()))
+                    let image = setup.image.as_deref().filter(|_| compared);
+                    (file, known.or_else(|| Digest::read(image?).ok()))
                 });
                 self.begin(me, async {
                     read.await.map_or(Event::Lost, |(file, running)| Event::Read { file, running })
