@@ -405,6 +405,29 @@ async fn a_panic_in_a_rollout_costs_that_rollout_and_nothing_else() {
 }
 
 #[tokio::test]
+async fn a_rollout_that_is_stopped_with_the_workers_is_broken_off_with_its_candidate() {
+    let rig = new_rig();
+    let launch = Launch::new(&rig);
+    let plan = FaultPlan::parse("workers.supervise@up=error", 0).expect("a plan");
+    let faults = Faults::arm(plan, Ends::Nothing, Counters::Memory).expect("armed");
+    let system = start(launched(&rig, &launch).faults(faults), &Recorder::new(&rig)).await;
+    let begun = rig.sign("begun");
+    launch.install_script(&format!("touch {}; exec sleep 1000", begun.display()));
+    let reloading = tokio::spawn({
+        let system = system.clone();
+        async move { system.reload(Trigger::Reload).await }
+    });
+    rig.wait_for_sign("begun").await;
+    let mut client = Client::of(&system).greet().await;
+    // The first worker takes the supervisor along, and with it what was started later.
+    client.consult(&rig.answering("yes")).await.expect_success();
+    assert_eq!(reloading.await.expect("no panic"), NotAdopted::Interrupted);
+    assert_eq!(rollout(&mut client).await["state"], "idle");
+    rig.expect_runs(1);
+    rig.stop_system_and_check_invariants(system, [client]).await;
+}
+
+#[tokio::test]
 async fn who_asks_during_a_rollout_gets_its_end() {
     let rig = new_rig();
     let launch = Launch::new(&rig);

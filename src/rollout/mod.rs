@@ -47,7 +47,8 @@ pub trait HandOver: Send + Sync + 'static {
     ///
     /// # Cancel safety
     ///
-    /// Must be safe: a future that is dropped leaves the server serving.
+    /// Must be safe: it is dropped when the parts below are restarted, and the server has to serve on. What cannot be broken
+    /// off runs in a task of its own, which this waits for.
     fn hand_over(&self, to: Successor) -> Handing<'_, Fault>;
 }
 

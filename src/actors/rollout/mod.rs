@@ -75,7 +75,8 @@ pub struct StateGone;
 /// The actor's state; dropping it ends what is under way.
 pub struct RolloutState {
     a: RolloutArguments,
-    lent: Lent<Rollout>,
+    /// Given back by the stop: a state that ended in order is handed to the supervisor, who may look at it late.
+    lent: Option<Lent<Rollout>>,
     waiting: Vec<oneshot::Sender<NotAdopted>>,
     /// The one thing that is under way.
     tasks: JoinSet<()>,
@@ -94,8 +95,14 @@ impl Actor for Rollouts {
         if a.setup.is_some() && lent.get().is_some_and(|rollout| rollout.watches()) {
             a.handle.watch();
         }
-        let mut state =
-            RolloutState { a, lent, waiting: Vec::new(), tasks: JoinSet::new(), running: None, since: clock::now() };
+        let mut state = RolloutState {
+            a,
+            lent: Some(lent),
+            waiting: Vec::new(),
+            tasks: JoinSet::new(),
+            running: None,
+            since: clock::now(),
+        };
         // What an earlier incarnation had under way.
         state.step(&me, Event::Lost);
         Ok(state)
@@ -126,6 +133,7 @@ impl Actor for Rollouts {
         // A candidate that is being run is killed with its group when its task is dropped.
         state.tasks.abort_all();
         while state.tasks.join_next().await.is_some() {}
+        drop(state.lent.take());
         Ok(())
     }
 }
@@ -141,7 +149,7 @@ impl RolloutState {
     }
 
     fn step(&mut self, me: &ActorRef<RolloutMsg>, event: Event) {
-        let Some(rollout) = self.lent.get() else { return };
+        let Some(rollout) = self.lent.as_mut().and_then(Lent::get) else { return };
         let was = rollout.state();
         match rollout.step(event, clock::now()) {
             Ok(effects) => {
@@ -186,7 +194,7 @@ impl RolloutState {
             Effect::Read => {
                 let known = self.running;
                 // Whoever asks has an equal file handed over to as well.
-                let compared = self.lent.get().is_some_and(|rollout| !rollout.trigger().is_forced());
+                let compared = !self.trigger().is_forced();
                 let read = blocking(move || {
                     let file = Digest::read(&setup.launch.path).ok();
                     let image = setup.image.as_deref().filter(|_| compared);
@@ -204,6 +212,10 @@ impl RolloutState {
         }
     }
 
+    fn trigger(&mut self) -> Trigger {
+        self.lent.as_mut().and_then(Lent::get).map_or(Trigger::Watch, |rollout| rollout.trigger())
+    }
+
     fn trial(&self, setup: &RolloutSetup) -> Trial {
         Trial {
             program: setup.launch.path.clone(),
@@ -217,7 +229,8 @@ impl RolloutState {
 
     fn hand_over(&mut self, me: &ActorRef<RolloutMsg>, setup: &RolloutSetup, candidate: Candidate, said: SelfCheck) {
         let how = self.a.handle.how();
-        self.a.handle.began(self.lent.get().map_or(Trigger::Watch, |rollout| rollout.trigger()));
+        let by = self.trigger();
+        self.a.handle.began(by);
         let program = setup.launch.path.clone();
         tracing::info!(program = %program.display(), version = said.version, "a candidate passed its check");
         self.begin(me, async move {

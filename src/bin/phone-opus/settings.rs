@@ -182,8 +182,16 @@ pub(crate) fn rollout() -> Option<RolloutSetup> {
     let path = std::env::current_exe().ok();
     let running = image.as_deref().or(path.as_deref()).and_then(Fingerprint::look);
     let launch = LaunchPath::find(called.as_deref(), search.as_deref(), &here, path.as_deref(), running)?;
-    // After `mcp serve`.
-    let arguments = words.skip(2).collect();
+    // After `mcp serve`, and without what an earlier image passed on: that was for one image alone.
+    let mut words = words.skip(2);
+    let mut arguments = Vec::new();
+    while let Some(word) = words.next() {
+        if word == "--restore" {
+            words.next();
+        } else if !word.to_string_lossy().starts_with("--restore=") {
+            arguments.push(word);
+        }
+    }
     Some(RolloutSetup { launch, image, arguments, here, look_every: LOOK_EVERY })
 }
 
