@@ -602,6 +602,33 @@ async fn a_server_whose_file_was_replaced_by_a_broken_one_still_starts_workers_a
 }
 
 #[tokio::test]
+async fn a_server_that_is_stopped_while_it_checks_a_candidate_takes_it_along() {
+    let rig = new_rig();
+    let launch = Launch::new(&rig);
+    for way in ["a client that hangs up", "SIGTERM"] {
+        let mut client = serve(&rig, &launch.path, "in_process");
+        client.handshake("2025-11-25").await;
+        let begun = rig.sign(way);
+        launch.install_script(&format!("touch '{}'; trap '' TERM; sleep 1000", begun.display()));
+        rustix::process::kill_process(client.host_pid(), rustix::process::Signal::USR2).expect("signalled");
+        rig.wait_for_sign(way).await;
+        let began = Instant::now();
+        if way == "SIGTERM" {
+            client.signal(rustix::process::Signal::TERM);
+        } else {
+            client.hang_up().await;
+        }
+        assert!(client.exit().await.success(), "{way}");
+        println!("{way}: the server ended after {:?}", began.elapsed());
+        until("nothing is left of the candidate", async || rig.processes().is_empty().then_some(())).await;
+        // Its own file is back for the next one.
+        fs::remove_file(&launch.path).expect("removed");
+        fs::hard_link(&launch.image, &launch.path).expect("linked");
+    }
+    rig.check_invariants().await;
+}
+
+#[tokio::test]
 async fn a_server_in_a_build_directory_says_that_its_path_is_not_stable_and_is_checked_when_asked() {
     let rig = new_rig();
     let dir = rig.path("target/debug");
