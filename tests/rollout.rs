@@ -602,6 +602,23 @@ async fn a_server_whose_file_was_replaced_by_a_broken_one_still_starts_workers_a
 }
 
 #[tokio::test]
+#[ignore = "takes as long as a server leaves its launch path alone, 30 s"]
+async fn a_server_finds_a_new_file_with_the_first_request_after_thirty_seconds() {
+    let rig = new_rig();
+    let launch = Launch::new(&rig);
+    let began = Instant::now();
+    let mut client = serve(&rig, &launch.path, "in_process");
+    client.handshake("2025-11-25").await;
+    launch.install_script("exit 5");
+    let refused = expect_refusal(&mut client, "exited").await;
+    let after = began.elapsed();
+    println!("found and refused after {after:?}: {}", refused["last"]);
+    assert_eq!(refused["last"]["by"], "watch", "{refused}");
+    assert!(after >= Duration::from_secs(29), "{after:?}");
+    rig.stop_and_check_invariants([client]).await;
+}
+
+#[tokio::test]
 async fn a_server_that_is_stopped_while_it_checks_a_candidate_takes_it_along() {
     let rig = new_rig();
     let launch = Launch::new(&rig);
