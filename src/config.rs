@@ -59,12 +59,14 @@ pub struct Settings {
     pub restart_period_s: Option<u64>,
     /// Milliseconds before the second restart in a row, 0 to 2 000.
     pub restart_backoff_ms: Option<u64>,
+    /// When a new file at the launch path is adopted: `auto`, `on_request` or `off`.
+    pub rollout: Option<RolloutMode>,
     /// What is different for single clients, by the names they give themselves. In files only: a table is no variable.
     pub clients: Option<BTreeMap<String, ClientSettings>>,
 }
 
 /// Every key, in the order it is documented.
-pub const KEYS: [&str; 15] = [
+pub const KEYS: [&str; 16] = [
     "claude_bin",
     "billing",
     "agent",
@@ -79,6 +81,7 @@ pub const KEYS: [&str; 15] = [
     "restart_intensity",
     "restart_period_s",
     "restart_backoff_ms",
+    "rollout",
     CLIENTS,
 ];
 
@@ -107,6 +110,32 @@ impl WorkerIsolation {
             Self::InProcess => "in_process",
             Self::Process => "process",
         }
+    }
+}
+
+/// When a new file at the launch path is adopted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RolloutMode {
+    /// When it is there and passes the check, and when somebody asks.
+    #[default]
+    Auto,
+    /// Only when somebody asks.
+    OnRequest,
+    /// Never.
+    Off,
+}
+
+impl RolloutMode {
+    /// The words of the configuration.
+    const WORDS: [(&str, Self); 3] = [("auto", Self::Auto), ("on_request", Self::OnRequest), ("off", Self::Off)];
+
+    fn parse(text: &str) -> Result<Self, String> {
+        let known = Self::WORDS.map(|(word, _)| word);
+        Self::WORDS.iter().find(|(word, _)| *word == text).map(|(_, mode)| *mode).ok_or_else(|| {
+            let meant = nearest(text, &known).map_or_else(String::new, |near| format!(" (did you mean {near}?)"));
+            format!("{text:?}{meant}; accepted: {}", known.join(", "))
+        })
     }
 }
 
@@ -144,6 +173,8 @@ pub struct Config {
     pub restart_period: Duration,
     /// The wait before the second restart in a row; it doubles up to 2 s. The first restart never waits.
     pub restart_backoff: Duration,
+    /// When a new file at the launch path is adopted.
+    pub rollout: RolloutMode,
 }
 
 impl Default for Config {
@@ -164,6 +195,7 @@ impl Default for Config {
             restart_intensity: 6,
             restart_period: Duration::from_secs(30),
             restart_backoff: Duration::from_millis(50),
+            rollout: RolloutMode::Auto,
         }
     }
 }
@@ -245,6 +277,9 @@ impl Config {
         if let Some(isolation) = settings.isolation {
             self.isolation = isolation;
         }
+        if let Some(rollout) = settings.rollout {
+            self.rollout = rollout;
+        }
         if let Some(agent) = &settings.agent {
             self.agent.clone_from(agent);
         }
@@ -322,6 +357,7 @@ impl Settings {
                     other => return Err(format!("{other:?}; accepted: in_process, process")),
                 });
             }
+            "rollout" => self.rollout = Some(RolloutMode::parse(text)?),
             "agent" => self.agent = Some(text.to_owned()),
             "max_running" => self.max_running = Some(number()?),
             "max_queued" => self.max_queued = Some(number()?),
@@ -382,6 +418,12 @@ mod tests {
             (toml("max_runing = 2", FileTrust::User), "did you mean max_running?"),
             (toml("max_running = \"two\"", FileTrust::User), "line 1"),
             (toml("billing = \"free\"", FileTrust::User), "subscription"),
+            (toml("rollout = \"on\"", FileTrust::User), "on_request"),
+            (toml("rollout = \"off\"", FileTrust::Project), "PHONE_OPUS_ROLLOUT"),
+            (
+                Settings::from_environment(|name| (name == "PHONE_OPUS_ROLLOUT").then(|| "on-request".into())),
+                "PHONE_OPUS_ROLLOUT: \"on-request\" (did you mean on_request?); accepted: auto, on_request, off",
+            ),
             (toml("claude_bin = \"/bin/sh\"", FileTrust::Project), "may not be set by a project's file"),
             (toml("billing = \"api_key\"", FileTrust::Project), "PHONE_OPUS_BILLING"),
             (

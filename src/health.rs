@@ -4,7 +4,6 @@
 //! part that does not answer is shown as such and delays nothing else.
 
 use std::future::Future;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -14,6 +13,7 @@ use tokio::sync::oneshot;
 
 use crate::actors::current::Current;
 use crate::actors::jobs::JobsHandle;
+use crate::actors::rollout::RolloutHandle;
 use crate::actors::session::Gauges;
 use crate::actors::workers::{WorkersMsg, WorkersSnapshot};
 use crate::config::Config;
@@ -48,8 +48,8 @@ pub struct HealthSource {
     pub config: Arc<Config>,
     /// What is to break.
     pub faults: Faults,
-    /// The program that was launched, where known.
-    pub program: Option<PathBuf>,
+    /// What is known about rollouts.
+    pub rollout: RolloutHandle,
 }
 
 async fn within<T>(question: impl Future<Output = Option<T>>) -> Option<T> {
@@ -83,6 +83,7 @@ impl HealthSource {
         // A worker that was never needed is not missing.
         let ready = counts.is_ok() && workers.as_ref().is_some_and(|workers| !workers.gave_up);
         let last = workers.as_ref().and_then(|workers| workers.losses.last().cloned());
+        let rollout = self.rollout.status();
         let mut value = json!({
             "ready": ready,
             "version": env!("CARGO_PKG_VERSION"),
@@ -91,8 +92,8 @@ impl HealthSource {
             "restart_count": workers.as_ref().map(|w| w.restarts),
             "consecutive_failures": workers.as_ref().map(|w| w.consecutive_failures),
             "last_fault": last.map(|(at, fault)| json!({"at": at, "fault": fault})),
-            "rollout": "idle",
-            "launch_path_stable": self.program.as_deref().map(launch_path_stable),
+            "rollout": rollout,
+            "launch_path_stable": rollout.launch_path_stable,
             "jobs": counts.as_ref().ok(),
             "queue_depth": counts.as_ref().ok().map(|counts| counts.queued),
             "store": store,
@@ -138,21 +139,5 @@ impl HealthSource {
         Ok(
             json!({"totals": snapshot.totals, "methods": snapshot.methods, "cost_by_day": cost, "cost_by_chain": chains}),
         )
-    }
-}
-
-/// Whether the program lies where it will still lie tomorrow: a build directory is swept by the next build.
-fn launch_path_stable(program: &Path) -> bool {
-    !program.components().any(|part| part.as_os_str() == "target")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_build_directory_is_no_stable_launch_path() {
-        assert!(!launch_path_stable(Path::new("/w/target/release/phone-opus")));
-        assert!(launch_path_stable(Path::new("/usr/local/bin/phone-opus")));
     }
 }

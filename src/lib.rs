@@ -18,6 +18,7 @@ pub mod ids;
 pub mod jobs;
 pub mod lenient;
 pub mod protocol;
+pub mod rollout;
 pub mod runner;
 pub mod state_dir;
 pub mod stdio;

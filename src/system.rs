@@ -15,6 +15,8 @@ use crate::actors::connections::{Connections, Served};
 use crate::actors::current::Current;
 use crate::actors::jobs::custody::Attachments;
 use crate::actors::jobs::{JobsArguments, JobsHandle, JobsMsg};
+use crate::actors::kept::Kept;
+use crate::actors::rollout::{RolloutArguments, RolloutHandle, RolloutMsg};
 use crate::actors::root::{Down, Names, Root, RootArguments, RootMsg};
 use crate::actors::session::{Gauges, Input, Sink};
 use crate::actors::sessions::{SessionEnd, SessionsArguments, SessionsMsg};
@@ -32,10 +34,11 @@ use crate::jobs::{ConsultRequest, JobMode, JobRecord};
 use crate::protocol::catalog::{Catalog, Define, Room};
 use crate::protocol::session::SessionLimits;
 use crate::protocol::wire::Identity;
+use crate::rollout::{Carried, Fingerprint, HandOver, NotAdopted, Rollout, RolloutSetup, Status, Trigger};
 use crate::runner::{RunnerCommand, nesting};
 use crate::state_dir::StateDir;
 use crate::store::{AcceptLimits, StoreHandle};
-use crate::telemetry::TelemetryHandle;
+use crate::telemetry::{Record, RolloutRecord, TelemetryHandle};
 use crate::tools::consult::{ConsultTool, Desk};
 use crate::tools::readers::{CancelTool, HealthTool, JobTool, JobsTool, TelemetryTool};
 use crate::tools::tasks::TaskDesk;
@@ -84,6 +87,8 @@ pub struct SystemBuilder {
     line_limit: usize,
     telemetry_log: bool,
     faults: Faults,
+    rollout: Option<RolloutSetup>,
+    carried: Option<Carried>,
 }
 
 impl SystemBuilder {
@@ -199,6 +204,21 @@ impl SystemBuilder {
         self
     }
 
+    /// By which program the system is to be replaced, and what that one has to show first; never, when not set. It also
+    /// takes somebody who hands over: [`System::hand_over_by`].
+    #[must_use]
+    pub fn rollout(mut self, setup: RolloutSetup) -> Self {
+        self.rollout = Some(setup);
+        self
+    }
+
+    /// What the image before this one has passed on about rollouts.
+    #[must_use]
+    pub fn carried(mut self, carried: Option<Carried>) -> Self {
+        self.carried = carried;
+        self
+    }
+
     /// Starts the system. Nothing touches the disk before it is needed.
     ///
     /// # Errors
@@ -213,7 +233,9 @@ impl SystemBuilder {
         let telemetry = TelemetryHandle::new();
         let log = self.state_dir.as_ref().filter(|_| self.telemetry_log).map(StateDir::telemetry);
         let config = Arc::new(self.config);
-        let environment = Some(self.environment.unwrap_or_else(Environment::capture));
+        let environment = self.environment.unwrap_or_else(Environment::capture);
+        let trial = environment.clone();
+        let environment = Some(environment);
         // A system without a directory has no consults; its store is never opened.
         let dir = self.state_dir.clone().unwrap_or_else(|| StateDir::at("/nonexistent"));
         let faults = self.faults;
@@ -234,6 +256,8 @@ impl SystemBuilder {
         let (down_tx, down) = watch::channel(None);
         let started = Instant::now();
         let names = Names::default();
+        let setup = self.rollout.map(Arc::new);
+        let rollout = rollouts(setup.as_deref(), self.carried, &config, names.rollout.current(), &telemetry);
         let assembly = Assembly {
             host,
             started,
@@ -249,6 +273,7 @@ impl SystemBuilder {
             session_limits: self.session_limits,
             line_limit: self.line_limit,
             faults: faults.clone(),
+            rollout: rollout.clone(),
         };
         let handle = JobsHandle::new(names.jobs.current(), store.clone());
         let worker = handle.clone();
@@ -285,11 +310,23 @@ impl SystemBuilder {
             telemetry: telemetry.clone(),
             faults: faults.clone(),
         };
+        let image = |setup: &Arc<RolloutSetup>| setup.image.clone().unwrap_or_else(|| setup.launch.path.clone());
+        let running = setup.as_ref().and_then(|setup| Fingerprint::look(&image(setup)));
+        let stable = setup.as_ref().is_some_and(|setup| setup.launch.stable);
+        let rollout = RolloutArguments {
+            setup,
+            kept: Kept::new(Rollout::new(config.rollout, stable, running)),
+            handle: rollout,
+            environment: trial,
+            database: self.state_dir.as_ref().map(StateDir::database),
+            telemetry: telemetry.clone(),
+        };
         let arguments = RootArguments {
             store,
             connections: connections.clone(),
             jobs,
             workers,
+            rollout,
             sessions,
             telemetry,
             log,
@@ -302,6 +339,28 @@ impl SystemBuilder {
             .map_err(|error| Fault::new(FaultCode::Internal, format!("the system did not start: {error}.")))?;
         Ok(System { inner: Arc::new(Inner { root, connections, sessions: supervisor, desk, health, down }) })
     }
+}
+
+/// How rollouts are reached, and what is known about them before the first.
+fn rollouts(
+    setup: Option<&RolloutSetup>,
+    carried: Option<Carried>,
+    config: &Config,
+    actor: Current<RolloutMsg>,
+    telemetry: &TelemetryHandle,
+) -> RolloutHandle {
+    let mut status = Status::new(config.rollout, setup.map(|setup| &setup.launch));
+    if let Some(carried) = carried {
+        let by = Trigger::parse(&carried.by).unwrap_or(Trigger::Reload);
+        status.taken_over(&carried, by);
+        telemetry.record(Record::Rollout(RolloutRecord {
+            outcome: "adopted",
+            verdict: None,
+            by: by.as_str(),
+            took: Duration::ZERO,
+        }));
+    }
+    RolloutHandle::new(actor, setup, status)
 }
 
 /// When workers are started again, as configured.
@@ -364,6 +423,7 @@ struct Assembly {
     session_limits: SessionLimits,
     line_limit: usize,
     faults: Faults,
+    rollout: RolloutHandle,
 }
 
 impl Assembly {
@@ -383,7 +443,7 @@ impl Assembly {
             telemetry: self.telemetry.clone(),
             config: Arc::clone(&self.config),
             faults: self.faults.clone(),
-            program: std::env::current_exe().ok(),
+            rollout: self.rollout.clone(),
         };
         let desk = Desk {
             jobs,
@@ -433,6 +493,7 @@ impl Assembly {
             faults: self.faults,
             clients: desk.clients.clone(),
             tasks: self.consults.then(|| TaskDesk::new(desk.clone())),
+            rollout: self.rollout,
         };
         (served, (desk, health))
     }
@@ -494,6 +555,8 @@ impl System {
             line_limit: LINE_LIMIT,
             telemetry_log: true,
             faults: Faults::none(),
+            rollout: None,
+            carried: None,
         }
     }
 
@@ -546,6 +609,30 @@ impl System {
     /// Legacy sessions hear of it once, in the stateless era each subscription that asked for it does.
     pub fn tools_changed(&self) {
         self.inner.connections.tools_changed();
+    }
+
+    /// Asks for a rollout: the file at the launch path is checked, and where it passes, this program is replaced by it,
+    /// even if it is the same. Who asks during a rollout joins it.
+    ///
+    /// Where it succeeds, nothing returns. Where it returns, it says why, and the system serves on.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future leaves the rollout under way.
+    pub async fn reload(&self, by: Trigger) -> NotAdopted {
+        self.inner.health.rollout.reload(by).await
+    }
+
+    /// From now on a candidate that passed its check is handed over to in this way. Until then it is checked as far as
+    /// that is possible without a snapshot, and not adopted.
+    pub fn hand_over_by(&self, how: Arc<dyn HandOver>) {
+        self.inner.health.rollout.hand_over_by(how);
+    }
+
+    /// What is known about rollouts.
+    #[must_use]
+    pub fn rollouts(&self) -> &RolloutHandle {
+        &self.inner.health.rollout
     }
 
     /// How it is and what it did.

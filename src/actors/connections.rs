@@ -17,6 +17,7 @@ use super::current::Current;
 use super::jobs::JobsMsg;
 use super::kept::Kept;
 use super::reply::SessionMailbox;
+use super::rollout::RolloutHandle;
 use super::session::{Ended, Gauges, Input, SessionEvent, SessionLoop, SessionParts, Sink};
 use super::sessions::SessionEnd;
 use super::workers::WorkersMsg;
@@ -62,6 +63,8 @@ pub struct Served {
     pub clients: Clients,
     /// Who answers about tasks; nobody where there are no consults.
     pub tasks: Option<TaskDesk>,
+    /// Who hears that something was handled.
+    pub rollout: RolloutHandle,
 }
 
 struct Connection {
@@ -132,6 +135,7 @@ impl Connections {
             faults: s.faults.clone(),
             clients: s.clients.clone(),
             tasks: s.tasks.clone(),
+            rollout: s.rollout.clone(),
         });
         let (ended, end) = oneshot::channel();
         let mailbox = session.mailbox();

@@ -2,7 +2,7 @@
 //!
 //! Actors know nothing of wire text (`protocol` writes every byte) and nothing of SQL. Reading order: [`root`] for the
 //! tree and its start and stop, [`sessions`], [`session`] for a client's side, [`workers`] and [`worker`]
-//! for execution, [`jobs`] and [`consult`] for jobs, [`telemetry`] for the sink, [`reply`],
+//! for execution, [`jobs`] and [`consult`] for jobs, [`rollout`] for upgrades, [`telemetry`] for the sink, [`reply`],
 //! [`child`] and [`current`] for what they share.
 
 pub mod child;
@@ -13,6 +13,7 @@ pub mod current;
 pub mod jobs;
 pub mod kept;
 pub mod reply;
+pub mod rollout;
 pub mod root;
 pub mod session;
 pub mod sessions;

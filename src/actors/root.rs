@@ -5,7 +5,7 @@
 //! part (connections, the custody of runners, generations, the intake of telemetry) belongs to the system and is lent to
 //! the parts, so a restart costs what the table in ARCHITECTURE.md says and nothing else.
 //!
-//! Order: telemetry, jobs, workers, sessions. Nobody depends on telemetry. The store's thread starts with its first verb and
+//! Order: telemetry, jobs, workers, rollouts, sessions. Nobody depends on telemetry or on rollouts. The store's thread starts with its first verb and
 //! is closed last; a panic there costs the verb it happened in.
 
 use std::collections::VecDeque;
@@ -23,6 +23,7 @@ use super::connections::Connections;
 use super::current::Naming;
 use super::jobs::{Jobs, JobsArguments, JobsMsg};
 use super::kept::Kept;
+use super::rollout::{RolloutArguments, RolloutMsg, Rollouts};
 use super::sessions::{Sessions, SessionsArguments, SessionsMsg};
 use super::supervision::family::{ChildSpec, Family, FamilyEffect, OnGiveUp, Others, Place};
 use super::supervision::slot::RestartPolicy;
@@ -41,8 +42,13 @@ use crate::telemetry::{Record, TelemetryHandle};
 const START_LIMIT: Duration = Duration::from_secs(2);
 
 /// What each part may take to stop, in the order of start. With the store's end the sum is the bound of an ordered stop.
-const STOP: [Duration; 4] =
-    [Duration::from_millis(500), Duration::from_millis(2500), Duration::from_millis(600), Duration::from_millis(2500)];
+const STOP: [Duration; 5] = [
+    Duration::from_millis(500),
+    Duration::from_millis(2500),
+    Duration::from_millis(600),
+    Duration::from_millis(300),
+    Duration::from_millis(2500),
+];
 const CLOSE_STORE: Duration = Duration::from_millis(1000);
 
 /// Upper levels of a tree restart little, because their limits multiply those below: a part that fails a fourth time in a
@@ -58,7 +64,8 @@ const RESTARTS: RestartPolicy = RestartPolicy {
 const TELEMETRY: Place = Place(0);
 const JOBS: Place = Place(1);
 const WORKERS: Place = Place(2);
-const SESSIONS: Place = Place(3);
+const ROLLOUT: Place = Place(3);
+const SESSIONS: Place = Place(4);
 
 const fn part(name: &'static str) -> ChildSpec {
     ChildSpec {
@@ -71,10 +78,11 @@ const fn part(name: &'static str) -> ChildSpec {
 }
 
 /// The parts, in the order of start.
-const PARTS: [ChildSpec; 4] = [
+const PARTS: [ChildSpec; 5] = [
     ChildSpec { others: Others::Independent, on_give_up: OnGiveUp::LeaveOut, ..part("telemetry") },
     part("jobs"),
     part("workers"),
+    ChildSpec { others: Others::Independent, on_give_up: OnGiveUp::LeaveOut, ..part("rollout") },
     part("sessions"),
 ];
 
@@ -91,6 +99,8 @@ pub struct RootArguments {
     pub jobs: JobsArguments,
     /// The workers' supervisor is started with this.
     pub workers: WorkersArguments,
+    /// The rollouts' actor is started with this.
+    pub rollout: RolloutArguments,
     /// The sessions' supervisor is started with this.
     pub sessions: SessionsArguments,
     /// Who counts.
@@ -114,6 +124,8 @@ pub struct Names {
     pub jobs: Naming<JobsMsg>,
     /// Workers.
     pub workers: Naming<WorkersMsg>,
+    /// Rollouts.
+    pub rollout: Naming<RolloutMsg>,
 }
 
 /// Why the tree is down.
@@ -140,6 +152,7 @@ struct Parts {
     telemetry: Option<Child<TelemetryMsg>>,
     jobs: Option<Child<JobsMsg>>,
     workers: Option<Child<WorkersMsg>>,
+    rollout: Option<Child<RolloutMsg>>,
     sessions: Option<Child<SessionsMsg>>,
 }
 
@@ -151,7 +164,7 @@ pub struct RootState {
     counters: Arc<Kept<Counters>>,
     parts: Parts,
     /// How parts ended, as their death notices say; acted on when their tasks have been joined.
-    exits: [Option<(Exit, String)>; 4],
+    exits: [Option<(Exit, String)>; 5],
     /// Join watches and backoff timers; they end with the root.
     tasks: JoinSet<()>,
     why: Option<Fault>,
@@ -169,7 +182,7 @@ impl Actor for Root {
             family,
             counters: Kept::new(Counters::default()),
             parts: Parts::default(),
-            exits: [const { None }; 4],
+            exits: [const { None }; 5],
             tasks: JoinSet::new(),
             why: None,
         };
@@ -245,6 +258,8 @@ impl Parts {
             Some(JOBS)
         } else if is(self.workers.as_ref().map(Child::id)) {
             Some(WORKERS)
+        } else if is(self.rollout.as_ref().map(Child::id)) {
+            Some(ROLLOUT)
         } else if is(self.sessions.as_ref().map(Child::id)) {
             Some(SESSIONS)
         } else {
@@ -353,6 +368,13 @@ impl RootState {
                 self.parts.workers = Some(child);
                 joined
             }
+            ROLLOUT => {
+                let arguments = self.a.rollout.clone();
+                let (child, joined) = started(Rollouts::spawn_linked(None, Rollouts, arguments, cell)).await?;
+                self.a.names.rollout.set(child.actor());
+                self.parts.rollout = Some(child);
+                joined
+            }
             _ => {
                 let arguments = self.a.sessions.clone();
                 let (child, joined) = started(Sessions::spawn_linked(None, Sessions, arguments, cell)).await?;
@@ -375,6 +397,7 @@ impl RootState {
             TELEMETRY => ended(self.parts.telemetry.take(), limit).await,
             JOBS => ended(self.parts.jobs.take(), limit).await,
             WORKERS => ended(self.parts.workers.take(), limit).await,
+            ROLLOUT => ended(self.parts.rollout.take(), limit).await,
             _ => ended(self.parts.sessions.take(), limit).await,
         };
         if end.is_some_and(|end| end != Stopped::InTime) {

@@ -166,7 +166,9 @@ impl Faults {
                 return Err(ArmError::EndsProcess { rules });
             }
         }
-        let tally = Tally::new(counters, plan.fingerprint(), plan.rules().len())?;
+        // The forced upgrade has a count of its own behind those of the rules: it is spent across upgrades, too.
+        let counts = plan.rules().len() + usize::from(plan.force_rollout().is_some());
+        let tally = Tally::new(counters, plan.fingerprint(), counts)?;
         let points = plan.rules().iter().fold(0, |points, rule| points | bit(rule.point));
         Ok(Self(Some(Arc::new(Armed { plan, ends, points, tally, fired: AtomicBool::new(false) }))))
     }
@@ -300,6 +302,16 @@ impl Faults {
         }
     }
 
+    /// Whether an upgrade is to be forced because of this operation. The hit is counted, and the first one is it.
+    #[inline]
+    #[must_use]
+    pub fn forces_rollout(&self, operation: Operation<'_>) -> bool {
+        match &self.0 {
+            Some(armed) => armed.forces_rollout(operation),
+            None => false,
+        }
+    }
+
     /// The operation at which an upgrade is to be forced.
     #[must_use]
     pub fn force_rollout(&self) -> Option<&str> {
@@ -394,6 +406,14 @@ impl Armed {
             takes && rule.operation.is_some() && rule.is_met(FaultPoint::WorkerBeforeExecute, operation)
         })
         .is_some()
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn forces_rollout(&self, operation: Operation<'_>) -> bool {
+        let index = self.plan.rules().len();
+        let met = self.plan.force_rollout().is_some_and(|text| operation.is(text));
+        met && self.tally.hits_known(index) == 0 && self.tally.raise(1 << index, |_, hits| hits == 1).is_some()
     }
 
     fn fire(&self, is_met: impl Fn(&FaultRule) -> bool) -> Option<FaultAction> {

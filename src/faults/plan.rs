@@ -214,6 +214,10 @@ impl FaultPlan {
         }
         reader.variable = Some(FORCE_ROLLOUT_KEY);
         plan.force_rollout = rollout.and_then(|text| reader.operation(text.trim(), None)).map(String::from);
+        // It is counted like a rule.
+        if plan.force_rollout.is_some() && plan.rules.len() == MAX_RULES {
+            reader.bound(MAX_RULES + 1, None);
+        }
         reader.finish(plan).map(|plan| Some(plan).filter(|plan| !plan.is_empty()))
     }
 

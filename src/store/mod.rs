@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-pub use self::sqlite::SqliteStore;
+pub use self::sqlite::{SqliteStore, schema_known, schema_of};
 pub use self::thread::StoreHandle;
 pub use crate::jobs::admission::{QueueRow, SessionKey};
 

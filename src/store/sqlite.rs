@@ -41,6 +41,23 @@ const CHECK_PAUSE: Duration = Duration::from_secs(60);
 /// What follows the database's name in that of the lock which is shared to open it and held alone to move it aside.
 const OPENING: &str = ".opening";
 
+/// The latest version of a database this program speaks.
+#[must_use]
+pub fn schema_known() -> i64 {
+    schema::known()
+}
+
+/// The version of the database at this path; `None` when there is none that can be read. Blocks; changes nothing.
+#[must_use]
+pub fn schema_of(path: &Path) -> Option<i64> {
+    if !path.is_file() {
+        return None;
+    }
+    let connection = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY).ok()?;
+    connection.busy_timeout(BUSY_BOUND).ok()?;
+    schema::version(&connection).ok()
+}
+
 /// How safe a commit is against the loss of power. Against the death of processes every commit is safe.
 ///
 /// In WAL mode `FULL` syncs the log at each commit and `NORMAL` only at checkpoints, so a `FULL` commit also brings every

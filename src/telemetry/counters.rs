@@ -97,6 +97,7 @@ impl Counters {
             }
             Record::ToolCall(call) => self.tool_call(call),
             Record::WorkerRestart { .. } => self.totals.restarts += 1,
+            Record::Rollout(rollout) => self.totals.rollouts += u64::from(rollout.outcome == "adopted"),
             Record::JobState { .. } | Record::Fault(_) => {}
         }
     }

@@ -89,6 +89,21 @@ pub enum Line {
         /// What it cost in US dollars.
         cost_usd: Option<f64>,
     },
+    /// A rollout has ended.
+    Rollout {
+        /// When.
+        ts_unix_ms: i64,
+        /// `adopted`, `rejected` or `failed`.
+        outcome: &'static str,
+        /// What was wrong, as one word.
+        verdict: Option<&'static str>,
+        /// Who began it: `watch`, `reload`, `signal` or `variable`.
+        trigger: &'static str,
+        /// The version that serves.
+        version: &'static str,
+        /// From the first look to the end; 0 for the image that took over.
+        took_ms: u64,
+    },
     /// Something failed.
     Fault {
         /// When.
@@ -305,6 +320,14 @@ impl LogFile {
                 state: state.as_str(),
                 error_code: code.map(FaultCode::as_str),
                 cost_usd,
+            },
+            Entry::Record(Record::Rollout(rollout)) => Line::Rollout {
+                ts_unix_ms: now,
+                outcome: rollout.outcome,
+                verdict: rollout.verdict,
+                trigger: rollout.by,
+                version: env!("CARGO_PKG_VERSION"),
+                took_ms: u64::try_from(rollout.took.as_millis()).unwrap_or(u64::MAX),
             },
             Entry::Record(Record::Fault(fault)) => Line::Fault {
                 ts_unix_ms: now,

@@ -55,8 +55,23 @@ pub enum Record {
         /// What it cost in US dollars.
         cost_usd: Option<f64>,
     },
+    /// A rollout has ended: another image serves, or a candidate was not adopted.
+    Rollout(RolloutRecord),
     /// Something failed.
     Fault(Box<Fault>),
+}
+
+/// A rollout that has ended.
+#[derive(Debug, Clone)]
+pub struct RolloutRecord {
+    /// `adopted`, `rejected` or `failed`.
+    pub outcome: &'static str,
+    /// What was wrong, as one word.
+    pub verdict: Option<&'static str>,
+    /// Who began it: `watch`, `reload`, `signal` or `variable`.
+    pub by: &'static str,
+    /// From the first look to the end; nothing for the image that took over, which has not seen the look.
+    pub took: Duration,
 }
 
 /// A finished tool call.

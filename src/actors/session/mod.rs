@@ -43,6 +43,7 @@ use super::current::Current;
 use super::jobs::JobsMsg;
 use super::kept::{Kept, Lent};
 use super::reply::{AttemptReply, Latest, ProgressSink, SessionMailbox};
+use super::rollout::RolloutHandle;
 use super::sessions::{SessionEnd, SessionsMsg};
 use super::worker::{Attempt, CallKey, WorkerHandle, WorkerMsg};
 use super::workers::WorkersMsg;
@@ -54,6 +55,7 @@ use crate::ids::{Generation, HostId, InvocationId, JobId, SessionNumber, UnixMil
 use crate::protocol::frame::{Frame, FrameReader};
 use crate::protocol::session::{Call, CallNumber, CallOutcome, ClientInfo, Effect, Finished, SessionCore, Wanted};
 use crate::protocol::tasks::{TaskAnswer, TaskAsk, TaskNews};
+use crate::rollout::Trigger;
 use crate::telemetry::{Record, TelemetryHandle, ToolCallRecord};
 use crate::tools::tasks::TaskDesk;
 use crate::tools::{Evidence, Target, Tool, ToolCall};
@@ -220,6 +222,8 @@ pub struct SessionParts {
     pub clients: Clients,
     /// Who answers about tasks.
     pub tasks: Option<TaskDesk>,
+    /// Who hears that something was handled.
+    pub rollout: RolloutHandle,
 }
 
 /// What an incarnation is started with.
@@ -411,6 +415,7 @@ pub struct SessionLoop {
     clock_at: Option<tokio::time::Instant>,
     clients: Clients,
     task_desk: Option<TaskDesk>,
+    rollout: RolloutHandle,
     /// Who follows tasks for the client, by number.
     follows: HashMap<CallNumber, Vec<AbortHandle>>,
     /// The client has not heard yet that the tools differ.
@@ -476,6 +481,7 @@ impl SessionLoop {
             clock_at: None,
             clients: a.clients,
             task_desk: a.tasks,
+            rollout: a.rollout,
             follows: HashMap::new(),
             owes_change: false,
             faults: a.faults,
@@ -676,6 +682,7 @@ impl SessionLoop {
         while let Some(frame) = self.reader.next_frame() {
             self.take(frame, now);
         }
+        self.rollout.handled(now);
     }
 
     /// Notes that a fault holds the session up, or gives back what it breaks.
@@ -911,6 +918,7 @@ impl SessionLoop {
                 Effect::Finished(finished) => {
                     if finished.tool.is_none() {
                         self.crash_worker_at(Operation::Method(finished.method));
+                        self.force_rollout_at(Operation::Method(finished.method));
                     }
                     self.count(finished, settling.take());
                 }
@@ -933,6 +941,13 @@ impl SessionLoop {
             && self.faults.crash_key_matches(operation)
         {
             let _ = self.workers.cast(WorkersMsg::Broken { generation: *generation });
+        }
+    }
+
+    /// Asks for a rollout, where the plan forces one at this operation.
+    fn force_rollout_at(&self, operation: Operation<'_>) {
+        if self.faults.forces_rollout(operation) {
+            self.rollout.ask(Trigger::Variable);
         }
     }
 
@@ -978,7 +993,13 @@ impl SessionLoop {
             WorkerMsg::ExecuteAll(attempts)
         };
         let Serving::Up(_, worker) = &self.serving else { return };
-        if worker.cast(message).is_err() {
+        if worker.cast(message).is_ok() {
+            if self.faults.is_armed() {
+                for payload in calls.iter().filter_map(|call| self.ledger.payload(*call)) {
+                    self.force_rollout_at(Operation::Tool(&self.names[payload.tool]));
+                }
+            }
+        } else {
             // It ended before it was given them, so no worker ever had them. The next one is asked for: news of it may
             // have gone to an earlier incarnation of ours.
             for call in calls {
@@ -1098,6 +1119,7 @@ impl SessionLoop {
     fn run_here(&mut self, call: Call) {
         self.note_deadline(call.tool);
         self.crash_worker_at(Operation::Tool(&self.names[call.tool]));
+        self.force_rollout_at(Operation::Tool(&self.names[call.tool]));
         let tool = Arc::clone(&self.tools[call.tool]);
         let number = call.number;
         let tool_call = ToolCall {

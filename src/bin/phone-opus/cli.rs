@@ -81,8 +81,14 @@ pub(crate) enum McpCommand {
     #[command(after_help = "Add it to a client:\n  \
         claude mcp add phone-opus -- phone-opus mcp serve\n  \
         codex mcp add phone-opus -- phone-opus mcp serve\n  \
-        {\"mcpServers\":{\"phone-opus\":{\"command\":\"phone-opus\",\"args\":[\"mcp\",\"serve\"]}}}")]
+        {\"mcpServers\":{\"phone-opus\":{\"command\":\"phone-opus\",\"args\":[\"mcp\",\"serve\"]}}}\n\n\
+        It looks for a new version of itself at the path it was started by, and checks it before it is replaced by it\n\
+        (`rollout` in the configuration). SIGUSR2 asks for that now; health_snapshot says what became of it.")]
     Serve(ServeOptions),
+    /// Say whether this very file can serve here; a running server asks before it is replaced by it.
+    #[command(after_help = "Give it what you give `mcp serve`. It serves a client of its own and touches nothing.\n\n\
+        Exit codes: 0 it can, 1 it cannot, 2 wrong usage or configuration.")]
+    Selfcheck(SelfcheckOptions),
     /// Run one job to its end (started by the server).
     #[command(hide = true)]
     BackgroundConsult(RunnerArguments),
@@ -174,6 +180,20 @@ pub(crate) struct ServeOptions {
     /// Numbers and paths.
     #[command(flatten)]
     pub(crate) overrides: Overrides,
+}
+
+/// `mcp selfcheck`.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct SelfcheckOptions {
+    /// One JSON object on one line.
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Restore this snapshot of a running server, without serving from it.
+    #[arg(long, value_name = "FILE", hide = true)]
+    pub(crate) restore: Option<PathBuf>,
+    /// What the server is started with.
+    #[command(flatten)]
+    pub(crate) serve: ServeOptions,
 }
 
 /// `mcp background-consult`.

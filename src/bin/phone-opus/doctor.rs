@@ -4,13 +4,14 @@ use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
 use phone_opus::agents::{ClaudeCode, Environment};
+use phone_opus::config::RolloutMode;
 use phone_opus::jobs::Billing;
 use phone_opus::store::StoreHandle;
 use serde_json::{Value, json};
 
 use crate::cli::DoctorOptions;
 use crate::logging;
-use crate::settings::{Prepared, chain, prepare, print, refused, runtime};
+use crate::settings::{Prepared, chain, prepare, print, refused, rollout, runtime};
 
 /// Longest a program that is asked about itself may take.
 const ASK: Duration = Duration::from_secs(10);
@@ -44,6 +45,7 @@ pub(crate) fn run(options: &DoctorOptions) -> ExitCode {
     findings.extend(claude(&prepared));
     findings.push(billing(&prepared));
     findings.push(limits(&prepared));
+    findings.push(upgrades(&prepared));
     findings.push(Finding {
         name: "offline",
         good: Some(true),
@@ -231,4 +233,24 @@ fn limits(prepared: &Prepared) -> Finding {
         data: json!({"max_running": c.max_running, "max_queued": c.max_queued,
                      "timeout_s": c.timeout.as_secs(), "stall_s": c.stall.as_secs()}),
     }
+}
+
+/// Whether a server that is started as this command was would find its next version.
+fn upgrades(prepared: &Prepared) -> Finding {
+    let launch = rollout().map(|setup| setup.launch);
+    let path = launch.as_ref().map(|launch| launch.path.display().to_string());
+    let mode = prepared.config.rollout;
+    let (good, text) = match (mode, &launch) {
+        (RolloutMode::Off, _) => (None, "off; a new version serves from a client's next start on".to_owned()),
+        (RolloutMode::OnRequest, _) => (None, "on request; SIGUSR2 asks a server to replace itself".to_owned()),
+        (RolloutMode::Auto, Some(launch)) if launch.stable => {
+            (Some(true), format!("a new version at {} is checked and adopted", launch.path.display()))
+        }
+        (RolloutMode::Auto, _) => {
+            let what = path.as_deref().unwrap_or("the launch path");
+            (None, format!("{what} is no place where versions are installed; SIGUSR2 asks a server to replace itself"))
+        }
+    };
+    let stable = launch.is_some_and(|launch| launch.stable);
+    Finding { name: "upgrades", good, text, data: json!({"rollout": mode, "launch_path": path, "stable": stable}) }
 }

@@ -5,6 +5,7 @@ mod consult;
 mod doctor;
 mod jobs;
 mod logging;
+mod selfcheck;
 #[cfg(feature = "testkit")]
 mod selftest;
 mod serve;
@@ -28,11 +29,14 @@ fn main() -> ExitCode {
         return ended;
     }
     if let Some(generation) = started_by_a_host(std::env::args_os().skip(1)) {
+        name_ourselves();
         return worker::run(generation);
     }
+    name_ourselves();
     let cli = Cli::parse();
     match cli.command {
         Command::Mcp { command: McpCommand::Serve(options) } => serve::serve(&options),
+        Command::Mcp { command: McpCommand::Selfcheck(options) } => selfcheck::run(&options),
         Command::Mcp { command: McpCommand::BackgroundConsult(options) } => serve::background_consult(&options),
         Command::Mcp { command: McpCommand::Worker { generation } } => worker::run(Generation(generation)),
         Command::Mcp { command: McpCommand::OfflineAgent { arguments } } => {
@@ -52,6 +56,12 @@ fn main() -> ExitCode {
             ExitCode::from(2)
         }
     }
+}
+
+/// A child is started from the running image, by a path that says nothing; tools that list processes show its last word.
+fn name_ourselves() {
+    #[cfg(target_os = "linux")]
+    let _ = rustix::thread::set_name(c"phone-opus");
 }
 
 /// The generation, where these are the words in which a host starts a worker. Calls wait for each restart, and reading the

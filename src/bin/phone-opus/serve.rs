@@ -1,18 +1,20 @@
 //! `mcp serve` and the runner's process.
 
+use std::convert::Infallible;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use phone_opus::agents::{AgentRegistry, Environment};
+use phone_opus::rollout::Trigger;
 use phone_opus::runner::{self, RunnerEnd, RunnerOptions};
 use phone_opus::state_dir::StateDir;
 use phone_opus::stdio::{Input, Output};
-use phone_opus::system::{Grace, Shutdown};
-use tokio::signal::unix::{SignalKind, signal};
+use phone_opus::system::{Grace, Shutdown, System};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::cli::{RunnerArguments, ServeOptions};
 use crate::logging;
-use crate::settings::{SetupError, armed, chain, prepare, program, refused, runtime, say};
+use crate::settings::{SetupError, armed, chain, prepare, program, refused, rollout, runtime, say};
 
 /// How long a runtime's own threads may take to end; what is stuck in one does not keep the process.
 const RUNTIME_END: Duration = Duration::from_millis(100);
@@ -38,7 +40,13 @@ fn serve_client(options: &ServeOptions) -> Result<ExitCode, SetupError> {
         let mut hangup = signal(SignalKind::hangup()).map_err(SetupError::Runtime)?;
         let (input, output) =
             (Input::stdin().map_err(SetupError::Runtime)?, Output::stdout().map_err(SetupError::Runtime)?);
-        let system = match prepared.system().start().await {
+        // Before anything that could be asked is there: unhandled, it ends the process.
+        let mut reload = signal(SignalKind::user_defined2()).map_err(SetupError::Runtime)?;
+        let mut builder = prepared.system();
+        if let Some(setup) = rollout() {
+            builder = builder.rollout(setup);
+        }
+        let system = match builder.start().await {
             Ok(system) => system,
             Err(fault) => {
                 say(&format!("phone-opus: {fault}"));
@@ -51,6 +59,7 @@ fn serve_client(options: &ServeOptions) -> Result<ExitCode, SetupError> {
             _ = interrupt.recv() => Ok(()),
             _ = terminate.recv() => Ok(()),
             _ = hangup.recv() => Ok(()),
+            never = reloads(&system, &mut reload) => match never {},
         };
         let down = system.shutdown(Grace::default()).await;
         Ok(match (served, down) {
@@ -63,6 +72,16 @@ fn serve_client(options: &ServeOptions) -> Result<ExitCode, SetupError> {
     });
     runtime.shutdown_timeout(RUNTIME_END);
     code
+}
+
+/// Asks for a rollout each time the signal comes. What becomes of it is in health and in telemetry.
+async fn reloads(system: &System, signal: &mut Signal) -> Infallible {
+    loop {
+        if signal.recv().await.is_none() {
+            std::future::pending::<()>().await;
+        }
+        system.rollouts().ask(Trigger::Signal);
+    }
 }
 
 /// Runs one job to its end, in a session of its own.

@@ -9,6 +9,7 @@ use phone_opus::agents::{AgentRegistry, Environment, MAX_PROMPT_BYTES};
 use phone_opus::config::{Config, ConfigError, FileTrust, Settings, WorkerIsolation};
 use phone_opus::faults::{ArmError, Counters, Ends, FAULT_COUNTERS, FaultPlan, Faults, PlanError};
 use phone_opus::ids::HostId;
+use phone_opus::rollout::{Fingerprint, LOOK_EVERY, LaunchPath, RolloutSetup};
 use phone_opus::state_dir::StateDir;
 use phone_opus::system::{System, SystemBuilder};
 use phone_opus::tools::consult::default_cwd;
@@ -91,8 +92,15 @@ pub(crate) fn state_dir(common: &Common) -> Result<StateDir, SetupError> {
     Ok(StateDir::resolve(common.state_dir.as_deref(), variable, environment)?)
 }
 
-/// Reads every source and lays one over the other.
+/// Reads every source and lays one over the other, and arms what is to break.
 pub(crate) fn prepare(common: &Common, overrides: &Overrides) -> Result<Prepared, SetupError> {
+    let prepared = configure(common, overrides)?;
+    let faults = armed(&prepared.dir)?;
+    Ok(Prepared { faults, ..prepared })
+}
+
+/// The same, with nothing armed.
+pub(crate) fn configure(common: &Common, overrides: &Overrides) -> Result<Prepared, SetupError> {
     let mut sources = Vec::new();
     if let Some(dir) = dirs::config_dir() {
         from_file(&dir.join("phone_opus").join("config.toml"), FileTrust::User, &mut sources)?;
@@ -108,8 +116,8 @@ pub(crate) fn prepare(common: &Common, overrides: &Overrides) -> Result<Prepared
     sources.push(("the command line".to_owned(), flags));
     let config = Config::from_sources(&sources)?;
     let dir = state_dir(common)?;
-    let faults = armed(&dir)?;
-    Ok(Prepared { config, dir, program: program(), environment: Environment::capture(), faults })
+    let environment = Environment::capture();
+    Ok(Prepared { config, dir, program: program(), environment, faults: Faults::none() })
 }
 
 /// The fault plan of the environment, armed. All processes of one host count together, in a file beside the jobs.
@@ -151,12 +159,40 @@ fn from_file(path: &Path, trust: FileTrust, sources: &mut Vec<(String, Settings)
     Ok(())
 }
 
-/// This program, as children are started from it. When its file was replaced or removed, the running image itself.
+/// The running image, whatever lies at its path by now.
+const IMAGE: &str = "/proc/self/exe";
+
+/// This program, as children are started from it: the running image itself where the system names it. A file that was put
+/// in its place may be broken, or half written, or of a version that speaks otherwise to its children.
 pub(crate) fn program() -> PathBuf {
-    match std::env::current_exe() {
-        Ok(path) if path.exists() => path,
-        _ => PathBuf::from("/proc/self/exe"),
+    image().unwrap_or_else(|| std::env::current_exe().unwrap_or_else(|_| PathBuf::from("phone-opus")))
+}
+
+fn image() -> Option<PathBuf> {
+    Some(PathBuf::from(IMAGE)).filter(|image| image.exists())
+}
+
+/// How a server finds and checks the version that replaces it. `None` where the system names no file for it.
+pub(crate) fn rollout() -> Option<RolloutSetup> {
+    let here = std::env::current_dir().ok()?;
+    let image = image();
+    let mut words = std::env::args_os();
+    let called = words.next();
+    let search = std::env::var_os("PATH");
+    let path = std::env::current_exe().ok();
+    let running = image.as_deref().or(path.as_deref()).and_then(Fingerprint::look);
+    let launch = LaunchPath::find(called.as_deref(), search.as_deref(), &here, path.as_deref(), running)?;
+    // After `mcp serve`, and without what an earlier image passed on: that was for one image alone.
+    let mut words = words.skip(2);
+    let mut arguments = Vec::new();
+    while let Some(word) = words.next() {
+        if word == "--restore" {
+            words.next();
+        } else if !word.to_string_lossy().starts_with("--restore=") {
+            arguments.push(word);
+        }
     }
+    Some(RolloutSetup { launch, image, arguments, here, look_every: LOOK_EVERY })
 }
 
 impl Prepared {

@@ -11,6 +11,22 @@ fn refused(text: &str) -> PlanError {
 }
 
 #[test]
+fn a_forced_rollout_is_counted_like_a_rule() {
+    let plan = |rules: usize| {
+        let text = vec!["stdio.read=error"; rules].join(";");
+        FaultPlan::from_environment(|name| match name {
+            FAULTS => Some(text.clone().into()),
+            FORCE_ROLLOUT_KEY => Some("ping".into()),
+            _ => None,
+        })
+    };
+    assert!(plan(MAX_RULES - 1).is_ok());
+    let error = plan(MAX_RULES).expect_err("one too many");
+    assert_eq!(error.problems.len(), 1, "{error}");
+    assert_eq!(error.problems[0].place.variable, Some(FORCE_ROLLOUT_KEY));
+}
+
+#[test]
 fn what_a_plan_displays_parses_to_the_same_plan() {
     let cases = [
         ("", ""),

@@ -89,7 +89,7 @@ CREATE TABLE limits (
 ) WITHOUT ROWID;
 ";
 
-fn version(connection: &Connection) -> Result<i64, StoreError> {
+pub(super) fn version(connection: &Connection) -> Result<i64, StoreError> {
     Ok(connection.query_row("PRAGMA user_version", [], |row| row.get(0))?)
 }
 

@@ -1,0 +1,230 @@
+//! What a program says when it is asked about itself, and the trial of serving and of restoring it makes before it does.
+//!
+//! Owns: the one line of `mcp selfcheck --json`, which a program of an earlier or a later version has to understand. May
+//! not know: who asks, and what the answer is good for.
+//!
+//! Invariants: (1) nothing is written, locked or started that a running server could notice; (2) members may be added to
+//! the lines, and none is renamed or taken away.
+
+use std::path::Path;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncWriteExt, BufReader, Lines};
+
+use super::fingerprint::Digest;
+use crate::fault::Fault;
+use crate::store;
+use crate::system::{Grace, Shutdown, System};
+
+/// The version of the snapshots this program writes and reads.
+pub const SNAPSHOT_FORMAT: u32 = 1;
+
+/// Most bytes of a snapshot that are read. Output that was not written is the largest thing in it, and that is bounded.
+const SNAPSHOT_BYTES: u64 = 256 * 1024 * 1024;
+
+/// Longest the trial of serving may take by itself; who asks has a bound of its own.
+const TRIAL: Duration = Duration::from_secs(4);
+
+/// The line a program says about itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SelfCheck {
+    /// Always `phone-opus`: another program at the same path is no candidate.
+    pub selfcheck: String,
+    /// Its version.
+    pub version: String,
+    /// Snapshots of this version it restores, and no others.
+    pub snapshot_format: u32,
+    /// The latest version of the job store it speaks.
+    pub store_schema: i64,
+    /// Tells its tools from those of another version; nothing is decided by it.
+    pub catalog: String,
+    /// Whether it has restored the snapshot it was given, without serving from it. Absent when it was given none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub restored: Option<bool>,
+}
+
+/// The name in [`SelfCheck::selfcheck`].
+pub const NAME: &str = "phone-opus";
+
+/// The line of a program that cannot do what it was asked.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refusal {
+    /// Why, as one of a few words.
+    pub refused: RefusalCode,
+    /// Why, in words that hold nothing of the snapshot's content.
+    pub reason: String,
+    /// The version of a snapshot that was refused for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub found: Option<u32>,
+}
+
+/// Why a program cannot do what it was asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RefusalCode {
+    /// It cannot serve a client.
+    Serve,
+    /// The snapshot is of another version.
+    SnapshotFormat,
+    /// The snapshot cannot be restored.
+    Restore,
+}
+
+/// What went wrong in the trial.
+#[derive(Debug, thiserror::Error)]
+pub enum SelfCheckError {
+    /// The system did not start, or ended by itself.
+    #[error("start: {0}")]
+    Start(Box<Fault>),
+    /// It did not answer a client as it should.
+    #[error("answer a client's {method}")]
+    Answer {
+        /// What was asked.
+        method: &'static str,
+    },
+    /// It did not end in order.
+    #[error("end in order")]
+    End,
+    /// A snapshot cannot be read.
+    #[error("read the snapshot: {0}")]
+    Read(std::io::ErrorKind),
+    /// A file is no snapshot.
+    #[error("read the snapshot: it is none")]
+    NoSnapshot,
+    /// A snapshot is of another version.
+    #[error("restore a snapshot of version {found}; accepted: {SNAPSHOT_FORMAT}")]
+    Format {
+        /// Of which.
+        found: u32,
+    },
+}
+
+impl SelfCheckError {
+    /// The line that says so.
+    #[must_use]
+    pub fn refusal(&self) -> Refusal {
+        let (refused, found) = match self {
+            Self::Start(_) | Self::Answer { .. } | Self::End => (RefusalCode::Serve, None),
+            Self::Format { found } => (RefusalCode::SnapshotFormat, Some(*found)),
+            Self::Read(_) | Self::NoSnapshot => (RefusalCode::Restore, None),
+        };
+        Refusal { refused, reason: format!("failed to {self}"), found }
+    }
+}
+
+/// Has the system serve a client of our own once, ends it, and says what it is.
+///
+/// # Errors
+///
+/// It does not do what every client asks of it.
+///
+/// # Cancel safety
+///
+/// Not safe: the system may be left running.
+pub async fn serve_once(system: System) -> Result<SelfCheck, SelfCheckError> {
+    let (ours, theirs) = tokio::io::duplex(64 * 1024);
+    let (input, sink) = tokio::io::split(theirs);
+    let (from, mut to) = tokio::io::split(ours);
+    let mut lines = BufReader::new(from).lines();
+    let client = async {
+        let params =
+            r#"{"protocolVersion":"2025-11-25","capabilities":{},"clientInfo":{"name":"selfcheck","version":"1"}}"#;
+        ask(&mut to, &mut lines, "initialize", 1, params).await?;
+        let tools = ask(&mut to, &mut lines, "tools/list", 2, "{}").await?;
+        ask(&mut to, &mut lines, "ping", 3, "{}").await?;
+        Ok(tools)
+    };
+    let tools = tokio::select! {
+        tools = client => tools,
+        served = system.serve(input, sink) => Err(match served {
+            Err(fault) => SelfCheckError::Start(Box::new(fault)),
+            Ok(_) => SelfCheckError::Answer { method: "initialize" },
+        }),
+        () = tokio::time::sleep(TRIAL) => Err(SelfCheckError::Answer { method: "ping" }),
+    };
+    let ended = system.shutdown(Grace::default()).await;
+    let tools = tools?;
+    if !matches!(ended, Shutdown::InOrder) {
+        return Err(SelfCheckError::End);
+    }
+    Ok(SelfCheck {
+        selfcheck: NAME.to_owned(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        snapshot_format: SNAPSHOT_FORMAT,
+        store_schema: store::schema_known(),
+        catalog: Digest::of(&tools).to_string(),
+        restored: None,
+    })
+}
+
+/// The line a request is answered with, which holds a result.
+async fn ask<R: AsyncRead + Unpin>(
+    to: &mut (impl AsyncWriteExt + Unpin),
+    from: &mut Lines<BufReader<R>>,
+    method: &'static str,
+    id: u32,
+    params: &str,
+) -> Result<String, SelfCheckError> {
+    let failed = || SelfCheckError::Answer { method };
+    let line = format!("{{\"jsonrpc\":\"2.0\",\"id\":{id},\"method\":\"{method}\",\"params\":{params}}}\n");
+    to.write_all(line.as_bytes()).await.map_err(|_| failed())?;
+    let answer = from.next_line().await.ok().flatten().ok_or_else(failed)?;
+    let whole: serde_json::Value = serde_json::from_str(&answer).map_err(|_| failed())?;
+    if whole["id"] == id && whole["result"].is_object() { Ok(answer) } else { Err(failed()) }
+}
+
+/// What every snapshot says of itself, whatever else is in it.
+#[derive(Deserialize)]
+struct Head {
+    format: u32,
+}
+
+/// Restores a snapshot as far as that is possible without touching what it is about: descriptors, processes, the store.
+///
+/// Blocks. The file stays where it is.
+///
+/// # Errors
+///
+/// A restore would fail too.
+pub fn restore(path: &Path) -> Result<(), SelfCheckError> {
+    use std::io::Read;
+    let read = |error: std::io::Error| SelfCheckError::Read(error.kind());
+    let mut bytes = Vec::new();
+    std::fs::File::open(path).map_err(read)?.take(SNAPSHOT_BYTES).read_to_end(&mut bytes).map_err(read)?;
+    let head: Head = serde_json::from_slice(&bytes).map_err(|_| SelfCheckError::NoSnapshot)?;
+    if head.format == SNAPSHOT_FORMAT { Ok(()) } else { Err(SelfCheckError::Format { found: head.format }) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_of_a_later_program_is_understood_and_one_of_another_program_is_not() {
+        let later = r#"{"selfcheck":"phone-opus","version":"9.0.0","snapshot_format":7,"store_schema":12,
+                        "catalog":"00","restored":true,"and_more":{"x":1}}"#;
+        let read: SelfCheck = serde_json::from_str(later).expect("understood");
+        assert_eq!((read.snapshot_format, read.store_schema, read.restored), (7, 12, Some(true)));
+        let without = r#"{"selfcheck":"phone-opus","version":"9.0.0"}"#;
+        assert!(serde_json::from_str::<SelfCheck>(without).is_err());
+    }
+
+    #[test]
+    fn a_snapshot_of_another_version_is_told_from_what_is_none() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("snapshot");
+        let restored = |text: &str| {
+            std::fs::write(&path, text).expect("written");
+            restore(&path).map_err(|error| (error.refusal().refused, error.refusal().found))
+        };
+        assert_eq!(restored(&format!(r#"{{"format":{SNAPSHOT_FORMAT},"rest":[1,2]}}"#)), Ok(()));
+        assert_eq!(restored(r#"{"format":0}"#), Err((RefusalCode::SnapshotFormat, Some(0))));
+        assert_eq!(restored(r#"{"format":99}"#), Err((RefusalCode::SnapshotFormat, Some(99))));
+        for text in ["", "{", "[]", r#"{"format":"1"}"#] {
+            assert_eq!(restored(text), Err((RefusalCode::Restore, None)), "{text}");
+        }
+        std::fs::remove_file(&path).expect("removed");
+        assert!(matches!(restore(&path), Err(SelfCheckError::Read(std::io::ErrorKind::NotFound))));
+    }
+}
