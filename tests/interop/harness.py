@@ -76,6 +76,13 @@ class Scratch:
     def __exit__(self, *_):
         shutil.rmtree(self.root, ignore_errors=True)
 
+    def agent(self):
+        """The agent of checks that need no real one: phone-opus under the name that makes it play Claude Code."""
+        path = self.path("phone-opus-scripted-agent")
+        if not os.path.lexists(path):
+            os.symlink(os.path.realpath(phone_opus()), path)
+        return path
+
     def environment(self, **more):
         """The whole environment of a server: nothing of ours but PATH."""
         env = {"PATH": os.environ.get("PATH", ""), "HOME": self.home, "PHONE_OPUS_STATE_DIR": self.state, "LANG": "C.UTF-8"}
@@ -136,6 +143,29 @@ class Scratch:
                 if os.lstat(path).st_mode & 0o077 and not os.path.islink(path):
                     wide.append(os.path.relpath(path, self.state))
         return wide
+
+
+class Tapped:
+    """What a client and its server said to each other, by tap.py."""
+
+    def __init__(self, scratch, name):
+        self.path = scratch.path(name + ".tap")
+        self.command = sys.executable
+        self.arguments = [os.path.join(os.path.dirname(os.path.abspath(__file__)), "tap.py"), self.path, phone_opus(), "mcp", "serve"]
+
+    def said(self, to, method=None):
+        """The messages to the "server" or to the "client", those of one method if it is named, in order."""
+        try:
+            with open(self.path) as file:
+                lines = [json.loads(line) for line in file]
+        except FileNotFoundError:
+            return []
+        messages = [line["message"] for line in lines if line["to"] == to and isinstance(line["message"], dict)]
+        return [message for message in messages if method is None or message.get("method") == method]
+
+    def answer(self, request):
+        """What a request was answered with, if it was."""
+        return next((m for m in self.said("client") if "method" not in m and m.get("id") == request["id"]), None)
 
 
 class ArgvWatch(threading.Thread):
@@ -286,15 +316,29 @@ class Server:
 
 
 class Table:
-    """Checks and figures, printed as they come and once more as a table."""
+    """Checks and figures, printed as they come and once more as a table.
 
-    def __init__(self, title):
-        self.title, self.rows = title, []
+    A check that names a cell is one of an MCP client: run_all.py reads it from the file INTEROP_ROWS names."""
 
-    def add(self, name, good, detail=""):
+    def __init__(self, title, client=None):
+        self.title, self.client, self.era, self.rows = title, client, None, []
+
+    def add(self, name, good, detail="", cell=None):
         self.rows.append((name, "ok" if good else "FAIL", str(detail)))
         print("%-4s %-42s %s" % (self.rows[-1][1], name, self.rows[-1][2][:400]), flush=True)
+        self._tell(cell, name, bool(good), detail)
         return good
+
+    def cannot(self, cell, why):
+        """What a client cannot do is no failure of ours."""
+        self.note("%s: %s" % (self.era, cell), why)
+        self._tell(cell, cell, None, why)
+
+    def _tell(self, cell, name, good, detail):
+        path = os.environ.get("INTEROP_ROWS")
+        if path and cell:
+            with open(path, "a") as file:
+                file.write(json.dumps([self.client, self.era, cell, name, good, str(detail)]) + "\n")
 
     def note(self, name, detail):
         self.rows.append((name, "-", str(detail)))
