@@ -52,6 +52,17 @@ def mock_model():
     return path
 
 
+def mock_responses():
+    """The stand-in for the Responses API, which lies beside the other one unless INTEROP_MOCK_RESPONSES names it."""
+    beside = os.path.join(os.path.dirname(os.environ.get("INTEROP_MOCK_MODEL", "")), "responses_mock.py")
+    path = os.environ.get("INTEROP_MOCK_RESPONSES", beside)
+    return path if os.path.isfile(path) else skip("no stand-in model for Codex: set INTEROP_MOCK_RESPONSES (see README.md)")
+
+
+def codex():
+    return program("INTEROP_CODEX", "codex") or skip("no Codex: install it, or set INTEROP_CODEX (see README.md)")
+
+
 class Scratch:
     """One folder that holds everything a check writes: home, state, work, logs. Gone at the end."""
 
@@ -191,9 +202,10 @@ class ArgvWatch(threading.Thread):
 class Mock:
     """The stand-in model: a script rides in each prompt between `@@mock` and `@@`."""
 
-    def __init__(self, scratch):
+    def __init__(self, scratch, model=None, path="/v1/messages"):
+        self.path = path
         self.process = subprocess.Popen(
-            [sys.executable, mock_model()], stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True
+            [sys.executable, model or mock_model()], stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True
         )
         word, port = self.process.stdout.readline().split()
         assert word == "PORT"
@@ -205,7 +217,7 @@ class Mock:
 
     def requests(self, since=0):
         """The model requests from the `since`-th entry of the log on."""
-        return [e for e in self.log()[since:] if e.get("method") == "POST" and "/v1/messages" in e.get("path", "")]
+        return [e for e in self.log()[since:] if e.get("method") == "POST" and self.path in e.get("path", "")]
 
     def script(self, steps):
         """What it answers from now on when a prompt holds no script of its own, one step a request."""
