@@ -2,7 +2,7 @@
 //
 // argv: era, server program, environment as JSON, working directory. Prints one JSON line per check:
 // [cell, name, true | false | null, detail]; null means that the client cannot do it, the detail says why.
-import { existsSync, writeFileSync } from 'node:fs';
+import { existsSync, readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { setTimeout as pause } from 'node:timers/promises';
 
@@ -48,8 +48,17 @@ export async function run({ connect, version, tasks, subscribe }) {
   const consult = (prompt, options) => session.call('consult', { prompt }, options);
   let seen = await consult(script({ answer: 'forty-two', steps: [{ tool_use: 'Grep' }] }));
   say('call', 'consult', response(seen) === 'forty-two' && text(seen).includes('forty-two') && !seen.isError, seen.structuredContent.status);
-  seen = await session.call('consult', { prompt: ' ', bogus: 1 });
-  say('call', 'bad arguments: a result the model can read', seen.isError && text(seen).includes('bogus'), text(seen));
+  // Until 2025-06-18 it is a protocol error.
+  seen = await session.call('consult', { prompt: ' ', bogus: 1 }).catch(error => error);
+  const refusal = version < '2025-11-25' ? seen.code === -32602 && seen.message : seen.isError && text(seen);
+  say('call', 'bad arguments: the model can read why', refusal?.includes('bogus'), refusal);
+  // Half of a pair, as JavaScript makes it when a string is cut.
+  seen = await consult(`${script({ answer: 'half' })} \ud83d`);
+  say('call', 'a prompt that was cut in the middle of a character', response(seen) === 'half', response(seen));
+  seen = await session.call('consult', { prompt: script({ answer: 'in the end', steps: [{ delay_ms: 2500 }] }), wait_s: 1 });
+  const { status, job_id } = seen.structuredContent;
+  seen = await session.call('consult_job', { job_id, wait_s: 20 });
+  say('call', 'one that outlasts its wait is read on', status === 'running' && response(seen) === 'in the end', status);
   seen = await consult(script({ answer: 'x', result: { is_error: true, api_error_status: 529 } }));
   say('call', 'agent fails: a result with its fault', seen.isError && seen.structuredContent.fault.code === 'agent_overloaded', seen.structuredContent.fault.code);
   const unknown = await session.call('no_such_tool', {}).then(() => ({}), error => error);
@@ -98,9 +107,11 @@ export async function run({ connect, version, tasks, subscribe }) {
     ['SIGKILL of its process', { PHONE_OPUS_ISOLATION: 'process', PHONE_OPUS_FAULTS: 'worker.before_reply@tools/call:consult=kill' }],
   ]) {
     session = await connect(more);
-    seen = await session.call('consult', { prompt: script({ answer: 'all the same' }) });
+    const log = join(WORK, `${name.slice(0, 5)}-${ERA}`);
+    seen = await session.call('consult', { prompt: script({ answer: 'all the same', log }) });
+    const runs = readFileSync(log, 'utf8').split('"event":"start"').length - 1;
     const health = (await session.call('health_snapshot', {})).structuredContent;
-    say('worker crash', name, response(seen) === 'all the same' && health.worker_generation === 2, `worker generation ${health.worker_generation}`);
+    say('worker crash', name, response(seen) === 'all the same' && health.worker_generation === 2 && runs === 1, `worker generation ${health.worker_generation}, ${runs} run`);
     await session.close();
   }
 }

@@ -196,6 +196,10 @@ async def ordinary(client):
         seen.structured_content["status"])
     seen = await client.call_tool("consult", {"prompt": " ", "bogus": 1})
     say("call", "bad arguments: a result the model can read", seen.is_error and "bogus" in seen.content[0].text, seen.content[0].text)
+    seen = await client.call_tool("consult", {"prompt": script(answer="in the end", steps=[{"delay_ms": 2500}]), "wait_s": 1})
+    status, job = (seen.structured_content[name] for name in ("status", "job_id"))
+    seen = await client.call_tool("consult_job", {"job_id": job, "wait_s": 20})
+    say("call", "one that outlasts its wait is read on", status == "running" and response(seen) == "in the end", status)
     seen = await client.call_tool("consult", {"prompt": script(answer="x", result={"is_error": True, "api_error_status": 529})})
     code = seen.structured_content["fault"]["code"]
     say("call", "agent fails: a result with its fault", seen.is_error and code == "agent_overloaded", code)
@@ -250,9 +254,13 @@ async def main():
         ("SIGKILL of its process", {"PHONE_OPUS_ISOLATION": "process", "PHONE_OPUS_FAULTS": "worker.before_reply@tools/call:consult=kill"}),
     ):
         async with connect(**more) as client:
-            seen = await client.call_tool("consult", {"prompt": script(answer="all the same")})
+            log = os.path.join(WORK, "%s-%s" % (name[:5], ERA))
+            seen = await client.call_tool("consult", {"prompt": script(answer="all the same", log=log)})
+            with open(log) as file:
+                runs = file.read().count('"event":"start"')
             generation = (await client.call_tool("health_snapshot", {})).structured_content["worker_generation"]
-            say("worker crash", name, response(seen) == "all the same" and generation == 2, "worker generation %s" % generation)
+            say("worker crash", name, response(seen) == "all the same" and generation == 2 and runs == 1,
+                "worker generation %s, %d run" % (generation, runs))
 
 
 anyio.run(main)

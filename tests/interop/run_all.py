@@ -90,7 +90,7 @@ class Grid(Table):
                 sum(c[1] is True for c in checks), failed), "",
             "| client | era | %s |" % " | ".join(CELLS), "|---|---|%s" % ("---|" * len(CELLS)), *rows, "",
             "`pass`: every check of the cell held. `-`: the client cannot do it. `auto`: the client asks first with "
-            "`server/discover` and may fall back.", ""]
+            "`server/discover` and may fall back. A date: the client knows that version only.", ""]
         lines += ["- [%d] %s" % (number, text) for number, text in enumerate(notes, 1)]
         lines += ["- **Not run**: %s: %s" % pair for pair in self.missing]
         lines += [
@@ -193,7 +193,8 @@ def ts1(grid):
 
 
 def ts2(grid):
-    typescript(grid, "TypeScript client", "@modelcontextprotocol/client", "ts2_client.mjs", ["legacy", "auto", "modern"],
+    typescript(grid, "TypeScript client", "@modelcontextprotocol/client", "ts2_client.mjs",
+               ["2024-11-05", "2025-03-26", "2025-06-18", "legacy", "auto", "modern"],
                ["@modelcontextprotocol/ext-tasks"])
 
 

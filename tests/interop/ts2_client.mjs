@@ -6,8 +6,10 @@ import { createTaskSessionFromClient, resultFromTaskOutcome, toolDeclarationFrom
 import { ERA, run, say, script, server } from './checks.mjs';
 
 const INFO = { name: 'ts2', version: '1' };
-const VERSION = ERA === 'legacy' ? '2025-11-25' : '2026-07-28';
-const MODE = { legacy: 'legacy', auto: 'auto', modern: { pin: VERSION } }[ERA];
+// An era may also be the date of an older version, which is then the only one the client knows.
+const OLD = /^\d/.test(ERA);
+const VERSION = OLD ? ERA : ERA === 'legacy' ? '2025-11-25' : '2026-07-28';
+const MODE = { auto: 'auto', modern: { pin: VERSION } }[ERA] ?? 'legacy';
 
 /** Requests past the SDK, whose codecs know no tasks of 2026-07-28: ext-tasks wants the host to bring this. */
 function rawly(transport) {
@@ -28,7 +30,7 @@ function rawly(transport) {
 }
 
 async function connect(more) {
-  const client = new Client(INFO, { capabilities: {}, versionNegotiation: { mode: MODE } });
+  const client = new Client(INFO, { capabilities: {}, versionNegotiation: { mode: MODE }, ...(OLD ? { supportedProtocolVersions: [ERA] } : {}) });
   const errors = [];
   client.onerror = error => errors.push(error.message);
   const transport = new StdioClientTransport(server(more));
@@ -36,12 +38,20 @@ async function connect(more) {
   return {
     client, transport, errors, version: client.getNegotiatedProtocolVersion(), instructions: client.getInstructions(),
     list: async () => (await client.listTools()).tools,
-    call: (name, args, options) => client.callTool({ name, arguments: args }, options),
+    call: async (name, args, options) => {
+      // Before 2025-06-18 a result is nothing but text, which is asked for as JSON and stands in for the structure.
+      const bare = VERSION < '2025-06-18' && name !== 'no_such_tool';
+      const result = await client.callTool({ name, arguments: bare ? { ...args, render: 'json' } : args }, options);
+      if (!bare) return result;
+      if (result.structuredContent) throw new Error('structure in a version that has none');
+      return { ...result, structuredContent: JSON.parse(result.content[0].text) };
+    },
     close: () => client.close(),
   };
 }
 
 async function tasks({ client, transport, list }) {
+  if (OLD) return say('tasks', 'tasks', null, 'not in this version');
   const framing = { rawDispatch: rawly(transport), v2RequestFraming: { protocolVersion: VERSION, clientInfo: INFO, clientCapabilities: {} } };
   const session = createTaskSessionFromClient(client, { endpointId: 'phone-opus', ...(ERA === 'legacy' ? {} : framing) });
   const declaration = toolDeclarationFromMcpTool((await list()).find(tool => tool.name === 'consult'));
@@ -58,7 +68,7 @@ async function tasks({ client, transport, list }) {
 }
 
 async function subscribe({ client }) {
-  if (ERA === 'legacy') return say('subscribe', 'listen', null, 'of 2026-07-28 only');
+  if (OLD || ERA === 'legacy') return say('subscribe', 'listen', null, 'of 2026-07-28 only');
   const subscription = await client.listen({ toolsListChanged: true });
   say('subscribe', 'acknowledged', subscription.honoredFilter.toolsListChanged, JSON.stringify(subscription.honoredFilter));
   await subscription.close();
