@@ -4,16 +4,18 @@
 
 #![expect(clippy::panic, clippy::expect_used, reason = "helpers of tests")]
 
+use std::collections::BTreeSet;
 use std::future::Future;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use phone_opus::jobs::JobState;
-use phone_opus::testkit::{PATIENCE, Rig, Script, Step, until, until_seen};
+use phone_opus::testkit::{PATIENCE, Rig, Script, Step, tools, until, until_seen};
 use rmcp::model::{
     CallToolRequestParams, CallToolResponse, CallToolResult, CancelTaskParams, ClientCapabilities, ClientConfig,
-    CreateTaskResult, GetTaskParams, Implementation, ProgressNotificationParam, ProtocolVersion, SubscriptionFilter,
-    TaskPayload, TaskStatus, UpdateTaskParams,
+    CreateTaskResult, GetTaskParams, Implementation, ProgressNotificationParam, ProtocolVersion, ServerNotification,
+    SubscriptionFilter, TaskPayload, TaskStatus, UpdateTaskParams,
 };
 use rmcp::service::{NotificationContext, Peer, RunningService, ServiceError, SubscriptionEnd};
 use rmcp::transport::TokioChildProcess;
@@ -50,7 +52,10 @@ impl Era {
 #[derive(Clone, Default)]
 struct Ear {
     tasks: bool,
+    /// The version it greets with; rmcp's newest otherwise.
+    version: Option<ProtocolVersion>,
     progress: Arc<Mutex<Vec<ProgressNotificationParam>>>,
+    changes: Arc<AtomicUsize>,
 }
 
 impl ClientHandler for Ear {
@@ -59,7 +64,11 @@ impl ClientHandler for Ear {
         if self.tasks {
             capabilities.extensions = Some([("io.modelcontextprotocol/tasks".to_owned(), Map::new())].into());
         }
-        ClientConfig::new(capabilities, Implementation::new("rmcp-client", "3.9.0"))
+        let config = ClientConfig::new(capabilities, Implementation::new("rmcp-client", "3.9.0"));
+        match &self.version {
+            Some(version) => config.with_protocol_version(version.clone()),
+            None => config,
+        }
     }
 
     fn on_progress(
@@ -68,6 +77,11 @@ impl ClientHandler for Ear {
         _: NotificationContext<RoleClient>,
     ) -> impl Future<Output = ()> {
         self.progress.lock().expect("the list").push(told);
+        std::future::ready(())
+    }
+
+    fn on_tool_list_changed(&self, _: NotificationContext<RoleClient>) -> impl Future<Output = ()> {
+        self.changes.fetch_add(1, Ordering::SeqCst);
         std::future::ready(())
     }
 }
@@ -146,8 +160,31 @@ in_every_era! {
     cancels_by_giving_up
     hears_progress
     is_given_tasks_where_it_knows_them
+    walks_the_pages_of_an_embedding_program_and_hears_that_they_changed
     hears_nothing_of_a_worker_that_crashed
     hears_nothing_of_a_worker_process_that_was_killed
+}
+
+#[tokio::test]
+async fn an_older_client_is_served_in_its_own_version() {
+    for version in [ProtocolVersion::V_2024_11_05, ProtocolVersion::V_2025_03_26, ProtocolVersion::V_2025_06_18] {
+        let rig = new_rig();
+        let ear = Ear { version: Some(version.clone()), ..Ear::default() };
+        let guest = connect_as(&rig, Era::Legacy, ear).await;
+        assert_eq!(guest.peer_info().expect("it said who it is").protocol_version, version);
+        let consult = &guest.list_all_tools().await.expect("the tools")[0];
+        assert_eq!(consult.annotations.is_some(), version > ProtocolVersion::V_2024_11_05);
+        assert_eq!(consult.title.is_some(), version == ProtocolVersion::V_2025_06_18);
+        let result = call(&guest, "consult", json!({ "prompt": rig.answering("forty-two") })).await;
+        assert!(result.content[0].as_text().expect("a text").text.contains("forty-two"), "{version}");
+        assert_eq!(result.structured_content.is_some(), version == ProtocolVersion::V_2025_06_18);
+        // What a newer client reads as a result is an error to this one.
+        match guest.call_tool_once(asking("consult", json!({"prompt": " "}))).await {
+            Err(ServiceError::McpError(error)) => assert_eq!(error.code.0, -32602, "{error}"),
+            other => panic!("{version}: {other:?}"),
+        }
+        leave(guest, rig).await;
+    }
 }
 
 async fn connects_and_ends_in_order(era: Era) {
@@ -315,6 +352,42 @@ async fn is_given_tasks_where_it_knows_them(era: Era) {
     subscription.cancel().await.expect("its end");
     assert_eq!(subscription.end(), Some(&SubscriptionEnd::Cancelled));
     leave(guest, rig).await;
+}
+
+async fn walks_the_pages_of_an_embedding_program_and_hears_that_they_changed(era: Era) {
+    let rig = new_rig();
+    let system = (0..250).fold(rig.system(), |system, n| system.tool(tools::echo().named(format!("echo_{n}"))));
+    let system = system.start().await.expect("it starts");
+    let (ours, theirs) = tokio::io::duplex(64 * 1024);
+    let (input, output) = tokio::io::split(theirs);
+    let serving = tokio::spawn({
+        let system = system.clone();
+        async move { system.serve(input, output).await }
+    });
+    let ear = Ear::default();
+    let changes = Arc::clone(&ear.changes);
+    let mut guest = ear.serve_with_lifecycle(ours, era.lifecycle()).await.expect("an answer");
+    let first = guest.list_tools(None).await.expect("a page");
+    assert!(first.next_cursor.is_some() && first.tools.len() == 100, "{} tools", first.tools.len());
+    let tools = guest.list_all_tools().await.expect("every page");
+    let names: BTreeSet<&str> = tools.iter().map(|tool| &tool.name[..]).collect();
+    assert_eq!((tools.len(), names.len(), &tools[255].name[..]), (256, 256, "echo_249"));
+
+    if era == Era::Legacy {
+        system.tools_changed();
+        until("the change is heard", async || (changes.load(Ordering::SeqCst) == 1).then_some(())).await;
+    } else {
+        let filter = SubscriptionFilter::builder().tools_list_changed().build();
+        let mut subscription = guest.listen(filter).await.expect("a subscription");
+        system.tools_changed();
+        let told = tokio::time::timeout(PATIENCE, subscription.next()).await.expect("in time").expect("news");
+        assert!(matches!(told, Some(ServerNotification::ToolListChangedNotification(_))), "{told:?}");
+        subscription.cancel().await.expect("its end");
+        assert_eq!(changes.load(Ordering::SeqCst), 0, "only who asked is told, where it asked");
+    }
+    guest.close().await.expect("an end");
+    serving.await.expect("no panic").expect("served");
+    rig.stop_system_and_check_invariants(system, []).await;
 }
 
 async fn hears_nothing_of_a_worker_that_crashed(era: Era) {

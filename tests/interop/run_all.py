@@ -28,6 +28,7 @@ RMCP = {
     "cancels_by_giving_up": ["cancel"],
     "hears_progress": ["progress"],
     "is_given_tasks_where_it_knows_them": ["tasks", "subscribe"],
+    "walks_the_pages_of_an_embedding_program_and_hears_that_they_changed": ["list", "subscribe"],
     "hears_nothing_of_a_worker_that_crashed": ["worker crash"],
     "hears_nothing_of_a_worker_process_that_was_killed": ["worker crash"],
 }
