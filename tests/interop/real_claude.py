@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import statistics
+import subprocess
 import sys
 import time
 
