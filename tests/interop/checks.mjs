@@ -40,6 +40,10 @@ export const server = (more = {}) => ({
  */
 export async function run({ connect, version, tasks, subscribe }) {
   let session = await connect();
+  if (process.env.INTEROP_HANG) {
+    // To be killed in the middle of a consult.
+    return session.call('consult', { prompt: script({ steps: [{ touch: process.env.INTEROP_HANG }, 'hang'] }) });
+  }
   say('connect', 'version', session.version === version, session.version);
   say('connect', 'instructions', session.instructions?.length < 600 && session.instructions.includes('consult_job'), `${session.instructions?.length} characters`);
   const names = (await session.list()).map(tool => tool.name);
@@ -114,4 +118,10 @@ export async function run({ connect, version, tasks, subscribe }) {
     say('worker crash', name, response(seen) === 'all the same' && health.worker_generation === 2 && runs === 1, `worker generation ${health.worker_generation}, ${runs} run`);
     await session.close();
   }
+
+  session = await connect({ PHONE_OPUS_RESPONSE_CHARS: '400000' });
+  const long = 'long '.repeat(75_000);
+  seen = await session.call('consult', { prompt: script({ answer: long }) });
+  say('call', 'an answer of 375 KB, in a line twice as long', response(seen)?.trim() === long.trim() && text(seen).includes(long.trim()), `${text(seen).length} characters`);
+  await session.close();
 }

@@ -233,6 +233,11 @@ async def main():
     def connect(extensions=None, **more):
         return Client(server(**more), mode=MODE, extensions=extensions, message_handler=listen_for_faults)
 
+    if "INTEROP_HANG" in os.environ:
+        # To be killed in the middle of a consult.
+        async with connect() as client:
+            await client.call_tool("consult", {"prompt": script(steps=[{"touch": os.environ["INTEROP_HANG"]}, "hang"])})
+
     async with connect() as client:
         await ordinary(client)
         if ERA == "legacy":
@@ -261,6 +266,12 @@ async def main():
             generation = (await client.call_tool("health_snapshot", {})).structured_content["worker_generation"]
             say("worker crash", name, response(seen) == "all the same" and generation == 2 and runs == 1,
                 "worker generation %s, %d run" % (generation, runs))
+
+    async with connect(PHONE_OPUS_RESPONSE_CHARS="400000") as client:
+        long = "long " * 75_000
+        seen = await client.call_tool("consult", {"prompt": script(answer=long)})
+        say("call", "an answer of 375 KB, in a line twice as long", (response(seen) or "").strip() == long.strip()
+            and long.strip() in seen.content[0].text, "%d characters" % len(seen.content[0].text))
 
 
 anyio.run(main)
