@@ -52,15 +52,26 @@ def mock_model():
     return path
 
 
+def beside(variable, name):
+    """Another stand-in model, which lies beside the first one unless a variable names it."""
+    path = os.environ.get(variable, os.path.join(os.path.dirname(os.environ.get("INTEROP_MOCK_MODEL", "")), name))
+    return path if os.path.isfile(path) else skip("no stand-in model %s: set %s (see README.md)" % (name, variable))
+
+
 def mock_responses():
-    """The stand-in for the Responses API, which lies beside the other one unless INTEROP_MOCK_RESPONSES names it."""
-    beside = os.path.join(os.path.dirname(os.environ.get("INTEROP_MOCK_MODEL", "")), "responses_mock.py")
-    path = os.environ.get("INTEROP_MOCK_RESPONSES", beside)
-    return path if os.path.isfile(path) else skip("no stand-in model for Codex: set INTEROP_MOCK_RESPONSES (see README.md)")
+    return beside("INTEROP_MOCK_RESPONSES", "responses_mock.py")
+
+
+def mock_gemini():
+    return beside("INTEROP_MOCK_GEMINI", "gemini_mock.py")
 
 
 def codex():
     return program("INTEROP_CODEX", "codex") or skip("no Codex: install it, or set INTEROP_CODEX (see README.md)")
+
+
+def gemini():
+    return program("INTEROP_GEMINI", "gemini") or skip("no Gemini CLI: install it, or set INTEROP_GEMINI (see README.md)")
 
 
 class Scratch:
@@ -202,10 +213,10 @@ class ArgvWatch(threading.Thread):
 class Mock:
     """The stand-in model: a script rides in each prompt between `@@mock` and `@@`."""
 
-    def __init__(self, scratch, model=None, path="/v1/messages"):
+    def __init__(self, scratch, model=None, path="/v1/messages", arguments=()):
         self.path = path
         self.process = subprocess.Popen(
-            [sys.executable, model or mock_model()], stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True
+            [sys.executable, model or mock_model(), *arguments], stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True
         )
         word, port = self.process.stdout.readline().split()
         assert word == "PORT"

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """phone-opus as the server of every MCP client it did not bring along; writes RESULTS.md. See README.md.
 
-Arguments: the clients to run (rmcp, ts1, ts2, python, inspector, claude, codex), otherwise all. RESULTS.md is written only
-when all were asked for.
+Arguments: the clients to run (rmcp, ts1, ts2, python, inspector, claude, codex, gemini), otherwise all. RESULTS.md is
+written only when all were asked for.
 """
 import json
 import os
@@ -354,12 +354,16 @@ def codex(grid):
     agent(grid, "Codex", "INTEROP_CODEX", "codex", "codex_as_client.py")
 
 
+def gemini(grid):
+    agent(grid, "Gemini CLI", "INTEROP_GEMINI", "gemini", "gemini_as_client.py")
+
+
 def main():
     if not os.path.isdir("/proc/self"):
         skip("no /proc here, so what is left of a run cannot be seen")
     phone_opus()
     grid = Grid()
-    parts = (rmcp, ts1, ts2, python, inspector, claude, codex)
+    parts = (rmcp, ts1, ts2, python, inspector, claude, codex, gemini)
     only = sys.argv[1:]
     for part in parts:
         if only and part.__name__ not in only:
