@@ -92,7 +92,7 @@ class Grid(Table):
                 time.strftime("%Y-%m-%d", time.gmtime()), platform.system(), platform.machine(),
                 sum(c[1] is True for c in checks), failed), "",
             "| client | era | %s |" % " | ".join(CELLS), "|---|---|%s" % ("---|" * len(CELLS)), *rows, "",
-            "`pass`: every check of the cell held. `-`: the client cannot do it. `auto`: the client asks first with "
+            "`pass`: every check of the cell held. `-`: the client cannot do it. `legacy`: its newest version with `initialize`. `auto`: the client asks first with "
             "`server/discover` and may fall back. A date: the client knows that version only.", ""]
         lines += ["- [%d] %s" % (number, text) for number, text in enumerate(notes, 1)]
         lines += ["- **Not run**: %s: %s" % pair for pair in self.missing]
@@ -108,7 +108,7 @@ class Grid(Table):
             "- **tasks**: created, looked at, fetched and cancelled in the client's own way.",
             "- **subscribe**: `subscriptions/listen` is acknowledged.",
             "- **worker crash**: the worker panics in the call, and its process is killed before it answers; the call is "
-            "answered all the same, after one run of the agent, by the next generation.",
+            "answered all the same by the next generation (after one run of the agent, as counted through rmcp and the SDKs).",
             "- **shutdown**: the server goes when its client does, in the client's own way; no process is left.", ""]
         return "\n".join(lines)
 
