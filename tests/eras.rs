@@ -118,6 +118,32 @@ async fn a_task_of_the_core_works_with_progress_until_its_result_is_the_one_of_t
 }
 
 #[tokio::test]
+async fn the_end_of_a_task_of_the_core_is_told_once_and_does_not_count_as_read() {
+    let mut rig = new_rig();
+    let mut host = rig.host();
+    host.handshake(CORE).await;
+    for (prompt, status) in [(rig.answering("42"), "completed"), (rig.prompt(failing()), "failed")] {
+        let told = host.notifications("notifications/tasks/status").len();
+        let task = id(&begin(&mut host, &prompt).await);
+        until("the end is told", async || {
+            (host.notifications("notifications/tasks/status").len() > told).then_some(())
+        })
+        .await;
+        let note = host.notifications("notifications/tasks/status").remove(told);
+        assert_eq!((&note["params"]["taskId"], &note["params"]["status"]), (&json!(task), &json!(status)), "{note:#}");
+        assert!(note["params"].get("result").is_none(), "{note:#}");
+        // Only who fetches the result has read it.
+        let reply = host.consult(&rig.answering("43")).await.expect_success();
+        assert_eq!(reply["unread_jobs"], json!([task]));
+        ask(&mut host, "tasks/result", &task).await;
+        let reply = host.consult(&rig.answering("44")).await.expect_success();
+        assert_eq!(reply["unread_jobs"], Value::Null);
+        assert_eq!(host.notifications("notifications/tasks/status").len(), told + 1, "it is told once");
+    }
+    rig.stop_and_check_invariants([host]).await;
+}
+
+#[tokio::test]
 async fn a_task_of_the_extension_is_told_to_the_subscriptions_that_named_it() {
     let mut rig = new_rig();
     let mut host = rig.host();

@@ -87,6 +87,21 @@ impl Tape {
         self.until(|message| message["id"] == id).await
     }
 
+    /// The answer to a request that is told of a task's end, and the news of it, which are said in either order: the news
+    /// are recorded last.
+    async fn until_over(&mut self, id: u64) {
+        let news = |message: &Value| message["method"] == "notifications/tasks/status";
+        let first = self.until(|message| message["id"] == id || news(message)).await;
+        let told = self.said.len() - 1;
+        if news(&first) {
+            self.until(|message| message["id"] == id).await;
+            let told = self.said.remove(told);
+            self.said.push(told);
+        } else {
+            self.until(news).await;
+        }
+    }
+
     async fn ask_with_tasks(&mut self, method: &str, params: Value) -> Value {
         let id = self.send(method, params, tasks()).await;
         self.until(|message| message["id"] == id).await
@@ -154,13 +169,14 @@ async fn legacy(rig: &Rig, version: &str, tape: &mut Tape) {
         tape.ask("tasks/list", json!({})).await;
         let id = tape.send("tasks/result", task.clone(), json!({})).await;
         rig.give_sign("answer one");
-        tape.until(|message| message["id"] == id).await;
+        tape.until_over(id).await;
         tape.ask("tasks/get", task.clone()).await;
         tape.ask("tasks/cancel", task).await;
         let created = tape.ask("tools/call", call(rig.hanging("two"))).await;
         let task = json!({"taskId": created["result"]["task"]["taskId"]});
         rig.wait_for_sign("two").await;
-        tape.ask("tasks/cancel", task.clone()).await;
+        let id = tape.send("tasks/cancel", task.clone(), json!({})).await;
+        tape.until_over(id).await;
         tape.ask("tasks/result", task).await;
         tape.ask("tools/call", json!({"name": "consult", "arguments": {"prompt": 7}, "task": {}})).await;
         tape.ask("tasks/get", json!({"taskId": "00000000-0000-4000-8000-000000000000"})).await;
@@ -413,6 +429,7 @@ fn definitions(version: &str, message: &Value, asked: &BTreeMap<String, Value>) 
             "notifications/progress" => "ProgressNotification",
             "notifications/tools/list_changed" => "ToolListChangedNotification",
             "notifications/subscriptions/acknowledged" => "SubscriptionsAcknowledgedNotification",
+            "notifications/tasks/status" => "TaskStatusNotification",
             // The extension has no schema of its own.
             "notifications/tasks" => "JSONRPCNotification",
             other => panic!("we never say {other}"),

@@ -157,10 +157,12 @@ pub enum Effect {
 /// Which news of a task are wanted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Wanted {
-    /// Whenever its status changes.
+    /// Whenever its status changes, and its result once it is over.
     Status,
-    /// How it gets on, until it is over.
+    /// How it gets on, and that it is over.
     Progress,
+    /// That it is over.
+    End,
 }
 
 /// What telemetry is told about a finished request.
@@ -855,9 +857,9 @@ impl SessionCore {
             }
             (Work::Created { progress, last_progress, protocol, .. }, TaskAnswer::Task(task)) => {
                 let (protocol, last) = (*protocol, *last_progress);
-                // The token of such a call lives until its task is over; a task of the extension has no progress.
-                let goes_on = protocol == TaskProtocol::Core && !task.status.is_final();
-                let token = progress.take().filter(|_| goes_on);
+                // The token of such a call lives until its task is over; a task of the extension has no progress, and is
+                // told of to those who subscribe to it.
+                let token = progress.take();
                 let client = pending.client.clone();
                 let jobs = vec![task.job];
                 self.deliver(number, now, out, effects, |core, pending, out| match &task.result {
@@ -871,10 +873,9 @@ impl SessionCore {
                         FinishedAs::Success
                     }
                 });
-                if let Some(token) = token
-                    && self.standings.tell_progress(number.0, token, last)
-                {
-                    effects.push(Effect::Follow { number, jobs, news: Wanted::Progress, client });
+                let news = if token.is_some() { Wanted::Progress } else { Wanted::End };
+                if protocol == TaskProtocol::Core && self.standings.tell_of_task(number.0, token, last) {
+                    effects.push(Effect::Follow { number, jobs, news, client });
                 }
             }
             (Work::Ask(method), answer) => {

@@ -282,6 +282,13 @@ pub fn listed(out: &mut BytesMut, id: &IdToken, tasks: &[TaskView], next: Option
     out.put_slice(format!(",\"result\":{result}}}\n").as_bytes());
 }
 
+/// News of a task of the core for the session that created it. It has no result, which is fetched.
+pub fn status(out: &mut BytesMut, task: &TaskView) {
+    out.put_slice(b"{\"jsonrpc\":\"2.0\",\"method\":\"notifications/tasks/status\",\"params\":{");
+    task.put(out, TaskProtocol::Core);
+    out.put_slice(b"}}\n");
+}
+
 /// News of a task for the subscription that named it.
 pub fn changed(out: &mut BytesMut, subscription: &IdToken, task: &TaskView) {
     out.put_slice(b"{\"jsonrpc\":\"2.0\",\"method\":\"notifications/tasks\",\"params\":{");

@@ -124,7 +124,7 @@ impl TaskDesk {
                 let record = jobs.record(job).await?;
                 if told != Some(record.state) {
                     told = Some(record.state);
-                    tell(TaskNews::Changed(Box::new(self.read(&record, client).await)));
+                    tell(self.news(&record, wanted, client).await);
                 }
                 if record.state.is_terminal() {
                     return Ok(());
@@ -132,7 +132,7 @@ impl TaskDesk {
             }
             tokio::select! {
                 news = follow.next() => if let News::Finished(record) = news? {
-                    tell(TaskNews::Changed(Box::new(self.read(&record, client).await)));
+                    tell(self.news(&record, wanted, client).await);
                     return Ok(());
                 },
                 _ = ticks.tick(), if wanted == Wanted::Progress => {
@@ -142,6 +142,14 @@ impl TaskDesk {
                 }
             }
         }
+    }
+
+    /// Only who is told the result has read it.
+    async fn news(&self, record: &JobRecord, wanted: Wanted, client: &ClientInfo) -> TaskNews {
+        TaskNews::Changed(Box::new(match wanted {
+            Wanted::Status => self.read(record, client).await,
+            Wanted::Progress | Wanted::End => self.view(record).await,
+        }))
     }
 
     /// How a task stands.

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 
-from harness import Mock, Scratch, Table, claude, mock_model, phone_opus, scripted, skip
+from harness import Mock, Scratch, Table, Tapped, claude, mock_model, phone_opus, scripted, skip
 
 KEY = "sk-dummy-key-0451"
 
@@ -15,29 +15,31 @@ KEY = "sk-dummy-key-0451"
 CONSULT = ["mcp__phone-opus__" + name for name in ("consult", "consult_job", "consult_jobs", "consult_cancel", "health_snapshot")]
 
 
-def command(output, inner):
+def command(output, inner, tap=None):
     """Claude Code with phone-opus as its only server; `inner` is the server's own environment."""
+    program, arguments = (tap.command, tap.arguments) if tap else (phone_opus(), ["mcp", "serve"])
     servers = {"mcpServers": {"phone-opus": {
-        "command": phone_opus(), "args": ["mcp", "serve"], "env": inner or {}, "alwaysLoad": True}}}
+        "command": program, "args": arguments, "env": inner or {}, "alwaysLoad": True}}}
     return [claude(), "-p", "--output-format", output, "--verbose", "--strict-mcp-config", "--mcp-config",
             json.dumps(servers), "--setting-sources", "", "--permission-mode", "dontAsk", "--allowedTools", ",".join(CONSULT)]
 
 
-def environment(scratch, mock):
+def environment(scratch, mock, **more):
     return scratch.environment(
+        **more,
         ANTHROPIC_BASE_URL=mock.url, ANTHROPIC_API_KEY=KEY, DISABLE_AUTOUPDATER="1",
         CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC="1", CLAUDE_CODE_MAX_RETRIES="1")
 
 
-def ask(scratch, mock, steps, inner=None):
+def ask(scratch, mock, steps, inner=None, tap=None, **more):
     """One run of it against these steps. Returns (exit code, its events, the model requests, seconds).
 
     The steps are the mock's own, not the prompt's: the script of an inner agent rides in a prompt and would end them."""
     mock.script(steps)
     mark = mock.mark()
     began = time.monotonic()
-    done = subprocess.run(command("stream-json", inner), input="please", capture_output=True, text=True, timeout=120,
-                          cwd=scratch.work, env=environment(scratch, mock))
+    done = subprocess.run(command("stream-json", inner, tap), input="please", capture_output=True, text=True, timeout=120,
+                          cwd=scratch.work, env=environment(scratch, mock, **more))
     took = time.monotonic() - began
     events = [json.loads(line) for line in done.stdout.splitlines()]
     return done.returncode, events, [r["body"] for r in mock.requests(mark)], took
@@ -58,18 +60,76 @@ def call(tool, **arguments):
     return {"tool_use": {"name": "mcp__phone-opus__" + tool, "input": arguments}}
 
 
+def played_by(script):
+    return "@@script %s @@" % json.dumps(script)
+
+
+def era_checks(scratch, mock, table, variables):
+    """What holds in either era, seen by the model and by a tap between client and server."""
+    era, agent = table.era, scratch.agent()
+    done = {"text": "Done."}
+
+    def add(cell, name, good, detail=""):
+        table.add("%s: %s" % (era, name), good, detail, cell=cell)
+
+    def ran(name, steps, inner=(), **more):
+        tap = Tapped(scratch, "%s-%s" % (era, name))
+        inner = {"PHONE_OPUS_CLAUDE_BIN": agent, "PHONE_OPUS_PROGRESS_S": "1", **dict(inner)}
+        code, events, bodies, _ = ask(scratch, mock, steps, inner, tap, **variables, **more)
+        return tap, code, next(e for e in events if e.get("subtype") == "init"), bodies
+
+    slow = call("consult", prompt=played_by({"answer": "a slow answer", "steps": [{"delay_ms": 3500}]}))
+    tap, code, init, bodies = ran("slow", [slow, done])
+    server = init["mcp_servers"][0]
+    hello = tap.said("server", "initialize")
+    add("connect", "in its era", server["status"] == "connected" and bool(hello) == (era == "legacy"),
+        hello[0]["params"]["protocolVersion"] if hello else "no initialize")
+    told = json.dumps(bodies[0].get("system")) + json.dumps(bodies[0]["messages"])
+    add("connect", "instructions reach the model", "second opinion" in told)
+    offered = [tool["name"] for tool in bodies[0]["tools"] if tool["name"].startswith("mcp__phone-opus__")]
+    add("list", "tools offered to the model", len(offered) >= 5, ", ".join(name.split("__")[2] for name in offered))
+    add("call", "answer seen by the model", code == 0 and "a slow answer" in (tool_results(bodies[-1]) or [""])[0])
+    values = [note["params"]["progress"] for note in tap.said("client", "notifications/progress")]
+    add("progress", "sent to its token, which it shows nobody", len(values) >= 2 and values == sorted(set(values)), values)
+    table.cannot("tasks", "declares none, in either era")
+    if era == "legacy":
+        table.cannot("subscribe", "of 2026-07-28 only")
+    else:
+        asked = tap.said("server", "subscriptions/listen")
+        heard = tap.said("client", "notifications/subscriptions/acknowledged")
+        add("subscribe", "acknowledged", len(asked) == len(heard) == 1, asked[0]["params"]["notifications"] if asked else "")
+
+    # Its own limit for a call: it gives up, tells the server, and the job is over.
+    hanging = call("consult", prompt=played_by({"steps": ["hang"]}))
+    tap, code, _, bodies = ran("cancel", [hanging, call("consult_jobs", limit=1), done], MCP_TOOL_TIMEOUT="2000")
+    gone, listed = (tool_results(bodies[-1]) + ["", ""])[:2]
+    request = next(m for m in tap.said("server", "tools/call") if m["params"]["name"] == "consult")
+    cancelled = tap.said("server", "notifications/cancelled")
+    add("cancel", "its own limit", bool(cancelled) and tap.answer(request) is None and "cancel" in listed, gone[:100] + " / " + listed[:100])
+
+    for name, inner in (
+        ("panic", {"PHONE_OPUS_MCP_TEST_WORKER_CRASH_ONCE_KEY": "tools/call:consult"}),
+        ("SIGKILL of its process", {"PHONE_OPUS_ISOLATION": "process", "PHONE_OPUS_FAULTS": "worker.before_reply@tools/call:consult=kill"}),
+    ):
+        answered = call("consult", prompt=played_by({"answer": "all the same"}))
+        _, code, _, bodies = ran(name[:5], [answered, call("health_snapshot"), done], inner)
+        seen = (tool_results(bodies[-1]) + ["", ""])[:2]
+        add("worker crash", name, "all the same" in seen[0] and '"worker_generation":2' in seen[1].replace(" ", ""), seen[0][:60])
+    alive = scratch.left(within=4)
+    add("shutdown", "nothing left", not alive, alive or "")
+
+
 def checks(scratch, mock, table):
     with open(os.path.join(scratch.work, "notes.txt"), "w") as file:
         file.write("The heron stands in the reeds.\n")
-    agent = scratch.path("phone-opus-scripted-agent")
-    os.symlink(os.path.realpath(phone_opus()), agent)
+    agent = scratch.agent()
+    for table.era, variables in (("legacy", {"MCP_PROTOCOL_NEGOTIATION": "legacy"}), ("auto", {})):
+        era_checks(scratch, mock, table, variables)
+        parallel_checks(scratch, mock, table, variables)
 
     def left(name):
         alive = scratch.left(within=4)
-        return table.add(name + ": nothing left", not alive, alive)
-
-    def played_by(script):
-        return "@@script %s @@" % json.dumps(script)
+        return table.add(name + ": nothing left", not alive, alive, cell="shutdown")
 
     def ran(steps, **inner):
         """One run: its exit code, its last word, what the model saw of its tools, the requests, the seconds, the start."""
@@ -90,21 +150,6 @@ def checks(scratch, mock, table):
     table.add("consult (offline): answer seen by the model", code == 0 and len(answers) == 1 and "notes.txt" in answers[0],
               "%.1f s; %d bytes: %s" % (took, len(answers[0]), answers[0][:80]))
     left("consult (offline)")
-
-    # Each waits for what the other one makes, so both can end only if they run side by side.
-    one, two = scratch.path("one"), scratch.path("two")
-    prompts = [played_by({"answer": "answer " + mine[-3:], "steps": [{"touch": mine}, {"wait_for_file": other}]})
-               for mine, other in ((one, two), (two, one))]
-    both = {"tool_use": [call("consult", prompt=prompt)["tool_use"] for prompt in prompts]}
-    code, _, answers, bodies, took, _ = ran([both, done])
-    # The answers come in the order in which they were ready; each must be that of its own question.
-    blocks = [block for message in bodies[-1]["messages"] if isinstance(message["content"], list) for block in message["content"]]
-    asked = {block["id"]: block["input"]["prompt"] for block in blocks if block["type"] == "tool_use"}
-    paired = [(asked[block["tool_use_id"]], json.dumps(block["content"])) for block in blocks if block["type"] == "tool_result"]
-    good = len(paired) == 2 and all(("answer one" in question) == ("answer one" in answer) for question, answer in paired)
-    table.add("two consults in one turn run side by side", code == 0 and good and "answer" in answers[0] + answers[1],
-              "%.1f s" % took if good else answers)
-    left("two consults")
 
     # In the background, read by a second run of the client.
     code, _, answers, _, _, _ = ran([call("consult", prompt=played_by({"answer": "later"}), background=True), done])
@@ -140,6 +185,22 @@ def checks(scratch, mock, table):
         killed(scratch, mock, table, {"PHONE_OPUS_CLAUDE_BIN": agent}, how)
 
 
+def parallel_checks(scratch, mock, table, variables):
+    """Each waits for what the other one makes, so both can end only if they run side by side."""
+    one, two = scratch.path(table.era + "-one"), scratch.path(table.era + "-two")
+    prompts = [played_by({"answer": "answer " + mine[-3:], "steps": [{"touch": mine}, {"wait_for_file": other}]})
+               for mine, other in ((one, two), (two, one))]
+    both = {"tool_use": [call("consult", prompt=prompt)["tool_use"] for prompt in prompts]}
+    code, _, bodies, took = ask(scratch, mock, [both, {"text": "Done."}], {"PHONE_OPUS_CLAUDE_BIN": scratch.agent()}, **variables)
+    # The answers come in the order in which they were ready; each must be that of its own question.
+    blocks = [block for message in bodies[-1]["messages"] if isinstance(message["content"], list) for block in message["content"]]
+    asked = {block["id"]: block["input"]["prompt"] for block in blocks if block["type"] == "tool_use"}
+    paired = [(asked[block["tool_use_id"]], json.dumps(block["content"])) for block in blocks if block["type"] == "tool_result"]
+    good = len(paired) == 2 and all(("answer one" in question) == ("answer one" in answer) for question, answer in paired)
+    table.add("%s: two consults in one turn run side by side" % table.era, code == 0 and good, "%.1f s" % took if good else paired,
+              cell="parallel")
+
+
 def killed(scratch, mock, table, inner, how):
     """The client is ended while it waits for a consult that never ends."""
     mock.script([call("consult", prompt='@@script {"steps":["hang"]} @@'), {"text": "ok"}])
@@ -157,14 +218,15 @@ def killed(scratch, mock, table, inner, how):
     code = client.wait(20)
     alive = scratch.left(within=6)
     table.add("client gets %s in a consult: nothing left" % how.name, reached and not alive,
-              "exit %s, all gone after %.1f s%s" % (code, time.monotonic() - began, "; left: %s" % alive if alive else ""))
+              "exit %s, all gone after %.1f s%s" % (code, time.monotonic() - began, "; left: %s" % alive if alive else ""),
+              cell="shutdown")
 
 
 def main():
     if not os.path.isdir("/proc/self"):
         skip("no /proc here, so what is left of a run cannot be seen")
     mock_model(), claude(), phone_opus()
-    table = Table("The real Claude Code as a client of phone-opus")
+    table = Table("The real Claude Code as a client of phone-opus", "Claude Code")
     with Scratch() as scratch:
         mock = Mock(scratch)
         try:

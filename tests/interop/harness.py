@@ -52,6 +52,28 @@ def mock_model():
     return path
 
 
+def beside(variable, name):
+    """Another stand-in model, which lies beside the first one unless a variable names it."""
+    path = os.environ.get(variable, os.path.join(os.path.dirname(os.environ.get("INTEROP_MOCK_MODEL", "")), name))
+    return path if os.path.isfile(path) else skip("no stand-in model %s: set %s (see README.md)" % (name, variable))
+
+
+def mock_responses():
+    return beside("INTEROP_MOCK_RESPONSES", "responses_mock.py")
+
+
+def mock_gemini():
+    return beside("INTEROP_MOCK_GEMINI", "gemini_mock.py")
+
+
+def codex():
+    return program("INTEROP_CODEX", "codex") or skip("no Codex: install it, or set INTEROP_CODEX (see README.md)")
+
+
+def gemini():
+    return program("INTEROP_GEMINI", "gemini") or skip("no Gemini CLI: install it, or set INTEROP_GEMINI (see README.md)")
+
+
 class Scratch:
     """One folder that holds everything a check writes: home, state, work, logs. Gone at the end."""
 
@@ -75,6 +97,13 @@ class Scratch:
 
     def __exit__(self, *_):
         shutil.rmtree(self.root, ignore_errors=True)
+
+    def agent(self):
+        """The agent of checks that need no real one: phone-opus under the name that makes it play Claude Code."""
+        path = self.path("phone-opus-scripted-agent")
+        if not os.path.lexists(path):
+            os.symlink(os.path.realpath(phone_opus()), path)
+        return path
 
     def environment(self, **more):
         """The whole environment of a server: nothing of ours but PATH."""
@@ -138,6 +167,29 @@ class Scratch:
         return wide
 
 
+class Tapped:
+    """What a client and its server said to each other, by tap.py."""
+
+    def __init__(self, scratch, name):
+        self.path = scratch.path(name + ".tap")
+        self.command = sys.executable
+        self.arguments = [os.path.join(os.path.dirname(os.path.abspath(__file__)), "tap.py"), self.path, phone_opus(), "mcp", "serve"]
+
+    def said(self, to, method=None):
+        """The messages to the "server" or to the "client", those of one method if it is named, in order."""
+        try:
+            with open(self.path) as file:
+                lines = [json.loads(line) for line in file]
+        except FileNotFoundError:
+            return []
+        messages = [line["message"] for line in lines if line["to"] == to and isinstance(line["message"], dict)]
+        return [message for message in messages if method is None or message.get("method") == method]
+
+    def answer(self, request):
+        """What a request was answered with, if it was."""
+        return next((m for m in self.said("client") if "method" not in m and m.get("id") == request["id"]), None)
+
+
 class ArgvWatch(threading.Thread):
     """Looks at the command line of every process of the scratch home, all the time, for words that must not be there."""
 
@@ -161,9 +213,10 @@ class ArgvWatch(threading.Thread):
 class Mock:
     """The stand-in model: a script rides in each prompt between `@@mock` and `@@`."""
 
-    def __init__(self, scratch):
+    def __init__(self, scratch, model=None, path="/v1/messages", arguments=()):
+        self.path = path
         self.process = subprocess.Popen(
-            [sys.executable, mock_model()], stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True
+            [sys.executable, model or mock_model(), *arguments], stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True
         )
         word, port = self.process.stdout.readline().split()
         assert word == "PORT"
@@ -175,7 +228,7 @@ class Mock:
 
     def requests(self, since=0):
         """The model requests from the `since`-th entry of the log on."""
-        return [e for e in self.log()[since:] if e.get("method") == "POST" and "/v1/messages" in e.get("path", "")]
+        return [e for e in self.log()[since:] if e.get("method") == "POST" and self.path in e.get("path", "")]
 
     def script(self, steps):
         """What it answers from now on when a prompt holds no script of its own, one step a request."""
@@ -286,15 +339,29 @@ class Server:
 
 
 class Table:
-    """Checks and figures, printed as they come and once more as a table."""
+    """Checks and figures, printed as they come and once more as a table.
 
-    def __init__(self, title):
-        self.title, self.rows = title, []
+    A check that names a cell is one of an MCP client: run_all.py reads it from the file INTEROP_ROWS names."""
 
-    def add(self, name, good, detail=""):
+    def __init__(self, title, client=None):
+        self.title, self.client, self.era, self.rows = title, client, None, []
+
+    def add(self, name, good, detail="", cell=None):
         self.rows.append((name, "ok" if good else "FAIL", str(detail)))
         print("%-4s %-42s %s" % (self.rows[-1][1], name, self.rows[-1][2][:400]), flush=True)
+        self._tell(cell, name, bool(good), detail)
         return good
+
+    def cannot(self, cell, why):
+        """What a client cannot do is no failure of ours."""
+        self.note("%s: %s" % (self.era, cell), why)
+        self._tell(cell, cell, None, why)
+
+    def _tell(self, cell, name, good, detail):
+        path = os.environ.get("INTEROP_ROWS")
+        if path and cell:
+            with open(path, "a") as file:
+                file.write(json.dumps([self.client, self.era, cell, name, good, str(detail)]) + "\n")
 
     def note(self, name, detail):
         self.rows.append((name, "-", str(detail)))

@@ -306,13 +306,14 @@ def bills(scratch, mock, table):
     fault = srv.call("consult", prompt=scripted("limit", step)).get("fault") or {}
     table.add("subscription's limit: says when it is lifted",
               fault.get("code") == "agent_rate_limited" and fault.get("retry_at") == until * 1000, fault)
+    # Until then nothing is started, by this server or another one, unless somebody knows better.
     mark = mock.mark()
-    fault = srv.call("consult", prompt=scripted("again", {"text": "no"})).get("fault") or {}
-    table.add("  nobody asks again before that", fault.get("code") == "agent_rate_limited" and not mock.requests(mark), fault)
+    fault = srv.call("consult", prompt=scripted("too early", {"text": "x"})).get("fault") or {}
+    table.add("  until then no model is asked", fault.get("code") == "agent_rate_limited" and not mock.requests(mark), fault.get("code"))
+    cleared = subprocess.run([phone_opus(), "jobs", "limits", "--clear"], env=scratch.environment(), capture_output=True, text=True)
+    seen = srv.call("consult", prompt=scripted("who pays", {"text": "Once more."}))
+    table.add("  forgotten by `jobs limits --clear`", cleared.returncode == 0 and seen.get("response") == "Once more.", cleared.stdout.strip())
     srv.close()
-    # What follows is paid for in other ways; the limit is known to all that share the state directory.
-    cleared = subprocess.run([phone_opus(), "jobs", "limits", "--clear"], env=scratch.environment(), capture_output=True)
-    table.add("  forgotten on request", cleared.returncode == 0, cleared.stdout + cleared.stderr)
     os.remove(credentials)
 
     # The OAuth token of machines without a browser.

@@ -1,11 +1,11 @@
-//! What outlives the message it began with: subscriptions, and the progress of calls that became tasks.
+//! What outlives the message it began with: subscriptions, and the news of calls that became tasks.
 //!
 //! Owns: who is told what, in which words. May not know: where news come from.
 //!
 //! ```text
 //!  a subscription:      asked ──acknowledged──▶ open ──cancelled by the client──▶ over, without a word
 //!                                                 └──the server ends──▶ over, with an empty result
-//!  a task's progress:   created ──▶ open ──the task is over──▶ over
+//!  a task of the core:  created ──▶ open ──the task is over, and said to be──▶ over
 //! ```
 //!
 //! Invariants: (1) nothing is said on a subscription before it is acknowledged, nor after it is over; (2) each says only
@@ -23,13 +23,20 @@ use crate::protocol::wire::{self, Identity};
 /// Subscriptions at once. Real clients have one; whoever has this many has lost count.
 pub(super) const STREAMS: usize = 32;
 
-/// Tasks whose progress is told at once; the progress of more is left out, which a client must bear anyway.
+/// Tasks of the core that are followed at once; news of more are left out, which a client must bear anyway.
 const TOLD: usize = 256;
 
 #[derive(Debug)]
 enum Standing {
-    Stream { id: IdToken, tools: bool },
-    Progress { token: Box<str>, last: f64 },
+    Stream {
+        id: IdToken,
+        tools: bool,
+    },
+    /// A task of the core; `token` where its client wants progress.
+    Task {
+        token: Option<Box<str>>,
+        last: f64,
+    },
 }
 
 /// What stands, by the number of the request it began with.
@@ -51,11 +58,11 @@ impl Standings {
         self.open.insert(number, Standing::Stream { id, tools });
     }
 
-    /// Goes on telling the progress of a call that became a task. Whether there is room for it.
-    pub(super) fn tell_progress(&mut self, number: u64, token: Box<str>, last: f64) -> bool {
+    /// Goes on telling about a call that became a task. Whether there is room for it.
+    pub(super) fn tell_of_task(&mut self, number: u64, token: Option<Box<str>>, last: f64) -> bool {
         let room = self.open.len() < STREAMS + TOLD;
         if room {
-            self.open.insert(number, Standing::Progress { token, last });
+            self.open.insert(number, Standing::Task { token, last });
         }
         room
     }
@@ -67,7 +74,7 @@ impl Standings {
                 self.streams -= 1;
                 Some(id)
             }
-            Standing::Progress { .. } => None,
+            Standing::Task { .. } => None,
         }
     }
 
@@ -107,15 +114,21 @@ impl Standings {
                 }
                 false
             }
-            (Some(Standing::Progress { token, last }), TaskNews::Progress { value, message }) => {
+            (Some(Standing::Task { token: Some(token), last }), TaskNews::Progress { value, message }) => {
                 if *value > *last {
                     *last = *value;
                     wire::progress(out, token, *value, Some(message));
                 }
                 false
             }
-            (Some(Standing::Progress { .. }), TaskNews::Changed(task)) => task.status.is_final(),
-            (Some(Standing::Progress { .. }), TaskNews::Lost(_)) => true,
+            (Some(Standing::Task { .. }), TaskNews::Changed(task)) => {
+                // It was created as working, which a task in its queue is too.
+                if task.status.is_final() {
+                    tasks::status(out, task);
+                }
+                task.status.is_final()
+            }
+            (Some(Standing::Task { .. }), TaskNews::Lost(_)) => true,
             _ => false,
         }
     }

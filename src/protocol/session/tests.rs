@@ -451,10 +451,31 @@ fn a_call_as_a_task_runs_in_the_background_and_is_answered_when_it_is_known_how_
         let at = |value: f64| TaskNews::Progress { value, message: "at work".into() };
         assert!(rig.news(number, &at(1.0)).contains(r#""progressToken":5,"progress":1.0"#));
         assert_eq!(rig.news(number, &at(1.0)), "", "it must rise");
-        assert_eq!(rig.news(number, &TaskNews::Changed(view(job, TaskStatus::Completed))), "");
+        assert_eq!(rig.news(number, &TaskNews::Changed(view(job, TaskStatus::Working))), "", "it was created as that");
+        let over = rig.news(number, &TaskNews::Changed(view(job, TaskStatus::Completed)));
+        let begins = r#"{"jsonrpc":"2.0","method":"notifications/tasks/status","params":{"#;
+        assert!(over.starts_with(begins) && over.contains(r#""status":"completed""#), "{over}");
+        assert!(over.contains(&job.to_string()) && !over.contains("result"), "it is fetched: {over}");
         assert_eq!(rig.unfollowed, [number]);
         assert_eq!(rig.news(number, &at(9.0)), "");
     }
+}
+
+#[test]
+fn a_task_of_the_core_without_a_progress_token_is_followed_to_its_end_only() {
+    let mut rig = Rig::with_tasks();
+    rig.send(&call("1", r#","task":{}"#));
+    let (job, outcome) = job_reply();
+    rig.settle(0, outcome);
+    // It was over before its client heard of it, which it is told of like of any other end.
+    let created = rig.tell(0, Ok(TaskAnswer::Task(view(job, TaskStatus::Failed))));
+    assert!(created.contains(r#""status":"working""#), "{created}");
+    let (number, jobs, wanted) = rig.followed[0].clone();
+    assert_eq!((jobs, wanted), (vec![job], Wanted::End));
+    let at_work = TaskNews::Progress { value: 1.0, message: "at work".into() };
+    assert_eq!(rig.news(number, &at_work), "");
+    assert!(rig.news(number, &TaskNews::Changed(view(job, TaskStatus::Failed))).contains(r#""status":"failed""#));
+    assert_eq!(rig.unfollowed, [number]);
 }
 
 #[test]
