@@ -238,7 +238,7 @@ impl World {
         let news = match (self.happened % 4, wanted) {
             (0, _) => TaskNews::Lost(job),
             (1, _) => TaskNews::Changed(Box::new(task(job, TaskStatus::Completed, true))),
-            (_, Wanted::Status) => TaskNews::Changed(Box::new(task(job, TaskStatus::Working, false))),
+            (_, Wanted::Status | Wanted::End) => TaskNews::Changed(Box::new(task(job, TaskStatus::Working, false))),
             (_, Wanted::Progress) => TaskNews::Progress { value: self.happened as f64, message: "on it".into() },
         };
         if self.happened % 4 > 1 {
