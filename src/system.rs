@@ -11,10 +11,12 @@ use ractor::{Actor, ActorRef};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::watch;
 
-use crate::actors::connections::{Connections, Served};
-use crate::actors::current::Current;
-use crate::actors::jobs::custody::Attachments;
+use crate::actors::child;
+use crate::actors::connections::{Connections, Door, Served};
+use crate::actors::current::{Current, Naming};
+use crate::actors::jobs::custody::{Attachments, Means};
 use crate::actors::jobs::{JobsArguments, JobsHandle, JobsMsg};
+use crate::actors::kept::Kept;
 use crate::actors::root::{Down, Names, Root, RootArguments, RootMsg};
 use crate::actors::session::{Gauges, Input, Sink};
 use crate::actors::sessions::{SessionEnd, SessionsArguments, SessionsMsg};
@@ -25,7 +27,8 @@ use crate::agents::{Agent, AgentNames, AgentRegistry, Environment};
 use crate::clients::Clients;
 use crate::config::Config;
 use crate::fault::{Fault, FaultCode};
-use crate::faults::Faults;
+use crate::faults::{Broken, FaultPoint, Faults, Operation};
+use crate::handover::{self, HandOverError, NewImage, Snapshot, SnapshotError};
 use crate::health::HealthSource;
 use crate::ids::HostId;
 use crate::jobs::{ConsultRequest, JobMode, JobRecord};
@@ -34,8 +37,10 @@ use crate::protocol::session::SessionLimits;
 use crate::protocol::wire::Identity;
 use crate::runner::{RunnerCommand, nesting};
 use crate::state_dir::StateDir;
+use crate::stdio;
 use crate::store::{AcceptLimits, StoreHandle};
 use crate::telemetry::TelemetryHandle;
+use crate::telemetry::counters::Counters;
 use crate::tools::consult::{ConsultTool, Desk};
 use crate::tools::readers::{CancelTool, HealthTool, JobTool, JobsTool, TelemetryTool};
 use crate::tools::tasks::TaskDesk;
@@ -84,6 +89,7 @@ pub struct SystemBuilder {
     line_limit: usize,
     telemetry_log: bool,
     faults: Faults,
+    restore: Option<Snapshot>,
 }
 
 impl SystemBuilder {
@@ -199,6 +205,63 @@ impl SystemBuilder {
         self
     }
 
+    /// Goes on where an earlier image of this program stood: the next connection that is served on the standard streams is
+    /// the one it had. Only the process that was started with the snapshot may, and once: it takes over descriptors and
+    /// children.
+    #[must_use]
+    pub fn restore(mut self, snapshot: Snapshot) -> Self {
+        self.restore = Some(snapshot);
+        self
+    }
+
+    /// A dry run of [`SystemBuilder::restore`]: makes every state machine again, and touches no descriptor, process or disk.
+    ///
+    /// # Errors
+    ///
+    /// Something in the snapshot makes no sense to this program.
+    pub fn check(self, snapshot: &Snapshot) -> Result<(), SnapshotError> {
+        let workers = Naming::<WorkersMsg>::new();
+        let jobs = Naming::<JobsMsg>::new();
+        let host = snapshot.host;
+        let telemetry = TelemetryHandle::new();
+        let dir = StateDir::at("/nonexistent");
+        let store = StoreHandle::sqlite(dir.clone());
+        let environment = Environment::default();
+        let runner = self.runner.map(|program| {
+            let config = self.config.clone();
+            Arc::new(RunnerCommand::new(program, dir.clone(), config, self.agents.clone(), None, Vec::new()))
+        });
+        let assembly = Assembly {
+            host,
+            started: Instant::now(),
+            config: Arc::new(self.config),
+            agents: self.agents,
+            nesting: nesting(&environment),
+            default_cwd: self.default_cwd,
+            telemetry: telemetry.clone(),
+            observed: None,
+            extra: self.tools,
+            offered: self.own_tools,
+            consults: self.own_tools == OwnTools::All && self.state_dir.is_some() && runner.is_some(),
+            session_limits: self.session_limits,
+            line_limit: self.line_limit,
+            faults: Faults::none(),
+        };
+        let handle = JobsHandle::new(jobs.current(), store.clone());
+        let (served, _) = assembly.served(workers.current(), handle, jobs.current());
+        let connections = Connections::new(served);
+        connections.inherit(snapshot.next_session, snapshot.session.as_ref(), snapshot.catalog, snapshot.age())?;
+        if snapshot.session.is_some() {
+            let sink: Sink = Box::new(tokio::io::sink());
+            let opened = connections.open(Door::Standard, Box::new(tokio::io::empty()), sink);
+            opened.map_err(|fault| SnapshotError::NoSystem { reason: fault.detail })?;
+        }
+        if let Some(counters) = &snapshot.telemetry {
+            drop(Counters::restored(counters));
+        }
+        Ok(())
+    }
+
     /// Starts the system. Nothing touches the disk before it is needed.
     ///
     /// # Errors
@@ -209,7 +272,14 @@ impl SystemBuilder {
     ///
     /// Not safe: a dropped future may leave a started tree behind that nobody stops.
     pub async fn start(self) -> Result<System, Fault> {
-        let host = HostId::random();
+        let restore = self.restore;
+        if restore.is_some() {
+            let met = child::in_time(self.faults.meet(FaultPoint::RolloutAfterRestore, Operation::None)).await?;
+            if let Some(Broken::Error(fault)) = met {
+                return Err(*fault);
+            }
+        }
+        let host = restore.as_ref().map_or_else(HostId::random, |snapshot| snapshot.host);
         let telemetry = TelemetryHandle::new();
         let log = self.state_dir.as_ref().filter(|_| self.telemetry_log).map(StateDir::telemetry);
         let config = Arc::new(self.config);
@@ -232,7 +302,9 @@ impl SystemBuilder {
         let offered = self.own_tools;
         let consults = offered == OwnTools::All && runner.is_some();
         let (down_tx, down) = watch::channel(None);
-        let started = Instant::now();
+        let now = Instant::now();
+        let uptime = restore.as_ref().map_or(Duration::ZERO, |snapshot| snapshot.uptime + snapshot.age());
+        let started = now.checked_sub(uptime).unwrap_or(now);
         let names = Names::default();
         let assembly = Assembly {
             host,
@@ -260,13 +332,26 @@ impl SystemBuilder {
                 Backend::Process(Arc::new(process_backend(command, self.worker_policy, worker, &served, desk)))
             }
         };
+        let gauges = Arc::clone(&served.gauges);
         let connections = Connections::new(served);
+        let attachments = Attachments::default();
+        let mut counters = Counters::default();
+        let mut past = None;
+        if let Some(snapshot) = restore {
+            let means = runner.clone().map(|runner| Means { store: store.clone(), dir: dir.clone(), runner });
+            snapshot.restore_into(&connections, &attachments, &gauges, &telemetry, means.as_ref());
+            if let Some(counted) = &snapshot.telemetry {
+                counters = Counters::restored(counted);
+                counters.count_rollout();
+            }
+            past = Some(Arc::new(snapshot.workers));
+        }
         let jobs = JobsArguments {
             store: store.clone(),
             dir,
             runner,
             limits: AcceptLimits { max_queued: config.max_queued },
-            attachments: Attachments::default(),
+            attachments: attachments.clone(),
             connections: connections.clone(),
             faults: faults.clone(),
             telemetry: telemetry.clone(),
@@ -282,10 +367,26 @@ impl SystemBuilder {
             policy: self.restart.unwrap_or_else(|| restarts(&config)),
             backend,
             roster: Arc::new(Roster::default()),
+            past,
             telemetry: telemetry.clone(),
             faults: faults.clone(),
         };
+        let handing = handover::Desk {
+            underway: handover::Underway::default(),
+            host,
+            started,
+            dir: self.state_dir,
+            connections: connections.clone(),
+            workers: names.workers.current(),
+            jobs: names.jobs.current(),
+            attachments,
+            store: store.clone(),
+            telemetry: telemetry.clone(),
+            gauges,
+            faults: faults.clone(),
+        };
         let arguments = RootArguments {
+            counters: Kept::new(counters),
             store,
             connections: connections.clone(),
             jobs,
@@ -300,7 +401,7 @@ impl SystemBuilder {
         let (root, _) = Root::spawn(None, Root, arguments)
             .await
             .map_err(|error| Fault::new(FaultCode::Internal, format!("the system did not start: {error}.")))?;
-        Ok(System { inner: Arc::new(Inner { root, connections, sessions: supervisor, desk, health, down }) })
+        Ok(System { inner: Arc::new(Inner { root, connections, sessions: supervisor, desk, health, handing, down }) })
     }
 }
 
@@ -444,6 +545,7 @@ struct Inner {
     sessions: Current<SessionsMsg>,
     desk: Desk,
     health: HealthSource,
+    handing: handover::Desk,
     down: watch::Receiver<Option<Down>>,
 }
 
@@ -494,6 +596,7 @@ impl System {
             line_limit: LINE_LIMIT,
             telemetry_log: true,
             faults: Faults::none(),
+            restore: None,
         }
     }
 
@@ -511,9 +614,56 @@ impl System {
         R: AsyncRead + Send + Unpin + 'static,
         W: AsyncWrite + Send + Unpin + 'static,
     {
-        let input: Input = Box::new(reader);
-        let sink: Sink = Box::new(writer);
-        let (number, end) = self.inner.connections.open(input, sink)?;
+        self.serve_at(Door::Elsewhere, Box::new(reader), Box::new(writer)).await
+    }
+
+    /// Serves the client on this process's standard streams until its connection is over. Such a connection can be passed on
+    /// to another image of the program ([`System::hand_over`]), and one that was ([`SystemBuilder::restore`]) goes on here.
+    ///
+    /// # Errors
+    ///
+    /// As [`System::serve`].
+    ///
+    /// # Cancel safety
+    ///
+    /// As [`System::serve`].
+    pub async fn serve_standard(&self, input: stdio::Input, output: stdio::Output) -> Result<SessionEnd, Fault> {
+        let holds_back = input.is_read_by_thread() || output.is_written_by_thread();
+        let door = if holds_back { Door::StandardByThread } else { Door::Standard };
+        self.serve_at(door, Box::new(input), Box::new(output)).await
+    }
+
+    /// What [`System::hand_over`] would pass on now; nothing stops. For a dry run by the program that is to take over. What
+    /// only a hand-over can tell (how far the pipes of runners were read) is left out.
+    ///
+    /// # Errors
+    ///
+    /// There is nothing that could be passed on, or a part does not answer.
+    ///
+    /// # Cancel safety
+    ///
+    /// Safe.
+    pub async fn peek(&self) -> Result<Snapshot, HandOverError> {
+        self.inner.handing.peek().await
+    }
+
+    /// Makes this process another image of its program, in place: the client notices nothing, calls go on, jobs keep their
+    /// runners. Returns only why that did not happen, and then this system serves on as before.
+    ///
+    /// Only a system with one connection, served by [`System::serve_standard`], can be handed over; others are refused. It
+    /// ends nothing else of the embedding program than the image itself: no destructor runs, other threads are gone. Signals
+    /// are held meanwhile on the thread that calls, so it belongs on a runtime of one thread; the next image lets them
+    /// through with [`signals::let_through`](crate::handover::signals::let_through).
+    ///
+    /// # Cancel safety
+    ///
+    /// Not safe: what was frozen would stay so. Give it a task of its own.
+    pub async fn hand_over(&self, to: &NewImage) -> HandOverError {
+        self.inner.handing.hand_over(to).await
+    }
+
+    async fn serve_at(&self, door: Door, input: Input, sink: Sink) -> Result<SessionEnd, Fault> {
+        let (number, end) = self.inner.connections.open(door, input, sink)?;
         // When there is no supervisor at this moment, its next incarnation finds the connection.
         let _ = self.inner.sessions.cast(SessionsMsg::Opened(number));
         let stopping = || Fault::new(FaultCode::Stopping, "the system is stopping.");

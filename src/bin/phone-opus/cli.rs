@@ -167,6 +167,9 @@ pub(crate) struct ServeOptions {
     /// Where tools run [env: PHONE_OPUS_ISOLATION] [default: in_process].
     #[arg(long, value_enum)]
     pub(crate) isolation: Option<IsolationWord>,
+    /// What the image before this one passed on (given by it when it is replaced in place).
+    #[arg(long, value_name = "PATH", hide = true)]
+    pub(crate) restore: Option<PathBuf>,
     /// Where jobs are kept.
     #[command(flatten)]
     pub(crate) common: Common,

@@ -4,6 +4,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use phone_opus::agents::{AgentRegistry, Environment};
+use phone_opus::handover::{NewImage, Snapshot, signals};
 use phone_opus::runner::{self, RunnerEnd, RunnerOptions};
 use phone_opus::state_dir::StateDir;
 use phone_opus::stdio::{Input, Output};
@@ -12,7 +13,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::cli::{RunnerArguments, ServeOptions};
 use crate::logging;
-use crate::settings::{SetupError, armed, chain, prepare, program, refused, runtime, say};
+use crate::settings::{SetupError, armed, chain, prepare_again, program, refused, runtime, say};
 
 /// How long a runtime's own threads may take to end; what is stuck in one does not keep the process.
 const RUNTIME_END: Duration = Duration::from_millis(100);
@@ -27,7 +28,11 @@ pub(crate) fn serve(options: &ServeOptions) -> ExitCode {
 }
 
 fn serve_client(options: &ServeOptions) -> Result<ExitCode, SetupError> {
-    let mut prepared = prepare(&options.common, &options.overrides)?;
+    let passed_on = options.restore.as_deref().map(Snapshot::take).transpose()?;
+    let counts = passed_on.as_ref().and_then(Snapshot::fault_counts);
+    let mut prepared = prepare_again(&options.common, &options.overrides, counts)?;
+    // Found out now, while this file is what runs: later another one may lie there, which is what an upgrade is about.
+    let next = NewImage::new(prepared.program.clone(), std::env::args_os(), std::env::vars_os());
     if let Some(isolation) = options.isolation {
         prepared.config.isolation = isolation.into();
     }
@@ -36,21 +41,42 @@ fn serve_client(options: &ServeOptions) -> Result<ExitCode, SetupError> {
         let mut interrupt = signal(SignalKind::interrupt()).map_err(SetupError::Runtime)?;
         let mut terminate = signal(SignalKind::terminate()).map_err(SetupError::Runtime)?;
         let mut hangup = signal(SignalKind::hangup()).map_err(SetupError::Runtime)?;
+        let mut reload = signal(SignalKind::user_defined2()).map_err(SetupError::Runtime)?;
+        if passed_on.is_some() {
+            // Held since before this image began.
+            signals::let_through();
+        }
         let (input, output) =
             (Input::stdin().map_err(SetupError::Runtime)?, Output::stdout().map_err(SetupError::Runtime)?);
-        let system = match prepared.system().start().await {
+        let mut builder = prepared.system();
+        if let Some(snapshot) = passed_on {
+            builder = builder.restore(snapshot);
+        }
+        let system = match builder.start().await {
             Ok(system) => system,
             Err(fault) => {
                 say(&format!("phone-opus: {fault}"));
                 return Ok(ExitCode::FAILURE);
             }
         };
+        let reloading = async {
+            while reload.recv().await.is_some() {
+                let (system, next) = (system.clone(), next.clone());
+                // Apart from whoever waits for signals, because one may come meanwhile; and a second request is refused by
+                // the first.
+                tokio::spawn(async move {
+                    let error = system.hand_over(&next).await;
+                    tracing::warn!(error = chain(&error), "the program was not replaced and serves on");
+                });
+            }
+        };
         // Clients stop a server by any of these, some within milliseconds of each other.
         let served = tokio::select! {
-            served = system.serve(input, output) => served.map(drop),
+            served = system.serve_standard(input, output) => served.map(drop),
             _ = interrupt.recv() => Ok(()),
             _ = terminate.recv() => Ok(()),
             _ = hangup.recv() => Ok(()),
+            () = reloading => Ok(()),
         };
         let down = system.shutdown(Grace::default()).await;
         Ok(match (served, down) {
@@ -71,7 +97,7 @@ pub(crate) fn background_consult(options: &RunnerArguments) -> ExitCode {
     // Away from the client's process group and terminal. It fails for a group's leader, who is away already.
     let _ = rustix::process::setsid();
     let dir = StateDir::at(&options.state_dir);
-    let faults = match armed(&dir) {
+    let faults = match armed(&dir, None) {
         Ok(faults) => faults,
         Err(error) => return refused(&error),
     };
