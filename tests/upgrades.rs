@@ -176,23 +176,27 @@ async fn a_consult_is_answered_by_its_one_run_whatever_image_accepted_it() {
 
 #[tokio::test]
 async fn an_upgrade_at_any_moment_of_a_consult_costs_nothing() {
-    // The moments are not chosen: upgrades follow each other as fast as they can while consults begin and end.
+    // The moments are drawn: upgrades follow each other while consults begin and end.
+    let seed = number("PHONE_OPUS_UPGRADES_SEED").unwrap_or_else(|| fastrand::u64(..));
+    println!("PHONE_OPUS_UPGRADES_SEED={seed}");
+    let mut rng = fastrand::Rng::with_seed(seed);
     for isolation in ["in_process", "process"] {
         let mut rig = new_rig().with("PHONE_OPUS_ISOLATION", isolation);
         let mut host = rig.serve().await;
-        for round in 0..6 {
-            let steps = vec![Step::ToolUse("Grep".into()), Step::DelayMs(round * 15)];
+        for round in 0..12 {
+            let steps = vec![Step::ToolUse("Grep".into()), Step::DelayMs(rng.u64(..60))];
             let answer = format!("answer {round}");
             let prompt = rig.prompt(Script { steps, answer: Some(answer.clone()), ..Script::default() });
             let sent = host.start("consult", json!({"prompt": prompt})).await;
             while !host.is_answered(sent) {
+                tokio::time::sleep(Duration::from_millis(rng.u64(..80))).await;
                 upgrade(&host).await;
             }
             assert_eq!(host.reply(sent).await.expect_success().str("response"), answer, "{isolation}");
         }
-        rig.expect_runs(6);
+        rig.expect_runs(12);
         until("nobody is left unwaited for", async || zombies(&host).is_empty().then_some(())).await;
-        println!("{isolation}: {} upgrades during 6 consults", host.totals().await["rollouts"]);
+        println!("{isolation}: {} upgrades during 12 consults", host.totals().await["rollouts"]);
         rig.stop_and_check_invariants([host]).await;
     }
 }
@@ -651,4 +655,154 @@ async fn memory_and_descriptors_stay_flat_over_many_upgrades() {
     rig.give_sign("go");
     host.reply(sent).await.expect_success();
     rig.stop_and_check_invariants([host]).await;
+}
+
+fn number(name: &str) -> Option<u64> {
+    std::env::var(name).ok().and_then(|text| text.parse().ok())
+}
+
+/// A value of so many sorted ones.
+fn at(sorted: &[Duration], of_100: usize) -> Duration {
+    sorted.get((sorted.len() * of_100 / 100).min(sorted.len().saturating_sub(1))).copied().unwrap_or_default()
+}
+
+fn shown(what: &str, mut gaps: Vec<Duration>) {
+    gaps.sort_unstable();
+    let worst = gaps.last().copied().unwrap_or_default();
+    println!("{what}: p50 {:?}, p99 {:?}, max {worst:?} of {}", at(&gaps, 50), at(&gaps, 99), gaps.len());
+}
+
+/// A consult that is open.
+struct Open {
+    sent: Sent,
+    answer: String,
+}
+
+#[tokio::test]
+async fn upgrades_in_a_row_under_load_lose_nothing() {
+    let upgrades = number("PHONE_OPUS_UPGRADES").unwrap_or(8);
+    let seed = number("PHONE_OPUS_UPGRADES_SEED").unwrap_or_else(|| fastrand::u64(..));
+    println!("PHONE_OPUS_UPGRADES={upgrades} PHONE_OPUS_UPGRADES_SEED={seed}");
+    let mut rng = fastrand::Rng::with_seed(seed);
+    let isolation = if rng.bool() { "process" } else { "in_process" };
+    let mut rig = new_rig()
+        .with("PHONE_OPUS_ISOLATION", isolation)
+        .with("PHONE_OPUS_LOG", "warn")
+        .with("PHONE_OPUS_PROGRESS_S", "1")
+        .with("PHONE_OPUS_MAX_RUNNING", "4");
+    let mut host = rig.serve().await;
+    let idle = descriptors(&host);
+    let params = json!({"notifications": {"toolsListChanged": true}, "_meta": envelope()});
+    let stream = host.send("subscriptions/listen", params).await;
+    let mut open: Vec<Open> = Vec::new();
+    let mut jobs: Vec<(String, String)> = Vec::new();
+    let mut lists: Vec<Sent> = Vec::new();
+    let (mut asked, mut across) = (0_u64, 0);
+    let (mut gaps, mut quiet) = (Vec::new(), Vec::new());
+    let mut held: Vec<(usize, u64)> = Vec::new();
+    for done in 0..upgrades {
+        // Some time of plain service, and then the upgrade; pings without a pause all the while.
+        let begin = Instant::now() + Duration::from_millis(rng.u64(20..120));
+        let mut under_way: Option<(Option<String>, Instant)> = None;
+        let mut worst = Duration::ZERO;
+        loop {
+            while open.len() < 4 {
+                asked += 1;
+                let answer = format!("answer {asked}");
+                // Most end before the next upgrade, some outlast several.
+                let most = if rng.u8(..4) == 0 { 1500 } else { 80 };
+                let steps = vec![Step::ToolUse("Grep".into()), Step::DelayMs(rng.u64(..most))];
+                let prompt = rig.prompt(Script { steps, answer: Some(answer.clone()), ..Script::default() });
+                let mut params = json!({"name": "consult", "arguments": {"prompt": prompt}});
+                if rng.u8(..4) == 0 && jobs.len() < asked as usize / 4 {
+                    params["arguments"]["background"] = json!(true);
+                    let reply = Reply(host.request("tools/call", params).await);
+                    jobs.push((reply.str("job_id").to_owned(), answer));
+                    continue;
+                }
+                params["_meta"] = json!({"progressToken": asked});
+                open.push(Open { sent: host.send("tools/call", params).await, answer });
+            }
+            if rng.u8(..8) == 0 {
+                lists.push(host.send("tools/list", json!({})).await);
+            }
+            let asked_at = Instant::now();
+            host.ping().await;
+            let took = asked_at.elapsed();
+            match &under_way {
+                None if Instant::now() >= begin => {
+                    under_way = Some((image(&host), Instant::now()));
+                    reload(&host);
+                }
+                None => quiet.push(took),
+                Some((before, since)) => {
+                    worst = worst.max(took);
+                    if image(&host) != *before {
+                        across += open.iter().filter(|open| !host.is_answered(open.sent)).count();
+                        break;
+                    }
+                    assert!(since.elapsed() < PATIENCE, "upgrade {done} does not come; seed {seed}");
+                }
+            }
+            let (over, still) = open.into_iter().partition::<Vec<Open>, _>(|open| host.is_answered(open.sent));
+            open = still;
+            for over in over {
+                assert_eq!(host.reply(over.sent).await.expect_success().str("response"), over.answer);
+            }
+        }
+        // The first ping the next image answers ends the gap.
+        let asked_at = Instant::now();
+        host.ping().await;
+        gaps.push(worst.max(asked_at.elapsed()));
+        held.push((descriptors(&host), resident(host.host_pid()).expect("it runs") / 1024));
+        host.generation().await;
+    }
+    for over in &open {
+        assert_eq!(host.reply(over.sent).await.expect_success().str("response"), over.answer);
+    }
+    for sent in lists {
+        assert!(host.answer(sent).await["result"]["tools"].is_array());
+    }
+    for (job, answer) in jobs {
+        let reply = host.call("consult_job", json!({"job_id": job, "wait_s": 60})).await.expect_success();
+        assert_eq!(reply.str("response"), answer);
+    }
+    for token in 1..=asked {
+        let notes = host.notifications("notifications/progress").into_iter();
+        let own = notes.filter(|note| note["params"]["progressToken"] == token);
+        let values: Vec<f64> = own.map(|note| note["params"]["progress"].as_f64().expect("a number")).collect();
+        assert!(values.windows(2).all(|pair| pair[0] < pair[1]), "{values:?}");
+    }
+    rig.expect_runs(usize::try_from(asked).expect("a count"));
+    assert_eq!(host.totals().await["rollouts"], upgrades);
+    assert_eq!(host.health().await["restart_count"], 0);
+    until("nobody is left unwaited for", async || zombies(&host).is_empty().then_some(())).await;
+    println!("{isolation}: {asked} consults, {across} times one was open across an upgrade");
+    println!("descriptors and KiB after the first and the last upgrade: {:?} {:?}", held.first(), held.last());
+    shown("a ping in between", quiet);
+    shown("a ping across an upgrade", gaps);
+    if let (Some(first), Some(last)) = (held.first(), held.last()) {
+        assert!(last.1 < first.1 + 8 * 1024, "{held:?}");
+    }
+    // Without jobs there are the streams, the runtime's and the store's.
+    until("no pipe of a runner is left", async || (descriptors(&host) <= idle + 8).then_some(())).await;
+    host.cancel(stream).await;
+    rig.stop_and_check_invariants([host]).await;
+
+    // What a client sees instead, which has to connect again.
+    let mut rig = new_rig().with("PHONE_OPUS_ISOLATION", isolation).with("PHONE_OPUS_LOG", "warn");
+    let mut host = rig.serve().await;
+    let mut gaps = Vec::new();
+    let mut gone = Vec::new();
+    for _ in 0..8 {
+        let began = Instant::now();
+        host.finish().await;
+        let mut next = rig.serve().await;
+        next.ping().await;
+        gaps.push(began.elapsed());
+        gone.push(std::mem::replace(&mut host, next));
+    }
+    shown("a restart and a greeting", gaps);
+    gone.push(host);
+    rig.stop_and_check_invariants(gone).await;
 }
