@@ -243,3 +243,130 @@ fn remove_abandoned(dir: &Path) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+    use crate::config::WorkerIsolation;
+    use crate::ids::Generation;
+    use crate::system::System;
+
+    fn snapshot() -> Snapshot {
+        Snapshot {
+            head: Snapshot::head(),
+            taken_at: UnixMillis::now(),
+            host: HostId::random(),
+            uptime: Duration::from_secs(7),
+            next_session: 2,
+            catalog: 1,
+            session: None,
+            workers: WorkersSnapshot {
+                generation: Generation(3),
+                isolation: WorkerIsolation::InProcess,
+                pid: None,
+                alive: true,
+                gave_up: false,
+                restarts: 2,
+                consecutive_failures: 0,
+                losses: Vec::new(),
+            },
+            jobs: Vec::new(),
+            telemetry: Some(CountersSnapshot::default()),
+            dropped: 0,
+            stale: 0,
+            replays: 0,
+            broken_laws: Vec::new(),
+            fault_counts: Some(PathBuf::from("/counts")),
+        }
+    }
+
+    #[test]
+    fn a_snapshot_is_private_and_is_taken_once() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let written = snapshot();
+        let path = written.write(dir.path()).expect("it is written");
+        let mode = fs::metadata(&path).expect("a file").permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        assert_eq!(Snapshot::read(&path).expect("it is read"), written);
+        assert_eq!(Snapshot::take(&path).expect("it is taken"), written);
+        assert!(matches!(Snapshot::take(&path), Err(SnapshotError::File { .. })));
+        assert_eq!(fs::read_dir(dir.path()).expect("a directory").count(), 0);
+    }
+
+    #[test]
+    fn a_snapshot_of_another_format_or_a_damaged_one_is_refused_with_a_reason_and_not_left_there() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let text = serde_json::to_string(&snapshot()).expect("JSON");
+        let other = text.replacen(&format!("\"format\":{FORMAT}"), "\"format\":99", 1);
+        for (text, wants) in [
+            (other.as_str(), "format 99"),
+            // The rest of another format need not make any sense.
+            (r#"{"format":99,"program":"9.9.9"}"#, "by 9.9.9"),
+            (&text[..text.len() / 2], "EOF"),
+            ("", "EOF"),
+            ("[]", "invalid"),
+        ] {
+            let path = dir.path().join("handover-x.json");
+            fs::write(&path, text).expect("written");
+            let error = Snapshot::take(&path).expect_err("it is refused").to_string();
+            assert!(error.contains(wants), "{error}");
+            assert!(!path.exists());
+        }
+    }
+
+    #[test]
+    fn what_an_image_that_died_left_is_removed_in_time() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let old = dir.path().join("handover-old.json");
+        let new = dir.path().join("handover-new.json");
+        for path in [&old, &new] {
+            fs::write(path, "x").expect("written");
+        }
+        let long_ago = std::time::SystemTime::now() - 2 * ABANDONED;
+        OpenOptions::new().write(true).open(&old).and_then(|file| file.set_modified(long_ago)).expect("it is old");
+        snapshot().write(dir.path()).expect("written");
+        assert!(!old.exists() && new.exists());
+    }
+
+    #[tokio::test]
+    async fn a_system_that_serves_nobody_or_an_embedders_streams_is_not_handed_over() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let state = crate::state_dir::StateDir::at(dir.path().join("state"));
+        let system = System::builder().state_dir(state).start().await.expect("it starts");
+        let image = NewImage::new("/bin/true", [], []);
+        let error = system.hand_over(&image).await;
+        assert!(matches!(error, HandOverError::Unfit(crate::actors::connections::Unfit::NoConnection)), "{error}");
+        let (client, server) = tokio::io::duplex(1024);
+        let (reader, writer) = tokio::io::split(server);
+        let serving = tokio::spawn({
+            let system = system.clone();
+            async move { system.serve(reader, writer).await }
+        });
+        let error = loop {
+            match system.hand_over(&image).await {
+                HandOverError::Unfit(crate::actors::connections::Unfit::NoConnection) => tokio::task::yield_now().await,
+                error => break error,
+            }
+        };
+        assert!(matches!(error, HandOverError::Unfit(crate::actors::connections::Unfit::Elsewhere)), "{error}");
+        assert!(system.peek().await.is_err());
+        drop(client);
+        serving.await.expect("no panic").expect("it was served");
+        system.shutdown(crate::system::Grace::default()).await;
+    }
+
+    #[test]
+    fn a_dry_run_takes_what_makes_sense() {
+        System::builder().check(&snapshot()).expect("nothing was under way");
+    }
+
+    #[test]
+    fn an_earlier_snapshot_is_not_named_again() {
+        let words = ["phone-opus", "mcp", "serve", "--restore", "/a", "--restore=/b", "--isolation", "process"];
+        let image = NewImage::new("/p", words.map(Into::into), []);
+        let kept = NewImage::new("/p", ["phone-opus", "mcp", "serve", "--isolation", "process"].map(Into::into), []);
+        assert_eq!(image, kept);
+    }
+}
