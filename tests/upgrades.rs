@@ -367,6 +367,40 @@ async fn what_a_slow_client_has_not_read_is_passed_on_to_the_byte() {
 }
 
 #[tokio::test]
+async fn a_client_on_a_socket_notices_nothing_either() {
+    let rig = new_rig();
+    // As clients on Node hand them out: one socket for either direction.
+    let (ours, theirs) = std::os::unix::net::UnixStream::pair().expect("a pair");
+    ours.set_nonblocking(true).expect("it does not block");
+    let mut command = rig.command(&["mcp", "serve"]);
+    command.stdin(std::os::fd::OwnedFd::from(theirs.try_clone().expect("a copy")));
+    command.stdout(std::os::fd::OwnedFd::from(theirs)).stderr(std::process::Stdio::null());
+    let mut child = command.spawn().expect("a host");
+    drop(command);
+    let pid =
+        rustix::process::Pid::from_raw(i32::try_from(child.id().expect("it runs")).expect("a pid")).expect("a pid");
+    let (output, input) = tokio::net::UnixStream::from_std(ours).expect("a stream").into_split();
+    let mut host = Client::new(output, input);
+    host.handshake("2025-11-25").await;
+    let sent = host.start("consult", json!({"prompt": rig.waiting("begun", "go")})).await;
+    rig.wait_for_sign("begun").await;
+    for rollouts in 1..=2 {
+        rustix::process::kill_process(pid, Signal::USR2).expect("it runs");
+        let waiting = Waiting::until("it was upgraded", PATIENCE);
+        while host.totals().await["rollouts"] != rollouts {
+            waiting.again(|| "not yet").await;
+        }
+    }
+    rig.give_sign("go");
+    assert_eq!(host.reply(sent).await.expect_success().str("response"), "done");
+    host.hang_up().await;
+    let ended = tokio::time::timeout(PATIENCE, child.wait()).await.expect("it ends").expect("it is waited for");
+    assert!(ended.success(), "{ended}");
+    rig.expect_runs(1);
+    rig.stop_and_check_invariants([host]).await;
+}
+
+#[tokio::test]
 async fn calls_that_were_sent_in_one_write_around_an_upgrade_are_each_answered_once() {
     for isolation in ["in_process", "process"] {
         let mut rig = new_rig().with("PHONE_OPUS_ISOLATION", isolation).with_faults(HELD);

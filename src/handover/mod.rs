@@ -33,7 +33,7 @@ pub use self::image::{NewImage, RESTORE};
 pub use self::sequence::HandOverError;
 pub(crate) use self::sequence::{Desk, Underway};
 use crate::actors::connections::Connections;
-use crate::actors::jobs::custody::{Attachments, CustodySnapshot, Means};
+use crate::actors::jobs::custody::{Attachments, CustodySnapshot, Means, inherit_the_rest};
 use crate::actors::session::{Gauges, SessionSnapshot};
 use crate::actors::workers::WorkersSnapshot;
 use crate::ids::{HostId, UnixMillis};
@@ -158,6 +158,7 @@ impl Snapshot {
     ) {
         gauges.inherit(self.stale, self.replays, &self.broken_laws);
         telemetry.lose(self.dropped);
+        inherit_the_rest(&self.jobs);
         let mut pipes = Inherited::these(self.jobs.iter().flat_map(CustodySnapshot::pipes));
         if let Some(means) = means {
             self.jobs.iter().for_each(|job| attachments.inherit(job, &mut pipes, means.clone()));

@@ -45,7 +45,8 @@ pub fn let_through() {
     let _ = held().thread_unblock();
 }
 
-/// For a thread that does something beside: it takes none of the signals sent to the process.
+/// For a thread that does something beside: it takes none of the signals sent to the process. Each thread of a program that
+/// hands over begins with this, or a signal may be lost in the moment of the `exec`.
 pub fn leave_to_others() {
     let _ = held().thread_block();
 }

@@ -26,7 +26,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use super::runner_child::RunnerChild;
+use super::runner_child::{self, RunnerChild};
 use crate::actors::kept::Kept;
 use crate::agents::{AgentEvent, OutputReader};
 use crate::exec::client::{ExecClient, ExecError, Handover};
@@ -650,6 +650,16 @@ impl Link {
             partial: Base64(self.reader.as_ref().map_or(&[][..], OutputReader::unfinished).to_vec().into()),
         })
     }
+}
+
+/// Sees to it that children nobody passed on are waited for when they end: a runner that was let go lives on. To be called
+/// before this image starts a child of its own.
+pub fn inherit_the_rest(passed: &[CustodySnapshot]) {
+    let known: HashSet<i32> = passed.iter().filter_map(CustodySnapshot::pid).collect();
+    runner_child::children().into_iter().filter(|pid| !known.contains(pid)).for_each(|pid| {
+        // Dropped is waited for.
+        drop(RunnerChild::inherited(pid));
+    });
 }
 
 impl Attachments {

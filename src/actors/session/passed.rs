@@ -250,19 +250,16 @@ impl SessionLoop {
             Stillness::Still(kept) => kept,
             Stillness::Moving | Stillness::Quieting(_) => VecDeque::new(),
         };
+        if ended > Generation::NONE {
+            self.dead = self.dead.max(ended);
+            self.serving = Serving::Unasked;
+            self.release(ended);
+            if !self.ledger.is_empty() {
+                self.want_worker();
+            }
+        }
         for event in kept {
             self.on_event(event);
-        }
-        if ended == Generation::NONE {
-            return;
-        }
-        self.dead = self.dead.max(ended);
-        if !matches!(self.serving, Serving::Up(current, _) if current > ended) {
-            self.serving = Serving::Unasked;
-        }
-        self.release(ended);
-        if !self.ledger.is_empty() && matches!(self.serving, Serving::Unasked) {
-            self.want_worker();
         }
     }
 

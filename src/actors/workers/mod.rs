@@ -375,7 +375,10 @@ impl WorkersState {
             WorkersMsg::SetAside(reply) => self.set_aside(reply).await,
             WorkersMsg::Resume => {
                 self.pause = Pause::No;
-                self.first = self.slot.generation().next();
+                let generation = self.slot.generation();
+                self.first = generation.next();
+                // Sessions that were told by whoever paused us have nothing left with it.
+                self.tell(|| SessionEvent::WorkerGone { generation });
                 if !self.sessions.is_empty() {
                     let effect = self.slot.wanted(clock::now());
                     self.perform(&me, effect).await;

@@ -43,6 +43,7 @@ fn serve_client(options: &ServeOptions) -> Result<ExitCode, SetupError> {
         let mut hangup = signal(SignalKind::hangup()).map_err(SetupError::Runtime)?;
         let mut reload = signal(SignalKind::user_defined2()).map_err(SetupError::Runtime)?;
         if passed_on.is_some() {
+            tracing::info!("going on where another image of the program stood");
             // Held since before this image began.
             signals::let_through();
         }
