@@ -9,6 +9,7 @@
 #![cfg(target_os = "linux")]
 #![expect(clippy::expect_used, clippy::print_stdout, reason = "helpers of tests")]
 
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -529,17 +530,28 @@ async fn a_program_that_cannot_be_run_leaves_the_old_image_serving() {
         let sent = host.start("consult", json!({"prompt": rig.waiting("begun", "go")})).await;
         rig.wait_for_sign("begun").await;
         let runners = rig.runners();
-        let good = std::fs::read(&program).expect("a program");
         let open = descriptors(&host);
-        for (times, bad) in [&b"no program"[..], &good[..4096], b""].iter().enumerate() {
-            // Neither can be run: nonsense, cut off, empty; and the last one may not.
-            lay(&program, |new| std::fs::write(new, bad).expect("a file"));
+        let write = |bytes: &'static [u8], mode: u32| {
+            move |new: &Path| {
+                std::fs::write(new, bytes).expect("a file");
+                std::fs::set_permissions(new, std::fs::Permissions::from_mode(mode)).expect("its mode");
+            }
+        };
+        // No program, an empty file, and one that may not be run.
+        for (times, (bytes, mode)) in
+            [(&b"no program"[..], 0o755), (b"", 0o755), (b"\x7fELF", 0o644)].into_iter().enumerate()
+        {
+            lay(&program, write(bytes, mode));
             reload(&host);
             said(&rig, STAYED, times + 1).await;
             host.ping().await;
             assert_eq!(image(&host), None);
             assert_eq!(snapshots(&rig), Vec::<PathBuf>::new());
         }
+        std::fs::remove_file(&program).expect("it is removed");
+        reload(&host);
+        said(&rig, STAYED, 4).await;
+        host.ping().await;
         assert_eq!(rig.runners(), runners, "the runner notices nothing");
         until("descriptors are as before", async || (descriptors(&host) <= open).then_some(())).await;
         // Pipes of clients that are gone do not end it: what an exec resets is as it was.

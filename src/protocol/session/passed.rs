@@ -206,7 +206,7 @@ impl SessionCore {
                 id: id.clone(),
                 version: call.version,
                 client: (&call.client).into(),
-                work: call.work.restored(&core.catalog)?,
+                work: call.work.restored(&core.catalog),
                 bytes: call.bytes,
                 batch: call.batch,
                 since: began,
@@ -241,10 +241,10 @@ impl BatchSnapshot {
 }
 
 impl WorkSnapshot {
-    fn restored(&self, catalog: &Catalog) -> Result<Work, Unreadable> {
+    fn restored(&self, catalog: &Catalog) -> Work {
         let token = |token: &Option<String>| token.as_deref().map(Box::from);
         let last = |last: &Option<f64>| last.unwrap_or(f64::NEG_INFINITY);
-        Ok(match self {
+        match self {
             Self::Tool { tool, progress, last_progress, task } => match catalog.position(tool) {
                 Some(tool) => {
                     Work::Tool { tool, progress: token(progress), last_progress: last(last_progress), task: *task }
@@ -260,9 +260,9 @@ impl WorkSnapshot {
                 },
                 None => Work::Gone,
             },
-            Self::Ask { method } => Work::Ask(Method::parse(method).ok_or(Unreadable { what: "a method" })?),
+            Self::Ask { method } => Method::parse(method).map_or(Work::Gone, Work::Ask),
             Self::Listen { tools } => Work::Listen { tools: *tools },
             Self::Gone => Work::Gone,
-        })
+        }
     }
 }
