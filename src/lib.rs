@@ -13,6 +13,7 @@ pub mod config;
 pub mod exec;
 pub mod fault;
 pub mod faults;
+pub mod handover;
 pub mod health;
 pub mod ids;
 pub mod jobs;

@@ -103,9 +103,16 @@ impl Input {
         Self::from_fd(io::stdin())
     }
 
+    /// Whether a thread reads ahead, so that bytes may be nowhere but in it.
+    #[must_use]
+    pub fn is_read_by_thread(&self) -> bool {
+        matches!(self, Self::Thread { .. })
+    }
+
     fn thread(fd: OwnedFd) -> io::Result<Self> {
         let (sender, chunks) = mpsc::channel(AHEAD);
         std::thread::Builder::new().name("stdin".into()).spawn(move || {
+            crate::handover::signals::leave_to_others();
             loop {
                 let mut chunk = vec![0; CHUNK];
                 let read = loop {
@@ -212,6 +219,14 @@ impl Output {
             Kind::Socket => Ok(Self::Socket(register(fd.try_clone_to_owned()?, Interest::WRITABLE)?)),
             Kind::Other => Ok(Self::Blocking(tokio::io::stdout())),
         }
+    }
+}
+
+impl Output {
+    /// Whether a thread writes, so that bytes may be nowhere but in it.
+    #[must_use]
+    pub fn is_written_by_thread(&self) -> bool {
+        matches!(self, Self::Blocking(_))
     }
 }
 

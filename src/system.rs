@@ -11,9 +11,10 @@ use ractor::{Actor, ActorRef};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::watch;
 
-use crate::actors::connections::{Connections, Served};
-use crate::actors::current::Current;
-use crate::actors::jobs::custody::Attachments;
+use crate::actors::child;
+use crate::actors::connections::{Connections, Door, Served};
+use crate::actors::current::{Current, Naming};
+use crate::actors::jobs::custody::{Attachments, Means};
 use crate::actors::jobs::{JobsArguments, JobsHandle, JobsMsg};
 use crate::actors::kept::Kept;
 use crate::actors::rollout::{RolloutArguments, RolloutHandle, RolloutMsg};
@@ -27,7 +28,8 @@ use crate::agents::{Agent, AgentNames, AgentRegistry, Environment};
 use crate::clients::Clients;
 use crate::config::Config;
 use crate::fault::{Fault, FaultCode};
-use crate::faults::Faults;
+use crate::faults::{Broken, FaultPoint, Faults, Operation};
+use crate::handover::{self, HandOverError, InPlace, NewImage, Snapshot, SnapshotError};
 use crate::health::HealthSource;
 use crate::ids::HostId;
 use crate::jobs::{ConsultRequest, JobMode, JobRecord};
@@ -37,7 +39,9 @@ use crate::protocol::wire::Identity;
 use crate::rollout::{Carried, Fingerprint, HandOver, NotAdopted, Rollout, RolloutSetup, Status, Trigger};
 use crate::runner::{RunnerCommand, nesting};
 use crate::state_dir::StateDir;
+use crate::stdio;
 use crate::store::{AcceptLimits, StoreHandle};
+use crate::telemetry::counters::Counters;
 use crate::telemetry::{Record, RolloutRecord, TelemetryHandle};
 use crate::tools::consult::{ConsultTool, Desk};
 use crate::tools::readers::{CancelTool, HealthTool, JobTool, JobsTool, TelemetryTool};
@@ -88,7 +92,7 @@ pub struct SystemBuilder {
     telemetry_log: bool,
     faults: Faults,
     rollout: Option<RolloutSetup>,
-    carried: Option<Carried>,
+    restore: Option<Snapshot>,
 }
 
 impl SystemBuilder {
@@ -205,18 +209,69 @@ impl SystemBuilder {
     }
 
     /// By which program the system is to be replaced, and what that one has to show first; never, when not set. It also
-    /// takes somebody who hands over: [`System::hand_over_by`].
+    /// takes somebody who hands over: [`System::hand_over_in_place`], [`System::hand_over_by`].
     #[must_use]
     pub fn rollout(mut self, setup: RolloutSetup) -> Self {
         self.rollout = Some(setup);
         self
     }
 
-    /// What the image before this one has passed on about rollouts.
+    /// Goes on where an earlier image of this program stood: the next connection that is served on the standard streams is
+    /// the one it had. Only the process that was started with the snapshot may, and once: it takes over descriptors and
+    /// children.
     #[must_use]
-    pub fn carried(mut self, carried: Option<Carried>) -> Self {
-        self.carried = carried;
+    pub fn restore(mut self, snapshot: Snapshot) -> Self {
+        self.restore = Some(snapshot);
         self
+    }
+
+    /// A dry run of [`SystemBuilder::restore`]: makes every state machine again, and touches no descriptor, process or disk.
+    ///
+    /// # Errors
+    ///
+    /// Something in the snapshot makes no sense to this program.
+    pub fn check(self, snapshot: &Snapshot) -> Result<(), SnapshotError> {
+        let workers = Naming::<WorkersMsg>::new();
+        let jobs = Naming::<JobsMsg>::new();
+        let host = snapshot.host;
+        let telemetry = TelemetryHandle::new();
+        let dir = StateDir::at("/nonexistent");
+        let store = StoreHandle::sqlite(dir.clone());
+        let environment = Environment::default();
+        let runner = self.runner.map(|program| {
+            let config = self.config.clone();
+            Arc::new(RunnerCommand::new(program, dir.clone(), config, self.agents.clone(), None, Vec::new()))
+        });
+        let assembly = Assembly {
+            host,
+            started: Instant::now(),
+            config: Arc::new(self.config),
+            agents: self.agents,
+            nesting: nesting(&environment),
+            default_cwd: self.default_cwd,
+            telemetry: telemetry.clone(),
+            observed: None,
+            extra: self.tools,
+            offered: self.own_tools,
+            consults: self.own_tools == OwnTools::All && self.state_dir.is_some() && runner.is_some(),
+            session_limits: self.session_limits,
+            line_limit: self.line_limit,
+            faults: Faults::none(),
+            rollout: rollouts(None, None, &Config::default(), Naming::new().current(), &telemetry),
+        };
+        let handle = JobsHandle::new(jobs.current(), store.clone());
+        let (served, _) = assembly.served(workers.current(), handle, jobs.current());
+        let connections = Connections::new(served);
+        connections.inherit(snapshot.next_session, snapshot.session.as_ref(), snapshot.catalog, snapshot.age())?;
+        if snapshot.session.is_some() {
+            let sink: Sink = Box::new(tokio::io::sink());
+            let opened = connections.open(Door::Standard, Box::new(tokio::io::empty()), sink);
+            opened.map_err(|fault| SnapshotError::NoSystem { reason: fault.detail })?;
+        }
+        if let Some(counters) = &snapshot.telemetry {
+            drop(Counters::restored(counters));
+        }
+        Ok(())
     }
 
     /// Starts the system. Nothing touches the disk before it is needed.
@@ -229,7 +284,14 @@ impl SystemBuilder {
     ///
     /// Not safe: a dropped future may leave a started tree behind that nobody stops.
     pub async fn start(self) -> Result<System, Fault> {
-        let host = HostId::random();
+        let restore = self.restore;
+        if restore.is_some() {
+            let met = child::in_time(self.faults.meet(FaultPoint::RolloutAfterRestore, Operation::None)).await?;
+            if let Some(Broken::Error(fault)) = met {
+                return Err(*fault);
+            }
+        }
+        let host = restore.as_ref().map_or_else(HostId::random, |snapshot| snapshot.host);
         let telemetry = TelemetryHandle::new();
         let log = self.state_dir.as_ref().filter(|_| self.telemetry_log).map(StateDir::telemetry);
         let config = Arc::new(self.config);
@@ -254,10 +316,13 @@ impl SystemBuilder {
         let offered = self.own_tools;
         let consults = offered == OwnTools::All && runner.is_some();
         let (down_tx, down) = watch::channel(None);
-        let started = Instant::now();
+        let now = Instant::now();
+        let uptime = restore.as_ref().map_or(Duration::ZERO, |snapshot| snapshot.uptime + snapshot.age());
+        let started = now.checked_sub(uptime).unwrap_or(now);
         let names = Names::default();
         let setup = self.rollout.map(Arc::new);
-        let rollout = rollouts(setup.as_deref(), self.carried, &config, names.rollout.current(), &telemetry);
+        let carried = restore.as_ref().map(|snapshot| snapshot.rollout.clone());
+        let rollout = rollouts(setup.as_deref(), carried, &config, names.rollout.current(), &telemetry);
         let assembly = Assembly {
             host,
             started,
@@ -285,13 +350,25 @@ impl SystemBuilder {
                 Backend::Process(Arc::new(process_backend(command, self.worker_policy, worker, &served, desk)))
             }
         };
+        let gauges = Arc::clone(&served.gauges);
         let connections = Connections::new(served);
+        let attachments = Attachments::default();
+        let mut counters = Counters::default();
+        let mut past = None;
+        if let Some(snapshot) = restore {
+            let means = runner.clone().map(|runner| Means { store: store.clone(), dir: dir.clone(), runner });
+            snapshot.restore_into(&connections, &attachments, &gauges, &telemetry, means.as_ref());
+            if let Some(counted) = &snapshot.telemetry {
+                counters = Counters::restored(counted);
+            }
+            past = Some(Arc::new(snapshot.workers));
+        }
         let jobs = JobsArguments {
             store: store.clone(),
             dir,
             runner,
             limits: AcceptLimits { max_queued: config.max_queued },
-            attachments: Attachments::default(),
+            attachments: attachments.clone(),
             connections: connections.clone(),
             faults: faults.clone(),
             telemetry: telemetry.clone(),
@@ -307,6 +384,7 @@ impl SystemBuilder {
             policy: self.restart.unwrap_or_else(|| restarts(&config)),
             backend,
             roster: Arc::new(Roster::default()),
+            past,
             telemetry: telemetry.clone(),
             faults: faults.clone(),
         };
@@ -321,7 +399,23 @@ impl SystemBuilder {
             database: self.state_dir.as_ref().map(StateDir::database),
             telemetry: telemetry.clone(),
         };
+        let handing = handover::Desk {
+            rollout: rollout.handle.clone(),
+            underway: handover::Underway::default(),
+            host,
+            started,
+            dir: self.state_dir.clone(),
+            connections: connections.clone(),
+            workers: names.workers.current(),
+            jobs: names.jobs.current(),
+            attachments,
+            store: store.clone(),
+            telemetry: telemetry.clone(),
+            gauges,
+            faults: faults.clone(),
+        };
         let arguments = RootArguments {
+            counters: Kept::new(counters),
             store,
             connections: connections.clone(),
             jobs,
@@ -337,7 +431,17 @@ impl SystemBuilder {
         let (root, _) = Root::spawn(None, Root, arguments)
             .await
             .map_err(|error| Fault::new(FaultCode::Internal, format!("the system did not start: {error}.")))?;
-        Ok(System { inner: Arc::new(Inner { root, connections, sessions: supervisor, desk, health, down }) })
+        Ok(System {
+            inner: Arc::new(Inner {
+                root,
+                connections,
+                sessions: supervisor,
+                desk,
+                health,
+                handing: Arc::new(handing),
+                down,
+            }),
+        })
     }
 }
 
@@ -505,6 +609,7 @@ struct Inner {
     sessions: Current<SessionsMsg>,
     desk: Desk,
     health: HealthSource,
+    handing: Arc<handover::Desk>,
     down: watch::Receiver<Option<Down>>,
 }
 
@@ -556,7 +661,7 @@ impl System {
             telemetry_log: true,
             faults: Faults::none(),
             rollout: None,
-            carried: None,
+            restore: None,
         }
     }
 
@@ -574,9 +679,57 @@ impl System {
         R: AsyncRead + Send + Unpin + 'static,
         W: AsyncWrite + Send + Unpin + 'static,
     {
-        let input: Input = Box::new(reader);
-        let sink: Sink = Box::new(writer);
-        let (number, end) = self.inner.connections.open(input, sink)?;
+        self.serve_at(Door::Elsewhere, Box::new(reader), Box::new(writer)).await
+    }
+
+    /// Serves the client on this process's standard streams until its connection is over. Such a connection can be passed on
+    /// to another image of the program ([`System::hand_over`]), and one that was ([`SystemBuilder::restore`]) goes on here.
+    ///
+    /// # Errors
+    ///
+    /// As [`System::serve`].
+    ///
+    /// # Cancel safety
+    ///
+    /// As [`System::serve`].
+    pub async fn serve_standard(&self, input: stdio::Input, output: stdio::Output) -> Result<SessionEnd, Fault> {
+        let holds_back = input.is_read_by_thread() || output.is_written_by_thread();
+        let door = if holds_back { Door::StandardByThread } else { Door::Standard };
+        self.serve_at(door, Box::new(input), Box::new(output)).await
+    }
+
+    /// What [`System::hand_over`] would pass on now; nothing stops. For a dry run by the program that is to take over. What
+    /// only a hand-over can tell (how far the pipes of runners were read) is left out.
+    ///
+    /// # Errors
+    ///
+    /// There is nothing that could be passed on, or a part does not answer.
+    ///
+    /// # Cancel safety
+    ///
+    /// Safe.
+    pub async fn peek(&self) -> Result<Snapshot, HandOverError> {
+        self.inner.handing.peek().await
+    }
+
+    /// Makes this process another image of its program, in place: the client notices nothing, calls go on, jobs keep their
+    /// runners. Returns only why that did not happen, and then this system serves on as before.
+    ///
+    /// Only a system with one connection, served by [`System::serve_standard`], can be handed over; others are refused. It
+    /// ends nothing else of the embedding program than the image itself: no destructor runs, other threads are gone. Signals
+    /// are held meanwhile on the thread that calls, so it belongs on a runtime of one thread; the next image lets them
+    /// through with [`signals::let_through`](crate::handover::signals::let_through). Threads of the embedding program should
+    /// leave signals to that one ([`signals::leave_to_others`](crate::handover::signals::leave_to_others)).
+    ///
+    /// # Cancel safety
+    ///
+    /// Not safe: what was frozen would stay so. Give it a task of its own.
+    pub async fn hand_over(&self, to: &NewImage) -> HandOverError {
+        self.inner.handing.hand_over(to).await
+    }
+
+    async fn serve_at(&self, door: Door, input: Input, sink: Sink) -> Result<SessionEnd, Fault> {
+        let (number, end) = self.inner.connections.open(door, input, sink)?;
         // When there is no supervisor at this moment, its next incarnation finds the connection.
         let _ = self.inner.sessions.cast(SessionsMsg::Opened(number));
         let stopping = || Fault::new(FaultCode::Stopping, "the system is stopping.");
@@ -627,6 +780,12 @@ impl System {
     /// that is possible without a snapshot, and not adopted.
     pub fn hand_over_by(&self, how: Arc<dyn HandOver>) {
         self.inner.health.rollout.hand_over_by(how);
+    }
+
+    /// From now on a candidate that passed its check becomes this process's image, started as this one says; see
+    /// [`System::hand_over`] for what that asks of the embedding program.
+    pub fn hand_over_in_place(&self, image: NewImage) {
+        self.hand_over_by(Arc::new(InPlace::new(&self.inner.handing, image)));
     }
 
     /// What is known about rollouts.

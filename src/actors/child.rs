@@ -27,7 +27,7 @@ pub(super) async fn meet(faults: &Faults, point: FaultPoint, operation: &str) ->
 /// # Errors
 ///
 /// It took longer than anything in it may.
-pub(super) async fn in_time<T>(work: impl Future<Output = T>) -> Result<T, Fault> {
+pub(crate) async fn in_time<T>(work: impl Future<Output = T>) -> Result<T, Fault> {
     let stood = |_| Fault::new(FaultCode::Internal, format!("it stood still for {} s", STANDSTILL.as_secs()));
     tokio::time::timeout(STANDSTILL, work).await.map_err(stood)
 }

@@ -13,12 +13,13 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 
+use super::clock;
 use super::current::Current;
 use super::jobs::JobsMsg;
 use super::kept::Kept;
 use super::reply::SessionMailbox;
 use super::rollout::RolloutHandle;
-use super::session::{Ended, Gauges, Input, SessionEvent, SessionLoop, SessionParts, Sink};
+use super::session::{Ended, Gauges, Input, SessionEvent, SessionLoop, SessionParts, SessionSnapshot, Sink};
 use super::sessions::SessionEnd;
 use super::workers::WorkersMsg;
 use crate::clients::Clients;
@@ -26,7 +27,7 @@ use crate::fault::{Fault, FaultCode};
 use crate::faults::Faults;
 use crate::ids::{HostId, SessionNumber};
 use crate::protocol::catalog::Catalog;
-use crate::protocol::session::{SessionCore, SessionLimits};
+use crate::protocol::session::{SessionCore, SessionLimits, Unreadable};
 use crate::protocol::wire::Identity;
 use crate::telemetry::TelemetryHandle;
 use crate::tools::Tool;
@@ -67,7 +68,46 @@ pub struct Served {
     pub rollout: RolloutHandle,
 }
 
+/// Where a connection's bytes come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Door {
+    /// From somewhere only the embedding program knows.
+    Elsewhere,
+    /// From the standard streams of this process, which its next image has as well.
+    Standard,
+    /// From standard streams that are read or written by a thread, which may hold bytes back: a terminal, a file.
+    StandardByThread,
+}
+
+/// Why there is nothing to be passed on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Unfit {
+    /// Nobody is connected.
+    #[error("pass on a connection: there is none")]
+    NoConnection,
+    /// Only one can be.
+    #[error("pass on several connections: only one on the standard streams can be")]
+    SeveralConnections,
+    /// Its descriptors are not known.
+    #[error("pass on a connection whose descriptors only the embedding program knows")]
+    Elsewhere,
+    /// Something holds bytes back.
+    #[error("pass on a terminal or a file: its bytes may be held by a thread")]
+    ByThread,
+    /// It is stopping.
+    #[error("pass on a system that is stopping")]
+    Stopping,
+}
+
+/// What another image passed on, until its connection is taken up.
+struct Awaited {
+    session: SessionSnapshot,
+    core: SessionCore,
+    owes_change: bool,
+}
+
 struct Connection {
+    door: Door,
     session: Arc<Kept<SessionLoop>>,
     mailbox: SessionMailbox,
     ended: Ended,
@@ -77,6 +117,7 @@ struct Open {
     next: u64,
     closing: bool,
     connections: BTreeMap<SessionNumber, Connection>,
+    awaited: Option<Box<Awaited>>,
 }
 
 /// The open connections. Cheap to clone.
@@ -91,7 +132,7 @@ impl Connections {
     #[must_use]
     pub fn new(served: Served) -> Self {
         // Session 0 belongs to the embedding program's own typed calls.
-        let open = Open { next: 1, closing: false, connections: BTreeMap::new() };
+        let open = Open { next: 1, closing: false, connections: BTreeMap::new(), awaited: None };
         Self { served: Arc::new(served), open: Arc::new(Mutex::new(open)) }
     }
 
@@ -107,6 +148,7 @@ impl Connections {
     /// `busy` when there are as many as there may be; the system is stopping.
     pub fn open(
         &self,
+        door: Door,
         input: Input,
         sink: Sink,
     ) -> Result<(SessionNumber, oneshot::Receiver<Result<SessionEnd, Fault>>), Fault> {
@@ -117,13 +159,20 @@ impl Connections {
         if open.connections.len() >= CONNECTIONS {
             return Err(Fault::new(FaultCode::Busy, "this host serves as many connections as it may."));
         }
-        let number = SessionNumber(open.next);
-        open.next += 1;
+        let awaited = if door == Door::Elsewhere { None } else { open.awaited.take() };
         let s = &self.served;
-        let session = SessionLoop::new(SessionParts {
+        let (number, core, passed) = match awaited.map(|awaited| *awaited) {
+            Some(Awaited { session, core, owes_change }) => (session.number, core, Some((session, owes_change))),
+            None => {
+                let number = SessionNumber(open.next);
+                open.next += 1;
+                (number, SessionCore::new(Arc::clone(&s.catalog), Arc::clone(&s.identity), s.limits), None)
+            }
+        };
+        let mut session = SessionLoop::new(SessionParts {
             host: s.host,
             number,
-            core: SessionCore::new(Arc::clone(&s.catalog), Arc::clone(&s.identity), s.limits),
+            core,
             tools: Arc::clone(&s.tools),
             workers: s.workers.clone(),
             jobs: s.jobs.clone(),
@@ -137,10 +186,80 @@ impl Connections {
             tasks: s.tasks.clone(),
             rollout: s.rollout.clone(),
         });
+        if let Some((passed, owes_change)) = passed {
+            session.take_over(&passed);
+            if owes_change {
+                session.owe_change();
+            }
+        }
         let (ended, end) = oneshot::channel();
         let mailbox = session.mailbox();
-        open.connections.insert(number, Connection { session: Kept::new(session), mailbox, ended });
+        open.connections.insert(number, Connection { door, session: Kept::new(session), mailbox, ended });
         Ok((number, end))
+    }
+
+    /// Takes in what another image passed on, `since` ago: the next connection on the standard streams goes on with it.
+    ///
+    /// # Errors
+    ///
+    /// Something in it makes no sense.
+    pub fn inherit(
+        &self,
+        next: u64,
+        session: Option<&SessionSnapshot>,
+        catalog: u64,
+        since: Duration,
+    ) -> Result<(), Unreadable> {
+        let awaited = match session {
+            None => None,
+            Some(session) => {
+                let s = &self.served;
+                let (tools, identity) = (Arc::clone(&s.catalog), Arc::clone(&s.identity));
+                let core = SessionCore::restored(tools, identity, s.limits, &session.core, clock::now(), since)?;
+                let owes_change = s.catalog.digest() != catalog;
+                Some(Box::new(Awaited { session: session.clone(), core, owes_change }))
+            }
+        };
+        let mut open = self.open_ones();
+        open.next = open.next.max(next);
+        open.awaited = awaited;
+        Ok(())
+    }
+
+    /// What a snapshot says of all connections: the next number and what is told about the tools.
+    #[must_use]
+    pub fn passed_on(&self) -> (u64, u64) {
+        (self.open_ones().next, self.served.catalog.digest())
+    }
+
+    /// The one connection that can be passed on.
+    ///
+    /// # Errors
+    ///
+    /// There is none, or something else that cannot be.
+    pub fn fit(&self) -> Result<SessionMailbox, Unfit> {
+        let open = self.open_ones();
+        if open.closing {
+            return Err(Unfit::Stopping);
+        }
+        let mut connections = open.connections.values();
+        match (connections.next(), connections.next()) {
+            (None, _) => Err(Unfit::NoConnection),
+            (Some(_), Some(_)) => Err(Unfit::SeveralConnections),
+            (Some(connection), None) => match connection.door {
+                Door::Standard => Ok(connection.mailbox.clone()),
+                Door::StandardByThread => Err(Unfit::ByThread),
+                Door::Elsewhere => Err(Unfit::Elsewhere),
+            },
+        }
+    }
+
+    /// Whether a session has, or will have, a client.
+    #[must_use]
+    pub fn has_client(&self, number: SessionNumber) -> bool {
+        let open = self.open_ones();
+        let awaited = open.awaited.as_ref().is_some_and(|awaited| awaited.session.number == number);
+        awaited || open.connections.contains_key(&number)
     }
 
     /// The numbers of all connections, oldest first.

@@ -91,6 +91,8 @@ pub struct Root;
 
 /// What it is started with.
 pub struct RootArguments {
+    /// What was counted so far; it outlives telemetry.
+    pub counters: Arc<Kept<Counters>>,
     /// The job store.
     pub store: StoreHandle,
     /// The connections, which outlive every part.
@@ -160,8 +162,6 @@ struct Parts {
 pub struct RootState {
     a: RootArguments,
     family: Family,
-    /// Telemetry's, which outlive it.
-    counters: Arc<Kept<Counters>>,
     parts: Parts,
     /// How parts ended, as their death notices say; acted on when their tasks have been joined.
     exits: [Option<(Exit, String)>; 5],
@@ -180,7 +180,6 @@ impl Actor for Root {
         let mut state = RootState {
             a,
             family,
-            counters: Kept::new(Counters::default()),
             parts: Parts::default(),
             exits: [const { None }; 5],
             tasks: JoinSet::new(),
@@ -347,7 +346,7 @@ impl RootState {
             TELEMETRY => {
                 let arguments = TelemetryArguments {
                     telemetry: self.a.telemetry.clone(),
-                    counters: Arc::clone(&self.counters),
+                    counters: Arc::clone(&self.a.counters),
                     log: self.a.log.clone(),
                     faults: self.a.faults.clone(),
                 };

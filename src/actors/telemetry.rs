@@ -102,7 +102,8 @@ impl Drop for Guard {
 
 async fn run(arguments: TelemetryArguments, mut stopped: tokio::sync::oneshot::Receiver<()>) {
     let TelemetryArguments { telemetry, counters, log, faults } = arguments;
-    let mut log = log.map(LogWriter::new);
+    let path = log;
+    let mut log = path.clone().map(LogWriter::new);
     let mut lent = counters.lend().await;
     let Some(counters) = lent.as_mut().and_then(Lent::get) else { return };
     let mut stopping = false;
@@ -149,6 +150,14 @@ async fn run(arguments: TelemetryArguments, mut stopped: tokio::sync::oneshot::R
         }
         if let (Some(log), Some(torn)) = (log.as_mut().filter(|_| !batch.is_empty()), torn) {
             log.write(batch, torn);
+        }
+        if !taken.passing.is_empty() {
+            // The thread ends with what it was given; the next batch starts another, if there is one.
+            if let Some(log) = std::mem::replace(&mut log, path.clone().map(LogWriter::new)) {
+                let lost = tokio::task::spawn_blocking(move || log.close()).await;
+                telemetry.lose(lost.unwrap_or_default());
+            }
+            taken.passing.into_iter().for_each(|reply| drop(reply.send(counters.passed_on())));
         }
     }
     if let Some(log) = log {

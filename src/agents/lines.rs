@@ -56,6 +56,12 @@ impl LineSplitter {
         self.keep(bytes);
     }
 
+    /// What is kept of the unfinished line; nothing when it is too long already.
+    #[must_use]
+    pub fn unfinished(&self) -> &[u8] {
+        &self.partial
+    }
+
     /// The end of input: what is left is the last line, if there is anything left.
     pub fn finish(&mut self, each: &mut dyn FnMut(Line<'_>)) {
         if !self.partial.is_empty() || self.skipped > 0 {

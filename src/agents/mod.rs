@@ -193,6 +193,12 @@ impl OutputReader {
         self.splitter.push(bytes, &mut |line| feed(parser.as_mut(), line, out));
     }
 
+    /// What was taken of a line that is not whole yet.
+    #[must_use]
+    pub fn unfinished(&self) -> &[u8] {
+        self.splitter.unfinished()
+    }
+
     /// The end of the output: the last line counts even without a line end.
     pub fn finish(&mut self, out: &mut Vec<AgentEvent>) {
         let parser = &mut self.parser;

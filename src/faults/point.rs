@@ -245,10 +245,10 @@ fault_points! {
     TelemetryWrite = "telemetry.write", Host, built,
         [Panic Error Exit Kill Abort Delay Hang Drop Torn],
         "the log is about to be written";
-    RolloutBeforeExec = "rollout.before_exec", Rollout, planned,
+    RolloutBeforeExec = "rollout.before_exec", Rollout, built,
         [Panic Error Exit Kill Abort Delay Hang],
         "the snapshot is written and the new program is not started";
-    RolloutAfterRestore = "rollout.after_restore", Rollout, planned,
+    RolloutAfterRestore = "rollout.after_restore", Rollout, built,
         [Panic Error Exit Kill Abort Delay Hang],
         "the new program has read the snapshot and serves nothing yet";
     UnixAccept = "unix.accept", Transport, planned,

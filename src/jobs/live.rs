@@ -4,6 +4,8 @@
 
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
+
 use super::{JobRecord, JobState};
 use crate::agents::AgentEvent;
 
@@ -11,7 +13,8 @@ use crate::agents::AgentEvent;
 const TEXT_KEPT: usize = 64 * 1024;
 
 /// What an agent is doing.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Phase {
     /// It waits for its turn; the place in the queue, once known.
     Queued(Option<usize>),

@@ -135,6 +135,20 @@ impl Catalog {
         self
     }
 
+    /// A number that differs when what clients are told about the tools does.
+    #[must_use]
+    pub fn digest(&self) -> u64 {
+        let mut hash = 0xcbf2_9ce4_8422_2325_u64;
+        for version in Version::ALL {
+            let index = Version::ALL.iter().position(|known| *known == version).unwrap_or(0);
+            for page in self.lists[index].get_or_init(|| self.pages(version)) {
+                let bytes = page.members.bytes();
+                hash = bytes.fold(hash, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
+            }
+        }
+        hash
+    }
+
     /// The position of a tool.
     #[must_use]
     pub fn position(&self, name: &str) -> Option<usize> {

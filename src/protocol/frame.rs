@@ -43,6 +43,19 @@ impl FrameReader {
         Self { buffer: BytesMut::new(), scanned: 0, limit, skipping: None }
     }
 
+    /// A reader that goes on where another one stood: with what it had read of a line, or with the head of the line it was
+    /// skipping.
+    #[must_use]
+    pub fn resumed(limit: usize, unread: &[u8], skipping: Option<Bytes>) -> Self {
+        Self { buffer: BytesMut::from(unread), scanned: 0, limit, skipping }
+    }
+
+    /// What was read and belongs to no frame yet, and the head of the line that is being skipped.
+    #[must_use]
+    pub fn unread(&self) -> (&[u8], Option<&Bytes>) {
+        (&self.buffer, self.skipping.as_ref())
+    }
+
     /// Where the next bytes go; at least one chunk of room is there.
     pub fn space(&mut self) -> &mut BytesMut {
         // A long line grows in large steps, so that it is not copied once per chunk.

@@ -17,6 +17,7 @@
 //! [`wire::LINE_MOST`].
 
 mod meta;
+mod passed;
 mod standing;
 
 use std::borrow::Cow;
@@ -25,8 +26,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::{BufMut, Bytes, BytesMut};
+use serde::{Deserialize, Serialize};
 
 use self::meta::{Meta, Refusal, SeenClient, invalid};
+pub use self::passed::{ClientSnapshot, CoreSnapshot, Unreadable};
 use self::standing::{Filter, Standings};
 use super::catalog::{Catalog, Room, TaskSupport};
 use super::envelope::{self, IdToken, Incoming};
@@ -155,7 +158,8 @@ pub enum Effect {
 }
 
 /// Which news of a task are wanted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Wanted {
     /// Whenever its status changes, and its result once it is over.
     Status,
@@ -222,19 +226,21 @@ enum Work {
     Ask(Method),
     /// Which of the tasks of a subscription exist.
     Listen { tools: bool },
+    /// A tool that was there before an upgrade and is no more; an error is all there is left to say.
+    Gone,
 }
 
 impl Work {
     fn tool(&self) -> Option<usize> {
         match self {
             Self::Tool { tool, .. } | Self::Created { tool, .. } => Some(*tool),
-            Self::Ask(_) | Self::Listen { .. } => None,
+            Self::Ask(_) | Self::Listen { .. } | Self::Gone => None,
         }
     }
 
     fn method(&self) -> Method {
         match self {
-            Self::Tool { .. } | Self::Created { .. } => Method::ToolsCall,
+            Self::Tool { .. } | Self::Created { .. } | Self::Gone => Method::ToolsCall,
             Self::Ask(method) => *method,
             Self::Listen { .. } => Method::Listen,
         }
@@ -631,7 +637,7 @@ impl SessionCore {
             Work::Tool { tool, .. } | Work::Created { tool, .. } => self.catalog.room(*tool),
             // What is asked about a task is what a tool that looks or cancels is called for.
             Work::Ask(_) => Room::Kept,
-            Work::Listen { .. } => Room::Shared,
+            Work::Listen { .. } | Work::Gone => Room::Shared,
         };
         let (kept_calls, kept_bytes) = match room {
             Room::Shared => (0, 0),
@@ -882,7 +888,7 @@ impl SessionCore {
                 let method = *method;
                 self.deliver(number, now, out, effects, |core, pending, out| core.tell(pending, method, answer, out));
             }
-            (Work::Tool { .. } | Work::Created { .. } | Work::Listen { .. }, _) => {
+            (Work::Tool { .. } | Work::Created { .. } | Work::Listen { .. } | Work::Gone, _) => {
                 self.deliver(number, now, out, effects, |_, pending, out| misunderstood(out, &pending.id));
             }
         }
@@ -940,7 +946,7 @@ impl SessionCore {
         let as_task = match &pending.work {
             Work::Tool { task, .. } => *task == Some(TaskProtocol::Core),
             Work::Created { protocol, .. } => *protocol == TaskProtocol::Core,
-            Work::Ask(_) | Work::Listen { .. } => true,
+            Work::Ask(_) | Work::Listen { .. } | Work::Gone => true,
         };
         let mut fault = match outcome {
             CallOutcome::Reply(reply) if as_task => {

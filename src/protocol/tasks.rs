@@ -7,6 +7,7 @@
 //! `consult_job` would give, in its default form.
 
 use bytes::{BufMut, BytesMut};
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::envelope::IdToken;
@@ -31,7 +32,8 @@ pub const PAGE: usize = 50;
 pub const FOLLOWED: usize = 64;
 
 /// Which of the two protocols a request belongs to; its era decides.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum TaskProtocol {
     /// The core of 2025-11-25.
     Core,
@@ -48,7 +50,8 @@ impl TaskProtocol {
 }
 
 /// What is asked about tasks.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum TaskAsk {
     /// How a task stands.
     Look(JobId),
@@ -69,7 +72,7 @@ pub enum TaskAsk {
 }
 
 /// The last task of a page.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TaskCursor {
     /// When it was accepted.
     pub accepted_at: UnixMillis,

@@ -1,17 +1,24 @@
 //! The protocol revisions we speak, and the era of a request.
 
+use serde::{Deserialize, Serialize};
+
 /// A revision of the protocol, oldest first.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Version {
     /// 2024-11-05.
+    #[serde(rename = "2024-11-05")]
     V2024_11_05,
     /// 2025-03-26: batches, annotations.
+    #[serde(rename = "2025-03-26")]
     V2025_03_26,
     /// 2025-06-18: structured content, titles.
+    #[serde(rename = "2025-06-18")]
     V2025_06_18,
     /// 2025-11-25: argument errors are tool results; core tasks.
+    #[serde(rename = "2025-11-25")]
     V2025_11_25,
     /// 2026-07-28: no handshake, an envelope in each request.
+    #[serde(rename = "2026-07-28")]
     V2026_07_28,
 }
 

@@ -14,14 +14,12 @@ use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncWriteExt, BufReader, Lines};
 
 use super::fingerprint::Digest;
 use crate::fault::Fault;
+use crate::handover::{self, Snapshot, SnapshotError};
 use crate::store;
-use crate::system::{Grace, Shutdown, System};
+use crate::system::{Grace, Shutdown, System, SystemBuilder};
 
 /// The version of the snapshots this program writes and reads.
-pub const SNAPSHOT_FORMAT: u32 = 1;
-
-/// Most bytes of a snapshot that are read. Output that was not written is the largest thing in it, and that is bounded.
-const SNAPSHOT_BYTES: u64 = 256 * 1024 * 1024;
+pub const SNAPSHOT_FORMAT: u32 = handover::FORMAT;
 
 /// Longest the trial of serving may take by itself; who asks has a bound of its own.
 const TRIAL: Duration = Duration::from_secs(4);
@@ -86,18 +84,16 @@ pub enum SelfCheckError {
     /// It did not end in order.
     #[error("end in order")]
     End,
-    /// A snapshot cannot be read.
-    #[error("read the snapshot: {0}")]
-    Read(std::io::ErrorKind),
-    /// A file is no snapshot.
-    #[error("read the snapshot: it is none")]
-    NoSnapshot,
-    /// A snapshot is of another version.
-    #[error("restore a snapshot of version {found}; accepted: {SNAPSHOT_FORMAT}")]
+    /// A snapshot is of another format.
+    #[error("restore a snapshot of format {found}; accepted: {SNAPSHOT_FORMAT}")]
     Format {
         /// Of which.
         found: u32,
     },
+    /// A snapshot cannot be read or restored. More is not said, since what cannot be read may be quoted in the reason, and it
+    /// holds prompts.
+    #[error("restore the snapshot")]
+    Restore,
 }
 
 impl SelfCheckError {
@@ -107,7 +103,7 @@ impl SelfCheckError {
         let (refused, found) = match self {
             Self::Start(_) | Self::Answer { .. } | Self::End => (RefusalCode::Serve, None),
             Self::Format { found } => (RefusalCode::SnapshotFormat, Some(*found)),
-            Self::Read(_) | Self::NoSnapshot => (RefusalCode::Restore, None),
+            Self::Restore => (RefusalCode::Restore, None),
         };
         Refusal { refused, reason: format!("failed to {self}"), found }
     }
@@ -174,12 +170,6 @@ async fn ask<R: AsyncRead + Unpin>(
     if whole["id"] == id && whole["result"].is_object() { Ok(answer) } else { Err(failed()) }
 }
 
-/// What every snapshot says of itself, whatever else is in it.
-#[derive(Deserialize)]
-struct Head {
-    format: u32,
-}
-
 /// Restores a snapshot as far as that is possible without touching what it is about: descriptors, processes, the store.
 ///
 /// Blocks. The file stays where it is.
@@ -187,13 +177,12 @@ struct Head {
 /// # Errors
 ///
 /// A restore would fail too.
-pub fn restore(path: &Path) -> Result<(), SelfCheckError> {
-    use std::io::Read;
-    let read = |error: std::io::Error| SelfCheckError::Read(error.kind());
-    let mut bytes = Vec::new();
-    std::fs::File::open(path).map_err(read)?.take(SNAPSHOT_BYTES).read_to_end(&mut bytes).map_err(read)?;
-    let head: Head = serde_json::from_slice(&bytes).map_err(|_| SelfCheckError::NoSnapshot)?;
-    if head.format == SNAPSHOT_FORMAT { Ok(()) } else { Err(SelfCheckError::Format { found: head.format }) }
+pub fn restore(into: SystemBuilder, path: &Path) -> Result<(), SelfCheckError> {
+    let restored = Snapshot::read(path).and_then(|snapshot| into.check(&snapshot));
+    restored.map_err(|error| match error {
+        SnapshotError::Format { format, .. } => SelfCheckError::Format { found: format },
+        _ => SelfCheckError::Restore,
+    })
 }
 
 #[cfg(test)]
@@ -211,20 +200,20 @@ mod tests {
     }
 
     #[test]
-    fn a_snapshot_of_another_version_is_told_from_what_is_none() {
+    fn a_snapshot_of_another_format_is_told_from_what_is_none() {
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join("snapshot");
         let restored = |text: &str| {
             std::fs::write(&path, text).expect("written");
-            restore(&path).map_err(|error| (error.refusal().refused, error.refusal().found))
+            restore(System::builder(), &path).map_err(|error| (error.refusal().refused, error.refusal().found))
         };
-        assert_eq!(restored(&format!(r#"{{"format":{SNAPSHOT_FORMAT},"rest":[1,2]}}"#)), Ok(()));
-        assert_eq!(restored(r#"{"format":0}"#), Err((RefusalCode::SnapshotFormat, Some(0))));
-        assert_eq!(restored(r#"{"format":99}"#), Err((RefusalCode::SnapshotFormat, Some(99))));
-        for text in ["", "{", "[]", r#"{"format":"1"}"#] {
+        assert_eq!(restored(r#"{"format":0,"program":"0"}"#), Err((RefusalCode::SnapshotFormat, Some(0))));
+        assert_eq!(restored(r#"{"format":99,"program":"9"}"#), Err((RefusalCode::SnapshotFormat, Some(99))));
+        for text in ["", "{", "[]", r#"{"format":"1"}"#, r#"{"format":1,"program":"0","session":"a prompt"}"#] {
             assert_eq!(restored(text), Err((RefusalCode::Restore, None)), "{text}");
         }
         std::fs::remove_file(&path).expect("removed");
-        assert!(matches!(restore(&path), Err(SelfCheckError::Read(std::io::ErrorKind::NotFound))));
+        let none = restore(System::builder(), &path).map_err(|error| error.refusal());
+        assert!(none.is_err_and(|refusal| !refusal.reason.contains("prompt")));
     }
 }

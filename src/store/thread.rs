@@ -22,6 +22,7 @@ use super::{
     Limit, Pruned, QueueRow, RetentionPolicy, SqliteStore, Start, Store, StoreError, Transition,
 };
 use crate::faults::{Broken, FaultPoint, Faults, Operation};
+use crate::handover::signals;
 use crate::ids::{InvocationId, JobId, UnixMillis};
 use crate::jobs::{
     CancelReason, JobOutcome, JobRecord, JobState, JobSummary, JournalEntry, JournalEvent, NewJob, RunProcess,
@@ -127,6 +128,22 @@ impl StoreHandle {
         }
     }
 
+    /// Waits until every verb that was queued before has been carried out. Opens nothing that is not open.
+    ///
+    /// # Errors
+    ///
+    /// The store did not come to it in time.
+    ///
+    /// # Cancel safety
+    ///
+    /// Safe.
+    pub async fn settled(&self) -> Result<(), StoreError> {
+        if matches!(&*self.shared.life(), Life::Running(_)) {
+            self.moved_aside().await?;
+        }
+        Ok(())
+    }
+
     async fn call<T>(
         &self,
         command: impl FnOnce(oneshot::Sender<Result<T, StoreError>>) -> Command,
@@ -202,6 +219,7 @@ impl Worker {
         let thread = std::thread::Builder::new()
             .name("store".to_owned())
             .spawn(move || {
+                signals::leave_to_others();
                 run(&factory, &faults, &queue);
                 let _ = done.send(());
             })

@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use hdrhistogram::Histogram;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::{Record, ToolCallRecord};
 use crate::fault::FaultCode;
+use crate::protocol::method::Method;
 use crate::protocol::session::FinishedAs;
 
 /// Tools or methods counted apart; more (an embedder's) share one row.
@@ -17,7 +18,7 @@ const ROWS: usize = 64;
 const PATHS: usize = 256;
 
 /// Totals since the system started.
-#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Totals {
     /// Requests finished.
     pub requests: u64,
@@ -133,9 +134,8 @@ impl Counters {
         if let Some(row) = self.tools.get_mut(key) {
             row.count += 1;
             row.errors += u64::from(matches!(call.result, FinishedAs::Failed(_)));
-            // Two digits from 1 µs to a day; it fails only for bounds that make no sense.
             if row.latency.is_none() {
-                row.latency = Histogram::new_with_bounds(1, 86_400_000_000, 2).ok();
+                row.latency = histogram();
             }
             if let Some(latency) = &mut row.latency {
                 latency.saturating_record(micros(call.latency));
@@ -171,7 +171,72 @@ impl Counters {
     }
 }
 
+/// The counters as they are passed on to the next image of the program.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct CountersSnapshot {
+    /// Totals.
+    pub totals: Totals,
+    methods: Vec<RowSnapshot>,
+    tools: Vec<RowSnapshot>,
+    paths: BTreeMap<String, u64>,
+    tool_calls: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+struct RowSnapshot {
+    name: String,
+    count: u64,
+    errors: u64,
+    /// Latencies in microseconds and how often each was seen; none where none is measured.
+    latency: Option<Vec<(u64, u32)>>,
+}
+
+impl Counters {
+    /// What is passed on.
+    #[must_use]
+    pub fn passed_on(&self) -> CountersSnapshot {
+        CountersSnapshot {
+            totals: self.totals.clone(),
+            methods: self.methods.iter().map(|(name, row)| row.passed((*name).to_owned())).collect(),
+            tools: self.tools.iter().map(|(name, row)| row.passed(name.clone())).collect(),
+            paths: self.paths.clone(),
+            tool_calls: self.tool_calls,
+        }
+    }
+
+    /// Goes on counting where another image stood.
+    #[must_use]
+    pub fn restored(passed: &CountersSnapshot) -> Self {
+        let method = |row: &RowSnapshot| (Method::parse(&row.name).map_or("other", Method::as_str), row.restored());
+        Self {
+            totals: passed.totals.clone(),
+            methods: passed.methods.iter().map(method).collect(),
+            tools: passed.tools.iter().map(|row| (row.name.clone(), row.restored())).collect(),
+            paths: passed.paths.clone(),
+            tool_calls: passed.tool_calls,
+        }
+    }
+}
+
+impl RowSnapshot {
+    fn restored(&self) -> Row {
+        let latency = self.latency.as_ref().and_then(|seen| {
+            let mut latency = histogram()?;
+            seen.iter().for_each(|(value, times)| latency.saturating_record_n(*value, *times));
+            Some(latency)
+        });
+        Row { count: self.count, errors: self.errors, latency }
+    }
+}
+
 impl Row {
+    fn passed(&self, name: String) -> RowSnapshot {
+        let seen = |latency: &Histogram<u32>| {
+            latency.iter_recorded().map(|step| (step.value_iterated_to(), step.count_at_value())).collect()
+        };
+        RowSnapshot { name, count: self.count, errors: self.errors, latency: self.latency.as_ref().map(seen) }
+    }
+
     fn shown(&self, method: String) -> MethodRow {
         let at = |quantile| self.latency.as_ref().map(|h| millis(h.value_at_quantile(quantile)));
         MethodRow {
@@ -183,6 +248,11 @@ impl Row {
             max_ms: self.latency.as_ref().map(|h| millis(h.max())),
         }
     }
+}
+
+/// Two digits from 1 µs to a day; it fails only for bounds that make no sense.
+fn histogram() -> Option<Histogram<u32>> {
+    Histogram::new_with_bounds(1, 86_400_000_000, 2).ok()
 }
 
 fn micros(latency: Duration) -> u64 {
@@ -244,6 +314,22 @@ mod tests {
         assert_eq!((row.method.as_str(), row.count, row.errors), ("tools/call:consult", 100, 1));
         let within = |value: Option<f64>, want: f64| (value.expect("it was measured") - want).abs() < want * 0.02;
         assert!(within(row.p50_ms, 50.0) && within(row.p99_ms, 99.0) && within(row.max_ms, 1000.0), "{row:?}");
+    }
+
+    #[test]
+    fn another_image_goes_on_counting_where_this_one_stood() {
+        let mut counters = Counters::default();
+        for ms in 1..=99 {
+            counters.count(&call("consult", ms, FinishedAs::Success));
+        }
+        counters.count(&Record::Request { method: "ping", result: FinishedAs::Success });
+        counters.count(&Record::Request { method: "other", result: FinishedAs::Failed(FaultCode::UnknownMethod) });
+        let text = serde_json::to_string(&counters.passed_on()).expect("JSON");
+        let mut next = Counters::restored(&serde_json::from_str(&text).expect("the same"));
+        assert_eq!(next.snapshot(), counters.snapshot());
+        counters.count(&call("consult", 100, FinishedAs::Success));
+        next.count(&call("consult", 100, FinishedAs::Success));
+        assert_eq!((next.hot_paths(), next.snapshot()), (counters.hot_paths(), counters.snapshot()));
     }
 
     #[test]

@@ -178,6 +178,7 @@ impl LogWriter {
             let mut file = LogFile::new(self.path.clone());
             let lost = Arc::clone(&self.lost);
             let work = move || {
+                crate::handover::signals::leave_to_others();
                 while let Ok((batch, torn)) = taken.recv() {
                     let count = batch.len() as u64;
                     if file.append(batch, torn).is_err() {
@@ -205,12 +206,13 @@ impl LogWriter {
         }
     }
 
-    /// Ends the thread after it has written what it was given. Blocks for that long.
-    pub fn close(mut self) {
+    /// Ends the thread after it has written what it was given. Blocks for that long. How many records were lost.
+    pub fn close(mut self) -> u64 {
         if let Some((batches, thread)) = self.thread.take() {
             drop(batches);
             let _ = thread.join();
         }
+        self.lost()
     }
 }
 

@@ -112,6 +112,7 @@ struct Intake {
 struct Waiting {
     records: Vec<Record>,
     questions: Vec<oneshot::Sender<counters::Snapshot>>,
+    passing: Vec<oneshot::Sender<counters::CountersSnapshot>>,
 }
 
 /// The recording half of the intake; cheap to clone.
@@ -127,6 +128,8 @@ pub struct Taken {
     pub records: Vec<Record>,
     /// Whoever wants to know what was counted, these records included.
     pub questions: Vec<oneshot::Sender<counters::Snapshot>>,
+    /// Whoever wants to pass on what was counted, once these records are in the file as well.
+    pub passing: Vec<oneshot::Sender<counters::CountersSnapshot>>,
 }
 
 impl TelemetryHandle {
@@ -176,6 +179,7 @@ impl TelemetryHandle {
         Taken {
             records: std::mem::replace(&mut waiting.records, room),
             questions: std::mem::take(&mut waiting.questions),
+            passing: std::mem::take(&mut waiting.passing),
         }
     }
 
@@ -183,7 +187,7 @@ impl TelemetryHandle {
     #[must_use]
     pub fn is_urgent(&self) -> bool {
         let waiting = self.waiting();
-        waiting.records.len() >= BATCH || !waiting.questions.is_empty()
+        waiting.records.len() >= BATCH || !waiting.questions.is_empty() || !waiting.passing.is_empty()
     }
 
     /// Waits until the first record of a batch is there, the batch is full, or somebody asks.
@@ -193,6 +197,18 @@ impl TelemetryHandle {
     /// Safe.
     pub async fn woken(&self) {
         self.intake.wake.notified().await;
+    }
+
+    /// What was counted so far, to be passed on: the log is written to the end by then. `None` when telemetry is not there.
+    ///
+    /// # Cancel safety
+    ///
+    /// As [`TelemetryHandle::snapshot`].
+    pub async fn pass_on(&self) -> Option<counters::CountersSnapshot> {
+        let (reply, answer) = oneshot::channel();
+        self.waiting().passing.push(reply);
+        self.intake.wake.notify_one();
+        answer.await.ok()
     }
 
     /// What was counted so far; `None` when telemetry is not there.

@@ -22,8 +22,8 @@
 //! | L16 illegal transitions | [`invariant_no_illegal_transition`] | the store, the log file |
 //!
 //! Not to be checked at the end of a case, because they are about what happens meanwhile: L14 (a stalled client; use
-//! [`super::client::Connecting::not_reading`]), that telemetry never waits (L10), and the time a refusal takes (L9).
-//! L15 has no code yet. The laws of process sessions are in [`crate::exec::invariants`] and are handed on from here.
+//! [`super::client::Connecting::not_reading`]), that telemetry never waits (L10), the time a refusal takes (L9), and that an
+//! upgrade loses nothing (L15), which is all of these over a host that was upgraded. The laws of process sessions are in [`crate::exec::invariants`] and are handed on from here.
 //!
 //! [`SessionCore::invariant_calls_are_consistent_and_bounded`]: crate::protocol::session::SessionCore::invariant_calls_are_consistent_and_bounded
 

@@ -354,6 +354,10 @@ impl Tool for ConsultTool {
         TaskSupport::Optional
     }
 
+    fn waits(&self) -> bool {
+        true
+    }
+
     fn deadline(&self) -> Option<Duration> {
         // The soft deadline bounds it; this one is for a call that does not come so far.
         Some(Duration::from_secs(WAIT_MOST + 60))

@@ -78,6 +78,9 @@ pub struct ToolCall {
     pub client: ClientInfo,
     /// Takes progress reports; says whether anybody wants them.
     pub progress: ProgressSink,
+    /// How long its caller had waited when the program was replaced under it; zero for every other attempt. Only tools that
+    /// run in the host are told.
+    pub waited: Duration,
 }
 
 /// A tool's work. It is dropped at any await when its caller is gone or its worker dies.
@@ -117,6 +120,12 @@ pub trait Tool: Send + Sync + 'static {
     /// Longest a call may take before its caller is answered `deadline_exceeded`. `None` when the tool bounds itself.
     fn deadline(&self) -> Option<Duration> {
         Some(Duration::from_secs(60))
+    }
+
+    /// Whether its calls wait for something outside, for as long as it takes. An upgrade does not wait for them: they go on
+    /// in the new program, as their contract allows.
+    fn waits(&self) -> bool {
+        false
     }
 
     /// Runs one attempt. A future that is ready at its first poll costs no task.

@@ -76,7 +76,7 @@ fn definition<T: JsonSchema>(name: &str, title: &str, description: &str, annotat
 const AT_ONCE: Duration = Duration::from_secs(30);
 
 macro_rules! host_tool {
-    ($(#[$doc:meta])* $tool:ident($state:ident: $type:ty), $name:literal, $within:expr, |$me:ident| $definition:expr, $run:ident) => {
+    ($(#[$doc:meta])* $tool:ident($state:ident: $type:ty), $name:literal, $within:expr, $waits:literal, |$me:ident| $definition:expr, $run:ident) => {
         $(#[$doc])*
         pub struct $tool {
             $state: $type,
@@ -112,6 +112,10 @@ macro_rules! host_tool {
                 Some($within)
             }
 
+            fn waits(&self) -> bool {
+                $waits
+            }
+
             fn call(&self, call: ToolCall) -> ToolFuture {
                 let state = self.$state.clone();
                 Box::pin(async move { $run(&state, call).await })
@@ -140,7 +144,7 @@ struct JobArguments {
 
 host_tool! {
     /// `consult_job`: reads one job, waiting for it if asked to.
-    JobTool(desk: Desk), "consult_job", Duration::from_secs(WAIT_MOST) + AT_ONCE,
+    JobTool(desk: Desk), "consult_job", Duration::from_secs(WAIT_MOST) + AT_ONCE, true,
     |me| ToolDefinition {
         meta: Some(size_hint(&me.desk)),
         ..definition::<JobArguments>(
@@ -166,7 +170,7 @@ async fn read_job(desk: &Desk, call: ToolCall) -> Result<ToolReply, Fault> {
     let Some(job) = job else { return Err(Fault::new(FaultCode::Internal, "a job id went missing.")) };
 
     let mut record = desk.jobs.record(job).await?;
-    let began = Instant::now();
+    let began = Instant::now().checked_sub(call.waited).unwrap_or_else(Instant::now);
     let mut follow = desk.jobs.follow(job).await?;
     if !record.state.is_terminal() && !wait.is_zero() {
         let until = match after {
@@ -272,7 +276,7 @@ struct JobsArguments {
 
 host_tool! {
     /// `consult_jobs`: lists jobs.
-    JobsTool(desk: Desk), "consult_jobs", AT_ONCE,
+    JobsTool(desk: Desk), "consult_jobs", AT_ONCE, false,
     |me| definition::<JobsArguments>(
         me.name(),
         "List consults",
@@ -349,7 +353,7 @@ struct CancelArguments {
 
 host_tool! {
     /// `consult_cancel`: ends a job and everything it started.
-    CancelTool(desk: Desk), "consult_cancel", AT_ONCE,
+    CancelTool(desk: Desk), "consult_cancel", AT_ONCE, false,
     |me| definition::<CancelArguments>(
         me.name(),
         "Cancel a consult",
@@ -417,7 +421,7 @@ struct SnapshotArguments {
 
 host_tool! {
     /// `health_snapshot`: how this server is.
-    HealthTool(source: HealthSource), "health_snapshot", AT_ONCE,
+    HealthTool(source: HealthSource), "health_snapshot", AT_ONCE, false,
     |me| definition::<SnapshotArguments>(me.name(), "Health", "How this server is: workers, jobs, store.", READS),
     health
 }
@@ -437,7 +441,7 @@ async fn health(source: &HealthSource, call: ToolCall) -> Result<ToolReply, Faul
 
 host_tool! {
     /// `telemetry_snapshot`: what this server did.
-    TelemetryTool(source: HealthSource), "telemetry_snapshot", AT_ONCE,
+    TelemetryTool(source: HealthSource), "telemetry_snapshot", AT_ONCE, false,
     |me| definition::<SnapshotArguments>(me.name(), "Telemetry", "Counts and latencies since this server started, and cost by day.", READS),
     telemetry
 }

@@ -371,6 +371,7 @@ mod tests {
                 arguments: Bytes::from_static(deed.as_bytes()),
                 client: ClientInfo::Unknown,
                 progress: ProgressSink::closed(),
+                waited: std::time::Duration::ZERO,
             },
         }
     }

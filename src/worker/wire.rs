@@ -377,6 +377,7 @@ impl Execute<'_> {
             arguments: line.slice_ref(self.arguments),
             client,
             progress,
+            waited: std::time::Duration::ZERO,
         }
     }
 
@@ -687,6 +688,7 @@ mod tests {
             arguments: Bytes::copy_from_slice(arguments.as_bytes()),
             client,
             progress: ProgressSink::closed(),
+            waited: std::time::Duration::ZERO,
         }
     }
 

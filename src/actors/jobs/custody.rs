@@ -19,17 +19,22 @@ use std::process::Stdio;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::process::Child;
+use rustix::fd::{AsFd, OwnedFd};
+use serde::{Deserialize, Serialize};
+use tokio::net::unix::pipe;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
+use super::runner_child::{self, RunnerChild};
 use crate::actors::kept::Kept;
 use crate::agents::{AgentEvent, OutputReader};
-use crate::exec::client::{ExecClient, ExecError};
+use crate::exec::client::{ExecClient, ExecError, Handover};
 use crate::exec::session::EventStream;
+use crate::exec::wire::Base64;
 use crate::exec::{Cursor, OutputStream, ProcessEvent};
 use crate::fault::{Fault, FaultCode};
+use crate::handover::descriptors::{Inherited, PassedPipe};
 use crate::ids::{InvocationId, JobId};
 use crate::jobs::live::{JobLive, Phase};
 use crate::jobs::sweep;
@@ -87,6 +92,26 @@ impl Attachment {
     /// Asks the runner to end its job. One request waits at most: a second one adds nothing.
     pub fn terminate(&self) {
         let _ = self.terminate.try_send(());
+    }
+
+    /// What would be passed on, as far as that can be said without taking it from whoever works with it.
+    #[must_use]
+    pub fn peek(&self, job: JobId) -> CustodySnapshot {
+        let (live, claim) = (self.news.borrow(), self.claim());
+        CustodySnapshot {
+            job,
+            agent: String::new(),
+            mode: claim.mode,
+            callers: claim.callers.iter().copied().collect(),
+            starts: RUNNER_STARTS,
+            why: None,
+            stage: StageSnapshot::Judging,
+            phase: live.phase.clone(),
+            text: live.text.clone(),
+            events: live.events,
+            asked: false,
+            overdue: false,
+        }
     }
 
     pub(super) fn claim(&self) -> MutexGuard<'_, Claim> {
@@ -177,18 +202,94 @@ pub struct Means {
 
 /// A runner that is spoken to.
 struct Link {
-    child: Child,
+    child: RunnerChild,
+    /// The same two pipes once more: the next image of this program goes on with them. `None` when there was no room for
+    /// them, and then there is no upgrade while the job runs.
+    ends: Option<Ends>,
+    /// The connection while nobody has it: between two images, or between letting go and going on after all.
+    resting: Option<(Handover, u64)>,
     /// The handshake; a task of its own, so that nobody who stops waiting for it loses the pipes.
     connecting: JoinSet<Result<(ExecClient, EventStream), Fault>>,
     connected: Option<(ExecClient, EventStream)>,
     reader: Option<OutputReader>,
 }
 
+/// Our ends of a runner's pipes.
+struct Ends {
+    /// What the runner reads.
+    input: OwnedFd,
+    /// What it writes.
+    output: OwnedFd,
+}
+
 enum Stage {
     Starting,
     Following(Box<Link>),
-    Leaving(Box<Child>),
+    Leaving(Box<RunnerChild>),
     Judging,
+}
+
+/// Custody of one job, passed on to the next image of this program.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct CustodySnapshot {
+    job: JobId,
+    agent: String,
+    mode: JobMode,
+    callers: Vec<InvocationId>,
+    starts: u32,
+    why: Option<Fault>,
+    stage: StageSnapshot,
+    phase: Phase,
+    text: String,
+    events: u64,
+    /// The runner was asked to end its job.
+    asked: bool,
+    overdue: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "stage", rename_all = "snake_case")]
+enum StageSnapshot {
+    Starting,
+    Following(Box<LinkSnapshot>),
+    Leaving { pid: i32 },
+    Judging,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+struct LinkSnapshot {
+    pid: i32,
+    input: PassedPipe,
+    output: PassedPipe,
+    unread: Base64,
+    next_id: i64,
+    /// The last event that was looked at.
+    seen: u64,
+    /// What was read of a line of the agent's.
+    partial: Base64,
+}
+
+impl CustodySnapshot {
+    /// The job.
+    #[must_use]
+    pub fn job(&self) -> JobId {
+        self.job
+    }
+
+    /// The pipes that go with it.
+    pub fn pipes(&self) -> impl Iterator<Item = &PassedPipe> {
+        let link = if let StageSnapshot::Following(link) = &self.stage { Some(link) } else { None };
+        link.into_iter().flat_map(|link| [&link.input, &link.output])
+    }
+
+    /// The runner's process.
+    fn pid(&self) -> Option<i32> {
+        match &self.stage {
+            StageSnapshot::Following(link) => Some(link.pid),
+            StageSnapshot::Leaving { pid } => Some(*pid),
+            StageSnapshot::Starting | StageSnapshot::Judging => None,
+        }
+    }
 }
 
 /// Custody of one job.
@@ -256,7 +357,7 @@ impl Custody {
                         }
                         // Its lock is free when it is gone, and the job is settled then.
                         tracing::warn!(job = %self.job, "a runner that did not end its job is ended itself");
-                        let _ = child.start_kill();
+                        child.kill();
                     }
                     self.stage = Stage::Judging;
                 }
@@ -326,6 +427,7 @@ impl Custody {
         let (Some(input), Some(output)) = (child.stdin.take(), child.stdout.take()) else {
             return Err(failed("the job's runner has no pipes.".to_owned()));
         };
+        let ends = Ends::again(&input, &output).ok();
         let job = self.job.to_string();
         let mut connecting = JoinSet::new();
         connecting.spawn(async move {
@@ -333,9 +435,8 @@ impl Custody {
             let events = client.subscribe(&job, Cursor::start()).await.map_err(pipe_failed)?;
             Ok((client, events))
         });
-        let agent = self.means.runner.agents().get(&self.agent).ok();
-        let reader = agent.map(|agent| OutputReader::bounded(agent.parser(), NEWS_LINE));
-        Ok(Link { child, connecting, connected: None, reader })
+        let reader = self.means.reader(&self.agent);
+        Ok(Link { child: RunnerChild::Ours(child), ends, resting: None, connecting, connected: None, reader })
     }
 
     /// Where the runner's standard error goes: into the job's directory, so that a runner that fails leaves a trace when
@@ -353,6 +454,9 @@ impl Custody {
     /// Follows the runner to the end of its pipes.
     async fn follow(&mut self) -> Result<(), Fault> {
         let Stage::Following(link) = &mut self.stage else { return Ok(()) };
+        if let (Some((handover, seen)), Some(ends)) = (link.resting.take(), &link.ends) {
+            link.connecting = ends.take_up(self.job, handover, seen);
+        }
         if link.connected.is_none() {
             let connected = match link.connecting.join_next().await {
                 Some(Ok(connected)) => connected?,
@@ -401,6 +505,229 @@ impl Custody {
                 }
             }
         }
+    }
+}
+
+impl Means {
+    fn reader(&self, agent: &str) -> Option<OutputReader> {
+        let agent = self.runner.agents().get(agent).ok();
+        agent.map(|agent| OutputReader::bounded(agent.parser(), NEWS_LINE))
+    }
+}
+
+impl Ends {
+    /// The same pipes once more.
+    fn again(input: &impl AsFd, output: &impl AsFd) -> std::io::Result<Self> {
+        let again = |fd: &dyn AsFd| fd.as_fd().try_clone_to_owned();
+        Ok(Self { input: again(input)?, output: again(output)? })
+    }
+
+    /// Takes up the connection that was let go of at this position.
+    fn take_up(&self, job: JobId, handover: Handover, seen: u64) -> JoinSet<Result<(ExecClient, EventStream), Fault>> {
+        let ends = Self::again(&self.input, &self.output);
+        let mut connecting = JoinSet::new();
+        connecting.spawn(async move {
+            let lost = |error: std::io::Error| {
+                Fault::new(FaultCode::RunnerLost, format!("the pipes of the job's runner were lost: {error}."))
+            };
+            let ends = ends.map_err(lost)?;
+            let writer = pipe::Sender::from_owned_fd(ends.input).map_err(lost)?;
+            let reader = pipe::Receiver::from_owned_fd(ends.output).map_err(lost)?;
+            let client = ExecClient::adopt(reader, writer, &handover);
+            let events = client.subscribe(&job.to_string(), Cursor::after(seen)).await.map_err(pipe_failed)?;
+            Ok((client, events))
+        });
+        connecting
+    }
+}
+
+/// What cannot be passed on at this moment.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("pass on the runner of job {job}: {why}")]
+pub struct NotNow {
+    /// Whose.
+    pub job: JobId,
+    /// Why not.
+    pub why: &'static str,
+}
+
+/// How long a handshake under way, or a runner that has yet to read what it was told, is waited for before an upgrade.
+const LET_GO: Duration = Duration::from_secs(1);
+
+impl Custody {
+    fn passed(&self, attachment: &Attachment, stage: StageSnapshot) -> CustodySnapshot {
+        let live = self.news.borrow();
+        let claim = attachment.claim();
+        CustodySnapshot {
+            job: self.job,
+            agent: self.agent.clone(),
+            mode: claim.mode,
+            callers: claim.callers.iter().copied().collect(),
+            starts: self.starts,
+            why: self.why.clone(),
+            stage,
+            phase: live.phase.clone(),
+            text: live.text.clone(),
+            events: live.events,
+            asked: self.end_by.is_some() || !self.asked.is_empty(),
+            overdue: self.overdue,
+        }
+    }
+
+    /// Lets go of the pipes between two messages, so that the next image can go on with them. Nobody may work with the
+    /// custody meanwhile. When there is no next image, [`Custody::run`] goes on by itself.
+    ///
+    /// # Errors
+    ///
+    /// Not at this moment; nothing is lost by having tried, unless its runner reads nothing any more.
+    ///
+    /// # Cancel safety
+    ///
+    /// Not safe: the connection may be let go of and not taken up again.
+    pub async fn let_go(&mut self, attachment: &Attachment) -> Result<CustodySnapshot, NotNow> {
+        let job = self.job;
+        let not_now = |why| NotNow { job, why };
+        let stage = match &mut self.stage {
+            Stage::Following(link) => {
+                if link.ends.is_none() {
+                    return Err(not_now("there was no room for its pipes"));
+                }
+                if link.connected.is_none() {
+                    match tokio::time::timeout(LET_GO, link.connecting.join_next()).await {
+                        Err(_) => return Err(not_now("it has not greeted yet")),
+                        Ok(Some(Ok(Ok(connected)))) => link.connected = Some(connected),
+                        // It failed: what became of its job is read from the store.
+                        Ok(_) => {}
+                    }
+                }
+                let let_go = match link.connected.take() {
+                    None => None,
+                    Some((client, events)) => {
+                        let seen = events.cursor().seen();
+                        match tokio::time::timeout(LET_GO, client.detach()).await {
+                            Err(_) => return Err(not_now("it does not read what it was told")),
+                            Ok(Ok(handover)) => Some((handover, seen)),
+                            Ok(Err(_)) => None,
+                        }
+                    }
+                };
+                match let_go {
+                    Some((handover, seen)) => {
+                        link.resting = Some((handover.clone(), seen));
+                        match link.passed(handover, seen) {
+                            Some(link) => StageSnapshot::Following(Box::new(link)),
+                            None => StageSnapshot::Judging,
+                        }
+                    }
+                    // The pipe is over. Whoever comes next waits for the process and reads the store.
+                    None => {
+                        let pid = link.child.pid();
+                        if let Stage::Following(link) = std::mem::replace(&mut self.stage, Stage::Judging) {
+                            self.stage = Stage::Leaving(Box::new(link.child));
+                        }
+                        pid.map_or(StageSnapshot::Judging, |pid| StageSnapshot::Leaving { pid })
+                    }
+                }
+            }
+            Stage::Starting => StageSnapshot::Starting,
+            Stage::Leaving(child) => child.pid().map_or(StageSnapshot::Judging, |pid| StageSnapshot::Leaving { pid }),
+            Stage::Judging => StageSnapshot::Judging,
+        };
+        Ok(self.passed(attachment, stage))
+    }
+}
+
+impl Link {
+    fn passed(&self, handover: Handover, seen: u64) -> Option<LinkSnapshot> {
+        let ends = self.ends.as_ref()?;
+        Some(LinkSnapshot {
+            pid: self.child.pid()?,
+            input: PassedPipe::of(&ends.input).ok()?,
+            output: PassedPipe::of(&ends.output).ok()?,
+            unread: Base64(handover.unread.into()),
+            next_id: handover.next_id,
+            seen,
+            partial: Base64(self.reader.as_ref().map_or(&[][..], OutputReader::unfinished).to_vec().into()),
+        })
+    }
+}
+
+/// Sees to it that children nobody passed on are waited for when they end: a runner that was let go lives on. To be called
+/// before this image starts a child of its own.
+pub fn inherit_the_rest(passed: &[CustodySnapshot]) {
+    let known: HashSet<i32> = passed.iter().filter_map(CustodySnapshot::pid).collect();
+    runner_child::children().into_iter().filter(|pid| !known.contains(pid)).for_each(|pid| {
+        // Dropped is waited for.
+        drop(RunnerChild::inherited(pid));
+    });
+}
+
+impl Attachments {
+    /// Takes in what another image passed on.
+    pub fn inherit(&self, passed: &CustodySnapshot, pipes: &mut Inherited, means: Means) {
+        let judging = || {
+            // Its pipes did not come along, so the runner is told nothing any more; its job is settled by what it leaves.
+            tracing::error!(job = %passed.job, "the pipes of a runner were not passed on");
+            match passed.pid().and_then(RunnerChild::inherited) {
+                Some(child) => Stage::Leaving(Box::new(child)),
+                None => Stage::Judging,
+            }
+        };
+        let stage = match &passed.stage {
+            StageSnapshot::Starting => Stage::Starting,
+            StageSnapshot::Judging => Stage::Judging,
+            StageSnapshot::Leaving { pid } => {
+                RunnerChild::inherited(*pid).map_or(Stage::Judging, |child| Stage::Leaving(Box::new(child)))
+            }
+            StageSnapshot::Following(link) => {
+                let ends = pipes.take(&link.input).zip(pipes.take(&link.output));
+                match (ends, RunnerChild::inherited(link.pid)) {
+                    (Some((input, output)), Some(child)) => {
+                        let handover =
+                            Handover { unread: link.unread.0.to_vec(), next_id: link.next_id, positions: Vec::new() };
+                        let mut reader = means.reader(&passed.agent);
+                        if let Some(reader) = &mut reader {
+                            // Less than a line, so nothing is reported.
+                            reader.push(&link.partial.0, &mut Vec::new());
+                        }
+                        Stage::Following(Box::new(Link {
+                            child,
+                            ends: Some(Ends { input, output }),
+                            resting: Some((handover, link.seen)),
+                            connecting: JoinSet::new(),
+                            connected: None,
+                            reader,
+                        }))
+                    }
+                    _ => judging(),
+                }
+            }
+        };
+        let live =
+            JobLive { phase: passed.phase.clone(), text: passed.text.clone(), events: passed.events, finished: None };
+        let (news, followed) = watch::channel(live);
+        let (terminate, asked) = mpsc::channel(1);
+        let custody = Custody {
+            job: passed.job,
+            agent: passed.agent.clone(),
+            means,
+            news,
+            asked,
+            starts: passed.starts,
+            why: passed.why.clone(),
+            stage,
+            telling: JoinSet::new(),
+            end_by: None,
+            overdue: passed.overdue,
+        };
+        let callers = passed.callers.iter().copied().collect();
+        let claim = Arc::new(Mutex::new(Claim { mode: passed.mode, callers }));
+        let attachment = Attachment { custody: Kept::new(custody), news: followed, terminate, claim };
+        if passed.asked {
+            // To be asked twice adds nothing.
+            attachment.terminate();
+        }
+        self.table().insert(passed.job, attachment);
     }
 }
 

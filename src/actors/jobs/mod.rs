@@ -10,6 +10,7 @@
 
 pub mod custody;
 mod handle;
+mod runner_child;
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
@@ -145,6 +146,10 @@ pub enum JobsMsg {
     Sweep,
     /// A background job was accepted and has no runner: its host died in between.
     Adopt(Box<JobRecord>),
+    /// Let go of every job's custody, start no runner, and tell when no accept is under way any more.
+    LetGo(oneshot::Sender<()>),
+    /// Attend to them again.
+    Resume,
     /// Which jobs are attached?
     Attached(oneshot::Sender<usize>),
 }
@@ -168,6 +173,8 @@ impl JobsMsg {
             Self::Due(..) => "due",
             Self::Sweep => "sweep",
             Self::Adopt(_) => "adopt",
+            Self::LetGo(_) => "let_go",
+            Self::Resume => "resume",
             Self::Attached(_) => "attached",
         }
     }
@@ -217,6 +224,15 @@ pub struct JobsState {
     over: VecDeque<SessionNumber>,
     sweeps: u64,
     tasks: JoinSet<()>,
+    attention: Attention,
+}
+
+/// Whether custodies are worked with.
+enum Attention {
+    /// They are.
+    Paid,
+    /// They are not, until told otherwise; who is to be told that no accept is under way.
+    Withdrawn(Option<oneshot::Sender<()>>),
 }
 
 impl Actor for Jobs {
@@ -246,10 +262,10 @@ impl Actor for Jobs {
             });
         }
         // Left by an earlier incarnation.
-        let open = arguments.connections.numbers();
+        let lost = |caller: &&InvocationId| !arguments.connections.has_client(caller.session);
         for (job, attachment) in arguments.attachments.all() {
             me.cast(JobsMsg::Attend(job))?;
-            for caller in attachment.claim().callers.iter().filter(|caller| !open.contains(&caller.session)) {
+            for caller in attachment.claim().callers.iter().filter(lost) {
                 me.cast(JobsMsg::Withdrawn(*caller))?;
             }
         }
@@ -262,6 +278,7 @@ impl Actor for Jobs {
             over: VecDeque::new(),
             sweeps: 0,
             tasks,
+            attention: Attention::Paid,
         })
     }
 
@@ -408,9 +425,34 @@ impl JobsState {
                     self.attach(&me, &record).await;
                 }
             }
+            JobsMsg::LetGo(reply) => {
+                self.attention = Attention::Withdrawn(Some(reply));
+                for attending in self.attending.values_mut() {
+                    attending.slot.set_aside();
+                    attending.exit = None;
+                    if let Some(consult) = attending.consult.take() {
+                        consult.stop(Duration::from_millis(100)).await;
+                    }
+                }
+            }
+            JobsMsg::Resume => {
+                self.attention = Attention::Paid;
+                for (job, _) in self.arguments.attachments.all() {
+                    match self.attending.get_mut(&job).map(|attending| attending.slot.wanted(clock::now())) {
+                        Some(effect) => self.perform(&me, job, effect).await,
+                        None => self.attend(&me, job).await,
+                    }
+                }
+            }
             JobsMsg::Attached(reply) => {
                 let _ = reply.send(self.arguments.attachments.len());
             }
+        }
+        if let Attention::Withdrawn(told) = &mut self.attention
+            && self.accepting.is_empty()
+            && let Some(told) = told.take()
+        {
+            let _ = told.send(());
         }
         while self.tasks.try_join_next().is_some() {}
         Ok(())
@@ -556,7 +598,7 @@ impl JobsState {
 
     /// Puts a consult actor to an attached job, unless it has one.
     async fn attend(&mut self, me: &ActorRef<JobsMsg>, job: JobId) {
-        if self.attending.contains_key(&job) {
+        if self.attending.contains_key(&job) || matches!(self.attention, Attention::Withdrawn(_)) {
             return;
         }
         // Each time of its own: what is late about an earlier attachment of the job must not be taken for this one.

@@ -9,6 +9,8 @@
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 
+use serde::{Deserialize, Serialize};
+
 use super::replay::{self, Disposition, Knowledge};
 use crate::fault::{Fault, FaultCode};
 use crate::ids::Generation;
@@ -49,6 +51,19 @@ pub enum LedgerEffect {
     Probe(CallNumber),
     /// Answer it with this fault; it has left the ledger through [`Ledger::take`].
     Fail(CallNumber, Box<Fault>),
+}
+
+/// What is known of a call, as it is passed on to the next image.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PassedCall {
+    /// Which call.
+    pub call: u64,
+    /// The last generation that had it.
+    pub generation: Generation,
+    /// Attempts that count.
+    pub attempts: u32,
+    /// Whether any worker ever had it.
+    pub tried: bool,
 }
 
 /// A call that has left the ledger with an outcome.
@@ -203,6 +218,61 @@ impl<P> Ledger<P> {
         self.decide(key)
     }
 
+    /// This generation and all before it were ended to make room, not lost: decides about each call they had as about one
+    /// that was lost, but the attempt is not charged to its budget. So it is with calls another image passed on.
+    pub fn released(&mut self, generation: Generation) -> Vec<LedgerEffect> {
+        for entry in self.entries.values_mut() {
+            if entry.knowledge == Knowledge::InFlight && entry.generation <= generation {
+                entry.knowledge = Knowledge::OutcomeUnknown;
+                entry.attempts = entry.attempts.saturating_sub(1);
+                entry.evidence = None;
+            }
+        }
+        let undecided = |entry: &Invocation<P>| {
+            entry.knowledge == Knowledge::OutcomeUnknown && !entry.probing && entry.evidence.is_none()
+        };
+        let mut keys: Vec<CallNumber> =
+            self.entries.iter().filter(|(_, entry)| undecided(entry)).map(|(key, _)| *key).collect();
+        keys.sort_unstable();
+        keys.into_iter().filter_map(|key| self.decide(key)).collect()
+    }
+
+    /// What is kept with the calls a worker has at this moment.
+    pub fn in_flight(&self) -> impl Iterator<Item = &P> {
+        self.entries.values().filter(|entry| entry.knowledge == Knowledge::InFlight).map(|entry| &entry.payload)
+    }
+
+    /// Every call as it is passed on, oldest first: an attempt in flight ends with this image, and is not charged.
+    #[must_use]
+    pub fn passed_on(&self) -> Vec<(PassedCall, &P)> {
+        let mut passed: Vec<(PassedCall, &P)> = self
+            .entries
+            .iter()
+            .map(|(key, entry)| {
+                let charged = entry.attempts - u32::from(entry.knowledge == Knowledge::InFlight);
+                let tried = entry.knowledge != Knowledge::NotDispatched;
+                let call = PassedCall { call: key.0, generation: entry.generation, attempts: charged, tried };
+                (call, &entry.payload)
+            })
+            .collect();
+        passed.sort_unstable_by_key(|(call, _)| call.call);
+        passed
+    }
+
+    /// Takes in a call another image passed on. It is decided about with the next [`Ledger::released`].
+    pub fn restore(&mut self, passed: &PassedCall, contract: ReplayContract, payload: P) {
+        let entry = Invocation {
+            contract,
+            knowledge: if passed.tried { Knowledge::OutcomeUnknown } else { Knowledge::NotDispatched },
+            generation: passed.generation,
+            attempts: passed.attempts,
+            evidence: None,
+            probing: false,
+            payload,
+        };
+        self.entries.insert(CallNumber(passed.call), entry);
+    }
+
     fn decide(&mut self, key: CallNumber) -> Option<LedgerEffect> {
         let entry = self.entries.get_mut(&key)?;
         let fail = |code, detail: &str| {
@@ -300,6 +370,45 @@ mod tests {
             ledger.dispatch(key(1), Generation(6));
             ledger.retract(key(1), G1);
             assert!(ledger.is_in_flight(key(1), Generation(6)), "another attempt is not touched");
+        }
+    }
+
+    #[test]
+    fn a_call_that_is_passed_on_keeps_its_budget_and_its_contract_decides() {
+        for (contract, want) in [
+            (ReplayContract::Convergent, "send"),
+            (ReplayContract::ProbeRequired, "probe"),
+            (ReplayContract::NeverReplay, "fail"),
+        ] {
+            let mut old = Ledger::default();
+            old.record(key(1), contract, "call");
+            old.record(key(2), contract, "waits");
+            old.dispatch(key(1), G1);
+            let mut new = Ledger::default();
+            for (passed, payload) in old.passed_on() {
+                new.restore(&passed, contract, *payload);
+            }
+            // The next image decides as the old one does when it stays.
+            for mut ledger in [old, new] {
+                let effects = ledger.released(G1);
+                let [effect] = &effects[..] else { panic!("{effects:?}") };
+                match effect {
+                    LedgerEffect::Send(call) => assert_eq!((*call, want), (key(1), "send")),
+                    LedgerEffect::Probe(call) => {
+                        assert_eq!((*call, want), (key(1), "probe"));
+                        assert!(ledger.released(G1).is_empty(), "a probe is under way");
+                        assert!(ledger.probed(key(1), Evidence::NotAccepted).is_some());
+                    }
+                    LedgerEffect::Fail(call, fault) => {
+                        assert_eq!((*call, fault.code, want), (key(1), FaultCode::OutcomeUnknown, "fail"));
+                        ledger.take(key(1));
+                        continue;
+                    }
+                }
+                assert_eq!(ledger.waiting(), [key(1), key(2)]);
+                let attempt = ledger.dispatch(key(1), G2).map(|(_, attempt, _)| attempt);
+                assert_eq!(attempt, Some(1), "the attempt that was cut off does not count");
+            }
         }
     }
 

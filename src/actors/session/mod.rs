@@ -18,6 +18,7 @@
 
 pub mod flow;
 pub mod ledger;
+mod passed;
 pub mod replay;
 
 use std::collections::{HashMap, VecDeque};
@@ -33,10 +34,12 @@ use futures_util::future::poll_immediate;
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::{mpsc, oneshot};
-use tokio::task::{AbortHandle, JoinSet};
+use tokio::task::JoinSet;
 
 use self::flow::Flow;
 use self::ledger::{Ledger, LedgerEffect};
+pub use self::passed::SessionSnapshot;
+use self::passed::{Following, HostCall, HostWork, Inherited, Stillness};
 use super::child;
 use super::connections::Connections;
 use super::current::Current;
@@ -145,6 +148,14 @@ pub enum SessionEvent {
         /// What.
         news: TaskNews,
     },
+    /// What would be passed on, were it done now?
+    Peek(oneshot::Sender<SessionSnapshot>),
+    /// Read nothing more, and tell when only calls are open that another image can go on with.
+    Freeze(oneshot::Sender<()>),
+    /// Do nothing more: this is what is passed on.
+    HoldStill(oneshot::Sender<SessionSnapshot>),
+    /// Nothing was passed on: go on. The workers up to this generation were ended for it.
+    Thaw(Generation),
     /// The tools differ from what clients were told.
     ToolsChanged,
     /// A call made progress.
@@ -175,6 +186,13 @@ pub struct Gauges {
 const BROKEN_KEPT: usize = 16;
 
 impl Gauges {
+    /// Goes on where another image stood.
+    pub fn inherit(&self, stale: u64, replays: u64, broken: &[String]) {
+        self.stale.store(stale, Ordering::Relaxed);
+        self.replays.store(replays, Ordering::Relaxed);
+        broken.iter().for_each(|what| self.broken(what.clone()));
+    }
+
     fn broken(&self, what: String) {
         let mut broken = self.broken.lock().unwrap_or_else(PoisonError::into_inner);
         if broken.len() < BROKEN_KEPT {
@@ -379,10 +397,11 @@ pub struct SessionLoop {
     /// The newest worker that is known to be gone.
     dead: Generation,
     ledger: Ledger<Payload>,
-    host_calls: HashMap<CallNumber, AbortHandle>,
+    host_calls: HashMap<CallNumber, HostCall>,
     /// Host tools and probes; they end with the session.
     tasks: JoinSet<()>,
     reader: FrameReader,
+    line_limit: usize,
     input: Input,
     sink: Sink,
     out: BytesMut,
@@ -417,12 +436,16 @@ pub struct SessionLoop {
     task_desk: Option<TaskDesk>,
     rollout: RolloutHandle,
     /// Who follows tasks for the client, by number.
-    follows: HashMap<CallNumber, Vec<AbortHandle>>,
+    follows: HashMap<CallNumber, Following>,
     /// The client has not heard yet that the tools differ.
     owes_change: bool,
     faults: Faults,
     /// A fault that was met in a turn holds everything up for so long; `None` inside is for ever.
     held_up: Option<Option<Duration>>,
+    /// Whether it stands still for an upgrade.
+    stillness: Stillness,
+    /// What another image passed on and is not done yet.
+    inherited: Option<Inherited>,
 }
 
 /// What telemetry wants to know about the call that is being settled.
@@ -460,6 +483,7 @@ impl SessionLoop {
             host_calls: HashMap::new(),
             tasks: JoinSet::new(),
             reader: FrameReader::new(a.line_limit),
+            line_limit: a.line_limit,
             input: a.input,
             sink: a.sink,
             out: BytesMut::new(),
@@ -486,6 +510,8 @@ impl SessionLoop {
             owes_change: false,
             faults: a.faults,
             held_up: None,
+            stillness: Stillness::Moving,
+            inherited: None,
         }
     }
 
@@ -505,6 +531,13 @@ impl SessionLoop {
             self.resume();
         }
         loop {
+            if self.stillness.is_still() {
+                // Neither bytes nor clock: what is done now, the next image would do again.
+                if let Some(event) = self.events.recv().await {
+                    self.on_event(event);
+                }
+                continue;
+            }
             if self.faults.is_armed() && child::in_time(self.meet_faults()).await.is_err() {
                 return SessionEnd::Failed;
             }
@@ -512,7 +545,9 @@ impl SessionLoop {
             if self.is_over() {
                 break;
             }
-            let mut reading = self.stage == Stage::Open && self.out.len() <= BACKLOG;
+            self.tell_when_quiet();
+            let mut reading =
+                self.stage == Stage::Open && self.out.len() <= BACKLOG && self.stillness == Stillness::Moving;
             if flow::crowded(self.core.in_flight(), self.core.bytes_in_flight()) {
                 // Calls that were just handed over get their turn before more are read.
                 self.held = self.flow.crowd(clock::now()).map(tokio::time::Instant::from_std);
@@ -552,6 +587,7 @@ impl SessionLoop {
         self.calls.clear();
         // What the turn had decided and not done yet.
         self.perform(None);
+        let passed_on = self.inherit();
         if let Some(frame) = self.reading.take() {
             self.core.abandon(&frame, &mut self.out);
             self.whole = self.out.len();
@@ -561,7 +597,11 @@ impl SessionLoop {
         let in_hand = |call: &CallNumber| self.ledger.holds(*call) || self.host_calls.contains_key(call);
         let lost: Vec<CallNumber> = open.iter().copied().filter(|call| !in_hand(call)).collect();
         for call in lost {
-            let fault = Fault::new(FaultCode::Internal, "the session failed while it handled this call.");
+            let fault = match passed_on {
+                false => Fault::new(FaultCode::Internal, "the session failed while it handled this call."),
+                true => Fault::new(FaultCode::OutcomeUnknown, "an upgrade cut this call off, and it could not go on.")
+                    .hint("A job that was accepted is kept; find it with consult_jobs."),
+            };
             self.settle(call, CallOutcome::Fault(Box::new(fault)), Settling::default());
         }
         let held: Vec<CallNumber> = self.ledger.keys().into_iter().chain(self.host_calls.keys().copied()).collect();
@@ -576,6 +616,9 @@ impl SessionLoop {
         let open = open.into_iter().filter(|call| self.core.is_open(*call)).map(|call| call.0).collect();
         let _ = self.jobs.cast(JobsMsg::Resumed { session: self.number, open });
         self.serving = Serving::Unasked;
+        if passed_on {
+            self.release(self.dead);
+        }
         if !self.ledger.is_empty() {
             self.want_worker();
         }
@@ -761,6 +804,7 @@ impl SessionLoop {
     }
 
     fn on_event(&mut self, event: SessionEvent) {
+        let Some(event) = self.stillness.admit(event) else { return };
         match event {
             SessionEvent::Settled { generation, call, outcome } => self.on_settled(generation, call, outcome),
             SessionEvent::Dropped { generation, call } => {
@@ -837,6 +881,10 @@ impl SessionLoop {
                 self.shown.extend(news.ended().filter(|_| said));
                 self.perform(None);
             }
+            SessionEvent::Peek(reply) => drop(reply.send(self.snapshot())),
+            SessionEvent::Freeze(reply) => self.freeze(reply),
+            SessionEvent::HoldStill(reply) => self.hold_still(reply),
+            SessionEvent::Thaw(ended) => self.thaw(ended),
             SessionEvent::ToolsChanged => {
                 self.owes_change = true;
                 self.say_change();
@@ -850,7 +898,12 @@ impl SessionLoop {
                     self.whole = self.out.len();
                 }
             }
-            SessionEvent::Stop => self.stop(),
+            SessionEvent::Stop => {
+                if self.stillness != Stillness::Moving {
+                    self.thaw(Generation::NONE);
+                }
+                self.stop();
+            }
         }
     }
 
@@ -960,7 +1013,7 @@ impl SessionLoop {
             let answering = self.tasks.spawn(async move {
                 let _ = mailbox.send(SessionEvent::HostSettled { call, outcome: CallOutcome::Fault(fault) });
             });
-            self.host_calls.insert(call, answering);
+            self.host_calls.insert(call, HostCall { task: answering, work: HostWork::Refused });
             return None;
         }
         self.note_deadline(call.tool);
@@ -1057,6 +1110,7 @@ impl SessionLoop {
                 arguments: payload.arguments.clone(),
                 client: payload.client.clone(),
                 progress: payload.progress.clone(),
+                waited: Duration::ZERO,
             },
         })
     }
@@ -1102,8 +1156,8 @@ impl SessionLoop {
     }
 
     fn withdraw(&mut self, call: CallNumber) {
-        if let Some(task) = self.host_calls.remove(&call) {
-            task.abort();
+        if let Some(held) = self.host_calls.remove(&call) {
+            held.task.abort();
         }
         if self.ledger.take(call).is_some() {
             self.gauges.in_flight.fetch_sub(1, Ordering::Relaxed);
@@ -1120,6 +1174,11 @@ impl SessionLoop {
         self.note_deadline(call.tool);
         self.crash_worker_at(Operation::Tool(&self.names[call.tool]));
         self.force_rollout_at(Operation::Tool(&self.names[call.tool]));
+        self.begin_here(call, Duration::ZERO);
+    }
+
+    fn begin_here(&mut self, call: Call, waited: Duration) {
+        let work = HostWork::Tool(call.clone());
         let tool = Arc::clone(&self.tools[call.tool]);
         let number = call.number;
         let tool_call = ToolCall {
@@ -1129,6 +1188,7 @@ impl SessionLoop {
             progress: self.progress(&call),
             arguments: call.arguments,
             client: call.client,
+            waited,
         };
         let name = Arc::clone(&self.names[call.tool]);
         let mailbox = self.mailbox.clone();
@@ -1145,7 +1205,7 @@ impl SessionLoop {
             };
             let _ = mailbox.send(SessionEvent::HostSettled { call: number, outcome });
         });
-        self.host_calls.insert(number, task);
+        self.host_calls.insert(number, HostCall { task, work });
     }
 
     /// A client withdrew a call: it may have a limit, which is remembered.
@@ -1168,6 +1228,7 @@ impl SessionLoop {
     fn ask(&mut self, number: CallNumber, ask: TaskAsk, client: ClientInfo) {
         let desk = self.task_desk.clone();
         let mailbox = self.mailbox.clone();
+        let work = HostWork::Ask(ask.clone(), client.clone());
         let task = self.tasks.spawn(async move {
             let answer = async move {
                 match desk {
@@ -1181,23 +1242,23 @@ impl SessionLoop {
             });
             let _ = mailbox.send(SessionEvent::Told { call: number, answer: answer.map_err(Box::new) });
         });
-        self.host_calls.insert(number, task);
+        self.host_calls.insert(number, HostCall { task, work });
     }
 
     /// Follows tasks for the client, beside the session.
     fn follow(&mut self, number: CallNumber, jobs: Vec<JobId>, wanted: Wanted, client: &ClientInfo) {
         let Some(desk) = &self.task_desk else { return };
         let mut following = Vec::with_capacity(jobs.len());
-        for job in jobs {
+        for job in jobs.iter().copied() {
             let mailbox = self.mailbox.clone();
             let tell = move |news| drop(mailbox.send(SessionEvent::TaskNews { number, news }));
             following.push(self.tasks.spawn(desk.clone().follow(job, wanted, client.clone(), tell)));
         }
-        self.follows.insert(number, following);
+        self.follows.insert(number, Following { tasks: following, jobs, wanted, client: client.clone() });
     }
 
     fn unfollow(&mut self, number: CallNumber) {
-        for task in self.follows.remove(&number).into_iter().flatten() {
+        for task in self.follows.remove(&number).into_iter().flat_map(|following| following.tasks) {
             task.abort();
         }
     }

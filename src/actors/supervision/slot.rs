@@ -112,6 +112,12 @@ impl Slot {
         }
     }
 
+    /// Goes on counting where another image of the program stood. The window of its restarts begins anew: what made the
+    /// old program fail need not be in the new one.
+    pub fn inherit(&mut self, restarts: u64) {
+        self.total_restarts = restarts;
+    }
+
     /// Where it stands.
     #[must_use]
     pub fn state(&self) -> SlotState {

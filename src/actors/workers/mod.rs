@@ -20,6 +20,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use ractor::{Actor, ActorProcessingErr, ActorRef, SupervisionEvent};
+use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 
@@ -81,6 +82,10 @@ pub enum WorkersMsg {
         /// The incarnation it followed.
         generation: Generation,
     },
+    /// End the worker in order and start no other, until told otherwise. Told how things stood, unless it does not end.
+    SetAside(oneshot::Sender<WorkersSnapshot>),
+    /// Workers may be started again.
+    Resume,
     /// How are you?
     Snapshot(oneshot::Sender<WorkersSnapshot>),
 }
@@ -95,13 +100,15 @@ impl WorkersMsg {
             Self::Up { .. } => "up",
             Self::Gone { .. } => "gone",
             Self::Due { .. } => "due",
+            Self::SetAside(_) => "set_aside",
+            Self::Resume => "resume",
             Self::Snapshot(_) => "snapshot",
         }
     }
 }
 
 /// The workers as health shows them.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct WorkersSnapshot {
     /// The newest generation.
     pub generation: Generation,
@@ -206,6 +213,8 @@ pub struct WorkersArguments {
     pub backend: Backend,
     /// What outlives the supervisor.
     pub roster: Arc<Roster>,
+    /// What another image knew of workers.
+    pub past: Option<Arc<WorkersSnapshot>>,
     /// Told of restarts.
     pub telemetry: TelemetryHandle,
     /// What is to break.
@@ -220,6 +229,13 @@ struct Current {
     pid: Option<u32>,
 }
 
+/// Whether workers may be started.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Pause {
+    No,
+    Paused,
+}
+
 /// The supervisor's state.
 pub struct WorkersState {
     faults: Faults,
@@ -230,6 +246,10 @@ pub struct WorkersState {
     /// Who hears of workers; as many as there are connections.
     sessions: BTreeMap<SessionNumber, SessionMailbox>,
     telemetry: TelemetryHandle,
+    /// Whether workers may be started.
+    pause: Pause,
+    /// The first generation of this image, and the first after a pause: they take no lost worker's place.
+    first: Generation,
     /// Backoff timers; they end with the supervisor.
     tasks: JoinSet<()>,
     losses: VecDeque<(UnixMillis, Fault)>,
@@ -246,8 +266,15 @@ impl Actor for Workers {
         arguments: Self::Arguments,
     ) -> Result<Self::State, ActorProcessingErr> {
         arguments.roster.clear().await;
+        let past = arguments.past.as_deref();
+        let inherited = past.map_or(Generation::NONE, |past| past.generation);
+        let mut slot = Slot::after(arguments.roster.last().max(inherited), RestartType::Permanent, arguments.policy);
+        slot.inherit(past.map_or(0, |past| past.restarts));
         Ok(WorkersState {
-            slot: Slot::after(arguments.roster.last(), RestartType::Permanent, arguments.policy),
+            slot,
+            pause: Pause::No,
+            first: inherited.next(),
+            losses: past.map_or_else(VecDeque::new, |past| past.losses.iter().cloned().collect()),
             backend: arguments.backend,
             roster: arguments.roster,
             worker: None,
@@ -255,7 +282,6 @@ impl Actor for Workers {
             telemetry: arguments.telemetry,
             faults: arguments.faults,
             tasks: JoinSet::new(),
-            losses: VecDeque::new(),
         })
     }
 
@@ -322,8 +348,10 @@ impl WorkersState {
                     let _ = mailbox.send(up);
                 }
                 self.sessions.insert(session, mailbox);
-                let effect = self.slot.wanted(clock::now());
-                self.perform(&me, effect).await;
+                if self.pause == Pause::No {
+                    let effect = self.slot.wanted(clock::now());
+                    self.perform(&me, effect).await;
+                }
             }
             WorkersMsg::SessionOver(session) => {
                 self.sessions.remove(&session);
@@ -344,12 +372,41 @@ impl WorkersState {
                 let effect = self.slot.due(generation);
                 self.perform(&me, effect).await;
             }
+            WorkersMsg::SetAside(reply) => self.set_aside(reply).await,
+            WorkersMsg::Resume => {
+                self.pause = Pause::No;
+                let generation = self.slot.generation();
+                self.first = generation.next();
+                // Sessions that were told by whoever paused us have nothing left with it.
+                self.tell(|| SessionEvent::WorkerGone { generation });
+                if !self.sessions.is_empty() {
+                    let effect = self.slot.wanted(clock::now());
+                    self.perform(&me, effect).await;
+                }
+            }
             WorkersMsg::Snapshot(reply) => {
                 let _ = reply.send(self.snapshot());
             }
         }
         while self.tasks.try_join_next().is_some() {}
         Ok(())
+    }
+
+    /// Ends the worker there is, without taking it for lost.
+    async fn set_aside(&mut self, reply: oneshot::Sender<WorkersSnapshot>) {
+        self.pause = Pause::Paused;
+        self.slot.set_aside();
+        let snapshot = self.snapshot();
+        if let Some(worker) = self.worker.take() {
+            worker.custody.end(Order::Stop);
+            let over = worker.custody.over(END_LIMIT).await;
+            worker.actor.kill();
+            if !over {
+                tracing::error!("a worker did not end in time");
+                return;
+            }
+        }
+        let _ = reply.send(snapshot);
     }
 
     fn news(&self) -> Option<SessionEvent> {
@@ -378,14 +435,15 @@ impl WorkersState {
         }
         worker.pid = pid;
         let handle = worker.handle.clone();
-        if generation > Generation(1) {
+        if generation > self.first {
             self.telemetry.record(Record::WorkerRestart { generation });
         }
         self.tell(|| SessionEvent::WorkerUp { generation, worker: handle.clone() });
     }
 
     async fn gone(&mut self, me: &ActorRef<WorkersMsg>, generation: Generation, fault: Fault) {
-        if generation != self.slot.generation() || self.slot.state() == SlotState::Stopping {
+        let over = matches!(self.slot.state(), SlotState::Stopping | SlotState::Empty);
+        if generation != self.slot.generation() || over {
             return;
         }
         self.worker = None;
@@ -490,6 +548,7 @@ mod tests {
             policy: RestartPolicy::default(),
             backend: Backend::InProcess(Faults::none()),
             roster: Arc::default(),
+            past: None,
             telemetry: TelemetryHandle::new(),
             faults: Faults::none(),
         };

@@ -174,6 +174,9 @@ pub(crate) struct ServeOptions {
     /// Where tools run [env: PHONE_OPUS_ISOLATION] [default: in_process].
     #[arg(long, value_enum)]
     pub(crate) isolation: Option<IsolationWord>,
+    /// What the image before this one passed on (given by it when it is replaced in place).
+    #[arg(long, value_name = "PATH", hide = true)]
+    pub(crate) restore: Option<PathBuf>,
     /// Where jobs are kept.
     #[command(flatten)]
     pub(crate) common: Common,
@@ -188,10 +191,7 @@ pub(crate) struct SelfcheckOptions {
     /// One JSON object on one line.
     #[arg(long)]
     pub(crate) json: bool,
-    /// Restore this snapshot of a running server, without serving from it.
-    #[arg(long, value_name = "FILE", hide = true)]
-    pub(crate) restore: Option<PathBuf>,
-    /// What the server is started with.
+    /// What the server is started with. A snapshot is restored as a trial, and nothing is served from it.
     #[command(flatten)]
     pub(crate) serve: ServeOptions,
 }

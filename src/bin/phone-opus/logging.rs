@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{SyncSender, sync_channel};
 
+use phone_opus::handover::signals;
 use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::fmt::MakeWriter;
 
@@ -38,6 +39,8 @@ impl<'a> MakeWriter<'a> for Stderr {
             .get_or_init(|| {
                 let (lines, waiting) = sync_channel::<Vec<u8>>(WAITING);
                 let work = move || {
+                    // One that takes a signal in the moment of an upgrade would take it along.
+                    signals::leave_to_others();
                     while let Ok(line) = waiting.recv() {
                         let _ = io::stderr().write_all(&line);
                     }

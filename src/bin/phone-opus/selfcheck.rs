@@ -12,7 +12,7 @@ use serde::Serialize;
 
 use crate::cli::SelfcheckOptions;
 use crate::logging;
-use crate::settings::{SetupError, configure, inherited, print, refused, runtime};
+use crate::settings::{Prepared, SetupError, configure, inherited, print, refused, runtime};
 
 /// Where nothing can be: a server that only shows what it is must not touch the directory of one that serves.
 const NOWHERE: &str = "/dev/null/selfcheck";
@@ -46,19 +46,23 @@ fn tell(options: &SelfcheckOptions, line: &impl Serialize, words: &str) {
 }
 
 fn check(options: &SelfcheckOptions) -> Result<Result<SelfCheck, SelfCheckError>, SetupError> {
-    let mut prepared = configure(&options.serve.common, &options.serve.overrides)?;
-    if let Some(isolation) = options.serve.isolation {
-        prepared.config.isolation = isolation.into();
-    }
-    prepared.dir = StateDir::at(NOWHERE);
+    let prepared = || -> Result<Prepared, SetupError> {
+        let mut prepared = configure(&options.serve.common, &options.serve.overrides)?;
+        if let Some(isolation) = options.serve.isolation {
+            prepared.config.isolation = isolation.into();
+        }
+        prepared.dir = StateDir::at(NOWHERE);
+        Ok(prepared)
+    };
+    let (serving, restoring) = (prepared()?, prepared()?);
     let faults = inherited()?;
     let checked = runtime()?.block_on(async {
-        let system = prepared.system().telemetry_log(false).start().await;
+        let system = serving.system().telemetry_log(false).start().await;
         let system = system.map_err(|fault| SelfCheckError::Start(Box::new(fault)))?;
         let mut said = selfcheck::serve_once(system).await?;
-        if let Some(snapshot) = &options.restore {
+        if let Some(snapshot) = &options.serve.restore {
             let _ = faults.meet(FaultPoint::RolloutAfterRestore, Operation::None).await;
-            selfcheck::restore(snapshot)?;
+            selfcheck::restore(restoring.system(), snapshot)?;
             said.restored = Some(true);
         }
         Ok(said)

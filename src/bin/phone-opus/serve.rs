@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use phone_opus::agents::{AgentRegistry, Environment};
+use phone_opus::handover::{NewImage, Snapshot, signals};
 use phone_opus::rollout::Trigger;
 use phone_opus::runner::{self, RunnerEnd, RunnerOptions};
 use phone_opus::state_dir::StateDir;
@@ -14,7 +15,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::cli::{RunnerArguments, ServeOptions};
 use crate::logging;
-use crate::settings::{SetupError, armed, chain, prepare, program, refused, rollout, runtime, say};
+use crate::settings::{SetupError, armed, chain, prepare_again, program, refused, rollout, runtime, say};
 
 /// How long a runtime's own threads may take to end; what is stuck in one does not keep the process.
 const RUNTIME_END: Duration = Duration::from_millis(100);
@@ -29,7 +30,9 @@ pub(crate) fn serve(options: &ServeOptions) -> ExitCode {
 }
 
 fn serve_client(options: &ServeOptions) -> Result<ExitCode, SetupError> {
-    let mut prepared = prepare(&options.common, &options.overrides)?;
+    let passed_on = options.restore.as_deref().map(Snapshot::take).transpose()?;
+    let counts = passed_on.as_ref().and_then(Snapshot::fault_counts);
+    let mut prepared = prepare_again(&options.common, &options.overrides, counts)?;
     if let Some(isolation) = options.isolation {
         prepared.config.isolation = isolation.into();
     }
@@ -38,13 +41,23 @@ fn serve_client(options: &ServeOptions) -> Result<ExitCode, SetupError> {
         let mut interrupt = signal(SignalKind::interrupt()).map_err(SetupError::Runtime)?;
         let mut terminate = signal(SignalKind::terminate()).map_err(SetupError::Runtime)?;
         let mut hangup = signal(SignalKind::hangup()).map_err(SetupError::Runtime)?;
+        let mut reload = signal(SignalKind::user_defined2()).map_err(SetupError::Runtime)?;
+        if passed_on.is_some() {
+            tracing::info!("going on where another image of the program stood");
+            // Held since before this image began.
+            signals::let_through();
+        }
         let (input, output) =
             (Input::stdin().map_err(SetupError::Runtime)?, Output::stdout().map_err(SetupError::Runtime)?);
-        // Before anything that could be asked is there: unhandled, it ends the process.
-        let mut reload = signal(SignalKind::user_defined2()).map_err(SetupError::Runtime)?;
         let mut builder = prepared.system();
+        let mut next = None;
         if let Some(setup) = rollout() {
+            // As we were started, and with another file in our place.
+            next = Some(NewImage::new(setup.launch.path.clone(), std::env::args_os(), std::env::vars_os()));
             builder = builder.rollout(setup);
+        }
+        if let Some(snapshot) = passed_on {
+            builder = builder.restore(snapshot);
         }
         let system = match builder.start().await {
             Ok(system) => system,
@@ -53,9 +66,12 @@ fn serve_client(options: &ServeOptions) -> Result<ExitCode, SetupError> {
                 return Ok(ExitCode::FAILURE);
             }
         };
+        if let Some(next) = next {
+            system.hand_over_in_place(next);
+        }
         // Clients stop a server by any of these, some within milliseconds of each other.
         let served = tokio::select! {
-            served = system.serve(input, output) => served.map(drop),
+            served = system.serve_standard(input, output) => served.map(drop),
             _ = interrupt.recv() => Ok(()),
             _ = terminate.recv() => Ok(()),
             _ = hangup.recv() => Ok(()),
@@ -90,7 +106,7 @@ pub(crate) fn background_consult(options: &RunnerArguments) -> ExitCode {
     // Away from the client's process group and terminal. It fails for a group's leader, who is away already.
     let _ = rustix::process::setsid();
     let dir = StateDir::at(&options.state_dir);
-    let faults = match armed(&dir) {
+    let faults = match armed(&dir, None) {
         Ok(faults) => faults,
         Err(error) => return refused(&error),
     };

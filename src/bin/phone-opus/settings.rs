@@ -8,6 +8,7 @@ use std::process::ExitCode;
 use phone_opus::agents::{AgentRegistry, Environment, MAX_PROMPT_BYTES};
 use phone_opus::config::{Config, ConfigError, FileTrust, Settings, WorkerIsolation};
 use phone_opus::faults::{ArmError, Counters, Ends, FAULT_COUNTERS, FaultPlan, Faults, PlanError};
+use phone_opus::handover::{SnapshotError, signals};
 use phone_opus::ids::HostId;
 use phone_opus::rollout::{Fingerprint, LOOK_EVERY, LaunchPath, RolloutSetup};
 use phone_opus::state_dir::StateDir;
@@ -46,6 +47,9 @@ pub(crate) enum SetupError {
     /// A fault plan cannot be armed.
     #[error("failed to {}", chain(.0))]
     FaultArm(#[from] ArmError),
+    /// What the image before passed on cannot be used.
+    #[error("failed to {}", chain(.0))]
+    Restore(#[from] SnapshotError),
     /// The prompt on stdin cannot be read.
     #[error("the prompt on stdin: {0}; accepted: at most {MAX_PROMPT_BYTES} bytes of UTF-8")]
     Prompt(std::io::Error),
@@ -94,8 +98,17 @@ pub(crate) fn state_dir(common: &Common) -> Result<StateDir, SetupError> {
 
 /// Reads every source and lays one over the other, and arms what is to break.
 pub(crate) fn prepare(common: &Common, overrides: &Overrides) -> Result<Prepared, SetupError> {
+    prepare_again(common, overrides, None)
+}
+
+/// The same for a program that takes the place of an image which counted its faults in this file.
+pub(crate) fn prepare_again(
+    common: &Common,
+    overrides: &Overrides,
+    counts: Option<&Path>,
+) -> Result<Prepared, SetupError> {
     let prepared = configure(common, overrides)?;
-    let faults = armed(&prepared.dir)?;
+    let faults = armed(&prepared.dir, counts)?;
     Ok(Prepared { faults, ..prepared })
 }
 
@@ -121,14 +134,15 @@ pub(crate) fn configure(common: &Common, overrides: &Overrides) -> Result<Prepar
 }
 
 /// The fault plan of the environment, armed. All processes of one host count together, in a file beside the jobs.
-pub(crate) fn armed(dir: &StateDir) -> Result<Faults, SetupError> {
+pub(crate) fn armed(dir: &StateDir, counts: Option<&Path>) -> Result<Faults, SetupError> {
     let lookup = |name: &str| std::env::var_os(name);
     let Some(plan) = FaultPlan::from_environment(lookup)? else { return Ok(Faults::none()) };
     for rule in plan.rules().iter().filter(|rule| !rule.point.is_reached()) {
         say(&format!("phone-opus: {rule}: nothing meets this point in this version"));
     }
-    let counters = match std::env::var_os(FAULT_COUNTERS) {
-        Some(path) => PathBuf::from(path),
+    let told = std::env::var_os(FAULT_COUNTERS).map(PathBuf::from);
+    let counters = match told.or_else(|| counts.map(Path::to_owned)) {
+        Some(path) => path,
         None => {
             dir.create()?;
             dir.root().join(format!("faults-{}", HostId::random()))
@@ -232,5 +246,7 @@ impl Prepared {
 /// A runtime on this thread. One thread: a message between actors is then a function call away, and what blocks has a
 /// thread of its own.
 pub(crate) fn runtime() -> Result<tokio::runtime::Runtime, SetupError> {
-    tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(SetupError::Runtime)
+    let mut builder = tokio::runtime::Builder::new_current_thread();
+    // Signals are for the thread that waits for them: one of these would take them along when the program is replaced.
+    builder.enable_all().on_thread_start(signals::leave_to_others).build().map_err(SetupError::Runtime)
 }

@@ -14,6 +14,7 @@
 use std::collections::BTreeMap;
 
 use bytes::BytesMut;
+use serde::{Deserialize, Serialize};
 
 use crate::ids::JobId;
 use crate::protocol::envelope::IdToken;
@@ -131,6 +132,31 @@ impl Standings {
             (Some(Standing::Task { .. }), TaskNews::Lost(_)) => true,
             _ => false,
         }
+    }
+}
+
+/// What stands, as it is passed on.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub(super) enum StandingSnapshot {
+    Stream { number: u64, id: String, tools: bool },
+    Task { number: u64, token: Option<String>, last: Option<f64> },
+}
+
+impl Standings {
+    /// Everything that stands.
+    pub(super) fn snapshot(&self) -> Vec<StandingSnapshot> {
+        let passed = |(number, standing): (&u64, &Standing)| match standing {
+            Standing::Stream { id, tools } => {
+                StandingSnapshot::Stream { number: *number, id: id.as_str().to_owned(), tools: *tools }
+            }
+            Standing::Task { token, last } => StandingSnapshot::Task {
+                number: *number,
+                token: token.as_deref().map(str::to_owned),
+                last: Some(*last).filter(|last| last.is_finite()),
+            },
+        };
+        self.open.iter().map(passed).collect()
     }
 }
 

@@ -59,6 +59,19 @@ impl Rig {
         }
     }
 
+    /// After each step another image goes on: whatever these tables say holds across upgrades, too.
+    fn pass_on(&mut self) {
+        let text = serde_json::to_string(&self.core.snapshot(self.now)).expect("JSON");
+        let passed: CoreSnapshot = serde_json::from_str(&text).expect("the same");
+        let (catalog, identity) = (Arc::clone(&self.core.catalog), Arc::clone(&self.core.identity));
+        let core = SessionCore::restored(catalog, identity, self.core.limits, &passed, self.now, Duration::ZERO);
+        let complaints = std::mem::take(&mut self.core.complaints);
+        self.core = core.expect("it makes sense");
+        assert_eq!(self.core.snapshot(self.now), passed, "what is passed on twice is passed on whole");
+        // How often somebody was complained to in this second is forgotten, and that is well.
+        self.core.complaints = complaints;
+    }
+
     fn legacy(version: &str) -> Self {
         let mut rig = Self::new();
         rig.send(&format!(
@@ -124,6 +137,7 @@ impl Rig {
             }
         }
         self.core.invariant_calls_are_consistent_and_bounded().expect("the invariant holds");
+        self.pass_on();
         String::from_utf8(out.to_vec()).expect("we write UTF-8")
     }
 }
@@ -632,5 +646,57 @@ fn the_client_of_an_envelope_is_checked_and_passed_on_whatever_came_before() {
     }
     for client in [r#"{"name":"b"}"#, r#"{"version":"1"}"#, r#"{"name":7,"version":"1"}"#, "7", "null"] {
         assert!(rig.send(&with(9, client)).contains("-32602"), "{client}");
+    }
+}
+
+#[test]
+fn a_call_of_a_tool_the_next_program_does_not_have_is_answered_with_an_error() {
+    for (version, wants) in [("2025-03-26", "error"), ("2025-11-25", "error")] {
+        let mut rig = Rig::legacy(version);
+        rig.send(&call("7", ""));
+        let passed = rig.core.snapshot(rig.now);
+        let none = Arc::new(Catalog::new(Vec::new()));
+        let (identity, limits) = (Arc::clone(&rig.core.identity), rig.core.limits);
+        rig.core =
+            SessionCore::restored(none, identity, limits, &passed, rig.now, Duration::ZERO).expect("it makes sense");
+        let fault = Fault::new(FaultCode::OutcomeUnknown, "the tool is gone.");
+        let said = rig.settle(0, CallOutcome::Fault(Box::new(fault)));
+        assert!(said.contains("\"id\":7") && said.contains(wants), "{said}");
+        assert_eq!(rig.core.in_flight(), 0);
+    }
+}
+
+#[test]
+fn a_call_keeps_its_age() {
+    let mut rig = Rig::legacy("2025-06-18");
+    rig.send(&call("7", ""));
+    rig.now += Duration::from_secs(5);
+    let passed = rig.core.snapshot(rig.now);
+    let (catalog, identity) = (Arc::clone(&rig.core.catalog), Arc::clone(&rig.core.identity));
+    let limits = rig.core.limits;
+    rig.core =
+        SessionCore::restored(catalog, identity, limits, &passed, rig.now, Duration::from_secs(1)).expect("sense");
+    rig.reply(0, "x");
+    let latency = rig.finished.last().expect("it is finished").latency;
+    assert_eq!(latency, Duration::from_secs(6), "and what the exec took counts");
+}
+
+#[test]
+fn a_damaged_snapshot_is_refused_and_never_believed() {
+    let mut rig = Rig::legacy("2025-06-18");
+    rig.send(&call("7", ""));
+    let whole = serde_json::to_value(rig.core.snapshot(rig.now)).expect("JSON");
+    for (pointer, value) in [
+        ("/pending/0/id", serde_json::json!("null")),
+        ("/pending/0/version", serde_json::json!("1999-01-01")),
+        ("/pending/0/bytes", serde_json::json!(1_u64 << 40)),
+        ("/pending/0/work/kind", serde_json::json!("nothing")),
+    ] {
+        let mut damaged = whole.clone();
+        *damaged.pointer_mut(pointer).expect("it is there") = value;
+        let Ok(passed) = serde_json::from_value::<CoreSnapshot>(damaged) else { continue };
+        let (catalog, identity) = (Arc::clone(&rig.core.catalog), Arc::clone(&rig.core.identity));
+        let restored = SessionCore::restored(catalog, identity, rig.core.limits, &passed, rig.now, Duration::ZERO);
+        assert!(restored.is_err(), "{pointer}");
     }
 }

@@ -13,9 +13,10 @@
 use std::path::Path;
 use std::time::Duration;
 
+use rustix::process::{Signal, kill_process};
 use serde_json::{Value, json};
 
-use super::rows::{Answer, Control, OVER, Row};
+use super::rows::{Answer, Control, OVER, Row, needs_upgrade};
 use super::{PATIENCE, Recovered, Score};
 use crate::config::WorkerIsolation;
 use crate::faults::{ActionKind, Counters, Ends, FAULT_COUNTERS, FaultPlan, FaultPoint, Faults};
@@ -25,6 +26,7 @@ use crate::testkit::client::{Client, Exchange, REVISION, Reply, Sent};
 use crate::testkit::invariants::Violation;
 use crate::testkit::processes::Role;
 use crate::testkit::rig::{FAULT_SEED, FAULTS, Rig};
+use crate::testkit::scripted_agent::{Script, Step};
 use crate::testkit::wait::Waiting;
 
 /// How long a job may be without a runner before another host may look after it, and a little more: its host may be
@@ -243,8 +245,24 @@ async fn consult(world: &mut World, host: &mut Client, row: &Row) -> String {
         host.give_up_on(hello);
         return ENDED.to_owned();
     }
-    let prompt = world.rig.answering("struck");
+    let upgraded = needs_upgrade(row.rule.point);
+    let prompt = match upgraded {
+        false => world.rig.answering("struck"),
+        true => {
+            let steps = vec![Step::Touch(world.rig.sign("begun")), Step::WaitForFile(world.rig.sign("go"))];
+            world.rig.prompt(Script { steps, answer: Some("struck".to_owned()), ..Script::default() })
+        }
+    };
     let call = host.start("consult", json!({ "prompt": prompt })).await;
+    if upgraded {
+        world.rig.wait_for_sign("begun").await;
+        upgrade(host);
+        let waiting = Waiting::until("the plan has struck", PATIENCE);
+        while world.fired() == 0 {
+            waiting.again(|| "it has not").await;
+        }
+        world.rig.give_sign("go");
+    }
     if row.expect.answer == Answer::Withdrawn {
         return withdraw(world, host, call).await;
     }
@@ -258,6 +276,11 @@ async fn consult(world: &mut World, host: &mut Client, row: &Row) -> String {
         return format!("{told}, then {ENDED}");
     }
     told
+}
+
+/// Asks a host to be replaced by itself. One that ends just then needs not hear it.
+pub(super) fn upgrade(host: &Client) {
+    let _ = kill_process(host.host_pid(), Signal::USR2);
 }
 
 /// Withdraws a consult that is held up for as long as its caller likes.

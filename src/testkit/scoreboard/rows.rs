@@ -145,8 +145,10 @@ const fn strikes(point: FaultPoint) -> &'static [(Option<&'static str>, u64)] {
         | FaultPoint::RunnerStart
         | FaultPoint::RunnerBeforeTerminal
         | FaultPoint::RunnerAfterTerminal
-        | FaultPoint::TelemetryWrite => &[(None, 1)],
-        FaultPoint::RolloutBeforeExec | FaultPoint::RolloutAfterRestore | FaultPoint::UnixAccept => &[],
+        | FaultPoint::TelemetryWrite
+        | FaultPoint::RolloutBeforeExec
+        | FaultPoint::RolloutAfterRestore => &[(None, 1)],
+        FaultPoint::UnixAccept => &[],
     }
 }
 
@@ -162,7 +164,14 @@ const fn concerns_worker(point: FaultPoint) -> bool {
             | FaultPoint::WorkersSupervise
             | FaultPoint::JobsBeforeAccept
             | FaultPoint::JobsAfterAccept
+            | FaultPoint::RolloutBeforeExec
+            | FaultPoint::RolloutAfterRestore
     )
+}
+
+/// Whether it is met in an upgrade only: the row's host is upgraded while the struck consult is under way.
+pub(super) const fn needs_upgrade(point: FaultPoint) -> bool {
+    matches!(point, FaultPoint::RolloutBeforeExec | FaultPoint::RolloutAfterRestore)
 }
 
 /// An action of this kind, as rows use it.
@@ -330,8 +339,13 @@ pub fn expected(
             _ => good(1),
         },
         (P::TelemetryWrite, _) => good(1),
-        // Nothing meets them yet, so no row names them.
-        (P::RolloutBeforeExec | P::RolloutAfterRestore | P::UnixAccept, _) => good(1),
+        // Before the new program is started the old one goes on, with another worker: the one there was has been ended.
+        (P::RolloutBeforeExec, kind) if kind.ends_process() => ends(1, 1),
+        (P::RolloutBeforeExec, _) | (P::RolloutAfterRestore, A::Delay) => good(2),
+        // Afterwards there is no old one: a program that cannot go on ends, and what was accepted is kept.
+        (P::RolloutAfterRestore, _) => ends(1, 1),
+        // Nothing meets it yet, so no row names it.
+        (P::UnixAccept, _) => good(1),
     }
 }
 

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use super::case::World;
+use super::case::{World, upgrade};
 use super::rows::{action, place};
 use super::{Recovered, Score};
 use crate::config::WorkerIsolation;
@@ -48,6 +48,8 @@ pub enum Deed {
     CancelJob,
     /// Waits for the answers to all its consults.
     Settle,
+    /// Has its host replaced by another image of the same program.
+    Upgrade,
 }
 
 /// How an agent answers.
@@ -165,7 +167,7 @@ fn deed(dice: &mut Dice) -> Deed {
         3 | 4 => Talk::Long,
         _ => Talk::Quick,
     };
-    match dice.below(16) {
+    match dice.below(17) {
         0..=3 => Deed::Consult(talk),
         4..=6 => Deed::Background(talk),
         7..=8 => Deed::Read,
@@ -175,6 +177,7 @@ fn deed(dice: &mut Dice) -> Deed {
         12 => Deed::Ping,
         13 => Deed::Withdraw,
         14 => Deed::CancelJob,
+        15 => Deed::Upgrade,
         _ => Deed::Settle,
     }
 }
@@ -197,6 +200,7 @@ fn may_end(rules: &[FaultRule], isolation: WorkerIsolation) -> bool {
         |point: FaultPoint| point.is_runners_own() || (isolation == WorkerIsolation::Process && is_workers_own(point));
     let ends = |rule: &FaultRule| match (rule.point, rule.action.kind()) {
         (P::StdioRead | P::StdioWrite, A::Error) | (P::StdioWrite, A::Torn) => true,
+        (P::RolloutAfterRestore, A::Panic | A::Error | A::Hang) => true,
         (point, kind) => kind.ends_process() && !elsewhere(point),
     };
     // A session that fails a third time loses its connection.
@@ -329,6 +333,7 @@ impl Soak<'_> {
                 }
             }
             Deed::Settle => self.settle(player).await,
+            Deed::Upgrade => upgrade(&player.client),
         }
     }
 

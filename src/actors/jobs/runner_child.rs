@@ -1,0 +1,102 @@
+//! A runner's process, started by this image of the program or by an earlier one.
+//!
+//! Owns: that it is waited for. May not know: its job, its pipes.
+//!
+//! A process stays our child when our program is replaced in place, but what the runtime knew of it is gone. So an
+//! inherited one is asked about by its number, which stays its own until it was waited for. It is looked at, not listened
+//! to: nobody else's children may be reaped by a signal meant for all, and a runner is waited for only when its pipe has
+//! ended already.
+
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
+use tokio::process::Child;
+
+/// How often an inherited process is looked at by whoever waits for its end, which is due.
+const LOOK_EVERY: Duration = Duration::from_millis(10);
+
+/// How often one is looked at for which nobody waits.
+const LEFT_EVERY: Duration = Duration::from_millis(500);
+
+/// The process.
+pub(super) enum RunnerChild {
+    /// Started here.
+    Ours(Child),
+    /// Started by an earlier image.
+    Inherited(Inherited),
+}
+
+/// A process an earlier image started; reaped sooner or later, whatever becomes of this.
+pub(super) struct Inherited(Option<Pid>);
+
+/// Whether it was there to be reaped, or is nobody any more.
+fn is_gone(pid: Pid) -> bool {
+    // An error says that it is no child of ours.
+    !matches!(waitpid(Some(pid), WaitOptions::NOHANG), Ok(None))
+}
+
+impl RunnerChild {
+    /// The process of this number, if that is one.
+    pub(super) fn inherited(pid: i32) -> Option<Self> {
+        Pid::from_raw(pid).map(|pid| Self::Inherited(Inherited(Some(pid))))
+    }
+
+    /// Its number, unless it was waited for.
+    pub(super) fn pid(&self) -> Option<i32> {
+        match self {
+            Self::Ours(child) => child.id().and_then(|pid| i32::try_from(pid).ok()),
+            Self::Inherited(Inherited(pid)) => pid.map(|pid| pid.as_raw_nonzero().get()),
+        }
+    }
+
+    /// Waits for its end.
+    ///
+    /// # Cancel safety
+    ///
+    /// Safe.
+    pub(super) async fn wait(&mut self) {
+        match self {
+            Self::Ours(child) => drop(child.wait().await),
+            Self::Inherited(Inherited(left)) => {
+                while let Some(pid) = *left {
+                    if is_gone(pid) {
+                        *left = None;
+                        return;
+                    }
+                    tokio::time::sleep(LOOK_EVERY).await;
+                }
+            }
+        }
+    }
+
+    /// Kills it.
+    pub(super) fn kill(&mut self) {
+        match self {
+            Self::Ours(child) => drop(child.start_kill()),
+            // Not waited for, so the number is still its own.
+            Self::Inherited(Inherited(Some(pid))) => drop(kill_process(*pid, Signal::KILL)),
+            Self::Inherited(Inherited(None)) => {}
+        }
+    }
+}
+
+/// The children of this process, where the system tells. Right after an `exec` there is one thread, and all are its own.
+pub(super) fn children() -> Vec<i32> {
+    let own = std::process::id();
+    let listed = std::fs::read_to_string(format!("/proc/self/task/{own}/children")).unwrap_or_default();
+    listed.split_whitespace().filter_map(|pid| pid.parse().ok()).collect()
+}
+
+impl Drop for Inherited {
+    fn drop(&mut self) {
+        let Some(pid) = self.0.take().filter(|pid| !is_gone(*pid)) else { return };
+        // It goes on by itself, and is to leave nothing behind when it ends.
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            runtime.spawn(async move {
+                while !is_gone(pid) {
+                    tokio::time::sleep(LEFT_EVERY).await;
+                }
+            });
+        }
+    }
+}

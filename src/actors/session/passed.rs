@@ -1,0 +1,351 @@
+//! How a connection stands still and is passed on to the next image of the program.
+//!
+//! Owns: what of a session's loop is passed on, when it may be, how it goes on from there. May not know: descriptors,
+//! files, when an upgrade is wanted.
+//!
+//! ```text
+//!  Moving ──freeze──▶ Quieting ──nothing is open that cannot be passed on, told──▶ ──hold still──▶ Still ──▶ the next image
+//!    ▲                   │                                                                          │
+//!    └──────thaw─────────┴──────────────────────────────────thaw────────────────────────────────────┘
+//! ```
+//!
+//! Invariants: (1) from `freeze` on nothing is read; what was read of a line is passed on; (2) while it is still nothing is
+//! written and nothing is decided, so that the snapshot stays true; what is heard meanwhile is kept for a thaw; (3) each
+//! call in flight is passed on in exactly one place, as it was held in one.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use bytes::BytesMut;
+use serde::{Deserialize, Serialize};
+use tokio::sync::oneshot;
+use tokio::task::AbortHandle;
+
+use super::ledger::PassedCall;
+use super::{Payload, Serving, SessionEvent, SessionLoop, Stage};
+use crate::actors::clock;
+use crate::actors::reply::ProgressSink;
+use crate::exec::wire::Base64;
+use crate::ids::{Generation, JobId, SessionNumber};
+use crate::protocol::frame::FrameReader;
+use crate::protocol::session::{Call, CallNumber, ClientInfo, ClientSnapshot, CoreSnapshot, Wanted};
+use crate::protocol::tasks::TaskAsk;
+use crate::tools::ReplayContract;
+
+/// A connection, passed on.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct SessionSnapshot {
+    /// Its number.
+    pub number: SessionNumber,
+    /// The state machine.
+    pub core: CoreSnapshot,
+    /// The ledger.
+    calls: Vec<CallSnapshot>,
+    /// What the host does for it.
+    beside: Vec<BesideSnapshot>,
+    /// Tasks that are followed.
+    follows: Vec<FollowSnapshot>,
+    /// What was read and belongs to no whole line.
+    unread: Base64,
+    /// The head of the line that is being skipped, because it is too long.
+    skipping: Option<Base64>,
+    /// What was said and not written.
+    unwritten: Base64,
+    /// Jobs whose end is told by it.
+    shown: Vec<JobId>,
+    /// The client has yet to hear that the tools differ.
+    owes_change: bool,
+    /// The newest worker that is known to be gone.
+    dead: Generation,
+}
+
+impl SessionSnapshot {
+    /// Calls that are open with a worker or in the host.
+    #[must_use]
+    pub fn calls(&self) -> usize {
+        self.calls.len() + self.beside.len()
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+struct CallSnapshot {
+    #[serde(flatten)]
+    passed: PassedCall,
+    tool: String,
+    arguments: Base64,
+    client: ClientSnapshot,
+    progress: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+enum BesideSnapshot {
+    Tool { call: u64, tool: String, arguments: Base64, client: ClientSnapshot, progress: bool },
+    Ask { call: u64, ask: TaskAsk, client: ClientSnapshot },
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+struct FollowSnapshot {
+    number: u64,
+    jobs: Vec<JobId>,
+    wanted: Wanted,
+    client: ClientSnapshot,
+}
+
+/// Whether a session moves.
+#[derive(Debug, Default)]
+pub(super) enum Stillness {
+    /// It does.
+    #[default]
+    Moving,
+    /// It reads nothing more; told when it may be held still.
+    Quieting(Option<oneshot::Sender<()>>),
+    /// It does nothing; what it heard since.
+    Still(VecDeque<SessionEvent>),
+}
+
+impl PartialEq for Stillness {
+    fn eq(&self, other: &Self) -> bool {
+        std::mem::discriminant(self) == std::mem::discriminant(other)
+    }
+}
+
+impl Stillness {
+    pub(super) fn is_still(&self) -> bool {
+        matches!(self, Self::Still(_))
+    }
+
+    /// The event, unless it has to wait for a thaw.
+    pub(super) fn admit(&mut self, event: SessionEvent) -> Option<SessionEvent> {
+        match (self, event) {
+            (Self::Still(_), event @ (SessionEvent::Thaw(_) | SessionEvent::Stop)) => Some(event),
+            (Self::Still(kept), event) => {
+                kept.push_back(event);
+                None
+            }
+            (_, event) => Some(event),
+        }
+    }
+}
+
+/// A call the host works at.
+pub(super) struct HostCall {
+    pub(super) task: AbortHandle,
+    pub(super) work: HostWork,
+}
+
+/// What it works at.
+pub(super) enum HostWork {
+    Tool(Call),
+    Ask(TaskAsk, ClientInfo),
+    /// Its refusal is on its way.
+    Refused,
+}
+
+/// Tasks that are followed under one number.
+pub(super) struct Following {
+    pub(super) tasks: Vec<AbortHandle>,
+    pub(super) jobs: Vec<JobId>,
+    pub(super) wanted: Wanted,
+    pub(super) client: ClientInfo,
+}
+
+/// What another image passed on for this one to begin again.
+#[derive(Debug, Default)]
+pub(super) struct Inherited {
+    tools: Vec<Call>,
+    asks: Vec<(CallNumber, TaskAsk, ClientInfo)>,
+    follows: Vec<(CallNumber, Vec<JobId>, Wanted, ClientInfo)>,
+}
+
+impl SessionLoop {
+    /// What is passed on, if it is done now.
+    pub(super) fn snapshot(&self) -> SessionSnapshot {
+        let name = |tool: usize| self.names[tool].to_string();
+        let call = |(passed, payload): (PassedCall, &Payload)| CallSnapshot {
+            passed,
+            tool: name(payload.tool),
+            arguments: Base64(payload.arguments.clone()),
+            client: (&payload.client).into(),
+            progress: payload.progress.is_wanted(),
+        };
+        let mut beside: Vec<(u64, BesideSnapshot)> = Vec::new();
+        for (number, held) in &self.host_calls {
+            let call = number.0;
+            let passed = match &held.work {
+                HostWork::Tool(held) => BesideSnapshot::Tool {
+                    call,
+                    tool: name(held.tool),
+                    arguments: Base64(held.arguments.clone()),
+                    client: (&held.client).into(),
+                    progress: held.wants_progress,
+                },
+                HostWork::Ask(ask, client) => BesideSnapshot::Ask { call, ask: ask.clone(), client: client.into() },
+                HostWork::Refused => continue,
+            };
+            beside.push((call, passed));
+        }
+        beside.sort_unstable_by_key(|(call, _)| *call);
+        let follow = |(number, following): (&CallNumber, &Following)| FollowSnapshot {
+            number: number.0,
+            jobs: following.jobs.clone(),
+            wanted: following.wanted,
+            client: (&following.client).into(),
+        };
+        let (unread, skipping) = self.reader.unread();
+        SessionSnapshot {
+            number: self.number,
+            core: self.core.snapshot(clock::now()),
+            calls: self.ledger.passed_on().into_iter().map(call).collect(),
+            beside: beside.into_iter().map(|(_, passed)| passed).collect(),
+            follows: self.follows.iter().map(follow).collect(),
+            unread: Base64(unread.to_vec().into()),
+            skipping: skipping.cloned().map(Base64),
+            unwritten: Base64(self.out.clone().freeze()),
+            shown: self.shown.clone(),
+            owes_change: self.owes_change,
+            dead: self.dead,
+        }
+    }
+
+    /// Reads nothing more.
+    pub(super) fn freeze(&mut self, reply: oneshot::Sender<()>) {
+        // A connection that is ending is not passed on; the dropped reply says so.
+        if self.stage == Stage::Open {
+            self.stillness = Stillness::Quieting(Some(reply));
+        }
+    }
+
+    /// Tells whoever froze it once nothing is in flight that another image could not go on with as well.
+    pub(super) fn tell_when_quiet(&mut self) {
+        let Stillness::Quieting(told) = &mut self.stillness else { return };
+        if self.stage != Stage::Open {
+            *told = None;
+            return;
+        }
+        let waits = |tool: usize| self.tools[tool].waits();
+        let quiet = self.held_up.is_none()
+            && self.ledger.in_flight().all(|payload| waits(payload.tool))
+            && self.host_calls.values().all(|held| match &held.work {
+                HostWork::Tool(call) => waits(call.tool),
+                HostWork::Ask(ask, _) => matches!(ask, TaskAsk::Wait(_)),
+                HostWork::Refused => false,
+            });
+        if quiet && let Some(told) = told.take() {
+            let _ = told.send(());
+        }
+    }
+
+    /// Stands still and says what is passed on; says nothing when the connection is ending.
+    pub(super) fn hold_still(&mut self, reply: oneshot::Sender<SessionSnapshot>) {
+        if self.stage == Stage::Open && matches!(self.stillness, Stillness::Quieting(_)) {
+            self.stillness = Stillness::Still(VecDeque::new());
+            let _ = reply.send(self.snapshot());
+        }
+    }
+
+    /// Goes on after all. Calls of workers that were ended for the upgrade are decided about.
+    pub(super) fn thaw(&mut self, ended: Generation) {
+        let kept = match std::mem::take(&mut self.stillness) {
+            Stillness::Still(kept) => kept,
+            Stillness::Moving | Stillness::Quieting(_) => VecDeque::new(),
+        };
+        if ended > Generation::NONE {
+            self.dead = self.dead.max(ended);
+            self.serving = Serving::Unasked;
+            self.release(ended);
+            if !self.ledger.is_empty() {
+                self.want_worker();
+            }
+        }
+        for event in kept {
+            self.on_event(event);
+        }
+    }
+
+    /// Decides about calls whose worker was ended to make room.
+    pub(super) fn release(&mut self, ended: Generation) {
+        for effect in self.ledger.released(ended) {
+            self.decided(effect);
+        }
+    }
+
+    /// Takes in what another image passed on. What can only be begun by a running session waits for its first turn.
+    pub fn take_over(&mut self, snapshot: &SessionSnapshot) {
+        let position = |name: &str| self.tools.iter().position(|tool| tool.name() == name);
+        let mut inherited = Inherited::default();
+        for call in &snapshot.calls {
+            // The call of a tool that is no more is in nobody's hands, and answered as such.
+            let Some(tool) = position(&call.tool) else { continue };
+            let number = CallNumber(call.passed.call);
+            let progress = match call.progress {
+                true => ProgressSink::new(self.mailbox.clone(), number),
+                false => ProgressSink::closed(),
+            };
+            let payload =
+                Payload { tool, arguments: call.arguments.0.clone(), client: (&call.client).into(), progress };
+            self.ledger.restore(&call.passed, self.tools[tool].contract(), payload);
+            self.gauges.in_flight.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        }
+        for held in &snapshot.beside {
+            match held {
+                BesideSnapshot::Tool { call, tool, arguments, client, progress } => {
+                    let again = |tool: &usize| self.tools[*tool].contract() == ReplayContract::Convergent;
+                    let Some(tool) = position(tool).filter(again) else { continue };
+                    inherited.tools.push(Call {
+                        number: CallNumber(*call),
+                        tool,
+                        arguments: arguments.0.clone(),
+                        client: client.into(),
+                        wants_progress: *progress,
+                    });
+                }
+                BesideSnapshot::Ask { call, ask, client } => {
+                    // The task may have ended by the cancel that was asked for; to ask again would be refused then.
+                    let ask = if let TaskAsk::Cancel(job) = ask { TaskAsk::Wait(*job) } else { ask.clone() };
+                    inherited.asks.push((CallNumber(*call), ask, client.into()));
+                }
+            }
+        }
+        for follow in &snapshot.follows {
+            let FollowSnapshot { number, jobs, wanted, client } = follow;
+            inherited.follows.push((CallNumber(*number), jobs.clone(), *wanted, client.into()));
+        }
+        let skipping = snapshot.skipping.as_ref().map(|head| head.0.clone());
+        self.reader = FrameReader::resumed(self.line_limit, &snapshot.unread.0, skipping);
+        self.out = BytesMut::from(&snapshot.unwritten.0[..]);
+        self.whole = self.out.len();
+        self.unflushed = !self.out.is_empty() || !snapshot.shown.is_empty();
+        self.shown = snapshot.shown.clone();
+        self.owes_change = snapshot.owes_change;
+        self.dead = snapshot.dead;
+        self.resumed = true;
+        self.inherited = Some(inherited);
+    }
+
+    /// The tools differ from those of the image before.
+    pub fn owe_change(&mut self) {
+        self.owes_change = true;
+    }
+
+    /// Begins what another image passed on. Whether there was one.
+    pub(super) fn inherit(&mut self) -> bool {
+        let Some(inherited) = self.inherited.take() else { return false };
+        let now = clock::now();
+        for call in inherited.tools {
+            let since = self.core.open_calls().find(|(number, ..)| *number == call.number).map(|(.., since)| since);
+            let waited = since.map_or(Duration::ZERO, |since| now.saturating_duration_since(since));
+            self.begin_here(call, waited);
+        }
+        for (number, ask, client) in inherited.asks {
+            self.ask(number, ask, client);
+        }
+        for (number, jobs, wanted, client) in inherited.follows {
+            self.follow(number, jobs, wanted, &client);
+        }
+        if self.owes_change {
+            self.say_change();
+        }
+        true
+    }
+}

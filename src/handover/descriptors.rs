@@ -1,0 +1,117 @@
+//! Descriptors that outlive the image of the program.
+//!
+//! Owns: which descriptors go through an `exec`, and how the next image knows that it got the same. May not know: what is
+//! spoken through them.
+//!
+//! Invariants: (1) exactly the pipes that are named go through, and only from just before the `exec`: a child started in
+//! between inherits none; (2) the next image takes a number only if the pipe behind it is the one that was named, and only
+//! once; (3) nothing is opened by a path.
+
+use std::collections::HashSet;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+
+use rustix::fs::FileType;
+use rustix::io::FdFlags;
+use serde::{Deserialize, Serialize};
+
+/// A pipe's end in the next image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PassedPipe {
+    fd: RawFd,
+    device: u64,
+    inode: u64,
+}
+
+impl PassedPipe {
+    /// This one.
+    ///
+    /// # Errors
+    ///
+    /// It cannot be looked at.
+    pub fn of(pipe: &impl AsFd) -> io::Result<Self> {
+        let fd = pipe.as_fd();
+        let found = rustix::fs::fstat(fd)?;
+        Ok(Self { fd: fd.as_raw_fd(), device: device(found.st_dev), inode: found.st_ino })
+    }
+
+    fn is_at(&self, fd: BorrowedFd<'_>) -> bool {
+        rustix::fs::fstat(fd).is_ok_and(|found| {
+            FileType::from_raw_mode(found.st_mode) == FileType::Fifo
+                && (device(found.st_dev), found.st_ino) == (self.device, self.inode)
+        })
+    }
+
+    /// Lets it go through an `exec`, or not.
+    pub(super) fn set_passing(&self, passing: Passing) -> io::Result<()> {
+        let flags = if passing == Passing::Through { FdFlags::empty() } else { FdFlags::CLOEXEC };
+        // SAFETY: whoever made this holds the pipe, and keeps it until the `exec` or until it is thawed.
+        #[expect(unsafe_code, reason = "a descriptor is known by its number only, on either side of an exec")]
+        let fd = unsafe { BorrowedFd::borrow_raw(self.fd) };
+        if !self.is_at(fd) {
+            return Err(io::ErrorKind::NotFound.into());
+        }
+        Ok(rustix::io::fcntl_setfd(fd, flags)?)
+    }
+}
+
+/// The number of a device, as wide as any platform has it.
+#[allow(clippy::unnecessary_cast, clippy::cast_sign_loss, reason = "its type differs between platforms")]
+fn device(number: rustix::fs::Dev) -> u64 {
+    number as u64
+}
+
+/// Whether a pipe goes through an `exec`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Passing {
+    Through,
+    Closed,
+}
+
+/// The pipes an earlier image passed on, to be taken once each.
+#[derive(Debug)]
+pub struct Inherited {
+    left: HashSet<RawFd>,
+}
+
+impl Inherited {
+    /// These. For the process that was started with them, once; what is not there is left out.
+    #[must_use]
+    pub(super) fn these<'a>(pipes: impl Iterator<Item = &'a PassedPipe>) -> Self {
+        let mut left = HashSet::new();
+        for pipe in pipes.filter(|pipe| pipe.fd > 2) {
+            // From here on no child of ours inherits it.
+            if pipe.set_passing(Passing::Closed).is_ok() {
+                left.insert(pipe.fd);
+            }
+        }
+        Self { left }
+    }
+
+    /// None, for a dry run.
+    #[must_use]
+    pub fn none() -> Self {
+        Self { left: HashSet::new() }
+    }
+
+    /// Takes one.
+    pub fn take(&mut self, pipe: &PassedPipe) -> Option<OwnedFd> {
+        if !self.left.remove(&pipe.fd) {
+            return None;
+        }
+        // SAFETY: it was open and the named pipe when the table was made, which is done once, at the start; nobody else
+        // knows the number, and it leaves the table with this.
+        #[expect(unsafe_code, reason = "a descriptor is known by its number only, on either side of an exec")]
+        Some(unsafe { OwnedFd::from_raw_fd(pipe.fd) })
+    }
+}
+
+impl Drop for Inherited {
+    fn drop(&mut self) {
+        for fd in self.left.drain() {
+            // SAFETY: as in `take`.
+            #[expect(unsafe_code, reason = "what nobody took is closed, so that its other end notices")]
+            drop(unsafe { OwnedFd::from_raw_fd(fd) });
+        }
+    }
+}

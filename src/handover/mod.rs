@@ -1,0 +1,379 @@
+//! Handing over to the next image of the program, in place: same process, same descriptors, same children.
+//!
+//! Owns: the snapshot and its file ([`Snapshot`]), the sequence that freezes, passes on and thaws (`sequence`), the `exec`
+//! (`image`), which descriptors and signals come through it (`descriptors`, [`signals`]). May not know: when an upgrade is
+//! wanted and whether the new program is any good.
+//!
+//! ```text
+//!  serving ──freeze──▶ quiet ──workers ended──▶ jobs let go ──still──▶ written ──exec──▶ (next image) restored ──▶ serving
+//!     ▲                                                                   │
+//!     └───────────────── thawed, in the reverse order ◀── anything failed ┘
+//! ```
+//!
+//! Invariants: (1) L15: every byte read, said and not written, every call in flight and every runner's pipe is in exactly one
+//! place, the snapshot or a descriptor; (2) until the `exec` has happened the old image can go on, and does; (3) a snapshot
+//! is read once, by one image, of the same format; (4) nothing is charged to a call for an upgrade.
+
+pub mod descriptors;
+mod image;
+mod in_place;
+mod sequence;
+pub mod signals;
+
+use std::fs::{self, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rustix::fs::OFlags;
+use serde::{Deserialize, Serialize};
+
+use self::descriptors::Inherited;
+pub use self::image::{NewImage, RESTORE};
+pub(crate) use self::in_place::InPlace;
+pub use self::sequence::HandOverError;
+pub(crate) use self::sequence::{Desk, Underway};
+use crate::actors::connections::Connections;
+use crate::actors::jobs::custody::{Attachments, CustodySnapshot, Means, inherit_the_rest};
+use crate::actors::session::{Gauges, SessionSnapshot};
+use crate::actors::workers::WorkersSnapshot;
+use crate::ids::{HostId, UnixMillis};
+use crate::protocol::session::Unreadable;
+use crate::rollout::Carried;
+use crate::state_dir::PRIVATE_FILE;
+use crate::telemetry::TelemetryHandle;
+use crate::telemetry::counters::CountersSnapshot;
+
+/// The format of a snapshot. It grows with every change that an image with another number could not make sense of.
+pub const FORMAT: u32 = 1;
+
+/// Longest snapshot that is read. What a session may hold is bounded well below it.
+const MOST_BYTES: u64 = 1 << 30;
+
+/// How a snapshot's file begins its name.
+const NAME: &str = "handover-";
+
+/// How long a snapshot nobody took is left alone. It is taken within milliseconds; an old one is of an image that died.
+const ABANDONED: Duration = Duration::from_secs(60 * 60);
+
+/// Why a snapshot cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum SnapshotError {
+    /// Its file cannot be written, read or removed.
+    #[error("use the snapshot {}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// The system's words.
+        #[source]
+        source: io::Error,
+    },
+    /// It is of another format.
+    #[error("read a snapshot of format {format} by {program}: this program reads format {FORMAT}")]
+    Format {
+        /// Its format.
+        format: u32,
+        /// The version of the program that wrote it.
+        program: String,
+    },
+    /// It is cut off, or no snapshot.
+    #[error("read a snapshot: {reason}")]
+    Damaged {
+        /// What is wrong.
+        reason: String,
+    },
+    /// Something in it makes no sense.
+    #[error("restore a snapshot")]
+    Unreadable(#[from] Unreadable),
+    /// The system it is to be restored into cannot be put together.
+    #[error("restore a snapshot: {reason}")]
+    NoSystem {
+        /// Why.
+        reason: String,
+    },
+}
+
+/// What tells whether the rest can be read at all.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Head {
+    format: u32,
+    program: String,
+}
+
+/// Everything an image passes on to the next one, besides descriptors and children.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Snapshot {
+    #[serde(flatten)]
+    head: Head,
+    taken_at: UnixMillis,
+    pub(crate) host: HostId,
+    pub(crate) uptime: Duration,
+    /// The number of the next session.
+    pub(crate) next_session: u64,
+    /// What clients were told about the tools, as a number.
+    pub(crate) catalog: u64,
+    pub(crate) session: Option<SessionSnapshot>,
+    pub(crate) workers: WorkersSnapshot,
+    pub(crate) jobs: Vec<CustodySnapshot>,
+    pub(crate) telemetry: Option<CountersSnapshot>,
+    /// Records telemetry lost.
+    pub(crate) dropped: u64,
+    pub(crate) stale: u64,
+    pub(crate) replays: u64,
+    pub(crate) broken_laws: Vec<String>,
+    /// Where spent fault points are counted.
+    pub(crate) fault_counts: Option<PathBuf>,
+    /// What is known about rollouts.
+    pub(crate) rollout: Carried,
+}
+
+impl Snapshot {
+    fn head() -> Head {
+        Head { format: FORMAT, program: env!("CARGO_PKG_VERSION").to_owned() }
+    }
+
+    /// The version of the program that made it.
+    #[must_use]
+    pub fn program(&self) -> &str {
+        &self.head.program
+    }
+
+    /// Where spent fault points are counted, if any are armed.
+    #[must_use]
+    pub fn fault_counts(&self) -> Option<&Path> {
+        self.fault_counts.as_deref()
+    }
+
+    /// How long ago it was taken, by the clock on the wall.
+    #[must_use]
+    pub fn age(&self) -> Duration {
+        Duration::from_millis(UnixMillis::now().since(self.taken_at))
+    }
+
+    /// Makes a system that is being put together go on with it. What of it makes no sense is left out, and said: calls that
+    /// were in it are answered with a fault.
+    pub(crate) fn restore_into(
+        &self,
+        connections: &Connections,
+        attachments: &Attachments,
+        gauges: &Gauges,
+        telemetry: &TelemetryHandle,
+        means: Option<&Means>,
+    ) {
+        gauges.inherit(self.stale, self.replays, &self.broken_laws);
+        telemetry.lose(self.dropped);
+        inherit_the_rest(&self.jobs);
+        let mut pipes = Inherited::these(self.jobs.iter().flat_map(CustodySnapshot::pipes));
+        if let Some(means) = means {
+            self.jobs.iter().for_each(|job| attachments.inherit(job, &mut pipes, means.clone()));
+        }
+        if let Err(error) = connections.inherit(self.next_session, self.session.as_ref(), self.catalog, self.age()) {
+            // A program that says so in its dry run is not handed over to. The client has to greet us again.
+            tracing::error!(%error, "the connection could not be restored");
+        }
+    }
+
+    /// Writes it into this directory, readable by its owner alone, under a name of its own. It is not synced: whoever reads
+    /// it does so before this machine could be switched off and on.
+    ///
+    /// # Errors
+    ///
+    /// The file cannot be written; nothing is left of it.
+    pub fn write(&self, dir: &Path) -> Result<PathBuf, SnapshotError> {
+        remove_abandoned(dir);
+        let path = dir.join(format!("{NAME}{}.json", uuid::Uuid::new_v4()));
+        let failed = |source| SnapshotError::File { path: path.clone(), source };
+        let written = OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(PRIVATE_FILE)
+            .custom_flags(OFlags::NOFOLLOW.bits().cast_signed())
+            .open(&path)
+            .and_then(|mut file| file.write_all(&serde_json::to_vec(self)?));
+        if let Err(error) = written {
+            let _ = fs::remove_file(&path);
+            return Err(failed(error));
+        }
+        Ok(path)
+    }
+
+    /// Takes it: the file is removed before anything is made of it, so that it is used once, whatever comes of that.
+    ///
+    /// # Errors
+    ///
+    /// It cannot be read, is of another format, or damaged.
+    pub fn take(path: &Path) -> Result<Self, SnapshotError> {
+        let text = bytes(path);
+        if let Err(source) = fs::remove_file(path) {
+            return Err(SnapshotError::File { path: path.to_owned(), source });
+        }
+        Self::parse(&text?)
+    }
+
+    /// Reads it, and leaves it for whoever takes it.
+    ///
+    /// # Errors
+    ///
+    /// As [`Snapshot::take`].
+    pub fn read(path: &Path) -> Result<Self, SnapshotError> {
+        Self::parse(&bytes(path)?)
+    }
+
+    fn parse(text: &[u8]) -> Result<Self, SnapshotError> {
+        let damaged = |error: serde_json::Error| SnapshotError::Damaged { reason: error.to_string() };
+        let Head { format, program } = serde_json::from_slice(text).map_err(damaged)?;
+        if format != FORMAT {
+            return Err(SnapshotError::Format { format, program });
+        }
+        serde_json::from_slice(text).map_err(damaged)
+    }
+}
+
+fn bytes(path: &Path) -> Result<Vec<u8>, SnapshotError> {
+    let failed = |source| SnapshotError::File { path: path.to_owned(), source };
+    let file = OpenOptions::new().read(true).custom_flags(OFlags::NOFOLLOW.bits().cast_signed()).open(path);
+    let mut text = Vec::new();
+    file.and_then(|file| file.take(MOST_BYTES).read_to_end(&mut text)).map_err(failed)?;
+    Ok(text)
+}
+
+/// Removes what images that died left. It holds prompts, so it is not to lie there for ever.
+fn remove_abandoned(dir: &Path) {
+    let Ok(entries) = fs::read_dir(dir) else { return };
+    for entry in entries.flatten() {
+        let ours = entry.file_name().to_str().is_some_and(|name| name.starts_with(NAME) && name.ends_with(".json"));
+        let old = || entry.metadata().and_then(|found| found.modified()).ok().and_then(|at| at.elapsed().ok());
+        if ours && old().is_some_and(|age| age > ABANDONED) {
+            let _ = fs::remove_file(entry.path());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+    use crate::config::WorkerIsolation;
+    use crate::ids::Generation;
+    use crate::system::System;
+
+    fn snapshot() -> Snapshot {
+        Snapshot {
+            head: Snapshot::head(),
+            taken_at: UnixMillis::now(),
+            host: HostId::random(),
+            uptime: Duration::from_secs(7),
+            next_session: 2,
+            catalog: 1,
+            session: None,
+            workers: WorkersSnapshot {
+                generation: Generation(3),
+                isolation: WorkerIsolation::InProcess,
+                pid: None,
+                alive: true,
+                gave_up: false,
+                restarts: 2,
+                consecutive_failures: 0,
+                losses: Vec::new(),
+            },
+            jobs: Vec::new(),
+            telemetry: Some(CountersSnapshot::default()),
+            dropped: 0,
+            stale: 0,
+            replays: 0,
+            broken_laws: Vec::new(),
+            fault_counts: Some(PathBuf::from("/counts")),
+            rollout: Carried { adopted: 1, from: "0".into(), by: "signal".into() },
+        }
+    }
+
+    #[test]
+    fn a_snapshot_is_private_and_is_taken_once() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let written = snapshot();
+        let path = written.write(dir.path()).expect("it is written");
+        let mode = fs::metadata(&path).expect("a file").permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        assert_eq!(Snapshot::read(&path).expect("it is read"), written);
+        assert_eq!(Snapshot::take(&path).expect("it is taken"), written);
+        assert!(matches!(Snapshot::take(&path), Err(SnapshotError::File { .. })));
+        assert_eq!(fs::read_dir(dir.path()).expect("a directory").count(), 0);
+    }
+
+    #[test]
+    fn a_snapshot_of_another_format_or_a_damaged_one_is_refused_with_a_reason_and_not_left_there() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let text = serde_json::to_string(&snapshot()).expect("JSON");
+        let other = text.replacen(&format!("\"format\":{FORMAT}"), "\"format\":99", 1);
+        for (text, wants) in [
+            (other.as_str(), "format 99"),
+            // The rest of another format need not make any sense.
+            (r#"{"format":99,"program":"9.9.9"}"#, "by 9.9.9"),
+            (&text[..text.len() / 2], "EOF"),
+            ("", "EOF"),
+            ("[]", "invalid"),
+        ] {
+            let path = dir.path().join("handover-x.json");
+            fs::write(&path, text).expect("written");
+            let error = Snapshot::take(&path).expect_err("it is refused").to_string();
+            assert!(error.contains(wants), "{error}");
+            assert!(!path.exists());
+        }
+    }
+
+    #[test]
+    fn what_an_image_that_died_left_is_removed_in_time() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let old = dir.path().join("handover-old.json");
+        let new = dir.path().join("handover-new.json");
+        for path in [&old, &new] {
+            fs::write(path, "x").expect("written");
+        }
+        let long_ago = std::time::SystemTime::now() - 2 * ABANDONED;
+        OpenOptions::new().write(true).open(&old).and_then(|file| file.set_modified(long_ago)).expect("it is old");
+        snapshot().write(dir.path()).expect("written");
+        assert!(!old.exists() && new.exists());
+    }
+
+    #[tokio::test]
+    async fn a_system_that_serves_nobody_or_an_embedders_streams_is_not_handed_over() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let state = crate::state_dir::StateDir::at(dir.path().join("state"));
+        let system = System::builder().state_dir(state).start().await.expect("it starts");
+        let image = NewImage::new("/bin/true", [], []);
+        let error = system.hand_over(&image).await;
+        assert!(matches!(error, HandOverError::Unfit(crate::actors::connections::Unfit::NoConnection)), "{error}");
+        let (client, server) = tokio::io::duplex(1024);
+        let (reader, writer) = tokio::io::split(server);
+        let serving = tokio::spawn({
+            let system = system.clone();
+            async move { system.serve(reader, writer).await }
+        });
+        let error = loop {
+            match system.hand_over(&image).await {
+                HandOverError::Unfit(crate::actors::connections::Unfit::NoConnection) => tokio::task::yield_now().await,
+                error => break error,
+            }
+        };
+        assert!(matches!(error, HandOverError::Unfit(crate::actors::connections::Unfit::Elsewhere)), "{error}");
+        assert!(system.peek().await.is_err());
+        drop(client);
+        serving.await.expect("no panic").expect("it was served");
+        system.shutdown(crate::system::Grace::default()).await;
+    }
+
+    #[test]
+    fn a_dry_run_takes_what_makes_sense() {
+        System::builder().check(&snapshot()).expect("nothing was under way");
+    }
+
+    #[test]
+    fn an_earlier_snapshot_is_not_named_again() {
+        let words = ["phone-opus", "mcp", "serve", "--restore", "/a", "--restore=/b", "--isolation", "process"];
+        let image = NewImage::new("/p", words.map(Into::into), []);
+        let kept = NewImage::new("/p", ["phone-opus", "mcp", "serve", "--isolation", "process"].map(Into::into), []);
+        assert_eq!(image, kept);
+    }
+}

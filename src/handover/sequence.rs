@@ -1,0 +1,329 @@
+//! The sequence of a hand-over: freeze, pass on, `exec`; or thaw.
+//!
+//! Owns: the order, the bounds, and that everything that was stopped is started again when there is no next image. May not
+//! know: what the parts pass on.
+//!
+//! The order follows the calls: first nothing new comes in, then nobody works at calls, then nobody starts or follows jobs,
+//! and last the session stands still, having heard everything the others had to say.
+//!
+//! Invariants: (1) one at a time; (2) a system that is told to stop is not replaced; (3) between the last look at that and
+//! the `exec` nothing is awaited.
+
+use std::panic::AssertUnwindSafe;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use futures_util::FutureExt;
+use tokio::sync::oneshot;
+
+use super::descriptors::PassedPipe;
+use super::image::NewImage;
+use super::signals::Holding;
+use super::{Snapshot, SnapshotError};
+use crate::actors::child;
+use crate::actors::connections::{Connections, Unfit};
+use crate::actors::current::Current;
+use crate::actors::jobs::JobsMsg;
+use crate::actors::jobs::custody::{Attachments, CustodySnapshot, NotNow};
+use crate::actors::reply::SessionMailbox;
+use crate::actors::rollout::RolloutHandle;
+use crate::actors::session::{Gauges, SessionEvent, SessionSnapshot};
+use crate::actors::workers::{WorkersMsg, WorkersSnapshot};
+use crate::fault::Fault;
+use crate::faults::{Broken, FaultPoint, Faults, Operation};
+use crate::ids::{Generation, HostId, UnixMillis};
+use crate::state_dir::{StateDir, StateDirError};
+use crate::store::StoreHandle;
+use crate::telemetry::TelemetryHandle;
+
+/// What calls that are no waits get to finish. Whoever has to read on has to wait as long; DESIGN §10.
+const FINISH: Duration = Duration::from_secs(2);
+
+/// What a part gets to stop, answer or let go.
+const PART: Duration = Duration::from_secs(3);
+
+/// How long signals that were taken before they were held may need to be heard: a turn of the runtime and its reactor.
+const HEARD: Duration = Duration::from_millis(1);
+
+/// Why the program was not replaced. The old image serves on.
+#[derive(Debug, thiserror::Error)]
+pub enum HandOverError {
+    /// Another hand-over is under way.
+    #[error("hand over: another hand-over is in progress")]
+    InProgress,
+    /// There is nothing that could be passed on.
+    #[error("hand over")]
+    Unfit(#[from] Unfit),
+    /// Not at this moment; it may be tried again.
+    #[error("hand over at this moment: {why} did not come to rest")]
+    NotNow {
+        /// What did not.
+        why: &'static str,
+    },
+    /// A runner cannot be passed on at this moment; it may be tried again.
+    #[error("hand over at this moment")]
+    Runner(#[from] NotNow),
+    /// The snapshot cannot be written.
+    #[error("hand over")]
+    Snapshot(#[from] SnapshotError),
+    /// The state directory cannot be used.
+    #[error("hand over")]
+    StateDir(#[from] StateDirError),
+    /// The system has no directory for it.
+    #[error("hand over without a state directory")]
+    NoDirectory,
+    /// A fault point was met.
+    #[error("hand over: {}", .0.detail)]
+    Injected(Box<Fault>),
+    /// Another file was put in the place of the one that was checked.
+    #[error("run {}, which is not the file any more that was checked", program.display())]
+    Replaced {
+        /// Where it was.
+        program: PathBuf,
+    },
+    /// The system refused to run the new program.
+    #[error("run {}", program.display())]
+    Exec {
+        /// It.
+        program: PathBuf,
+        /// The system's words.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+/// Whether a hand-over is under way.
+#[derive(Debug, Default)]
+pub(crate) struct Underway(AtomicBool);
+
+struct Turn<'a>(&'a AtomicBool);
+
+impl Underway {
+    fn begin(&self) -> Result<Turn<'_>, HandOverError> {
+        let free = self.0.compare_exchange(false, true, Ordering::AcqRel, Ordering::Acquire).is_ok();
+        free.then_some(Turn(&self.0)).ok_or(HandOverError::InProgress)
+    }
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::Release);
+    }
+}
+
+/// What a hand-over works with.
+pub(crate) struct Desk {
+    pub(crate) underway: Underway,
+    pub(crate) host: HostId,
+    pub(crate) started: Instant,
+    pub(crate) dir: Option<StateDir>,
+    pub(crate) connections: Connections,
+    pub(crate) workers: Current<WorkersMsg>,
+    pub(crate) jobs: Current<JobsMsg>,
+    pub(crate) attachments: Attachments,
+    pub(crate) store: StoreHandle,
+    pub(crate) telemetry: TelemetryHandle,
+    pub(crate) gauges: Arc<Gauges>,
+    pub(crate) faults: Faults,
+    pub(crate) rollout: RolloutHandle,
+}
+
+/// What was stopped, and has to be started again when there is no next image.
+#[derive(Default)]
+struct Frozen {
+    session: Option<SessionMailbox>,
+    /// The last worker that was ended for it.
+    ended: Generation,
+    workers: bool,
+    jobs: bool,
+}
+
+async fn within<T>(limit: Duration, answer: oneshot::Receiver<T>, why: &'static str) -> Result<T, HandOverError> {
+    match tokio::time::timeout(limit, answer).await {
+        Ok(Ok(answer)) => Ok(answer),
+        Ok(Err(_)) | Err(_) => Err(HandOverError::NotNow { why }),
+    }
+}
+
+impl Desk {
+    /// What a hand-over would pass on now. Nothing stops.
+    pub(crate) async fn peek(&self) -> Result<Snapshot, HandOverError> {
+        let session = self.connections.fit()?;
+        let (reply, answer) = oneshot::channel();
+        let _ = session.send(SessionEvent::Peek(reply));
+        let session = within(PART, answer, "the session").await?;
+        let (reply, answer) = oneshot::channel();
+        let _ = self.workers.cast(WorkersMsg::Snapshot(reply));
+        let workers = within(PART, answer, "the workers").await?;
+        let jobs = self.attachments.all().iter().map(|(job, attachment)| attachment.peek(*job)).collect();
+        Ok(self.snapshot(session, workers, jobs).await)
+    }
+
+    /// The same in a file, for a program that is to restore it as a trial.
+    pub(crate) async fn peek_into_file(&self) -> Result<PathBuf, HandOverError> {
+        let dir = self.dir.as_ref().ok_or(HandOverError::NoDirectory)?;
+        let snapshot = self.peek().await?;
+        dir.create()?;
+        Ok(snapshot.write(dir.root())?)
+    }
+
+    async fn snapshot(
+        &self,
+        session: SessionSnapshot,
+        workers: WorkersSnapshot,
+        jobs: Vec<CustodySnapshot>,
+    ) -> Snapshot {
+        let (next_session, catalog) = self.connections.passed_on();
+        // Telemetry that is not there costs what it counted, never the hand-over (L10).
+        let telemetry = tokio::time::timeout(PART, self.telemetry.pass_on()).await.ok().flatten();
+        Snapshot {
+            head: Snapshot::head(),
+            taken_at: UnixMillis::now(),
+            host: self.host,
+            uptime: self.started.elapsed(),
+            next_session,
+            catalog,
+            session: Some(session),
+            workers,
+            jobs,
+            telemetry,
+            dropped: self.telemetry.dropped(),
+            stale: self.gauges.stale.load(Ordering::Relaxed),
+            replays: self.gauges.replays.load(Ordering::Relaxed),
+            broken_laws: self.gauges.broken_laws(),
+            fault_counts: self.faults.counters_file().map(ToOwned::to_owned),
+            rollout: self.rollout.carried(),
+        }
+    }
+
+    /// Becomes the next image; returns only why not, and then everything goes on.
+    pub(crate) async fn hand_over(&self, to: &NewImage) -> HandOverError {
+        let turn = match self.underway.begin() {
+            Ok(turn) => turn,
+            Err(error) => return error,
+        };
+        let mut frozen = Frozen::default();
+        let error = match AssertUnwindSafe(self.pass_on(to, &mut frozen)).catch_unwind().await {
+            Ok(error) => error,
+            Err(_) => HandOverError::NotNow { why: "the hand-over itself" },
+        };
+        self.thaw(frozen);
+        drop(turn);
+        error
+    }
+
+    async fn pass_on(&self, to: &NewImage, frozen: &mut Frozen) -> HandOverError {
+        match self.try_to_pass_on(to, frozen).await {
+            Ok(never) => match never {},
+            Err(error) => error,
+        }
+    }
+
+    async fn try_to_pass_on(
+        &self,
+        to: &NewImage,
+        frozen: &mut Frozen,
+    ) -> Result<std::convert::Infallible, HandOverError> {
+        let dir = self.dir.as_ref().ok_or(HandOverError::NoDirectory)?;
+        // A host that accepted no job yet has none.
+        dir.create()?;
+        let session = self.connections.fit()?;
+        frozen.session = Some(session.clone());
+        let (reply, quiet) = oneshot::channel();
+        let _ = session.send(SessionEvent::Freeze(reply));
+        // What does not finish in time is decided about by its contract, as if its worker had been lost.
+        if let Ok(Err(_)) = tokio::time::timeout(FINISH, quiet).await {
+            return Err(HandOverError::NotNow { why: "the connection" });
+        }
+
+        let (reply, answer) = oneshot::channel();
+        frozen.workers = self.workers.cast(WorkersMsg::SetAside(reply)).is_ok();
+        let workers = within(PART, answer, "the worker").await?;
+        frozen.ended = workers.generation;
+
+        let (reply, answer) = oneshot::channel();
+        frozen.jobs = self.jobs.cast(JobsMsg::LetGo(reply)).is_ok();
+        within(PART, answer, "the jobs").await?;
+        let mut custodies = Vec::new();
+        let mut jobs = Vec::new();
+        for (_, attachment) in self.attachments.all() {
+            // One that is over is in the store, where everybody finds it.
+            let Ok(lent) = tokio::time::timeout(PART, attachment.custody().lend()).await else {
+                return Err(HandOverError::NotNow { why: "a job" });
+            };
+            let Some(mut custody) = lent else { continue };
+            if let Some(custody) = custody.get() {
+                jobs.push(custody.let_go(&attachment).await?);
+            }
+            custodies.push(custody);
+        }
+
+        let (reply, answer) = oneshot::channel();
+        let _ = session.send(SessionEvent::HoldStill(reply));
+        let session = within(PART, answer, "the session").await?;
+        // A store that fails has nothing under way; one that does not answer may have.
+        if tokio::time::timeout(PART, self.store.settled()).await.is_err() {
+            return Err(HandOverError::NotNow { why: "the store" });
+        }
+
+        let snapshot = self.snapshot(session, workers, jobs).await;
+        let pipes: Vec<PassedPipe> = snapshot.jobs.iter().flat_map(CustodySnapshot::pipes).copied().collect();
+        let written = Written(snapshot.write(dir.root())?);
+        let failed = self.become_it(to, &written, &pipes).await;
+        // Nobody works with them before this.
+        drop(custodies);
+        Err(failed)
+    }
+
+    /// The last steps, with everything at rest.
+    async fn become_it(&self, to: &NewImage, snapshot: &Written, pipes: &[PassedPipe]) -> HandOverError {
+        match child::in_time(self.faults.meet(FaultPoint::RolloutBeforeExec, Operation::None)).await {
+            Ok(None) => {}
+            Ok(Some(Broken::Error(fault))) => return HandOverError::Injected(fault),
+            Ok(Some(_)) | Err(_) => return HandOverError::NotNow { why: "a fault point" },
+        }
+        let _holding = Holding::begin();
+        // Those taken before are heard by whoever waits for them, and a stop they ask for has begun by then.
+        tokio::time::sleep(HEARD).await;
+        for _ in 0..TURNS {
+            tokio::task::yield_now().await;
+        }
+        if self.connections.are_closing() {
+            return Unfit::Stopping.into();
+        }
+        if !to.is_as_checked() {
+            return HandOverError::Replaced { program: to.program().to_owned() };
+        }
+        tracing::info!(program = %to.program().display(), "handing over to another image of the program");
+        let source = to.exec(&snapshot.0, pipes);
+        HandOverError::Exec { program: to.program().to_owned(), source }
+    }
+
+    fn thaw(&self, frozen: Frozen) {
+        if frozen.jobs {
+            let _ = self.jobs.cast(JobsMsg::Resume);
+        }
+        if frozen.workers {
+            let _ = self.workers.cast(WorkersMsg::Resume);
+        }
+        if let Some(session) = frozen.session {
+            let _ = session.send(SessionEvent::Thaw(frozen.ended));
+        }
+    }
+}
+
+/// Turns of the runtime in which whoever was woken by a signal acts on it; the way from the signal to the stop is three
+/// tasks long.
+const TURNS: usize = 16;
+
+/// A snapshot's file, until another image has taken it.
+struct Written(PathBuf);
+
+impl Drop for Written {
+    fn drop(&mut self) {
+        // There was no other image.
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
