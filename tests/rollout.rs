@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 use phone_opus::config::{Config, RolloutMode};
 use phone_opus::fault::{Fault, FaultCode};
 use phone_opus::faults::{Counters, Ends, FORCE_ROLLOUT_KEY, FaultPlan, Faults};
+use phone_opus::handover::Snapshot;
 use phone_opus::rollout::selfcheck::SNAPSHOT_FORMAT;
 use phone_opus::rollout::{
     HandOver, Handing, LaunchPath, NotAdopted, RolloutSetup, SnapshotFile, Successor, Trigger, Verdict,
@@ -70,7 +71,9 @@ impl HandOver for Recorder {
             let number = self.peeks.fetch_add(1, Ordering::Relaxed);
             assert!(!self.panics.swap(false, Ordering::Relaxed), "the snapshot panics");
             let path = self.dir.join(number.to_string());
-            let text = json!({"format": self.format}).to_string();
+            let mut snapshot = serde_json::to_value(Snapshot::of_nothing()).expect("JSON");
+            snapshot["format"] = json!(self.format);
+            let text = snapshot.to_string();
             let written = fs::File::options().write(true).create_new(true).mode(0o600).open(&path);
             written.expect("a file").write_all(text.as_bytes()).expect("written");
             Ok(SnapshotFile::new(path))
@@ -176,7 +179,7 @@ async fn whatever_lies_at_the_launch_path_the_old_image_serves_on_and_the_next_g
     let mut foreign = whole[..8192].to_vec();
     foreign[18] ^= 0x55;
     let old = rig.path("old-snapshot");
-    fs::write(&old, "{\"format\":0}").expect("written");
+    fs::write(&old, "{\"format\":0,\"program\":\"0\"}").expect("written");
     let restores_old = format!(
         "case \"$*\" in *--restore*) exec {real} mcp selfcheck --json --restore {};; esac; exec {real} \"$@\"",
         old.display()
@@ -228,7 +231,7 @@ async fn whatever_lies_at_the_launch_path_the_old_image_serves_on_and_the_next_g
     }
     assert!(!rig.path("shell").exists(), "a shell made something of a text");
     let reasons = rollout(&mut client).await;
-    assert!(reasons["last"]["reason"].as_str().is_some_and(|text| text.contains("version 0")), "{reasons}");
+    assert!(reasons["last"]["reason"].as_str().is_some_and(|text| text.contains("format 0")), "{reasons}");
     // Each was run once, however often its path was looked at since.
     let runs = fs::read_to_string(&ran).expect("what ran").lines().count();
     assert_eq!(runs, 4, "four scripts note that they ran");

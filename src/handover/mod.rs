@@ -133,6 +133,39 @@ impl Snapshot {
         Head { format: FORMAT, program: env!("CARGO_PKG_VERSION").to_owned() }
     }
 
+    /// One of a server nobody is connected to, for trying what restores it.
+    #[cfg(feature = "testkit")]
+    #[must_use]
+    pub fn of_nothing() -> Self {
+        Self {
+            head: Snapshot::head(),
+            taken_at: UnixMillis::now(),
+            host: HostId::random(),
+            uptime: Duration::from_secs(7),
+            next_session: 2,
+            catalog: 1,
+            session: None,
+            workers: WorkersSnapshot {
+                generation: crate::ids::Generation(3),
+                isolation: crate::config::WorkerIsolation::InProcess,
+                pid: None,
+                alive: true,
+                gave_up: false,
+                restarts: 2,
+                consecutive_failures: 0,
+                losses: Vec::new(),
+            },
+            jobs: Vec::new(),
+            telemetry: Some(CountersSnapshot::default()),
+            dropped: 0,
+            stale: 0,
+            replays: 0,
+            broken_laws: Vec::new(),
+            fault_counts: None,
+            rollout: Carried { adopted: 1, from: "0".into(), by: "signal".into() },
+        }
+    }
+
     /// The version of the program that made it.
     #[must_use]
     pub fn program(&self) -> &str {
@@ -255,38 +288,10 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
 
     use super::*;
-    use crate::config::WorkerIsolation;
-    use crate::ids::Generation;
     use crate::system::System;
 
     fn snapshot() -> Snapshot {
-        Snapshot {
-            head: Snapshot::head(),
-            taken_at: UnixMillis::now(),
-            host: HostId::random(),
-            uptime: Duration::from_secs(7),
-            next_session: 2,
-            catalog: 1,
-            session: None,
-            workers: WorkersSnapshot {
-                generation: Generation(3),
-                isolation: WorkerIsolation::InProcess,
-                pid: None,
-                alive: true,
-                gave_up: false,
-                restarts: 2,
-                consecutive_failures: 0,
-                losses: Vec::new(),
-            },
-            jobs: Vec::new(),
-            telemetry: Some(CountersSnapshot::default()),
-            dropped: 0,
-            stale: 0,
-            replays: 0,
-            broken_laws: Vec::new(),
-            fault_counts: Some(PathBuf::from("/counts")),
-            rollout: Carried { adopted: 1, from: "0".into(), by: "signal".into() },
-        }
+        Snapshot { fault_counts: Some(PathBuf::from("/counts")), ..Snapshot::of_nothing() }
     }
 
     #[test]
