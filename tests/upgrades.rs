@@ -4,7 +4,8 @@
 //! shows which image is running.
 //!
 //! `PHONE_OPUS_UPGRADES=100` makes the series under load as long as it is meant to be, `PHONE_OPUS_UPGRADES_SEED` repeats
-//! one (it is printed).
+//! one (it is printed), and `PHONE_OPUS_CUSTODY_PROGRAM` names another program than the one of this build, such as a released
+//! one.
 
 #![cfg(target_os = "linux")]
 #![expect(clippy::expect_used, clippy::print_stdout, reason = "helpers of tests")]
@@ -21,9 +22,15 @@ use serde_json::{Value, json};
 /// How long a fault point holds an upgrade up, so that something can happen during it.
 const HELD: &str = "rollout.before_exec=delay:400";
 
+/// The program that is tried: that of this build, or another one.
+fn tried() -> PathBuf {
+    let other = std::env::var_os("PHONE_OPUS_CUSTODY_PROGRAM");
+    other.map_or_else(|| env!("CARGO_BIN_EXE_phone-opus").into(), PathBuf::from)
+}
+
 /// A world of its own around the program.
 fn new_rig() -> Rig {
-    Rig::new(env!("CARGO_BIN_EXE_phone-opus"))
+    Rig::new(tried())
 }
 
 /// A world around a copy of the program, which can be replaced.
@@ -34,9 +41,9 @@ fn rig_of_a_copy() -> (Rig, PathBuf, tempfile::TempDir) {
     (Rig::new(&program), program, dir)
 }
 
-/// The program of this build.
+/// The same program, at another place.
 fn copy_to(new: &Path) {
-    let _bytes = std::fs::copy(env!("CARGO_BIN_EXE_phone-opus"), new).expect("a copy");
+    let _bytes = std::fs::copy(tried(), new).expect("a copy");
 }
 
 /// Puts another file in a program's place, as an installer does.
@@ -571,8 +578,8 @@ async fn a_program_that_cannot_be_run_leaves_the_old_image_serving() {
 #[tokio::test]
 async fn no_bad_program_is_adopted_and_health_says_why_and_the_next_good_one_is() {
     let (mut rig, program, _dir) = rig_of_a_copy();
-    let real = env!("CARGO_BIN_EXE_phone-opus");
-    let whole = std::fs::read(real).expect("it is read");
+    let whole = std::fs::read(tried()).expect("it is read");
+    let real = tried().display().to_string();
     let old = rig.path("old-snapshot");
     std::fs::write(&old, "{\"format\":0,\"program\":\"0\"}").expect("written");
     let script = |text: String| format!("#!/bin/sh\n{text}\n").into_bytes();

@@ -291,6 +291,7 @@ impl LocalExec {
             .stderr(Stdio::piped())
             .process_group(0)
             .kill_on_drop(true);
+        hear_signals(&mut command);
         die_with_this_thread(&mut command);
         let mut child = command.spawn().map_err(|error| classify(spec.program.clone(), error))?;
         let pid = child.id().unwrap_or_default();
@@ -360,6 +361,26 @@ fn classify(program: PathBuf, error: io::Error) -> SpawnError {
         Some(Errno::ACCESS | Errno::NOEXEC | Errno::ISDIR) => SpawnError::NotExecutable { program },
         Some(Errno::TOOBIG) => SpawnError::ArgumentsTooLarge { program },
         _ => SpawnError::Other { program, source: error },
+    }
+}
+
+/// Has the child begin with signals as a program expects them: what we were told to ignore, by a shell that started us in the
+/// background for one, it would ignore too, and could not be asked to end.
+fn hear_signals(command: &mut Command) {
+    use nix::sys::signal::{SigHandler, Signal, signal};
+    let prepare = || {
+        for number in [Signal::SIGINT, Signal::SIGQUIT, Signal::SIGTERM, Signal::SIGHUP] {
+            #[expect(unsafe_code, reason = "an ignored signal can only be unignored by the child itself")]
+            // SAFETY: no handler of ours is installed, so none can run at a bad moment.
+            unsafe { signal(number, SigHandler::SigDfl) }.map_err(io::Error::from)?;
+        }
+        Ok(())
+    };
+    #[expect(unsafe_code, reason = "as above, between fork and exec")]
+    // SAFETY: `prepare` runs in the forked child and only makes async-signal-safe system calls; it allocates nothing, takes
+    // no lock and does not unwind.
+    unsafe {
+        command.pre_exec(prepare);
     }
 }
 
