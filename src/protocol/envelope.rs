@@ -246,7 +246,9 @@ pub fn id_in_head(head: &str) -> Option<IdToken> {
 fn first_scalar(text: &str) -> Option<&str> {
     let bytes = text.as_bytes();
     if bytes.first() == Some(&b'"') {
-        return string_end(bytes, 0).map(|end| &text[..end]);
+        // Nobody has read this line as JSON, and what is repeated in an answer has to be.
+        let whole = |text: &&str| serde_json::from_str::<&serde_json::value::RawValue>(text).is_ok();
+        return string_end(bytes, 0).map(|end| &text[..end]).filter(whole);
     }
     let end = bytes.iter().position(|b| matches!(b, b',' | b'}' | b' ' | b'\t'))?;
     text.get(..end).filter(|number| serde_json::from_str::<serde_json::Number>(number).is_ok())
@@ -387,6 +389,8 @@ mod tests {
             (r#"{"id" : "a\"b" ,"method":"x","params":{"id":9"#, Some(r#""a\"b""#)),
             (r#"{"method":"x","params":{"id":9,"t":"aaa"#, None),
             (r#"{"id":4"#, None),
+            ("{\"id\":\"a\u{0}b\",\"m", None),
+            (r#"{"id":"a\qb","m"#, None),
             (r#"{"id":null,"m"#, None),
         ] {
             assert_eq!(id_in_head(head).as_ref().map(IdToken::as_str), want, "{head}");

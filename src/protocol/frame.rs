@@ -93,7 +93,8 @@ impl FrameReader {
                     if self.skipping.is_some() {
                         self.buffer.clear();
                         self.scanned = 0;
-                    } else if self.buffer.len() > self.limit {
+                    } else if self.buffer.len() > self.limit + 1 {
+                        // One more than may be: the last byte could belong to the line ending.
                         self.skipping = Some(Bytes::copy_from_slice(&self.buffer[..HEAD.min(self.buffer.len())]));
                         // The memory of the part already read goes back at once.
                         self.buffer = BytesMut::new();
