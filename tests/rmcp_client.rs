@@ -6,6 +6,8 @@
 
 use std::collections::BTreeSet;
 use std::future::Future;
+use std::io::Write;
+use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -163,6 +165,7 @@ in_every_era! {
     walks_the_pages_of_an_embedding_program_and_hears_that_they_changed
     hears_nothing_of_a_worker_that_crashed
     hears_nothing_of_a_worker_process_that_was_killed
+    stays_connected_through_an_upgrade
 }
 
 #[tokio::test]
@@ -300,6 +303,65 @@ async fn hears_progress(era: Era) {
     assert!(told.windows(2).all(in_order), "{told:?}");
     assert!(told.iter().all(|told| told.message.as_deref().is_some_and(|text| !text.is_empty())), "{told:?}");
     leave(guest, rig).await;
+}
+
+/// Another build of the program is put in its place in the middle of a consult.
+async fn stays_connected_through_an_upgrade(era: Era) {
+    // Only `/proc` shows which image runs; elsewhere than on Linux there is nothing to see.
+    if !cfg!(target_os = "linux") {
+        return;
+    }
+    let installed = tempfile::tempdir().expect("a directory");
+    let program = installed.path().join("phone-opus");
+    install(&program, b"");
+    let rig = Rig::new(&program).with("PHONE_OPUS_PROGRESS_S", "1");
+    let ear = Ear::default();
+    let progress = Arc::clone(&ear.progress);
+    let heard = async |more_than: usize| {
+        let told = || progress.lock().expect("the list").len();
+        until_seen("progress", async || if told() > more_than { Ok(()) } else { Err(told()) }).await;
+    };
+    let stderr = std::fs::File::create(rig.path("host-1.stderr")).expect("a file");
+    let server = TokioChildProcess::builder(rig.command(&["mcp", "serve"])).stderr(stderr).spawn();
+    let (server, _) = server.expect("a server");
+    let pid = server.id().expect("it runs");
+    let connected = tokio::time::timeout(PATIENCE, ear.serve_with_lifecycle(server, era.lifecycle())).await;
+    let guest = connected.expect("an answer").expect("a session");
+
+    let client = guest.peer().clone();
+    let prompt = rig.waiting("begun", "go");
+    let waiting = tokio::spawn(async move { answer(&consult(&client, &prompt).await) });
+    rig.wait_for_sign("begun").await;
+    heard(0).await;
+    install(&program, b"another build");
+    let process = rustix::process::Pid::from_raw(pid.cast_signed()).expect("a process");
+    rustix::process::kill_process(process, rustix::process::Signal::USR2).expect("it runs");
+    until_seen("the next image", async || {
+        let words = std::fs::read(format!("/proc/{pid}/cmdline")).expect("it runs");
+        let words = String::from_utf8_lossy(&words).replace('\0', " ");
+        if words.contains("--restore") { Ok(()) } else { Err(words) }
+    })
+    .await;
+    let before = progress.lock().expect("the list").len();
+    heard(before).await;
+    rig.give_sign("go");
+    assert_eq!(waiting.await.expect("an answer"), "done");
+    let told: Vec<f64> = progress.lock().expect("the list").iter().map(|told| told.progress).collect();
+    assert!(told.windows(2).all(|pair| pair[0] < pair[1]), "{told:?}");
+    let health = call(&guest, "health_snapshot", json!({})).await.structured_content.expect("a structured part");
+    assert_eq!(health["rollout"]["adopted"], 1, "{health:#}");
+    rig.expect_runs(1);
+    leave(guest, rig).await;
+}
+
+/// Puts a copy of the program in place, as an installer does; what follows its end makes it another build.
+fn install(program: &Path, more: &[u8]) {
+    let new = program.with_extension("new");
+    let _bytes = std::fs::copy(env!("CARGO_BIN_EXE_phone-opus"), &new).expect("a copy");
+    let mut file = std::fs::OpenOptions::new().append(true).open(&new).expect("a file");
+    file.write_all(more).expect("room");
+    drop(file);
+    std::fs::rename(new, program).expect("it is put in place");
 }
 
 async fn task(guest: &Guest, prompt: &str) -> CreateTaskResult {

@@ -2,7 +2,7 @@
 //
 // argv: era, server program, environment as JSON, working directory. Prints one JSON line per check:
 // [cell, name, true | false | null, detail]; null means that the client cannot do it, the detail says why.
-import { existsSync, readFileSync, writeFileSync } from 'node:fs';
+import { appendFileSync, existsSync, readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { setTimeout as pause } from 'node:timers/promises';
 
@@ -44,6 +44,7 @@ export async function run({ connect, version, tasks, subscribe }) {
     // To be killed in the middle of a consult.
     return session.call('consult', { prompt: script({ steps: [{ touch: process.env.INTEROP_HANG }, 'hang'] }) });
   }
+  if (process.env.INTEROP_UPGRADE) return upgrade(session, JSON.parse(process.env.INTEROP_UPGRADE));
   say('connect', 'version', session.version === version, session.version);
   say('connect', 'instructions', session.instructions?.length < 600 && session.instructions.includes('consult_job'), `${session.instructions?.length} characters`);
   const names = (await session.list()).map(tool => tool.name);
@@ -123,5 +124,25 @@ export async function run({ connect, version, tasks, subscribe }) {
   const long = 'long '.repeat(75_000);
   seen = await session.call('consult', { prompt: script({ answer: long }) });
   say('call', 'an answer of 375 KB, in a line twice as long', response(seen)?.trim() === long.trim() && text(seen).includes(long.trim()), `${text(seen).length} characters`);
+  await session.close();
+}
+
+/** The server is replaced by another build while the consult runs; whoever started us does that, once we noted some progress. */
+async function upgrade(session, { script: steps, notes }) {
+  const told = [];
+  const seen = await session.call('consult', { prompt: script(steps) }, {
+    onprogress: one => {
+      told.push(one.progress);
+      appendFileSync(notes, '.');
+    },
+  });
+  say('upgrade', 'the answer arrives', response(seen) === steps.answer, response(seen));
+  say('upgrade', 'progress goes on rising', told.length >= 2 && told.every((one, at) => at === 0 || one > told[at - 1]), told.join(', '));
+  const { rollout } = (await session.call('health_snapshot', {})).structuredContent;
+  say('upgrade', 'health tells of it', rollout.adopted === 1, JSON.stringify(rollout));
+  const names = (await session.list()).map(tool => tool.name);
+  const after = await session.call('consult', { prompt: script({ answer: 'after it' }) });
+  say('upgrade', 'further calls', names.length === 6 && response(after) === 'after it', response(after));
+  say('upgrade', 'the client has no complaint', session.errors.length === 0, session.errors.join('; '));
   await session.close();
 }

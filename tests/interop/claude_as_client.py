@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 
-from harness import Mock, Scratch, Table, Tapped, claude, mock_model, phone_opus, scripted, skip
+from harness import Mock, Scratch, Table, Tapped, Upgrade, claude, mock_model, phone_opus, scripted, skip
 
 KEY = "sk-dummy-key-0451"
 
@@ -15,9 +15,9 @@ KEY = "sk-dummy-key-0451"
 CONSULT = ["mcp__phone-opus__" + name for name in ("consult", "consult_job", "consult_jobs", "consult_cancel", "health_snapshot")]
 
 
-def command(output, inner, tap=None):
+def command(output, inner, tap=None, server=None):
     """Claude Code with phone-opus as its only server; `inner` is the server's own environment."""
-    program, arguments = (tap.command, tap.arguments) if tap else (phone_opus(), ["mcp", "serve"])
+    program, arguments = (tap.command, tap.arguments) if tap else (server or phone_opus(), ["mcp", "serve"])
     servers = {"mcpServers": {"phone-opus": {
         "command": program, "args": arguments, "env": inner or {}, "alwaysLoad": True}}}
     return [claude(), "-p", "--output-format", output, "--verbose", "--strict-mcp-config", "--mcp-config",
@@ -31,14 +31,14 @@ def environment(scratch, mock, **more):
         CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC="1", CLAUDE_CODE_MAX_RETRIES="1")
 
 
-def ask(scratch, mock, steps, inner=None, tap=None, **more):
+def ask(scratch, mock, steps, inner=None, tap=None, server=None, **more):
     """One run of it against these steps. Returns (exit code, its events, the model requests, seconds).
 
     The steps are the mock's own, not the prompt's: the script of an inner agent rides in a prompt and would end them."""
     mock.script(steps)
     mark = mock.mark()
     began = time.monotonic()
-    done = subprocess.run(command("stream-json", inner, tap), input="please", capture_output=True, text=True, timeout=120,
+    done = subprocess.run(command("stream-json", inner, tap, server), input="please", capture_output=True, text=True, timeout=120,
                           cwd=scratch.work, env=environment(scratch, mock, **more))
     took = time.monotonic() - began
     events = [json.loads(line) for line in done.stdout.splitlines()]
@@ -126,6 +126,8 @@ def checks(scratch, mock, table):
     for table.era, variables in (("legacy", {"MCP_PROTOCOL_NEGOTIATION": "legacy"}), ("auto", {})):
         era_checks(scratch, mock, table, variables)
         parallel_checks(scratch, mock, table, variables)
+        for tapped in (True, False):
+            upgrade_checks(scratch, mock, table, variables, tapped)
 
     def left(name):
         alive = scratch.left(within=4)
@@ -199,6 +201,30 @@ def parallel_checks(scratch, mock, table, variables):
     good = len(paired) == 2 and all(("answer one" in question) == ("answer one" in answer) for question, answer in paired)
     table.add("%s: two consults in one turn run side by side" % table.era, code == 0 and good, "%.1f s" % took if good else paired,
               cell="parallel")
+
+
+def upgrade_checks(scratch, mock, table, variables, tapped):
+    """Another build is installed while the model waits for a consult. With a tap between them it is seen what was said; without
+    one the server has the client's own descriptors to pass on."""
+    way = "seen by a tap" if tapped else "without a tap"
+    heard = (lambda: len(tap.progress())) if tapped else None
+    upgrade = Upgrade(scratch, "%s-%s" % (table.era, "tapped" if tapped else "alone"), heard)
+    tap = Tapped(scratch, table.era + "-upgrade", upgrade.program) if tapped else None
+
+    def add(cell, name, good, detail=""):
+        table.add("%s: upgrade, %s: %s" % (table.era, way, name), good, detail, cell=cell)
+
+    steps = [call("consult", prompt=played_by(upgrade.script)), call("health_snapshot"),
+             call("consult", prompt=played_by({"answer": "after it"})), {"text": "Done."}]
+    upgrade.start()
+    code, events, bodies, _ = ask(
+        scratch, mock, steps, {"PHONE_OPUS_CLAUDE_BIN": scratch.agent(), "PHONE_OPUS_PROGRESS_S": "1"}, tap, upgrade.program, **variables)
+    (tap.upgrade_checks if tapped else Upgrade.checks)(upgrade, add)
+    seen, health, after = (tool_results(bodies[-1]) + [""] * 3)[:3]
+    add("upgrade", "the model sees the answer", code == 0 and upgrade.ANSWER in seen, seen[:80])
+    # A client that had connected anew would ask a server of its own, which has adopted nothing.
+    add("upgrade", "health tells of it on the same connection", '"adopted":1,' in health.replace(" ", ""), health[health.find('"rollout"'):][:80])
+    add("upgrade", "further calls", "after it" in after, after[:80])
 
 
 def killed(scratch, mock, table, inner, how):

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 
-from harness import Mock, Scratch, Table, Tapped, gemini, mock_gemini, phone_opus, skip
+from harness import Mock, Scratch, Table, Tapped, Upgrade, gemini, mock_gemini, phone_opus, skip
 
 KEY = "dummy-key-0453"
 DONE = {"text": "Done."}
@@ -55,9 +55,9 @@ def checks(scratch, mock, table):
     def add(cell, name, good, detail=""):
         return table.add(name, good, detail, cell=cell)
 
-    def ran(name, steps, inner=(), tapped=True, **options):
+    def ran(name, steps, inner=(), tapped=True, server=None, **options):
         """One run: what was said, its exit code, its model requests."""
-        tap = Tapped(scratch, name) if tapped else None
+        tap = Tapped(scratch, name, server) if tapped else None
         settle(scratch, tap, inner, **options)
         mark = mock.mark()
         done = subprocess.run(command(steps), stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120,
@@ -116,6 +116,17 @@ def checks(scratch, mock, table):
         seen, health, *_ = outputs(bodies[-1])
         add("worker crash", name, "all the same" in seen and '"worker_generation":2' in health.replace("\\", "").replace(" ", ""),
             seen[:80])
+
+    # Another build is installed while the model waits for a consult.
+    upgrade = Upgrade(scratch, "upgrade", lambda: len(Tapped(scratch, "upgrade").progress()))
+    upgrade.start()
+    tap, code, bodies = ran("upgrade", [{"call": call("consult", prompt=played_by(upgrade.script))}, {"call": call("health_snapshot")},
+                                        {"call": call("consult", prompt=played_by({"answer": "after it"}))}, DONE], server=upgrade.program)
+    seen, health, after, *_ = outputs(bodies[-1])
+    tap.upgrade_checks(upgrade, add)
+    add("upgrade", "the model sees the answer", code == 0 and upgrade.ANSWER in seen, seen[:80])
+    add("upgrade", "health tells of it", 'adopted":1,' in health.replace("\\", "").replace(" ", ""))
+    add("upgrade", "further calls", "after it" in after, after[:80])
 
     # Without a tap, so that its signals reach the server itself.
     _, code, bodies = ran("out", [{"call": call("consult", prompt=played_by({"answer": "and out"}))}, DONE], tapped=False)

@@ -170,24 +170,122 @@ class Scratch:
 class Tapped:
     """What a client and its server said to each other, by tap.py."""
 
-    def __init__(self, scratch, name):
+    def __init__(self, scratch, name, server=None):
         self.path = scratch.path(name + ".tap")
         self.command = sys.executable
-        self.arguments = [os.path.join(os.path.dirname(os.path.abspath(__file__)), "tap.py"), self.path, phone_opus(), "mcp", "serve"]
+        tap = os.path.join(os.path.dirname(os.path.abspath(__file__)), "tap.py")
+        self.arguments = [tap, self.path, server or phone_opus(), "mcp", "serve"]
+
+    def lines(self):
+        """All lines of its log but one that is still being written."""
+        try:
+            with open(self.path) as file:
+                return [json.loads(line) for line in file if line.endswith("\n")]
+        except FileNotFoundError:
+            return []
+
+    def starts(self):
+        """How often the client started a server."""
+        return sum("started" in line for line in self.lines())
 
     def said(self, to, method=None):
         """The messages to the "server" or to the "client", those of one method if it is named, in order."""
-        try:
-            with open(self.path) as file:
-                lines = [json.loads(line) for line in file]
-        except FileNotFoundError:
-            return []
-        messages = [line["message"] for line in lines if line["to"] == to and isinstance(line["message"], dict)]
+        messages = [line["message"] for line in self.lines() if line.get("to") == to and isinstance(line["message"], dict)]
         return [message for message in messages if method is None or message.get("method") == method]
+
+    def progress(self):
+        """What the client was told of how far its call is, in order."""
+        return [note["params"]["progress"] for note in self.said("client", "notifications/progress")]
+
+    def upgrade_checks(self, upgrade, add):
+        """What holds of an upgrade whatever the client: `add(cell, name, good, detail)` is told."""
+        upgrade.checks(add)
+        # Some ask twice as they connect; what counts is that nobody does once there was a call.
+        asked = [message.get("method") for message in self.said("server")]
+        greetings = [at for at, method in enumerate(asked) if method in ("initialize", "server/discover", "subscriptions/listen")]
+        good = self.starts() == 1 and greetings and max(greetings) < asked.index("tools/call")
+        add("upgrade", "one server, greeted once", good, "%d start; %s" % (self.starts(), ", ".join(map(str, asked))))
+        values = self.progress()
+        add("upgrade", "progress goes on rising", len(values) >= 2 and values == sorted(set(values)), values)
 
     def answer(self, request):
         """What a request was answered with, if it was."""
         return next((m for m in self.said("client") if "method" not in m and m.get("id") == request["id"]), None)
+
+
+class Upgrade(threading.Thread):
+    """Another build, put in the server's place in the middle of a consult.
+
+    `program` is what the client is to start as its server, and `script` what the agent of that consult does: it says that
+    it runs, waits for a sign, and then answers. This thread does the rest: it waits for the agent, installs the other build
+    as an installer does, asks the server for it, waits for the new image in the same process, and gives the sign. Where
+    `heard` counts what the client was told of progress, that must be something before the upgrade and more after it.
+    """
+
+    ANSWER = "from before and after"
+
+    def __init__(self, scratch, name, heard=None):
+        super().__init__(daemon=True)
+        self.scratch, self.heard = scratch, heard
+        # A path with a component `target` is no place where versions are installed.
+        self.program = os.path.join(scratch.dir("installed-" + name), "phone-opus")
+        shutil.copy(phone_opus(), self.program)
+        self.here, self.go, self.log = (scratch.path("%s-%s" % (name, what)) for what in ("here", "go", "log"))
+        self.script = {"answer": self.ANSWER, "log": self.log, "steps": [{"touch": self.here}, {"wait_for_file": self.go}]}
+        self.good, self.detail = False, "did not come so far"
+        self.given_up = threading.Event()
+
+    def servers(self):
+        words = self.program + " mcp serve"
+        return [pid for pid, line in self.scratch.processes().items() if line.startswith(words)]
+
+    def until(self, what, look):
+        """Waits until `look` finds something, for 20 s at most."""
+        end = time.monotonic() + 20
+        while not look():
+            if self.given_up.is_set() or time.monotonic() > end:
+                raise TimeoutError("waited in vain until " + what)
+            time.sleep(0.01)
+
+    def run(self):
+        try:
+            self.until("the agent runs", lambda: os.path.exists(self.here))
+            self.until("the client hears of it", lambda: not self.heard or self.heard())
+            before = self.servers()
+            new = self.program + ".new"
+            shutil.copy(self.program, new)
+            # What follows the end of a program makes it another file, and the same program.
+            with open(new, "ab") as file:
+                file.write(b"another build")
+            os.rename(new, self.program)
+            began = time.monotonic()
+            os.kill(before[0], signal.SIGUSR2)
+            self.until("the new image runs", lambda: "--restore" in self.scratch.processes().get(before[0], ""))
+            took = time.monotonic() - began
+            told = self.heard and self.heard()
+            self.until("the client hears of it again", lambda: not self.heard or self.heard() > told)
+            after = self.servers()
+            self.good = len(before) == 1 and before == after
+            self.detail = "%.0f ms, the same process" % (took * 1000) if self.good else "%s, then %s" % (before, after)
+        except (OSError, IndexError, TimeoutError) as error:
+            self.detail = repr(error)
+        finally:
+            # Whatever went wrong, the consult is not to wait for ever.
+            open(self.go, "w").close()
+
+    def checks(self, add):
+        """Once the client is done: whether one server became another one in its own process, at no cost."""
+        self.given_up.set()
+        self.join()
+        add("upgrade", "in place", self.good, self.detail)
+        try:
+            with open(self.log) as file:
+                runs = file.read().count('"event":"start"')
+        except FileNotFoundError:
+            runs = 0
+        add("upgrade", "one run of the agent", runs == 1, "%d run" % runs)
+        alive = self.scratch.left(within=4)
+        add("upgrade", "nothing left", not alive, alive or "")
 
 
 class ArgvWatch(threading.Thread):

@@ -223,6 +223,25 @@ async def ordinary(client):
         progress[-1:] and progress[-1][1])
 
 
+async def upgrade(client, script_of_it, notes):
+    """The server is replaced by another build while the consult runs; whoever started us does that, once we noted some progress."""
+    told = []
+
+    async def on_progress(value, total, message):
+        told.append(value)
+        with open(notes, "a") as file:
+            file.write(".")
+
+    seen = await client.call_tool("consult", {"prompt": script(**script_of_it)}, progress_callback=on_progress)
+    say("upgrade", "the answer arrives", response(seen) == script_of_it["answer"], response(seen))
+    say("upgrade", "progress goes on rising", len(told) >= 2 and told == sorted(set(told)), told)
+    rollout = (await client.call_tool("health_snapshot", {})).structured_content["rollout"]
+    say("upgrade", "health tells of it", rollout["adopted"] == 1, rollout)
+    tools = (await client.list_tools()).tools
+    seen = await client.call_tool("consult", {"prompt": script(answer="after it")})
+    say("upgrade", "further calls", len(tools) == 6 and response(seen) == "after it", response(seen))
+
+
 async def main():
     wrong = []
 
@@ -237,6 +256,12 @@ async def main():
         # To be killed in the middle of a consult.
         async with connect() as client:
             await client.call_tool("consult", {"prompt": script(steps=[{"touch": os.environ["INTEROP_HANG"]}, "hang"])})
+
+    if "INTEROP_UPGRADE" in os.environ:
+        given = json.loads(os.environ["INTEROP_UPGRADE"])
+        async with connect() as client:
+            await upgrade(client, given["script"], given["notes"])
+        return say("upgrade", "the client has no complaint", not wrong, "; ".join(wrong))
 
     async with connect() as client:
         await ordinary(client)

@@ -14,10 +14,10 @@ import subprocess
 import sys
 import time
 
-from harness import ROOT, Scratch, Table, Tapped, phone_opus, program, skip
+from harness import ROOT, Scratch, Table, Tapped, Upgrade, phone_opus, program, skip
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-CELLS = ["connect", "list", "call", "parallel", "cancel", "progress", "tasks", "subscribe", "worker crash", "shutdown"]
+CELLS = ["connect", "list", "call", "parallel", "cancel", "progress", "tasks", "subscribe", "worker crash", "upgrade", "shutdown"]
 
 # What each test of tests/rmcp_client.rs shows.
 RMCP = {
@@ -31,6 +31,7 @@ RMCP = {
     "walks_the_pages_of_an_embedding_program_and_hears_that_they_changed": ["list", "subscribe"],
     "hears_nothing_of_a_worker_that_crashed": ["worker crash"],
     "hears_nothing_of_a_worker_process_that_was_killed": ["worker crash"],
+    "stays_connected_through_an_upgrade": ["upgrade"],
 }
 
 
@@ -109,6 +110,9 @@ class Grid(Table):
             "- **subscribe**: `subscriptions/listen` is acknowledged.",
             "- **worker crash**: the worker panics in the call, and its process is killed before it answers; the call is "
             "answered all the same by the next generation (after one run of the agent, as counted through rmcp and the SDKs).",
+            "- **upgrade**: another build is installed in the middle of a consult; the server becomes it in its own process, the "
+            "answer comes on the same connection after one run of the agent, progress goes on rising where there is some, and "
+            "further calls are served (the Inspector makes one call a connection).",
             "- **shutdown**: the server goes when its client does, in the client's own way; no process is left.", ""]
         return "\n".join(lines)
 
@@ -126,14 +130,25 @@ def drive(grid, scratch, command, era):
     """Runs a driver of one era in its own language; it prints a JSON line per check."""
     grid.era = era
     env = server_environment(scratch)
-    done = subprocess.run(
-        [*command, era, phone_opus(), json.dumps(env), scratch.work],
-        env=scratch.environment(PYTHONDONTWRITEBYTECODE="1"), cwd=scratch.work, capture_output=True, text=True, timeout=300)
-    for line in done.stdout.splitlines():
-        grid.check(*json.loads(line))
-    if done.returncode:
-        grid.add("%s, %s: went through" % (grid.client, era), False, done.stderr.strip()[-2000:], cell="call")
+
+    def run(cell, server, **variables):
+        done = subprocess.run(
+            [*command, era, server, json.dumps(env), scratch.work], env=scratch.environment(PYTHONDONTWRITEBYTECODE="1", **variables),
+            cwd=scratch.work, capture_output=True, text=True, timeout=300)
+        for line in done.stdout.splitlines():
+            grid.check(*json.loads(line))
+        if done.returncode:
+            grid.add("%s, %s: %s: went through" % (grid.client, era, cell), False, done.stderr.strip()[-2000:], cell=cell)
+
+    run("call", phone_opus())
     left(grid, scratch, era)
+
+    # Once more, to be upgraded; the driver notes what it hears of progress where we can see it.
+    notes = scratch.path("progress")
+    upgrade = Upgrade(scratch, era, lambda: os.path.exists(notes) and os.path.getsize(notes))
+    upgrade.start()
+    run("upgrade", upgrade.program, INTEROP_UPGRADE=json.dumps({"script": upgrade.script, "notes": notes}))
+    upgrade.checks(grid.check)
 
     # Once more, to be killed: whatever a client promises about its servers, this one keeps none of it.
     here = scratch.path("hangs")
@@ -305,6 +320,14 @@ def inspect(grid, scratch, command, era):
     ):
         code, result, stderr = consult({"answer": "all the same"}, **more)
         add("worker crash", name, code == 0 and result.get("structuredContent", {}).get("response") == "all the same", stderr or "exit 0")
+
+    # A connection has one call here, so the next one cannot be asked what became of its server.
+    upgrade = Upgrade(scratch, era)
+    upgrade.start()
+    code, result, stderr = consult(upgrade.script, server=[upgrade.program, "mcp", "serve"])
+    answer = result.get("structuredContent", {}).get("response")
+    add("upgrade", "the answer arrives", code == 0 and answer == upgrade.ANSWER, stderr or answer)
+    upgrade.checks(grid.check)
 
     here = scratch.path("here")
     process = start("tools/call", *called("consult", {"prompt": "@@script %s @@" % json.dumps({"steps": [{"touch": here}, "hang"]})}))

@@ -2,7 +2,7 @@
 """Stands between a client and its server and notes every line: `tap.py LOG PROGRAM ARGUMENT...`.
 
 For clients that do not tell what they sent or heard. A line of the log is {"to": "server" | "client", "at": seconds,
-"message": ...}. Signals are passed on, and it ends when its server has.
+"message": ...}; its first one {"started": pid, "at": seconds}. Signals are passed on, and it ends when its server has.
 """
 import json
 import signal
@@ -13,6 +13,7 @@ import time
 
 log = open(sys.argv[1], "a", buffering=1)
 server = subprocess.Popen(sys.argv[2:], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+log.write(json.dumps({"started": server.pid, "at": time.time()}) + "\n")
 for number in (signal.SIGINT, signal.SIGTERM):
     signal.signal(number, lambda number, _: server.send_signal(number))
 
