@@ -247,7 +247,7 @@ fn first_scalar(text: &str) -> Option<&str> {
     let bytes = text.as_bytes();
     if bytes.first() == Some(&b'"') {
         // Nobody has read this line as JSON, and what is repeated in an answer has to be.
-        let whole = |text: &&str| serde_json::from_str::<&serde_json::value::RawValue>(text).is_ok();
+        let whole = |text: &&str| serde_json::from_str::<&RawValue>(text).is_ok();
         return string_end(bytes, 0).map(|end| &text[..end]).filter(whole);
     }
     let end = bytes.iter().position(|b| matches!(b, b',' | b'}' | b' ' | b'\t'))?;
