@@ -205,9 +205,10 @@ async fn a_crowd_before(stuck: Stuck, crowd: usize) {
     // Only calls of the worker make room, so nobody waits for it again when something else was answered.
     assert!(looks[0] < Duration::from_millis(40), "each look waited for a stuck worker: {looks:?}");
     assert!(cancel < Duration::from_secs(2), "a cancel waited for a stuck worker: {cancel:?}");
-    // What is refused leaves nothing behind: each of the refused lines is 300 bytes, so keeping them would be 2.5 MiB of
-    // ten thousand. And what is kept is the calls: a few KiB each at most.
-    assert!(after.saturating_sub(full) < MIB, "the host grew with what it refused: {full} to {after}");
+    // What is refused leaves nothing behind but records on their way to the log, of which there are so many at most: each
+    // of the refused lines is 300 bytes, and 2 MiB is less than keeping 7,000 of them would be. And what is kept is the
+    // calls: a few KiB each at most.
+    assert!(after.saturating_sub(full) < 2 * MIB, "the host grew with what it refused: {full} to {after}");
     assert!(
         full.saturating_sub(before) < 4 * KIB * BOUND,
         "a call in flight costs more than 4 KiB: {before} to {full}"
@@ -222,7 +223,7 @@ async fn a_crowd_before(stuck: Stuck, crowd: usize) {
 #[tokio::test]
 async fn a_crowd_before_a_stuck_worker_is_refused_while_the_host_answers() {
     for stuck in Stuck::ALL {
-        a_crowd_before(stuck, 3_000).await;
+        a_crowd_before(stuck, 8_000).await;
     }
 }
 
