@@ -11,6 +11,7 @@ compiler to compiler, so the list need not be made anew for each; what it names 
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -28,9 +29,15 @@ TAIL = """  }
 """
 
 
-def drive(command, output):
+def lose_workers(pid):
+    with open("/proc/%d/task/%d/children" % (pid, pid)) as children:
+        for child in children.read().split():
+            os.kill(int(child), signal.SIGKILL)
+
+
+def drive(command, output, **more):
     with tempfile.TemporaryDirectory() as home:
-        environment = {"HOME": home, "PATH": os.environ["PATH"], "PHONE_OPUS_STATE_DIR": os.path.join(home, "state")}
+        environment = {"HOME": home, "PATH": os.environ["PATH"], "PHONE_OPUS_STATE_DIR": os.path.join(home, "state"), **more}
         server = subprocess.Popen(
             ["valgrind", "--tool=callgrind", "--demangle=no", "--callgrind-out-file=" + output] + command,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment, cwd=home)
@@ -46,7 +53,10 @@ def drive(command, output):
         server.stdin.write(b'{"jsonrpc":"2.0","method":"notifications/initialized"}\n')
         names = [tool["name"] for tool in ask(1, "tools/list", {})["result"]["tools"]]
         call = ("echo", {"text": "hello"}) if "echo" in names else ("consult_jobs", {})
-        for number in range(100):
+        for number in range(200):
+            # Where tools have a process of their own, it is lost now and then.
+            if number >= 100 and number % 20 == 0:
+                lose_workers(server.pid)
             ask(2 + number, "tools/call", {"name": call[0], "arguments": call[1]})
         server.stdin.close()
         server.wait()
@@ -80,11 +90,14 @@ def defined(program):
 
 def main():
     groups, known = [], set()
-    for program in sys.argv[1:]:
+    runs = [(program, {}) for program in sys.argv[1:]]
+    # Last what takes up the work of a worker process that was lost.
+    runs += [(program, {"BENCH_ISOLATION": "process", "BENCH_RESTARTS": "any"}) for program in sys.argv[1:2]]
+    for program, more in runs:
         command = [os.path.abspath(program)] + (["mcp", "serve"] if os.path.basename(program) == "phone-opus" else [])
         ours = dict(defined(program))
         with tempfile.NamedTemporaryFile() as output:
-            drive(command, output.name)
+            drive(command, output.name, **more)
             used = {name.split("'")[0] for name in executed(output.name)} & ours.keys()
         named, wanted = {}, {}
         for name, size in ours.items():

@@ -324,6 +324,19 @@ impl fmt::Display for Fault {
 
 impl std::error::Error for Fault {}
 
+/// An error with everything it came from, as one text.
+#[must_use]
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -8,7 +8,7 @@
 use std::sync::{Arc, Weak};
 
 use super::{Desk, NewImage};
-use crate::fault::{Fault, FaultCode};
+use crate::fault::{Fault, FaultCode, chain};
 use crate::rollout::{HandOver, Handing, SnapshotFile, Successor};
 
 /// Replaces this process's image.
@@ -51,11 +51,5 @@ impl HandOver for InPlace {
 
 /// The error with what it came from, as one sentence.
 fn fault(error: &dyn std::error::Error) -> Fault {
-    let mut detail = format!("failed to {error}");
-    let mut source = error.source();
-    while let Some(error) = source {
-        detail.push_str(&format!(": {error}"));
-        source = error.source();
-    }
-    Fault::new(FaultCode::RolloutRejected, detail + ".")
+    Fault::new(FaultCode::RolloutRejected, format!("failed to {}.", chain(error)))
 }

@@ -134,7 +134,7 @@ impl Snapshot {
     }
 
     /// One of a server nobody is connected to, for trying what restores it.
-    #[cfg(feature = "testkit")]
+    #[cfg(any(test, feature = "testkit"))]
     #[must_use]
     pub fn of_nothing() -> Self {
         Self {

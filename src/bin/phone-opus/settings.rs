@@ -7,6 +7,7 @@ use std::process::ExitCode;
 
 use phone_opus::agents::{AgentRegistry, Environment, MAX_PROMPT_BYTES};
 use phone_opus::config::{Config, ConfigError, FileTrust, Settings, WorkerIsolation};
+pub(crate) use phone_opus::fault::chain;
 use phone_opus::faults::{ArmError, Counters, Ends, FAULT_COUNTERS, FaultPlan, Faults, PlanError};
 use phone_opus::handover::{SnapshotError, signals};
 use phone_opus::ids::HostId;
@@ -56,17 +57,6 @@ pub(crate) enum SetupError {
     /// The runtime could not be started.
     #[error("failed to start the runtime: {0}")]
     Runtime(std::io::Error),
-}
-
-/// An error and its causes in one line.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(&format!(": {error}"));
-        cause = error.source();
-    }
-    text
 }
 
 /// Says why a command did not begin.
