@@ -5,8 +5,10 @@
     python3 linker/hot_functions.py target/release/bench_phone_opus target/release/phone-opus > hot.ld.new
     mv hot.ld.new linker/hot.ld
 
-Needs valgrind. Functions of the first program come first, then what the next one uses beside them. What it runs is asked for a handshake, the list of tools and a hundred calls. Names are made patterns without what differs from
-compiler to compiler, so the list need not be made anew for each; what it names and is not there costs nothing.
+Needs valgrind. Functions of the first program come first, then what the next one uses beside them. What it runs is asked
+for a handshake, the list of tools and two hundred calls. Names are made patterns without what differs from compiler to
+compiler, so the list need not be made anew for each; what it names and is not there costs nothing. It needs the names that
+`.cargo/config.toml` asks for: the older ones are the same for all that a generic function was made into.
 """
 import json
 import os
@@ -15,14 +17,13 @@ import signal
 import subprocess
 import sys
 import tempfile
-
-# The part of what a name stands for that has to be in use for it to come first.
-WORTH = 0.4
+import time
 
 HEAD = """/* The functions a server uses from its start to its first answers, put side by side: the kernel maps code 64 KiB at a
    time, and what is used only once in a while would be mapped along with what lies beside it. Made by hot_functions.py. */
 SECTIONS {
   .text.hot_at_start : {
+    *crt1.o(.text) *crtbegin*.o(.text)
 """
 TAIL = """  }
 } INSERT BEFORE .text;
@@ -58,34 +59,33 @@ def drive(command, output, **more):
             if number >= 100 and number % 20 == 0:
                 lose_workers(server.pid)
             ask(2 + number, "tools/call", {"name": call[0], "arguments": call[1]})
+        # Long enough for the last batch of telemetry.
+        time.sleep(2)
+        # What a stop uses is not wanted: it is used once, when memory no longer matters.
+        subprocess.run(["callgrind_control", "--dump", str(server.pid)], stdout=subprocess.DEVNULL, check=True)
         server.stdin.close()
         server.wait()
 
 
 def pattern(name):
     """The name without the hashes of one compiler."""
-    name = name.split("'")[0]
-    if name.startswith("_ZN"):
-        return re.sub(r"17h[0-9a-f]{16}E.*$", "17h*", name)
     if name.startswith("_R"):
         return re.sub(r"Cs[0-9A-Za-z]+_", "Cs*_", re.sub(r"\.[0-9.a-z]+$", "", name)) + "*"
     return name
 
 
 def executed(path):
-    for line in open(path):
-        found = re.match(r"c?fn=\(\d+\) (\S+)", line)
-        if found:
-            yield found.group(1)
+    with open(path + ".1") as profile:
+        for line in profile:
+            found = re.match(r"c?fn=\(\d+\) (\S+)", line)
+            if found:
+                yield found.group(1).split("'")[0]
 
 
 def defined(program):
-    """The functions of a program, and how long they are."""
-    listed = subprocess.run(["nm", "--print-size", "--defined-only", program], capture_output=True, text=True, check=True)
-    for line in listed.stdout.splitlines():
-        found = re.match(r"[0-9a-f]+ ([0-9a-f]+) [tTwW] (\S+)$", line)
-        if found:
-            yield found.group(2), int(found.group(1), 16)
+    """The functions of a program itself, without those of the libraries it loads."""
+    listed = subprocess.run(["nm", "--defined-only", program], capture_output=True, text=True, check=True)
+    return set(re.findall(r"^[0-9a-f]+ [tTwW] (\S+)$", listed.stdout, re.MULTILINE))
 
 
 def main():
@@ -95,18 +95,12 @@ def main():
     runs += [(program, {"BENCH_ISOLATION": "process", "BENCH_RESTARTS": "any"}) for program in sys.argv[1:2]]
     for program, more in runs:
         command = [os.path.abspath(program)] + (["mcp", "serve"] if os.path.basename(program) == "phone-opus" else [])
-        ours = dict(defined(program))
-        with tempfile.NamedTemporaryFile() as output:
-            drive(command, output.name, **more)
-            used = {name.split("'")[0] for name in executed(output.name)} & ours.keys()
-        named, wanted = {}, {}
-        for name, size in ours.items():
-            named[pattern(name)] = named.get(pattern(name), 0) + size
-            if name in used:
-                wanted[pattern(name)] = wanted.get(pattern(name), 0) + size
-        # One name stands for all that a generic function was made into; those of which the least is used come last.
-        group = wanted.keys() - known
-        groups.append(sorted(group, key=lambda name: (wanted[name] < named[name] * WORTH, name)))
+        with tempfile.TemporaryDirectory() as directory:
+            output = os.path.join(directory, "profile")
+            drive(command, output, **more)
+            used = set(executed(output)) & defined(program)
+        group = {pattern(name) for name in used} - known
+        groups.append(sorted(group))
         known |= group
     sys.stdout.write(HEAD)
     for group in groups:

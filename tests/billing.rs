@@ -3,13 +3,13 @@
 use std::io::Write as _;
 use std::process::{Command, Output, Stdio};
 
-use phone_opus::testkit::{Rig, Script, Step};
+use phone_opus::testkit::{Rig, Script, Step, tried_program};
 use rustix::process::{Pid, test_kill_process_group};
 use serde_json::{Value, json};
 
 /// A world of its own around the program.
 fn new_rig() -> Rig {
-    Rig::new(env!("CARGO_BIN_EXE_phone-opus"))
+    Rig::new(tried_program(env!("CARGO_BIN_EXE_phone-opus")))
 }
 
 fn reply(output: &Output) -> Value {

@@ -4,14 +4,14 @@
 
 use std::process::{Output, Stdio};
 
-use phone_opus::testkit::{KEY, Rig, Script, Step, until};
+use phone_opus::testkit::{KEY, Rig, Script, Step, tried_program, until};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt;
 
 /// A world of its own around the program.
 fn new_rig() -> Rig {
-    Rig::new(env!("CARGO_BIN_EXE_phone-opus"))
+    Rig::new(tried_program(env!("CARGO_BIN_EXE_phone-opus")))
 }
 
 fn stdout(output: &Output) -> String {

@@ -18,7 +18,7 @@ use phone_opus::system::SystemBuilder;
 use phone_opus::testkit::client::REVISION;
 use phone_opus::testkit::processes::resident;
 use phone_opus::testkit::tools::echo;
-use phone_opus::testkit::{Client, Rig, Role, Sent, until};
+use phone_opus::testkit::{Client, Rig, Role, Sent, tried_program, until};
 use phone_opus::worker::{self, Isolation, WorkerCommand};
 use serde_json::json;
 
@@ -30,7 +30,7 @@ const MIB: usize = 1024 * KIB;
 
 /// A world of its own around the program.
 fn new_rig() -> Rig {
-    Rig::new(env!("CARGO_BIN_EXE_phone-opus"))
+    Rig::new(tried_program(env!("CARGO_BIN_EXE_phone-opus")))
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -2,7 +2,7 @@
 //! nothing behind.
 //!
 //! `PHONE_OPUS_CUSTODY_KILLS=1000` makes the storm as long as it is meant to be, `PHONE_OPUS_CUSTODY_SEED` repeats one (it
-//! is printed), and `PHONE_OPUS_CUSTODY_PROGRAM` names another program than the one of this build, such as a released one.
+//! is printed), and `PHONE_OPUS_TEST_PROGRAM` names another program than the one of this build, such as a released one.
 
 #![expect(clippy::expect_used, clippy::panic, clippy::print_stdout, reason = "helpers of tests")]
 
@@ -14,7 +14,9 @@ use phone_opus::ids::JobId;
 use phone_opus::jobs::{JobMode, JobRecord, JobState};
 use phone_opus::testkit::client::Exchange;
 use phone_opus::testkit::rig::FAULTS;
-use phone_opus::testkit::{Client, Place, Process, Reply, Rig, Role, Script, Sent, Signal, Step, Waiting};
+use phone_opus::testkit::{
+    Client, Place, Process, Reply, Rig, Role, Script, Sent, Signal, Step, Waiting, tried_program,
+};
 use serde_json::{Value, json};
 
 /// Kills of one world; the next ones are done in a new one, so that a law is looked at every so often and listings stay
@@ -40,8 +42,7 @@ fn number(name: &str) -> Option<u64> {
 
 /// A world around the program that is tried.
 fn new_rig() -> Rig {
-    let other = std::env::var_os("PHONE_OPUS_CUSTODY_PROGRAM");
-    Rig::new(other.map_or_else(|| env!("CARGO_BIN_EXE_phone-opus").into(), PathBuf::from))
+    Rig::new(tried_program(env!("CARGO_BIN_EXE_phone-opus")))
 }
 
 /// Waits until every job is over, with hosts that come and go: a new one looks for lost jobs a second after its start, and

@@ -2,7 +2,7 @@
 //! version, many who write at once, and ten thousand jobs.
 //!
 //! `cargo test --test disk -- --ignored --nocapture` prints what reading among ten thousand jobs takes.
-//! `PHONE_OPUS_CUSTODY_PROGRAM` names another program than the one of this build.
+//! `PHONE_OPUS_TEST_PROGRAM` names another program than the one of this build.
 
 #![expect(clippy::expect_used, clippy::print_stdout, reason = "helpers of tests")]
 
@@ -15,13 +15,12 @@ use phone_opus::ids::{ChainId, JobId, RunToken, UnixMillis};
 use phone_opus::jobs::{ConsultRequest, JobMode, JobOutcome, JobState, JournalEvent, NewJob, RunProcess};
 use phone_opus::store::{AcceptLimits, SqliteStore, Start, Store, Transition};
 use phone_opus::testkit::client::REVISION;
-use phone_opus::testkit::{Client, PATIENCE, Rig, Role, Step, Waiting};
+use phone_opus::testkit::{Client, PATIENCE, Rig, Role, Step, Waiting, tried_program};
 use serde_json::{Value, json};
 use tokio::process::Command;
 
 fn new_rig() -> Rig {
-    let other = std::env::var_os("PHONE_OPUS_CUSTODY_PROGRAM");
-    Rig::new(other.map_or_else(|| env!("CARGO_BIN_EXE_phone-opus").into(), PathBuf::from))
+    Rig::new(tried_program(env!("CARGO_BIN_EXE_phone-opus")))
 }
 
 /// A host that a shell starts by `exec … "$@"`.

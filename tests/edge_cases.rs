@@ -7,7 +7,7 @@
 
 use std::process::Stdio;
 
-use phone_opus::testkit::{PATIENCE, Rig, until};
+use phone_opus::testkit::{PATIENCE, Rig, tried_program, until};
 use serde::Deserialize;
 use serde_json::Value;
 use serde_json::value::RawValue;
@@ -507,7 +507,7 @@ fn input(row: &Row, era: &str) -> Vec<u8> {
 
 #[tokio::test]
 async fn every_row_of_the_table_gets_exactly_what_it_says_in_each_era() {
-    let rig = Rig::new(env!("CARGO_BIN_EXE_phone-opus"));
+    let rig = Rig::new(tried_program(env!("CARGO_BIN_EXE_phone-opus")));
     let tables = [
         lines_that_are_no_messages(),
         lines_that_need_mending(),
@@ -548,7 +548,7 @@ async fn every_row_of_the_table_gets_exactly_what_it_says_in_each_era() {
 
 #[tokio::test]
 async fn a_last_line_without_an_end_is_served() {
-    let rig = Rig::new(env!("CARGO_BIN_EXE_phone-opus"));
+    let rig = Rig::new(tried_program(env!("CARGO_BIN_EXE_phone-opus")));
     let got = answers(&rig, br#"{"jsonrpc":"2.0","id":9,"method":"ping"}"#).await;
     assert_eq!(got, Ok(vec![("9".to_owned(), Result)]));
     rig.stop_and_check_invariants([]).await;
@@ -556,7 +556,7 @@ async fn a_last_line_without_an_end_is_served() {
 
 #[tokio::test]
 async fn complaints_about_lines_that_are_no_messages_are_rationed() {
-    let rig = Rig::new(env!("CARGO_BIN_EXE_phone-opus"));
+    let rig = Rig::new(tried_program(env!("CARGO_BIN_EXE_phone-opus")));
     let ping = r#"{"jsonrpc":"2.0","id":9,"method":"ping"}"#;
     let got =
         answers(&rig, format!("{ping}\n{}{ping}\n", "nonsense\n".repeat(10_000)).as_bytes()).await.expect("answers");
@@ -569,7 +569,7 @@ async fn complaints_about_lines_that_are_no_messages_are_rationed() {
 
 #[tokio::test]
 async fn a_client_that_reads_no_more_is_gone() {
-    let rig = Rig::new(env!("CARGO_BIN_EXE_phone-opus"));
+    let rig = Rig::new(tried_program(env!("CARGO_BIN_EXE_phone-opus")));
     let mut host = rig
         .command(&["mcp", "serve"])
         .stdin(Stdio::piped())

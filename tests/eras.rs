@@ -12,14 +12,14 @@ use phone_opus::state_dir::StateDir;
 use phone_opus::system::{Grace, Shutdown, System};
 use phone_opus::testkit::client::envelope;
 use phone_opus::testkit::invariants::invariant_one_answer_each;
-use phone_opus::testkit::{Client, Reply, Rig, Role, Script, Step, tools, until};
+use phone_opus::testkit::{Client, Reply, Rig, Role, Script, Step, tools, tried_program, until};
 use serde_json::{Map, Value, json};
 
 /// The version that has tasks in its core.
 const CORE: &str = "2025-11-25";
 
 fn new_rig() -> Rig {
-    Rig::new(env!("CARGO_BIN_EXE_phone-opus")).with("PHONE_OPUS_PROGRESS_S", "1")
+    Rig::new(tried_program(env!("CARGO_BIN_EXE_phone-opus"))).with("PHONE_OPUS_PROGRESS_S", "1")
 }
 
 /// The envelope of a client that can be given tasks.

@@ -2,12 +2,12 @@
 
 use phone_opus::agents::MAX_PROMPT_BYTES;
 use phone_opus::ids::UnixMillis;
-use phone_opus::testkit::{Client, Reply, Rig, Script, Step};
+use phone_opus::testkit::{Client, Reply, Rig, Script, Step, tried_program};
 use serde_json::{Value, json};
 
 /// A world of its own around the program.
 fn new_rig() -> Rig {
-    Rig::new(env!("CARGO_BIN_EXE_phone-opus"))
+    Rig::new(tried_program(env!("CARGO_BIN_EXE_phone-opus")))
 }
 
 /// The sentence of a fault: of a tool result or a protocol error.

@@ -3,12 +3,12 @@
 
 #![cfg(target_os = "linux")]
 
-use phone_opus::testkit::{Client, Reply, Rig, Role, until};
+use phone_opus::testkit::{Client, Reply, Rig, Role, tried_program, until};
 use serde_json::json;
 
 /// A world of its own around the program.
 fn new_rig() -> Rig {
-    Rig::new(env!("CARGO_BIN_EXE_phone-opus"))
+    Rig::new(tried_program(env!("CARGO_BIN_EXE_phone-opus")))
 }
 
 #[derive(Debug, Clone, Copy)]

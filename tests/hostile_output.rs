@@ -1,14 +1,14 @@
 //! What a hostile agent writes, through the real runner: how it is classified, and how much memory it costs.
 //!
 //! `PHONE_OPUS_HOSTILE_MB=100` writes as much as is meant, with lines of half of it; a tenth is enough to see that memory
-//! does not grow with it. `PHONE_OPUS_CUSTODY_PROGRAM` names another program than the one of this build.
+//! does not grow with it. `PHONE_OPUS_TEST_PROGRAM` names another program than the one of this build.
 
 #![expect(clippy::expect_used, clippy::print_stdout, reason = "helpers of tests")]
 
 use std::path::PathBuf;
 use std::time::Duration;
 
-use phone_opus::testkit::{Client, Place, Process, Reply, Rig, Role, Script, Step, Waiting};
+use phone_opus::testkit::{Client, Place, Process, Reply, Rig, Role, Script, Step, Waiting, tried_program};
 use serde_json::{Map, Value, json};
 
 /// Memory a host may ever have taken, whatever an agent writes: it looks at lines of 1 MiB at most, keeps 64 KiB of text
@@ -24,8 +24,7 @@ const RUNNER_MB: u64 = 60;
 const COPIES_OF_A_LINE: u64 = 6;
 
 fn new_rig() -> Rig {
-    let other = std::env::var_os("PHONE_OPUS_CUSTODY_PROGRAM");
-    Rig::new(other.map_or_else(|| env!("CARGO_BIN_EXE_phone-opus").into(), PathBuf::from))
+    Rig::new(tried_program(env!("CARGO_BIN_EXE_phone-opus")))
         // Every line of output is worth a line of the log at the most verbose level.
         .with("PHONE_OPUS_LOG", "warn")
 }

@@ -16,7 +16,7 @@ use phone_opus::faults::Faults;
 use phone_opus::ids::Generation;
 use phone_opus::stdio::Input;
 use phone_opus::system::{System, SystemBuilder};
-use phone_opus::testkit::{Client, PATIENCE, Process, Reply, Rig, until};
+use phone_opus::testkit::{Client, PATIENCE, Process, Reply, Rig, tried_program, until};
 use phone_opus::tools::{Annotations, ReplayContract, Tool, ToolCall, ToolDefinition, ToolFuture, ToolReply};
 use phone_opus::worker::{self, Isolation, WorkerCommand, WorkerPolicy};
 use serde_json::{Value, json};
@@ -246,7 +246,7 @@ async fn connect(system: &System) -> Client {
 
 /// A world of its own around the program.
 fn new_rig() -> Rig {
-    Rig::new(env!("CARGO_BIN_EXE_phone-opus"))
+    Rig::new(tried_program(env!("CARGO_BIN_EXE_phone-opus")))
 }
 
 async fn stop(system: System, rig: Rig, clients: impl IntoIterator<Item = Client>) {

@@ -11,7 +11,7 @@ use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
 use fastrand::Rng;
-use phone_opus::testkit::{Client, PATIENCE, Process, Reply, Rig, Script, Sent, Step, until};
+use phone_opus::testkit::{Client, PATIENCE, Process, Reply, Rig, Script, Sent, Step, tried_program, until};
 use serde_json::json;
 
 /// Consults of one host under way at once: enough that every kill finds some, few enough for a busy machine.
@@ -22,7 +22,7 @@ const PACE: Duration = Duration::from_millis(5);
 
 /// A world of its own around the program, whose worker is a process that may be lost any number of times.
 fn new_rig() -> Rig {
-    Rig::new(env!("CARGO_BIN_EXE_phone-opus"))
+    Rig::new(tried_program(env!("CARGO_BIN_EXE_phone-opus")))
         .with("PHONE_OPUS_ISOLATION", "process")
         .with("PHONE_OPUS_MAX_RUNNING", "16")
         .with("PHONE_OPUS_RESTART_INTENSITY", "10000")

@@ -9,13 +9,13 @@ use std::time::{Duration, Instant};
 
 use phone_opus::fault::FaultCode;
 use phone_opus::jobs::{JobMode, JobRecord, JobState};
-use phone_opus::testkit::{PATIENCE, Place, Rig, Role, Script, Signal, Step, until};
+use phone_opus::testkit::{PATIENCE, Place, Rig, Role, Script, Signal, Step, tried_program, until};
 use serde_json::json;
 use tokio::io::AsyncWriteExt;
 
 /// A world of its own around the program.
 fn new_rig() -> Rig {
-    Rig::new(env!("CARGO_BIN_EXE_phone-opus"))
+    Rig::new(tried_program(env!("CARGO_BIN_EXE_phone-opus")))
 }
 
 fn fault(job: &JobRecord) -> Option<FaultCode> {

@@ -4,12 +4,12 @@
 
 use phone_opus::faults::{Counters, Ends, FaultPlan, Faults};
 use phone_opus::system::System;
-use phone_opus::testkit::{Client, Rig, until};
+use phone_opus::testkit::{Client, Rig, tried_program, until};
 use serde_json::{Value, json};
 
 /// A world of its own around the program.
 fn new_rig() -> Rig {
-    Rig::new(env!("CARGO_BIN_EXE_phone-opus"))
+    Rig::new(tried_program(env!("CARGO_BIN_EXE_phone-opus")))
 }
 
 async fn connect(system: &System) -> Client {

@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use phone_opus::jobs::JobState;
-use phone_opus::testkit::{PATIENCE, Rig, Script, Step, tools, until, until_seen};
+use phone_opus::testkit::{PATIENCE, Rig, Script, Step, tools, tried_program, until, until_seen};
 use rmcp::model::{
     CallToolRequestParams, CallToolResponse, CallToolResult, CancelTaskParams, ClientCapabilities, ClientConfig,
     CreateTaskResult, GetTaskParams, Implementation, ProgressNotificationParam, ProtocolVersion, ServerNotification,
@@ -112,7 +112,7 @@ async fn leave(mut guest: Guest, rig: Rig) {
 }
 
 fn new_rig() -> Rig {
-    Rig::new(env!("CARGO_BIN_EXE_phone-opus")).with("PHONE_OPUS_PROGRESS_S", "1")
+    Rig::new(tried_program(env!("CARGO_BIN_EXE_phone-opus"))).with("PHONE_OPUS_PROGRESS_S", "1")
 }
 
 fn asking(tool: &'static str, arguments: Value) -> CallToolRequestParams {
@@ -357,7 +357,7 @@ async fn stays_connected_through_an_upgrade(era: Era) {
 /// Puts a copy of the program in place, as an installer does; what follows its end makes it another build.
 fn install(program: &Path, more: &[u8]) {
     let new = program.with_extension("new");
-    let _bytes = std::fs::copy(env!("CARGO_BIN_EXE_phone-opus"), &new).expect("a copy");
+    let _bytes = std::fs::copy(tried_program(env!("CARGO_BIN_EXE_phone-opus")), &new).expect("a copy");
     let mut file = std::fs::OpenOptions::new().append(true).open(&new).expect("a file");
     file.write_all(more).expect("room");
     drop(file);

@@ -24,12 +24,12 @@ use phone_opus::rollout::{
     HandOver, Handing, LaunchPath, NotAdopted, RolloutSetup, SnapshotFile, Successor, Trigger, Verdict,
 };
 use phone_opus::system::{System, SystemBuilder};
-use phone_opus::testkit::{Client, Rig, Role, until, until_seen};
+use phone_opus::testkit::{Client, Rig, Role, tried_program, until, until_seen};
 use serde_json::{Value, json};
 
 /// A world of its own around the program.
 fn new_rig() -> Rig {
-    Rig::new(env!("CARGO_BIN_EXE_phone-opus"))
+    Rig::new(tried_program(env!("CARGO_BIN_EXE_phone-opus")))
 }
 
 /// Notes what would have been handed over, and goes on serving.

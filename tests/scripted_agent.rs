@@ -9,12 +9,12 @@ use phone_opus::agents::{
 use phone_opus::ids::{AgentSessionId, ChainId, RunToken};
 use phone_opus::jobs::{Billing, ConsultRequest, JobState, RunExit};
 use phone_opus::testkit::processes::{are_visible, group_lives};
-use phone_opus::testkit::{AgentProcess, Place, Rig, Role, Script, Signal, Step, scripted_agent, until};
+use phone_opus::testkit::{AgentProcess, Place, Rig, Role, Script, Signal, Step, scripted_agent, tried_program, until};
 use serde_json::json;
 
 /// A world of its own around the program.
 fn new_rig() -> Rig {
-    Rig::new(env!("CARGO_BIN_EXE_phone-opus"))
+    Rig::new(tried_program(env!("CARGO_BIN_EXE_phone-opus")))
 }
 
 fn doing(steps: Vec<Step>) -> Script {

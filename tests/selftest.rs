@@ -4,13 +4,13 @@
 
 use std::process::Output;
 
-use phone_opus::testkit::Rig;
 use phone_opus::testkit::scoreboard::{Draw, rows};
+use phone_opus::testkit::{Rig, tried_program};
 use serde_json::{Value, json};
 
 /// Runs the command in a world of its own, in which it makes more of them, and proves that nothing is left of any.
 async fn selftest(arguments: &[&str]) -> Output {
-    let mut rig = Rig::new(env!("CARGO_BIN_EXE_phone-opus"));
+    let mut rig = Rig::new(tried_program(env!("CARGO_BIN_EXE_phone-opus")));
     // Scratch directories of the cases lie in this one's.
     let scratch = rig.path("cases");
     std::fs::create_dir(&scratch).expect("a directory");

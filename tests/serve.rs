@@ -4,12 +4,12 @@ use std::collections::BTreeSet;
 
 use phone_opus::agents::{MAX_PROMPT_BYTES, PROMPT_PREFIX};
 use phone_opus::testkit::client::envelope;
-use phone_opus::testkit::{KEY, PATIENCE, Reply, Rig, Script, Step, processes, until};
+use phone_opus::testkit::{KEY, PATIENCE, Reply, Rig, Script, Step, processes, tried_program, until};
 use serde_json::{Value, json};
 
 /// A world of its own around the program.
 fn new_rig() -> Rig {
-    Rig::new(env!("CARGO_BIN_EXE_phone-opus"))
+    Rig::new(tried_program(env!("CARGO_BIN_EXE_phone-opus")))
 }
 
 #[tokio::test]

@@ -8,12 +8,12 @@ use phone_opus::actors::workers::slot::RestartPolicy;
 use phone_opus::jobs::ConsultRequest;
 use phone_opus::testkit::client::REVISION;
 use phone_opus::testkit::tools::{boom, cursed, early_boom, echo, stuck, stumbles};
-use phone_opus::testkit::{Client, Rig, until};
+use phone_opus::testkit::{Client, Rig, tried_program, until};
 use serde_json::json;
 
 /// A world of its own around the program.
 fn new_rig() -> Rig {
-    Rig::new(env!("CARGO_BIN_EXE_phone-opus"))
+    Rig::new(tried_program(env!("CARGO_BIN_EXE_phone-opus")))
 }
 
 #[tokio::test]

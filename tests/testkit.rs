@@ -11,13 +11,13 @@ use phone_opus::testkit::invariants::{
 use phone_opus::testkit::processes::are_visible;
 use phone_opus::testkit::rig::{FAULT_SEED, FAULTS};
 use phone_opus::testkit::tools::{Crash, Tally, TestTool, blocks, counter, dying_counter, echo, probed};
-use phone_opus::testkit::{Client, Rig, Role, Script, Signal, Step, until};
+use phone_opus::testkit::{Client, Rig, Role, Script, Signal, Step, tried_program, until};
 use phone_opus::tools::{ReplayContract, Tool};
 use serde_json::json;
 
 /// A world of its own around the program.
 fn new_rig() -> Rig {
-    Rig::new(env!("CARGO_BIN_EXE_phone-opus"))
+    Rig::new(tried_program(env!("CARGO_BIN_EXE_phone-opus")))
 }
 
 /// Runs a case that must fail, and returns what it said.

@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 
 use phone_opus::system::{Grace, Shutdown};
 use phone_opus::testkit::client::envelope;
-use phone_opus::testkit::{PATIENCE, Rig, Step};
+use phone_opus::testkit::{PATIENCE, Rig, Step, tried_program};
 use serde_json::{Map, Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncWrite, AsyncWriteExt, BufReader};
 
@@ -303,7 +303,7 @@ fn compare(name: &str, rig: &Rig, tape: &Tape) {
 }
 
 async fn over_the_program(name: &'static str) {
-    let rig = Rig::new(env!("CARGO_BIN_EXE_phone-opus")).with("PHONE_OPUS_PROGRESS_S", "1");
+    let rig = Rig::new(tried_program(env!("CARGO_BIN_EXE_phone-opus"))).with("PHONE_OPUS_PROGRESS_S", "1");
     let mut host = rig
         .command(&["mcp", "serve"])
         .stdin(std::process::Stdio::piped())
@@ -352,7 +352,7 @@ async fn the_revision_of_2026_07_28_is_spoken_as_recorded() {
 /// The catalog of the program never changes, so the life of a subscription to it is shown on a system in this process.
 #[tokio::test]
 async fn a_subscription_to_the_catalog_lives_as_recorded() {
-    let rig = Rig::new(env!("CARGO_BIN_EXE_phone-opus"));
+    let rig = Rig::new(tried_program(env!("CARGO_BIN_EXE_phone-opus")));
     let system = rig.system().start().await.expect("it starts");
     let (ours, theirs) = tokio::io::duplex(1 << 20);
     let (input, output) = tokio::io::split(theirs);

@@ -4,7 +4,7 @@
 //! shows which image is running.
 //!
 //! `PHONE_OPUS_UPGRADES=100` makes the series under load as long as it is meant to be, `PHONE_OPUS_UPGRADES_SEED` repeats
-//! one (it is printed), and `PHONE_OPUS_CUSTODY_PROGRAM` names another program than the one of this build, such as a released
+//! one (it is printed), and `PHONE_OPUS_TEST_PROGRAM` names another program than the one of this build, such as a released
 //! one.
 
 #![cfg(target_os = "linux")]
@@ -16,7 +16,9 @@ use std::time::{Duration, Instant};
 
 use phone_opus::testkit::client::envelope;
 use phone_opus::testkit::processes::resident;
-use phone_opus::testkit::{Client, PATIENCE, Reply, Rig, Role, Script, Sent, Signal, Step, Waiting, until};
+use phone_opus::testkit::{
+    Client, PATIENCE, Reply, Rig, Role, Script, Sent, Signal, Step, Waiting, tried_program, until,
+};
 use serde_json::{Value, json};
 
 /// How long a fault point holds an upgrade up, so that something can happen during it.
@@ -24,8 +26,7 @@ const HELD: &str = "rollout.before_exec=delay:400";
 
 /// The program that is tried: that of this build, or another one.
 fn tried() -> PathBuf {
-    let other = std::env::var_os("PHONE_OPUS_CUSTODY_PROGRAM");
-    other.map_or_else(|| env!("CARGO_BIN_EXE_phone-opus").into(), PathBuf::from)
+    tried_program(env!("CARGO_BIN_EXE_phone-opus"))
 }
 
 /// A world of its own around the program.

@@ -7,8 +7,11 @@
 
 use bytes::{Buf, Bytes, BytesMut};
 
-/// Bytes asked for at a time. One pipe's worth on Linux.
+/// Bytes asked for at a time when much is waiting. One pipe's worth on Linux.
 const CHUNK: usize = 64 * 1024;
+
+/// Bytes asked for at first: most clients send a short line at a time, and a buffer's memory stays with each connection.
+const FIRST_CHUNK: usize = 8 * 1024;
 
 /// What is kept of a line that is too long: enough to find its id, which clients write near the front.
 const HEAD: usize = 4 * 1024;
@@ -31,6 +34,8 @@ pub struct FrameReader {
     buffer: BytesMut,
     /// Bytes of `buffer` known to hold no newline.
     scanned: usize,
+    /// Bytes asked for at a time; doubled, up to [`CHUNK`], whenever a read has filled all the room there was.
+    chunk: usize,
     limit: usize,
     /// The head of the over-long line being skipped.
     skipping: Option<Bytes>,
@@ -40,14 +45,14 @@ impl FrameReader {
     /// A reader that refuses lines of more than `limit` bytes.
     #[must_use]
     pub fn new(limit: usize) -> Self {
-        Self { buffer: BytesMut::new(), scanned: 0, limit, skipping: None }
+        Self { buffer: BytesMut::new(), scanned: 0, chunk: FIRST_CHUNK / 2, limit, skipping: None }
     }
 
     /// A reader that goes on where another one stood: with what it had read of a line, or with the head of the line it was
     /// skipping.
     #[must_use]
     pub fn resumed(limit: usize, unread: &[u8], skipping: Option<Bytes>) -> Self {
-        Self { buffer: BytesMut::from(unread), scanned: 0, limit, skipping }
+        Self { buffer: BytesMut::from(unread), skipping, ..Self::new(limit) }
     }
 
     /// What was read and belongs to no frame yet, and the head of the line that is being skipped.
@@ -56,12 +61,15 @@ impl FrameReader {
         (&self.buffer, self.skipping.as_ref())
     }
 
-    /// Where the next bytes go; at least one chunk of room is there.
+    /// Where the next bytes go; there is room for half a chunk at least.
     pub fn space(&mut self) -> &mut BytesMut {
-        // A long line grows in large steps, so that it is not copied once per chunk.
-        let want = if self.buffer.len() >= CHUNK { self.buffer.len() } else { CHUNK };
-        if self.buffer.capacity() - self.buffer.len() < CHUNK / 2 {
-            self.buffer.reserve(want);
+        let room = self.buffer.capacity() - self.buffer.len();
+        if room == 0 {
+            self.chunk = (self.chunk * 2).min(CHUNK);
+        }
+        if room < self.chunk / 2 {
+            // A long line grows in large steps, so that it is not copied once per chunk.
+            self.buffer.reserve(self.chunk.max(self.buffer.len()));
         }
         &mut self.buffer
     }
@@ -181,6 +189,26 @@ mod tests {
         reader.extend(b"\n");
         let Some(Frame::TooLong { head }) = reader.next_frame() else { panic!("a frame is there") };
         assert_eq!(head.len(), HEAD);
+    }
+
+    #[test]
+    fn room_grows_with_what_is_waiting_and_only_then() {
+        let mut reader = FrameReader::new(1024 * 1024);
+        let room = |reader: &mut FrameReader| {
+            let space = reader.space();
+            space.capacity() - space.len()
+        };
+        for _ in 0..1_000 {
+            reader.space().extend_from_slice(b"a short line\n");
+            assert!(reader.next_frame().is_some());
+            assert!((FIRST_CHUNK / 2..=2 * FIRST_CHUNK).contains(&room(&mut reader)));
+        }
+        for _ in 0..10 {
+            let filled = vec![b'\n'; room(&mut reader)];
+            reader.space().extend_from_slice(&filled);
+            assert_eq!(reader.next_frame(), None);
+        }
+        assert!((CHUNK..=2 * CHUNK).contains(&room(&mut reader)), "{}", room(&mut reader));
     }
 
     #[test]

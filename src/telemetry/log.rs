@@ -29,6 +29,9 @@ const KEPT: u32 = 4;
 /// Batches that may wait for the disk; then they are dropped and counted.
 const WAITING_BATCHES: usize = 16;
 
+/// Bytes of whole lines that are written at once: more is memory that stays with the thread, less is more system calls.
+const WRITTEN_AT: usize = 16 * 1024;
+
 /// The schema of the lines; additions do not change it.
 pub const SCHEMA: u32 = 1;
 
@@ -180,10 +183,7 @@ impl LogWriter {
             let work = move || {
                 crate::handover::signals::leave_to_others();
                 while let Ok((batch, torn)) = taken.recv() {
-                    let count = batch.len() as u64;
-                    if file.append(batch, torn).is_err() {
-                        lost.fetch_add(count, Ordering::Relaxed);
-                    }
+                    lost.fetch_add(file.append(batch, torn), Ordering::Relaxed);
                 }
             };
             match std::thread::Builder::new().name("telemetry".into()).stack_size(128 * 1024).spawn(work) {
@@ -220,39 +220,59 @@ struct LogFile {
     path: PathBuf,
     open: Option<File>,
     repositories: std::collections::HashMap<String, Option<String>>,
+    /// Whole lines that are to be written; kept from batch to batch for its room.
+    text: Vec<u8>,
 }
 
 impl LogFile {
     fn new(path: PathBuf) -> Self {
-        Self { path, open: None, repositories: std::collections::HashMap::new() }
+        Self { path, open: None, repositories: std::collections::HashMap::new(), text: Vec::new() }
     }
 
-    fn append(&mut self, batch: Vec<Entry>, torn: Torn) -> std::io::Result<()> {
-        let mut text = Vec::with_capacity(batch.len() * 256);
+    /// Writes a batch. How many of its records were lost.
+    fn append(&mut self, batch: Vec<Entry>, torn: Torn) -> u64 {
+        let mut text = std::mem::take(&mut self.text);
+        let (mut waiting, mut lost) = (0, 0);
         for entry in batch {
-            let start = text.len();
-            if let Entry::Record(Record::ToolCall(call)) = &entry
-                && let Some(outcome) = plain_outcome(call)
-            {
-                plain_tool_call(&mut text, call, outcome);
-                continue;
+            self.line_of(&mut text, entry);
+            waiting += 1;
+            if text.len() >= WRITTEN_AT && torn == Torn::No {
+                lost += self.write_out(&mut text).map_or(waiting, |()| 0);
+                waiting = 0;
             }
-            let Some(line) = self.line(entry) else { continue };
-            if serde_json::to_writer(&mut text, &line).is_err() {
-                text.truncate(start);
-                continue;
-            }
-            text.push(b'\n');
-        }
-        if text.is_empty() {
-            return Ok(());
         }
         if torn == Torn::InHalf {
             text.truncate(text.len() / 2);
-            self.ready()?.write_all(&text)?;
-            return Err(std::io::Error::other("a fault point was met"));
+            let _ = self.write_out(&mut text);
+            lost = waiting;
+        } else {
+            lost += self.write_out(&mut text).map_or(waiting, |()| 0);
         }
-        self.ready()?.write_all(&text)
+        self.text = text;
+        lost
+    }
+
+    /// Writes these lines and empties the buffer they stand in.
+    fn write_out(&mut self, text: &mut Vec<u8>) -> std::io::Result<()> {
+        let written = if text.is_empty() { Ok(()) } else { self.ready().and_then(|file| file.write_all(text)) };
+        text.clear();
+        written
+    }
+
+    /// Puts an entry's line, if it has one, behind the others.
+    fn line_of(&mut self, text: &mut Vec<u8>, entry: Entry) {
+        if let Entry::Record(Record::ToolCall(call)) = &entry
+            && let Some(outcome) = plain_outcome(call)
+        {
+            plain_tool_call(text, call, outcome);
+            return;
+        }
+        let Some(line) = self.line(entry) else { return };
+        let start = text.len();
+        match serde_json::to_writer(&mut *text, &line) {
+            Ok(()) => text.push(b'\n'),
+            Err(_) => text.truncate(start),
+        }
     }
 
     /// The file, reopened when another process has moved it aside, moved aside when it is full.

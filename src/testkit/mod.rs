@@ -43,7 +43,7 @@ pub mod wait;
 pub use self::agent_process::AgentProcess;
 pub use self::client::{Client, Reply, Sent};
 pub use self::processes::{Process, Role};
-pub use self::rig::{KEY, Rig, Run};
+pub use self::rig::{KEY, Rig, Run, tried_program};
 pub use self::scripted_agent::{Place, Script, Step};
 pub use self::wait::{PATIENCE, Waiting, until, until_seen};
 pub use rustix::process::Signal;

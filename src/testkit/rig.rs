@@ -104,6 +104,13 @@ impl Run {
     }
 }
 
+/// The program a test tries: the one it was built with, or the one `PHONE_OPUS_TEST_PROGRAM` names, such as a released one.
+/// In an integration test: `Rig::new(tried_program(env!("CARGO_BIN_EXE_phone-opus")))`.
+#[must_use]
+pub fn tried_program(built: impl Into<PathBuf>) -> PathBuf {
+    std::env::var_os("PHONE_OPUS_TEST_PROGRAM").map_or_else(|| built.into(), PathBuf::from)
+}
+
 /// The scratch world of one case. Dropped, it ends whatever is left of it.
 pub struct Rig {
     program: PathBuf,
@@ -119,8 +126,8 @@ pub struct Rig {
 }
 
 impl Rig {
-    /// A world around this program, which must be able to play the scripted agent (built with the feature `testkit`).
-    /// In an integration test: `Rig::new(env!("CARGO_BIN_EXE_phone-opus"))`.
+    /// A world around this program ([`tried_program`]), which must be able to play the scripted agent (built with the feature
+    /// `testkit`).
     ///
     /// # Panics
     ///
