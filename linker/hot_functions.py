@@ -10,6 +10,7 @@ for a handshake, the list of tools and two hundred calls. Names are made pattern
 compiler, so the list need not be made anew for each; what it names and is not there costs nothing. It needs the names that
 `.cargo/config.toml` asks for: the older ones are the same for all that a generic function was made into.
 """
+import itertools
 import json
 import os
 import re
@@ -18,6 +19,10 @@ import subprocess
 import sys
 import tempfile
 import time
+
+# How often a worker process is lost, and with how many calls.
+LOSSES = 3
+WINDOW = 64
 
 HEAD = """/* The functions a server uses from its start to its first answers, put side by side: the kernel maps code 64 KiB at a
    time, and what is used only once in a while would be mapped along with what lies beside it. Made by hot_functions.py. */
@@ -42,23 +47,33 @@ def drive(command, output, **more):
         server = subprocess.Popen(
             ["valgrind", "--tool=callgrind", "--demangle=no", "--callgrind-out-file=" + output] + command,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment, cwd=home)
+        numbers = itertools.count()
 
-        def ask(number, method, params):
-            line = json.dumps({"jsonrpc": "2.0", "id": number, "method": method, "params": params})
-            server.stdin.write(line.encode() + b"\n")
+        def send(*requests):
+            lines = [{"jsonrpc": "2.0", "id": next(numbers), "method": method, "params": params} for method, params in requests]
+            server.stdin.write("".join(json.dumps(line) + "\n" for line in lines).encode())
             server.stdin.flush()
+
+        def answer():
             return json.loads(server.stdout.readline())
 
-        client = {"name": "measure", "version": "1"}
-        ask(0, "initialize", {"protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": client})
+        send(("initialize", {"protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": {"name": "measure", "version": "1"}}))
+        answer()
         server.stdin.write(b'{"jsonrpc":"2.0","method":"notifications/initialized"}\n')
-        names = [tool["name"] for tool in ask(1, "tools/list", {})["result"]["tools"]]
-        call = ("echo", {"text": "hello"}) if "echo" in names else ("consult_jobs", {})
-        for number in range(200):
-            # Where tools have a process of their own, it is lost now and then.
-            if number >= 100 and number % 20 == 0:
-                lose_workers(server.pid)
-            ask(2 + number, "tools/call", {"name": call[0], "arguments": call[1]})
+        send(("tools/list", {}))
+        names = [tool["name"] for tool in answer()["result"]["tools"]]
+        # Of the tools of the first program, one may be asked again when its worker was lost and one may not.
+        asked = [("echo", {"text": "hello"}), ("sink", {"text": "hello"})] if "echo" in names else [("consult_jobs", {})]
+        calls = [("tools/call", {"name": name, "arguments": arguments}) for name, arguments in asked]
+        for _ in range(200):
+            send(calls[0])
+            answer()
+        # Where tools have a process of their own, it is lost while it has calls.
+        for _ in range(LOSSES if more else 0):
+            send(*(calls * (WINDOW // len(calls))))
+            lose_workers(server.pid)
+            for _ in range(WINDOW):
+                answer()
         # Long enough for the last batch of telemetry.
         time.sleep(2)
         # What a stop uses is not wanted: it is used once, when memory no longer matters.
@@ -92,7 +107,8 @@ def main():
     groups, known = [], set()
     runs = [(program, {}) for program in sys.argv[1:]]
     # Last what takes up the work of a worker process that was lost.
-    runs += [(program, {"BENCH_ISOLATION": "process", "BENCH_RESTARTS": "any"}) for program in sys.argv[1:2]]
+    apart = {"BENCH_ISOLATION": "process", "BENCH_RESTARTS": "any", "PHONE_OPUS_ISOLATION": "process"}
+    runs += [(program, apart) for program in sys.argv[1:]]
     for program, more in runs:
         command = [os.path.abspath(program)] + (["mcp", "serve"] if os.path.basename(program) == "phone-opus" else [])
         with tempfile.TemporaryDirectory() as directory:
