@@ -20,6 +20,9 @@ import sys
 import tempfile
 import time
 
+# Calls one after another.
+CALLS = 200
+
 # How often a worker process is lost, and with how many calls.
 LOSSES = 3
 WINDOW = 64
@@ -65,7 +68,7 @@ def drive(command, output, **more):
         # Of the tools of the first program, one may be asked again when its worker was lost and one may not.
         asked = [("echo", {"text": "hello"}), ("sink", {"text": "hello"})] if "echo" in names else [("consult_jobs", {})]
         calls = [("tools/call", {"name": name, "arguments": arguments}) for name, arguments in asked]
-        for _ in range(200):
+        for _ in range(CALLS):
             send(calls[0])
             answer()
         # Where tools have a process of their own, it is lost while it has calls.
@@ -90,11 +93,18 @@ def pattern(name):
 
 
 def executed(path):
+    """The functions of a profile, and how often each was called."""
+    names, times, called = {}, {}, None
     with open(path + ".1") as profile:
         for line in profile:
-            found = re.match(r"c?fn=\(\d+\) (\S+)", line)
+            found = re.match(r"(c?)fn=\((\d+)\)(?: (\S+))?", line)
             if found:
-                yield found.group(1).split("'")[0]
+                names.setdefault(found.group(2), (found.group(3) or "").split("'")[0])
+                times.setdefault(names[found.group(2)], 0)
+                called = names[found.group(2)] if found.group(1) else None
+            elif line.startswith("calls=") and called:
+                times[called] += int(line.split()[0][len("calls="):])
+    return times
 
 
 def defined(program):
@@ -114,9 +124,11 @@ def main():
         with tempfile.TemporaryDirectory() as directory:
             output = os.path.join(directory, "profile")
             drive(command, output, **more)
-            used = set(executed(output)) & defined(program)
-        group = {pattern(name) for name in used} - known
-        groups.append(sorted(group))
+            times = executed(output)
+        # What each call uses comes before what a start uses once: the less it is strewn about, the more of it is at hand.
+        often = {pattern(name): times[name] < CALLS for name in times.keys() & defined(program)}
+        group = often.keys() - known
+        groups.append(sorted(group, key=lambda name: (often[name], name)))
         known |= group
     sys.stdout.write(HEAD)
     for group in groups:

@@ -7,7 +7,6 @@
 #![expect(clippy::expect_used, clippy::panic, clippy::print_stdout, reason = "helpers of tests")]
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use phone_opus::ids::JobId;

@@ -5,7 +5,6 @@
 
 #![expect(clippy::expect_used, clippy::print_stdout, reason = "helpers of tests")]
 
-use std::path::PathBuf;
 use std::time::Duration;
 
 use phone_opus::testkit::{Client, Place, Process, Reply, Rig, Role, Script, Step, Waiting, tried_program};

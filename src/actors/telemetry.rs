@@ -10,10 +10,12 @@ use ractor::{Actor, ActorProcessingErr, ActorRef};
 use tokio::task::JoinSet;
 
 use super::child;
+use super::clock;
 use super::kept::{Kept, Lent};
 use crate::faults::{Broken, FaultPoint, Faults, Operation};
+use crate::ids::UnixMillis;
 use crate::telemetry::counters::Counters;
-use crate::telemetry::log::{Entry, LogWriter, Torn};
+use crate::telemetry::log::{Entry, LogWriter, Moment, Torn};
 use crate::telemetry::{Record, TelemetryHandle};
 
 /// Longest a record waits to be counted and written. It keeps this task and the disk's thread asleep between batches.
@@ -130,6 +132,7 @@ async fn run(arguments: TelemetryArguments, mut stopped: tokio::sync::oneshot::R
             }
         }
         let taken = telemetry.take();
+        let moment = Moment { at: clock::now(), wall: UnixMillis::now() };
         let mut in_hand = InHand { telemetry: &telemetry, count: taken.records.len() as u64 };
         let torn = match child::in_time(faults.meet(FaultPoint::TelemetryWrite, Operation::None)).await {
             Ok(None) => Some(Torn::No),
@@ -149,7 +152,7 @@ async fn run(arguments: TelemetryArguments, mut stopped: tokio::sync::oneshot::R
             let _ = question.send(snapshot);
         }
         if let (Some(log), Some(torn)) = (log.as_mut().filter(|_| !batch.is_empty()), torn) {
-            log.write(batch, torn);
+            log.write(batch, torn, moment);
         }
         if !taken.passing.is_empty() {
             // The thread ends with what it was given; the next batch starts another, if there is one.

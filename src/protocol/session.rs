@@ -178,6 +178,8 @@ pub struct Finished {
     pub tool: Option<usize>,
     /// The id as the client wrote it, for `tools/call`.
     pub request_id: Option<IdToken>,
+    /// When it was.
+    pub at: Instant,
     /// From the line's arrival to its answer.
     pub latency: Duration,
     /// How it ended.
@@ -499,6 +501,7 @@ impl SessionCore {
             method: Method::parse(method).map_or("other", Method::as_str),
             tool: None,
             request_id: None,
+            at: origin.now,
             latency: Duration::ZERO,
             result,
         }));
@@ -1101,6 +1104,7 @@ impl Pending {
             method: self.work.method().as_str(),
             tool,
             request_id: tool.map(|_| self.id.clone()),
+            at: now,
             latency: now.saturating_duration_since(self.since),
             result,
         }

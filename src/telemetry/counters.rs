@@ -269,11 +269,11 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::ids::{SessionNumber, UnixMillis};
+    use crate::ids::SessionNumber;
 
     fn call(tool: &str, ms: u64, result: FinishedAs) -> Record {
         Record::ToolCall(ToolCallRecord {
-            at: UnixMillis(0),
+            at: std::time::Instant::now(),
             session: SessionNumber(1),
             request_id: None,
             tool: Arc::from(tool),

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
 use std::thread::JoinHandle;
+use std::time::Instant;
 
 use rustix::fs::{FlockOperation, flock};
 use serde::Serialize;
@@ -149,8 +150,26 @@ pub enum Torn {
     InHalf,
 }
 
-/// Records that are written at once, and how.
-type Batch = (Vec<Entry>, Torn);
+/// A moment by both clocks, from which the times of day of a batch are told: reading the clock once for a batch is cheaper
+/// than once for each call.
+#[derive(Debug, Clone, Copy)]
+pub struct Moment {
+    /// By the runtime's clock.
+    pub at: Instant,
+    /// By the wall's.
+    pub wall: UnixMillis,
+}
+
+impl Moment {
+    /// The time of day at an instant not long before this moment.
+    fn wall_at(self, at: Instant) -> UnixMillis {
+        let ago = self.at.saturating_duration_since(at).as_millis();
+        UnixMillis(self.wall.0.saturating_sub(i64::try_from(ago).unwrap_or(0)))
+    }
+}
+
+/// Records that are written at once, how, and when they were taken.
+type Batch = (Vec<Entry>, Torn, Moment);
 
 /// The thread that writes the file. Started by the first batch; ends when this is dropped.
 #[derive(Debug)]
@@ -174,16 +193,16 @@ impl LogWriter {
     }
 
     /// Hands a batch to the disk's thread; never waits.
-    pub fn write(&mut self, batch: Vec<Entry>, torn: Torn) {
+    pub fn write(&mut self, batch: Vec<Entry>, torn: Torn, taken: Moment) {
         let count = batch.len() as u64;
         if self.thread.is_none() {
-            let (batches, taken) = sync_channel::<Batch>(WAITING_BATCHES);
+            let (batches, handed) = sync_channel::<Batch>(WAITING_BATCHES);
             let mut file = LogFile::new(self.path.clone());
             let lost = Arc::clone(&self.lost);
             let work = move || {
                 crate::handover::signals::leave_to_others();
-                while let Ok((batch, torn)) = taken.recv() {
-                    lost.fetch_add(file.append(batch, torn), Ordering::Relaxed);
+                while let Ok((batch, torn, taken)) = handed.recv() {
+                    lost.fetch_add(file.append(batch, torn, taken), Ordering::Relaxed);
                 }
             };
             match std::thread::Builder::new().name("telemetry".into()).stack_size(128 * 1024).spawn(work) {
@@ -195,10 +214,10 @@ impl LogWriter {
             }
         }
         let Some((batches, _)) = &self.thread else { return };
-        match batches.try_send((batch, torn)) {
+        match batches.try_send((batch, torn, taken)) {
             Ok(()) => {}
-            Err(TrySendError::Full((batch, _))) => drop(self.lost.fetch_add(batch.len() as u64, Ordering::Relaxed)),
-            Err(TrySendError::Disconnected((batch, _))) => {
+            Err(TrySendError::Full((batch, ..))) => drop(self.lost.fetch_add(batch.len() as u64, Ordering::Relaxed)),
+            Err(TrySendError::Disconnected((batch, ..))) => {
                 // It panicked, with a batch or more that nobody can count; the next batch starts another one.
                 self.lost.fetch_add(batch.len() as u64, Ordering::Relaxed);
                 self.thread = None;
@@ -230,11 +249,11 @@ impl LogFile {
     }
 
     /// Writes a batch. How many of its records were lost.
-    fn append(&mut self, batch: Vec<Entry>, torn: Torn) -> u64 {
+    fn append(&mut self, batch: Vec<Entry>, torn: Torn, taken: Moment) -> u64 {
         let mut text = std::mem::take(&mut self.text);
         let (mut waiting, mut lost) = (0, 0);
         for entry in batch {
-            self.line_of(&mut text, entry);
+            self.line_of(&mut text, entry, taken);
             waiting += 1;
             if text.len() >= WRITTEN_AT && torn == Torn::No {
                 lost += self.write_out(&mut text).map_or(waiting, |()| 0);
@@ -260,14 +279,14 @@ impl LogFile {
     }
 
     /// Puts an entry's line, if it has one, behind the others.
-    fn line_of(&mut self, text: &mut Vec<u8>, entry: Entry) {
+    fn line_of(&mut self, text: &mut Vec<u8>, entry: Entry, taken: Moment) {
         if let Entry::Record(Record::ToolCall(call)) = &entry
             && let Some(outcome) = plain_outcome(call)
         {
-            plain_tool_call(text, call, outcome);
+            plain_tool_call(text, call, taken.wall_at(call.at), outcome);
             return;
         }
-        let Some(line) = self.line(entry) else { return };
+        let Some(line) = self.line(entry, taken) else { return };
         let start = text.len();
         match serde_json::to_writer(&mut *text, &line) {
             Ok(()) => text.push(b'\n'),
@@ -327,12 +346,15 @@ impl LogFile {
         Ok(())
     }
 
-    fn line(&mut self, entry: Entry) -> Option<Line> {
-        let now = UnixMillis::now().0;
+    fn line(&mut self, entry: Entry, taken: Moment) -> Option<Line> {
+        let now = taken.wall.0;
         Some(match entry {
             Entry::HotPaths(paths) => Line::HotPathsSnapshot { ts_unix_ms: now, paths },
             Entry::Record(Record::Request { .. }) => return None,
-            Entry::Record(Record::ToolCall(call)) => self.tool_call(call),
+            Entry::Record(Record::ToolCall(call)) => {
+                let at = taken.wall_at(call.at);
+                self.tool_call(call, at)
+            }
             Entry::Record(Record::WorkerRestart { generation }) => {
                 Line::WorkerRestart { ts_unix_ms: now, generation: generation.0 }
             }
@@ -362,14 +384,14 @@ impl LogFile {
         })
     }
 
-    fn tool_call(&mut self, call: ToolCallRecord) -> Line {
+    fn tool_call(&mut self, call: ToolCallRecord, at: UnixMillis) -> Line {
         let code = match call.result {
             FinishedAs::Failed(code) => Some(code),
             FinishedAs::Success | FinishedAs::Cancelled => None,
         };
         let latency = latency_ms(&call);
         Line::ToolCall {
-            ts_unix_ms: call.at.0,
+            ts_unix_ms: at.0,
             schema: SCHEMA,
             repo_root: call.path_hint.as_deref().and_then(|path| self.repository(path)),
             session: call.session.0,
@@ -423,7 +445,7 @@ fn plain_outcome(call: &ToolCallRecord) -> Option<&'static str> {
 
 /// Appends the line of such a call, the same [`Line::ToolCall`] would be. At the rate a worker can answer, writing it
 /// member by member through the serialiser would take a quarter of the host's time.
-fn plain_tool_call(text: &mut Vec<u8>, call: &ToolCallRecord, outcome: &str) {
+fn plain_tool_call(text: &mut Vec<u8>, call: &ToolCallRecord, at: UnixMillis, outcome: &str) {
     fn member(text: &mut Vec<u8>, name: &str, value: &(impl Serialize + ?Sized)) {
         text.extend_from_slice(name.as_bytes());
         let start = text.len();
@@ -433,7 +455,7 @@ fn plain_tool_call(text: &mut Vec<u8>, call: &ToolCallRecord, outcome: &str) {
             text.extend_from_slice(b"null");
         }
     }
-    member(text, "{\"type\":\"tool_call\",\"ts_unix_ms\":", &call.at.0);
+    member(text, "{\"type\":\"tool_call\",\"ts_unix_ms\":", &at.0);
     member(text, ",\"schema\":", &SCHEMA);
     member(text, ",\"repo_root\":null,\"session\":", &call.session.0);
     member(text, ",\"request_id\":", request_id(call));
@@ -457,6 +479,10 @@ mod tests {
     use super::*;
     use crate::ids::JobId;
 
+    fn moment() -> Moment {
+        Moment { at: Instant::now(), wall: UnixMillis(1_234) }
+    }
+
     fn entry() -> Entry {
         Entry::Record(Record::JobState {
             job: JobId::random(),
@@ -474,7 +500,7 @@ mod tests {
             .map(|_| {
                 let mut writer = LogWriter::new(path.clone());
                 for _ in 0..WAITING_BATCHES {
-                    writer.write((0..50).map(|_| entry()).collect(), Torn::No);
+                    writer.write((0..50).map(|_| entry()).collect(), Torn::No, moment());
                 }
                 writer
             })
@@ -500,7 +526,18 @@ mod tests {
     }
 
     #[test]
+    fn a_time_of_day_is_told_from_the_moment_a_batch_was_taken() {
+        let moment = moment();
+        assert_eq!(moment.wall_at(moment.at), UnixMillis(1_234));
+        assert_eq!(moment.wall_at(moment.at + std::time::Duration::from_secs(1)), UnixMillis(1_234), "not yet over");
+        let before =
+            moment.at.checked_sub(std::time::Duration::from_millis(234)).expect("the machine has run for that long");
+        assert_eq!(moment.wall_at(before), UnixMillis(1_000));
+    }
+
+    #[test]
     fn the_short_way_writes_what_the_serialiser_writes() {
+        let moment = moment();
         let mut file = LogFile::new(PathBuf::from("unused"));
         let ids =
             [None, Some("7".to_owned()), Some("\"a\\u00e9 é\"".to_owned()), Some(format!("\"{}\"", "é".repeat(100)))];
@@ -509,7 +546,7 @@ mod tests {
                 .map(|(result, generation)| (id.clone(), result, generation))
         }) {
             let call = || ToolCallRecord {
-                at: UnixMillis(1_234),
+                at: moment.at,
                 session: crate::ids::SessionNumber(5),
                 request_id: id.as_deref().and_then(crate::protocol::envelope::IdToken::from_json),
                 tool: "a \"tool\"".into(),
@@ -522,8 +559,8 @@ mod tests {
             };
             let outcome = plain_outcome(&call()).expect("nothing more to say");
             let mut text = Vec::new();
-            plain_tool_call(&mut text, &call(), outcome);
-            let line = serde_json::to_string(&file.tool_call(call())).expect("JSON");
+            plain_tool_call(&mut text, &call(), moment.wall, outcome);
+            let line = serde_json::to_string(&file.tool_call(call(), moment.wall)).expect("JSON");
             assert_eq!(String::from_utf8(text).expect("UTF-8"), line + "\n");
         }
     }
@@ -534,14 +571,14 @@ mod tests {
         let path = dir.path().join("telemetry.jsonl");
         let mut file = LogFile::new(path.clone());
         for round in 0..7_u32 {
-            file.append(vec![entry()], Torn::No).expect("it is written");
+            assert_eq!(file.append(vec![entry()], Torn::No, moment()), 0);
             OpenOptions::new()
                 .append(true)
                 .open(&path)
                 .and_then(|file| file.set_len(ROTATE_AT + u64::from(round)))
                 .expect("it grows");
         }
-        file.append(vec![entry()], Torn::No).expect("it is written");
+        assert_eq!(file.append(vec![entry()], Torn::No, moment()), 0);
         assert!(fs::metadata(&path).expect("a new file").len() < 1000);
         let old = fs::read_dir(dir.path())
             .expect("a directory")

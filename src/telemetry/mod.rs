@@ -10,12 +10,12 @@ pub mod log;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::{Notify, oneshot};
 
 use crate::fault::{Fault, FaultCode};
-use crate::ids::{Generation, JobId, SessionNumber, UnixMillis};
+use crate::ids::{Generation, JobId, SessionNumber};
 use crate::jobs::JobState;
 use crate::protocol::envelope::IdToken;
 use crate::protocol::session::FinishedAs;
@@ -77,8 +77,8 @@ pub struct RolloutRecord {
 /// A finished tool call.
 #[derive(Debug)]
 pub struct ToolCallRecord {
-    /// When it was finished.
-    pub at: UnixMillis,
+    /// When it was finished, by the runtime's clock: the log makes a time of day of it.
+    pub at: Instant,
     /// The session it came in on.
     pub session: SessionNumber,
     /// Its id as the client wrote it; the log shortens it to 64 characters.

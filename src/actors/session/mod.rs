@@ -26,6 +26,7 @@ use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use bytes::{Buf, Bytes, BytesMut};
@@ -54,7 +55,7 @@ use crate::actors::clock;
 use crate::clients::Clients;
 use crate::fault::{Fault, FaultCode};
 use crate::faults::{Broken, FaultPoint, Faults, InTurn, Operation};
-use crate::ids::{Generation, HostId, InvocationId, JobId, SessionNumber, UnixMillis};
+use crate::ids::{Generation, HostId, InvocationId, JobId, SessionNumber};
 use crate::protocol::frame::{Frame, FrameReader};
 use crate::protocol::session::{Call, CallNumber, CallOutcome, ClientInfo, Effect, Finished, SessionCore, Wanted};
 use crate::protocol::tasks::{TaskAnswer, TaskAsk, TaskNews};
@@ -419,6 +420,8 @@ pub struct SessionLoop {
     /// What was decided and is not done yet.
     todo: VecDeque<Effect>,
     calls: Vec<CallNumber>,
+    /// Calls went to a worker in this turn.
+    handed_over: bool,
     stage: Stage,
     flow: Flow,
     /// Until when reading waits for the worker, while it does.
@@ -495,6 +498,7 @@ impl SessionLoop {
             effects: Vec::new(),
             todo: VecDeque::new(),
             calls: Vec::new(),
+            handed_over: false,
             stage: Stage::Open,
             flow: Flow::default(),
             held: None,
@@ -559,6 +563,10 @@ impl SessionLoop {
             }
             self.set_clock();
             let timed = self.clock_at.is_some();
+            if std::mem::take(&mut self.handed_over) {
+                // A worker in this process answers most calls in its next turn; until then there is nothing to wait for.
+                give_way().await;
+            }
             tokio::select! {
                 // News before bytes: what is decided must not wait behind new work.
                 biased;
@@ -1047,6 +1055,7 @@ impl SessionLoop {
         };
         let Serving::Up(_, worker) = &self.serving else { return };
         if worker.cast(message).is_ok() {
+            self.handed_over = true;
             if self.faults.is_armed() {
                 for payload in calls.iter().filter_map(|call| self.ledger.payload(*call)) {
                     self.force_rollout_at(Operation::Tool(&self.names[payload.tool]));
@@ -1379,7 +1388,7 @@ impl SessionLoop {
         let settling = settling.unwrap_or_default();
         self.shown.extend(settling.job.filter(|_| settling.tells_end));
         self.telemetry.record(Record::ToolCall(ToolCallRecord {
-            at: UnixMillis::now(),
+            at: finished.at,
             session: self.number,
             request_id: finished.request_id,
             tool: Arc::clone(&self.names[tool]),
@@ -1391,6 +1400,20 @@ impl SessionLoop {
             replays: settling.replays,
         }));
     }
+}
+
+/// Lets the tasks that are ready have their turn. The runtime's own `yield_now` would first look for news of the system, which
+/// is a system call.
+async fn give_way() {
+    let mut gave = false;
+    std::future::poll_fn(|cx| {
+        if std::mem::replace(&mut gave, true) {
+            return Poll::Ready(());
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
 }
 
 /// What became of output.
