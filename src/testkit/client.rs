@@ -473,6 +473,22 @@ impl Client {
         Reply(self.answer(sent).await)
     }
 
+    /// The reply to a tool call, once: what it says is given away, and only that it came is kept for the laws. For cases
+    /// whose answers are more than memory should hold.
+    ///
+    /// # Panics
+    ///
+    /// When none comes.
+    pub async fn take(&self, sent: Sent) -> Reply {
+        let key = sent.0.to_string();
+        let look = |inbox: &Inbox| inbox.answers.contains_key(&key).then_some(());
+        self.wait_for(&format!("the answer to request {key}"), look).await;
+        let mut inbox = self.inbox();
+        Reply(
+            inbox.answers.get_mut(&key).and_then(|answers| answers.first_mut()).map(std::mem::take).unwrap_or_default(),
+        )
+    }
+
     /// The answer to a request, if it has come by now.
     #[must_use]
     pub fn answered(&self, sent: Sent) -> Option<Reply> {
