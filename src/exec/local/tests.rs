@@ -2,7 +2,11 @@
 
 use std::time::Duration;
 
+use rustix::process::WaitOptions;
+use tokio::time::Instant;
+
 use super::super::invariants::{invariant_exactly_one_terminal_and_last, invariant_positions_have_no_gap};
+use super::super::session::Session;
 use super::super::{Cursor, ProcessEvent, RING_BYTES, RING_EVENTS, SessionCore};
 use super::*;
 
@@ -477,17 +481,4 @@ async fn fifty_processes_at_once_end_whole_and_leave_nothing() {
         assert_eq!(end.code, i32::try_from(n).unwrap());
         assert_eq!(run.text(), format!("{n}\n"));
     }
-}
-
-#[test]
-fn what_outlives_its_kill_is_waited_for_ten_seconds_and_no_longer() {
-    let now = Instant::now();
-    let ms = Duration::from_millis;
-    let mut emptying = Emptying::new(now);
-    // Its members may end by themselves for a while, unless a stop has given them a while already.
-    assert_eq!(emptying.looked(false, None, now + ms(299)), Next::Wait);
-    assert_eq!(emptying.looked(false, Some(now + ms(100)), now + ms(100)), Next::Kill);
-    assert_eq!(emptying.looked(false, None, now + ms(10_099)), Next::Kill);
-    assert_eq!(emptying.looked(true, None, now + ms(10_100)), Next::Done);
-    assert_eq!(emptying.looked(false, None, now + ms(10_100)), Next::GiveUp);
 }

@@ -1,0 +1,226 @@
+//! Starting a process of this machine.
+//!
+//! Owns: what the child is before its program runs (its pipes, its group, its signals), the tasks it is given, and why a
+//! start did not work. May not know: how a process ends.
+
+use std::io;
+use std::path::PathBuf;
+use std::process::Stdio;
+use std::sync::{Arc, Mutex};
+
+use rustix::io::Errno;
+use rustix::process::Pid;
+#[cfg(target_os = "linux")]
+use rustix::process::Signal;
+use tokio::process::Command;
+use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::task::JoinSet;
+
+use super::super::OutputStream;
+use super::super::session::Session;
+use super::group::{Group, GroupState};
+use super::keeper::{AbortOnDrop, Fuse, Keeper};
+use super::pipes::{Pump, feed_bytes, feed_queue};
+use super::{
+    CloseBy, ControlState, LocalProcess, OutputTap, ProcessControl, STDIN_BYTES, SpawnSpec, Stdin, StdinQueue, Stop,
+    TAP_CHUNKS, procfs,
+};
+
+/// Why a process could not be started. Nothing of it is left.
+#[derive(Debug, thiserror::Error)]
+pub enum SpawnError {
+    /// The directory does not exist.
+    #[error("start in {}: no such directory", cwd.display())]
+    CwdMissing {
+        /// The directory.
+        cwd: PathBuf,
+    },
+    /// The directory is something else.
+    #[error("start in {}: not a directory", cwd.display())]
+    CwdNotADirectory {
+        /// The path.
+        cwd: PathBuf,
+    },
+    /// The program, or the interpreter it names, does not exist.
+    #[error("start {}: no such program", program.display())]
+    ProgramMissing {
+        /// The program.
+        program: PathBuf,
+    },
+    /// The program is there and may not or cannot be executed.
+    #[error("start {}: not executable", program.display())]
+    NotExecutable {
+        /// The program.
+        program: PathBuf,
+    },
+    /// The arguments and the environment are larger than the system takes.
+    #[error("start {}: argument list too long", program.display())]
+    ArgumentsTooLarge {
+        /// The program.
+        program: PathBuf,
+    },
+    /// The system refused for another reason.
+    #[error("start {}", program.display())]
+    Other {
+        /// The program.
+        program: PathBuf,
+        /// The reason.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// The backend for processes of this machine.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct LocalExec;
+
+impl LocalExec {
+    /// Starts a process as the leader of its own process group.
+    ///
+    /// On Linux it gets TERM when *the calling thread* ends, however that happens: call this on a thread that lives as
+    /// long as the process may, such as the main thread under a current-thread runtime.
+    ///
+    /// # Errors
+    /// A [`SpawnError`]; the session is then as it was.
+    ///
+    /// # Panics
+    /// Outside a tokio runtime with I/O and time, as everything that makes tokio pipes does.
+    pub fn spawn(spec: SpawnSpec, session: Session, close: CloseBy) -> Result<(LocalProcess, OutputTap), SpawnError> {
+        // An ENOENT of spawn does not say whether the program or the directory is missing, so this is asked first.
+        match std::fs::metadata(&spec.cwd) {
+            Ok(found) if !found.is_dir() => return Err(SpawnError::CwdNotADirectory { cwd: spec.cwd }),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Err(SpawnError::CwdMissing { cwd: spec.cwd });
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotADirectory => {
+                return Err(SpawnError::CwdNotADirectory { cwd: spec.cwd });
+            }
+            _ => {}
+        }
+        let mut command = Command::new(&spec.program);
+        command
+            .args(&spec.args)
+            .current_dir(&spec.cwd)
+            .env_clear()
+            .envs(spec.env)
+            .stdin(if spec.stdin == Stdin::Null { Stdio::null() } else { Stdio::piped() })
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .process_group(0)
+            .kill_on_drop(true);
+        hear_signals(&mut command);
+        die_with_this_thread(&mut command);
+        let mut child = command.spawn().map_err(|error| classify(spec.program.clone(), error))?;
+        let pid = child.id().unwrap_or_default();
+        let Some(leader) = i32::try_from(pid).ok().and_then(Pid::from_raw) else {
+            return Err(SpawnError::Other {
+                program: spec.program,
+                source: io::Error::other("the process has no pid"),
+            });
+        };
+        let start_time = procfs::start_time(leader);
+        let group = Arc::new(Group { leader, state: Mutex::new(GroupState::Led) });
+
+        let (tap, tap_receiver) = mpsc::channel(TAP_CHUNKS);
+        let (pipes_until, _) = watch::channel(None);
+        let mut pumps = JoinSet::new();
+        if let Some(pipe) = child.stdout.take() {
+            let pump = Pump::new(OutputStream::Stdout, &session, &tap, &pipes_until);
+            pumps.spawn(pump.run(pipe));
+        }
+        if let Some(pipe) = child.stderr.take() {
+            let pump = Pump::new(OutputStream::Stderr, &session, &tap, &pipes_until);
+            pumps.spawn(pump.run(pipe));
+        }
+        let (stdin, feeder) = match (child.stdin.take(), spec.stdin) {
+            (Some(pipe), Stdin::Bytes(bytes)) => (None, Some(tokio::spawn(feed_bytes(pipe, bytes)).abort_handle())),
+            (Some(pipe), Stdin::Piped) => {
+                let (queue, receiver) = mpsc::unbounded_channel();
+                let room = Arc::new(Semaphore::new(STDIN_BYTES));
+                let feeder = tokio::spawn(feed_queue(pipe, receiver, Arc::clone(&room)));
+                (Some(StdinQueue { queue, room }), Some(feeder.abort_handle()))
+            }
+            _ => (None, None),
+        };
+
+        let (stop, stop_receiver) = watch::channel(Stop::No);
+        let (end, end_receiver) = watch::channel(None);
+        let control = ProcessControl {
+            shared: Arc::new(ControlState {
+                group: Arc::clone(&group),
+                stop,
+                stdin: Mutex::new(stdin),
+                end: end_receiver.clone(),
+            }),
+        };
+        let keeper = Keeper {
+            fuse: Fuse { group, session },
+            child,
+            adopt: spec.adopt,
+            close,
+            stop: stop_receiver,
+            kill_at: None,
+            pumps,
+            pipes_until,
+            feeder: feeder.map(AbortOnDrop),
+        };
+        tokio::spawn(async move {
+            let how = keeper.run().await;
+            end.send_replace(Some(how));
+        });
+        Ok((LocalProcess { control, end: end_receiver, start_time }, OutputTap { receiver: tap_receiver }))
+    }
+}
+
+fn classify(program: PathBuf, error: io::Error) -> SpawnError {
+    match Errno::from_io_error(&error) {
+        Some(Errno::NOENT | Errno::NOTDIR) => SpawnError::ProgramMissing { program },
+        Some(Errno::ACCESS | Errno::NOEXEC | Errno::ISDIR) => SpawnError::NotExecutable { program },
+        Some(Errno::TOOBIG) => SpawnError::ArgumentsTooLarge { program },
+        _ => SpawnError::Other { program, source: error },
+    }
+}
+
+/// Has the child begin with signals as a program expects them: what we were told to ignore, by a shell that started us in the
+/// background for one, it would ignore too, and could not be asked to end.
+fn hear_signals(command: &mut Command) {
+    use nix::sys::signal::{SigHandler, Signal, signal};
+    let prepare = || {
+        for number in [Signal::SIGINT, Signal::SIGQUIT, Signal::SIGTERM, Signal::SIGHUP] {
+            #[expect(unsafe_code, reason = "an ignored signal can only be unignored by the child itself")]
+            // SAFETY: no handler of ours is installed, so none can run at a bad moment.
+            unsafe { signal(number, SigHandler::SigDfl) }.map_err(io::Error::from)?;
+        }
+        Ok(())
+    };
+    #[expect(unsafe_code, reason = "as above, between fork and exec")]
+    // SAFETY: `prepare` runs in the forked child and only makes async-signal-safe system calls; it allocates nothing, takes
+    // no lock and does not unwind.
+    unsafe {
+        command.pre_exec(prepare);
+    }
+}
+
+/// Has the kernel send TERM to the child when the calling thread ends, so that even our SIGKILL does not orphan it.
+#[cfg(target_os = "linux")]
+fn die_with_this_thread(command: &mut Command) {
+    use rustix::process::{getpid, getppid, set_parent_process_death_signal};
+    let parent = getpid();
+    let prepare = move || {
+        set_parent_process_death_signal(Some(Signal::TERM))?;
+        // The parent may have gone before the line above; then nobody would ever send the signal.
+        if getppid() == Some(parent) { Ok(()) } else { Err(io::Error::from(Errno::SRCH)) }
+    };
+    #[expect(
+        unsafe_code,
+        reason = "the parent-death signal can only be set by the child itself, between fork and exec"
+    )]
+    // SAFETY: `prepare` runs in the forked child and only makes two async-signal-safe system calls on values it captured by
+    // copy; it allocates nothing, takes no lock and does not unwind.
+    unsafe {
+        command.pre_exec(prepare);
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn die_with_this_thread(_command: &mut Command) {}
