@@ -1,0 +1,206 @@
+//! What an embedding program says before its system starts.
+//!
+//! Owns: the settings, and what holds where nothing is said. May not know: how the parts are put together.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use super::{LINE_LIMIT, System};
+use crate::actors::workers::slot::RestartPolicy;
+use crate::agents::{Agent, AgentRegistry, Environment};
+use crate::config::Config;
+use crate::faults::Faults;
+use crate::handover::Snapshot;
+use crate::protocol::session::SessionLimits;
+use crate::rollout::RolloutSetup;
+use crate::state_dir::StateDir;
+use crate::tools::Tool;
+use crate::worker::{Isolation, WorkerPolicy};
+
+/// Which of our own tools clients are offered, beside those of the embedding program.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum OwnTools {
+    /// The consult tools, where the system can consult, and the snapshots of health and telemetry.
+    #[default]
+    All,
+    /// None: the embedding program's tools are all there are. It still reaches jobs, health and telemetry through [`System`].
+    None,
+}
+
+/// Puts a system together.
+pub struct SystemBuilder {
+    pub(super) state_dir: Option<StateDir>,
+    pub(super) config: Config,
+    pub(super) agents: AgentRegistry,
+    pub(super) tools: Vec<Arc<dyn Tool>>,
+    pub(super) own_tools: OwnTools,
+    pub(super) runner: Option<PathBuf>,
+    pub(super) environment: Option<Environment>,
+    pub(super) default_cwd: Option<PathBuf>,
+    pub(super) restart: Option<RestartPolicy>,
+    pub(super) isolation: Isolation,
+    pub(super) worker_policy: WorkerPolicy,
+    pub(super) session_limits: SessionLimits,
+    pub(super) line_limit: usize,
+    pub(super) telemetry_log: bool,
+    pub(super) faults: Faults,
+    pub(super) rollout: Option<RolloutSetup>,
+    pub(super) restore: Option<Snapshot>,
+}
+
+impl System {
+    /// A system to be put together.
+    #[must_use]
+    pub fn builder() -> SystemBuilder {
+        SystemBuilder {
+            state_dir: None,
+            config: Config::default(),
+            agents: AgentRegistry::new(),
+            tools: Vec::new(),
+            own_tools: OwnTools::default(),
+            runner: None,
+            environment: None,
+            default_cwd: None,
+            restart: None,
+            isolation: Isolation::default(),
+            worker_policy: WorkerPolicy::default(),
+            session_limits: SessionLimits::default(),
+            line_limit: LINE_LIMIT,
+            telemetry_log: true,
+            faults: Faults::none(),
+            rollout: None,
+            restore: None,
+        }
+    }
+}
+
+impl SystemBuilder {
+    /// Where jobs and their locks are kept. Without it the system offers its own tools only, and no consults.
+    #[must_use]
+    pub fn state_dir(mut self, dir: StateDir) -> Self {
+        self.state_dir = Some(dir);
+        self
+    }
+
+    /// The numbers.
+    #[must_use]
+    pub fn config(mut self, config: Config) -> Self {
+        self.config = config;
+        self
+    }
+
+    /// Adds an agent; one of the same name is replaced.
+    #[must_use]
+    pub fn agent(mut self, agent: impl Agent + 'static) -> Self {
+        self.agents = self.agents.with(Arc::new(agent));
+        self
+    }
+
+    /// The agents, all at once.
+    #[must_use]
+    pub fn agents(mut self, agents: AgentRegistry) -> Self {
+        self.agents = agents;
+        self
+    }
+
+    /// Adds a tool.
+    #[must_use]
+    pub fn tool(mut self, tool: impl Tool) -> Self {
+        self.tools.push(Arc::new(tool));
+        self
+    }
+
+    /// Which of our own tools clients are offered; all of them when not set.
+    #[must_use]
+    pub fn own_tools(mut self, offered: OwnTools) -> Self {
+        self.own_tools = offered;
+        self
+    }
+
+    /// The phone-opus program that is run for each job. Required for consults.
+    #[must_use]
+    pub fn runner(mut self, program: impl Into<PathBuf>) -> Self {
+        self.runner = Some(program.into());
+        self
+    }
+
+    /// The environment of runners, from which an agent's is made; a copy of the process's own when not set.
+    #[must_use]
+    pub fn environment(mut self, environment: Environment) -> Self {
+        self.environment = Some(environment);
+        self
+    }
+
+    /// Where a consult runs that names no directory.
+    #[must_use]
+    pub fn default_cwd(mut self, dir: Option<PathBuf>) -> Self {
+        self.default_cwd = dir;
+        self
+    }
+
+    /// When workers are started again; as the configuration says when not set.
+    #[must_use]
+    pub fn restart_policy(mut self, policy: RestartPolicy) -> Self {
+        self.restart = Some(policy);
+        self
+    }
+
+    /// Where worker tools run; in this process when not set.
+    #[must_use]
+    pub fn isolation(mut self, isolation: Isolation) -> Self {
+        self.isolation = isolation;
+        self
+    }
+
+    /// How long a worker process may be silent.
+    #[must_use]
+    pub fn worker_policy(mut self, policy: WorkerPolicy) -> Self {
+        self.worker_policy = policy;
+        self
+    }
+
+    /// Bounds of each session.
+    #[must_use]
+    pub fn session_limits(mut self, limits: SessionLimits) -> Self {
+        self.session_limits = limits;
+        self
+    }
+
+    /// Longest line a client may send; [`LINE_LIMIT`] when not set.
+    #[must_use]
+    pub fn line_limit(mut self, bytes: usize) -> Self {
+        self.line_limit = bytes;
+        self
+    }
+
+    /// Whether telemetry is written to the state directory; it is counted in any case.
+    #[must_use]
+    pub fn telemetry_log(mut self, written: bool) -> Self {
+        self.telemetry_log = written;
+        self
+    }
+
+    /// What is to break; nothing when not set.
+    #[must_use]
+    pub fn faults(mut self, faults: Faults) -> Self {
+        self.faults = faults;
+        self
+    }
+
+    /// By which program the system is to be replaced, and what that one has to show first; never, when not set. It also
+    /// takes somebody who hands over: [`System::hand_over_in_place`], [`System::hand_over_by`].
+    #[must_use]
+    pub fn rollout(mut self, setup: RolloutSetup) -> Self {
+        self.rollout = Some(setup);
+        self
+    }
+
+    /// Goes on where an earlier image of this program stood: the next connection that is served on the standard streams is
+    /// the one it had. Only the process that was started with the snapshot may, and once: it takes over descriptors and
+    /// children.
+    #[must_use]
+    pub fn restore(mut self, snapshot: Snapshot) -> Self {
+        self.restore = Some(snapshot);
+        self
+    }
+}
