@@ -16,197 +16,72 @@
 //! (4) L5 and L6 as kept by the ledger; (5) a panic of a host tool is that call's fault, not the session's; (6) a call
 //! in flight is in the ledger or among the host's calls, else it is answered when the session is resumed.
 
+mod calls;
+mod deadlines;
+mod events;
 pub mod flow;
+mod gauges;
 pub mod ledger;
 mod passed;
 pub mod replay;
+mod streams;
+mod struck;
+mod subscriptions;
 
 use std::collections::{HashMap, VecDeque};
 use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::task::Poll;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::{Bytes, BytesMut};
 use futures_util::FutureExt;
-use futures_util::future::poll_immediate;
 use ractor::{Actor, ActorProcessingErr, ActorRef};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 
+use self::calls::Settling;
+pub use self::events::SessionEvent;
 use self::flow::Flow;
-use self::ledger::{Ledger, LedgerEffect};
+pub use self::gauges::Gauges;
+use self::ledger::Ledger;
 pub use self::passed::SessionSnapshot;
-use self::passed::{Following, HostCall, HostWork, Inherited, Stillness};
+use self::passed::{Following, HostCall, Inherited, Stillness};
+use self::streams::push;
+pub use self::streams::{Input, Sink};
 use super::child;
 use super::connections::Connections;
 use super::current::Current;
 use super::jobs::JobsMsg;
 use super::kept::{Kept, Lent};
-use super::reply::{AttemptReply, Latest, ProgressSink, SessionMailbox};
+use super::reply::{ProgressSink, SessionMailbox};
 use super::rollout::RolloutHandle;
 use super::sessions::{SessionEnd, SessionsMsg};
-use super::worker::{Attempt, CallKey, WorkerHandle, WorkerMsg};
+use super::worker::WorkerHandle;
 use super::workers::WorkersMsg;
 use crate::actors::clock;
 use crate::clients::Clients;
 use crate::fault::{Fault, FaultCode};
-use crate::faults::{Broken, FaultPoint, Faults, InTurn, Operation};
-use crate::ids::{Generation, HostId, InvocationId, JobId, SessionNumber};
+use crate::faults::{Faults, Operation};
+use crate::ids::{Generation, HostId, JobId, SessionNumber};
 use crate::protocol::frame::{Frame, FrameReader};
-use crate::protocol::session::{Call, CallNumber, CallOutcome, ClientInfo, Effect, Finished, SessionCore, Wanted};
-use crate::protocol::tasks::{TaskAnswer, TaskAsk, TaskNews};
-use crate::rollout::Trigger;
-use crate::telemetry::{Record, TelemetryHandle, ToolCallRecord};
+use crate::protocol::session::{CallNumber, CallOutcome, ClientInfo, Effect, SessionCore};
+use crate::protocol::tasks::TaskAnswer;
+use crate::telemetry::TelemetryHandle;
 use crate::tools::tasks::TaskDesk;
-use crate::tools::{Evidence, Target, Tool, ToolCall};
-
-/// How long calls may still answer after the client has closed its end. Fast calls do; whoever waits longer is gone.
-const LINGER: Duration = Duration::from_millis(500);
+use crate::tools::{Target, Tool};
 
 /// Unwritten bytes at which reading stops: one pipe's worth many times over, small beside a process.
 const BACKLOG: usize = 1024 * 1024;
-
-/// Room kept for output between turns; more is given back.
-const OUTPUT_KEPT: usize = 256 * 1024;
 
 /// Longest the last answers may take to be written once the session is over.
 const DRAIN: Duration = Duration::from_secs(1);
 
 /// Messages handled before bytes are written and read again.
 const TURN: usize = 256;
-
-/// What a connection reads from.
-pub type Input = Box<dyn AsyncRead + Send + Unpin>;
-
-/// What a connection writes to.
-pub type Sink = Box<dyn AsyncWrite + Send + Unpin>;
-
-/// Everything a session hears besides its client's bytes and its clock.
-#[derive(Debug)]
-pub enum SessionEvent {
-    /// A worker finished an attempt.
-    Settled {
-        /// Which incarnation says so.
-        generation: Generation,
-        /// Which call.
-        call: CallNumber,
-        /// How it came out.
-        outcome: CallOutcome,
-    },
-    /// A worker dropped an attempt without an outcome.
-    Dropped {
-        /// Which incarnation.
-        generation: Generation,
-        /// Which call.
-        call: CallNumber,
-    },
-    /// There is a worker.
-    WorkerUp {
-        /// Which incarnation.
-        generation: Generation,
-        /// It.
-        worker: WorkerHandle,
-    },
-    /// A worker and all before it are gone, and have said everything they had to say.
-    WorkerGone {
-        /// The newest of them.
-        generation: Generation,
-    },
-    /// There will be no worker for a while.
-    WorkersGaveUp {
-        /// After so long at most, one is started again when it is wanted.
-        period: Duration,
-    },
-    /// A probe answered.
-    Probed {
-        /// For which call.
-        call: CallNumber,
-        /// What it found.
-        evidence: Evidence,
-    },
-    /// A host tool finished.
-    HostSettled {
-        /// Which call.
-        call: CallNumber,
-        /// How it came out.
-        outcome: CallOutcome,
-    },
-    /// Something about tasks was found out.
-    Told {
-        /// For which request.
-        call: CallNumber,
-        /// What.
-        answer: Result<TaskAnswer, Box<Fault>>,
-    },
-    /// News of a task that is followed.
-    TaskNews {
-        /// Under which number.
-        number: CallNumber,
-        /// What.
-        news: TaskNews,
-    },
-    /// What would be passed on, were it done now?
-    Peek(oneshot::Sender<SessionSnapshot>),
-    /// Read nothing more, and tell when only calls are open that another image can go on with.
-    Freeze(oneshot::Sender<()>),
-    /// Do nothing more: this is what is passed on.
-    HoldStill(oneshot::Sender<SessionSnapshot>),
-    /// Nothing was passed on: go on. The workers up to this generation were ended for it.
-    Thaw(Generation),
-    /// The tools differ from what clients were told.
-    ToolsChanged,
-    /// A call made progress.
-    Progress {
-        /// Which call.
-        call: CallNumber,
-        /// What it reported last.
-        latest: Latest,
-    },
-    /// The system stops.
-    Stop,
-}
-
-/// What all sessions of a system add up to, for health.
-#[derive(Debug, Default)]
-pub struct Gauges {
-    /// Worker calls in ledgers.
-    pub in_flight: AtomicUsize,
-    /// Messages of earlier generations that were dropped.
-    pub stale: AtomicU64,
-    /// Attempts after a first one.
-    pub replays: AtomicU64,
-    /// What a session found broken about itself; looked for only once a fault point has fired.
-    broken: Mutex<Vec<String>>,
-}
-
-/// Broken laws that are kept; the first ones say the most.
-const BROKEN_KEPT: usize = 16;
-
-impl Gauges {
-    /// Goes on where another image stood.
-    pub fn inherit(&self, stale: u64, replays: u64, broken: &[String]) {
-        self.stale.store(stale, Ordering::Relaxed);
-        self.replays.store(replays, Ordering::Relaxed);
-        broken.iter().for_each(|what| self.broken(what.clone()));
-    }
-
-    fn broken(&self, what: String) {
-        let mut broken = self.broken.lock().unwrap_or_else(PoisonError::into_inner);
-        if broken.len() < BROKEN_KEPT {
-            broken.push(what);
-        }
-    }
-
-    /// Laws that were found broken while a fault plan was armed. There are none.
-    #[must_use]
-    pub fn broken_laws(&self) -> Vec<String> {
-        self.broken.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-}
 
 /// The session actor: what supervision sees of the loop.
 pub struct Session;
@@ -451,16 +326,6 @@ pub struct SessionLoop {
     inherited: Option<Inherited>,
 }
 
-/// What telemetry wants to know about the call that is being settled.
-#[derive(Default)]
-struct Settling {
-    job: Option<JobId>,
-    tells_end: bool,
-    path_hint: Option<String>,
-    generation: Generation,
-    replays: u32,
-}
-
 impl SessionLoop {
     /// A connection nobody serves yet.
     #[must_use]
@@ -635,180 +500,12 @@ impl SessionLoop {
         self.perform(None);
     }
 
-    fn want_worker(&mut self) {
-        self.serving = Serving::Awaited;
-        let mailbox = self.mailbox.clone();
-        // There may be no supervisor at this moment; its next incarnation comes with our own next one.
-        let _ = self.workers.cast(WorkersMsg::Wanted { session: self.number, mailbox });
-    }
-
     fn is_over(&self) -> bool {
         match self.stage {
             Stage::Open => false,
             Stage::Lingering(_) => self.core.in_flight() == 0 && self.out.is_empty(),
             Stage::Draining(_) => self.out.is_empty(),
         }
-    }
-
-    /// Writes what the client takes at once.
-    async fn write_now(&mut self) {
-        while self.unflushed || !self.out.is_empty() {
-            match poll_immediate(push(&mut self.sink, &self.out)).await {
-                Some(pushed) => self.on_pushed(pushed),
-                None => return,
-            }
-        }
-    }
-
-    fn on_pushed(&mut self, pushed: std::io::Result<Pushed>) {
-        match pushed {
-            Ok(Pushed::Flushed) => {
-                self.unflushed = false;
-                for job in self.shown.drain(..) {
-                    // Told only now, so that an answer which reached nobody is still announced as unread.
-                    let _ = self.jobs.cast(JobsMsg::Shown(job));
-                }
-            }
-            Ok(Pushed::Written(count)) if count > 0 => {
-                self.unflushed = true;
-                self.out.advance(count);
-                self.whole = self.out.len();
-                if self.out.is_empty() {
-                    if self.out.capacity() > OUTPUT_KEPT {
-                        self.out = BytesMut::new();
-                    } else {
-                        self.out.clear();
-                    }
-                    if self.owes_change {
-                        self.say_change();
-                    }
-                }
-            }
-            Ok(Pushed::Written(_)) => self.hung_up(),
-            Err(error) => {
-                tracing::debug!(%error, "the client reads nothing more");
-                self.hung_up();
-            }
-        }
-    }
-
-    /// The client reads nothing more: there is nobody to answer.
-    fn hung_up(&mut self) {
-        self.out.clear();
-        self.whole = 0;
-        self.unflushed = false;
-        self.shown.clear();
-        self.close();
-    }
-
-    fn on_read(&mut self, read: std::io::Result<usize>) {
-        let more = match read {
-            Ok(count) => count > 0,
-            Err(error) => {
-                tracing::debug!(%error, "the input failed");
-                false
-            }
-        };
-        if more
-            && let Some(met) = self.faults.meet_in_turn(FaultPoint::StdioRead, Operation::None)
-            && self.hold_up(met).is_some()
-        {
-            return self.on_read(Err(std::io::Error::other("a fault point was met")));
-        }
-        self.take_lines();
-        if !more {
-            // The last line counts even without a newline.
-            if let Some(frame) = self.reader.finish() {
-                self.take(frame, clock::now());
-            }
-            if self.stage == Stage::Open {
-                self.stage = Stage::Lingering(tokio::time::Instant::now() + LINGER);
-            }
-        }
-        self.perform(None);
-    }
-
-    fn take_lines(&mut self) {
-        let now = clock::now();
-        while let Some(frame) = self.reader.next_frame() {
-            self.take(frame, now);
-        }
-        self.rollout.handled(now);
-    }
-
-    /// Notes that a fault holds the session up, or gives back what it breaks.
-    #[cold]
-    fn hold_up(&mut self, met: InTurn) -> Option<Broken> {
-        match met {
-            InTurn::Do(broken) => Some(broken),
-            InTurn::Wait(time) => {
-                self.held_up = Some(time);
-                None
-            }
-        }
-    }
-
-    /// Meets what an armed plan holds between two turns.
-    #[cold]
-    async fn meet_faults(&mut self) {
-        if self.faults.have_fired()
-            && let Err(broken) = self.invariant_calls_are_in_hand()
-        {
-            tracing::error!(session = %self.number, broken, "a law is broken");
-            self.gauges.broken(broken);
-        }
-        if let Some(time) = self.held_up.take() {
-            match time {
-                Some(time) => tokio::time::sleep(time).await,
-                None => std::future::pending().await,
-            }
-        }
-        if self.out.is_empty() {
-            return;
-        }
-        match self.faults.meet(FaultPoint::StdioWrite, Operation::None).await {
-            None => {}
-            Some(Broken::Torn) => {
-                // Half of the first line, and then nobody is there to write the rest to.
-                let line = memchr::memchr(b'\n', &self.out).unwrap_or(self.out.len());
-                self.out.truncate(line / 2);
-                self.write_now().await;
-                self.hung_up();
-            }
-            Some(_) => self.hung_up(),
-        }
-    }
-
-    /// L1, L6 and L9 as far as a session can see them, between two turns: every call in flight is in exactly one place, and
-    /// nothing else is.
-    ///
-    /// # Errors
-    ///
-    /// What is broken, in words.
-    pub fn invariant_calls_are_in_hand(&self) -> Result<(), String> {
-        self.core.invariant_calls_are_consistent_and_bounded()?;
-        for (call, ..) in self.core.open_calls() {
-            match (self.ledger.holds(call), self.host_calls.contains_key(&call)) {
-                (true, false) | (false, true) => {}
-                (true, true) => return Err(format!("call {} is in two places", call.0)),
-                (false, false) => return Err(format!("call {} is in nobody's hands", call.0)),
-            }
-        }
-        let held = self.ledger.len() + self.host_calls.len();
-        if held != self.core.in_flight() {
-            return Err(format!("{held} calls are held for {} in flight", self.core.in_flight()));
-        }
-        if self.whole != self.out.len() {
-            return Err(format!("{} bytes of output end in the middle of a line", self.out.len()));
-        }
-        Ok(())
-    }
-
-    fn take(&mut self, frame: Frame, now: Instant) {
-        let frame = self.reading.insert(frame);
-        self.core.on_frame(frame, now, &mut self.out, &mut self.effects);
-        self.reading = None;
-        self.whole = self.out.len();
     }
 
     fn on_event(&mut self, event: SessionEvent) {
@@ -915,48 +612,6 @@ impl SessionLoop {
         }
     }
 
-    /// Says that the tools differ, once the client has read what it was sent before: however often they changed, it lists
-    /// them once.
-    fn say_change(&mut self) {
-        if self.stage == Stage::Open && self.out.len() <= BACKLOG {
-            self.owes_change = false;
-            self.core.on_tools_changed(&mut self.out);
-            self.whole = self.out.len();
-        }
-    }
-
-    fn on_settled(&mut self, generation: Generation, call: CallNumber, mut outcome: CallOutcome) {
-        let Some(settled) = self.ledger.settle(call, generation) else {
-            self.gauges.stale.fetch_add(1, Ordering::Relaxed);
-            return;
-        };
-        self.gauges.in_flight.fetch_sub(1, Ordering::Relaxed);
-        if let CallOutcome::Fault(fault) = &mut outcome {
-            fault.generation.get_or_insert(generation);
-            fault.retried = settled.replays;
-            // Whoever was answered with a fault waits for no job.
-            let _ = self.jobs.cast(JobsMsg::Withdrawn(self.invocation(call)));
-        }
-        let settling = Settling { generation, replays: settled.replays, ..Settling::default() };
-        self.settle(call, outcome, settling);
-    }
-
-    fn settle(&mut self, call: CallNumber, outcome: CallOutcome, settling: Settling) {
-        self.flow.settled();
-        self.answer(call, outcome, settling);
-    }
-
-    fn answer(&mut self, call: CallNumber, mut outcome: CallOutcome, mut settling: Settling) {
-        if let CallOutcome::Reply(reply) = &mut outcome {
-            settling.job = reply.job;
-            settling.tells_end = reply.tells_end;
-            settling.path_hint = reply.path_hint.take();
-        }
-        self.core.on_settled(call, outcome, clock::now(), &mut self.out, &mut self.effects);
-        self.whole = self.out.len();
-        self.perform(Some(settling));
-    }
-
     /// Performs what the state machine asked for.
     fn perform(&mut self, mut settling: Option<Settling>) {
         if self.effects.is_empty() && self.todo.is_empty() {
@@ -993,283 +648,6 @@ impl SessionLoop {
             calls.clear();
         }
         self.calls = calls;
-    }
-
-    /// Takes the worker away, where the plan asks for it at an operation no worker executes.
-    fn crash_worker_at(&self, operation: Operation<'_>) {
-        // Without a worker there is nothing to take away, and a rule that is to fire once waits until there is.
-        if let Serving::Up(generation, _) = &self.serving
-            && self.faults.crash_key_matches(operation)
-        {
-            let _ = self.workers.cast(WorkersMsg::Broken { generation: *generation });
-        }
-    }
-
-    /// Asks for a rollout, where the plan forces one at this operation.
-    fn force_rollout_at(&self, operation: Operation<'_>) {
-        if self.faults.forces_rollout(operation) {
-            self.rollout.ask(Trigger::Variable);
-        }
-    }
-
-    /// Takes a worker call into the ledger.
-    fn record(&mut self, call: Call) -> Option<CallNumber> {
-        let operation = Operation::Tool(&self.names[call.tool]);
-        if let Some(InTurn::Do(Broken::Error(fault))) = self.faults.meet_in_turn(FaultPoint::LedgerRecord, operation) {
-            // Answered when the turn is over: effects of this one are still being performed.
-            let (mailbox, call) = (self.mailbox.clone(), call.number);
-            let answering = self.tasks.spawn(async move {
-                let _ = mailbox.send(SessionEvent::HostSettled { call, outcome: CallOutcome::Fault(fault) });
-            });
-            self.host_calls.insert(call, HostCall { task: answering, work: HostWork::Refused });
-            return None;
-        }
-        self.note_deadline(call.tool);
-        let progress = self.progress(&call);
-        let contract = self.tools[call.tool].contract();
-        let payload = Payload { tool: call.tool, arguments: call.arguments, client: call.client, progress };
-        self.ledger.record(call.number, contract, payload);
-        self.gauges.in_flight.fetch_add(1, Ordering::Relaxed);
-        Some(call.number)
-    }
-
-    /// Gives calls to the worker, if there is one. Each is recorded as in flight before it leaves.
-    fn send(&mut self, calls: &[CallNumber]) {
-        let Serving::Up(generation, _) = self.serving else { return };
-        let unstruck;
-        let calls = if self.faults.is_armed() {
-            unstruck = self.struck(calls, generation);
-            &unstruck[..]
-        } else {
-            calls
-        };
-        let message = if let [call] = calls {
-            let Some(attempt) = self.attempt(*call, generation) else { return };
-            WorkerMsg::Execute(Box::new(attempt))
-        } else {
-            let attempts: Vec<Attempt> = calls.iter().filter_map(|call| self.attempt(*call, generation)).collect();
-            if attempts.is_empty() {
-                return;
-            }
-            WorkerMsg::ExecuteAll(attempts)
-        };
-        let Serving::Up(_, worker) = &self.serving else { return };
-        if worker.cast(message).is_ok() {
-            self.handed_over = true;
-            if self.faults.is_armed() {
-                for payload in calls.iter().filter_map(|call| self.ledger.payload(*call)) {
-                    self.force_rollout_at(Operation::Tool(&self.names[payload.tool]));
-                }
-            }
-        } else {
-            // It ended before it was given them, so no worker ever had them. The next one is asked for: news of it may
-            // have gone to an earlier incarnation of ours.
-            for call in calls {
-                self.ledger.retract(*call, generation);
-            }
-            self.dead = self.dead.max(generation);
-            self.want_worker();
-        }
-    }
-
-    /// Meets the point of each call before any of them leaves, so that what strikes here leaves none half sent; returns
-    /// those that are to be sent.
-    #[cold]
-    fn struck(&mut self, calls: &[CallNumber], generation: Generation) -> Vec<CallNumber> {
-        let mut met = Vec::new();
-        for call in calls {
-            let Some(payload) = self.ledger.payload(*call) else { continue };
-            let name = Arc::clone(&self.names[payload.tool]);
-            let in_turn = self.faults.meet_in_turn(FaultPoint::SessionDispatch, Operation::Tool(&name));
-            met.push((*call, in_turn.and_then(|in_turn| self.hold_up(in_turn))));
-        }
-        let mut unstruck = Vec::new();
-        for (call, broken) in met {
-            if broken.is_some() && self.ledger.dispatch(call, generation).is_none() {
-                continue;
-            }
-            match broken {
-                None => unstruck.push(call),
-                // Answered when the turn is over, like an outcome.
-                Some(Broken::Error(fault)) => {
-                    let outcome = CallOutcome::Fault(fault);
-                    let _ = self.mailbox.send(SessionEvent::Settled { generation, call, outcome });
-                }
-                // Lost on its way, which its token tells.
-                Some(_) => drop(AttemptReply::new(self.mailbox.clone(), call, generation)),
-            }
-        }
-        unstruck
-    }
-
-    fn attempt(&mut self, call: CallNumber, generation: Generation) -> Option<Attempt> {
-        let invocation = self.invocation(call);
-        let (evidence, attempt, payload) = self.ledger.dispatch(call, generation)?;
-        if attempt > 1 {
-            self.gauges.replays.fetch_add(1, Ordering::Relaxed);
-        }
-        Some(Attempt {
-            key: CallKey { session: self.number, call },
-            reply: AttemptReply::new(self.mailbox.clone(), call, generation),
-            tool: Arc::clone(&self.tools[payload.tool]),
-            call: ToolCall {
-                invocation,
-                generation,
-                evidence,
-                arguments: payload.arguments.clone(),
-                client: payload.client.clone(),
-                progress: payload.progress.clone(),
-                waited: Duration::ZERO,
-            },
-        })
-    }
-
-    fn progress(&self, call: &Call) -> ProgressSink {
-        if call.wants_progress { ProgressSink::new(self.mailbox.clone(), call.number) } else { ProgressSink::closed() }
-    }
-
-    fn decided(&mut self, effect: LedgerEffect) {
-        match effect {
-            LedgerEffect::Send(call) => self.send(&[call]),
-            LedgerEffect::Probe(call) => {
-                let Some(payload) = self.ledger.payload(call) else { return };
-                let probe = self.tools[payload.tool].probe(self.invocation(call));
-                let mailbox = self.mailbox.clone();
-                self.tasks.spawn(async move {
-                    let evidence = probe.await;
-                    let _ = mailbox.send(SessionEvent::Probed { call, evidence });
-                });
-            }
-            LedgerEffect::Fail(call, fault) => self.fail(call, fault),
-        }
-    }
-
-    /// Answers a worker call with a fault. Its caller waits no longer, so a synchronous job it may have become ends too:
-    /// who asks again must not start a second agent beside the first.
-    fn fail(&mut self, call: CallNumber, mut fault: Box<Fault>) {
-        if let Some(lost) = self.ledger.take(call) {
-            self.gauges.in_flight.fetch_sub(1, Ordering::Relaxed);
-            let _ = self.jobs.cast(JobsMsg::Withdrawn(self.invocation(call)));
-            fault.retried = lost.replays;
-            let settling = Settling {
-                generation: fault.generation.unwrap_or_default(),
-                replays: lost.replays,
-                ..Settling::default()
-            };
-            self.settle(call, CallOutcome::Fault(fault), settling);
-        }
-    }
-
-    fn invocation(&self, call: CallNumber) -> InvocationId {
-        InvocationId { host: self.host, session: self.number, call: call.0 }
-    }
-
-    fn withdraw(&mut self, call: CallNumber) {
-        if let Some(held) = self.host_calls.remove(&call) {
-            held.task.abort();
-        }
-        if self.ledger.take(call).is_some() {
-            self.gauges.in_flight.fetch_sub(1, Ordering::Relaxed);
-            if let Serving::Up(_, worker) = &self.serving {
-                let _ = worker.cast(WorkerMsg::Withdraw(CallKey { session: self.number, call }));
-            }
-            // After the worker was told, so that it asks for nothing on behalf of this call afterwards.
-            let _ = self.jobs.cast(JobsMsg::Withdrawn(self.invocation(call)));
-        }
-    }
-
-    /// Runs a host tool beside the session. Its panic is answered, not passed on.
-    fn run_here(&mut self, call: Call) {
-        self.note_deadline(call.tool);
-        self.crash_worker_at(Operation::Tool(&self.names[call.tool]));
-        self.force_rollout_at(Operation::Tool(&self.names[call.tool]));
-        self.begin_here(call, Duration::ZERO);
-    }
-
-    fn begin_here(&mut self, call: Call, waited: Duration) {
-        let work = HostWork::Tool(call.clone());
-        let tool = Arc::clone(&self.tools[call.tool]);
-        let number = call.number;
-        let tool_call = ToolCall {
-            invocation: self.invocation(number),
-            generation: Generation::NONE,
-            evidence: None,
-            progress: self.progress(&call),
-            arguments: call.arguments,
-            client: call.client,
-            waited,
-        };
-        let name = Arc::clone(&self.names[call.tool]);
-        let mailbox = self.mailbox.clone();
-        let task = self.tasks.spawn(async move {
-            let work = AssertUnwindSafe(async move { tool.call(tool_call).await }).catch_unwind();
-            let outcome = match work.await {
-                Ok(Ok(reply)) => CallOutcome::Reply(Box::new(reply)),
-                Ok(Err(fault)) => CallOutcome::Fault(Box::new(fault)),
-                Err(_) => {
-                    tracing::error!(tool = &*name, "a host tool panicked");
-                    let fault = Fault::new(FaultCode::Internal, "the tool failed in a way it must not.");
-                    CallOutcome::Fault(Box::new(fault.operation(&*name)))
-                }
-            };
-            let _ = mailbox.send(SessionEvent::HostSettled { call: number, outcome });
-        });
-        self.host_calls.insert(number, HostCall { task, work });
-    }
-
-    /// A client withdrew a call: it may have a limit, which is remembered.
-    fn gave_up(&mut self, client: &ClientInfo, after: Duration) {
-        if let Some(unsaved) = self.clients.gave_up(client.name().as_deref(), after) {
-            tracing::info!(
-                client = client.name().as_deref(),
-                ?after,
-                "a client gave up after a round number of seconds"
-            );
-            self.tasks.spawn_blocking(move || {
-                if let Err(error) = unsaved.save() {
-                    tracing::debug!(%error, "what was observed about a client was not saved");
-                }
-            });
-        }
-    }
-
-    /// Finds out about tasks, beside the session.
-    fn ask(&mut self, number: CallNumber, ask: TaskAsk, client: ClientInfo) {
-        let desk = self.task_desk.clone();
-        let mailbox = self.mailbox.clone();
-        let work = HostWork::Ask(ask.clone(), client.clone());
-        let task = self.tasks.spawn(async move {
-            let answer = async move {
-                match desk {
-                    Some(desk) => desk.ask(ask, &client).await,
-                    None => Err(Fault::new(FaultCode::Internal, "there are no tasks here.")),
-                }
-            };
-            let answer = AssertUnwindSafe(answer).catch_unwind().await.unwrap_or_else(|_| {
-                tracing::error!("a question about tasks panicked");
-                Err(Fault::new(FaultCode::Internal, "the question failed in a way it must not."))
-            });
-            let _ = mailbox.send(SessionEvent::Told { call: number, answer: answer.map_err(Box::new) });
-        });
-        self.host_calls.insert(number, HostCall { task, work });
-    }
-
-    /// Follows tasks for the client, beside the session.
-    fn follow(&mut self, number: CallNumber, jobs: Vec<JobId>, wanted: Wanted, client: &ClientInfo) {
-        let Some(desk) = &self.task_desk else { return };
-        let mut following = Vec::with_capacity(jobs.len());
-        for job in jobs.iter().copied() {
-            let mailbox = self.mailbox.clone();
-            let tell = move |news| drop(mailbox.send(SessionEvent::TaskNews { number, news }));
-            following.push(self.tasks.spawn(desk.clone().follow(job, wanted, client.clone(), tell)));
-        }
-        self.follows.insert(number, Following { tasks: following, jobs, wanted, client: client.clone() });
-    }
-
-    fn unfollow(&mut self, number: CallNumber) {
-        for task in self.follows.remove(&number).into_iter().flat_map(|following| following.tasks) {
-            task.abort();
-        }
     }
 
     /// The system stops while the client may still wait: it is told, call by call.
@@ -1312,94 +690,6 @@ impl SessionLoop {
             self.stage = Stage::Draining(tokio::time::Instant::now() + DRAIN);
         }
     }
-
-    /// Sets the clock to when it is wanted next. It is left to run out when it turns out not to be needed: setting it
-    /// anew for each call would cost more than the one needless look.
-    fn set_clock(&mut self) {
-        let end = match self.stage {
-            Stage::Open => None,
-            Stage::Lingering(at) | Stage::Draining(at) => Some(at),
-        };
-        let wanted = [self.due, end, self.held].into_iter().flatten().min();
-        if let Some(at) = wanted.filter(|at| self.clock_at.is_none_or(|set| *at < set)) {
-            self.clock.as_mut().reset(at);
-            self.clock_at = Some(at);
-        }
-    }
-
-    fn on_time(&mut self) {
-        let now = tokio::time::Instant::now();
-        self.clock_at = None;
-        match self.stage {
-            Stage::Lingering(end) if now >= end => self.close(),
-            Stage::Draining(end) if now >= end => {
-                self.out.clear();
-                self.whole = 0;
-            }
-            _ => {}
-        }
-        if self.due.is_some_and(|due| now >= due) {
-            self.due = None;
-            self.expire();
-        }
-    }
-
-    /// Notes when a call that begins now is late.
-    fn note_deadline(&mut self, tool: usize) {
-        let Some(limit) = self.deadlines[tool] else { return };
-        // Only the first of a tool's calls moves the clock; when it fires, the calls open then are looked at.
-        if self.due.is_none() || self.shortest.is_none_or(|shortest| limit < shortest) {
-            let due = tokio::time::Instant::now() + limit;
-            if self.due.is_none_or(|set| due < set) {
-                self.due = Some(due);
-                self.shortest = Some(limit);
-            }
-        }
-    }
-
-    /// Answers calls whose tool's deadline has passed, and sets the clock for the next one.
-    fn expire(&mut self) {
-        let now = clock::now();
-        self.shortest = None;
-        let mut late: Vec<(CallNumber, usize)> = Vec::new();
-        let mut next: Option<Duration> = None;
-        for (call, tool, since) in self.core.open_calls() {
-            let Some((tool, limit)) = tool.and_then(|tool| Some((tool, self.deadlines[tool]?))) else { continue };
-            match limit.checked_sub(now.saturating_duration_since(since)).filter(|left| !left.is_zero()) {
-                None => late.push((call, tool)),
-                Some(left) => next = Some(next.map_or(left, |next| next.min(left))),
-            }
-        }
-        self.due = next.map(|left| tokio::time::Instant::now() + left);
-        late.sort_unstable();
-        for (call, tool) in late {
-            self.withdraw(call);
-            let fault = Fault::new(FaultCode::DeadlineExceeded, "the tool did not answer within its deadline.")
-                .operation(&*self.names[tool]);
-            self.settle(call, CallOutcome::Fault(Box::new(fault)), Settling::default());
-        }
-    }
-
-    fn count(&mut self, finished: Finished, settling: Option<Settling>) {
-        let Some(tool) = finished.tool else {
-            self.telemetry.record(Record::Request { method: finished.method, result: finished.result });
-            return;
-        };
-        let settling = settling.unwrap_or_default();
-        self.shown.extend(settling.job.filter(|_| settling.tells_end));
-        self.telemetry.record(Record::ToolCall(ToolCallRecord {
-            at: finished.at,
-            session: self.number,
-            request_id: finished.request_id,
-            tool: Arc::clone(&self.names[tool]),
-            path_hint: settling.path_hint,
-            latency: finished.latency,
-            result: finished.result,
-            job: settling.job,
-            generation: settling.generation,
-            replays: settling.replays,
-        }));
-    }
 }
 
 /// Lets the tasks that are ready have their turn. The runtime's own `yield_now` would first look for news of the system, which
@@ -1414,27 +704,6 @@ async fn give_way() {
         Poll::Pending
     })
     .await;
-}
-
-/// What became of output.
-enum Pushed {
-    /// So many bytes were taken.
-    Written(usize),
-    /// Nothing is held back any more.
-    Flushed,
-}
-
-/// Writes, or makes sure that nothing written is held back: a sink of an embedding program may buffer.
-///
-/// # Cancel safety
-///
-/// Safe: what was not taken is still in `out`.
-async fn push(sink: &mut Sink, out: &[u8]) -> std::io::Result<Pushed> {
-    if out.is_empty() {
-        sink.flush().await.map(|()| Pushed::Flushed)
-    } else {
-        sink.write(out).await.map(Pushed::Written)
-    }
 }
 
 /// Told when a connection is over.

@@ -1,0 +1,101 @@
+//! Everything that wakes a session besides its client's bytes and its clock.
+//!
+//! Owns: the list. May not know: what becomes of any of it.
+
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+
+use super::passed::SessionSnapshot;
+use crate::actors::reply::Latest;
+use crate::actors::worker::WorkerHandle;
+use crate::fault::Fault;
+use crate::ids::Generation;
+use crate::protocol::session::{CallNumber, CallOutcome};
+use crate::protocol::tasks::{TaskAnswer, TaskNews};
+use crate::tools::Evidence;
+
+/// Everything a session hears besides its client's bytes and its clock.
+#[derive(Debug)]
+pub enum SessionEvent {
+    /// A worker finished an attempt.
+    Settled {
+        /// Which incarnation says so.
+        generation: Generation,
+        /// Which call.
+        call: CallNumber,
+        /// How it came out.
+        outcome: CallOutcome,
+    },
+    /// A worker dropped an attempt without an outcome.
+    Dropped {
+        /// Which incarnation.
+        generation: Generation,
+        /// Which call.
+        call: CallNumber,
+    },
+    /// There is a worker.
+    WorkerUp {
+        /// Which incarnation.
+        generation: Generation,
+        /// It.
+        worker: WorkerHandle,
+    },
+    /// A worker and all before it are gone, and have said everything they had to say.
+    WorkerGone {
+        /// The newest of them.
+        generation: Generation,
+    },
+    /// There will be no worker for a while.
+    WorkersGaveUp {
+        /// After so long at most, one is started again when it is wanted.
+        period: Duration,
+    },
+    /// A probe answered.
+    Probed {
+        /// For which call.
+        call: CallNumber,
+        /// What it found.
+        evidence: Evidence,
+    },
+    /// A host tool finished.
+    HostSettled {
+        /// Which call.
+        call: CallNumber,
+        /// How it came out.
+        outcome: CallOutcome,
+    },
+    /// Something about tasks was found out.
+    Told {
+        /// For which request.
+        call: CallNumber,
+        /// What.
+        answer: Result<TaskAnswer, Box<Fault>>,
+    },
+    /// News of a task that is followed.
+    TaskNews {
+        /// Under which number.
+        number: CallNumber,
+        /// What.
+        news: TaskNews,
+    },
+    /// What would be passed on, were it done now?
+    Peek(oneshot::Sender<SessionSnapshot>),
+    /// Read nothing more, and tell when only calls are open that another image can go on with.
+    Freeze(oneshot::Sender<()>),
+    /// Do nothing more: this is what is passed on.
+    HoldStill(oneshot::Sender<SessionSnapshot>),
+    /// Nothing was passed on: go on. The workers up to this generation were ended for it.
+    Thaw(Generation),
+    /// The tools differ from what clients were told.
+    ToolsChanged,
+    /// A call made progress.
+    Progress {
+        /// Which call.
+        call: CallNumber,
+        /// What it reported last.
+        latest: Latest,
+    },
+    /// The system stops.
+    Stop,
+}
