@@ -1,7 +1,7 @@
 use super::*;
 use crate::ids::UnixMillis;
-use crate::protocol::catalog::{Annotations, ToolDefinition};
-use crate::protocol::tasks::{TaskStatus, TaskView};
+use crate::protocol::catalog::{Annotations, TaskSupport, ToolDefinition};
+use crate::protocol::tasks::{TaskAnswer, TaskStatus, TaskView};
 
 struct Rig {
     core: SessionCore,

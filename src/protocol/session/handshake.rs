@@ -1,0 +1,71 @@
+//! Which version a request is served in, and for whom.
+//!
+//! Owns: the answer to `initialize`, the choice between the handshake's version and the envelope's. May not know: what the
+//! request is about.
+//!
+//! Invariant: only `initialize` changes the handshake; a request with an envelope needs none.
+
+use bytes::BytesMut;
+
+use super::meta::{Meta, Refusal, invalid};
+use super::requests::Dispatched;
+use super::{ClientInfo, Handshake, SessionCore};
+use crate::fault::{Fault, FaultCode};
+use crate::protocol::envelope::{self, IdToken};
+use crate::protocol::method::Method;
+use crate::protocol::version::Version;
+use crate::protocol::wire::{self, Tasks};
+
+impl SessionCore {
+    pub(super) fn initialize(
+        &mut self,
+        id: &IdToken,
+        params: &str,
+        out: &mut BytesMut,
+    ) -> Result<Dispatched, Box<Refusal>> {
+        let [wanted, client] = envelope::object(params, ["protocolVersion", "clientInfo"])
+            .map_err(|_| invalid("the member params must be an object."))?;
+        let Some(wanted) = wanted.and_then(envelope::string) else {
+            return Err(invalid("initialize needs params.protocolVersion, a string."));
+        };
+        let version = Version::negotiate(&wanted);
+        let client = client
+            .and_then(|client| envelope::object(client, ["name"]).ok())
+            .and_then(|[name]| name.and_then(envelope::string))
+            .map_or(ClientInfo::Unknown, |name| ClientInfo::Name(name.chars().take(200).collect::<String>().into()));
+        // A proxy or a restarted front end may send a second one: it is answered again, and its version counts.
+        self.handshake = Handshake::Ready { version, client };
+        wire::initialized(out, id, version, &self.identity, self.tasks());
+        Ok(Dispatched::Answered)
+    }
+
+    /// The version a request is served in: its envelope's, else the handshake's.
+    pub(super) fn version_of(
+        &mut self,
+        method: Method,
+        meta: &Meta<'_>,
+    ) -> Result<(Version, ClientInfo), Box<Refusal>> {
+        if meta.enveloped() {
+            return Ok((Version::MODERN, meta.check(method, &mut self.seen)?));
+        }
+        match &self.handshake {
+            Handshake::Ready { version, client } => Ok((*version, client.clone())),
+            Handshake::Before => {
+                Err(Fault::new(FaultCode::NotInitialized, "this connection has not been initialized.")
+                    .hint("Send initialize first, or put the 2026-07-28 envelope into params._meta of each request.")
+                    .into())
+            }
+        }
+    }
+
+    pub(super) fn negotiated(&self) -> Option<Version> {
+        match &self.handshake {
+            Handshake::Ready { version, .. } => Some(*version),
+            Handshake::Before => None,
+        }
+    }
+
+    pub(super) fn tasks(&self) -> Tasks {
+        if self.catalog.offers_tasks() { Tasks::Offered } else { Tasks::None }
+    }
+}
