@@ -2,8 +2,6 @@
 //!
 //! Invariants: (1) each public function appends exactly one whole line, newline included; (2) an id goes out as it came in.
 
-use std::io;
-
 use bytes::{BufMut, Bytes, BytesMut};
 use serde::Serialize;
 
@@ -121,21 +119,8 @@ pub(super) fn head(out: &mut BytesMut, id: Option<&IdToken>) {
 
 fn json(out: &mut BytesMut, value: &impl Serialize) {
     // Writing to memory cannot fail, and none of our types has a failing serialiser.
-    let written: Result<(), serde_json::Error> = serde_json::to_writer(Sink(out), value);
+    let written: Result<(), serde_json::Error> = serde_json::to_writer(out.writer(), value);
     debug_assert!(written.is_ok());
-}
-
-struct Sink<'a>(&'a mut BytesMut);
-
-impl io::Write for Sink<'_> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
 }
 
 /// A JSON-RPC error. Its message is a whole sentence: it is all that a model sees.

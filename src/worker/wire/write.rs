@@ -2,8 +2,6 @@
 //!
 //! Owns: every byte of them, and what becomes of what cannot be sent. May not know: who writes, and when it is sent.
 
-use std::io;
-
 use bytes::{BufMut, Bytes, BytesMut};
 use serde::Serialize;
 
@@ -27,22 +25,9 @@ pub struct TooLarge {
     pub limit: usize,
 }
 
-struct Sink<'a>(&'a mut BytesMut);
-
-impl io::Write for Sink<'_> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
 fn json(out: &mut BytesMut, value: &(impl Serialize + ?Sized)) {
     // For values of ours whose serialiser cannot fail: strings, numbers, faults.
-    let written: Result<(), serde_json::Error> = serde_json::to_writer(Sink(out), value);
+    let written: Result<(), serde_json::Error> = serde_json::to_writer(out.writer(), value);
     debug_assert!(written.is_ok());
 }
 
