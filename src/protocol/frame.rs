@@ -45,6 +45,7 @@ impl FrameReader {
     /// A reader that refuses lines of more than `limit` bytes.
     #[must_use]
     pub fn new(limit: usize) -> Self {
+        // The first look finds no room, and doubles the chunk.
         Self { buffer: BytesMut::new(), scanned: 0, chunk: FIRST_CHUNK / 2, limit, skipping: None }
     }
 
