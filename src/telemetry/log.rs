@@ -566,6 +566,21 @@ mod tests {
     }
 
     #[test]
+    fn a_batch_of_several_pieces_is_written_whole_and_counted_when_it_is_not() {
+        let dir = tempfile::tempdir().expect("a scratch directory");
+        let path = dir.path().join("telemetry.jsonl");
+        let batch = || (0..1_000).map(|_| entry()).collect::<Vec<_>>();
+        assert_eq!(LogFile::new(path.clone()).append(batch(), Torn::No, moment()), 0);
+        let text = fs::read_to_string(&path).expect("the file is there");
+        assert!(text.len() > 2 * WRITTEN_AT, "{} bytes are no several pieces", text.len());
+        assert_eq!(text.lines().count(), 1_000);
+        assert!(text.ends_with('\n'));
+        // A directory cannot be written to.
+        assert_eq!(LogFile::new(dir.path().into()).append(batch(), Torn::No, moment()), 1_000);
+        assert_eq!(LogFile::new(path).append(batch(), Torn::InHalf, moment()), 1_000);
+    }
+
+    #[test]
     fn a_full_file_is_moved_aside_and_four_old_ones_are_kept() {
         let dir = tempfile::tempdir().expect("a scratch directory");
         let path = dir.path().join("telemetry.jsonl");
