@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::agents::ExtraUsage;
 use crate::clients::ClientSettings;
 use crate::jobs::Billing;
 use crate::tools::arguments::nearest;
@@ -35,6 +36,8 @@ pub struct Settings {
     pub claude_bin: Option<PathBuf>,
     /// Who pays: `subscription` or `api_key`.
     pub billing: Option<Billing>,
+    /// What becomes of a run that would be paid for beyond its plan: `allow` or `stop`.
+    pub extra_usage: Option<ExtraUsage>,
     /// The agent that answers when none is named.
     pub agent: Option<String>,
     /// Agent runs at once in this state directory, 1 to 64.
@@ -66,9 +69,10 @@ pub struct Settings {
 }
 
 /// Every key, in the order it is documented.
-pub const KEYS: [&str; 16] = [
+pub const KEYS: [&str; 17] = [
     "claude_bin",
     "billing",
+    "extra_usage",
     "agent",
     "max_running",
     "max_queued",
@@ -146,6 +150,8 @@ pub struct Config {
     pub claude_bin: Option<PathBuf>,
     /// Who pays.
     pub billing: Billing,
+    /// What becomes of a run that would be paid for beyond its plan.
+    pub extra_usage: ExtraUsage,
     /// The agent that answers when none is named.
     pub agent: String,
     /// Agent runs at once. Three: what a laptop and a subscription's limit bear.
@@ -154,7 +160,8 @@ pub struct Config {
     pub max_queued: usize,
     /// How long an agent may run.
     pub timeout: Duration,
-    /// Silence after which an agent is taken for stuck.
+    /// Silence after which an agent is taken for stuck. Claude Code itself waits 300 s for a silent stream and 360 s for an
+    /// answer to begin, and then tries again: it must have the time to.
     pub stall: Duration,
     /// How long a synchronous consult is waited for; by client when not set.
     pub wait: Option<Duration>,
@@ -182,11 +189,12 @@ impl Default for Config {
         Self {
             claude_bin: None,
             billing: Billing::Subscription,
+            extra_usage: ExtraUsage::Allow,
             agent: "claude".to_owned(),
             max_running: 3,
             max_queued: 64,
             timeout: Duration::from_secs(3600),
-            stall: Duration::from_secs(300),
+            stall: Duration::from_secs(420),
             wait: None,
             response_chars: None,
             progress: None,
@@ -274,6 +282,9 @@ impl Config {
         if let Some(billing) = settings.billing {
             self.billing = billing;
         }
+        if let Some(extra) = settings.extra_usage {
+            self.extra_usage = extra;
+        }
         if let Some(isolation) = settings.isolation {
             self.isolation = isolation;
         }
@@ -349,6 +360,10 @@ impl Settings {
                     "api_key" => Billing::ApiKey,
                     other => return Err(format!("{other:?}; accepted: subscription, api_key")),
                 });
+            }
+            "extra_usage" => {
+                let choice = ExtraUsage::parse(text);
+                self.extra_usage = Some(choice.ok_or_else(|| format!("{text:?}; accepted: allow, stop"))?);
             }
             "isolation" => {
                 self.isolation = Some(match text {
@@ -426,6 +441,8 @@ mod tests {
             ),
             (toml("claude_bin = \"/bin/sh\"", FileTrust::Project), "may not be set by a project's file"),
             (toml("billing = \"api_key\"", FileTrust::Project), "PHONE_OPUS_BILLING"),
+            (toml("extra_usage = \"sometimes\"", FileTrust::User), "stop"),
+            (toml("extra_usage = \"allow\"", FileTrust::Project), "PHONE_OPUS_EXTRA_USAGE"),
             (
                 Settings::from_environment(|name| (name == "PHONE_OPUS_BILLING").then(|| "cash".into())),
                 "PHONE_OPUS_BILLING: \"cash\"; accepted: subscription, api_key",

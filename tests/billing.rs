@@ -3,7 +3,7 @@
 use std::io::Write as _;
 use std::process::{Command, Output, Stdio};
 
-use phone_opus::testkit::{Rig, Script, Step, tried_program};
+use phone_opus::testkit::{Reply, Rig, Script, Step, tried_program};
 use rustix::process::{Pid, test_kill_process_group};
 use serde_json::{Value, json};
 
@@ -83,4 +83,126 @@ async fn an_agent_that_would_bill_the_wrong_account_is_killed_and_not_asked_to_s
     let group = run.start["pid"].as_i64().and_then(|pid| Pid::from_raw(i32::try_from(pid).ok()?)).expect("a pid");
     assert!(test_kill_process_group(group).is_err(), "something of the run's group is left");
     rig.check_invariants().await;
+}
+
+/// What may stand before an introduction in its line.
+const PREFIXES: [(&str, &str); 7] = [
+    ("a byte order mark", "\u{feff}"),
+    ("a progress text", "Loading…\r"),
+    ("colour codes", "\u{1b}[2K\u{1b}[1G"),
+    ("a log line", "[12:30:01] WARN {cache} miss "),
+    ("a log line in JSON", "{\"level\":\"warn\",\"msg\":\"slow\"}"),
+    ("a torn line", "{\"type\":\"system\",\"subtype\":\"ui_inv"),
+    ("words", "npm notice "),
+];
+
+/// The reply of a run that was not to be paid for: ended before it gave its sign that it went on.
+fn expect_ended_for_its_payer(rig: &Rig, name: &str, went_on: &str, reply: Reply) {
+    let reply = reply.expect_fault("billing_mismatch");
+    assert_eq!(reply.str("status"), "failed", "{name}: {:#}", reply.0);
+    assert_eq!(reply["exit"]["signal"], 9, "{name}: it is not asked to stop: {:#}", reply.0);
+    assert!(!rig.sign(went_on).exists(), "{name}: the agent went on");
+    assert_eq!(rig.agents().len(), 0, "{name}");
+}
+
+#[tokio::test]
+async fn a_payer_that_is_not_the_chosen_one_is_seen_whatever_stands_before_the_introduction() {
+    let mut rig = new_rig();
+    let mut host = rig.serve().await;
+    for (number, (name, prefix)) in PREFIXES.into_iter().enumerate() {
+        let went_on = format!("went-on-{number}");
+        let script = |key_source: &str, steps| Script {
+            before_init: Some(prefix.to_owned()),
+            key_source: Some(key_source.to_owned()),
+            answer: Some("42".into()),
+            steps,
+            ..Script::default()
+        };
+        // It waits for a sign that comes only when somebody has let it go on.
+        let waits = vec![Step::WaitForFile(rig.sign("never")), Step::Touch(rig.sign(&went_on))];
+        let paid_by_key = rig.prompt(script("ANTHROPIC_API_KEY", waits));
+        let sent = host.start("consult", json!({"prompt": paid_by_key, "timeout_s": 20})).await;
+        expect_ended_for_its_payer(&rig, name, &went_on, host.reply(sent).await);
+        let login = rig.prompt(script("none", vec![]));
+        let reply = host.consult(&login).await.expect_success();
+        assert_eq!((&reply["response"], &reply["billing"]), (&json!("42"), &json!("none")), "{name}: {:#}", reply.0);
+    }
+    rig.stop_and_check_invariants([host]).await;
+}
+
+#[tokio::test]
+async fn an_agent_that_begins_to_work_without_saying_who_pays_is_ended() {
+    let mut rig = new_rig();
+    let mut host = rig.serve().await;
+    let text = || Step::Text("at work".into());
+    for (number, (name, script, first)) in [
+        ("no introduction, a text", Script { no_init: true, ..Script::default() }, Some(text())),
+        ("no introduction, a tool", Script { no_init: true, ..Script::default() }, Some(Step::ToolUse("Read".into()))),
+        ("no introduction, thinking", Script { no_init: true, ..Script::default() }, Some(Step::Thinking)),
+        (
+            "no introduction, a result",
+            Script { no_init: true, ..Script::default() },
+            Some(Step::Result(fields(json!({})))),
+        ),
+        ("an introduction without a source", Script { no_key_source: true, ..Script::default() }, Some(text())),
+        (
+            "an introduction that comes too late",
+            Script { no_init: true, ..Script::default() },
+            Some(Step::Glued(vec![text(), Step::Introduce])),
+        ),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let went_on = format!("went-on-{number}");
+        let mut steps: Vec<Step> = first.into_iter().collect();
+        steps.extend([Step::WaitForFile(rig.sign("never")), Step::Touch(rig.sign(&went_on))]);
+        let prompt = rig.prompt(Script { steps, ..script });
+        let sent = host.start("consult", json!({"prompt": prompt, "timeout_s": 20})).await;
+        expect_ended_for_its_payer(&rig, name, &went_on, host.reply(sent).await);
+    }
+    // One that fails before it begins has cost nothing, and its own reason is what helps.
+    let unknown = Script {
+        no_init: true,
+        result: fields(json!({
+            "is_error": true, "subtype": "error_during_execution", "result": null, "total_cost_usd": null,
+            "errors": ["No conversation found with session ID: x"],
+        })),
+        ..Script::default()
+    };
+    host.consult(&rig.prompt(unknown)).await.expect_fault("unknown_session");
+    rig.stop_and_check_invariants([host]).await;
+}
+
+#[tokio::test]
+async fn extra_usage_is_said_in_the_reply_and_stopped_where_that_was_chosen() {
+    let mut rig = new_rig();
+    let info = fields(json!({"status": "allowed", "rateLimitType": "five_hour", "isUsingOverage": true}));
+    let paid = |rig: &Rig, steps: Vec<Step>| {
+        let steps = [vec![Step::Text("so far".into()), Step::LimitInfo(info.clone())], steps].concat();
+        rig.prompt(Script { answer: Some("42".into()), steps, ..Script::default() })
+    };
+    let mut host = rig.serve().await;
+    let reply = host.consult(&paid(&rig, vec![])).await.expect_success();
+    assert!(reply.str("billing").contains("extra usage"), "{:#}", reply.0);
+    assert!(reply.text().contains("extra usage"), "{}", reply.text());
+    let reply = host.consult(&rig.answering("43")).await.expect_success();
+    assert_eq!(reply["billing"], "none");
+
+    rig.set("PHONE_OPUS_EXTRA_USAGE", "stop");
+    let mut careful = rig.serve().await;
+    let waits = vec![Step::WaitForFile(rig.sign("never")), Step::Touch(rig.sign("went-on"))];
+    let sent = careful.start("consult", json!({"prompt": paid(&rig, waits), "timeout_s": 20})).await;
+    let reply = careful.reply(sent).await;
+    assert!(reply.text().contains("extra_usage"), "it names the setting: {}", reply.text());
+    expect_ended_for_its_payer(&rig, "extra usage", "went-on", reply);
+    // What is answered is paid for; it is not thrown away.
+    let late = Script { answer: Some("44".into()), after: vec![Step::LimitInfo(info)], ..Script::default() };
+    let reply = careful.consult(&rig.prompt(late)).await.expect_success();
+    assert_eq!(reply["response"], "44");
+    rig.stop_and_check_invariants([host, careful]).await;
+}
+
+fn fields(value: Value) -> serde_json::Map<String, Value> {
+    value.as_object().cloned().unwrap_or_default()
 }

@@ -178,7 +178,7 @@ async fn an_agent_that_fails_is_classified_with_its_last_words_and_the_session_l
         ("no result", Script { no_result: true, ..Script::default() }, "agent_protocol"),
         ("garbage", with(vec![Step::Garbage(1000)], 0), "agent_protocol"),
         ("half a character", with(vec![Step::HalfUtf8], 0), "agent_protocol"),
-        ("exit 3 with output", with(vec![Step::Text("so far".into())], 3), "agent_error"),
+        ("exit 3 with output", Script { no_init: false, ..with(vec![Step::Text("so far".into())], 3) }, "agent_error"),
         ("an endless line", with(vec![Step::HugeLine(20 << 20)], 0), "agent_protocol"),
         ("a signal", with(vec![Step::KillSelf(9)], 0), "agent_killed"),
         ("a blank answer", Script { answer: Some(" ".into()), ..Script::default() }, "empty_answer"),
@@ -236,12 +236,13 @@ async fn an_agent_that_writes_oddly_but_answers_has_answered() {
         ("half of a pair", Script { steps: vec![Step::LoneSurrogate], ..Script::default() }),
         ("not JSON", Script { steps: vec![Step::Raw("{\"type\":".into())], ..Script::default() }),
         ("unheard of", Script { steps: vec![Step::Raw("{\"type\":\"novelty\"}".into())], ..Script::default() }),
-        ("no introduction", Script { no_init: true, ..Script::default() }),
+        ("a late introduction", Script { no_init: true, steps: vec![Step::Introduce], ..Script::default() }),
         (
             "a second result",
             Script { steps: vec![Step::Result(fields(json!({"result": "not yet"})))], ..Script::default() },
         ),
         ("exit 1 after the result", Script { exit: Some(1), ..Script::default() }),
+        ("exit 3 after the result", Script { exit: Some(3), ..Script::default() }),
     ] {
         let prompt = rig.prompt(Script { answer: Some(format!("despite {name}")), ..script });
         let reply = host.consult(&prompt).await.expect_success();

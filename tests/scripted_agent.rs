@@ -210,6 +210,10 @@ fn row(step: &Step) -> usize {
         Step::KillSelf(_) => 23,
         Step::CloseOutput => 24,
         Step::HugeText(_) => 25,
+        Step::Part(_) => 26,
+        Step::Introduce => 27,
+        Step::Glued(_) => 28,
+        Step::LimitInfo(_) => 29,
     }
 }
 
@@ -233,6 +237,7 @@ async fn each_step_does_what_it_says_and_nothing_else() {
     let retry = Step::ApiRetry { attempt: 2, max: 3, delay_ms: 40, status: Some(529) };
     let denied = Step::Denied { tool: "Write".into(), target: "/x".into() };
     let fields = json!({"result": "not yet"}).as_object().cloned().expect("an object");
+    let info = json!({"isUsingOverage": true}).as_object().cloned().expect("an object");
     let mut rows = BTreeSet::new();
     for (step, ends) in [
         (Step::Text("so far".into()), With(0, "\"text\":\"so far\"", "")),
@@ -262,6 +267,10 @@ async fn each_step_does_what_it_says_and_nothing_else() {
         (Step::Exit(7), With(7, "", "")),
         (Step::KillSelf(9), By(9)),
         (Step::CloseOutput, With(0, "", "")),
+        (Step::Part("Loading…\r".into()), With(0, "}\nLoading…\r{", "")),
+        (Step::Introduce, With(0, "\"subtype\":\"init\"", "")),
+        (Step::Glued(vec![Step::Raw("{}".into()), Step::Raw("{}".into())]), With(0, "\n{}{}\n", "")),
+        (Step::LimitInfo(info), With(0, "\"isUsingOverage\":true", "")),
     ] {
         let (name, last, silent) =
             (format!("{step:?}"), matches!(step, Step::Exit(_)), matches!(step, Step::CloseOutput));
@@ -306,6 +315,9 @@ async fn each_step_does_what_it_says_and_nothing_else() {
         agent.expect_nothing_left().await;
     }
     assert!(rig.sign("touched").exists());
-    assert_eq!(rows.into_iter().collect::<Vec<_>>(), (0..=row(&Step::HugeText(0))).collect::<Vec<_>>());
+    assert_eq!(
+        rows.into_iter().collect::<Vec<_>>(),
+        (0..=row(&Step::LimitInfo(serde_json::Map::new()))).collect::<Vec<_>>()
+    );
     rig.check_invariants().await;
 }

@@ -3,11 +3,12 @@
 //! Owns: the table from what was observed to a fault code, and what each code says to the caller. May not know how the
 //! run was made or where the outcome goes.
 //!
-//! The rows are tried in order and the first that applies decides; the order is the knowledge. Exit codes alone prove
-//! nothing: an interrupted agent may exit with 0, a failed provider reports the subtype `success`.
+//! The rows are tried in order and the first that applies decides; the order is the knowledge. Exit codes prove nothing:
+//! an interrupted agent may exit with 0, a failed provider reports the subtype `success`, and an agent that has answered
+//! may hang, crash or be killed afterwards.
 //!
-//! Invariants: (1) every end gets a verdict; (2) an answer that was given whole is not lost to a stop that came too
-//! late, except when the run was not to be paid for; (3) no fault's text holds words of the prompt, the answer or
+//! Invariants: (1) every end gets a verdict; (2) an answer that was given whole is an answer, however the process ended
+//! and whoever ended it, except when the run was not to be paid for; (3) no fault's text holds words of the prompt, the answer or
 //! stderr; (4) a failure carries whatever is known: session, text so far, costs, stderr.
 
 use std::io;
@@ -32,6 +33,8 @@ pub enum StopCause {
     Deadline,
     /// Nothing was heard for the stall time.
     Stalled,
+    /// It had given its result and did not leave.
+    Lingered,
     /// The run was not to go on: a billing mismatch, or a part of ours that failed.
     Faulted(Box<Fault>),
 }
@@ -88,6 +91,18 @@ pub struct RunEnd {
     pub prompt_prefix_injected: bool,
     /// The session it was to resume.
     pub resume_requested: Option<AgentSessionId>,
+    /// From its command.
+    pub resumed_id: ResumedId,
+}
+
+/// By which id a session goes on when it is resumed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum ResumedId {
+    /// The same: another one is another session, without the history.
+    #[default]
+    Same,
+    /// A new one, which has the history, as versions did that cannot be told to fork.
+    New,
 }
 
 /// What a run's end means for its job.
@@ -139,6 +154,8 @@ pub(super) fn classify(profile: &Profile, mut end: RunEnd) -> Verdict {
         prompt_prefix_injected: end.prompt_prefix_injected,
         exit: end.exit,
         resumable,
+        extra_usage: end.summary.extra_usage(),
+        limit: end.summary.limit().map(str::to_owned).filter(|_| code == Some(FaultCode::AgentRateLimited)),
         ..JobOutcome::default()
     };
     if let Some(result) = end.summary.result() {
@@ -158,10 +175,15 @@ pub(super) fn classify(profile: &Profile, mut end: RunEnd) -> Verdict {
     Verdict { state, outcome }
 }
 
-/// The answer; for a failure what was said on the way to it, and then the agent's own words about the failure.
+/// The answer; for a failure what was said on the way to it, and then the agent's own words about the failure. Versions
+/// leave their result empty and have said the answer before.
 fn response(summary: &mut RunSummary, failed: bool) -> (Option<String>, bool) {
     let mut text = summary.take_result_text().filter(|text| !is_blank(text)).unwrap_or_default();
     let mut cut = false;
+    if text.is_empty() && !failed && summary.result().is_some() && !summary.last_message().is_empty() {
+        cut = summary.partial_text_cut() && summary.last_message().len() == summary.partial_text().len();
+        summary.last_message().clone_into(&mut text);
+    }
     if text.is_empty() || failed && !summary.partial_text().is_empty() && !summary.partial_text().ends_with(&text) {
         cut = summary.partial_text_cut();
         let error = std::mem::replace(&mut text, summary.take_partial_text());
@@ -240,9 +262,11 @@ enum Judgement {
 fn judge(profile: &Profile, seen: &Seen<'_>) -> Judgement {
     match &seen.end.stop {
         Some(StopCause::Faulted(fault)) => return Judgement::Failed(fault.as_ref().clone()),
+        // Its result decides, whatever it is: that it did not leave says nothing about it.
+        None | Some(StopCause::Lingered) => {}
         Some(stop) if !seen.answered_whole() => return stopped(profile, stop),
-        // The stop came when the answer was already complete and the agent had left by itself.
-        Some(_) | None => {}
+        // The stop came when the answer was already complete.
+        Some(_) => {}
     }
     match ROWS.iter().find(|row| (row.applies)(seen)) {
         None => Judgement::Answered,
@@ -268,7 +292,7 @@ fn stopped(profile: &Profile, stop: &StopCause) -> Judgement {
             Fault::new(FaultCode::DeadlineExceeded, format!("{title} did not finish within `timeout_s`."))
                 .hint("Ask for less, allow more with `timeout_s`, or resume the session."),
         ),
-        StopCause::Stalled => Judgement::Failed(
+        StopCause::Stalled | StopCause::Lingered => Judgement::Failed(
             Fault::new(FaultCode::AgentStalled, format!("{title} wrote nothing for too long and was ended."))
                 .hint("Try again, or resume the session."),
         ),
@@ -303,7 +327,7 @@ const ROWS: &[Row] = rows! {
     ]);
     "no such conversation" => UnknownSession if |s| s.says(&["No conversation found"]);
     "bad session id" => InvalidSession if |s| s.says(&["valid session ID or session title"])
-        || s.failed_exit() && s.stderr_says(&["already in use"]);
+        || s.result.is_none() && s.failed_exit() && s.stderr_says(&["already in use"]);
     "input too large" => InputTooLarge if |s| s.says(&["exceeds 10MB"])
         || s.terminal_reason_is(&["blocking_limit", "prompt_too_long"]) || s.not_a_success() && s.status_is(413);
     "turn limit" => TurnLimit if |s| s.subtype_is("error_max_turns");
@@ -325,13 +349,10 @@ const ROWS: &[Row] = rows! {
     "reported an error" => AgentError if |s| s.reported_error();
     "a local command ran" => PromptGuardFailed if |s| s.result.is_some_and(|result| result.num_turns == Some(0));
     "another session answered" => UnknownSession if |s| s.other_session();
-    "empty answer" => EmptyAnswer if |s| s.result.is_some_and(|result| result.text.as_deref().is_none_or(is_blank));
+    "empty answer" => EmptyAnswer if |s| s.result.is_some() && s.answer().is_none();
     "exit 0 without a result" => AgentProtocol if |s| s.result.is_none() && !s.failed_exit();
     "unreadable output" => AgentProtocol if |s| s.result.is_none() && s.end.summary.garbage_bytes() > 0;
     "failed without a result" => AgentError if |s| s.result.is_none();
-    // 0 is a success, and 1 what an agent ends with that was refused something on its way to a whole answer. Nobody has
-    // seen another: what it means is not known, and the answer may be of less than was asked.
-    "unknown exit code" => AgentError if |s| s.end.exit.is_some_and(|exit| !matches!(exit.code, 0 | 1));
 };
 
 /// The end as the rows look at it.
@@ -350,9 +371,12 @@ impl Seen<'_> {
         self.end.exit.is_some_and(|exit| exit.code != 0)
     }
 
-    /// By a signal, or with the exit code of an agent that handled one (HUP, INT, QUIT, KILL, TERM).
+    /// By a signal, or with the exit code of an agent that handled one (HUP, INT, QUIT, KILL, TERM), and before it had
+    /// said what came of the run.
     fn killed(&self) -> bool {
-        self.end.exit.is_some_and(|exit| exit.signal.is_some() || [129, 130, 131, 137, 143].contains(&exit.code))
+        let unfinished = self.result.is_none() || self.end.summary.went_on();
+        unfinished
+            && self.end.exit.is_some_and(|exit| exit.signal.is_some() || [129, 130, 131, 137, 143].contains(&exit.code))
     }
 
     fn reported_error(&self) -> bool {
@@ -366,11 +390,16 @@ impl Seen<'_> {
         self.reported_error() || self.result.is_none() && self.failed_exit()
     }
 
-    /// The agent left by itself, with a whole answer.
+    /// The answer: the result's text, or the last message where a version leaves the result empty.
+    fn answer(&self) -> Option<&str> {
+        let said = self.result?.text.as_deref().filter(|text| !is_blank(text));
+        said.or_else(|| Some(self.end.summary.last_message()).filter(|text| !is_blank(text)))
+    }
+
+    /// A whole answer was given, and nothing that goes on from it was cut off.
     fn answered_whole(&self) -> bool {
-        self.end.exit.is_some_and(|exit| exit.code == 0 && exit.signal.is_none())
-            && self.result.is_some_and(|result| result.text.as_deref().is_some_and(|text| !is_blank(text)))
-            && !self.reported_error()
+        let left_by_itself = self.end.exit.is_some_and(|exit| exit.code == 0 && exit.signal.is_none());
+        self.answer().is_some() && !self.reported_error() && (left_by_itself || !self.end.summary.went_on())
     }
 
     fn status(&self) -> Option<u64> {
@@ -421,6 +450,7 @@ impl Seen<'_> {
     fn other_session(&self) -> bool {
         let answered = self.result.and_then(|result| result.session_id.as_deref());
         match (&self.end.resume_requested, answered) {
+            (Some(_), _) if self.end.resumed_id == ResumedId::New => false,
             (Some(asked), Some(answered)) => asked.to_string() != answered,
             _ => false,
         }
@@ -512,7 +542,6 @@ fn fault(profile: &Profile, seen: &Seen<'_>, row: &Row) -> Fault {
         }
         C::AgentProtocol => format!("{title} {} without a readable result.", seen.exit()),
         _ if seen.result.is_none() => format!("{title} {} without a result.", seen.exit()),
-        _ if row.name == "unknown exit code" => format!("{title} gave an answer and {}.", seen.exit()),
         _ => format!("{title} reported an error{reasons}."),
     };
     let hint = match row.code {
@@ -704,11 +733,6 @@ mod tests {
             ("exit 0 without a result", C::AgentProtocol, end(0, "", &[])),
             ("unreadable output", C::AgentProtocol, end(1, "", &["what is this"])),
             ("failed without a result", C::AgentError, end(1, "something else", &[])),
-            (
-                "unknown exit code",
-                C::AgentError,
-                end(3, "", &[&raw(r#""is_error":false,"result":"42","num_turns":1"#)]),
-            ),
         ];
         for (name, expected, end) in &table {
             assert_eq!(row(end), Some(*name), "{end:?}");
@@ -746,16 +770,100 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_with_an_exit_code_nobody_knows_is_kept_and_no_success() {
-        let answer = raw(r#""is_error":false,"num_turns":1,"result":"42""#);
-        for exit in [2, 3, 70, 255, -1] {
-            let verdict = classify(&PROFILE, end(exit, "last words", &[&answer]));
-            assert_eq!(verdict.state, JobState::Failed, "{verdict:?}");
-            assert_eq!(verdict.outcome.response.as_deref(), Some("42"));
-            let fault = verdict.outcome.fault.expect("a fault");
-            assert_eq!(fault.code, FaultCode::AgentError);
-            assert!(fault.detail.contains(&format!("gave an answer and exited with code {exit}")), "{}", fault.detail);
+    fn a_whole_answer_is_an_answer_however_the_process_ended_and_whoever_ended_it() {
+        let whole = raw(r#""is_error":false,"num_turns":1,"result":"42""#);
+        let exit = |code, signal| Some(RunExit { code, signal, reaped: 0 });
+        let stops = [
+            None,
+            Some(StopCause::Lingered),
+            Some(StopCause::Deadline),
+            Some(StopCause::Stalled),
+            Some(StopCause::Cancelled(CancelReason::Requested)),
+            Some(StopCause::Cancelled(CancelReason::CallerLost)),
+        ];
+        for stop in stops {
+            for (code, signal) in
+                [(0, None), (1, None), (2, None), (70, None), (143, None), (-1, None), (137, Some(9)), (139, Some(11))]
+            {
+                let end =
+                    RunEnd { stop: stop.clone(), exit: exit(code, signal), ..end(code, "already in use", &[&whole]) };
+                let verdict = classify(&PROFILE, end);
+                assert_eq!(verdict.state, JobState::Succeeded, "{stop:?} {code} {signal:?}: {verdict:?}");
+                assert_eq!(verdict.outcome.response.as_deref(), Some("42"));
+                assert_eq!(verdict.outcome.exit, exit(code, signal), "how it ended is told");
+            }
         }
+        let mismatch = StopCause::Faulted(Box::new(Fault::new(FaultCode::BillingMismatch, "x")));
+        let stopped = classify(&PROFILE, RunEnd { stop: Some(mismatch), ..end(0, "", &[&whole]) });
+        assert_eq!(stopped.state, JobState::Failed, "nobody was to pay");
+    }
+
+    #[test]
+    fn a_result_from_which_the_model_went_on_is_not_the_whole_answer_when_the_rest_is_cut_off() {
+        let first = raw(r#""is_error":false,"num_turns":1,"result":"first""#);
+        let more = r#"{"type":"assistant","message":{"content":[{"type":"text","text":"and more"}]}}"#;
+        let cut = |stop, code| classify(&PROFILE, RunEnd { stop, ..end(code, "", &[&first, more]) });
+        assert_eq!(cut(Some(StopCause::Deadline), 143).state, JobState::Cancelled);
+        assert_eq!(cut(None, 143).outcome.fault.map(|fault| fault.code), Some(FaultCode::AgentKilled));
+        assert_eq!(cut(None, 0).state, JobState::Succeeded);
+        let second = raw(r#""is_error":false,"num_turns":2,"result":"second""#);
+        let verdict = classify(&PROFILE, end(143, "", &[&first, more, &second]));
+        assert_eq!((verdict.state, verdict.outcome.response.as_deref()), (JobState::Succeeded, Some("second")));
+    }
+
+    #[test]
+    fn an_empty_result_takes_the_last_message_and_nothing_from_before_a_tool() {
+        let empty = raw(r#""is_error":false,"num_turns":1,"result":"""#);
+        let said = |text: &str| {
+            format!(r#"{{"type":"assistant","message":{{"content":[{{"type":"text","text":"{text}"}}]}}}}"#)
+        };
+        let tool = r#"{"type":"assistant","message":{"content":[{"type":"tool_use","name":"Read"}]}}"#;
+        for code in [0, 1, 143] {
+            let verdict = classify(&PROFILE, end(code, "", &[&said("look"), tool, &said("4"), &said("2"), &empty]));
+            assert_eq!((verdict.state, verdict.outcome.response.as_deref()), (JobState::Succeeded, Some("4\n\n2")));
+            let verdict = classify(&PROFILE, end(code, "", &[&said("look"), tool, &empty]));
+            assert_eq!(verdict.outcome.fault.map(|fault| fault.code), Some(FaultCode::EmptyAnswer));
+            assert_eq!(verdict.outcome.response.as_deref(), Some("look"));
+        }
+        let absent = r#"{"type":"result","subtype":"success","is_error":false,"num_turns":1}"#;
+        assert_eq!(classify(&PROFILE, end(0, "", &[&said("42"), absent])).state, JobState::Succeeded);
+    }
+
+    #[test]
+    fn a_failure_that_was_said_is_not_hidden_by_how_the_process_ended() {
+        for stop in [None, Some(StopCause::Lingered)] {
+            for code in [0, 1, 143] {
+                let end = RunEnd { stop: stop.clone(), ..end(code, "", &[&result(r#","api_error_status":429"#)]) };
+                assert_eq!(self::code(end), Some(FaultCode::AgentRateLimited), "{stop:?} {code}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_new_id_is_another_session_only_where_resuming_keeps_the_id() {
+        let asked = AgentSessionId::random();
+        let answer = raw(r#""is_error":false,"result":"42","num_turns":1"#);
+        let resumed = |resumed_id| {
+            classify(&PROFILE, RunEnd { resume_requested: Some(asked), resumed_id, ..end(0, "", &[&answer]) })
+        };
+        let new = resumed(ResumedId::New);
+        assert_eq!((new.state, new.outcome.session_id.as_deref()), (JobState::Succeeded, Some(SESSION)));
+        assert_eq!(new.outcome.resumable, Some(true));
+        let same = resumed(ResumedId::Same);
+        assert_eq!(same.outcome.fault.map(|fault| fault.code), Some(FaultCode::UnknownSession));
+    }
+
+    #[test]
+    fn extra_usage_is_told_and_the_limit_that_was_reached_is_named() {
+        let event = |info: &str| format!(r#"{{"type":"rate_limit_event","rate_limit_info":{{{info}}}}}"#);
+        let answer = raw(r#""is_error":false,"result":"42","num_turns":1"#);
+        let paid = event(r#""status":"allowed","isUsingOverage":true"#);
+        let outcome = classify(&PROFILE, end(0, "", &[&paid, &answer])).outcome;
+        assert!(outcome.extra_usage && outcome.limit.is_none());
+        let refused = event(r#""status":"rejected","resetsAt":1900000000,"rateLimitType":"seven_day_opus""#);
+        let outcome = classify(&PROFILE, end(1, "", &[&refused, &result(r#","api_error_status":429"#)])).outcome;
+        assert_eq!(outcome.limit.as_deref(), Some("seven_day_opus"));
+        assert!(!classify(&PROFILE, end(0, "", &[&answer])).outcome.extra_usage);
     }
 
     #[test]
@@ -795,20 +903,6 @@ mod tests {
                 assert_eq!(verdict.outcome.resumable, (code != C::BillingMismatch).then_some(true), "{stop:?}");
             }
         }
-    }
-
-    #[test]
-    fn a_stop_that_came_after_the_whole_answer_does_not_lose_it_unless_nobody_was_to_pay() {
-        let answered = |code, stop| RunEnd {
-            stop: Some(stop),
-            ..end(code, "", &[&raw(r#""is_error":false,"result":"42","num_turns":1"#)])
-        };
-        assert_eq!(classify(&PROFILE, answered(0, StopCause::Deadline)).state, JobState::Succeeded);
-        // A result is the answer only once the process has ended by itself; before, it may not be the last one.
-        let killed = classify(&PROFILE, answered(143, StopCause::Deadline));
-        assert_eq!((killed.state, killed.outcome.response.as_deref()), (JobState::Cancelled, Some("42")));
-        let mismatch = StopCause::Faulted(Box::new(Fault::new(FaultCode::BillingMismatch, "x")));
-        assert_eq!(classify(&PROFILE, answered(0, mismatch)).state, JobState::Failed);
     }
 
     #[test]

@@ -15,8 +15,8 @@ use futures_util::future::{BoxFuture, FutureExt as _};
 use super::classify::{Profile, Sessions, classify};
 use super::probe::{self, Features};
 use super::{
-    Agent, AgentCommand, AgentEvent, Credential, Environment, OutputParser, Payment, RunEnd, RunRequest, StreamJson,
-    Verdict, check_prompt, environment,
+    Agent, AgentCommand, AgentEvent, Credential, Environment, OutputParser, PayerKnown, Payment, ResumedId, RunEnd,
+    RunRequest, StreamJson, Verdict, check_prompt, environment,
 };
 use crate::fault::{Fault, FaultCode};
 use crate::jobs::{Billing, ConsultRequest};
@@ -123,6 +123,8 @@ impl Agent for ClaudeCode {
                 prompt_prefix_injected: true,
                 key_withheld: granted.key_withheld,
                 payment: Payment { billing, credential: granted.credential },
+                // Versions that can be told to go on under a new id keep the old one otherwise; those before always changed it.
+                resumed_id: if features.fork_session { ResumedId::Same } else { ResumedId::New },
             })
         }
         .boxed()
@@ -130,6 +132,10 @@ impl Agent for ClaudeCode {
 
     fn parser(&self) -> Box<dyn OutputParser> {
         Box::new(StreamJson::new())
+    }
+
+    fn payer(&self) -> PayerKnown {
+        PayerKnown::InStream
     }
 
     fn check_start(&self, started: &AgentEvent, payment: Payment) -> Result<(), Fault> {

@@ -31,15 +31,18 @@ mod claude;
 mod environment;
 mod lines;
 pub mod offline;
+mod payer;
 mod probe;
 mod stream_json;
 mod summary;
+mod values;
 
-pub use classify::{RunEnd, SpawnFailure, StopCause, Verdict};
+pub use classify::{ResumedId, RunEnd, SpawnFailure, StopCause, Verdict};
 pub use claude::{ClaudeCode, PROMPT_PREFIX};
 pub use environment::{CHAIN as CHAIN_VARIABLE, DEPTH as DEPTH_VARIABLE, Environment, RUN_TOKEN as RUN_TOKEN_VARIABLE};
 pub use lines::{Line, LineSplitter, MAX_LINE_BYTES};
 pub use offline::Offline;
+pub use payer::{ExtraUsage, PayerGuard, PayerKnown};
 pub use probe::Features;
 pub use stream_json::StreamJson;
 pub use summary::{RunSummary, Started};
@@ -80,6 +83,12 @@ pub trait Agent: Send + Sync {
 
     /// A parser for one run's output; [`OutputReader`] feeds it.
     fn parser(&self) -> Box<dyn OutputParser>;
+
+    /// From where it is known who pays for a run. For an agent that says so on its stream, nothing may be paid before it
+    /// has: [`PayerGuard`] sees to that.
+    fn payer(&self) -> PayerKnown {
+        PayerKnown::BeforeStart
+    }
 
     /// Whether the run may go on after this event. Called for [`AgentEvent::Started`], before the first turn.
     ///
@@ -125,6 +134,8 @@ pub struct AgentCommand {
     pub key_withheld: bool,
     /// What [`Agent::check_start`] compares with.
     pub payment: Payment,
+    /// By which id a session goes on that is resumed.
+    pub resumed_id: ResumedId,
 }
 
 /// Names only: values are secrets and prompts.
@@ -380,11 +391,16 @@ pub enum AgentEvent {
         /// The agent's word for it: `rate_limit`, `authentication_failed`, …
         class: String,
     },
-    /// The provider said when its limit is lifted.
+    /// The provider refused because a usage limit is reached.
     Limited {
         /// When trying again makes sense.
         retry_at: Option<UnixMillis>,
+        /// Which limit, by the provider's name for it: `five_hour`, `seven_day_opus`, …
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        limit: Option<String>,
     },
+    /// The plan is used up, and what is used from here on is paid for besides.
+    ExtraUsage,
     /// A result: the answer, once the process has ended. Boxed because it is large and rare.
     Result {
         /// Everything in it.
@@ -400,6 +416,26 @@ pub enum AgentEvent {
         /// How many bytes it had; its text is not kept, it may hold anything.
         bytes: u64,
     },
+}
+
+impl AgentEvent {
+    /// Whether the model has been at work when this is said: from then on something is paid for.
+    #[must_use]
+    pub fn is_of_a_turn(&self) -> bool {
+        match self {
+            Self::Text { .. } | Self::Thinking | Self::ToolUse { .. } | Self::ToolResult => true,
+            // A helper of the agent that speaks, a piece of an answer.
+            Self::Other { kind } => kind.starts_with("assistant/") || kind == "stream_event",
+            Self::Started { .. }
+            | Self::Denied { .. }
+            | Self::Retrying { .. }
+            | Self::ProviderError { .. }
+            | Self::Limited { .. }
+            | Self::ExtraUsage
+            | Self::Result { .. }
+            | Self::Garbage { .. } => false,
+        }
+    }
 }
 
 /// What an agent's result line says.

@@ -46,6 +46,8 @@ pub struct Features {
     pub strict_mcp_config: bool,
     /// `--system-prompt-snapshot`: an appended system prompt counts on resume as well.
     pub system_prompt_snapshot: bool,
+    /// `--fork-session`: without it a resumed session keeps its id; a version that does not know it changes the id.
+    pub fork_session: bool,
 }
 
 impl Features {
@@ -60,6 +62,7 @@ impl Features {
             setting_sources: true,
             strict_mcp_config: true,
             system_prompt_snapshot: true,
+            fork_session: true,
         }
     }
 
@@ -79,6 +82,7 @@ impl Features {
             setting_sources: names("--setting-sources"),
             strict_mcp_config: names("--strict-mcp-config"),
             system_prompt_snapshot: names("--system-prompt-snapshot"),
+            fork_session: names("--fork-session"),
         })
     }
 }
@@ -222,7 +226,7 @@ mod tests {
 
     /// What a help text of the newest version says about the flags that are looked for.
     const HELP: &str = "--output-format <f>  --tools <t...>  --restricted  --permission-prompts <t>  \
-        --setting-sources <s>  --strict-mcp-config  --system-prompt-snapshot <m>";
+        --setting-sources <s>  --strict-mcp-config  --system-prompt-snapshot <m>  --fork-session";
 
     fn path_env() -> Vec<(OsString, OsString)> {
         vec![("PATH".into(), std::env::var_os("PATH").unwrap_or_else(|| "/usr/bin:/bin".into()))]

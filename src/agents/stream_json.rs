@@ -3,8 +3,8 @@
 //! Owns: what a line means. May not know how lines were cut, what an end means, or any process.
 //!
 //! The reader is lenient because the writer is not strict: the introduction need not come first, unknown types appear
-//! with new versions, a model's lone surrogate is passed through as an escape that strict readers refuse, and `json`
-//! mode writes one object or one array. Invariants: (1) any bytes give events, never an error; (2) no text of an unread
+//! with new versions, a model's lone surrogate is passed through as an escape that strict readers refuse, `json` mode
+//! writes one object or one array, and others write to the same stream (`values`). Invariants: (1) any bytes give events, never an error; (2) no text of an unread
 //! line is kept; (3) what is kept of lists and of nested values is bounded.
 
 use std::borrow::Cow;
@@ -12,6 +12,7 @@ use std::borrow::Cow;
 use serde::Deserialize;
 use serde_json::Value;
 
+use super::values::{Company, values};
 use super::{AgentEvent, AgentResult, OutputParser};
 use crate::ids::UnixMillis;
 use crate::jobs::PermissionDenial;
@@ -28,6 +29,9 @@ const MAX_USAGE_BYTES: usize = 64 << 10;
 const MAX_TARGET_CHARS: usize = 200;
 /// Characters of names and kinds, which are repeated in every listing.
 const MAX_NAME_CHARS: usize = 100;
+/// The types of lines that are looked for where something else stands in the line too. Programs that log write objects
+/// as well, and theirs mean nothing here.
+const TYPES: &[&str] = &["system", "assistant", "user", "result", "rate_limit_event", "stream_event"];
 
 /// The parser of one run.
 #[derive(Debug, Default)]
@@ -56,7 +60,7 @@ impl StreamJson {
             }),
             ("system", "permission_denied") => out.push(AgentEvent::Denied { denial: denial(event) }),
             ("system", "thinking_tokens") => out.push(AgentEvent::Thinking),
-            ("rate_limit_event", _) => out.push(limited(event)),
+            ("rate_limit_event", _) => limited(event, out),
             ("assistant", _) => self.assistant(event, out),
             ("user", _) => out.push(AgentEvent::ToolResult),
             ("result", _) => {
@@ -64,6 +68,26 @@ impl StreamJson {
                 out.push(AgentEvent::Result { result });
             }
             _ => out.push(other(kind, subtype)),
+        }
+    }
+
+    /// Takes a value for what it says it is; false when it is none of this agent's.
+    fn take(&mut self, value: Value, company: Company, out: &mut Vec<AgentEvent>) -> bool {
+        let is_ours = |event: &Value| match (text(event, "type"), company) {
+            (Some(_), Company::Alone) => true,
+            (Some(kind), Company::Mixed) => TYPES.contains(&kind),
+            (None, _) => false,
+        };
+        match value {
+            Value::Array(events) if !events.is_empty() && events.iter().all(Value::is_object) => {
+                events.iter().for_each(|event| self.event(event, out));
+                true
+            }
+            event @ Value::Object(_) if is_ours(&event) => {
+                self.event(&event, out);
+                true
+            }
+            _ => false,
         }
     }
 
@@ -94,12 +118,17 @@ impl OutputParser for StreamJson {
         if let Some(event) = without_content(line) {
             return out.push(event);
         }
-        match parse(line) {
-            Some(Value::Array(events)) if events.iter().all(Value::is_object) => {
-                events.iter().for_each(|event| self.event(event, out));
-            }
-            Some(event @ Value::Object(_)) => self.event(&event, out),
-            _ => out.push(AgentEvent::Garbage { bytes: line.len() as u64 }),
+        if let Ok(event) = serde_json::from_slice::<Value>(line)
+            && self.take(event, Company::Alone, out)
+        {
+            return;
+        }
+        // Once more with what strict readers refuse put right, and value by value.
+        let text = lenient::text(line);
+        let refused =
+            values(lenient::repair_surrogates(&text).as_bytes(), &mut |value, company| self.take(value, company, out));
+        if refused > 0 {
+            out.push(AgentEvent::Garbage { bytes: refused.min(line.len() as u64) });
         }
     }
 }
@@ -122,15 +151,6 @@ fn without_content(line: &[u8]) -> Option<AgentEvent> {
     }
 }
 
-/// Reads JSON; when that fails, once more with what strict readers refuse put right.
-fn parse(line: &[u8]) -> Option<Value> {
-    if let Ok(value) = serde_json::from_slice(line) {
-        return Some(value);
-    }
-    let text = lenient::text(line);
-    serde_json::from_str(&lenient::repair_surrogates(&text)).ok()
-}
-
 fn started(event: &Value) -> AgentEvent {
     let name = |key| text(event, key).map(|value| shortened(value, MAX_NAME_CHARS));
     AgentEvent::Started {
@@ -150,14 +170,19 @@ fn content_block(block: &Value) -> AgentEvent {
     }
 }
 
-/// A limit event also comes while there is room; only a refusal says when to try again.
-fn limited(event: &Value) -> AgentEvent {
+/// A limit event also comes while there is room; only a refusal says when to try again. What is used beyond the plan is
+/// allowed, and paid for.
+fn limited(event: &Value, out: &mut Vec<AgentEvent>) {
     let info = event.get("rate_limit_info").unwrap_or(event);
-    match text(info, "status") {
-        Some(status) if status.starts_with("allowed") => other("rate_limit_event", "allowed"),
-        _ => AgentEvent::Limited {
-            retry_at: number(info, "resetsAt").or_else(|| number(info, "resets_at")).and_then(epoch),
-        },
+    let refused = !text(info, "status").is_some_and(|status| status.starts_with("allowed"));
+    if refused {
+        let retry_at = number(info, "resetsAt").or_else(|| number(info, "resets_at")).and_then(epoch);
+        let limit = text(info, "rateLimitType").or_else(|| text(info, "rate_limit_type"));
+        out.push(AgentEvent::Limited { retry_at, limit: limit.map(|limit| shortened(limit, MAX_NAME_CHARS)) });
+    } else if ["isUsingOverage", "is_using_overage"].into_iter().any(|key| info.get(key) == Some(&Value::Bool(true))) {
+        out.push(AgentEvent::ExtraUsage);
+    } else {
+        out.push(other("rate_limit_event", "allowed"));
     }
 }
 
@@ -284,7 +309,8 @@ mod tests {
             r#"{"type":"assistant","parent_tool_use_id":"t","message":{"content":[{"type":"text","text":"nested"}]}}"#,
             r#"{"type":"user","message":{"content":[{"type":"tool_result"}]},"tool_use_result":"x"}"#,
             r#"{"type":"rate_limit_event","rate_limit_info":{"status":"allowed_warning","resetsAt":1900000000}}"#,
-            r#"{"type":"rate_limit_event","rate_limit_info":{"status":"rejected","resetsAt":1900000000}}"#,
+            r#"{"type":"rate_limit_event","rate_limit_info":{"status":"rejected","resetsAt":1900000000,"rateLimitType":"five_hour"}}"#,
+            r#"{"type":"rate_limit_event","rate_limit_info":{"status":"allowed","isUsingOverage":true}}"#,
             r#"{"type":"stream_event","event":{}}"#,
             r#"{"type":"tomorrow","x":[1]}"#,
             "   ",
@@ -311,7 +337,8 @@ mod tests {
                 kind("assistant/nested"),
                 AgentEvent::ToolResult,
                 kind("rate_limit_event/allowed"),
-                AgentEvent::Limited { retry_at: Some(UnixMillis(1_900_000_000_000)) },
+                AgentEvent::Limited { retry_at: Some(UnixMillis(1_900_000_000_000)), limit: Some("five_hour".into()) },
+                AgentEvent::ExtraUsage,
                 kind("stream_event"),
                 kind("tomorrow"),
                 AgentEvent::Garbage { bytes: 10 },
@@ -351,6 +378,35 @@ mod tests {
         let array = format!("[{},{object}]", r#"{"type":"system","subtype":"init","session_id":"s"}"#);
         let seen = events(&[&array]);
         assert!(matches!(seen[..], [AgentEvent::Started { .. }, AgentEvent::Result { .. }]), "{seen:?}");
+    }
+
+    #[test]
+    fn an_event_counts_whatever_stands_before_or_behind_it_in_its_line() {
+        let text = r#"{"type":"assistant","message":{"content":[{"type":"text","text":"a"}]}}"#;
+        let result = r#"{"type":"result","result":"\ud83d"}"#;
+        let init = r#"{"type":"system","subtype":"init","apiKeySource":"none"}"#;
+        for before in
+            ["\u{feff}", "Loading…\r", "\u{1b}[2K\u{1b}[1G", "[1/3] {half ", r#"{"level":"info","msg":"x"}"#, "x"]
+        {
+            for (events_of, kinds) in [(init, 1), (text, 1), (result, 1)] {
+                let seen = events(&[&format!("{before}{events_of}")]);
+                assert_eq!(seen.len(), kinds + 1, "{before:?}: {seen:?}");
+                let clean = events(&[events_of]);
+                assert_eq!(seen[..kinds], clean[..], "{before:?}");
+                assert!(matches!(seen[kinds], AgentEvent::Garbage { bytes } if bytes > 0), "{seen:?}");
+            }
+        }
+        let glued = events(&[&format!("{init}{text}{result}")]);
+        assert!(
+            matches!(&glued[..], [AgentEvent::Started { .. }, AgentEvent::Text { .. }, AgentEvent::Result { result }]
+                if result.text.as_deref() == Some("\u{fffd}")),
+            "{glued:?}"
+        );
+        let torn = events(&[&format!(r#"{result}{{"type":"assis"#)]);
+        assert!(matches!(torn[..], [AgentEvent::Result { .. }, AgentEvent::Garbage { bytes: 14 }]), "{torn:?}");
+        // A log that quotes an event inside of its own object has not given one.
+        let quoted = events(&[&format!(r#"debug {{"got":{result}}}"#)]);
+        assert!(matches!(quoted[..], [AgentEvent::Garbage { .. }]), "{quoted:?}");
     }
 
     #[test]
@@ -397,7 +453,8 @@ mod tests {
             }
             let mut out = Vec::new();
             StreamJson::new().line(&line, &mut out);
-            assert!(out.len() <= 1, "{out:?}");
+            // What is damaged may be two pieces, and what belongs to neither is counted once.
+            assert!(out.len() <= 3, "{out:?}");
         }
     }
 }

@@ -35,8 +35,14 @@ pub struct RunSummary {
     error: Option<String>,
     denials: Vec<PermissionDenial>,
     retry_at: Option<UnixMillis>,
+    limit: Option<String>,
+    extra_usage: bool,
+    /// Whether the model went on after the last result.
+    went_on: bool,
     partial: String,
     partial_cut: bool,
+    /// Where the last message begins in `partial`; `None` when no text came since the last use of a tool.
+    last_message: Option<usize>,
     events: u64,
     garbage_bytes: u64,
 }
@@ -51,6 +57,7 @@ impl RunSummary {
     /// Takes one event into account.
     pub fn fold(&mut self, event: &AgentEvent) {
         self.events += 1;
+        self.went_on |= event.is_of_a_turn() && self.result.is_some();
         match event {
             AgentEvent::Started { session_id, model, key_source, version } => {
                 let started = self.started.get_or_insert_default();
@@ -70,11 +77,23 @@ impl RunSummary {
                     self.denials.push(denial.clone());
                 }
             }
-            AgentEvent::Limited { retry_at } => self.retry_at = retry_at.or(self.retry_at),
-            AgentEvent::Result { result } => self.result = Some(result.clone()),
+            AgentEvent::Limited { retry_at, limit } => {
+                self.retry_at = retry_at.or(self.retry_at);
+                keep_newest(&mut self.limit, limit);
+            }
+            AgentEvent::ExtraUsage => self.extra_usage = true,
+            AgentEvent::Result { result } => {
+                self.result = Some(result.clone());
+                self.went_on = false;
+            }
             AgentEvent::Garbage { bytes } => self.garbage_bytes = self.garbage_bytes.saturating_add(*bytes),
-            AgentEvent::Thinking | AgentEvent::ToolUse { .. } => self.error = None,
-            AgentEvent::ToolResult | AgentEvent::Retrying { .. } | AgentEvent::Other { .. } => {}
+            AgentEvent::Thinking => self.error = None,
+            AgentEvent::ToolUse { .. } => {
+                self.error = None;
+                self.last_message = None;
+            }
+            AgentEvent::ToolResult => self.last_message = None,
+            AgentEvent::Retrying { .. } | AgentEvent::Other { .. } => {}
         }
     }
 
@@ -100,6 +119,30 @@ impl RunSummary {
     #[must_use]
     pub fn partial_text(&self) -> &str {
         &self.partial
+    }
+
+    /// The last message, as far as it is text: what was said since the last use of a tool.
+    #[must_use]
+    pub fn last_message(&self) -> &str {
+        self.last_message.and_then(|from| self.partial.get(from..)).unwrap_or_default()
+    }
+
+    /// Whether the model went on after the last result, so that this result is not the end.
+    #[must_use]
+    pub fn went_on(&self) -> bool {
+        self.went_on
+    }
+
+    /// Whether anything was used beyond the plan, and paid for besides.
+    #[must_use]
+    pub fn extra_usage(&self) -> bool {
+        self.extra_usage
+    }
+
+    /// Which usage limit was reached, by the provider's name for it.
+    #[must_use]
+    pub fn limit(&self) -> Option<&str> {
+        self.limit.as_deref()
     }
 
     /// Whether the beginning of the texts was dropped.
@@ -152,6 +195,7 @@ impl RunSummary {
         if !self.partial.is_empty() {
             self.partial.push_str("\n\n");
         }
+        self.last_message.get_or_insert(self.partial.len());
         self.partial.push_str(text);
         if self.partial.len() > MAX_PARTIAL_BYTES {
             let mut from = self.partial.len() - MAX_PARTIAL_BYTES;
@@ -161,6 +205,7 @@ impl RunSummary {
             // A new string, so that one huge text does not keep its capacity.
             self.partial = self.partial[from..].to_owned();
             self.partial_cut = true;
+            self.last_message = self.last_message.map(|begins| begins.saturating_sub(from));
         }
     }
 }
@@ -191,6 +236,38 @@ mod tests {
         }
         assert_eq!(summary.result().and_then(|result| result.text.as_deref()), Some("second"));
         assert_eq!(summary.partial_text(), "more\n\nafter");
+    }
+
+    #[test]
+    fn the_last_message_is_what_was_said_since_the_last_use_of_a_tool() {
+        let mut summary = RunSummary::new();
+        assert_eq!(summary.last_message(), "");
+        for event in [text("let me see"), AgentEvent::ToolUse { tool: "Read".into() }, AgentEvent::ToolResult] {
+            summary.fold(&event);
+        }
+        assert_eq!((summary.partial_text(), summary.last_message()), ("let me see", ""));
+        summary.fold(&text("so"));
+        summary.fold(&text("it is"));
+        assert_eq!(summary.last_message(), "so\n\nit is");
+        let long = "ü".repeat(MAX_PARTIAL_BYTES);
+        summary.fold(&text(&long));
+        assert!(summary.last_message().len() > MAX_PARTIAL_BYTES - 4);
+    }
+
+    #[test]
+    fn a_result_is_not_the_end_when_the_model_goes_on() {
+        let mut summary = RunSummary::new();
+        let other = AgentEvent::Other { kind: "system/status".into() };
+        for (event, went_on) in [
+            (text("a"), false),
+            (result("first"), false),
+            (other, false),
+            (AgentEvent::Thinking, true),
+            (result("second"), false),
+        ] {
+            summary.fold(&event);
+            assert_eq!(summary.went_on(), went_on, "{event:?}");
+        }
     }
 
     #[test]

@@ -100,6 +100,7 @@ impl JobLive {
             AgentEvent::Result { .. } => self.phase = Phase::Ending,
             AgentEvent::Denied { .. }
             | AgentEvent::Limited { .. }
+            | AgentEvent::ExtraUsage
             | AgentEvent::ProviderError { .. }
             | AgentEvent::Other { .. }
             | AgentEvent::Garbage { .. } => {}

@@ -393,6 +393,12 @@ pub struct JobOutcome {
     /// Where the agent said its key came from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub billing: Option<String>,
+    /// Whether anything was used beyond the plan, and paid for besides.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub extra_usage: bool,
+    /// The usage limit that was reached, by the provider's name for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limit: Option<String>,
     /// What it cost in US dollars.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cost_usd: Option<f64>,

@@ -1,18 +1,23 @@
 //! The runner's decisions: when a job may start, when it must end, and why.
 //!
-//! Owns: the caller-lost, deadline and stall clocks, the reason of an end. May not know: processes, the store, I/O;
-//! `now` is passed in.
+//! Owns: the caller-lost, deadline, stall and leaving clocks, the reason of an end. May not know: processes, the store,
+//! I/O; `now` is passed in.
 //!
 //! ```text
 //!  waiting ──its turn──▶ running ──process over──▶ done
 //!     └── stop ──▶ done     └── stop ──▶ ending ──process over──▶ done
 //! ```
 //!
-//! Invariants: (1) the first reason to end a job stays; (2) a background job never ends because a host is gone.
+//! The agent's silence is time in which it could have been heard, and is therefore not a difference of two clocks: it is
+//! added up from looks at the pipe that came on time and found it empty. A runner that was stopped with its agent, a
+//! machine that slept, a store that kept the runner waiting are no silence of the agent.
+//!
+//! Invariants: (1) the first reason to end a job stays; (2) a background job never ends because a host is gone; (3) an
+//! agent is taken for stuck only by looks that would have heard it; (4) one that has given its result is told to leave.
 
 use std::time::{Duration, Instant};
 
-use crate::agents::StopCause;
+use crate::agents::{AgentEvent, StopCause};
 use crate::fault::{Fault, FaultCode};
 use crate::jobs::{CancelReason, JobMode};
 use crate::store::Glance;
@@ -22,6 +27,29 @@ const CALLER_GRACE: Duration = Duration::from_secs(2);
 
 /// Longest a job waits for its turn. A day: nobody waits longer for a second opinion.
 const QUEUE_BOUND: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// Time between two looks above which the second one was late. Eight times what is usual: a busy machine is not late, a
+/// stopped process is.
+const LATE: Duration = Duration::from_secs(2);
+
+/// How long an agent may stay after its result without another event. Claude Code leaves within half a second; one that
+/// has something left to do says so.
+const LEAVING: Duration = Duration::from_secs(5);
+
+/// How long it may stay in all, when what it says after its result is nothing of a turn.
+const LEAVING_BOUND: Duration = Duration::from_secs(60);
+
+/// The longest announced wait that is believed; the deadline ends a job that waits longer.
+const ANNOUNCED_MOST: Duration = Duration::from_secs(60 * 60);
+
+/// What a look at the agent's pipes found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pipe {
+    /// Nothing was in them.
+    Empty,
+    /// Something was.
+    Unread,
+}
 
 /// The clocks of one job.
 #[derive(Debug, Clone, Copy)]
@@ -46,7 +74,20 @@ pub struct RunnerCore {
 #[derive(Debug, Clone, Copy)]
 struct Running {
     since: Instant,
-    heard: Instant,
+    /// When its pipes were last looked at.
+    looked: Instant,
+    /// How long it has been silent, as far as it could have been heard.
+    silent: Duration,
+    /// Until when it has announced to be silent.
+    announced: Option<Instant>,
+    /// Since its result, while nothing of a turn has followed.
+    leaving: Option<Leaving>,
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+struct Leaving {
+    silent: Duration,
+    total: Duration,
 }
 
 impl RunnerCore {
@@ -81,13 +122,64 @@ impl RunnerCore {
 
     /// The agent was started.
     pub fn started(&mut self, now: Instant) {
-        self.running = Some(Running { since: now, heard: now });
+        self.running =
+            Some(Running { since: now, looked: now, silent: Duration::ZERO, announced: None, leaving: None });
     }
 
     /// The agent was heard of.
-    pub fn heard(&mut self, now: Instant) {
+    pub fn heard(&mut self) {
         if let Some(running) = &mut self.running {
-            running.heard = now;
+            running.silent = Duration::ZERO;
+        }
+    }
+
+    /// The agent said this.
+    pub fn said(&mut self, event: &AgentEvent, now: Instant) {
+        let Some(running) = &mut self.running else { return };
+        match event {
+            AgentEvent::Result { .. } => running.leaving = Some(Leaving::default()),
+            AgentEvent::Retrying { delay_ms, .. } => {
+                let until = now + Duration::from_millis(*delay_ms).min(ANNOUNCED_MOST);
+                running.announced = running.announced.max(Some(until));
+                // It goes on.
+                running.leaving = None;
+            }
+            event if event.is_of_a_turn() => running.leaving = None,
+            _ => {
+                if let Some(leaving) = &mut running.leaving {
+                    leaving.silent = Duration::ZERO;
+                }
+            }
+        }
+    }
+
+    /// The agent's pipes were looked at.
+    pub fn listened(&mut self, now: Instant, pipe: Pipe) {
+        let stall = self.clocks.stall;
+        let Some(running) = &mut self.running else { return };
+        let gap = now.saturating_duration_since(running.looked);
+        running.looked = now;
+        if gap > LATE || pipe == Pipe::Unread {
+            // Whoever listens late has heard nothing of what was said meanwhile, and it may have been stopped as well.
+            running.silent = Duration::ZERO;
+            if let Some(leaving) = &mut running.leaving {
+                leaving.silent = Duration::ZERO;
+            }
+            return;
+        }
+        if running.announced.is_none_or(|until| now >= until) {
+            running.silent += gap;
+        }
+        if let Some(leaving) = &mut running.leaving {
+            leaving.silent += gap;
+            leaving.total += gap;
+        }
+        let leaves = running.leaving.is_some_and(|since| since.silent >= LEAVING || since.total >= LEAVING_BOUND);
+        let stalled = running.silent >= stall;
+        if leaves {
+            self.end(StopCause::Lingered);
+        } else if stalled {
+            self.end(StopCause::Stalled);
         }
     }
 
@@ -108,7 +200,6 @@ impl RunnerCore {
         }
         match self.running {
             Some(run) if past(run.since, self.clocks.timeout) => self.end(StopCause::Deadline),
-            Some(run) if past(run.heard, self.clocks.stall) => self.end(StopCause::Stalled),
             None if past(self.began, QUEUE_BOUND) => {
                 self.end(StopCause::Faulted(Box::new(Fault::new(
                     FaultCode::DeadlineExceeded,
@@ -167,19 +258,112 @@ mod tests {
         assert_eq!(core.tick(now + secs(60)), None);
     }
 
+    /// Looks of an idle runner, four a second, from `from` to `to` seconds after the start; the first moment there is a
+    /// reason to end, in milliseconds.
+    fn listen(core: &mut RunnerCore, start: Instant, from: u64, to: u64) -> Option<u64> {
+        (from * 4 + 1..=to * 4).map(|quarter| quarter * 250).find(|ms| {
+            let now = start + Duration::from_millis(*ms);
+            core.listened(now, Pipe::Empty);
+            core.tick(now).is_some()
+        })
+    }
+
+    fn result() -> AgentEvent {
+        AgentEvent::Result { result: Box::default() }
+    }
+
     #[test]
     fn silence_and_the_deadline_are_two_clocks() {
         let (mut silent, now) = core(JobMode::Background);
         silent.started(now);
-        silent.heard(now + secs(5));
-        assert_eq!(silent.tick(now + secs(14)), None);
-        assert_eq!(silent.tick(now + secs(15)), Some(&StopCause::Stalled));
+        assert_eq!(listen(&mut silent, now, 0, 5), None);
+        silent.heard();
+        assert_eq!(listen(&mut silent, now, 5, 60), Some(15_000));
+        assert_eq!(silent.stop(), Some(&StopCause::Stalled));
 
         let (mut busy, now) = core(JobMode::Background);
         busy.started(now);
-        busy.heard(now + secs(99));
-        assert_eq!(busy.tick(now + secs(99)), None);
-        assert_eq!(busy.tick(now + secs(100)), Some(&StopCause::Deadline));
+        for second in 0..99 {
+            busy.heard();
+            assert_eq!(listen(&mut busy, now, second, second + 1), None);
+        }
+        assert_eq!(listen(&mut busy, now, 99, 101), Some(100_000));
+        assert_eq!(busy.stop(), Some(&StopCause::Deadline));
+    }
+
+    #[test]
+    fn an_agent_is_not_stuck_while_nobody_could_have_heard_it() {
+        // What happens after nine of ten seconds of silence, and when the agent is taken for stuck if it says no more.
+        type Happens = fn(&mut RunnerCore, Instant);
+        let table: [(&str, Happens, u64); 7] = [
+            ("nothing", |_, _| {}, 10_000),
+            // The look that comes late counts for nothing, and the clock begins anew.
+            ("the runner was stopped", |core, now| core.listened(now + secs(30), Pipe::Empty), 40_000 + 9_000),
+            ("the pipe was full", |core, now| core.listened(now, Pipe::Unread), 19_000),
+            ("it was heard", |core, _| core.heard(), 19_000),
+            ("a wait was announced", |core, now| retry(core, now, 14_000), 9_000 + 14_000 + 750),
+            (
+                "two waits were announced",
+                |core, now| {
+                    retry(core, now, 20_000);
+                    retry(core, now, 1_000)
+                },
+                9_000 + 20_000 + 750,
+            ),
+            ("a wait was announced for ever", |core, now| retry(core, now, u64::MAX), 0),
+        ];
+        for (what, happens, stuck) in table {
+            let (mut core, start) = core(JobMode::Background);
+            core.started(start);
+            assert_eq!(listen(&mut core, start, 0, 9), None, "{what}");
+            happens(&mut core, start + secs(9));
+            let from = if what.contains("stopped") { 39 } else { 9 };
+            let found = listen(&mut core, start, from, 99);
+            assert_eq!(found, (stuck > 0).then_some(stuck), "{what}");
+            assert_eq!(core.stop().is_some(), stuck > 0, "{what}");
+        }
+    }
+
+    fn retry(core: &mut RunnerCore, now: Instant, delay_ms: u64) {
+        core.said(&AgentEvent::Retrying { attempt: 1, max: 2, delay_ms, status: None }, now);
+    }
+
+    #[test]
+    fn an_agent_that_has_given_its_result_is_told_to_leave() {
+        type Then = fn(&mut RunnerCore, Instant);
+        let table: [(&str, Then, Option<StopCause>, u64); 5] = [
+            ("nothing", |_, _| {}, Some(StopCause::Lingered), 5_000),
+            ("an event", |core, now| core.said(&AgentEvent::ExtraUsage, now), Some(StopCause::Lingered), 9_000),
+            ("a second result", |core, now| core.said(&result(), now), Some(StopCause::Lingered), 9_000),
+            // The model goes on: from here on it is the stall clock again, which began four seconds before.
+            ("a text", |core, now| core.said(&AgentEvent::Thinking, now), Some(StopCause::Stalled), 10_000),
+            ("a late look", |core, now| core.listened(now + secs(20), Pipe::Empty), Some(StopCause::Lingered), 29_000),
+        ];
+        for (what, then, cause, at) in table {
+            let (mut core, start) = core(JobMode::Background);
+            core.started(start);
+            core.heard();
+            core.said(&result(), start);
+            assert_eq!(listen(&mut core, start, 0, 4), None, "{what}");
+            then(&mut core, start + secs(4));
+            let from = if what.contains("late") { 24 } else { 4 };
+            assert_eq!(listen(&mut core, start, from, 60), Some(at), "{what}");
+            assert_eq!(core.stop(), cause.as_ref(), "{what}");
+        }
+    }
+
+    #[test]
+    fn an_agent_that_chatters_after_its_result_is_told_to_leave_after_a_minute() {
+        let (mut core, start) = core(JobMode::Background);
+        core.started(start);
+        core.said(&result(), start);
+        let chatter = AgentEvent::Other { kind: "system/hook".into() };
+        let left = (0..99).find_map(|second| {
+            core.heard();
+            core.said(&chatter, start + secs(second));
+            listen(&mut core, start, second, second + 1)
+        });
+        assert_eq!((left, core.stop()), (Some(60_000), Some(&StopCause::Lingered)));
     }
 
     #[test]

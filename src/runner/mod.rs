@@ -8,6 +8,7 @@
 //! `running` in the store before the agent is started; (3) L7: it becomes terminal when the agent's group is empty;
 //! (4) L4: `closed` is published after the terminal state is durable.
 
+mod attend;
 mod core;
 mod journal;
 mod workspace;
@@ -20,17 +21,16 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 
-pub use self::core::{Clocks, RunnerCore};
+pub use self::core::{Clocks, Pipe, RunnerCore};
 use self::journal::Journal;
 use self::workspace::Watch;
 use crate::agents::{
-    Agent, AgentCommand, AgentEvent, AgentRegistry, Environment, OutputReader, RunEnd, RunRequest, RunSummary,
-    SpawnFailure, Verdict,
+    Agent, AgentCommand, AgentRegistry, Environment, ExtraUsage, RunEnd, RunRequest, SpawnFailure, Verdict,
 };
 use crate::config::Config;
-use crate::exec::local::{Adopt, CloseBy, LocalExec, ProcessEnd, SpawnError, SpawnSpec, Stdin, become_subreaper};
+use crate::exec::Session;
+use crate::exec::local::{Adopt, CloseBy, LocalExec, SpawnError, SpawnSpec, Stdin, become_subreaper};
 use crate::exec::server::{ProcessTable, Server};
-use crate::exec::{OutputStream, Session};
 use crate::fault::{Fault, FaultCode};
 use crate::faults::{Broken, FaultPoint, Faults, Operation};
 use crate::ids::{JobId, RunToken, UnixMillis};
@@ -42,9 +42,6 @@ use crate::store::{Start, StoreError, StoreHandle, Transition};
 
 /// How often the store is looked at: for a cancel by another process, and for the job's turn.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
-
-/// The end of the agent's standard error that is kept.
-const STDERR_KEPT: usize = 4 * 1024;
 
 /// How long a runner waits for a store that is busy or full before it gives up.
 const STORE_PATIENCE: Duration = Duration::from_secs(60);
@@ -104,6 +101,7 @@ impl RunnerCommand {
             .arg(self.dir.root())
             .args(["--max-running", &self.config.max_running.to_string()])
             .args(["--stall-s", &self.config.stall.as_secs().to_string()])
+            .args(["--extra-usage", self.config.extra_usage.as_str()])
             // The runner outlives its host when its job is a background job.
             .kill_on_drop(false);
         if let Some(path) = &self.config.claude_bin {
@@ -129,6 +127,8 @@ pub struct RunnerOptions {
     pub max_running: usize,
     /// Silence after which the agent is taken for stuck.
     pub stall: Duration,
+    /// What becomes of a run that would be paid for beyond its plan.
+    pub extra_usage: ExtraUsage,
     /// The agents there are.
     pub agents: AgentRegistry,
     /// The environment an agent's own is made from.
@@ -503,6 +503,7 @@ impl Runner {
         let nothing = RunEnd {
             key_withheld: command.key_withheld,
             prompt_prefix_injected: command.prompt_prefix_injected,
+            resumed_id: command.resumed_id,
             ..nothing
         };
         let spec = SpawnSpec {
@@ -530,7 +531,7 @@ impl Runner {
             // Without it a sweep could not find what is left of this run, so the run does not go on.
             self.core.faulted(error.into());
         }
-        let seen = self.attend(agent, &command, &mut process, tap, &mut watch).await;
+        let seen = attend::attend(self, agent, &command, &mut process, tap, &mut watch).await;
         let exit = RunExit { code: seen.end.code, signal: seen.end.signal, reaped: seen.end.reaped };
         self.journal.write(JournalEvent::ProcessClosed);
         let mut verdict = agent.classify(RunEnd {
@@ -571,98 +572,6 @@ impl Runner {
             self.core.glanced(&glance);
         }
         self.core.tick(Instant::now()).is_some()
-    }
-
-    /// Reads the agent's output to its end, and ends the agent when its time has come.
-    async fn attend(
-        &mut self,
-        agent: &dyn Agent,
-        command: &AgentCommand,
-        process: &mut crate::exec::local::LocalProcess,
-        mut tap: crate::exec::local::OutputTap,
-        watch: &mut Watch,
-    ) -> Seen {
-        let mut reader = OutputReader::new(agent.parser());
-        let mut summary = RunSummary::new();
-        let mut stderr: Vec<u8> = Vec::new();
-        let mut events: Vec<AgentEvent> = Vec::new();
-        let mut looks = tokio::time::interval(LOOK_EVERY);
-        looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let control = process.control();
-        let mut open = true;
-        let mut ended = None;
-        while open || ended.is_none() {
-            tokio::select! {
-                chunk = tap.next(), if open => match chunk {
-                    Some((OutputStream::Stdout, bytes)) => {
-                        self.core.heard(Instant::now());
-                        reader.push(&bytes, &mut events);
-                    }
-                    Some((OutputStream::Stderr, bytes)) => {
-                        self.core.heard(Instant::now());
-                        keep_tail(&mut stderr, &bytes);
-                    }
-                    None => {
-                        reader.finish(&mut events);
-                        open = false;
-                    }
-                },
-                end = process.wait_end(), if ended.is_none() => {
-                    self.journal.write(JournalEvent::ProcessExited { code: end.code });
-                    ended = Some(end);
-                }
-                _ = looks.tick() => {
-                    if self.look().await {
-                        control.terminate();
-                    }
-                }
-                Some(()) = self.asked.recv() => self.asked_to_end().await,
-                _ = self.server.peer_gone(), if self.host == Host::There => self.host_went(),
-                _ = self.signals.terminate.recv() => self.core.told_to_stop(),
-                _ = self.signals.hangup.recv() => {}
-                _ = self.signals.look.recv() => looks.reset_immediately(),
-            }
-            for event in events.drain(..) {
-                if matches!(event, AgentEvent::Started { .. })
-                    && let Err(fault) = agent.check_start(&event, command.payment)
-                {
-                    self.core.faulted(fault);
-                    // Asked to stop, Claude Code still sends the request it was about to send, and somebody who was
-                    // not to pays for it: the request follows its introduction by 40 ms.
-                    control.kill();
-                }
-                if matches!(event, AgentEvent::ToolUse { .. } | AgentEvent::ToolResult) {
-                    watch.at_work();
-                }
-                summary.fold(&event);
-                self.journal.write(JournalEvent::Agent { event });
-            }
-            if self.core.tick(Instant::now()).is_some() {
-                control.terminate();
-            }
-        }
-        let end = ended.unwrap_or(ProcessEnd {
-            code: -1,
-            signal: None,
-            reaped: 0,
-            left: 0,
-            terminated: false,
-            pipes_leaked: false,
-        });
-        Seen { summary, stderr, end }
-    }
-}
-
-struct Seen {
-    summary: RunSummary,
-    stderr: Vec<u8>,
-    end: ProcessEnd,
-}
-
-fn keep_tail(tail: &mut Vec<u8>, bytes: &[u8]) {
-    tail.extend_from_slice(bytes);
-    if tail.len() > STDERR_KEPT {
-        tail.drain(..tail.len() - STDERR_KEPT);
     }
 }
 

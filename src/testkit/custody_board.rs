@@ -69,7 +69,7 @@ enum Loss {
 /// What a cell has seen: in words, and whether it is right.
 type Seen = (String, Option<bool>);
 
-/// Asks the program every question, and returns a row for each. Takes some ten seconds.
+/// Asks the program every question, and returns a row for each. Takes some twenty seconds.
 ///
 /// The program must be able to play the scripted agent (built with the feature `testkit`).
 ///
@@ -98,6 +98,9 @@ pub async fn run(program: impl Into<PathBuf>) -> Vec<Row> {
         row("answer of 400 KB, bytes of the reply", long_answer(program)).await,
         row("exit code 3 with output", exit_code(program, true)).await,
         row("exit code 3 with a whole answer", exit_code(program, false)).await,
+        row("a whole answer, then it hangs", hangs_after_its_answer(program)).await,
+        row("another payer, behind a byte order mark", payer(program, Some("\u{feff}"))).await,
+        row("at work, and no word of who pays", payer(program, None)).await,
     ]
 }
 
@@ -359,11 +362,51 @@ async fn exit_code(program: &Path, cut_off: bool) -> Seen {
         ..Script::default()
     };
     let reply = host.consult(&rig.prompt(script)).await;
-    let said = if cut_off { "so far" } else { "42" };
-    let kept = reply.str("response").contains(said) && reply.str("stderr_tail").contains("last words");
+    if !cut_off {
+        // The answer is whole; how the process ended is told beside it.
+        let told = reply.0.to_string().contains("\"code\":3");
+        let right = !reply.is_error() && reply.str("response") == "42" && told;
+        let seen = format!("{}, exit code {}", reply.str("status"), if told { "told" } else { "not told" });
+        return over(&rig, host, (seen, Some(right))).await;
+    }
+    let kept = reply.str("response").contains("so far") && reply.str("stderr_tail").contains("last words");
     let words = if kept { "its words kept" } else { "its words lost" };
     let seen = if reply.is_error() { format!("error `{}`, {words}", reply.code()) } else { "success".to_owned() };
     let right = reply.is_error() && reply.str("status") == "failed" && kept;
+    over(&rig, host, (seen, Some(right))).await
+}
+
+async fn hangs_after_its_answer(program: &Path) -> Seen {
+    let mut rig = world(program);
+    let mut host = rig.serve().await;
+    let script = Script { answer: Some("42".into()), after: vec![Step::Hang], ..Script::default() };
+    let began = Instant::now();
+    let reply = host.consult(&rig.prompt(script)).await;
+    let seconds = began.elapsed().as_secs();
+    let right = !reply.is_error() && reply.str("response") == "42" && seconds < 20;
+    let seen = if right { "the answer, within 20 s".to_owned() } else { format!("{} after {seconds} s", reply.code()) };
+    over(&rig, host, (seen, Some(right))).await
+}
+
+/// An agent that an API key would pay for and hides its introduction behind this, or has none at all.
+async fn payer(program: &Path, hidden_behind: Option<&str>) -> Seen {
+    let mut rig = world(program);
+    let mut host = rig.serve().await;
+    let script = Script {
+        no_init: hidden_behind.is_none(),
+        before_init: hidden_behind.map(str::to_owned),
+        key_source: Some("ANTHROPIC_API_KEY".into()),
+        steps: vec![Step::Thinking, Step::DelayMs(1_000), Step::Touch(rig.sign("went-on"))],
+        ..Script::default()
+    };
+    let reply = host.consult(&rig.prompt(script)).await;
+    let went_on = rig.sign("went-on").exists();
+    let right = reply.is_error() && reply.code() == "billing_mismatch" && !went_on;
+    let seen = if right {
+        "`billing_mismatch`, killed at once".to_owned()
+    } else {
+        format!("{}, went on: {went_on}", reply.str("status"))
+    };
     over(&rig, host, (seen, Some(right))).await
 }
 

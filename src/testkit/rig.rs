@@ -561,6 +561,52 @@ impl Rig {
         self.signal(role, rustix::process::Signal::CONT)
     }
 
+    /// Stops every process of this world where it stands, as a frozen machine does: hosts, runners, agents.
+    ///
+    /// # Panics
+    ///
+    /// When there is none.
+    pub fn freeze_everything(&self) -> Vec<Process> {
+        self.signal_everything(rustix::process::Signal::STOP)
+    }
+
+    /// Lets every process of this world go on.
+    ///
+    /// # Panics
+    ///
+    /// When there is none.
+    pub fn thaw_everything(&self) -> Vec<Process> {
+        self.signal_everything(rustix::process::Signal::CONT)
+    }
+
+    fn signal_everything(&self, signal: rustix::process::Signal) -> Vec<Process> {
+        let reached: Vec<Process> = self.processes().into_iter().filter(|process| process.send(signal)).collect();
+        assert!(!reached.is_empty(), "there is no process to signal");
+        reached
+    }
+
+    /// Has consults answered by an agent whose help does not name this option, as an older version's.
+    ///
+    /// # Panics
+    ///
+    /// When it cannot be written.
+    pub fn use_agent_without(&mut self, option: &str) {
+        let agent = self.path(scripted_agent::PROGRAM_NAME);
+        let older = self.path("older-agent");
+        // The shell that writes it is another process: a file this one held open for writing could not be run.
+        let body = format!(
+            "#!/bin/sh\ncase \"$1\" in --help) '{0}' --help | grep -v -e '{option}' ;; *) exec '{0}' \"$@\" ;; esac\n",
+            agent.display()
+        );
+        let written = std::process::Command::new("/bin/sh")
+            .args(["-c", "printf %s \"$1\" > \"$0\" && chmod 700 \"$0\""])
+            .arg(&older)
+            .arg(&body)
+            .status();
+        assert!(written.expect("a shell").success(), "the agent is written");
+        self.set("PHONE_OPUS_CLAUDE_BIN", older.display().to_string());
+    }
+
     /// Signals every process of a role, and returns those that were still there.
     ///
     /// # Panics

@@ -69,10 +69,11 @@ Options:
   --model <model>                   Model
   --effort <level>                  Effort
   -r, --resume [sessionId]          Resume a conversation
+  --fork-session                    Create a new session ID when resuming
   -v, --version                     Output the version number
 ";
 
-const FLAGS: &[&str] = &["-p", "--print", "--verbose", "--restricted", "--strict-mcp-config"];
+const FLAGS: &[&str] = &["-p", "--print", "--verbose", "--restricted", "--strict-mcp-config", "--fork-session"];
 const OPTIONS: &[&str] = &[
     "--output-format",
     "--tools",
@@ -107,6 +108,10 @@ pub struct Script {
     pub log: Option<PathBuf>,
     /// Whether it starts without introducing itself.
     pub no_init: bool,
+    /// Whether its introduction does not say where its key comes from.
+    pub no_key_source: bool,
+    /// What is written before its introduction, without a line end: a byte order mark, a progress text, a colour code.
+    pub before_init: Option<String>,
     /// Fields put over those of the result, `is_error` with exit code 1 among them.
     pub result: Map<String, Value>,
     /// Whether it ends without a result.
@@ -115,6 +120,8 @@ pub struct Script {
     pub exit: Option<i32>,
     /// What it does between introduction and result.
     pub steps: Vec<Step>,
+    /// What it does after its result, before it exits.
+    pub after: Vec<Step>,
 }
 
 /// One thing to do. In JSON: `{"delay_ms": 5}`, or `"hang"`.
@@ -141,6 +148,14 @@ pub enum Step {
     Garbage(u32),
     /// Writes this line as it is.
     Raw(String),
+    /// Writes this as it is, without a line end.
+    Part(String),
+    /// Introduces itself, again or at last.
+    Introduce,
+    /// Takes these steps, and leaves out the line ends but the last one.
+    Glued(Vec<Self>),
+    /// The provider says this about its limits: these fields of its information.
+    LimitInfo(Map<String, Value>),
     /// Writes about this many bytes of well-formed events.
     HugeOutput(u64),
     /// Writes one line of this many bytes that is not JSON.
@@ -226,7 +241,7 @@ pub fn main(args: &[OsString], stdin: impl Read, stdout: impl Write, stderr: imp
     if args.first().is_some_and(|arg| arg == GRANDCHILD) {
         return grandchild(args.get(1).is_some_and(|place| place == "session"));
     }
-    let mut program = Program { stdout, stderr, _term: None };
+    let mut program = Program { stdout, stderr, glued: false, _term: None };
     program.run(args, stdin).unwrap_or_else(|end| match end {
         End::Exit(code) => code,
         // The reader is gone; the real program is ended by that as well.
@@ -265,6 +280,8 @@ struct IgnoredTerm {
 struct Program<O, E> {
     stdout: O,
     stderr: E,
+    /// Whether lines are written without their ends.
+    glued: bool,
     _term: Option<IgnoredTerm>,
 }
 
@@ -354,6 +371,9 @@ impl<O: Write, E: Write> Program<O, E> {
 
     fn play(&mut self, run: &Run) -> Result<i32, End> {
         let script = &run.script;
+        if let Some(before) = &script.before_init {
+            self.stdout.write_all(before.as_bytes())?;
+        }
         if !script.no_init {
             self.event(&init(run))?;
         }
@@ -368,6 +388,9 @@ impl<O: Write, E: Write> Program<O, E> {
                 self.event(&assistant(run, &json!({"type": "text", "text": text})))?;
             }
             self.event(&result)?;
+        }
+        for step in &script.after {
+            self.step(run, step)?;
         }
         Ok(script.exit.unwrap_or(i32::from(failed)))
     }
@@ -399,6 +422,18 @@ impl<O: Write, E: Write> Program<O, E> {
                 Ok(self.stdout.flush()?)
             }
             Step::Raw(line) => self.line(line.as_bytes()),
+            Step::Part(text) => {
+                self.stdout.write_all(text.as_bytes())?;
+                Ok(self.stdout.flush()?)
+            }
+            Step::Introduce => self.event(&init(run)),
+            Step::Glued(steps) => {
+                self.glued = true;
+                steps.iter().try_for_each(|step| self.step(run, step))?;
+                self.glued = false;
+                self.line(b"")
+            }
+            Step::LimitInfo(info) => self.event(&json!({"type": "rate_limit_event", "rate_limit_info": info})),
             Step::HugeOutput(bytes) => {
                 let event = assistant(run, &json!({"type": "text", "text": "x".repeat(1_000)})).to_string();
                 let lines = bytes.div_ceil(event.len() as u64 + 1);
@@ -491,7 +526,9 @@ impl<O: Write, E: Write> Program<O, E> {
 
     fn line(&mut self, line: &[u8]) -> Result<(), End> {
         self.stdout.write_all(line)?;
-        self.stdout.write_all(b"\n")?;
+        if !self.glued {
+            self.stdout.write_all(b"\n")?;
+        }
         Ok(self.stdout.flush()?)
     }
 }
@@ -511,11 +548,17 @@ fn init(run: &Run) -> Value {
         let has_key = std::env::var_os("ANTHROPIC_API_KEY").is_some_and(|key| !key.is_empty());
         if has_key { "ANTHROPIC_API_KEY" } else { "none" }.to_owned()
     });
-    json!({
+    let mut init = json!({
         "type": "system", "subtype": "init", "session_id": run.session_id, "model": model(run),
         "tools": ["Read", "Grep", "Glob"], "mcp_servers": [], "permissionMode": "dontAsk",
         "claude_code_version": "2.1.329", "apiKeySource": key_source,
-    })
+    });
+    if run.script.no_key_source
+        && let Some(fields) = init.as_object_mut()
+    {
+        fields.remove("apiKeySource");
+    }
+    init
 }
 
 fn model(run: &Run) -> &str {

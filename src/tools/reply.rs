@@ -11,7 +11,7 @@ use serde_json::{Map, Value, json};
 use super::{ReplyText, ToolReply};
 use crate::fault::FaultCode;
 use crate::ids::{JobId, UnixMillis};
-use crate::jobs::{JobRecord, JobState};
+use crate::jobs::{JobOutcome, JobRecord, JobState};
 
 /// How the text block looks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -124,7 +124,7 @@ pub fn job(record: &JobRecord, context: &Context, shape: Shape) -> ToolReply {
     put("agent", json!(record.request.agent));
     put("model", json!(outcome.and_then(|o| o.model.clone()).or_else(|| record.request.model.clone())));
     put("cwd", json!(record.request.cwd));
-    put("billing", json!(outcome.and_then(|o| o.billing.as_deref())));
+    put("billing", json!(outcome.and_then(billing)));
     put("cost_usd", json!(outcome.and_then(|o| o.cost_usd)));
     put("duration_ms", json!(ended.since(record.accepted_at)));
     put("num_turns", json!(outcome.and_then(|o| o.num_turns)));
@@ -148,6 +148,9 @@ pub fn job(record: &JobRecord, context: &Context, shape: Shape) -> ToolReply {
     if let Some(place) = context.place {
         put("queue_position", json!(place));
     }
+    if let Some(exit) = outcome.and_then(|o| o.exit).filter(|exit| exit.code != 0 || exit.signal.is_some()) {
+        put("exit", json!(exit));
+    }
     if let Some(fault) = fault {
         put("fault", json!(fault));
         put("resumable", json!(outcome.and_then(|o| o.resumable)));
@@ -162,6 +165,7 @@ pub fn job(record: &JobRecord, context: &Context, shape: Shape) -> ToolReply {
         put("model_usage", json!(outcome.and_then(|o| o.model_usage.as_ref())));
         put("permission_denials", json!(outcome.map(|o| &o.permission_denials)));
         put("exit", json!(outcome.and_then(|o| o.exit)));
+        put("limit", json!(outcome.and_then(|o| o.limit.as_deref())));
         put("stderr_tail", json!(outcome.and_then(|o| o.stderr_tail.as_deref())));
         put(
             "timings",
@@ -185,6 +189,24 @@ pub fn job(record: &JobRecord, context: &Context, shape: Shape) -> ToolReply {
         job: Some(record.id),
         tells_end: record.state.is_terminal(),
         path_hint: Some(record.request.cwd.display().to_string()),
+    }
+}
+
+/// Who paid: where the agent said its key came from, and whether the plan was enough.
+fn billing(outcome: &JobOutcome) -> Option<String> {
+    let source = outcome.billing.as_deref();
+    match outcome.extra_usage {
+        false => source.map(str::to_owned),
+        true => Some(format!("{}, and extra usage: paid for beyond the plan", source.unwrap_or("unknown"))),
+    }
+}
+
+/// How the agent's process ended, where that was no ordinary end.
+fn exit_in_words(exit: &Value) -> Option<String> {
+    match (exit["code"].as_i64(), exit["signal"].as_i64()) {
+        (_, Some(signal)) => Some(format!("agent ended by signal {signal}")),
+        (Some(0) | None, None) => None,
+        (Some(code), None) => Some(format!("agent exited with code {code}")),
     }
 }
 
@@ -290,6 +312,7 @@ fn porcelain(record: &JobRecord, object: &Value, response: Option<&str>) -> Stri
         if let Some(billing) = object["billing"].as_str() {
             facts.push(format!("key source {billing}"));
         }
+        facts.extend(exit_in_words(&object["exit"]));
         if let Some(turns) = object["num_turns"].as_u64() {
             facts.push(format!("{turns} turns"));
         }

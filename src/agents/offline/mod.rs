@@ -17,8 +17,8 @@ use serde_json::{Value, json};
 
 use super::classify::{Profile, Sessions, classify};
 use super::{
-    Agent, AgentCommand, AgentEvent, Credential, Environment, MAX_PROMPT_BYTES, OutputParser, Payment, RunEnd,
-    RunRequest, StreamJson, Verdict, check_prompt, environment,
+    Agent, AgentCommand, AgentEvent, Credential, Environment, MAX_PROMPT_BYTES, OutputParser, Payment, ResumedId,
+    RunEnd, RunRequest, StreamJson, Verdict, check_prompt, environment,
 };
 use crate::fault::{Fault, FaultCode};
 use crate::ids::AgentSessionId;
@@ -89,6 +89,7 @@ impl Agent for Offline {
                 prompt_prefix_injected: false,
                 key_withheld: false,
                 payment: Payment { billing: run.request.billing, credential: Credential::Nothing },
+                resumed_id: ResumedId::Same,
             })
         }
         .boxed()

@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use phone_opus::agents::ExtraUsage;
 use phone_opus::config::WorkerIsolation;
 use phone_opus::ids::{AgentSessionId, JobId};
 use phone_opus::jobs::{Billing, JobState};
@@ -209,8 +210,11 @@ pub(crate) struct RunnerArguments {
     #[arg(long, default_value_t = 3)]
     pub(crate) max_running: usize,
     /// Seconds of silence after which the agent is taken for stuck.
-    #[arg(long, default_value_t = 300)]
+    #[arg(long, default_value_t = 420)]
     pub(crate) stall_s: u64,
+    /// What becomes of a run that would be paid for beyond its plan.
+    #[arg(long, value_name = "allow|stop", default_value = "allow", value_parser = extra_usage)]
+    pub(crate) extra_usage: ExtraUsage,
     /// Claude Code's program.
     #[arg(long, value_name = "PATH")]
     pub(crate) claude_bin: Option<PathBuf>,
@@ -429,4 +433,8 @@ const AT_ONCE: usize = 20;
 
 fn at_once(text: &str) -> Result<usize, String> {
     text.parse().ok().filter(|count| (1..=64).contains(count)).ok_or_else(|| "accepted: 1 to 64".to_owned())
+}
+
+fn extra_usage(text: &str) -> Result<ExtraUsage, String> {
+    ExtraUsage::parse(text).ok_or_else(|| "accepted: allow, stop".to_owned())
 }

@@ -116,6 +116,7 @@ pub(crate) fn background_consult(options: &RunnerArguments) -> ExitCode {
         dir,
         max_running: options.max_running,
         stall: Duration::from_secs(options.stall_s),
+        extra_usage: options.extra_usage,
         agents: AgentRegistry::standard(options.claude_bin.clone(), program()),
         environment: Environment::capture(),
         faults,

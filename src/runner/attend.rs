@@ -1,0 +1,150 @@
+//! The runner beside a running agent: it reads what the agent writes, and ends it when its time has come.
+//!
+//! Owns: the agent's output on its way to journal and summary. May not know: how the agent was started, what its end means.
+//!
+//! Invariants: (1) every event is looked at by the payer's guard before anything else is done about it; (2) nothing waits
+//! for a reader of the output; (3) the agent's group is empty when this returns (L7).
+
+use std::time::Instant;
+
+use bytes::Bytes;
+
+use super::core::Pipe;
+use super::workspace::Watch;
+use super::{LOOK_EVERY, Runner};
+use crate::agents::{Agent, AgentCommand, AgentEvent, OutputReader, PayerGuard, RunSummary};
+use crate::exec::OutputStream;
+use crate::exec::local::{LocalProcess, OutputTap, ProcessControl, ProcessEnd};
+use crate::jobs::JournalEvent;
+use crate::runner::Host;
+
+/// The end of the agent's standard error that is kept.
+const STDERR_KEPT: usize = 4 * 1024;
+
+/// What was seen of a run that is over.
+pub(super) struct Seen {
+    pub(super) summary: RunSummary,
+    pub(super) stderr: Vec<u8>,
+    pub(super) end: ProcessEnd,
+}
+
+/// Reads the agent's output to its end, and ends the agent when its time has come.
+pub(super) async fn attend(
+    runner: &mut Runner,
+    agent: &dyn Agent,
+    command: &AgentCommand,
+    process: &mut LocalProcess,
+    mut tap: OutputTap,
+    watch: &mut Watch,
+) -> Seen {
+    let mut output = Output::new(agent, command, runner, process.control());
+    let mut looks = tokio::time::interval(LOOK_EVERY);
+    looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut open = true;
+    let mut ended = None;
+    while open || ended.is_none() {
+        tokio::select! {
+            chunk = tap.next(), if open => match chunk {
+                Some((stream, bytes)) => output.take(stream, &bytes),
+                None => {
+                    output.reader.finish(&mut output.events);
+                    open = false;
+                }
+            },
+            end = process.wait_end(), if ended.is_none() => {
+                runner.journal.write(JournalEvent::ProcessExited { code: end.code });
+                ended = Some(end);
+            }
+            _ = looks.tick() => {
+                runner.look().await;
+                // Whatever came in while the runner was busy is heard before the silence is counted.
+                let chunk = if open { tap.try_next() } else { None };
+                let pipe = if chunk.is_some() { Pipe::Unread } else { Pipe::Empty };
+                if let Some((stream, bytes)) = chunk {
+                    output.take(stream, &bytes);
+                }
+                runner.core.listened(Instant::now(), pipe);
+            }
+            Some(()) = runner.asked.recv() => runner.asked_to_end().await,
+            _ = runner.server.peer_gone(), if runner.host == Host::There => runner.host_went(),
+            _ = runner.signals.terminate.recv() => runner.core.told_to_stop(),
+            _ = runner.signals.hangup.recv() => {}
+            _ = runner.signals.look.recv() => looks.reset_immediately(),
+        }
+        output.settle(runner, agent, watch);
+        if runner.core.tick(Instant::now()).is_some() {
+            output.control.terminate();
+        }
+    }
+    let end = ended.unwrap_or(ProcessEnd {
+        code: -1,
+        signal: None,
+        reaped: 0,
+        left: 0,
+        terminated: false,
+        pipes_leaked: false,
+    });
+    Seen { summary: output.summary, stderr: output.stderr, end }
+}
+
+/// The agent's output, and what is known from it.
+struct Output {
+    reader: OutputReader,
+    guard: PayerGuard,
+    control: ProcessControl,
+    summary: RunSummary,
+    stderr: Vec<u8>,
+    events: Vec<AgentEvent>,
+    heard: bool,
+}
+
+impl Output {
+    fn new(agent: &dyn Agent, command: &AgentCommand, runner: &Runner, control: ProcessControl) -> Self {
+        Self {
+            reader: OutputReader::new(agent.parser()),
+            guard: PayerGuard::new(agent.payer(), command.payment, runner.options.extra_usage),
+            control,
+            summary: RunSummary::new(),
+            stderr: Vec::new(),
+            events: Vec::new(),
+            heard: false,
+        }
+    }
+
+    fn take(&mut self, stream: OutputStream, bytes: &Bytes) {
+        self.heard = true;
+        match stream {
+            OutputStream::Stdout => self.reader.push(bytes, &mut self.events),
+            OutputStream::Stderr => keep_tail(&mut self.stderr, bytes),
+        }
+    }
+
+    /// Acts on what was taken.
+    fn settle(&mut self, runner: &mut Runner, agent: &dyn Agent, watch: &mut Watch) {
+        if std::mem::take(&mut self.heard) {
+            runner.core.heard();
+        }
+        let now = Instant::now();
+        for event in self.events.drain(..) {
+            if let Err(fault) = self.guard.look(agent, &event) {
+                runner.core.faulted(fault);
+                // Asked to stop, Claude Code still sends the request it was about to send, and somebody who was not to
+                // pays for it: the request follows its introduction by 40 ms.
+                self.control.kill();
+            }
+            if matches!(event, AgentEvent::ToolUse { .. } | AgentEvent::ToolResult) {
+                watch.at_work();
+            }
+            runner.core.said(&event, now);
+            self.summary.fold(&event);
+            runner.journal.write(JournalEvent::Agent { event });
+        }
+    }
+}
+
+fn keep_tail(tail: &mut Vec<u8>, bytes: &[u8]) {
+    tail.extend_from_slice(bytes);
+    if tail.len() > STDERR_KEPT {
+        tail.drain(..tail.len() - STDERR_KEPT);
+    }
+}
