@@ -2,8 +2,9 @@
 //!
 //! Each rule brings a line that breaks it, so that a search that finds nothing any more is noticed.
 
-#![expect(clippy::expect_used, reason = "helpers of tests")]
+#![expect(clippy::expect_used, clippy::panic, reason = "helpers of tests")]
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 /// What must not be written, and where it may be all the same.
@@ -66,6 +67,56 @@ const RULES: &[Rule] = &[
         but_in: &[],
         such_as: "fn f() -> Result<(), Box<dyn std::error::Error>> {",
     },
+];
+
+/// The folders and files of `src`, bottom first: each may use those that stand before it, and no other.
+const LAYERS: &[&str] = &[
+    "base",
+    "ids",
+    "lenient",
+    "fault",
+    "state_dir",
+    "stdio",
+    "faults",
+    "protocol",
+    "exec",
+    "jobs",
+    "store",
+    "agents",
+    "config",
+    "clients",
+    "telemetry",
+    "tools",
+    "runner",
+    "worker",
+    "rollout",
+    "actors",
+    "health",
+    "handover",
+    "system",
+    "testkit",
+    "bin",
+];
+
+/// What still reaches upwards, as (who, whom). A pair that is not needed any more must go.
+const UPWARDS: &[(&str, &str)] = &[
+    ("config", "clients"),
+    ("config", "tools"),
+    ("faults", "tools"),
+    ("jobs", "agents"),
+    ("jobs", "store"),
+    ("protocol", "exec"),
+    ("rollout", "handover"),
+    ("rollout", "system"),
+    ("stdio", "handover"),
+    ("store", "agents"),
+    ("store", "handover"),
+    ("telemetry", "handover"),
+    ("tools", "actors"),
+    ("tools", "health"),
+    ("worker", "actors"),
+    ("worker", "system"),
+    ("actors", "handover"),
 ];
 
 /// Types whose statics have a state.
@@ -156,6 +207,61 @@ fn sources() -> Vec<(String, String)> {
         .filter(|path| tested(&path.strip_prefix(&src).expect("under src").to_owned()))
         .map(read)
         .collect()
+}
+
+/// The folder or file of `src` that a source belongs to.
+fn room(file: &str) -> &str {
+    file.split(['/', '.']).next().unwrap_or(file)
+}
+
+/// The rooms a source names: `crate::room` anywhere in its code, and each first name of `crate::{...}`.
+fn rooms_named(text: &str) -> BTreeSet<String> {
+    let code: String = code(text).into_iter().map(|(_, line)| line + "\n").collect();
+    let word = |text: &str| text.chars().take_while(|c| c.is_ascii_lowercase() || *c == '_').collect::<String>();
+    let mut named = BTreeSet::new();
+    for path in code.split("crate::").skip(1) {
+        match path.strip_prefix('{') {
+            Some(group) => {
+                named.extend(group.split('}').next().unwrap_or_default().split(',').map(str::trim).map(word))
+            }
+            None => named.extend([word(path)]),
+        }
+    }
+    named.retain(|name| LAYERS.contains(&&name[..]));
+    named
+}
+
+fn height(room: &str) -> usize {
+    LAYERS.iter().position(|layer| *layer == room).unwrap_or_else(|| panic!("{room} has no place in LAYERS"))
+}
+
+#[test]
+fn no_folder_reaches_upwards() {
+    let mut upwards: BTreeMap<(String, String), Vec<String>> = BTreeMap::new();
+    for (file, text) in sources().iter().filter(|(file, _)| file != "lib.rs") {
+        for named in rooms_named(text) {
+            if height(&named) > height(room(file)) {
+                upwards.entry((room(file).to_owned(), named)).or_default().push(file.clone());
+            }
+        }
+    }
+    let allowed = |pair: &(String, String)| UPWARDS.contains(&(&pair.0[..], &pair.1[..]));
+    let wrong: Vec<_> = upwards.iter().filter(|(pair, _)| !allowed(pair)).collect();
+    assert!(wrong.is_empty(), "these reach upwards: {wrong:#?}");
+    let needless: Vec<_> =
+        UPWARDS.iter().filter(|(who, whom)| !upwards.contains_key(&((*who).to_owned(), (*whom).to_owned()))).collect();
+    assert!(needless.is_empty(), "nobody needs these exceptions any more: {needless:?}");
+}
+
+#[test]
+fn the_layers_are_read_from_code_and_not_from_what_is_said() {
+    let named = |text: &str| rooms_named(text).into_iter().collect::<Vec<_>>();
+    assert_eq!(named("use crate::tools::Tool;\nfn f() { crate::exec::g() }\n"), ["exec", "tools"]);
+    assert_eq!(named("use crate::{jobs::JobId, tools};\n"), ["jobs", "tools"]);
+    assert_eq!(named("/// [`X`](crate::tools::X)\nfn f() {} // crate::exec\n"), Vec::<String>::new());
+    assert_eq!(named("#[cfg(test)]\nmod tests {\n    use crate::tools::X;\n}\n"), Vec::<String>::new());
+    assert_eq!(room("actors/jobs/mod.rs"), "actors");
+    assert_eq!(room("config.rs"), "config");
 }
 
 #[test]
