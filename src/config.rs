@@ -14,9 +14,9 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::agents::ExtraUsage;
+use crate::base::nearest::nearest;
 use crate::clients::ClientSettings;
 use crate::jobs::Billing;
-use crate::tools::arguments::nearest;
 
 /// A configuration that cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

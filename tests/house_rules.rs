@@ -101,8 +101,6 @@ const LAYERS: &[&str] = &[
 /// What still reaches upwards, as (who, whom). A pair that is not needed any more must go.
 const UPWARDS: &[(&str, &str)] = &[
     ("config", "clients"),
-    ("config", "tools"),
-    ("faults", "tools"),
     ("jobs", "agents"),
     ("jobs", "store"),
     ("protocol", "exec"),

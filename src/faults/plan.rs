@@ -18,7 +18,7 @@ use std::num::NonZeroU64;
 use std::time::Duration;
 
 use super::point::{ActionKind, EXIT_CODE, FaultAction, FaultPoint, Operation};
-use crate::tools::arguments::nearest;
+use crate::base::nearest::nearest;
 
 /// The plan.
 pub const FAULTS: &str = "PHONE_OPUS_FAULTS";

@@ -1,0 +1,5 @@
+//! What every other part may use, and which uses no other part.
+//!
+//! Owns: small things without a subject of their own, one file each. May not know: any other folder of this crate.
+
+pub mod nearest;
