@@ -103,7 +103,6 @@ const UPWARDS: &[(&str, &str)] = &[
     ("config", "clients"),
     ("jobs", "agents"),
     ("jobs", "store"),
-    ("protocol", "exec"),
     ("rollout", "handover"),
     ("rollout", "system"),
     ("stdio", "handover"),

@@ -2,4 +2,5 @@
 //!
 //! Owns: small things without a subject of their own, one file each. May not know: any other folder of this crate.
 
+pub mod base64;
 pub mod nearest;

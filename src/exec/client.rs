@@ -35,11 +35,12 @@ use super::core::{SessionCore, Urgency};
 use super::lines::LineReader;
 use super::session::{EventStream, Session};
 use super::wire::{
-    self, Base64, EventHead, Incoming, InitializeParams, InitializeResult, Outgoing, ReadAnswer, ReadParams,
-    SignalParams, TerminateAnswer, TerminateParams, WireError, WireId, WireSignal, WireWriteStatus, WriteAnswer,
-    WriteParams, code, method,
+    self, EventHead, Incoming, InitializeParams, InitializeResult, Outgoing, ReadAnswer, ReadParams, SignalParams,
+    TerminateAnswer, TerminateParams, WireError, WireId, WireSignal, WireWriteStatus, WriteAnswer, WriteParams, code,
+    method,
 };
 use super::{Cursor, ReadResult};
+use crate::base::base64::Base64;
 
 /// What the peer gets to answer `initialize`; it has nothing else to do at that time.
 pub const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(10);

@@ -9,15 +9,13 @@ use std::collections::BTreeMap;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
-use bytes::Bytes;
 use serde::de::DeserializeOwned;
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 use serde_json::value::RawValue;
 
 use super::{OutputChunk, OutputStream, ProcessEvent, ReadExit, ReadResult};
+use crate::base::base64::Base64;
 
 /// Method names.
 pub mod method {
@@ -235,23 +233,6 @@ pub fn error_line(id: &WireId, error: WireError) -> Result<Vec<u8>, serde_json::
 /// [`code::INVALID_PARAMS`] with what was wrong.
 pub fn read_params<T: DeserializeOwned>(params: &RawValue) -> Result<T, WireError> {
     serde_json::from_str(params.get()).map_err(|error| WireError::new(code::INVALID_PARAMS, error.to_string()))
-}
-
-/// Bytes as standard padded base64.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Base64(pub Bytes);
-
-impl Serialize for Base64 {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(&STANDARD.encode(&self.0))
-    }
-}
-
-impl<'de> Deserialize<'de> for Base64 {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = std::borrow::Cow::<'de, str>::deserialize(deserializer)?;
-        STANDARD.decode(text.as_bytes()).map(|bytes| Self(bytes.into())).map_err(serde::de::Error::custom)
-    }
 }
 
 /// Parameters of [`method::INITIALIZE`].

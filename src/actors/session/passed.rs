@@ -25,7 +25,7 @@ use super::ledger::PassedCall;
 use super::{Payload, Serving, SessionEvent, SessionLoop, Stage};
 use crate::actors::clock;
 use crate::actors::reply::ProgressSink;
-use crate::exec::wire::Base64;
+use crate::base::base64::Base64;
 use crate::ids::{Generation, JobId, SessionNumber};
 use crate::protocol::frame::FrameReader;
 use crate::protocol::session::{Call, CallNumber, ClientInfo, ClientSnapshot, CoreSnapshot, Wanted};

@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use super::standing::StandingSnapshot;
 use super::{Batch, ClientInfo, Handshake, Pending, SessionCore, SessionLimits, Work};
-use crate::exec::wire::Base64;
+use crate::base::base64::Base64;
 use crate::protocol::catalog::Catalog;
 use crate::protocol::envelope::IdToken;
 use crate::protocol::method::Method;
