@@ -112,7 +112,7 @@ impl Input {
     fn thread(fd: OwnedFd) -> io::Result<Self> {
         let (sender, chunks) = mpsc::channel(AHEAD);
         std::thread::Builder::new().name("stdin".into()).spawn(move || {
-            crate::handover::signals::leave_to_others();
+            crate::base::signals::leave_to_others();
             loop {
                 let mut chunk = vec![0; CHUNK];
                 let read = loop {

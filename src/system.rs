@@ -135,8 +135,8 @@ impl System {
     /// Only a system with one connection, served by [`System::serve_standard`], can be handed over; others are refused. It
     /// ends nothing else of the embedding program than the image itself: no destructor runs, other threads are gone. Signals
     /// are held meanwhile on the thread that calls, so it belongs on a runtime of one thread; the next image lets them
-    /// through with [`signals::let_through`](crate::handover::signals::let_through). Threads of the embedding program should
-    /// leave signals to that one ([`signals::leave_to_others`](crate::handover::signals::leave_to_others)).
+    /// through with [`signals::let_through`](crate::base::signals::let_through). Threads of the embedding program should
+    /// leave signals to that one ([`signals::leave_to_others`](crate::base::signals::leave_to_others)).
     ///
     /// # Cancel safety
     ///

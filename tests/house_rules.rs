@@ -105,15 +105,11 @@ const UPWARDS: &[(&str, &str)] = &[
     ("jobs", "store"),
     ("rollout", "handover"),
     ("rollout", "system"),
-    ("stdio", "handover"),
     ("store", "agents"),
-    ("store", "handover"),
-    ("telemetry", "handover"),
     ("tools", "actors"),
     ("tools", "health"),
     ("worker", "actors"),
     ("worker", "system"),
-    ("actors", "handover"),
 ];
 
 /// Types whose statics have a state.

@@ -3,4 +3,6 @@
 //! Owns: small things without a subject of their own, one file each. May not know: any other folder of this crate.
 
 pub mod base64;
+pub mod descriptors;
 pub mod nearest;
+pub mod signals;

@@ -10,7 +10,7 @@ use std::io;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
-use super::descriptors::{PassedPipe, Passing};
+use crate::base::descriptors::{PassedPipe, Passing};
 use crate::rollout::Fingerprint;
 
 /// The option by which a program is told of its snapshot. It is no variable: those are inherited by everything that is

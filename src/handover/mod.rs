@@ -14,11 +14,9 @@
 //! place, the snapshot or a descriptor; (2) until the `exec` has happened the old image can go on, and does; (3) a snapshot
 //! is read once, by one image, of the same format; (4) nothing is charged to a call for an upgrade.
 
-pub mod descriptors;
 mod image;
 mod in_place;
 mod sequence;
-pub mod signals;
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, Read, Write};
@@ -29,7 +27,6 @@ use std::time::Duration;
 use rustix::fs::OFlags;
 use serde::{Deserialize, Serialize};
 
-use self::descriptors::Inherited;
 pub use self::image::{NewImage, RESTORE};
 pub(crate) use self::in_place::InPlace;
 pub use self::sequence::HandOverError;
@@ -38,6 +35,7 @@ use crate::actors::connections::Connections;
 use crate::actors::jobs::custody::{Attachments, CustodySnapshot, Means, inherit_the_rest};
 use crate::actors::session::{Gauges, SessionSnapshot};
 use crate::actors::workers::WorkersSnapshot;
+use crate::base::descriptors::Inherited;
 use crate::ids::{HostId, UnixMillis};
 use crate::protocol::session::Unreadable;
 use crate::rollout::Carried;

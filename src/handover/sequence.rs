@@ -18,9 +18,7 @@ use std::time::{Duration, Instant};
 use futures_util::FutureExt;
 use tokio::sync::oneshot;
 
-use super::descriptors::PassedPipe;
 use super::image::NewImage;
-use super::signals::Holding;
 use super::{Snapshot, SnapshotError};
 use crate::actors::child;
 use crate::actors::connections::{Connections, Unfit};
@@ -31,6 +29,8 @@ use crate::actors::reply::SessionMailbox;
 use crate::actors::rollout::RolloutHandle;
 use crate::actors::session::{Gauges, SessionEvent, SessionSnapshot};
 use crate::actors::workers::{WorkersMsg, WorkersSnapshot};
+use crate::base::descriptors::PassedPipe;
+use crate::base::signals::Holding;
 use crate::fault::Fault;
 use crate::faults::{Broken, FaultPoint, Faults, Operation};
 use crate::ids::{Generation, HostId, UnixMillis};

@@ -21,8 +21,8 @@ use super::{
     Accept, AcceptLimits, BUSY_BOUND, CancelState, ChainCost, DataVersion, DayCost, Glance, JobCounts, JobFilter,
     Limit, Pruned, QueueRow, RetentionPolicy, SqliteStore, Start, Store, StoreError, Transition,
 };
+use crate::base::signals;
 use crate::faults::{Broken, FaultPoint, Faults, Operation};
-use crate::handover::signals;
 use crate::ids::{InvocationId, JobId, UnixMillis};
 use crate::jobs::{
     CancelReason, JobOutcome, JobRecord, JobState, JobSummary, JournalEntry, JournalEvent, NewJob, RunProcess,

@@ -200,7 +200,7 @@ impl LogWriter {
             let mut file = LogFile::new(self.path.clone());
             let lost = Arc::clone(&self.lost);
             let work = move || {
-                crate::handover::signals::leave_to_others();
+                crate::base::signals::leave_to_others();
                 while let Ok((batch, torn, taken)) = handed.recv() {
                     lost.fetch_add(file.append(batch, torn, taken), Ordering::Relaxed);
                 }

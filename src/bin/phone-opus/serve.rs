@@ -5,7 +5,8 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use phone_opus::agents::{AgentRegistry, Environment};
-use phone_opus::handover::{NewImage, Snapshot, signals};
+use phone_opus::base::signals;
+use phone_opus::handover::{NewImage, Snapshot};
 use phone_opus::rollout::Trigger;
 use phone_opus::runner::{self, RunnerEnd, RunnerOptions};
 use phone_opus::state_dir::StateDir;

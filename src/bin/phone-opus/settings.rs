@@ -6,10 +6,11 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use phone_opus::agents::{AgentRegistry, Environment, MAX_PROMPT_BYTES};
+use phone_opus::base::signals;
 use phone_opus::config::{Config, ConfigError, FileTrust, Settings, WorkerIsolation};
 pub(crate) use phone_opus::fault::chain;
 use phone_opus::faults::{ArmError, Counters, Ends, FAULT_COUNTERS, FaultPlan, Faults, PlanError};
-use phone_opus::handover::{SnapshotError, signals};
+use phone_opus::handover::SnapshotError;
 use phone_opus::ids::HostId;
 use phone_opus::rollout::{Fingerprint, LOOK_EVERY, LaunchPath, RolloutSetup};
 use phone_opus::state_dir::StateDir;

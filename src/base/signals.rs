@@ -20,12 +20,12 @@ fn held() -> SigSet {
 
 /// Lets them wait, on this thread, until dropped.
 #[derive(Debug)]
-pub(super) struct Holding {
+pub(crate) struct Holding {
     before: Option<SigSet>,
 }
 
 impl Holding {
-    pub(super) fn begin() -> Self {
+    pub(crate) fn begin() -> Self {
         Self { before: held().thread_swap_mask(SigmaskHow::SIG_BLOCK).ok() }
     }
 }

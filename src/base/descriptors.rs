@@ -43,7 +43,7 @@ impl PassedPipe {
     }
 
     /// Lets it go through an `exec`, or not.
-    pub(super) fn set_passing(&self, passing: Passing) -> io::Result<()> {
+    pub(crate) fn set_passing(&self, passing: Passing) -> io::Result<()> {
         let flags = if passing == Passing::Through { FdFlags::empty() } else { FdFlags::CLOEXEC };
         // SAFETY: whoever made this holds the pipe, and keeps it until the `exec` or until it is thawed.
         #[expect(unsafe_code, reason = "a descriptor is known by its number only, on either side of an exec")]
@@ -63,7 +63,7 @@ fn device(number: rustix::fs::Dev) -> u64 {
 
 /// Whether a pipe goes through an `exec`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Passing {
+pub(crate) enum Passing {
     Through,
     Closed,
 }
@@ -77,7 +77,7 @@ pub struct Inherited {
 impl Inherited {
     /// These. For the process that was started with them, once; what is not there is left out.
     #[must_use]
-    pub(super) fn these<'a>(pipes: impl Iterator<Item = &'a PassedPipe>) -> Self {
+    pub(crate) fn these<'a>(pipes: impl Iterator<Item = &'a PassedPipe>) -> Self {
         let mut left = HashSet::new();
         for pipe in pipes.filter(|pipe| pipe.fd > 2) {
             // From here on no child of ours inherits it.
