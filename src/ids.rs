@@ -165,6 +165,19 @@ impl UnixMillis {
     }
 }
 
+/// A call within its session; numbers are never reused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct CallNumber(pub u64);
+
+/// A call across all sessions of a system.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct CallKey {
+    /// The session it came in on.
+    pub session: SessionNumber,
+    /// The call within it.
+    pub call: CallNumber,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

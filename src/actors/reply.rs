@@ -8,9 +8,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::mpsc;
 
 use super::session::SessionEvent;
-use crate::ids::Generation;
-use crate::protocol::session::{CallNumber, CallOutcome};
-use crate::worker::wire::CallKey;
+use crate::ids::{CallKey, CallNumber, Generation};
+use crate::protocol::session::CallOutcome;
 
 /// Where a session hears from everybody but its client. Every message is about a call of its own, a task it follows or its
 /// worker, and these are bounded (of a call's progress there is one), so the channel needs no bound of its own.

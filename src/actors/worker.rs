@@ -24,9 +24,9 @@ use super::current::NotRunning;
 use super::reply::AttemptReply;
 use super::workers::{Backend, WorkersMsg};
 use crate::fault::{Fault, FaultCode};
+pub use crate::ids::CallKey;
 use crate::ids::{Generation, SessionNumber};
 use crate::tools::{Tool, ToolCall};
-pub use crate::worker::wire::CallKey;
 
 /// One attempt, as it is given to a worker.
 pub struct Attempt {

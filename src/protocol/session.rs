@@ -44,6 +44,7 @@ use super::tasks::{TaskAsk, TaskNews, TaskProtocol};
 use super::version::Version;
 use super::wire::{self, Identity, ToolReply};
 use crate::fault::{Fault, FaultCode};
+use crate::ids::CallNumber;
 use crate::ids::JobId;
 use crate::lenient;
 
@@ -71,10 +72,6 @@ impl Default for SessionLimits {
 /// client sends at once, each as large as a tool that reads or cancels could need.
 const KEPT_CALLS: usize = 64;
 const KEPT_BYTES: usize = 1024 * 1024;
-
-/// A call within its session; numbers are never reused.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct CallNumber(pub u64);
 
 /// Who called, as far as the client said. Parsed only when somebody asks.
 #[derive(Debug, Clone, Default)]

@@ -19,11 +19,11 @@ use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
 use crate::fault::{Fault, FaultCode};
-use crate::ids::{JobId, UnixMillis};
+use crate::ids::{CallNumber, JobId, UnixMillis};
 use crate::lenient;
 use crate::protocol::catalog::{Annotations, Catalog, Room, TaskSupport, ToolDefinition};
 use crate::protocol::frame::{Frame, FrameReader};
-use crate::protocol::session::{CallNumber, CallOutcome, Effect, SessionCore, SessionLimits, Wanted};
+use crate::protocol::session::{CallOutcome, Effect, SessionCore, SessionLimits, Wanted};
 use crate::protocol::tasks::{TaskAnswer, TaskAsk, TaskNews, TaskStatus, TaskView};
 use crate::protocol::wire::{Identity, LINE_MOST, ToolReply};
 

@@ -15,9 +15,9 @@ use std::sync::Arc;
 use futures_util::FutureExt;
 use tokio::task::{AbortHandle, JoinSet};
 
-use super::wire::CallKey;
 use crate::fault::Fault;
 use crate::faults::{Broken, FaultPoint, Faults, Operation};
+use crate::ids::CallKey;
 use crate::protocol::session::CallOutcome;
 use crate::protocol::wire::ToolReply;
 use crate::tools::{Tool, ToolCall};
@@ -315,8 +315,8 @@ mod tests {
     use super::*;
     use crate::actors::reply::ProgressSink;
     use crate::fault::FaultCode;
-    use crate::ids::{Generation, HostId, InvocationId, SessionNumber};
-    use crate::protocol::session::{CallNumber, ClientInfo};
+    use crate::ids::{CallNumber, Generation, HostId, InvocationId, SessionNumber};
+    use crate::protocol::session::ClientInfo;
     use crate::tools::{Annotations, ToolDefinition, ToolFuture};
 
     /// Does what its arguments say.

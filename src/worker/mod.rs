@@ -367,7 +367,7 @@ impl Inside {
                 self.executor.execute(Work { key, token: (), tool: Arc::clone(tool), call }, settle)
             }
             ToWorker::Withdraw { g, s, c } if g == generation => {
-                let key = wire::CallKey { session: s, call: crate::protocol::session::CallNumber(c) };
+                let key = CallKey { session: s, call: crate::ids::CallNumber(c) };
                 self.executor.withdraw(|running| *running == key, drop, settle)
             }
             ToWorker::SessionOver { g, s } if g == generation => {

@@ -32,8 +32,8 @@ pub use self::write::{
 };
 use super::asks::{Answer, Question};
 use crate::fault::{Fault, FaultCode};
-use crate::ids::{Generation, HostId, InvocationId, JobId, SessionNumber};
-use crate::protocol::session::{CallNumber, CallOutcome, ClientInfo};
+use crate::ids::{CallKey, CallNumber, Generation, HostId, InvocationId, JobId, SessionNumber};
+use crate::protocol::session::{CallOutcome, ClientInfo};
 use crate::protocol::wire::{ReplyText, ToolReply};
 use crate::tools::{Evidence, ToolCall};
 
@@ -48,15 +48,6 @@ pub const PROTOCOL: u32 = 1;
 #[must_use]
 pub const fn line_limit(client: usize) -> usize {
     client.saturating_mul(2).saturating_add(64 * 1024)
-}
-
-/// A call across all sessions of a system.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct CallKey {
-    /// The session it came in on.
-    pub session: SessionNumber,
-    /// The call within it.
-    pub call: CallNumber,
 }
 
 /// What a host says.

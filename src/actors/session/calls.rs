@@ -24,12 +24,12 @@ use super::{Payload, Serving, SessionEvent, SessionLoop};
 use crate::actors::clock;
 use crate::actors::jobs::JobsMsg;
 use crate::actors::reply::{AttemptReply, ProgressSink};
-use crate::actors::worker::{Attempt, CallKey, WorkerMsg};
+use crate::actors::worker::{Attempt, WorkerMsg};
 use crate::actors::workers::WorkersMsg;
 use crate::fault::{Fault, FaultCode};
 use crate::faults::{Broken, FaultPoint, InTurn, Operation};
-use crate::ids::{Generation, InvocationId, JobId};
-use crate::protocol::session::{Call, CallNumber, CallOutcome, ClientInfo, Finished};
+use crate::ids::{CallKey, CallNumber, Generation, InvocationId, JobId};
+use crate::protocol::session::{Call, CallOutcome, ClientInfo, Finished};
 use crate::telemetry::{Record, ToolCallRecord};
 use crate::tools::ToolCall;
 

@@ -11,7 +11,8 @@ use super::calls::Settling;
 use super::{SessionLoop, Stage};
 use crate::actors::clock;
 use crate::fault::{Fault, FaultCode};
-use crate::protocol::session::{CallNumber, CallOutcome};
+use crate::ids::CallNumber;
+use crate::protocol::session::CallOutcome;
 
 impl SessionLoop {
     /// Sets the clock to when it is wanted next. It is left to run out when it turns out not to be needed: setting it

@@ -10,8 +10,8 @@ use super::passed::SessionSnapshot;
 use crate::actors::reply::Latest;
 use crate::actors::worker::WorkerHandle;
 use crate::fault::Fault;
-use crate::ids::Generation;
-use crate::protocol::session::{CallNumber, CallOutcome};
+use crate::ids::{CallNumber, Generation};
+use crate::protocol::session::CallOutcome;
 use crate::protocol::tasks::{TaskAnswer, TaskNews};
 use crate::tools::Evidence;
 

@@ -13,8 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::replay::{self, Disposition, Knowledge};
 use crate::fault::{Fault, FaultCode};
-use crate::ids::Generation;
-use crate::protocol::session::CallNumber;
+use crate::ids::{CallNumber, Generation};
 use crate::tools::{Evidence, ReplayContract};
 
 /// One call.

@@ -26,9 +26,9 @@ use super::{Payload, Serving, SessionEvent, SessionLoop, Stage};
 use crate::actors::clock;
 use crate::actors::reply::ProgressSink;
 use crate::base::base64::Base64;
-use crate::ids::{Generation, JobId, SessionNumber};
+use crate::ids::{CallNumber, Generation, JobId, SessionNumber};
 use crate::protocol::frame::FrameReader;
-use crate::protocol::session::{Call, CallNumber, ClientInfo, ClientSnapshot, CoreSnapshot, Wanted};
+use crate::protocol::session::{Call, ClientInfo, ClientSnapshot, CoreSnapshot, Wanted};
 use crate::protocol::tasks::TaskAsk;
 use crate::tools::ReplayContract;
 

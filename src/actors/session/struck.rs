@@ -12,8 +12,8 @@ use super::{Serving, SessionEvent, SessionLoop};
 use crate::actors::reply::AttemptReply;
 use crate::actors::workers::WorkersMsg;
 use crate::faults::{Broken, FaultPoint, InTurn, Operation};
-use crate::ids::Generation;
-use crate::protocol::session::{CallNumber, CallOutcome};
+use crate::ids::{CallNumber, Generation};
+use crate::protocol::session::CallOutcome;
 use crate::rollout::Trigger;
 
 impl SessionLoop {

@@ -13,8 +13,8 @@ use futures_util::FutureExt;
 use super::passed::{Following, HostCall, HostWork};
 use super::{BACKLOG, SessionEvent, SessionLoop, Stage};
 use crate::fault::{Fault, FaultCode};
-use crate::ids::JobId;
-use crate::protocol::session::{CallNumber, ClientInfo, Wanted};
+use crate::ids::{CallNumber, JobId};
+use crate::protocol::session::{ClientInfo, Wanted};
 use crate::protocol::tasks::TaskAsk;
 
 impl SessionLoop {

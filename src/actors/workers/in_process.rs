@@ -13,10 +13,9 @@ use crate::actors::reply::AttemptReply;
 use crate::actors::worker::{Attempt, Keeping, Order, WorkerMsg};
 use crate::fault::{Fault, FaultCode};
 use crate::faults::{Broken, FaultPoint, Faults, Operation};
-use crate::ids::SessionNumber;
-use crate::protocol::session::{CallNumber, CallOutcome};
+use crate::ids::{CallKey, CallNumber, SessionNumber};
+use crate::protocol::session::CallOutcome;
 use crate::worker::executor::{CONCURRENT, Executor, Mishap, Work};
-use crate::worker::wire::CallKey;
 
 /// How long the tools of an ended worker may take to reach their next await; one that does not is stuck in synchronous
 /// code, and what it still does belongs to nobody.

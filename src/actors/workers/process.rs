@@ -40,13 +40,13 @@ use crate::actors::reply::{AttemptReply, ProgressSink};
 use crate::actors::session::Gauges;
 use crate::actors::worker::{Attempt, Keeping, Order, WorkerMsg};
 use crate::fault::{Fault, FaultCode};
-use crate::ids::Generation;
+use crate::ids::{CallKey, CallNumber, Generation};
 use crate::protocol::frame::{Frame, FrameReader};
-use crate::protocol::session::{CallNumber, CallOutcome};
+use crate::protocol::session::CallOutcome;
 use crate::worker::outbox::Outbox;
 use crate::worker::settings::Settings;
 use crate::worker::vigil::{Look, Vigil};
-use crate::worker::wire::{self, CallKey, FromWorker};
+use crate::worker::wire::{self, FromWorker};
 use crate::worker::{WorkerCommand, WorkerPolicy};
 
 /// How long a process may take to leave by itself when it is not needed any more; it has nothing to save.

@@ -10,8 +10,9 @@ use std::time::Instant;
 
 use bytes::BytesMut;
 
-use super::{CallNumber, CallOutcome, Effect, FinishedAs, Pending, SessionCore, Work};
+use super::{CallOutcome, Effect, FinishedAs, Pending, SessionCore, Work};
 use crate::fault::{Fault, FaultCode};
+use crate::ids::CallNumber;
 use crate::protocol::envelope;
 use crate::protocol::tasks::{TaskAsk, TaskProtocol};
 use crate::protocol::version::Version;
