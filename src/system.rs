@@ -37,10 +37,6 @@ what you can look up or run yourself. A consult that outlasts your wait, or has 
 with ONE blocking call, consult_job with wait_s; do not poll. Pass the session_id of a reply to continue that \
 conversation. Answers are kept: unread_jobs in a reply names finished ones.";
 
-/// Longest line a client may send. Several clients close the connection on lines over 10 MiB, and our own are far shorter:
-/// answers are cut to a budget.
-pub const LINE_LIMIT: usize = 8 * 1024 * 1024;
-
 /// Longest an ordered stop takes in all; the sum of its parts is in the root actor.
 const STOP_LIMIT: Duration = Duration::from_secs(12);
 

@@ -109,7 +109,6 @@ const UPWARDS: &[(&str, &str)] = &[
     ("tools", "actors"),
     ("tools", "health"),
     ("worker", "actors"),
-    ("worker", "system"),
 ];
 
 /// Types whose statics have a state.

@@ -115,7 +115,7 @@ fn act(deed: &str) -> Result<ToolReply, Fault> {
         }
         "garbage" => to_host(b"this is no message\n"),
         "long line" => {
-            to_host(&vec![b'x'; worker::wire::line_limit(phone_opus::system::LINE_LIMIT) + 1]);
+            to_host(&vec![b'x'; worker::wire::line_limit(phone_opus::protocol::frame::LINE_LIMIT) + 1]);
             to_host(b"\n");
         }
         other => panic!("no such deed: {other}"),

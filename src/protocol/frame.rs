@@ -16,6 +16,10 @@ const FIRST_CHUNK: usize = 8 * 1024;
 /// What is kept of a line that is too long: enough to find its id, which clients write near the front.
 const HEAD: usize = 4 * 1024;
 
+/// Longest line a client may send. Several clients close the connection on lines over 10 MiB, and our own are far shorter:
+/// answers are cut to a budget.
+pub const LINE_LIMIT: usize = 8 * 1024 * 1024;
+
 /// One line of input.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Frame {

@@ -5,12 +5,13 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use super::{LINE_LIMIT, System};
+use super::System;
 use crate::actors::workers::slot::RestartPolicy;
 use crate::agents::{Agent, AgentRegistry, Environment};
 use crate::config::Config;
 use crate::faults::Faults;
 use crate::handover::Snapshot;
+use crate::protocol::frame::LINE_LIMIT;
 use crate::protocol::session::SessionLimits;
 use crate::rollout::RolloutSetup;
 use crate::state_dir::StateDir;

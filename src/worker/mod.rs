@@ -45,9 +45,9 @@ use crate::clients::Clients;
 use crate::fault::{Fault, FaultCode};
 use crate::faults::{Broken, FaultPoint, Faults, Operation};
 use crate::ids::{Generation, HostId};
+use crate::protocol::frame::LINE_LIMIT;
 use crate::protocol::frame::{Frame, FrameReader};
 use crate::protocol::session::CallOutcome;
-use crate::system::LINE_LIMIT;
 use crate::tools::Tool;
 use crate::tools::consult::{ConsultTool, Desk};
 
