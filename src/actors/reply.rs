@@ -3,13 +3,12 @@
 //! Invariants: (1) a token is answered exactly once, by use or by drop (panic, kill, refused cast, dropped queue);
 //! (2) a token carries the generation it was given to.
 
-use std::sync::{Arc, Mutex, PoisonError};
-
 use tokio::sync::mpsc;
 
 use super::session::SessionEvent;
-use crate::ids::{CallKey, CallNumber, Generation};
+use crate::ids::{CallNumber, Generation};
 use crate::protocol::session::CallOutcome;
+use crate::tools::progress::{Latest, ProgressListener, ProgressSink};
 
 /// Where a session hears from everybody but its client. Every message is about a call of its own, a task it follows or its
 /// worker, and these are bounded (of a call's progress there is one), so the channel needs no bound of its own.
@@ -52,82 +51,23 @@ impl Drop for AttemptReply {
     }
 }
 
-/// Where a tool reports progress. Reports decide nothing, so a new one takes the place of one that was not read yet: however
-/// often a tool reports, one message is under way.
-#[derive(Debug, Clone)]
-pub struct ProgressSink(Option<(Listener, Latest)>);
-
-/// Who listens to a tool's progress.
-#[derive(Debug, Clone)]
-enum Listener {
-    Session(SessionMailbox, CallNumber),
-    /// The host of the worker process the tool runs in.
-    Host(mpsc::UnboundedSender<Progress>, CallKey),
+/// A session listens to the progress of one of its calls.
+struct ToSession {
+    mailbox: SessionMailbox,
+    call: CallNumber,
 }
 
-/// The report nobody has read yet.
-#[derive(Debug, Clone, Default)]
-pub struct Latest(Arc<Mutex<Option<(f64, String)>>>);
-
-impl Latest {
-    /// The report: a value that rises, and what is going on.
-    #[must_use]
-    pub fn take(&self) -> Option<(f64, String)> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
-    }
-
-    /// Puts a report in its place; whether whoever reads has to be told.
-    fn put(&self, value: f64, message: String) -> bool {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).replace((value, message)).is_none()
+impl ProgressListener for ToSession {
+    fn reported(&self, latest: Latest) {
+        // A closed mailbox means the session is over: nobody listens.
+        let _ = self.mailbox.send(SessionEvent::Progress { call: self.call, latest });
     }
 }
 
-/// A report on its way to the host.
-#[derive(Debug)]
-pub struct Progress {
-    /// Which call.
-    pub key: CallKey,
-    /// What it reported last.
-    pub latest: Latest,
-}
-
-impl ProgressSink {
-    /// A sink for a call whose client wants progress.
-    #[must_use]
-    pub fn new(to: SessionMailbox, call: CallNumber) -> Self {
-        Self(Some((Listener::Session(to, call), Latest::default())))
-    }
-
-    /// A sink whose reports leave a worker process.
-    #[must_use]
-    pub fn to_host(to: mpsc::UnboundedSender<Progress>, key: CallKey) -> Self {
-        Self(Some((Listener::Host(to, key), Latest::default())))
-    }
-
-    /// A sink nobody listens to.
-    #[must_use]
-    pub const fn closed() -> Self {
-        Self(None)
-    }
-
-    /// Whether anybody wants reports.
-    #[must_use]
-    pub fn is_wanted(&self) -> bool {
-        self.0.is_some()
-    }
-
-    /// Reports; `value` must rise from report to report, `message` stays under 200 characters.
-    pub fn report(&self, value: f64, message: String) {
-        let Some((listener, latest)) = &self.0 else { return };
-        if !latest.put(value, message) {
-            return;
-        }
-        let latest = latest.clone();
-        match listener {
-            Listener::Session(to, call) => drop(to.send(SessionEvent::Progress { call: *call, latest })),
-            Listener::Host(to, key) => drop(to.send(Progress { key: *key, latest })),
-        }
-    }
+/// A sink for a call whose client wants progress.
+#[must_use]
+pub fn progress_to(mailbox: SessionMailbox, call: CallNumber) -> ProgressSink {
+    ProgressSink::new(ToSession { mailbox, call })
 }
 
 #[cfg(test)]
@@ -137,7 +77,7 @@ mod tests {
     #[test]
     fn however_often_a_tool_reports_one_message_is_under_way_and_tells_the_last() {
         let (to, mut mailbox) = mpsc::unbounded_channel();
-        let sink = ProgressSink::new(to, CallNumber(7));
+        let sink = progress_to(to, CallNumber(7));
         let mut told = Vec::new();
         for value in 1..=1000 {
             sink.clone().report(f64::from(value), value.to_string());

@@ -8,6 +8,7 @@
 
 pub mod arguments;
 pub mod consult;
+pub mod progress;
 pub mod readers;
 pub mod reply;
 pub mod tasks;
@@ -19,7 +20,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use crate::actors::reply::ProgressSink;
+use self::progress::ProgressSink;
 use crate::fault::Fault;
 use crate::ids::{Generation, InvocationId};
 pub use crate::protocol::catalog::{Annotations, TaskSupport, ToolDefinition};

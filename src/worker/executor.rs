@@ -313,10 +313,10 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::actors::reply::ProgressSink;
     use crate::fault::FaultCode;
     use crate::ids::{CallNumber, Generation, HostId, InvocationId, SessionNumber};
     use crate::protocol::session::ClientInfo;
+    use crate::tools::progress::ProgressSink;
     use crate::tools::{Annotations, ToolDefinition, ToolFuture};
 
     /// Does what its arguments say.

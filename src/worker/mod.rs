@@ -39,17 +39,18 @@ use self::outbox::Outbox;
 use self::settings::Settings;
 use self::wire::{Hello, ToWorker};
 use crate::actors::jobs::JobsHandle;
-use crate::actors::reply::{Progress, ProgressSink};
 use crate::agents::{AgentNames, Environment};
 use crate::clients::Clients;
 use crate::fault::{Fault, FaultCode};
 use crate::faults::{Broken, FaultPoint, Faults, Operation};
+use crate::ids::CallKey;
 use crate::ids::{Generation, HostId};
 use crate::protocol::frame::LINE_LIMIT;
 use crate::protocol::frame::{Frame, FrameReader};
 use crate::protocol::session::CallOutcome;
 use crate::tools::Tool;
 use crate::tools::consult::{ConsultTool, Desk};
+use crate::tools::progress::{Latest, ProgressListener, ProgressSink};
 
 /// Where a system's worker tools run.
 #[derive(Debug, Clone, Default)]
@@ -176,6 +177,25 @@ enum Turn {
     Goes,
     Ends(WorkerEnd),
     Mishap(Mishap),
+}
+
+/// A report of a tool on its way to the host.
+struct Progress {
+    key: CallKey,
+    latest: Latest,
+}
+
+/// The host listens to the progress of one call.
+struct ToHost {
+    reports: mpsc::UnboundedSender<Progress>,
+    key: CallKey,
+}
+
+impl ProgressListener for ToHost {
+    fn reported(&self, latest: Latest) {
+        // Nobody reads the reports of a worker that is ending.
+        let _ = self.reports.send(Progress { key: self.key, latest });
+    }
 }
 
 /// What a fault plan has made of it.
@@ -359,7 +379,7 @@ impl Inside {
                     return Ok(Turn::Goes);
                 };
                 let progress = if execute.head.progress {
-                    ProgressSink::to_host(self.progress.clone(), key)
+                    ProgressSink::new(ToHost { reports: self.progress.clone(), key })
                 } else {
                     ProgressSink::closed()
                 };

@@ -261,7 +261,7 @@ impl Settled<'_> {
 impl Execute<'_> {
     /// The call; its arguments are a slice of `line`, which this was read from.
     #[must_use]
-    pub fn call(&self, host: HostId, line: &Bytes, progress: crate::actors::reply::ProgressSink) -> ToolCall {
+    pub fn call(&self, host: HostId, line: &Bytes, progress: crate::tools::progress::ProgressSink) -> ToolCall {
         let client = match self.head.client.map(|json| json.0) {
             None => ClientInfo::Unknown,
             Some(name) if name.starts_with('"') => crate::protocol::envelope::string(name)
@@ -289,7 +289,7 @@ impl Execute<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::actors::reply::ProgressSink;
+    use crate::tools::progress::ProgressSink;
     use crate::worker::outbox::Outbox;
 
     pub(super) const KEY: CallKey = CallKey { session: SessionNumber(2), call: CallNumber(9) };

@@ -23,7 +23,7 @@ use super::passed::{HostCall, HostWork};
 use super::{Payload, Serving, SessionEvent, SessionLoop};
 use crate::actors::clock;
 use crate::actors::jobs::JobsMsg;
-use crate::actors::reply::{AttemptReply, ProgressSink};
+use crate::actors::reply::{AttemptReply, progress_to};
 use crate::actors::worker::{Attempt, WorkerMsg};
 use crate::actors::workers::WorkersMsg;
 use crate::fault::{Fault, FaultCode};
@@ -32,6 +32,7 @@ use crate::ids::{CallKey, CallNumber, Generation, InvocationId, JobId};
 use crate::protocol::session::{Call, CallOutcome, ClientInfo, Finished};
 use crate::telemetry::{Record, ToolCallRecord};
 use crate::tools::ToolCall;
+use crate::tools::progress::ProgressSink;
 
 /// What telemetry wants to know about the call that is being settled.
 #[derive(Default)]
@@ -173,7 +174,7 @@ impl SessionLoop {
     }
 
     fn progress(&self, call: &Call) -> ProgressSink {
-        if call.wants_progress { ProgressSink::new(self.mailbox.clone(), call.number) } else { ProgressSink::closed() }
+        if call.wants_progress { progress_to(self.mailbox.clone(), call.number) } else { ProgressSink::closed() }
     }
 
     pub(super) fn decided(&mut self, effect: LedgerEffect) {

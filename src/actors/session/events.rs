@@ -7,13 +7,13 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 
 use super::passed::SessionSnapshot;
-use crate::actors::reply::Latest;
 use crate::actors::worker::WorkerHandle;
 use crate::fault::Fault;
 use crate::ids::{CallNumber, Generation};
 use crate::protocol::session::CallOutcome;
 use crate::protocol::tasks::{TaskAnswer, TaskNews};
 use crate::tools::Evidence;
+use crate::tools::progress::Latest;
 
 /// Everything a session hears besides its client's bytes and its clock.
 #[derive(Debug)]

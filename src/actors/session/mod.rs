@@ -57,7 +57,7 @@ use super::connections::Connections;
 use super::current::Current;
 use super::jobs::JobsMsg;
 use super::kept::{Kept, Lent};
-use super::reply::{ProgressSink, SessionMailbox};
+use super::reply::SessionMailbox;
 use super::rollout::RolloutHandle;
 use super::sessions::{SessionEnd, SessionsMsg};
 use super::worker::WorkerHandle;
@@ -71,6 +71,7 @@ use crate::protocol::frame::{Frame, FrameReader};
 use crate::protocol::session::{CallOutcome, ClientInfo, Effect, SessionCore};
 use crate::protocol::tasks::TaskAnswer;
 use crate::telemetry::TelemetryHandle;
+use crate::tools::progress::ProgressSink;
 use crate::tools::tasks::TaskDesk;
 use crate::tools::{Target, Tool};
 

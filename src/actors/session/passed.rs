@@ -24,13 +24,14 @@ use tokio::task::AbortHandle;
 use super::ledger::PassedCall;
 use super::{Payload, Serving, SessionEvent, SessionLoop, Stage};
 use crate::actors::clock;
-use crate::actors::reply::ProgressSink;
+use crate::actors::reply::progress_to;
 use crate::base::base64::Base64;
 use crate::ids::{CallNumber, Generation, JobId, SessionNumber};
 use crate::protocol::frame::FrameReader;
 use crate::protocol::session::{Call, ClientInfo, ClientSnapshot, CoreSnapshot, Wanted};
 use crate::protocol::tasks::TaskAsk;
 use crate::tools::ReplayContract;
+use crate::tools::progress::ProgressSink;
 
 /// A connection, passed on.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -279,7 +280,7 @@ impl SessionLoop {
             let Some(tool) = position(&call.tool) else { continue };
             let number = CallNumber(call.passed.call);
             let progress = match call.progress {
-                true => ProgressSink::new(self.mailbox.clone(), number),
+                true => progress_to(self.mailbox.clone(), number),
                 false => ProgressSink::closed(),
             };
             let payload =
