@@ -178,6 +178,9 @@ pub struct CallKey {
     pub call: CallNumber,
 }
 
+/// The environment variable that marks every process of a run with its [`RunToken`].
+pub const RUN_TOKEN_VARIABLE: &str = "PHONE_OPUS_RUN_TOKEN";
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -101,11 +101,9 @@ const LAYERS: &[&str] = &[
 /// What still reaches upwards, as (who, whom). A pair that is not needed any more must go.
 const UPWARDS: &[(&str, &str)] = &[
     ("config", "clients"),
-    ("jobs", "agents"),
     ("jobs", "store"),
     ("rollout", "handover"),
     ("rollout", "system"),
-    ("store", "agents"),
     ("tools", "actors"),
     ("tools", "health"),
     ("worker", "actors"),

@@ -56,8 +56,7 @@ impl fmt::Debug for Environment {
     }
 }
 
-/// Marks everything a run starts.
-pub const RUN_TOKEN: &str = "PHONE_OPUS_RUN_TOKEN";
+pub use crate::ids::RUN_TOKEN_VARIABLE as RUN_TOKEN;
 /// The chain of nested consults.
 pub const CHAIN: &str = "PHONE_OPUS_CHAIN";
 /// How deep in the chain whatever reads it is.

@@ -38,7 +38,7 @@ mod linux {
     use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
     use super::BOUND;
-    use crate::agents::RUN_TOKEN_VARIABLE;
+    use crate::ids::RUN_TOKEN_VARIABLE;
     use crate::jobs::RunProcess;
 
     pub(super) fn end(process: RunProcess) -> u32 {
@@ -99,7 +99,7 @@ mod tests {
     use std::process::Command;
 
     use super::*;
-    use crate::agents::RUN_TOKEN_VARIABLE;
+    use crate::ids::RUN_TOKEN_VARIABLE;
     use crate::ids::RunToken;
 
     #[test]

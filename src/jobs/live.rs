@@ -7,7 +7,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::{JobRecord, JobState};
-use crate::agents::AgentEvent;
+use crate::jobs::journal::AgentEvent;
 
 /// Text kept of what the agent has said so far: what a soft deadline can show.
 const TEXT_KEPT: usize = 64 * 1024;

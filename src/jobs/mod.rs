@@ -14,6 +14,7 @@
 //! and the store enforces the same edges once more in its own update.
 
 pub mod admission;
+pub mod journal;
 pub mod leftovers;
 pub mod live;
 pub mod lock;
@@ -24,9 +25,9 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::agents::AgentEvent;
 use crate::fault::{Fault, FaultCode};
 use crate::ids::{AgentSessionId, ChainId, InvocationId, JobId, RunToken, UnixMillis};
+use crate::jobs::journal::AgentEvent;
 
 /// Where a job stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]

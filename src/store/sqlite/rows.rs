@@ -12,8 +12,8 @@ use rusqlite::types::{ToSqlOutput, ValueRef};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::agents::AgentEvent;
 use crate::ids::{JobId, UnixMillis};
+use crate::jobs::journal::AgentEvent;
 use crate::jobs::{
     CancelReason, ConsultRequest, JobMode, JobOutcome, JobRecord, JobState, JobSummary, JournalEntry, JournalEvent,
     RunProcess,

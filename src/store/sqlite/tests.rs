@@ -5,9 +5,9 @@ use std::sync::Barrier;
 use rusqlite::params;
 
 use super::*;
-use crate::agents::AgentEvent;
 use crate::fault::{Fault, FaultCode};
 use crate::ids::{AgentSessionId, ChainId, HostId, InvocationId, RunToken, SessionNumber};
+use crate::jobs::journal::AgentEvent;
 use crate::jobs::{
     Billing, CancelReason, ConsultRequest, JobMode, JobOutcome, JobState, JournalEvent, NewJob, RunProcess,
 };

@@ -10,9 +10,9 @@ use rusqlite::{Connection, OptionalExtension, Row, Transaction, params};
 
 use super::rows;
 use super::{Durability, SqliteStore};
-use crate::agents::AgentEvent;
 use crate::fault::FaultCode;
 use crate::ids::{InvocationId, JobId, UnixMillis};
+use crate::jobs::journal::AgentEvent;
 use crate::jobs::{
     Billing, CancelReason, JobMode, JobOutcome, JobRecord, JobState, JobSummary, JournalEntry, JournalEvent, NewJob,
     RunProcess,
