@@ -9,6 +9,7 @@ compile_error!("phone-opus runs on Linux and macOS; Windows is not supported");
 pub mod actors;
 pub mod agents;
 pub mod base;
+pub mod checkout;
 pub mod clients;
 pub mod config;
 pub mod exec;

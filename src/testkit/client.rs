@@ -90,6 +90,12 @@ impl Reply {
             .unwrap_or("none")
     }
 
+    /// Whether the structured content has this field at all.
+    #[must_use]
+    pub fn has(&self, field: &str) -> bool {
+        self.0["result"]["structuredContent"].get(field).is_some()
+    }
+
     /// A text of the structured content; empty when it is not there.
     #[must_use]
     pub fn str(&self, field: &str) -> &str {

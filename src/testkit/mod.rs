@@ -33,6 +33,7 @@ pub mod client;
 pub mod custody_board;
 pub mod fuzzing;
 pub mod invariants;
+pub mod places;
 pub mod processes;
 pub mod rig;
 pub mod scoreboard;

@@ -205,6 +205,14 @@ pub fn resident(pid: Pid) -> Option<u64> {
     Some(line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok()? * 1024)
 }
 
+/// The most memory a process ever had at once, in bytes. `None` where the system does not say, or the process is gone.
+#[must_use]
+pub fn peak(pid: Pid) -> Option<u64> {
+    let status = fs::read_to_string(format!("/proc/{}/status", pid.as_raw_nonzero())).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    Some(line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok()? * 1024)
+}
+
 /// The command line of any process of this machine that has `text` on it.
 #[must_use]
 pub fn on_a_command_line(text: &str) -> Option<String> {

@@ -135,7 +135,9 @@ pub fn job(record: &JobRecord, context: &Context, shape: Shape) -> ToolReply {
     put("truncated", json!(truncated));
     put("next", json!(next));
     let changed = outcome.and_then(|o| o.workspace_changed);
-    if changed == Some(true) || (shape.detail == Detail::Full && outcome.is_some()) {
+    // Not judged is told, so that a directory cannot switch the look off unseen; absent is unchanged, or nothing ran.
+    let unjudged = changed.is_none() && outcome.is_some_and(|o| o.exit.is_some());
+    if changed == Some(true) || unjudged || (shape.detail == Detail::Full && outcome.is_some()) {
         put("workspace_changed", json!(changed));
     }
     if pages > 1 {
@@ -335,6 +337,8 @@ fn porcelain(record: &JobRecord, object: &Value, response: Option<&str>) -> Stri
         }
         if object["workspace_changed"] == true {
             facts.push("files in the directory changed meanwhile".to_owned());
+        } else if object.get("workspace_changed").is_some_and(Value::is_null) {
+            facts.push("whether files changed is not known".to_owned());
         }
         if object["truncated"] == true {
             facts.push("answer cut".to_owned());

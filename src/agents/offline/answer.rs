@@ -3,11 +3,11 @@
 //! Owns: the words and the layout. May not know how files were ranked.
 
 use std::fmt::Write as _;
-use std::fs;
 use std::path::Path;
 
 use super::search::{Found, PASSAGE_LINES, Passage, Ranked, each, is_definition};
 use super::words::Term;
+use crate::checkout::plain;
 
 /// Files shown with excerpts; the next ones only by name.
 const SHOWN_FILES: usize = 6;
@@ -15,6 +15,8 @@ const SHOWN_FILES: usize = 6;
 const MAX_ANSWER: usize = 12_000;
 /// Characters of one line.
 const MAX_LINE: usize = 160;
+/// Bytes of a file that is shown; what is searched is smaller, but may have grown since.
+const MOST_BYTES: usize = 2 << 20;
 /// Lines before and after a passage.
 const CONTEXT: u64 = 2;
 
@@ -32,6 +34,12 @@ pub(super) fn write(root: &Path, terms: &[Term], found: &Found) -> String {
     let stopped = match found.stopped {
         Some(bound) => format!(" The search stopped at its bound for the {bound}; the rest was not read."),
         None => String::new(),
+    };
+    let stopped = match found.ignores_left_out {
+        0 => stopped,
+        count => {
+            format!("{stopped} Ignore files that did not count (too large, no plain file, or another user's): {count}.")
+        }
     };
     let read = format!("{} files ({})", found.files, size(found.bytes));
     if found.ranked.is_empty() {
@@ -69,7 +77,7 @@ pub(super) fn write(root: &Path, terms: &[Term], found: &Found) -> String {
 /// One file's excerpts. Empty when the file is gone by now.
 fn section(root: &Path, terms: &[Term], file: &Ranked) -> String {
     let mut out = String::new();
-    let Ok(bytes) = fs::read(root.join(&file.path)) else { return out };
+    let Ok(Some(bytes)) = plain::read(&root.join(&file.path), MOST_BYTES) else { return out };
     let text = String::from_utf8_lossy(&bytes);
     let lines: Vec<&str> = text.lines().collect();
     let mut passages: Vec<&Passage> = file.passages.iter().collect();

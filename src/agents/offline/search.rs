@@ -5,16 +5,16 @@
 //! A term is worth more the fewer files have it. A file is as good as its best passage, a passage as good as the
 //! different terms that stand close together in it, and definitions and headings count more than uses.
 
-use std::fs::File;
 use std::io::Read as _;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use grep_regex::{RegexMatcher, RegexMatcherBuilder};
 use grep_searcher::{BinaryDetection, Searcher, SearcherBuilder, sinks};
-use ignore::{DirEntry, WalkBuilder};
 
 use super::words::Term;
+use crate::checkout::plain;
+use crate::checkout::walk::{Bound, Entry, LeftOut, Walk, Way};
 
 /// Matching lines kept of one file; the first ones, which in most files are the telling ones.
 const MAX_HITS: usize = 400;
@@ -31,6 +31,9 @@ const UNREAD_NAMES: &[&str] =
 const UNREAD_ENDINGS: &[&str] = &[".min.js", ".min.css", ".map", ".svg", ".lock", ".snap", ".ipynb"];
 /// Directories of other people's code, where no ignore file names them.
 const UNREAD_DIRECTORIES: &[&str] = &["node_modules", "__pycache__"];
+
+/// Entries listed at most, over all directories: many times the files that are read.
+const MAX_ENTRIES: usize = 400_000;
 
 /// How much is read at most. Reaching a bound ends the walk, and the answer says so.
 #[derive(Debug, Clone)]
@@ -59,6 +62,8 @@ pub(super) struct Found {
     pub(super) files: usize,
     /// Bytes read.
     pub(super) bytes: u64,
+    /// Ignore files that did not count.
+    pub(super) ignores_left_out: usize,
     /// The bound that ended the walk.
     pub(super) stopped: Option<&'static str>,
 }
@@ -120,10 +125,10 @@ pub(super) fn search(root: &Path, terms: &[Term], limits: &Limits) -> Found {
     let started = Instant::now();
     let mut searcher = SearcherBuilder::new().line_number(true).binary_detection(BinaryDetection::quit(0)).build();
     let mut candidates = Vec::new();
-    for entry in walk(root, limits) {
-        // What cannot be read is not there for us.
-        let Ok(entry) = entry else { continue };
-        if !entry.file_type().is_some_and(|kind| kind.is_file()) || is_unread(&entry) {
+    let Some(mut walk) = walk(root, started + limits.time) else { return found };
+    let from = walk.root().to_owned();
+    for entry in walk.by_ref() {
+        if !entry.kind.is_file() || is_unread(&entry) {
             continue;
         }
         found.stopped = if found.files >= limits.files {
@@ -138,47 +143,56 @@ pub(super) fn search(root: &Path, terms: &[Term], limits: &Limits) -> Found {
         if found.stopped.is_some() {
             break;
         }
-        let Some(bytes) = read(entry.path(), limits.file_bytes) else { continue };
+        // What cannot be read is not there for us.
+        let Some(bytes) = read(&entry.path, limits.file_bytes) else { continue };
         found.files += 1;
         found.bytes += bytes.len() as u64;
-        let path = entry.path().strip_prefix(root).unwrap_or(entry.path()).to_string_lossy().into_owned();
+        let path = entry.path.strip_prefix(&from).unwrap_or(&entry.path).to_string_lossy().into_owned();
         candidates.extend(candidate(path, &bytes, terms, &matcher, &mut searcher));
     }
+    found.ignores_left_out = walk.ignores_left_out();
+    found.stopped = found.stopped.or(walk.ended().map(|bound| match bound {
+        Bound::Entries => "number of files",
+        Bound::Time => "time",
+    }));
     found.matching = candidates.len();
     found.ranked = ranked(candidates, terms, found.files);
     found
 }
 
-fn walk(root: &Path, limits: &Limits) -> ignore::Walk {
-    WalkBuilder::new(root)
-        .hidden(true)
+fn walk(root: &Path, until: Instant) -> Option<Walk> {
+    let way = Way {
         // Ignore files count without a repository as well; the user's own are not part of the tree.
-        .require_git(false)
-        .git_global(false)
-        .follow_links(false)
-        .same_file_system(true)
-        .max_filesize(Some(limits.file_bytes))
-        .filter_entry(|entry| !(entry.depth() > 0 && is_foreign(entry)))
-        .sort_by_file_path(Path::cmp)
-        .build()
+        left_out: LeftOut::Named,
+        skips_hidden: true,
+        one_file_system: true,
+        passes_over: |_, path| is_foreign(path),
+        entries: MAX_ENTRIES,
+        until,
+    };
+    Walk::new(root, way)
 }
 
 /// Whether it is a directory of installed or built things.
-fn is_foreign(entry: &DirEntry) -> bool {
-    entry.file_type().is_some_and(|kind| kind.is_dir())
-        && (UNREAD_DIRECTORIES.iter().any(|name| entry.file_name() == *name)
-            // What build tools put into directories that are not to be kept.
-            || entry.path().join("CACHEDIR.TAG").exists())
+fn is_foreign(path: &Path) -> bool {
+    path.file_name().is_some_and(|name| UNREAD_DIRECTORIES.iter().any(|unread| name == *unread))
+        // What build tools put into directories that are not to be kept.
+        || path.join("CACHEDIR.TAG").exists()
 }
 
-fn is_unread(entry: &DirEntry) -> bool {
-    let name = entry.file_name().to_string_lossy();
+fn is_unread(entry: &Entry) -> bool {
+    let name = entry.path.file_name().unwrap_or_default().to_string_lossy();
     UNREAD_NAMES.contains(&name.as_ref()) || UNREAD_ENDINGS.iter().any(|ending| name.ends_with(ending))
 }
 
+/// A file's text; none of one that is larger, or that is no plain file by now.
 fn read(path: &Path, most: u64) -> Option<Vec<u8>> {
+    let (file, found) = plain::open(path).ok()??;
+    if found.len() > most {
+        return None;
+    }
     let mut bytes = Vec::new();
-    File::open(path).ok()?.take(most).read_to_end(&mut bytes).ok()?;
+    file.take(most).read_to_end(&mut bytes).ok()?;
     Some(bytes)
 }
 
