@@ -144,7 +144,11 @@ impl RolloutMode {
 }
 
 /// The configuration in force.
+///
+/// Written down for a worker process and for the image that takes over, it may be read by another version: what that one does
+/// not know is left out, and what it adds is as by default.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Config {
     /// Path of Claude Code's program, if configured.
     pub claude_bin: Option<PathBuf>,

@@ -50,6 +50,8 @@ pub struct HealthSource {
     pub faults: Faults,
     /// What is known about rollouts.
     pub rollout: RolloutHandle,
+    /// What is not as the user asked for it.
+    pub notices: Arc<[String]>,
 }
 
 async fn within<T>(question: impl Future<Output = Option<T>>) -> Option<T> {
@@ -102,6 +104,9 @@ impl HealthSource {
             "calls_in_flight": self.gauges.in_flight.load(Ordering::Relaxed),
             "attached_jobs": attached,
         });
+        if let (Value::Object(object), false) = (&mut value, self.notices.is_empty()) {
+            object.insert("notices".into(), json!(self.notices));
+        }
         if let (Value::Object(object), Detail::Full) = (&mut value, detail) {
             object.insert("host".into(), json!(self.host));
             object.insert("isolation".into(), json!(workers.as_ref().map(|w| w.isolation)));

@@ -9,6 +9,7 @@
 //! jobs/ID/runner.log           the last words of a runner that had any
 //! slots/N                      held by a runner while its agent runs
 //! telemetry.jsonl
+//! handover-*.json              nothing, for the moment between its making and its unlinking; see `remove_remnants`
 //! ```
 //!
 //! Invariants: (1) directories are 0700 and files are made 0600, whatever the umask; (2) a directory that somebody else
@@ -19,6 +20,7 @@ use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io::{self, Seek as _, SeekFrom};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
 
 use rustix::fs::OFlags;
 
@@ -32,6 +34,14 @@ const PRIVATE_DIR: u32 = 0o700;
 
 /// Read and write for the owner, nothing for anybody else.
 pub(crate) const PRIVATE_FILE: u32 = 0o600;
+
+/// How the name of a file begins in which a server's state is passed on. It has one for a moment only; in versions before
+/// 0.1.0 was released it kept it, and prompts were in it.
+pub(crate) const HANDOVER: &str = "handover-";
+
+/// How long such a file is left alone: the one it is for takes it within milliseconds, and a candidate that is to try it has
+/// 5 s. What is older is of an image that died.
+const ABANDONED: Duration = Duration::from_secs(60);
 
 /// Why a state directory cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -237,6 +247,20 @@ impl StateDir {
         Ok(dir)
     }
 
+    /// Removes what images that died while they were replaced left here. Returns how many files that were.
+    pub fn remove_remnants(&self) -> usize {
+        let Ok(entries) = fs::read_dir(&self.root) else { return 0 };
+        let now = SystemTime::now();
+        // Whichever way the clock was set since.
+        let is_old = |at: SystemTime| now.duration_since(at).unwrap_or_else(|ahead| ahead.duration()) > ABANDONED;
+        let abandoned = |entry: &fs::DirEntry| {
+            let ours =
+                entry.file_name().to_str().is_some_and(|name| name.starts_with(HANDOVER) && name.ends_with(".json"));
+            ours && entry.metadata().and_then(|found| found.modified()).is_ok_and(is_old)
+        };
+        entries.flatten().filter(abandoned).filter(|entry| fs::remove_file(entry.path()).is_ok()).count()
+    }
+
     /// Removes one job's directory and all in it; one that is not there is no error.
     ///
     /// Only for jobs the store has forgotten: removing a lock that may still be taken would give it two owners.
@@ -365,6 +389,32 @@ mod tests {
         dir.remove_job_dir(job).expect("removed");
         dir.remove_job_dir(job).expect("removed already");
         assert!(!dir.job_dir(job).exists());
+    }
+
+    #[test]
+    fn what_an_image_that_died_left_is_removed_in_time_and_nothing_else() {
+        let scratch = tempfile::tempdir().expect("a scratch directory");
+        let dir = StateDir::at(scratch.path());
+        let now = SystemTime::now();
+        let cases = [
+            ("handover-old.json", Some(now - 2 * ABANDONED), false),
+            ("handover-from-the-future.json", Some(now + 2 * ABANDONED), false),
+            ("handover-new.json", None, true),
+            ("handover-of-somebody.txt", Some(now - 2 * ABANDONED), true),
+            ("phone-opus.db", Some(now - 2 * ABANDONED), true),
+        ];
+        for (name, at, _) in cases {
+            let file = File::create(scratch.path().join(name)).expect("made");
+            if let Some(at) = at {
+                file.set_modified(at).expect("set");
+            }
+        }
+        symlink("/nonexistent", scratch.path().join("handover-link.json")).expect("a link");
+        assert_eq!(dir.remove_remnants(), 2);
+        for (name, _, stays) in cases {
+            assert_eq!(scratch.path().join(name).exists(), stays, "{name}");
+        }
+        assert_eq!(StateDir::at("/nonexistent").remove_remnants(), 0);
     }
 
     #[test]

@@ -8,7 +8,7 @@
 
 use std::fs;
 use std::io::Write as _;
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use phone_opus::config::{Config, RolloutMode};
 use phone_opus::fault::{Fault, FaultCode};
 use phone_opus::faults::{Counters, Ends, FORCE_ROLLOUT_KEY, FaultPlan, Faults};
-use phone_opus::handover::Snapshot;
+use phone_opus::handover::{Nameless, Snapshot};
 use phone_opus::rollout::selfcheck::SNAPSHOT_FORMAT;
 use phone_opus::rollout::{
     HandOver, Handing, LaunchPath, NotAdopted, RolloutSetup, SnapshotFile, Successor, Trigger, Verdict,
@@ -70,13 +70,11 @@ impl HandOver for Recorder {
         Box::pin(async move {
             let number = self.peeks.fetch_add(1, Ordering::Relaxed);
             assert!(!self.panics.swap(false, Ordering::Relaxed), "the snapshot panics");
-            let path = self.dir.join(number.to_string());
+            let place = if number.is_multiple_of(2) { Nameless::Anywhere } else { Nameless::InDirectory };
             let mut snapshot = serde_json::to_value(Snapshot::of_nothing()).expect("JSON");
             snapshot["format"] = json!(self.format);
             let text = snapshot.to_string();
-            let written = fs::File::options().write(true).create_new(true).mode(0o600).open(&path);
-            written.expect("a file").write_all(text.as_bytes()).expect("written");
-            Ok(SnapshotFile::new(path))
+            Ok(SnapshotFile::holding(text.as_bytes(), &self.dir, place).expect("it is held"))
         })
     }
 
@@ -173,7 +171,7 @@ async fn whatever_lies_at_the_launch_path_the_old_image_serves_on_and_the_next_g
     let line = |format: u32, schema: u32| {
         format!(
             "echo '{{\"selfcheck\":\"phone-opus\",\"version\":\"9\",\"snapshot_format\":{format},\
-             \"store_schema\":{schema},\"catalog\":\"\"}}'"
+             \"takes_descriptor\":true,\"store_schema\":{schema},\"catalog\":\"\"}}'"
         )
     };
     let mut foreign = whole[..8192].to_vec();
@@ -202,6 +200,8 @@ async fn whatever_lies_at_the_launch_path_the_old_image_serves_on_and_the_next_g
         ("garbled", script("exit 0")),
         ("snapshot_format", script(&line(0, 99))),
         ("snapshot_format", script(&line(SNAPSHOT_FORMAT + 1, 99))),
+        // As versions say it that pass on their state in a file with a name.
+        ("older_hand_over", script(&line(SNAPSHOT_FORMAT, 99).replace("\"takes_descriptor\":true,", ""))),
         ("older_store", script(&line(SNAPSHOT_FORMAT, 1))),
         ("cannot_serve", script("echo '{\"refused\":\"serve\",\"reason\":\"no room\"}'; exit 1")),
         ("exited", script(&format!("PHONE_OPUS_BILLING=never exec {real} \"$@\""))),

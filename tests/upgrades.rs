@@ -14,6 +14,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use phone_opus::handover::Snapshot;
 use phone_opus::testkit::client::envelope;
 use phone_opus::testkit::processes::resident;
 use phone_opus::testkit::{
@@ -654,6 +655,9 @@ async fn a_failed_upgrade_leaves_a_host_that_bears_a_client_which_does_not_read(
 #[tokio::test]
 async fn faults_before_the_exec_leave_the_old_image_serving_or_end_it_as_a_kill_would() {
     for (plan, stays) in [
+        ("rollout.snapshot=panic", true),
+        ("rollout.snapshot=hang", true),
+        ("rollout.snapshot=kill", false),
         ("rollout.before_exec=error", true),
         ("rollout.before_exec=panic", true),
         ("rollout.before_exec=hang", true),
@@ -687,6 +691,7 @@ async fn faults_before_the_exec_leave_the_old_image_serving_or_end_it_as_a_kill_
             host.give_up_on(sent);
             host.exit().await;
             assert!(host.answer_or_end(sent).await.is_none(), "{plan}: its connection ended");
+            assert_eq!(snapshots(&rig), Vec::<PathBuf>::new(), "{plan}: nothing to read is left of it");
             // A synchronous job has lost its caller with its host; a background job goes on.
             let mut next = rig.serve().await;
             until("the job nobody waits for is over", async || {
@@ -700,6 +705,149 @@ async fn faults_before_the_exec_leave_the_old_image_serving_or_end_it_as_a_kill_
             rig.stop_and_check_invariants([host, next]).await;
         }
     }
+}
+
+/// Something is put in a file's place.
+type Breaks = fn(&Path);
+
+/// What can become of a configuration file, while its owner edits it or a checkout replaces it. The secret may be shown
+/// nowhere.
+const BREAKS: [(&str, Breaks); 6] = [
+    ("no TOML", |file| std::fs::write(file, "token = SECRET-VALUE\n").expect("written")),
+    ("an unknown key", |file| std::fs::write(file, "no_such_key = \"SECRET-VALUE\"\n").expect("written")),
+    ("a bad value", |file| std::fs::write(file, "timeout_s = \"SECRET-VALUE\"\n").expect("written")),
+    ("a value out of bounds", |file| std::fs::write(file, "timeout_s = 0\n").expect("written")),
+    ("no text", |file| std::fs::write(file, b"\xff\xfe").expect("written")),
+    ("a directory", |file| std::fs::create_dir(file).expect("made")),
+];
+
+/// Makes room for another file.
+fn clear(file: &Path) {
+    if file.is_dir() {
+        std::fs::remove_dir(file).expect("removed");
+    } else if file.exists() {
+        std::fs::remove_file(file).expect("removed");
+    }
+}
+
+#[tokio::test]
+async fn a_configuration_that_breaks_between_the_trial_and_the_exec_costs_no_session() {
+    let mut rig = new_rig().with_faults("rollout.before_exec#*=delay:200");
+    let user = rig.user_configuration();
+    let good = |file: &Path| std::fs::write(file, "max_running = 2\n").expect("written");
+    good(&user);
+    let mut host = rig.serve().await;
+    let sent = host.start("consult", json!({"prompt": rig.waiting("begun", "go")})).await;
+    rig.wait_for_sign("begun").await;
+    for (times, (what, breaks)) in (1..).zip(BREAKS) {
+        let before = image(&host);
+        reload(&host);
+        said(&rig, AT_REST, times).await;
+        clear(&user);
+        breaks(&user);
+        next_image(&host, before).await;
+        let health = host.call("health_snapshot", json!({"detail": "full"})).await;
+        assert_eq!(health["limits"]["max_running"], 2, "{what}: what was in force is in force");
+        let notice = health["notices"][0].as_str().unwrap_or_default();
+        assert!(notice.contains("config.toml") && !health.0.to_string().contains("SECRET"), "{what}: {notice}");
+        assert_eq!(health["rollout"]["adopted"], times, "{what}");
+        clear(&user);
+        good(&user);
+    }
+    // The next one reads it again.
+    let before = image(&host);
+    reload(&host);
+    next_image(&host, before).await;
+    assert_eq!(host.call("health_snapshot", json!({})).await["notices"], Value::Null);
+    rig.give_sign("go");
+    assert_eq!(host.reply(sent).await.expect_success().str("response"), "done");
+    rig.expect_runs(1);
+    rig.stop_and_check_invariants([host]).await;
+}
+
+#[tokio::test]
+async fn a_projects_file_that_breaks_between_the_trial_and_the_exec_costs_no_session() {
+    let mut rig = new_rig().with_faults("rollout.before_exec#*=delay:200");
+    let project = rig.work().join(".phone-opus.toml");
+    let mut host = rig.serve().await;
+    for (times, (what, breaks)) in (1..).zip(BREAKS) {
+        let before = image(&host);
+        reload(&host);
+        said(&rig, AT_REST, times).await;
+        breaks(&project);
+        next_image(&host, before).await;
+        let health = host.call("health_snapshot", json!({"detail": "full"})).await;
+        assert_eq!(health["rollout"]["adopted"], times, "{what}");
+        assert!(!health.0.to_string().contains("SECRET"), "{what}: {:#}", health.0);
+        host.consult(&rig.answering(what)).await.expect_success();
+        clear(&project);
+    }
+    rig.stop_and_check_invariants([host]).await;
+}
+
+#[tokio::test]
+async fn no_directory_ever_lists_a_snapshot_wherever_it_lies() {
+    for plan in ["rollout.before_exec#*=delay:300", "rollout.before_exec#*=delay:300;rollout.snapshot#*=error"] {
+        let mut rig = new_rig().with_faults(plan);
+        let mut host = rig.serve().await;
+        let sent = host.start("consult", json!({"prompt": rig.waiting("begun", "go")})).await;
+        rig.wait_for_sign("begun").await;
+        for adopted in 1..=3_usize {
+            reload(&host);
+            // With the snapshot made, and before the next image has it.
+            said(&rig, "rollout.before_exec", adopted).await;
+            assert_eq!(snapshots(&rig), Vec::<PathBuf>::new(), "{plan}");
+            let waiting = Waiting::until("it was adopted", PATIENCE);
+            while host.call("health_snapshot", json!({})).await["rollout"]["adopted"] != adopted {
+                waiting.again(|| format!("not {adopted}")).await;
+            }
+            assert_eq!(snapshots(&rig), Vec::<PathBuf>::new(), "{plan}");
+        }
+        rig.give_sign("go");
+        assert_eq!(host.reply(sent).await.expect_success().str("response"), "done", "{plan}");
+        rig.expect_runs(1);
+        rig.stop_and_check_invariants([host]).await;
+    }
+}
+
+#[tokio::test]
+async fn what_an_older_version_hands_over_in_a_file_with_a_name_is_taken_once() {
+    let mut rig = new_rig();
+    let file = rig.path("handover-old.json");
+    let mut value = serde_json::to_value(Snapshot::of_nothing()).expect("JSON");
+    let members = value.as_object_mut().expect("an object");
+    for added_since in ["config", "state_dir"] {
+        members.remove(added_since).expect("it is a member");
+    }
+    std::fs::write(&file, value.to_string()).expect("written");
+    let (word, work) = (file.display().to_string(), rig.work());
+    let mut host = rig.host_with(&["mcp", "serve", "--restore", &word], &work);
+    host.handshake("2025-11-25").await;
+    assert_eq!(host.call("health_snapshot", json!({})).await["rollout"]["adopted"], 1);
+    assert!(!file.exists(), "it is read once");
+    upgrade(&host).await;
+    assert_eq!(host.call("health_snapshot", json!({})).await["rollout"]["adopted"], 2);
+    rig.stop_and_check_invariants([host]).await;
+}
+
+#[tokio::test]
+async fn what_older_versions_left_of_hand_overs_is_removed_by_a_server_and_by_prune() {
+    let mut rig = new_rig();
+    let state = rig.state_dir();
+    state.create().expect("made");
+    let plant = |name: &str, age: u64| {
+        let file = std::fs::File::create(state.root().join(name)).expect("made");
+        file.set_permissions(std::fs::Permissions::from_mode(0o600)).expect("set");
+        file.set_modified(std::time::SystemTime::now() - Duration::from_secs(age)).expect("set");
+    };
+    plant("handover-1.json", 600);
+    let host = rig.serve().await;
+    until("the server removes it", async || snapshots(&rig).is_empty().then_some(())).await;
+    plant("handover-2.json", 600);
+    plant("handover-3.json", 0);
+    assert!(rig.run(&["jobs", "prune"]).await.status.success());
+    assert_eq!(snapshots(&rig), [state.root().join("handover-3.json")], "one that is still to be taken stays");
+    rig.stop_and_check_invariants([host]).await;
 }
 
 #[tokio::test]

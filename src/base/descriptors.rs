@@ -57,7 +57,7 @@ impl PassedPipe {
 
 /// The number of a device, as wide as any platform has it.
 #[allow(clippy::unnecessary_cast, clippy::cast_sign_loss, reason = "its type differs between platforms")]
-fn device(number: rustix::fs::Dev) -> u64 {
+pub(crate) fn device(number: rustix::fs::Dev) -> u64 {
     number as u64
 }
 

@@ -96,10 +96,12 @@ impl fmt::Debug for SpawnSpec {
 }
 
 /// What a process reads on its standard input.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone)]
 pub enum Stdin {
     /// Nothing.
     Null,
+    /// This file, from where it stands.
+    File(Arc<std::fs::File>),
     /// These bytes, then the end. That the process does not read them all is not an error.
     Bytes(Bytes),
     /// What is written by [`ProcessControl::write`].
@@ -110,6 +112,7 @@ impl fmt::Debug for Stdin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Null => f.write_str("Null"),
+            Self::File(_) => f.write_str("File"),
             Self::Bytes(bytes) => write!(f, "Bytes({} bytes)", bytes.len()),
             Self::Piped => f.write_str("Piped"),
         }

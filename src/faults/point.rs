@@ -245,6 +245,9 @@ fault_points! {
     TelemetryWrite = "telemetry.write", Host, built,
         [Panic Error Exit Kill Abort Delay Hang Drop Torn],
         "the log is about to be written";
+    RolloutSnapshot = "rollout.snapshot", Rollout, built,
+        [Panic Error Exit Kill Abort Delay Hang],
+        "everything is at rest and the snapshot is about to be put into memory; an error has it put into a file without a name";
     RolloutBeforeExec = "rollout.before_exec", Rollout, built,
         [Panic Error Exit Kill Abort Delay Hang],
         "the snapshot is written and the new program is not started";
@@ -337,6 +340,7 @@ mod tests {
             runner.after_terminal   x x x x x x x x - - - -
             store.commit            x x x x x x x - - - - -
             telemetry.write         x x x x x x x x x - - -
+            rollout.snapshot        x x x x x x x - - - - -
             rollout.before_exec     x x x x x x x - - - - -
             rollout.after_restore   x x x x x x x - - - - -
             unix.accept             x x x x x x x x - - - -";

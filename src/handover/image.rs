@@ -10,10 +10,11 @@ use std::io;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
+use super::file::SnapshotFile;
 use crate::base::descriptors::{PassedPipe, Passing};
 use crate::rollout::Fingerprint;
 
-/// The option by which a program is told of its snapshot. It is no variable: those are inherited by everything that is
+/// The option by which a program is told where its snapshot lies ([`Restore`](super::Restore)). It is no variable: those are inherited by everything that is
 /// started later.
 pub const RESTORE: &str = "--restore";
 
@@ -65,11 +66,12 @@ impl NewImage {
     }
 
     /// Becomes it. Returns only why not.
-    pub(super) fn exec(&self, snapshot: &Path, pipes: &[PassedPipe]) -> io::Error {
+    pub(super) fn exec(&self, snapshot: &SnapshotFile, pipes: &[PassedPipe]) -> io::Error {
         let texts = || -> io::Result<_> {
             let own = self.arguments.iter().map(OsString::as_os_str);
+            let place = snapshot.here().to_string();
             let arguments =
-                own.chain([OsStr::new(RESTORE), snapshot.as_os_str()]).map(text).collect::<io::Result<Vec<_>>>()?;
+                own.chain([OsStr::new(RESTORE), OsStr::new(&place)]).map(text).collect::<io::Result<Vec<_>>>()?;
             let variable = |(name, value): &(OsString, OsString)| {
                 let mut pair = name.clone();
                 pair.push("=");
@@ -83,7 +85,9 @@ impl NewImage {
             Ok(texts) => texts,
             Err(error) => return error,
         };
-        let passing = pipes.iter().try_for_each(|pipe| pipe.set_passing(Passing::Through));
+        let passing = snapshot
+            .set_passing(true)
+            .and_then(|()| pipes.iter().try_for_each(|pipe| pipe.set_passing(Passing::Through)));
         let error = match passing {
             Err(error) => error,
             Ok(()) => match nix::unistd::execve(&program, &arguments, &environment) {
@@ -95,6 +99,7 @@ impl NewImage {
             // One that could not be made to pass is closed to others already.
             let _ = pipe.set_passing(Passing::Closed);
         }
+        let _ = snapshot.set_passing(false);
         error
     }
 }

@@ -30,7 +30,7 @@ impl InPlace {
 
 impl HandOver for InPlace {
     fn peek(&self) -> Handing<'_, Result<SnapshotFile, Fault>> {
-        Box::pin(async { self.desk()?.peek_into_file().await.map(SnapshotFile::new).map_err(|error| fault(&error)) })
+        Box::pin(async { self.desk()?.peek_into_file().await.map_err(|error| fault(&error)) })
     }
 
     fn hand_over(&self, to: Successor) -> Handing<'_, Fault> {

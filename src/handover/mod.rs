@@ -14,19 +14,18 @@
 //! place, the snapshot or a descriptor; (2) until the `exec` has happened the old image can go on, and does; (3) a snapshot
 //! is read once, by one image, of the same format; (4) nothing is charged to a call for an upgrade.
 
+mod file;
 mod image;
 mod in_place;
 mod sequence;
 
-use std::fs::{self, OpenOptions};
-use std::io::{self, Read, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use rustix::fs::OFlags;
 use serde::{Deserialize, Serialize};
 
+pub use self::file::{Nameless, Restore, SnapshotFile};
 pub use self::image::{NewImage, RESTORE};
 pub(crate) use self::in_place::InPlace;
 pub use self::sequence::HandOverError;
@@ -36,33 +35,25 @@ use crate::actors::jobs::custody::{Attachments, CustodySnapshot, Means, inherit_
 use crate::actors::session::{Gauges, SessionSnapshot};
 use crate::actors::workers::WorkersSnapshot;
 use crate::base::descriptors::Inherited;
+use crate::config::Config;
 use crate::ids::{HostId, UnixMillis};
 use crate::protocol::session::Unreadable;
 use crate::rollout::Carried;
-use crate::state_dir::PRIVATE_FILE;
+use crate::state_dir::StateDir;
 use crate::telemetry::TelemetryHandle;
 use crate::telemetry::counters::CountersSnapshot;
 
 /// The format of a snapshot. It grows with every change that an image with another number could not make sense of.
 pub const FORMAT: u32 = 1;
 
-/// Longest snapshot that is read. What a session may hold is bounded well below it.
-const MOST_BYTES: u64 = 1 << 30;
-
-/// How a snapshot's file begins its name.
-const NAME: &str = "handover-";
-
-/// How long a snapshot nobody took is left alone. It is taken within milliseconds; an old one is of an image that died.
-const ABANDONED: Duration = Duration::from_secs(60 * 60);
-
 /// Why a snapshot cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum SnapshotError {
     /// Its file cannot be written, read or removed.
-    #[error("use the snapshot {}", path.display())]
+    #[error("use the snapshot {file}")]
     File {
-        /// The file.
-        path: PathBuf,
+        /// The file, as a command line names it.
+        file: String,
         /// The system's words.
         #[source]
         source: io::Error,
@@ -124,6 +115,12 @@ pub struct Snapshot {
     pub(crate) fault_counts: Option<PathBuf>,
     /// What is known about rollouts.
     pub(crate) rollout: Carried,
+    /// The configuration in force, as it is written; absent where it is no text, or an older version wrote this.
+    #[serde(default)]
+    pub(crate) config: Option<serde_json::Value>,
+    /// Where jobs are kept; absent where it is no text, or an older version wrote this.
+    #[serde(default)]
+    pub(crate) state_dir: Option<String>,
 }
 
 impl Snapshot {
@@ -161,6 +158,8 @@ impl Snapshot {
             broken_laws: Vec::new(),
             fault_counts: None,
             rollout: Carried { adopted: 1, from: "0".into(), by: "signal".into() },
+            config: serde_json::to_value(Config::default()).ok(),
+            state_dir: None,
         }
     }
 
@@ -174,6 +173,18 @@ impl Snapshot {
     #[must_use]
     pub fn fault_counts(&self) -> Option<&Path> {
         self.fault_counts.as_deref()
+    }
+
+    /// The configuration that was in force. `None` where this program cannot make one of it: then its own is what there is.
+    #[must_use]
+    pub fn config(&self) -> Option<Config> {
+        serde_json::from_value(self.config.clone()?).ok()
+    }
+
+    /// Where jobs were kept. The next image keeps them there too, whatever its own environment says by now.
+    #[must_use]
+    pub fn state_dir(&self) -> Option<StateDir> {
+        self.state_dir.as_deref().map(Path::new).filter(|dir| dir.is_absolute()).map(StateDir::at)
     }
 
     /// How long ago it was taken, by the clock on the wall.
@@ -205,41 +216,25 @@ impl Snapshot {
         }
     }
 
-    /// Writes it into this directory, readable by its owner alone, under a name of its own. It is not synced: whoever reads
-    /// it does so before this machine could be switched off and on.
+    /// Writes it into a file without a name, in this directory where it does not lie in memory.
     ///
     /// # Errors
     ///
-    /// The file cannot be written; nothing is left of it.
-    pub fn write(&self, dir: &Path) -> Result<PathBuf, SnapshotError> {
-        remove_abandoned(dir);
-        let path = dir.join(format!("{NAME}{}.json", uuid::Uuid::new_v4()));
-        let failed = |source| SnapshotError::File { path: path.clone(), source };
-        let written = OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(PRIVATE_FILE)
-            .custom_flags(OFlags::NOFOLLOW.bits().cast_signed())
-            .open(&path)
-            .and_then(|mut file| file.write_all(&serde_json::to_vec(self)?));
-        if let Err(error) = written {
-            let _ = fs::remove_file(&path);
-            return Err(failed(error));
-        }
-        Ok(path)
+    /// There is no room for it; nothing is left of it.
+    pub fn write(&self, dir: &Path, place: Nameless) -> Result<SnapshotFile, SnapshotError> {
+        let written = serde_json::to_vec(self).map_err(io::Error::from);
+        written
+            .and_then(|text| SnapshotFile::holding(&text, dir, place))
+            .map_err(|source| SnapshotError::File { file: "to be passed on".to_owned(), source })
     }
 
-    /// Takes it: the file is removed before anything is made of it, so that it is used once, whatever comes of that.
+    /// Takes it: the file is closed or removed before anything is made of it, so that it is used once, whatever comes of that.
     ///
     /// # Errors
     ///
     /// It cannot be read, is of another format, or damaged.
-    pub fn take(path: &Path) -> Result<Self, SnapshotError> {
-        let text = bytes(path);
-        if let Err(source) = fs::remove_file(path) {
-            return Err(SnapshotError::File { path: path.to_owned(), source });
-        }
-        Self::parse(&text?)
+    pub fn take(from: &Restore) -> Result<Self, SnapshotError> {
+        Self::parse(&from.take().map_err(|source| SnapshotError::File { file: from.to_string(), source })?)
     }
 
     /// Reads it, and leaves it for whoever takes it.
@@ -247,8 +242,8 @@ impl Snapshot {
     /// # Errors
     ///
     /// As [`Snapshot::take`].
-    pub fn read(path: &Path) -> Result<Self, SnapshotError> {
-        Self::parse(&bytes(path)?)
+    pub fn read(from: &Restore) -> Result<Self, SnapshotError> {
+        Self::parse(&from.bytes().map_err(|source| SnapshotError::File { file: from.to_string(), source })?)
     }
 
     fn parse(text: &[u8]) -> Result<Self, SnapshotError> {
@@ -261,29 +256,9 @@ impl Snapshot {
     }
 }
 
-fn bytes(path: &Path) -> Result<Vec<u8>, SnapshotError> {
-    let failed = |source| SnapshotError::File { path: path.to_owned(), source };
-    let file = OpenOptions::new().read(true).custom_flags(OFlags::NOFOLLOW.bits().cast_signed()).open(path);
-    let mut text = Vec::new();
-    file.and_then(|file| file.take(MOST_BYTES).read_to_end(&mut text)).map_err(failed)?;
-    Ok(text)
-}
-
-/// Removes what images that died left. It holds prompts, so it is not to lie there for ever.
-fn remove_abandoned(dir: &Path) {
-    let Ok(entries) = fs::read_dir(dir) else { return };
-    for entry in entries.flatten() {
-        let ours = entry.file_name().to_str().is_some_and(|name| name.starts_with(NAME) && name.ends_with(".json"));
-        let old = || entry.metadata().and_then(|found| found.modified()).ok().and_then(|at| at.elapsed().ok());
-        if ours && old().is_some_and(|age| age > ABANDONED) {
-            let _ = fs::remove_file(entry.path());
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt;
+    use std::fs;
 
     use super::*;
     use crate::system::System;
@@ -293,16 +268,41 @@ mod tests {
     }
 
     #[test]
-    fn a_snapshot_is_private_and_is_taken_once() {
+    fn a_snapshot_is_read_as_it_was_written_wherever_it_lies_and_taken_once_from_a_name() {
         let dir = tempfile::tempdir().expect("a directory");
         let written = snapshot();
-        let path = written.write(dir.path()).expect("it is written");
-        let mode = fs::metadata(&path).expect("a file").permissions().mode();
-        assert_eq!(mode & 0o777, 0o600);
-        assert_eq!(Snapshot::read(&path).expect("it is read"), written);
-        assert_eq!(Snapshot::take(&path).expect("it is taken"), written);
-        assert!(matches!(Snapshot::take(&path), Err(SnapshotError::File { .. })));
-        assert_eq!(fs::read_dir(dir.path()).expect("a directory").count(), 0);
+        for place in [Nameless::Anywhere, Nameless::InDirectory] {
+            let file = written.write(dir.path(), place).expect("it is written");
+            assert_eq!(Snapshot::read(&file.here()).expect("it is read"), written);
+            assert_eq!(fs::read_dir(dir.path()).expect("a directory").count(), 0);
+        }
+        // As an older version passes it on.
+        let path = dir.path().join("handover-x.json");
+        fs::write(&path, serde_json::to_vec(&written).expect("JSON")).expect("written");
+        let named = Restore::Path(path);
+        assert_eq!(Snapshot::take(&named).expect("it is taken"), written);
+        assert!(matches!(Snapshot::take(&named), Err(SnapshotError::File { .. })));
+    }
+
+    #[test]
+    fn what_an_older_version_wrote_is_understood_and_what_a_later_one_configures_is_not_in_the_way() {
+        let mut value = serde_json::to_value(snapshot()).expect("JSON");
+        let members = value.as_object_mut().expect("an object");
+        // Without what was added since.
+        for added in ["config", "state_dir"] {
+            members.remove(added);
+        }
+        let old = Snapshot::parse(value.to_string().as_bytes()).expect("it is understood");
+        assert_eq!((old.config(), old.state_dir()), (None, None));
+        for (config, kept) in [
+            (serde_json::json!({"max_running": 7, "of_a_later_version": [1]}), Some(7)),
+            (serde_json::json!({"max_running": "many"}), None),
+            (serde_json::json!("none"), None),
+        ] {
+            value["config"] = config;
+            let read = Snapshot::parse(value.to_string().as_bytes()).expect("it is understood");
+            assert_eq!(read.config().map(|config| config.max_running), kept);
+        }
     }
 
     #[test]
@@ -320,30 +320,16 @@ mod tests {
         ] {
             let path = dir.path().join("handover-x.json");
             fs::write(&path, text).expect("written");
-            let error = Snapshot::take(&path).expect_err("it is refused").to_string();
+            let error = Snapshot::take(&Restore::Path(path.clone())).expect_err("it is refused").to_string();
             assert!(error.contains(wants), "{error}");
             assert!(!path.exists());
         }
     }
 
-    #[test]
-    fn what_an_image_that_died_left_is_removed_in_time() {
-        let dir = tempfile::tempdir().expect("a directory");
-        let old = dir.path().join("handover-old.json");
-        let new = dir.path().join("handover-new.json");
-        for path in [&old, &new] {
-            fs::write(path, "x").expect("written");
-        }
-        let long_ago = std::time::SystemTime::now() - 2 * ABANDONED;
-        OpenOptions::new().write(true).open(&old).and_then(|file| file.set_modified(long_ago)).expect("it is old");
-        snapshot().write(dir.path()).expect("written");
-        assert!(!old.exists() && new.exists());
-    }
-
     #[tokio::test]
     async fn a_system_that_serves_nobody_or_an_embedders_streams_is_not_handed_over() {
         let dir = tempfile::tempdir().expect("a directory");
-        let state = crate::state_dir::StateDir::at(dir.path().join("state"));
+        let state = StateDir::at(dir.path().join("state"));
         let system = System::builder().state_dir(state).start().await.expect("it starts");
         let image = NewImage::new("/bin/true", [], []);
         let error = system.hand_over(&image).await;

@@ -19,7 +19,7 @@ use futures_util::FutureExt;
 use tokio::sync::oneshot;
 
 use super::image::NewImage;
-use super::{Snapshot, SnapshotError};
+use super::{Nameless, Snapshot, SnapshotError, SnapshotFile};
 use crate::actors::child;
 use crate::actors::connections::{Connections, Unfit};
 use crate::actors::current::Current;
@@ -31,6 +31,7 @@ use crate::actors::session::{Gauges, SessionEvent, SessionSnapshot};
 use crate::actors::workers::{WorkersMsg, WorkersSnapshot};
 use crate::base::descriptors::PassedPipe;
 use crate::base::signals::Holding;
+use crate::config::Config;
 use crate::fault::Fault;
 use crate::faults::{Broken, FaultPoint, Faults, Operation};
 use crate::ids::{Generation, HostId, UnixMillis};
@@ -119,6 +120,7 @@ pub(crate) struct Desk {
     pub(crate) host: HostId,
     pub(crate) started: Instant,
     pub(crate) dir: Option<StateDir>,
+    pub(crate) config: Arc<Config>,
     pub(crate) connections: Connections,
     pub(crate) workers: Current<WorkersMsg>,
     pub(crate) jobs: Current<JobsMsg>,
@@ -162,11 +164,11 @@ impl Desk {
     }
 
     /// The same in a file, for a program that is to restore it as a trial.
-    pub(crate) async fn peek_into_file(&self) -> Result<PathBuf, HandOverError> {
+    pub(crate) async fn peek_into_file(&self) -> Result<SnapshotFile, HandOverError> {
         let dir = self.dir.as_ref().ok_or(HandOverError::NoDirectory)?;
         let snapshot = self.peek().await?;
         dir.create()?;
-        Ok(snapshot.write(dir.root())?)
+        Ok(snapshot.write(dir.root(), Nameless::Anywhere)?)
     }
 
     async fn snapshot(
@@ -195,6 +197,8 @@ impl Desk {
             broken_laws: self.gauges.broken_laws(),
             fault_counts: self.faults.counters_file().map(ToOwned::to_owned),
             rollout: self.rollout.carried(),
+            config: serde_json::to_value(&*self.config).ok(),
+            state_dir: self.dir.as_ref().and_then(|dir| dir.root().to_str()).map(ToOwned::to_owned),
         }
     }
 
@@ -270,15 +274,25 @@ impl Desk {
 
         let snapshot = self.snapshot(session, workers, jobs).await;
         let pipes: Vec<PassedPipe> = snapshot.jobs.iter().flat_map(CustodySnapshot::pipes).copied().collect();
-        let written = Written(snapshot.write(dir.root())?);
+        let written = snapshot.write(dir.root(), self.place().await?)?;
         let failed = self.become_it(to, &written, &pipes).await;
         // Nobody works with them before this.
         drop(custodies);
         Err(failed)
     }
 
+    /// Where the snapshot is to lie.
+    async fn place(&self) -> Result<Nameless, HandOverError> {
+        match child::in_time(self.faults.meet(FaultPoint::RolloutSnapshot, Operation::None)).await {
+            Ok(None) => Ok(Nameless::Anywhere),
+            // What fails is the file in memory, as on a system that has none.
+            Ok(Some(Broken::Error(_))) => Ok(Nameless::InDirectory),
+            Ok(Some(_)) | Err(_) => Err(HandOverError::NotNow { why: "a fault point" }),
+        }
+    }
+
     /// The last steps, with everything at rest.
-    async fn become_it(&self, to: &NewImage, snapshot: &Written, pipes: &[PassedPipe]) -> HandOverError {
+    async fn become_it(&self, to: &NewImage, snapshot: &SnapshotFile, pipes: &[PassedPipe]) -> HandOverError {
         match child::in_time(self.faults.meet(FaultPoint::RolloutBeforeExec, Operation::None)).await {
             Ok(None) => {}
             Ok(Some(Broken::Error(fault))) => return HandOverError::Injected(fault),
@@ -297,7 +311,7 @@ impl Desk {
             return HandOverError::Replaced { program: to.program().to_owned() };
         }
         tracing::info!(program = %to.program().display(), "handing over to another image of the program");
-        let source = to.exec(&snapshot.0, pipes);
+        let source = to.exec(snapshot, pipes);
         HandOverError::Exec { program: to.program().to_owned(), source }
     }
 
@@ -317,13 +331,3 @@ impl Desk {
 /// Turns of the runtime in which whoever was woken by a signal acts on it; the way from the signal to the stop is three
 /// tasks long.
 const TURNS: usize = 16;
-
-/// A snapshot's file, until another image has taken it.
-struct Written(PathBuf);
-
-impl Drop for Written {
-    fn drop(&mut self) {
-        // There was no other image.
-        let _ = std::fs::remove_file(&self.0);
-    }
-}

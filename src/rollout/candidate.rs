@@ -9,12 +9,13 @@
 //!
 //! Invariants: (1) the file is run with our environment, our arguments and our directory, since it will serve with them,
 //! but without the variables of a fault plan: a plan strikes the server it was given to and not the trial of another; (2)
-//! no shell, nothing on stdin, bounded output, one deadline a step; (3) nothing it started is left when a step is over;
+//! no shell, nothing on stdin but the snapshot it is to restore, bounded output, one deadline a step; (3) nothing it started is left when a step is over;
 //! (4) what it says once it has read a snapshot is shown nowhere: there are prompts in it.
 
 use std::ffi::OsString;
 use std::io;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -39,6 +40,9 @@ const LINE_BYTES: usize = 16 * 1024;
 
 /// Bytes of its last words that are kept and shown.
 const WORDS_BYTES: usize = 600;
+
+/// Where a candidate finds the snapshot it is to restore: no name leads to it.
+const STDIN: std::os::fd::RawFd = 0;
 
 /// As Rust's own programs end after a panic.
 const PANICKED: i32 = 101;
@@ -134,6 +138,15 @@ pub enum Verdict {
         /// Of which.
         candidate: u32,
     },
+    /// It would look for our snapshot in a file with a name.
+    #[error(
+        "version {version} cannot take over from a running server of this one: it is older, and looks for the server's state \
+         in a file with a name, where this one writes none; it takes over at the client's next start."
+    )]
+    OlderHandOver {
+        /// Its version.
+        version: String,
+    },
     /// It does not know the job store.
     #[error(
         "the new version speaks version {candidate} of the job store, whose file is of version {file} already; install a \
@@ -183,6 +196,7 @@ impl Verdict {
             Self::Garbled { .. } => "garbled",
             Self::CannotServe { .. } => "cannot_serve",
             Self::SnapshotFormat { .. } => "snapshot_format",
+            Self::OlderHandOver { .. } => "older_hand_over",
             Self::OlderStore { .. } => "older_store",
             Self::RestoreRefused { .. } => "restore_refused",
             Self::RestorePanicked => "restore_panicked",
@@ -231,6 +245,9 @@ impl Trial {
         if said.snapshot_format != SNAPSHOT_FORMAT {
             return Err(Verdict::SnapshotFormat { candidate: said.snapshot_format });
         }
+        if !said.takes_descriptor {
+            return Err(Verdict::OlderHandOver { version: clipped(&said.version) });
+        }
         let database = self.database.clone();
         let file = blocking(move || database.and_then(|path| store::schema_of(&path))).await?;
         if let Some(file) = file.filter(|file| said.store_schema < *file) {
@@ -268,9 +285,11 @@ impl Trial {
     /// Runs it once and reads its line.
     async fn ask(&self, step: Step, snapshot: Option<&SnapshotFile>) -> Result<SelfCheck, Verdict> {
         let mut args: Vec<OsString> = ["mcp", "selfcheck", "--json"].map(OsString::from).into();
+        let mut stdin = Stdin::Null;
         if let Some(snapshot) = snapshot {
             args.push("--restore".into());
-            args.push(snapshot.path().into());
+            args.push(snapshot.at(STDIN).to_string().into());
+            stdin = Stdin::File(Arc::clone(snapshot.file()));
         }
         args.extend(self.arguments.iter().cloned());
         let ours = |(name, _): &(&std::ffi::OsStr, &std::ffi::OsStr)| !PLAN.iter().any(|plan| *name == *plan);
@@ -280,7 +299,7 @@ impl Trial {
             args,
             cwd: self.here.clone(),
             env: env.collect(),
-            stdin: Stdin::Null,
+            stdin,
             adopt: Adopt::No,
         };
         let said = run(spec).await.map_err(|why| why.verdict(step))?;

@@ -17,7 +17,7 @@ pub mod status;
 
 use std::ffi::OsString;
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::pin::Pin;
 use std::time::Duration;
 
@@ -29,13 +29,14 @@ pub use self::fingerprint::{Digest, Fingerprint, LaunchPath};
 pub use self::status::{Carried, Status};
 pub use crate::config::RolloutMode;
 use crate::fault::{Fault, FaultCode};
+pub use crate::handover::SnapshotFile;
 
 /// What a hand-over answers with.
 pub type Handing<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
 /// How a server passes itself on. One implementation replaces the process's image; tests record.
 pub trait HandOver: Send + Sync + 'static {
-    /// Writes what a hand-over would pass on at this moment into a file of our own (0600). Nothing stops for it.
+    /// Writes what a hand-over would pass on at this moment into a file without a name. Nothing stops for it.
     ///
     /// # Cancel safety
     ///
@@ -61,31 +62,6 @@ pub struct Successor {
     pub fingerprint: Fingerprint,
     /// Its version, as it says.
     pub version: String,
-}
-
-/// A snapshot that was written to be tried. Dropped, it is removed.
-#[derive(Debug)]
-pub struct SnapshotFile(PathBuf);
-
-impl SnapshotFile {
-    /// Takes care of a file.
-    #[must_use]
-    pub fn new(path: PathBuf) -> Self {
-        Self(path)
-    }
-
-    /// The file.
-    #[must_use]
-    pub fn path(&self) -> &Path {
-        &self.0
-    }
-}
-
-impl Drop for SnapshotFile {
-    fn drop(&mut self) {
-        // Whoever restored from it for good has removed it already.
-        let _ = std::fs::remove_file(&self.0);
-    }
 }
 
 /// At least so much time passes between two looks at the launch path. A look costs a microsecond; what is bounded is how

@@ -6,7 +6,6 @@
 //! Invariants: (1) nothing is written, locked or started that a running server could notice; (2) members may be added to
 //! the lines, and none is renamed or taken away.
 
-use std::path::Path;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -14,7 +13,7 @@ use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncWriteExt, BufReader, Lines};
 
 use super::fingerprint::Digest;
 use crate::fault::Fault;
-use crate::handover::{self, Snapshot, SnapshotError};
+use crate::handover::{self, Restore, Snapshot, SnapshotError};
 use crate::store;
 use crate::system::{Grace, Shutdown, System, SystemBuilder};
 
@@ -33,6 +32,9 @@ pub struct SelfCheck {
     pub version: String,
     /// Snapshots of this version it restores, and no others.
     pub snapshot_format: u32,
+    /// Whether it restores a snapshot from an open file that has no name. Absent where it looks for a path.
+    #[serde(default)]
+    pub takes_descriptor: bool,
     /// The latest version of the job store it speaks.
     pub store_schema: i64,
     /// Tells its tools from those of another version; nothing is decided by it.
@@ -148,6 +150,7 @@ pub async fn serve_once(system: System) -> Result<SelfCheck, SelfCheckError> {
         selfcheck: NAME.to_owned(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         snapshot_format: SNAPSHOT_FORMAT,
+        takes_descriptor: true,
         store_schema: store::schema_known(),
         catalog: Digest::of(&tools).to_string(),
         restored: None,
@@ -177,8 +180,8 @@ async fn ask<R: AsyncRead + Unpin>(
 /// # Errors
 ///
 /// A restore would fail too.
-pub fn restore(into: SystemBuilder, path: &Path) -> Result<(), SelfCheckError> {
-    let restored = Snapshot::read(path).and_then(|snapshot| into.check(&snapshot));
+pub fn restore(into: SystemBuilder, from: &Restore) -> Result<(), SelfCheckError> {
+    let restored = Snapshot::read(from).and_then(|snapshot| into.check(&snapshot));
     restored.map_err(|error| match error {
         SnapshotError::Format { format, .. } => SelfCheckError::Format { found: format },
         _ => SelfCheckError::Restore,
@@ -205,7 +208,8 @@ mod tests {
         let path = dir.path().join("snapshot");
         let restored = |text: &str| {
             std::fs::write(&path, text).expect("written");
-            restore(System::builder(), &path).map_err(|error| (error.refusal().refused, error.refusal().found))
+            restore(System::builder(), &Restore::Path(path.clone()))
+                .map_err(|error| (error.refusal().refused, error.refusal().found))
         };
         assert_eq!(restored(r#"{"format":0,"program":"0"}"#), Err((RefusalCode::SnapshotFormat, Some(0))));
         assert_eq!(restored(r#"{"format":99,"program":"9"}"#), Err((RefusalCode::SnapshotFormat, Some(99))));
@@ -213,7 +217,7 @@ mod tests {
             assert_eq!(restored(text), Err((RefusalCode::Restore, None)), "{text}");
         }
         std::fs::remove_file(&path).expect("removed");
-        let none = restore(System::builder(), &path).map_err(|error| error.refusal());
+        let none = restore(System::builder(), &Restore::Path(path.clone())).map_err(|error| error.refusal());
         assert!(none.is_err_and(|refusal| !refusal.reason.contains("prompt")));
     }
 }

@@ -47,6 +47,8 @@ pub(super) struct Assembly {
     pub(super) line_limit: usize,
     pub(super) faults: Faults,
     pub(super) rollout: RolloutHandle,
+    /// For health.
+    pub(super) notices: Vec<String>,
 }
 
 impl Assembly {
@@ -67,6 +69,7 @@ impl Assembly {
             config: Arc::clone(&self.config),
             faults: self.faults.clone(),
             rollout: self.rollout.clone(),
+            notices: self.notices.into(),
         };
         let desk = Desk {
             jobs,

@@ -47,6 +47,7 @@ pub struct SystemBuilder {
     pub(super) faults: Faults,
     pub(super) rollout: Option<RolloutSetup>,
     pub(super) restore: Option<Snapshot>,
+    pub(super) notices: Vec<String>,
 }
 
 impl System {
@@ -71,6 +72,7 @@ impl System {
             faults: Faults::none(),
             rollout: None,
             restore: None,
+            notices: Vec::new(),
         }
     }
 }
@@ -185,6 +187,13 @@ impl SystemBuilder {
     #[must_use]
     pub fn faults(mut self, faults: Faults) -> Self {
         self.faults = faults;
+        self
+    }
+
+    /// What health shows under `notices`, a sentence each: what is not as the user asked for it, and what holds instead.
+    #[must_use]
+    pub fn notices(mut self, notices: impl IntoIterator<Item = String>) -> Self {
+        self.notices.extend(notices);
         self
     }
 

@@ -76,6 +76,7 @@ impl SystemBuilder {
             line_limit: self.line_limit,
             faults: Faults::none(),
             rollout: rollouts(None, None, &Config::default(), Naming::new().current(), &telemetry),
+            notices: Vec::new(),
         };
         let handle = JobsHandle::new(jobs.current(), store.clone());
         let (served, _) = assembly.served(workers.current(), handle, jobs.current());
@@ -157,6 +158,7 @@ impl SystemBuilder {
             line_limit: self.line_limit,
             faults: faults.clone(),
             rollout: rollout.clone(),
+            notices: self.notices,
         };
         let handle = JobsHandle::new(names.jobs.current(), store.clone());
         let worker = handle.clone();
@@ -223,6 +225,7 @@ impl SystemBuilder {
             host,
             started,
             dir: self.state_dir.clone(),
+            config: Arc::clone(&config),
             connections: connections.clone(),
             workers: names.workers.current(),
             jobs: names.jobs.current(),

@@ -297,6 +297,20 @@ impl Rig {
         }
     }
 
+    /// The user's configuration file, for every process started from here on; the directory it lies in is made, the file is
+    /// not. Beside the home, in which nothing may be written. Where the platform's rule is `XDG_CONFIG_HOME`.
+    ///
+    /// # Panics
+    ///
+    /// When the directory cannot be made.
+    #[must_use]
+    pub fn user_configuration(&mut self) -> PathBuf {
+        let dir = self.path("config");
+        std::fs::create_dir_all(dir.join("phone_opus")).expect("a directory");
+        self.set("XDG_CONFIG_HOME", dir.display().to_string());
+        dir.join("phone_opus/config.toml")
+    }
+
     // --- processes -----------------------------------------------------------------------------------------------
 
     /// A command in this world.

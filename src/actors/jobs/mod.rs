@@ -249,7 +249,7 @@ impl Actor for Jobs {
         let sweeping = me.clone();
         if arguments.runner.is_some() {
             // Where no job was ever accepted there is nothing to sweep yet, and an idle host stays asleep.
-            let first = if arguments.dir.database().exists() { FIRST_SWEEP } else { SWEEP_EVERY };
+            let first = if arguments.dir.root().exists() { FIRST_SWEEP } else { SWEEP_EVERY };
             tasks.spawn(async move {
                 let mut wait = first;
                 loop {
@@ -401,6 +401,9 @@ impl JobsState {
             }
             JobsMsg::Sweep => {
                 let (store, dir) = (self.arguments.store.clone(), self.arguments.dir.clone());
+                let remnants = dir.clone();
+                self.tasks
+                    .spawn(async move { drop(tokio::task::spawn_blocking(move || remnants.remove_remnants()).await) });
                 if !dir.database().exists() {
                     // No job was ever accepted here, so an idle host leaves the disk alone.
                     return Ok(());

@@ -176,8 +176,8 @@ pub(crate) struct ServeOptions {
     #[arg(long, value_enum)]
     pub(crate) isolation: Option<IsolationWord>,
     /// What the image before this one passed on (given by it when it is replaced in place).
-    #[arg(long, value_name = "PATH", hide = true)]
-    pub(crate) restore: Option<PathBuf>,
+    #[arg(long, value_name = "WHERE", hide = true)]
+    pub(crate) restore: Option<OsString>,
     /// Where jobs are kept.
     #[command(flatten)]
     pub(crate) common: Common,

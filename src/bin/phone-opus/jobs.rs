@@ -103,6 +103,7 @@ async fn perform(command: &JobsCommand, store: &StoreHandle, dir: &StateDir) -> 
                 max_unread_age: age * 3,
                 max_bytes: keep.saturating_mul(1024 * 1024),
             };
+            dir.remove_remnants();
             let pruned = store.prune(policy, UnixMillis::now()).await?;
             let mut stay = 0;
             for job in &pruned.jobs {

@@ -6,6 +6,7 @@
 use std::process::ExitCode;
 
 use phone_opus::faults::{FaultPoint, Operation};
+use phone_opus::handover::Restore;
 use phone_opus::rollout::selfcheck::{self, SelfCheck, SelfCheckError};
 use phone_opus::state_dir::StateDir;
 use serde::Serialize;
@@ -62,7 +63,7 @@ fn check(options: &SelfcheckOptions) -> Result<Result<SelfCheck, SelfCheckError>
         let mut said = selfcheck::serve_once(system).await?;
         if let Some(snapshot) = &options.serve.restore {
             let _ = faults.meet(FaultPoint::RolloutAfterRestore, Operation::None).await;
-            selfcheck::restore(restoring.system(), snapshot)?;
+            selfcheck::restore(restoring.system(), &Restore::parse(snapshot))?;
             said.restored = Some(true);
         }
         Ok(said)

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use phone_opus::agents::{AgentRegistry, Environment};
 use phone_opus::base::signals;
-use phone_opus::handover::{NewImage, Snapshot};
+use phone_opus::handover::{NewImage, Restore, Snapshot};
 use phone_opus::rollout::Trigger;
 use phone_opus::runner::{self, RunnerEnd, RunnerOptions};
 use phone_opus::state_dir::StateDir;
@@ -16,7 +16,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::cli::{RunnerArguments, ServeOptions};
 use crate::logging;
-use crate::settings::{SetupError, armed, chain, prepare_again, program, refused, rollout, runtime, say};
+use crate::settings::{SetupError, armed, chain, prepare, prepare_after, program, refused, rollout, runtime, say};
 
 /// How long a runtime's own threads may take to end; what is stuck in one does not keep the process.
 const RUNTIME_END: Duration = Duration::from_millis(100);
@@ -31,9 +31,11 @@ pub(crate) fn serve(options: &ServeOptions) -> ExitCode {
 }
 
 fn serve_client(options: &ServeOptions) -> Result<ExitCode, SetupError> {
-    let passed_on = options.restore.as_deref().map(Snapshot::take).transpose()?;
-    let counts = passed_on.as_ref().and_then(Snapshot::fault_counts);
-    let mut prepared = prepare_again(&options.common, &options.overrides, counts)?;
+    let passed_on = options.restore.as_deref().map(|word| Snapshot::take(&Restore::parse(word))).transpose()?;
+    let mut prepared = match &passed_on {
+        Some(before) => prepare_after(before, &options.common, &options.overrides)?,
+        None => prepare(&options.common, &options.overrides)?,
+    };
     if let Some(isolation) = options.isolation {
         prepared.config.isolation = isolation.into();
     }

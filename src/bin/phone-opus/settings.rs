@@ -10,7 +10,7 @@ use phone_opus::base::signals;
 use phone_opus::config::{Config, ConfigError, FileTrust, Settings, WorkerIsolation};
 pub(crate) use phone_opus::fault::chain;
 use phone_opus::faults::{ArmError, Counters, Ends, FAULT_COUNTERS, FaultPlan, Faults, PlanError};
-use phone_opus::handover::SnapshotError;
+use phone_opus::handover::{Snapshot, SnapshotError};
 use phone_opus::ids::HostId;
 use phone_opus::rollout::{Fingerprint, LOOK_EVERY, LaunchPath, RolloutSetup};
 use phone_opus::state_dir::StateDir;
@@ -32,6 +32,8 @@ pub(crate) struct Prepared {
     pub(crate) environment: Environment,
     /// What is to break.
     pub(crate) faults: Faults,
+    /// What could not be had as it was to be, for health.
+    pub(crate) notices: Vec<String>,
 }
 
 /// What stops a command before it begins. Printed with its place and what is accepted.
@@ -89,22 +91,60 @@ pub(crate) fn state_dir(common: &Common) -> Result<StateDir, SetupError> {
 
 /// Reads every source and lays one over the other, and arms what is to break.
 pub(crate) fn prepare(common: &Common, overrides: &Overrides) -> Result<Prepared, SetupError> {
-    prepare_again(common, overrides, None)
+    let prepared = configure(common, overrides)?;
+    let faults = armed(&prepared.dir, None)?;
+    Ok(Prepared { faults, ..prepared })
 }
 
-/// The same for a program that takes the place of an image which counted its faults in this file.
-pub(crate) fn prepare_again(
-    common: &Common,
-    overrides: &Overrides,
-    counts: Option<&Path>,
-) -> Result<Prepared, SetupError> {
-    let prepared = configure(common, overrides)?;
-    let faults = armed(&prepared.dir, counts)?;
-    Ok(Prepared { faults, ..prepared })
+/// The same for a program that takes the place of another image. That one's client is connected, so nothing stops this one
+/// that the image before could do without: what cannot be read any more is as it was, and health says so.
+pub(crate) fn prepare_after(before: &Snapshot, common: &Common, overrides: &Overrides) -> Result<Prepared, SetupError> {
+    let mut notices = Vec::new();
+    let config = match (config(overrides), before.config()) {
+        (Ok(config), _) => config,
+        (Err(error), Some(in_force)) => {
+            notices.push(format!(
+                "the configuration could not be read when this version took over ({}); the one that was in force before \
+                 stays in force until it is read again, at the next start or upgrade.",
+                first_line(&error)
+            ));
+            in_force
+        }
+        // What an older version passes on has none.
+        (Err(error), None) => return Err(error),
+    };
+    let dir = match before.state_dir() {
+        Some(dir) => dir,
+        None => state_dir(common)?,
+    };
+    let faults = match armed(&dir, before.fault_counts()) {
+        Ok(faults) => faults,
+        Err(error) => {
+            notices
+                .push(format!("the fault plan could not be armed again ({}); nothing is armed.", first_line(&error)));
+            Faults::none()
+        }
+    };
+    for notice in &notices {
+        tracing::warn!(notice, "this image goes on without something");
+    }
+    Ok(Prepared { config, dir, program: program(), environment: Environment::capture(), faults, notices })
+}
+
+/// Of an error: its place and what is wrong. What follows may be a line of the file, and there may be secrets in it.
+fn first_line(error: &SetupError) -> String {
+    error.to_string().lines().next().unwrap_or_default().to_owned()
 }
 
 /// The same, with nothing armed.
 pub(crate) fn configure(common: &Common, overrides: &Overrides) -> Result<Prepared, SetupError> {
+    let (config, dir) = (config(overrides)?, state_dir(common)?);
+    let environment = Environment::capture();
+    Ok(Prepared { config, dir, program: program(), environment, faults: Faults::none(), notices: Vec::new() })
+}
+
+/// Every source, one laid over the other.
+fn config(overrides: &Overrides) -> Result<Config, SetupError> {
     let mut sources = Vec::new();
     if let Some(dir) = dirs::config_dir() {
         from_file(&dir.join("phone_opus").join("config.toml"), FileTrust::User, &mut sources)?;
@@ -118,10 +158,7 @@ pub(crate) fn configure(common: &Common, overrides: &Overrides) -> Result<Prepar
         ..Settings::default()
     };
     sources.push(("the command line".to_owned(), flags));
-    let config = Config::from_sources(&sources)?;
-    let dir = state_dir(common)?;
-    let environment = Environment::capture();
-    Ok(Prepared { config, dir, program: program(), environment, faults: Faults::none() })
+    Ok(Config::from_sources(&sources)?)
 }
 
 /// The fault plan of the environment, armed. All processes of one host count together, in a file beside the jobs.
@@ -230,6 +267,7 @@ impl Prepared {
             .environment(self.environment.clone())
             .isolation(self.isolation())
             .faults(self.faults)
+            .notices(self.notices)
             .config(self.config)
     }
 }

@@ -97,13 +97,21 @@ impl LocalExec {
             }
             _ => {}
         }
+        let stdin = match &spec.stdin {
+            Stdin::Null => Stdio::null(),
+            Stdin::File(file) => {
+                let file = file.try_clone().map_err(|error| classify(spec.program.clone(), error))?;
+                Stdio::from(file)
+            }
+            Stdin::Bytes(_) | Stdin::Piped => Stdio::piped(),
+        };
         let mut command = Command::new(&spec.program);
         command
             .args(&spec.args)
             .current_dir(&spec.cwd)
             .env_clear()
             .envs(spec.env)
-            .stdin(if spec.stdin == Stdin::Null { Stdio::null() } else { Stdio::piped() })
+            .stdin(stdin)
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .process_group(0)

@@ -13,6 +13,7 @@ fn content(text: &str) -> Digest {
 
 fn passed() -> SelfCheck {
     SelfCheck {
+        takes_descriptor: true,
         selfcheck: NAME.to_owned(),
         version: "0.2.0".to_owned(),
         snapshot_format: 1,

@@ -146,6 +146,7 @@ const fn strikes(point: FaultPoint) -> &'static [(Option<&'static str>, u64)] {
         | FaultPoint::RunnerBeforeTerminal
         | FaultPoint::RunnerAfterTerminal
         | FaultPoint::TelemetryWrite
+        | FaultPoint::RolloutSnapshot
         | FaultPoint::RolloutBeforeExec
         | FaultPoint::RolloutAfterRestore => &[(None, 1)],
         FaultPoint::UnixAccept => &[],
@@ -164,6 +165,7 @@ const fn concerns_worker(point: FaultPoint) -> bool {
             | FaultPoint::WorkersSupervise
             | FaultPoint::JobsBeforeAccept
             | FaultPoint::JobsAfterAccept
+            | FaultPoint::RolloutSnapshot
             | FaultPoint::RolloutBeforeExec
             | FaultPoint::RolloutAfterRestore
     )
@@ -171,7 +173,7 @@ const fn concerns_worker(point: FaultPoint) -> bool {
 
 /// Whether it is met in an upgrade only: the row's host is upgraded while the struck consult is under way.
 pub(super) const fn needs_upgrade(point: FaultPoint) -> bool {
-    matches!(point, FaultPoint::RolloutBeforeExec | FaultPoint::RolloutAfterRestore)
+    matches!(point, FaultPoint::RolloutSnapshot | FaultPoint::RolloutBeforeExec | FaultPoint::RolloutAfterRestore)
 }
 
 /// An action of this kind, as rows use it.
@@ -340,8 +342,8 @@ pub fn expected(
         },
         (P::TelemetryWrite, _) => good(1),
         // Before the new program is started the old one goes on, with another worker: the one there was has been ended.
-        (P::RolloutBeforeExec, kind) if kind.ends_process() => ends(1, 1),
-        (P::RolloutBeforeExec, _) | (P::RolloutAfterRestore, A::Delay) => good(2),
+        (P::RolloutSnapshot | P::RolloutBeforeExec, kind) if kind.ends_process() => ends(1, 1),
+        (P::RolloutSnapshot | P::RolloutBeforeExec, _) | (P::RolloutAfterRestore, A::Delay) => good(2),
         // Afterwards there is no old one: a program that cannot go on ends, and what was accepted is kept.
         (P::RolloutAfterRestore, _) => ends(1, 1),
         // Nothing meets it yet, so no row names it.
