@@ -7,13 +7,16 @@
 //! phone-opus.db (-wal, -shm, .opening)   the job store
 //! jobs/ID/lock                 held by the runner of the job
 //! jobs/ID/runner.log           the last words of a runner that had any
+//! jobs/ID/outcome.json         an outcome the store does not take yet
 //! slots/N                      held by a runner while its agent runs
 //! telemetry.jsonl
 //! handover-*.json              nothing, for the moment between its making and its unlinking; see `remove_remnants`
+//! reserve                      room that is given up on a full disk
 //! ```
 //!
 //! Invariants: (1) directories are 0700 and files are made 0600, whatever the umask; (2) a directory that somebody else
-//! owns or can write to is refused, never repaired: what was put there before us cannot be trusted.
+//! owns, can write to, or leads to by a link of theirs is refused, never repaired: what was put there before us cannot be
+//! trusted; (3) what lies in a directory that is ours alone is closed without a word: nobody else gets there.
 
 use std::ffi::OsString;
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
@@ -79,6 +82,12 @@ pub enum StateDirError {
         /// Its permission bits.
         mode: u32,
     },
+    /// Somebody else's link leads to it, or a link is where a file of ours should be.
+    #[error("use {}: it is a link that is not to be followed", path.display())]
+    Link {
+        /// Where.
+        path: PathBuf,
+    },
     /// The system refused.
     #[error("{doing} {}: {reason}", path.display())]
     Io {
@@ -141,15 +150,15 @@ impl StateDir {
 
     /// Makes the directory and its fixed sub-directories, or checks the ones that are there. Doing it twice is harmless.
     ///
-    /// A directory of our own that others could only read is closed to them.
+    /// A directory of our own that others could only read is closed to them, and so is everything in it.
     ///
     /// # Errors
     ///
     /// What is there cannot be trusted, or the system refused.
     pub fn create(&self) -> Result<(), StateDirError> {
-        private_dir(&self.root, Parents::Create)?;
-        private_dir(&self.jobs(), Parents::Exist)?;
-        private_dir(&self.slots(), Parents::Exist)
+        private_dir(&self.root, Place::Root)?;
+        private_dir(&self.jobs(), Place::Inside)?;
+        private_dir(&self.slots(), Place::Inside)
     }
 
     /// The directory itself.
@@ -200,6 +209,18 @@ impl StateDir {
         self.job_dir(job).join("runner.log")
     }
 
+    /// A job's outcome while the store does not take it.
+    #[must_use]
+    pub fn job_outcome(&self, job: JobId) -> PathBuf {
+        self.job_dir(job).join("outcome.json")
+    }
+
+    /// Room that is given up on a full disk.
+    #[must_use]
+    pub fn reserve(&self) -> PathBuf {
+        self.root.join("reserve")
+    }
+
     /// Opens a job's log to write on at its end, making it and its directory.
     ///
     /// # Errors
@@ -243,7 +264,7 @@ impl StateDir {
         if !self.jobs().is_dir() {
             self.create()?;
         }
-        private_dir(&dir, Parents::Exist)?;
+        private_dir(&dir, Place::Inside)?;
         Ok(dir)
     }
 
@@ -277,20 +298,55 @@ impl StateDir {
     }
 }
 
-enum Parents {
-    Create,
-    Exist,
+/// Where a directory lies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Place {
+    /// Wherever the user wants it; what it lies in is made.
+    Root,
+    /// In a directory that was found to be ours alone.
+    Inside,
 }
 
-fn private_dir(path: &Path, parents: Parents) -> Result<(), StateDirError> {
+/// Links on one path that are looked at; the system follows forty.
+const LINKS_MOST: usize = 40;
+
+/// Refuses a path that leads through a link of somebody else, who could lead it elsewhere tomorrow. Our own and root's links
+/// are the user's choice.
+fn refuse_foreign_links(path: &Path, ours: u32) -> Result<(), StateDirError> {
+    let mut at = PathBuf::new();
+    let mut rest: Vec<OsString> = path.iter().rev().map(OsString::from).collect();
+    let mut links = 0;
+    while let Some(name) = rest.pop() {
+        at.push(&name);
+        // What is not there yet is made by us, and what cannot be looked at fails in words of its own.
+        let Ok(found) = fs::symlink_metadata(&at) else { return Ok(()) };
+        if !found.is_symlink() {
+            continue;
+        }
+        links += 1;
+        if links > LINKS_MOST || (found.uid() != ours && found.uid() != 0) {
+            return Err(StateDirError::Link { path: at });
+        }
+        let target = fs::read_link(&at).map_err(|error| StateDirError::io("look at", &at, &error))?;
+        at.pop();
+        rest.extend(target.iter().rev().map(OsString::from));
+    }
+    Ok(())
+}
+
+fn private_dir(path: &Path, place: Place) -> Result<(), StateDirError> {
+    let ours = rustix::process::geteuid().as_raw();
     let mut builder = DirBuilder::new();
     builder.mode(PRIVATE_DIR);
-    if let (Parents::Create, Some(parent)) = (parents, path.parent()) {
-        builder
-            .recursive(true)
-            .create(parent)
-            .map_err(|error| StateDirError::io("create the directory", parent, &error))?;
-        builder.recursive(false);
+    if place == Place::Root {
+        refuse_foreign_links(path, ours)?;
+        if let Some(parent) = path.parent() {
+            builder
+                .recursive(true)
+                .create(parent)
+                .map_err(|error| StateDirError::io("create the directory", parent, &error))?;
+            builder.recursive(false);
+        }
     }
     match builder.create(path) {
         // A umask can only have taken bits away, so nobody can have come in between making and opening up.
@@ -301,23 +357,39 @@ fn private_dir(path: &Path, parents: Parents) -> Result<(), StateDirError> {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
         Err(error) => return Err(StateDirError::io("create the directory", path, &error)),
     }
-    let found = fs::metadata(path).map_err(|error| StateDirError::io("look at", path, &error))?;
+    let looked = match place {
+        Place::Root => fs::metadata(path),
+        Place::Inside => fs::symlink_metadata(path),
+    };
+    let found = looked.map_err(|error| StateDirError::io("look at", path, &error))?;
+    if found.is_symlink() {
+        return Err(StateDirError::Link { path: path.to_owned() });
+    }
     if !found.is_dir() {
         return Err(StateDirError::NotADirectory { path: path.to_owned() });
     }
-    let ours = rustix::process::geteuid().as_raw();
     if found.uid() != ours {
         return Err(StateDirError::ForeignOwner { path: path.to_owned(), owner: found.uid(), ours });
     }
     let mode = found.mode() & 0o7777;
-    if mode & 0o022 != 0 {
+    if place == Place::Root && mode & 0o022 != 0 {
         return Err(StateDirError::WritableByOthers { path: path.to_owned(), mode });
     }
     if mode & 0o077 != 0 {
-        fs::set_permissions(path, Permissions::from_mode(PRIVATE_DIR))
-            .map_err(|error| StateDirError::io("set the mode of", path, &error))?;
+        close_to_others(path, place).map_err(|error| StateDirError::io("set the mode of", path, &error))?;
     }
     Ok(())
+}
+
+/// Sets the mode of the directory that was looked at, and of nothing somebody puts in its place meanwhile.
+fn close_to_others(path: &Path, place: Place) -> io::Result<()> {
+    let link = if place == Place::Inside { OFlags::NOFOLLOW } else { OFlags::empty() };
+    let flags = (OFlags::DIRECTORY | link).bits().cast_signed();
+    let dir = OpenOptions::new().read(true).custom_flags(flags).open(path)?;
+    if dir.metadata()?.uid() != rustix::process::geteuid().as_raw() {
+        return Err(io::ErrorKind::PermissionDenied.into());
+    }
+    dir.set_permissions(Permissions::from_mode(PRIVATE_DIR))
 }
 
 /// Opens a file of ours for reading and writing, making it 0600 whatever the umask, and never through a link.
@@ -447,6 +519,56 @@ mod tests {
         };
         let error = StateDir::at(&path).create().expect_err("refused");
         assert_eq!(error, StateDirError::ForeignOwner { path, owner, ours });
+    }
+
+    #[test]
+    fn what_lies_in_a_directory_of_ours_alone_is_closed_and_one_command_is_enough() {
+        let scratch = tempfile::tempdir().expect("a scratch directory");
+        let dir = StateDir::at(scratch.path().join("state"));
+        let job = JobId::random();
+        dir.create().expect("made");
+        dir.create_job_dir(job).expect("made");
+        let all = [dir.root().to_owned(), dir.jobs(), dir.slots(), dir.job_dir(job)];
+        // What a restart of a pod with an `fsGroup` does.
+        for path in &all {
+            fs::set_permissions(path, Permissions::from_mode(0o2770)).expect("mode set");
+        }
+        let refused = dir.create().expect_err("refused");
+        assert_eq!(refused, StateDirError::WritableByOthers { path: all[0].clone(), mode: 0o2770 });
+        fs::set_permissions(dir.root(), Permissions::from_mode(0o2700)).expect("mode set");
+        dir.create().expect("accepted");
+        dir.create_job_dir(job).expect("accepted");
+        for path in &all {
+            assert_eq!(mode(path) & 0o077, 0, "{path:?}");
+        }
+    }
+
+    #[test]
+    fn a_link_of_somebody_else_is_not_followed_and_what_it_leads_to_keeps_its_mode() {
+        let scratch = tempfile::tempdir().expect("a scratch directory");
+        let target = scratch.path().join("target");
+        fs::create_dir(&target).expect("made");
+        fs::set_permissions(&target, Permissions::from_mode(0o755)).expect("mode set");
+        let link = scratch.path().join("link");
+        symlink(&target, &link).expect("linked");
+        for path in [link.clone(), link.join("state")] {
+            StateDir::at(&path).create().expect("our own link is our own choice");
+        }
+        fs::set_permissions(&target, Permissions::from_mode(0o755)).expect("mode set");
+        if !rustix::process::geteuid().is_root() {
+            return println!("skipped: only root can make a link of somebody else's");
+        }
+        std::os::unix::fs::lchown(&link, Some(12_345), None).expect("given away");
+        // Seen by whoever owns neither: root's own rule is the same as everybody's.
+        for path in [link.clone(), link.join("state"), link.join("deeper/state")] {
+            assert_eq!(StateDir::at(&path).create(), Err(StateDirError::Link { path: link.clone() }), "{path:?}");
+        }
+        let inner = scratch.path().join("inner");
+        StateDir::at(&inner).create().expect("made");
+        fs::remove_dir(inner.join("jobs")).expect("removed");
+        symlink(&target, inner.join("jobs")).expect("linked");
+        assert_eq!(StateDir::at(&inner).create(), Err(StateDirError::Link { path: inner.join("jobs") }));
+        assert_eq!(mode(&target), 0o755);
     }
 
     #[test]

@@ -17,7 +17,7 @@ use tokio::sync::watch;
 pub use self::builder::{OwnTools, SystemBuilder};
 use crate::actors::connections::{Connections, Door};
 use crate::actors::current::Current;
-use crate::actors::jobs::JobsHandle;
+use crate::actors::jobs::{JobsHandle, News};
 use crate::actors::rollout::RolloutHandle;
 use crate::actors::root::{Down, RootMsg};
 use crate::actors::session::{Input, Sink};
@@ -213,7 +213,8 @@ impl System {
         &self.inner.health
     }
 
-    /// Accepts a consult of the embedding program itself and waits for its end.
+    /// Accepts a consult of the embedding program itself and waits for its end. Where the store does not take the outcome, the
+    /// record is given all the same, and the job stays `running` in the store until it does.
     ///
     /// # Errors
     ///
@@ -226,8 +227,9 @@ impl System {
         let record = self.start_consult(request, JobMode::Sync).await?;
         let mut follow = self.jobs().follow(record.id).await?;
         loop {
-            if let crate::actors::jobs::News::Finished(record) = follow.next().await? {
-                return Ok((*record).clone());
+            match follow.next().await? {
+                News::Finished(record) | News::Unstored(record) => return Ok((*record).clone()),
+                News::Changed => {}
             }
         }
     }

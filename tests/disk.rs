@@ -214,6 +214,7 @@ fn ten_thousand(dir: &phone_opus::state_dir::StateDir, here: &Path) -> Vec<JobId
             id: JobId::random(),
             invocation: None,
             request_key: None,
+            given: None,
             workspace: workspace.clone(),
             mode: JobMode::Background,
             request: ConsultRequest::new("why? ".repeat(400)).cwd(workspace).timeout_s(60),
@@ -227,7 +228,7 @@ fn ten_thousand(dir: &phone_opus::state_dir::StateDir, here: &Path) -> Vec<JobId
             continue;
         }
         assert_eq!(store.start(job.id, at), Ok(Start::Started));
-        let mark = RunProcess { pid: 1, start_time: 1, token: RunToken::random() };
+        let mark = RunProcess { pid: 1, start_time: 1, token: RunToken::random(), session: 1, numbering: 1 };
         assert_eq!(store.set_process(job.id, mark), Ok(Transition::Done));
         let journal = vec![(at, JournalEvent::Dispatched), (at, JournalEvent::ProcessStarted { pid: 1 })];
         store.append(job.id, &journal).expect("written");

@@ -40,7 +40,7 @@ use super::OutputStream;
 mod group;
 mod keeper;
 mod pipes;
-mod procfs;
+pub(crate) mod procfs;
 mod start;
 
 /// What a group gets between being asked to stop (or losing its leader) and being killed.

@@ -35,6 +35,8 @@ pub enum Phase {
     },
     /// Its answer is there and the run is being ended.
     Ending,
+    /// The run is over, and its outcome waits for a store that does not take it.
+    Storing,
 }
 
 impl Phase {
@@ -50,6 +52,7 @@ impl Phase {
             Self::Writing => "writing".to_owned(),
             Self::Retrying { attempt, max } => format!("provider failed, trying again ({attempt} of {max})"),
             Self::Ending => "ending".to_owned(),
+            Self::Storing => "answered; the answer waits for the job store (is the disk full?)".to_owned(),
         }
     }
 }
@@ -65,11 +68,13 @@ pub struct JobLive {
     pub events: u64,
     /// The job as it ended; present exactly when it is over.
     pub finished: Option<Arc<JobRecord>>,
+    /// The job as it will have ended, while the store does not take its outcome. For whoever waits; it is not the truth yet.
+    pub unstored: Option<Arc<JobRecord>>,
 }
 
 impl Default for JobLive {
     fn default() -> Self {
-        Self { phase: Phase::Queued(None), text: String::new(), events: 0, finished: None }
+        Self { phase: Phase::Queued(None), text: String::new(), events: 0, finished: None, unstored: None }
     }
 }
 

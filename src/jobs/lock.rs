@@ -54,7 +54,7 @@ impl LockError {
 #[derive(Debug)]
 pub struct JobLock {
     job: JobId,
-    _held: HeldLock,
+    held: HeldLock,
 }
 
 impl JobLock {
@@ -66,7 +66,7 @@ impl JobLock {
     pub fn try_acquire(dir: &StateDir, job: JobId) -> Result<Option<Self>, LockError> {
         dir.create_job_dir(job)?;
         let held = HeldLock::try_take(&dir.job_lock(job), PROBE_TOLERANCE)?;
-        Ok(held.map(|held| Self { job, _held: held }))
+        Ok(held.map(|held| Self { job, held }))
     }
 
     /// Whether somebody, in this process or another, owns the job now. A job without a lock file has no owner.
@@ -90,6 +90,14 @@ impl JobLock {
             Err(Errno::WOULDBLOCK) => Ok(true),
             Err(error) => Err(LockError::io(&path, &error.into())),
         }
+    }
+
+    /// Gives the lock's file the present time: a sign of life, for an owner who takes long.
+    pub fn touch(&self) {
+        use rustix::fs::{Timespec, Timestamps, UTIME_NOW, futimens};
+        let now = Timespec { tv_sec: 0, tv_nsec: UTIME_NOW };
+        // Who cannot write does not lose the job: nobody is ended on a disk that cannot be written.
+        let _ = futimens(&self.held.file, &Timestamps { last_access: now, last_modification: now });
     }
 
     /// The job that is owned.

@@ -18,6 +18,10 @@ pub mod journal;
 pub mod leftovers;
 pub mod live;
 pub mod lock;
+pub mod outcome_file;
+pub mod overdue;
+pub mod recall;
+pub mod reserve;
 pub mod sweep;
 
 use std::path::PathBuf;
@@ -233,6 +237,10 @@ pub struct NewJob {
     pub invocation: Option<InvocationId>,
     /// The caller's own key; a second accept with the same key and arguments joins, with other arguments it conflicts.
     pub request_key: Option<String>,
+    /// The options of the request its caller named; what it did not name is not compared when its key comes again. `None`:
+    /// all of them.
+    #[serde(default)]
+    pub given: Option<Vec<String>>,
     /// The directory the job belongs to: `cwd`, made canonical.
     pub workspace: PathBuf,
     /// Whether somebody waits.
@@ -288,6 +296,21 @@ pub struct JobRecord {
     pub last_event: u64,
 }
 
+impl JobRecord {
+    /// Whether the job is over without an agent having been started for it.
+    ///
+    /// A runner that says so has no exit to tell of. One that is gone says nothing, so then there must be no mark either,
+    /// which is recorded before anything is started.
+    #[must_use]
+    pub fn nothing_ran(&self) -> bool {
+        let judged = self.state == JobState::Failed && self.process.is_none_or(|process| process.pid == 0);
+        self.state.is_terminal()
+            && self.state != JobState::Succeeded
+            && self.outcome.as_ref().is_none_or(|outcome| outcome.exit.is_none())
+            && (judged || self.process.is_none())
+    }
+}
+
 /// The short row of a listing.
 #[derive(Debug, Clone, PartialEq)]
 pub struct JobSummary {
@@ -322,6 +345,13 @@ pub struct RunProcess {
     pub start_time: u64,
     /// The token in the environment of everything the run started.
     pub token: RunToken,
+    /// The session its runner leads, into which everything the run starts is born; 0 where unknown.
+    #[serde(default)]
+    pub session: u32,
+    /// Which numbering of processes these numbers belong to: one boot of one machine, one namespace. 0 where unknown, and
+    /// then the numbers prove nothing.
+    #[serde(default)]
+    pub numbering: u64,
 }
 
 /// Why a job is to be cancelled.

@@ -2,16 +2,18 @@
 //!
 //! Owns: the evidence (the job's lock is free) and what follows from it. May not know: actors.
 //!
-//! Invariants: (1) nothing is settled without holding the job's lock; (2) a process is ended only when the run's token
-//! is in its environment or its start time is the recorded one, never because of its pid alone; (3) a job that never
-//! started an agent may still be run, one that did is not run again.
+//! Invariants: (1) nothing is settled without holding the job's lock; (2) a process is ended only by the marks of its run
+//! (`leftovers`), never because of its pid alone; (3) a job that never started an agent may still be run, one that did is
+//! not run again; (4) an outcome its runner left in the job's directory is the job's outcome; where there is none, what the
+//! journal knows is told.
 
 use std::collections::HashSet;
 use std::time::Duration;
 
-use super::leftovers;
 use super::lock::JobLock;
-use super::{CancelReason, JobMode, JobOutcome, JobRecord, JobState};
+use super::outcome_file::{self, LeftOutcome};
+use super::recall::Recall;
+use super::{CancelReason, JobMode, JobOutcome, JobRecord, JobState, leftovers};
 use crate::fault::{Fault, FaultCode};
 use crate::ids::{JobId, UnixMillis};
 use crate::state_dir::StateDir;
@@ -79,12 +81,23 @@ pub async fn settle(store: &StoreHandle, dir: &StateDir, job: JobId, why: Fault)
         Some(process) => tokio::task::spawn_blocking(move || leftovers::end(process)).await.unwrap_or(0),
         None => 0,
     };
-    let why = match dir.job_words(job) {
-        Some(log) => Fault { detail: format!("{} Its last words are in {}.", why.detail, log.display()), ..why },
-        None => why,
+    let kept = dir.clone();
+    let left = tokio::task::spawn_blocking(move || outcome_file::read(&kept, job)).await.ok().flatten();
+    let LeftOutcome { state, outcome, at, .. } = match left {
+        Some(left) => left,
+        None => {
+            let why = match dir.job_words(job) {
+                Some(log) => {
+                    Fault { detail: format!("{} Its last words are in {}.", why.detail, log.display()), ..why }
+                }
+                None => why,
+            };
+            let (state, outcome) = verdict(&record, Recall::of(store, job).await?.outcome(), why, reaped);
+            LeftOutcome { job, state, outcome, at: UnixMillis::now() }
+        }
     };
-    let (state, outcome) = verdict(&record, why, reaped);
-    let transition = store.finish(job, state, outcome, UnixMillis::now()).await?;
+    let transition = store.finish(job, state, outcome, at).await?;
+    outcome_file::forget(dir, job);
     if let Transition::Refused { current } = transition {
         tracing::debug!(%job, current = current.as_str(), "a lost job was settled by somebody else");
     }
@@ -92,9 +105,13 @@ pub async fn settle(store: &StoreHandle, dir: &StateDir, job: JobId, why: Fault)
     Ok(Some(store.job(job).await?))
 }
 
-fn verdict(record: &JobRecord, why: Fault, reaped: u32) -> (JobState, JobOutcome) {
-    let resumed = record.request.session_id.map(|session| session.to_string());
-    let mut outcome = JobOutcome { session_id: resumed, ..JobOutcome::default() };
+/// What is to be said of a job whose runner is gone, over what its journal knows.
+fn verdict(record: &JobRecord, known: JobOutcome, why: Fault, reaped: u32) -> (JobState, JobOutcome) {
+    let requested = record.request.session_id.map(|session| session.to_string());
+    let mut outcome = known;
+    outcome.session_id = outcome.session_id.or(requested);
+    // A session that was begun is written down by its agent as it goes on.
+    outcome.resumable = outcome.session_id.is_some().then_some(true);
     if let Some(reason) = record.cancel_requested {
         let code = if reason == CancelReason::CallerLost { FaultCode::CallerLost } else { FaultCode::Cancelled };
         outcome.fault = Some(Fault::new(code, "the job was to be cancelled, and its runner is gone."));
@@ -105,13 +122,13 @@ fn verdict(record: &JobRecord, why: Fault, reaped: u32) -> (JobState, JobOutcome
         outcome.fault = Some(why.hint("No agent was started for it; ask again."));
         return (JobState::Failed, outcome);
     }
-    // Which session the agent opened is in the journal at best; resuming one that was asked for is always possible.
-    outcome.resumable = outcome.session_id.is_some().then_some(true);
     let ended =
         if reaped > 0 { format!(" {reaped} of its processes were still alive and were ended.") } else { String::new() };
-    outcome.fault = Some(
-        Fault { detail: format!("{}{ended}", why.detail), ..why }
-            .hint("It is not known how far the agent came; it was not run again."),
-    );
+    let hint = match (&outcome.response, &outcome.session_id) {
+        (Some(_), _) => "What it had said is told as far as it was written down; it was not run again.",
+        (None, Some(_)) => "Its session can be resumed; it was not run again.",
+        (None, None) => "It is not known how far the agent came; it was not run again.",
+    };
+    outcome.fault = Some(Fault { detail: format!("{}{ended}", why.detail), ..why }.hint(hint));
     (JobState::Interrupted, outcome)
 }

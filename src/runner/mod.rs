@@ -6,10 +6,11 @@
 //!
 //! Invariants: (1) nothing is done without the job's lock, so two runners never own one job; (2) L6: the job is
 //! `running` in the store before the agent is started; (3) L7: it becomes terminal when the agent's group is empty;
-//! (4) L4: `closed` is published after the terminal state is durable.
+//! (4) L4: `closed` is published after the terminal state is durable; how it gets there is `ending`'s.
 
 mod attend;
 mod core;
+mod ending;
 mod journal;
 mod workspace;
 
@@ -22,6 +23,8 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 
 pub use self::core::{Clocks, Pipe, RunnerCore};
+pub use self::ending::outcome_channel;
+use self::ending::{Ended, Ending, Told};
 use self::journal::Journal;
 use self::workspace::Watch;
 use crate::agents::{
@@ -36,14 +39,14 @@ use crate::faults::{Broken, FaultPoint, Faults, Operation};
 use crate::ids::{JobId, RunToken, UnixMillis};
 use crate::jobs::admission::{Contender, Position, plan};
 use crate::jobs::lock::{JobLock, SlotLock};
-use crate::jobs::{JobOutcome, JobRecord, JobState, JournalEvent, RunExit, RunProcess};
+use crate::jobs::{JobOutcome, JobRecord, JobState, JournalEvent, RunExit, RunProcess, leftovers};
 use crate::state_dir::StateDir;
-use crate::store::{Start, StoreError, StoreHandle, Transition};
+use crate::store::{Start, StoreError, StoreHandle};
 
 /// How often the store is looked at: for a cancel by another process, and for the job's turn.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
 
-/// How long a runner waits for a store that is busy or full before it gives up.
+/// How long a waiting job's runner waits for a store that is busy or full before it gives up. Nothing is lost by it.
 const STORE_PATIENCE: Duration = Duration::from_secs(60);
 
 /// Longest a fault may hold up a runner. One that stands still longer ends, and its job is in the hands of its host or of a
@@ -142,6 +145,10 @@ pub struct RunnerOptions {
 pub enum RunnerEnd {
     /// Its job is terminal.
     Done(JobState),
+    /// Its job's outcome is safe and not in the store yet: a sweep puts it there.
+    Left,
+    /// The store has forgotten its job.
+    Forgotten,
     /// The job was not its to run: another runner has it, or it is over.
     NotOurs,
 }
@@ -188,12 +195,13 @@ where
     // The host is answered first: it must not take a runner that waits for the disk for one that is dead.
     let session = Session::new();
     let (ask, asked) = mpsc::channel(1);
-    let server =
-        Server::start(reader, writer, OneProcess { id: options.job.to_string(), session: session.clone(), ask });
+    let told = Told::new();
+    let shown = OneProcess { id: options.job.to_string(), session: session.clone(), told: told.clone(), ask };
+    let server = Server::start(reader, writer, shown);
     let faults = options.faults.clone();
     met(&faults, FaultPoint::RunnerStart).await?;
     let store = StoreHandle::sqlite_with(options.dir.clone(), faults.clone());
-    let Some(_lock) = JobLock::try_acquire(&options.dir, options.job)? else { return Ok(RunnerEnd::NotOurs) };
+    let Some(lock) = JobLock::try_acquire(&options.dir, options.job)? else { return Ok(RunnerEnd::NotOurs) };
     let record = store.job(options.job).await?;
     if record.state != JobState::Queued {
         // Running with a free lock means that an earlier runner died: that is the sweep's, never a second run.
@@ -219,10 +227,23 @@ where
     };
     let verdict = runner.work(&record).await?;
     let state = verdict.state;
-    let Runner { journal, options, server, .. } = runner;
+    let Runner { journal, options, server, mut signals, .. } = runner;
     journal.finish().await;
     met(&faults, FaultPoint::RunnerBeforeTerminal).await?;
-    finish(&store, options.job, state, &verdict.outcome).await?;
+    let ending = Ending {
+        store: &store,
+        dir: &options.dir,
+        lock: &lock,
+        record: &record,
+        agent: &session,
+        told: &told,
+        terminate: &mut signals.terminate,
+    };
+    match ending.perform(&verdict).await? {
+        Ended::Stored => {}
+        Ended::Left => return Ok(RunnerEnd::Left),
+        Ended::Forgotten => return Ok(RunnerEnd::Forgotten),
+    }
     // Durable now: the host may be told.
     let leaving = async {
         if !met(&faults, FaultPoint::RunnerAfterTerminal).await? {
@@ -246,17 +267,6 @@ async fn met(faults: &Faults, point: FaultPoint) -> Result<bool, RunnerError> {
             let detail = format!("the runner stood still at {point}.");
             Err(RunnerError::Injected(Fault::new(FaultCode::Injected, detail)))
         }
-    }
-}
-
-/// Makes the job terminal. The answer is paid for, so a store that is busy or full is asked again for a while.
-async fn finish(store: &StoreHandle, job: JobId, state: JobState, outcome: &JobOutcome) -> Result<(), StoreError> {
-    let written = insist(STORE_PATIENCE, || store.finish(job, state, outcome.clone(), UnixMillis::now()));
-    // A store that never answers must not keep the job's lock: without it, others can say that the outcome was lost.
-    let hangs = |_| StoreError::Io { detail: "the store does not answer".to_owned() };
-    match tokio::time::timeout(2 * STORE_PATIENCE, written).await.map_err(hangs)?? {
-        // Refused: a first try that seemed to fail had reached the disk, or the job was settled by a sweep.
-        Transition::Done | Transition::Refused { .. } => Ok(()),
     }
 }
 
@@ -300,6 +310,8 @@ fn is_passing(error: &StoreError) -> bool {
 struct OneProcess {
     id: String,
     session: Session,
+    /// Its outcome, for a host whose caller waits, when the store does not take it. Not pushed: asked for.
+    told: Told,
     /// One place: asking twice adds nothing.
     ask: mpsc::Sender<()>,
 }
@@ -310,7 +322,15 @@ impl ProcessTable for OneProcess {
     }
 
     fn session(&self, process_id: &str) -> Option<Session> {
-        (process_id == self.id).then(|| self.session.clone())
+        if process_id == self.id {
+            return Some(self.session.clone());
+        }
+        (process_id == outcome_channel(&self.id)).then(|| {
+            if self.told.session.has_ended() {
+                self.told.fetched.notify_one();
+            }
+            self.told.session.clone()
+        })
     }
 
     fn terminate(&self, process_id: &str) -> bool {
@@ -515,7 +535,11 @@ impl Runner {
             adopt: Adopt::Yes,
         };
         // The token first, so that whatever the run starts can be recognised even if this runner dies right after.
-        let mark = RunProcess { pid: 0, start_time: 0, token };
+        let (session, numbering) = (std::process::id(), leftovers::numbering());
+        // Only a runner that leads its session: an embedding program may have run this in its own.
+        let leads = rustix::process::getsid(None).is_ok_and(|found| found == rustix::process::getpid());
+        let session = if leads { session } else { 0 };
+        let mark = RunProcess { pid: 0, start_time: 0, token, session, numbering };
         if let Err(error) = insist(STORE_MOMENT, || self.store.set_process(record.id, mark)).await {
             return failed(error.into());
         }
@@ -526,7 +550,7 @@ impl Runner {
         };
         self.core.started(Instant::now());
         self.journal.write(JournalEvent::ProcessStarted { pid: process.pid() });
-        let evidence = RunProcess { pid: process.pid(), start_time: process.start_time(), token };
+        let evidence = RunProcess { pid: process.pid(), start_time: process.start_time(), ..mark };
         if let Err(error) = insist(STORE_MOMENT, || self.store.set_process(record.id, evidence)).await {
             // Without it a sweep could not find what is left of this run, so the run does not go on.
             self.core.faulted(error.into());

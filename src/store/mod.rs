@@ -19,6 +19,8 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+#[cfg(feature = "testkit")]
+pub use self::sqlite::{HeldWrites, hold_writes};
 pub use self::sqlite::{SqliteStore, schema_known, schema_of};
 pub use self::thread::StoreHandle;
 pub use crate::jobs::admission::{QueueRow, SessionKey};
@@ -240,6 +242,15 @@ pub struct ChainCost {
     pub unknown: u64,
 }
 
+/// By what a job's age is told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ages {
+    /// By the time it was seen as finished, from one pruning to the next: no jump of the wall clock forgets anything.
+    Seen,
+    /// By the wall clock, for somebody who says so and looks on.
+    Clock,
+}
+
 /// How long finished jobs are kept. The one reached first decides; unfinished jobs are never touched.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RetentionPolicy {
@@ -250,6 +261,8 @@ pub struct RetentionPolicy {
     /// Most bytes of finished jobs (requests, journals and outcomes); beyond it the oldest read ones go first, then the
     /// oldest unread ones.
     pub max_bytes: u64,
+    /// How ages are told.
+    pub ages: Ages,
 }
 
 impl Default for RetentionPolicy {
@@ -260,6 +273,7 @@ impl Default for RetentionPolicy {
             max_age: Duration::from_secs(30 * DAY),
             max_unread_age: Duration::from_secs(90 * DAY),
             max_bytes: 1 << 30,
+            ages: Ages::Seen,
         }
     }
 }
@@ -438,9 +452,10 @@ pub trait Store: Send {
     /// Makes a consult a job, or finds the job it already is, in one transaction.
     ///
     /// In this order: the same invocation joins; the same `request_key` in the same workspace joins when the requests are
-    /// equal and conflicts otherwise; a usage limit that was reached refuses, then a full queue; all else is inserted. So
+    /// equal, or differ in nothing their callers named, and conflicts otherwise; a usage limit that was reached refuses, then a full queue; all else is inserted. So
     /// whoever asks again is never told that the queue is full. Request keys are scoped to the workspace: two callers in different directories cannot know
-    /// of each other's keys, and must not be given each other's answers. A key is free again when its job is pruned.
+    /// of each other's keys, and must not be given each other's answers. A key is free again when its job is pruned, or is over without an agent having
+    /// been started for it.
     ///
     /// # Errors
     ///
@@ -504,7 +519,8 @@ pub trait Store: Send {
     /// `UnknownJob`; the store cannot be used.
     fn set_process(&mut self, job: JobId, process: RunProcess) -> Result<Transition, StoreError>;
 
-    /// Moves a job to a terminal state, with its outcome. The first one wins; a second is refused.
+    /// Moves a job to a terminal state, with its outcome. The first one wins; a second is refused. `at` is raised to the
+    /// newest end the store knows where the clock went back.
     ///
     /// # Errors
     ///
@@ -563,7 +579,8 @@ pub trait Store: Send {
     /// `UnknownJob`; the store cannot be used.
     fn mark_read(&mut self, job: JobId, at: UnixMillis) -> Result<(), StoreError>;
 
-    /// The finished jobs of a workspace whose outcome nobody has read, newest first.
+    /// The finished jobs of a workspace whose outcome nobody has read: answers first, then the newest. Without those that
+    /// their own caller cancelled.
     ///
     /// # Errors
     ///
@@ -598,7 +615,8 @@ pub trait Store: Send {
     /// The store cannot be used.
     fn cost_by_chain(&mut self, since: UnixMillis) -> Result<Vec<ChainCost>, StoreError>;
 
-    /// Forgets finished jobs that are kept long enough. In batches: when it fails, what was forgotten stays forgotten.
+    /// Forgets finished jobs that are kept long enough: nothing of them can be read in the database's files afterwards. In
+    /// batches: when it fails, what was forgotten stays forgotten.
     ///
     /// # Errors
     ///

@@ -5,7 +5,8 @@
 //!
 //! Invariants: (1) the database and its companions are 0600 before anything is in them; (2) a database of a later version
 //! is not touched; (3) a damaged one is moved aside under a new name, by one process, and never deleted; (4) nothing is
-//! written to a file that has lost its name: when the path leads elsewhere (or nowhere), the store is opened anew first.
+//! written to a file that has lost its name: when the path leads elsewhere (or nowhere), the store is opened anew first;
+//! (5) the database is never reached through a link; (6) what is forgotten is written over.
 
 mod rows;
 mod schema;
@@ -22,7 +23,7 @@ use rusqlite::{Connection, ErrorCode, OpenFlags, Transaction, TransactionBehavio
 
 use crate::ids::{JobId, UnixMillis};
 use crate::jobs::lock::{HeldLock, LockError};
-use crate::state_dir::{PRIVATE_FILE, StateDir, open_private};
+use crate::state_dir::{PRIVATE_FILE, StateDir, StateDirError, open_private};
 use crate::store::{BUSY_BOUND, StoreError};
 
 /// The page cache of one connection: enough for the upper levels of every index of 10,000 jobs. Every runner has one.
@@ -56,6 +57,27 @@ pub fn schema_of(path: &Path) -> Option<i64> {
     let connection = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY).ok()?;
     connection.busy_timeout(BUSY_BOUND).ok()?;
     schema::version(&connection).ok()
+}
+
+/// A write transaction that is held, so that nobody else can write.
+#[cfg(feature = "testkit")]
+#[derive(Debug)]
+pub struct HeldWrites {
+    /// Its end ends the transaction.
+    _connection: Connection,
+}
+
+/// Holds the database at this path as another program would, for trials. Waits for [`BUSY_BOUND`] at most.
+///
+/// # Errors
+///
+/// There is no database, or it is held.
+#[cfg(feature = "testkit")]
+pub fn hold_writes(path: &Path) -> Result<HeldWrites, StoreError> {
+    let connection = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
+    connection.busy_timeout(BUSY_BOUND)?;
+    connection.execute_batch("BEGIN IMMEDIATE")?;
+    Ok(HeldWrites { _connection: connection })
 }
 
 /// How safe a commit is against the loss of power. Against the death of processes every commit is safe.
@@ -292,6 +314,8 @@ fn set_up(mut connection: Connection, check: Check) -> Result<Connection, StoreE
         }
     }
     connection.pragma_update(None, "foreign_keys", true)?;
+    // What is forgotten is written over: the file outlives many prompts.
+    connection.query_row("PRAGMA secure_delete = ON", [], |_| Ok(()))?;
     connection.pragma_update(None, "cache_size", -CACHE_KIB)?;
     connection.pragma_update(None, "mmap_size", 0)?;
     connection.pragma_update(None, "temp_store", "MEMORY")?;
@@ -317,7 +341,9 @@ fn set_up(mut connection: Connection, check: Check) -> Result<Connection, StoreE
 /// An existing file is never opened here: closing any descriptor of it would release the locks that other connections of
 /// this process hold on it. For the same reason the new file gets its name only when it is closed.
 fn make_private(path: &Path) -> Result<(), StoreError> {
-    match fs::metadata(path) {
+    match fs::symlink_metadata(path) {
+        // Whoever made the link chose the file, and its mode is not ours to set.
+        Ok(found) if found.is_symlink() => return Err(StateDirError::Link { path: path.to_owned() }.into()),
         Ok(found) if found.mode() & 0o777 == PRIVATE_FILE => return Ok(()),
         Ok(_) => return fs::set_permissions(path, Permissions::from_mode(PRIVATE_FILE)).map_err(|e| io_error(&e)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}

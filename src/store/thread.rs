@@ -413,6 +413,7 @@ mod tests {
             id: JobId::random(),
             invocation: None,
             request_key: None,
+            given: None,
             workspace: "/w".into(),
             mode: JobMode::Sync,
             request: ConsultRequest::new(prompt).cwd("/w").timeout_s(60),

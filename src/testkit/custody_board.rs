@@ -227,13 +227,15 @@ async fn leaving(rig: &Rig, wanted: impl Fn(&[&str]) -> bool) -> (Vec<&'static s
     }
 }
 
-/// Begins a consult whose agent has started one process in its group and one in a session of its own, and sleeps.
+/// Begins a consult whose agent has started one process in its group, one in a session of its own and one without an
+/// environment, and sleeps.
 async fn begun(rig: &Rig, host: &mut Client, manners: &[Step]) -> (Option<Sent>, Option<String>) {
     let mut steps = manners.to_vec();
     steps.extend([
         Step::Text("at work".into()),
         Step::Fork(Place::Group),
         Step::Fork(Place::Session),
+        Step::Fork(Place::Bare),
         Step::Touch(rig.sign("begun")),
         Step::Hang,
     ]);
@@ -243,7 +245,7 @@ async fn begun(rig: &Rig, host: &mut Client, manners: &[Step]) -> (Option<Sent>,
         let waiting = Waiting::until("the agent and its children are there, each in its place", PATIENCE);
         loop {
             let there = left(rig);
-            if there.len() == 3 && there.contains(&"grandchild of its own session") {
+            if there.len() == 4 && there.contains(&"grandchild of its own session") {
                 break;
             }
             waiting.again(|| format!("{there:?}")).await;

@@ -459,7 +459,7 @@ mod tests {
             started_at: Some(UnixMillis(100)),
             finished_at: Some(UnixMillis(200)),
             cancel_requested: None,
-            process: Some(RunProcess { pid: 1, start_time: 1, token: RunToken::random() }),
+            process: Some(RunProcess { pid: 1, start_time: 1, token: RunToken::random(), session: 1, numbering: 1 }),
             outcome: Some(JobOutcome::default()),
             read_at: None,
             last_event: 0,

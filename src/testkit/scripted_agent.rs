@@ -212,6 +212,8 @@ pub enum Place {
     Group,
     /// In a session of its own, where a signal to the group does not reach it.
     Session,
+    /// In the program's own process group, with an environment of nothing: a sandbox's wrapper, a `sudo`.
+    Bare,
 }
 
 impl Script {
@@ -535,11 +537,18 @@ impl<O: Write, E: Write> Program<O, E> {
 
 /// Starts a process that inherits the pipes and is not waited for.
 fn fork(place: Place) -> Result<(), End> {
-    let place = match place {
+    let name = match place {
         Place::Group => "group",
         Place::Session => "session",
+        Place::Bare => "bare",
     };
-    Command::new(std::env::current_exe()?).arg0(PROGRAM_NAME).args([GRANDCHILD, place]).stdin(Stdio::null()).spawn()?;
+    let mut command = Command::new(std::env::current_exe()?);
+    command.arg0(PROGRAM_NAME).args([GRANDCHILD, name]).stdin(Stdio::null());
+    if place == Place::Bare {
+        // By its command line it still belongs to its world.
+        command.env_clear().arg(std::env::current_dir()?);
+    }
+    command.spawn()?;
     Ok(())
 }
 

@@ -39,6 +39,12 @@ impl ArgumentReader {
         }
     }
 
+    /// Whether the caller said anything about an option; null and an empty text say nothing.
+    #[must_use]
+    pub fn is_given(&self, name: &str) -> bool {
+        self.members.get(name).is_some_and(|value| !value.is_null() && value.as_str() != Some(""))
+    }
+
     fn take(&mut self, name: &'static str) -> Option<Value> {
         self.known.push(name);
         self.members.remove(name).filter(|value| !value.is_null())

@@ -28,6 +28,10 @@ use crate::jobs::{ConsultRequest, JobMode, JobRecord, NewJob};
 /// Depth at which a nested consult is refused: an agent may ask another one, which may not ask a third.
 const DEPTH_REFUSED: u32 = 2;
 
+/// The options whose defaults are no words of the caller: two calls with one `request_key` are the same when they name the
+/// same ones alike. The directory is not among them: keys are the workspace's.
+const FROZEN: [&str; 7] = ["agent", "session_id", "max_turns", "model", "effort", "timeout_s", "max_budget_usd"];
+
 /// Longest a caller may ask to be kept waiting.
 pub const WAIT_MOST: u64 = 3600;
 
@@ -95,6 +99,8 @@ pub struct ConsultOptions {
     pub request_key: Option<String>,
     /// The directory the job belongs to: that of the request, made canonical.
     pub workspace: PathBuf,
+    /// The options of the request the caller named itself; the others are defaults.
+    pub given: Vec<String>,
 }
 
 /// How long a directory may take to be looked at. One on a file system that does not answer would hold up the thread that
@@ -139,6 +145,7 @@ impl Desk {
     /// Safe: nothing is changed.
     pub async fn read(&self, arguments: &[u8], client: Option<&str>) -> Result<(ConsultOptions, Shape), Fault> {
         let mut args = ArgumentReader::parse(arguments)?;
+        let given = FROZEN.iter().filter(|name| args.is_given(name)).map(|name| (*name).to_owned()).collect();
         let prompt = args.string("prompt");
         let prompt = args.require("prompt", prompt, "a text");
         if prompt.as_ref().is_some_and(|prompt| prompt.trim().is_empty()) {
@@ -201,7 +208,7 @@ impl Desk {
             billing: self.config.billing,
         };
         let wait = wait_s.map(Duration::from_secs);
-        Ok((ConsultOptions { request, background, wait, request_key, workspace }, shape))
+        Ok((ConsultOptions { request, background, wait, request_key, workspace, given }, shape))
     }
 
     /// Checks a request an embedding program made, by the same rules.
@@ -273,6 +280,7 @@ impl Desk {
             id: JobId::random(),
             invocation,
             request_key: options.request_key.clone(),
+            given: Some(options.given.clone()),
             workspace: options.workspace.clone(),
             mode: if options.background { JobMode::Background } else { JobMode::Sync },
             request: options.request.clone(),
@@ -391,8 +399,11 @@ async fn consult(desk: &Desk, call: ToolCall) -> Result<ToolReply, Fault> {
     let caller = (!options.background).then_some(call.invocation);
     let accepted = desk.jobs.accept(job, caller).await?;
     let mut record = accepted.record;
+    // Another attempt at the same call joins its own job, which is nothing to be told.
+    let joined = accepted.joined && options.request_key.is_some() && call.evidence.is_none();
     if record.state.is_terminal() {
-        return Ok(finished(desk, &record, shape).await);
+        let context = Context { joined, ..desk.context(&record, None).await };
+        return Ok(reply::job(&record, &context, shape));
     }
     let id = record.id;
     let mut follow = desk.jobs.follow(id).await.map_err(|fault| fault.job(id))?;
@@ -412,8 +423,12 @@ async fn consult(desk: &Desk, call: ToolCall) -> Result<ToolReply, Fault> {
     let watch = Watch { progress: &call, desk, began: Instant::now().checked_sub(waited).unwrap_or_else(Instant::now) };
     let over = watch.until(&mut follow, wait.saturating_sub(waited), Until::Finished).await;
     match over.map_err(|fault| fault.job(id))? {
-        Some(record) => Ok(finished(desk, &record, shape).await),
-        None => {
+        Waited::Over(record) => {
+            let context = Context { joined, ..desk.context(&record, None).await };
+            Ok(reply::job(&record, &context, shape))
+        }
+        Waited::Unstored(record) => Ok(unstored(desk, &record, shape).await),
+        Waited::Lapsed => {
             hand_over(desk, id).await?;
             let record = desk.jobs.record(id).await.map_err(|fault| fault.job(id))?;
             if record.state.is_terminal() {
@@ -444,6 +459,22 @@ pub(super) async fn finished(desk: &Desk, record: &JobRecord, shape: Shape) -> T
     reply::job(record, &context, shape)
 }
 
+/// The reply about a run that is over whose outcome the store does not take: who waits gets the answer all the same.
+pub(super) async fn unstored(desk: &Desk, record: &JobRecord, shape: Shape) -> ToolReply {
+    let context = Context { unstored: true, ..desk.context(record, None).await };
+    reply::job(record, &context, shape)
+}
+
+/// How a wait ended.
+pub(super) enum Waited {
+    /// The job is over.
+    Over(Arc<JobRecord>),
+    /// Its run is over, and the store does not take the outcome.
+    Unstored(Arc<JobRecord>),
+    /// The time is up, or something happened.
+    Lapsed,
+}
+
 /// What ends a wait.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Until {
@@ -461,13 +492,8 @@ pub(super) struct Watch<'a> {
 }
 
 impl Watch<'_> {
-    /// Waits. The record when the job is over, `None` when the time is up or something happened.
-    pub(super) async fn until(
-        &self,
-        follow: &mut Follow,
-        wait: Duration,
-        until: Until,
-    ) -> Result<Option<Arc<JobRecord>>, Fault> {
+    /// Waits.
+    pub(super) async fn until(&self, follow: &mut Follow, wait: Duration, until: Until) -> Result<Waited, Fault> {
         let lapse = tokio::time::sleep(wait);
         tokio::pin!(lapse);
         let profile = self.desk.clients.profile(self.progress.client.name().as_deref());
@@ -476,11 +502,12 @@ impl Watch<'_> {
         loop {
             tokio::select! {
                 news = follow.next() => match news? {
-                    News::Finished(record) => return Ok(Some(record)),
-                    News::Changed if until == Until::Anything => return Ok(None),
+                    News::Finished(record) => return Ok(Waited::Over(record)),
+                    News::Unstored(record) => return Ok(Waited::Unstored(record)),
+                    News::Changed if until == Until::Anything => return Ok(Waited::Lapsed),
                     News::Changed => {}
                 },
-                () = &mut lapse => return Ok(None),
+                () = &mut lapse => return Ok(Waited::Lapsed),
                 _ = ticks.tick(), if self.progress.progress.is_wanted() => self.report(follow),
             }
         }

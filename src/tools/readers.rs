@@ -10,7 +10,7 @@ use schemars::{JsonSchema, Schema};
 use serde_json::{Map, Value, json};
 
 use super::arguments::ArgumentReader;
-use super::consult::{Desk, Until, WAIT_MOST, Watch, finished, look_at, shape};
+use super::consult::{Desk, Until, WAIT_MOST, Waited, Watch, finished, look_at, shape, unstored};
 use super::reply::{self, Context, Detail, Render};
 use super::{Annotations, ReplayContract, Target, Tool, ToolCall, ToolDefinition, ToolFuture, ToolReply};
 use crate::clients;
@@ -184,10 +184,13 @@ async fn read_job(desk: &Desk, call: ToolCall) -> Result<ToolReply, Fault> {
             let seen = record.last_event;
             loop {
                 let left = wait.saturating_sub(began.elapsed());
-                let over = watch.until(&mut follow, left, until).await?;
+                let waited = watch.until(&mut follow, left, until).await?;
+                if let (Waited::Unstored(record), None, None) = (&waited, after, page) {
+                    return Ok(unstored(desk, record, shape).await);
+                }
                 record = desk.jobs.record(job).await?;
                 let news = until == Until::Anything && record.last_event > seen;
-                if over.is_some() || news || began.elapsed() >= wait {
+                if matches!(waited, Waited::Over(_)) || news || began.elapsed() >= wait {
                     break;
                 }
                 // What is heard of live is in the journal a moment later.

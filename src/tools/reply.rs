@@ -65,6 +65,10 @@ pub struct Context {
     pub page: Option<usize>,
     /// The call that is open: a soft deadline turned it into a background job.
     pub handed_over: bool,
+    /// The store does not take the outcome: the record says how the job will have ended.
+    pub unstored: bool,
+    /// The call joined a job it did not begin, by its `request_key`.
+    pub joined: bool,
 }
 
 /// Cuts an answer that is over the budget: head and tail with a marker, or one page.
@@ -134,6 +138,12 @@ pub fn job(record: &JobRecord, context: &Context, shape: Shape) -> ToolReply {
     put("prompt_prefix_injected", json!(outcome.is_some_and(|o| o.prompt_prefix_injected)));
     put("truncated", json!(truncated));
     put("next", json!(next));
+    if context.unstored {
+        put("stored", json!(false));
+    }
+    if context.joined {
+        put("joined", json!(true));
+    }
     let changed = outcome.and_then(|o| o.workspace_changed);
     // Not judged is told, so that a directory cannot switch the look off unseen; absent is unchanged, or nothing ran.
     let unjudged = changed.is_none() && outcome.is_some_and(|o| o.exit.is_some());
@@ -189,7 +199,8 @@ pub fn job(record: &JobRecord, context: &Context, shape: Shape) -> ToolReply {
         structured: Some(structured),
         fault: fault.filter(|_| record.state != JobState::Succeeded).map(|fault| fault.code),
         job: Some(record.id),
-        tells_end: record.state.is_terminal(),
+        // What is not stored is told again when it is.
+        tells_end: record.state.is_terminal() && !context.unstored,
         path_hint: Some(record.request.cwd.display().to_string()),
     }
 }
@@ -240,6 +251,13 @@ fn next(record: &JobRecord, context: &Context, session: Option<&str>, truncated:
             "{kept}Read the answer with one blocking call: consult_job {{\"job_id\":\"{id}\",\"wait_s\":45}}."
         ));
     }
+    if context.unstored {
+        return Some(
+            "This is not stored yet: the job store refuses it (see health_snapshot; is the disk of the state directory \
+             full?). Keep it. The job shows as running until it is stored, and is not run again."
+                .to_owned(),
+        );
+    }
     if truncated && pages > 1 {
         let page = context.page.map_or(1, |page| page + 1);
         if page <= pages {
@@ -248,6 +266,13 @@ fn next(record: &JobRecord, context: &Context, session: Option<&str>, truncated:
     }
     let outcome = record.outcome.as_ref();
     let code = outcome.and_then(|outcome| outcome.fault.as_ref()).map(|fault| fault.code);
+    if context.joined && record.state != JobState::Succeeded {
+        return Some(
+            "This `request_key` belongs to that job, which is over and is not run again: use another key to ask once \
+             more."
+                .to_owned(),
+        );
+    }
     match (code, outcome.and_then(|outcome| outcome.resumable), session) {
         (Some(FaultCode::TurnLimit | FaultCode::BudgetExhausted), _, Some(session)) => {
             Some(format!("Go on in the same session: consult with session_id {session} and a higher limit."))
@@ -343,6 +368,9 @@ fn porcelain(record: &JobRecord, object: &Value, response: Option<&str>) -> Stri
         if object["truncated"] == true {
             facts.push("answer cut".to_owned());
         }
+    }
+    if object["stored"] == false {
+        facts.push("NOT STORED YET".to_owned());
     }
     text.push_str(&format!("\n\n[{}]", facts.join(" · ")));
     if let Some(next) = object["next"].as_str() {

@@ -111,6 +111,11 @@ pub enum Answer {
         /// As it ended.
         record: Box<JobRecord>,
     },
+    /// Its run is over, and the store does not take the outcome.
+    Unstored {
+        /// As it will have ended.
+        record: Box<JobRecord>,
+    },
     /// What is known live, where this host runs it.
     Live {
         /// That.

@@ -10,9 +10,13 @@
 //!      └──────────────────────────────────────────────────────────────────┘── else: settle
 //! ```
 //!
+//! A runner that is stopped or hangs keeps neither deadline nor cancel. It is asked something over its pipe when its time is
+//! over: one that answers knows its own business (it may be waiting for the store), one that does not is ended itself.
+//!
 //! Invariants: (1) a runner is started for a job the store has, never the other way round; (2) the pipe's end is not the
 //! truth: what became of the job is read from the store; (3) a runner that is gone without an outcome leaves a job that is
-//! settled here, with the job's lock as evidence; (4) every stage is in `self`, so another incarnation goes on from there.
+//! settled here, with the job's lock as evidence; (4) every stage is in `self`, so another incarnation goes on from there;
+//! (5) an outcome the store does not take yet is news for whoever waits, and nothing else.
 
 use std::collections::{BTreeMap, HashSet};
 use std::process::Stdio;
@@ -39,9 +43,9 @@ use crate::ids::{InvocationId, JobId};
 use crate::jobs::live::{JobLive, Phase};
 use crate::jobs::sweep;
 use crate::jobs::{JobMode, JobRecord, JobState};
-use crate::runner::RunnerCommand;
+use crate::runner::{RunnerCommand, outcome_channel};
 use crate::state_dir::StateDir;
-use crate::store::StoreHandle;
+use crate::store::{StoreError, StoreHandle};
 
 /// Runners started for one job as long as none of them got to start the agent.
 const RUNNER_STARTS: u32 = 2;
@@ -57,8 +61,20 @@ const NEWS_LINE: usize = 1 << 20;
 /// store that is busy takes seconds. One that takes longer stands still, and is ended itself.
 const END_LIMIT: Duration = Duration::from_secs(15);
 
-/// How often a queued job's place is looked at.
+/// How often a job is looked at: a queued one's place, an ended one's outcome, whether a running one should be over.
 const PLACE_EVERY: Duration = Duration::from_secs(2);
+
+/// Looks between two at the store for a cancel by another process. The runner finds one itself within 250 ms.
+const CANCEL_LOOKS: u32 = 5;
+
+/// How long a runner whose time is over may take to answer anything.
+const ANSWER_LIMIT: Duration = Duration::from_secs(5);
+
+/// How long a store that refuses is asked what became of a job whose runner is gone, before a sweep is left with it.
+const JUDGE_LIMIT: Duration = Duration::from_secs(15 * 60);
+
+/// The pauses between, from the first to the longest.
+const JUDGE_PAUSES: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(5));
 
 /// A job this host looks after, as its supervisor sees it. Cheap to clone.
 #[derive(Clone)]
@@ -111,6 +127,7 @@ impl Attachment {
             events: live.events,
             asked: false,
             overdue: false,
+            timeout_s: 0,
         }
     }
 
@@ -174,6 +191,7 @@ impl Attachments {
                     telling: JoinSet::new(),
                     end_by: None,
                     overdue: false,
+                    vigil: Vigil::of(Duration::from_secs(record.request.timeout_s)),
                 };
                 let claim = Arc::new(Mutex::new(Claim { mode: record.mode, callers: HashSet::new() }));
                 Attachment { custody: Kept::new(custody), news: followed, terminate, claim }
@@ -245,6 +263,9 @@ pub struct CustodySnapshot {
     /// The runner was asked to end its job.
     asked: bool,
     overdue: bool,
+    /// Seconds its agent may run; 0 where an earlier image did not say.
+    #[serde(default)]
+    timeout_s: u64,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -308,6 +329,79 @@ pub struct Custody {
     end_by: Option<Instant>,
     /// It has not.
     overdue: bool,
+    vigil: Vigil,
+}
+
+/// What a runner is watched by, besides its pipe.
+struct Vigil {
+    /// How long its agent may run; zero when that is not known.
+    timeout: Duration,
+    /// Since when the job is known to run.
+    running: Option<Instant>,
+    /// The agent is known to be over, or may be: its outcome is asked for.
+    over: bool,
+    /// The runner's time is over: if it does not answer, it is ended.
+    due: bool,
+    looks: u32,
+    /// A question to the runner, and what it had to say about an outcome.
+    asking: JoinSet<Result<Option<JobRecord>, ExecError>>,
+    /// A look at the store; whether somebody wants the job to end.
+    looking: JoinSet<bool>,
+}
+
+impl Vigil {
+    fn of(timeout: Duration) -> Self {
+        Self {
+            timeout,
+            running: None,
+            over: false,
+            due: false,
+            looks: 0,
+            asking: JoinSet::new(),
+            looking: JoinSet::new(),
+        }
+    }
+
+    /// Asks the runner for an outcome the store does not take.
+    fn ask(&mut self, client: &ExecClient, job: JobId) {
+        if self.asking.is_empty() {
+            let (client, channel) = (client.clone(), outcome_channel(&job.to_string()));
+            self.asking.spawn(async move {
+                let read = client.read(&channel, 0, None, Duration::ZERO);
+                let limit = || ExecError::Deadline { method: "process/read", within: ANSWER_LIMIT };
+                let read = tokio::time::timeout(ANSWER_LIMIT, read).await.map_err(|_| limit())?;
+                match read {
+                    Ok(read) if read.closed => {
+                        let bytes: Vec<u8> = read.chunks.iter().flat_map(|chunk| chunk.bytes.iter().copied()).collect();
+                        Ok(serde_json::from_slice(&bytes).ok())
+                    }
+                    // A runner that knows no such thing answers as well.
+                    Ok(_) | Err(ExecError::Refused { .. }) => Ok(None),
+                    Err(error) => Err(error),
+                }
+            });
+        }
+    }
+
+    /// Looks after a running job, every [`PLACE_EVERY`].
+    fn keep(&mut self, store: &StoreHandle, client: &ExecClient, job: JobId, ending: bool) {
+        self.running.get_or_insert_with(Instant::now);
+        self.looks = self.looks.wrapping_add(1);
+        if self.over {
+            self.ask(client, job);
+        }
+        if !ending && self.looks.is_multiple_of(CANCEL_LOOKS) && self.looking.is_empty() {
+            let store = store.clone();
+            self.looking
+                .spawn(async move { store.glance(job).await.is_ok_and(|glance| glance.cancel_requested.is_some()) });
+        }
+    }
+
+    /// When the runner's own deadline has been over for so long that it should have ended the job.
+    fn limit(&self) -> Option<Instant> {
+        let since = self.running.filter(|_| !self.timeout.is_zero())?;
+        since.checked_add(self.timeout)?.checked_add(END_LIMIT)
+    }
 }
 
 fn pipe_failed(error: ExecError) -> Fault {
@@ -317,6 +411,22 @@ fn pipe_failed(error: ExecError) -> Fault {
         _ => FaultCode::RunnerProtocol,
     };
     Fault::new(code, format!("the pipe to the job's runner failed: {error}."))
+}
+
+/// How long the store has been asked in vain.
+#[derive(Default)]
+struct Patience {
+    since: Option<Instant>,
+    pause: Duration,
+}
+
+impl Patience {
+    /// The next pause; `None` when it was long enough.
+    fn next(&mut self) -> Option<Duration> {
+        let since = *self.since.get_or_insert_with(Instant::now);
+        self.pause = (self.pause * 2).clamp(JUDGE_PAUSES.0, JUDGE_PAUSES.1);
+        (since.elapsed() < JUDGE_LIMIT).then_some(self.pause)
+    }
 }
 
 impl Custody {
@@ -329,6 +439,7 @@ impl Custody {
         if let Some(record) = &self.news.borrow().finished {
             return Some(Arc::clone(record));
         }
+        let mut patience = Patience::default();
         loop {
             match &mut self.stage {
                 Stage::Starting => {
@@ -367,10 +478,20 @@ impl Custody {
                     Ok(record) if record.state == JobState::Queued && self.starts < RUNNER_STARTS => {
                         self.stage = Stage::Starting;
                     }
-                    Ok(_) => return self.settle().await,
-                    Err(error) => {
-                        tracing::error!(job = %self.job, %error, "the store cannot say what became of a job");
+                    Ok(_) => match self.settle().await {
+                        Ok(settled) => return settled,
+                        Err(fault) => {
+                            tracing::warn!(job = %self.job, %fault, "a lost job is not settled yet");
+                            wait_for_store(&self.news, &mut patience).await?;
+                        }
+                    },
+                    Err(StoreError::UnknownJob(_)) => {
+                        tracing::error!(job = %self.job, "the store has forgotten a job that was not over");
                         return None;
+                    }
+                    Err(error) => {
+                        tracing::warn!(job = %self.job, %error, "the store cannot say yet what became of a job");
+                        wait_for_store(&self.news, &mut patience).await?;
                     }
                 },
             }
@@ -389,18 +510,12 @@ impl Custody {
         self.stage = Stage::Judging;
     }
 
-    async fn settle(&mut self) -> Option<Arc<JobRecord>> {
+    async fn settle(&mut self) -> Result<Option<Arc<JobRecord>>, Fault> {
         let lost = || Fault::new(FaultCode::RunnerLost, "the job's runner ended without an outcome.");
         let why = self.why.clone().unwrap_or_else(lost);
-        match sweep::settle(&self.means.store, &self.means.dir, self.job, why).await {
-            Ok(Some(record)) => Some(self.publish(record)),
-            // Another process holds the job's lock, so it is in good hands.
-            Ok(None) => None,
-            Err(error) => {
-                tracing::error!(job = %self.job, %error, "a lost job was not settled");
-                None
-            }
-        }
+        let settled = sweep::settle(&self.means.store, &self.means.dir, self.job, why).await?;
+        // None: another process holds the job's lock, so it is in good hands.
+        Ok(settled.map(|record| self.publish(record)))
     }
 
     fn publish(&self, record: JobRecord) -> Arc<JobRecord> {
@@ -479,7 +594,8 @@ impl Custody {
                             self.news.send_modify(|live| reported.drain(..).for_each(|event| live.fold(&event)));
                         }
                     }
-                    Some(ProcessEvent::Output { .. } | ProcessEvent::Exited { .. } | ProcessEvent::Lagged { .. }) => {}
+                    Some(ProcessEvent::Exited { .. }) => self.vigil.over = true,
+                    Some(ProcessEvent::Output { .. } | ProcessEvent::Lagged { .. }) => {}
                     // Closed means: terminal, durable, nothing left alive.
                     Some(ProcessEvent::Closed { .. }) | None => return Ok(()),
                     Some(ProcessEvent::Failed { message }) => {
@@ -488,8 +604,25 @@ impl Custody {
                     }
                 },
                 () = tokio::time::sleep_until(self.end_by.unwrap_or_else(Instant::now)), if self.end_by.is_some() => {
-                    self.overdue = true;
-                    return Err(Fault::new(FaultCode::RunnerLost, "the job's runner did not end it in time."));
+                    // One that answers is asked again later: it ends its job, or waits for the store.
+                    self.end_by = Some(Instant::now() + END_LIMIT);
+                    self.vigil.due = true;
+                    self.vigil.ask(client, self.job);
+                }
+                Some(answer) = self.vigil.asking.join_next(), if !self.vigil.asking.is_empty() => {
+                    let due = std::mem::take(&mut self.vigil.due);
+                    match answer {
+                        Ok(Ok(Some(record))) => tell(&self.news, self.job, record),
+                        Ok(Ok(None)) => {}
+                        Ok(Err(_)) | Err(_) if due => {
+                            self.overdue = true;
+                            return Err(Fault::new(FaultCode::RunnerLost, "the job's runner did not end it in time."));
+                        }
+                        Ok(Err(_)) | Err(_) => {}
+                    }
+                }
+                Some(Ok(true)) = self.vigil.looking.join_next(), if !self.vigil.looking.is_empty() => {
+                    self.end_by.get_or_insert_with(|| Instant::now() + END_LIMIT);
                 }
                 Some(()) = self.asked.recv() => {
                     self.end_by.get_or_insert_with(|| Instant::now() + END_LIMIT);
@@ -500,8 +633,15 @@ impl Custody {
                         }
                     });
                 }
-                _ = looks.tick(), if matches!(self.news.borrow().phase, Phase::Queued(_)) => {
-                    look(&self.means.store, self.job, &self.news).await;
+                _ = looks.tick() => {
+                    if matches!(self.news.borrow().phase, Phase::Queued(_)) {
+                        look(&self.means.store, self.job, &self.news).await;
+                    } else {
+                        self.vigil.keep(&self.means.store, client, self.job, self.end_by.is_some());
+                        if self.vigil.limit().is_some_and(|limit| limit <= Instant::now()) {
+                            self.end_by.get_or_insert_with(Instant::now);
+                        }
+                    }
                 }
             }
         }
@@ -571,6 +711,7 @@ impl Custody {
             events: live.events,
             asked: self.end_by.is_some() || !self.asked.is_empty(),
             overdue: self.overdue,
+            timeout_s: self.vigil.timeout.as_secs(),
         }
     }
 
@@ -703,8 +844,12 @@ impl Attachments {
                 }
             }
         };
-        let live =
-            JobLive { phase: passed.phase.clone(), text: passed.text.clone(), events: passed.events, finished: None };
+        let live = JobLive {
+            phase: passed.phase.clone(),
+            text: passed.text.clone(),
+            events: passed.events,
+            ..JobLive::default()
+        };
         let (news, followed) = watch::channel(live);
         let (terminate, asked) = mpsc::channel(1);
         let custody = Custody {
@@ -719,6 +864,7 @@ impl Attachments {
             telling: JoinSet::new(),
             end_by: None,
             overdue: passed.overdue,
+            vigil: Vigil { over: true, ..Vigil::of(Duration::from_secs(passed.timeout_s)) },
         };
         let callers = passed.callers.iter().copied().collect();
         let claim = Arc::new(Mutex::new(Claim { mode: passed.mode, callers }));
@@ -729,6 +875,35 @@ impl Attachments {
         }
         self.table().insert(passed.job, attachment);
     }
+}
+
+/// Waits before the store is asked again, and says so to whoever follows the job; `None` when it was asked for long.
+async fn wait_for_store(news: &watch::Sender<JobLive>, patience: &mut Patience) -> Option<()> {
+    let pause = patience.next()?;
+    news.send_if_modified(|live| {
+        let new = live.phase != Phase::Storing;
+        live.phase = Phase::Storing;
+        new
+    });
+    tokio::time::sleep(pause).await;
+    Some(())
+}
+
+/// Tells what the runner said about an outcome that is not stored.
+fn tell(news: &watch::Sender<JobLive>, job: JobId, record: JobRecord) {
+    if record.id != job || !record.state.is_terminal() {
+        tracing::warn!(%job, "a runner told the outcome of something else");
+        return;
+    }
+    news.send_if_modified(|live| {
+        let new = live.unstored.is_none();
+        if new {
+            live.events += 1;
+            live.phase = Phase::Storing;
+            live.unstored = Some(Arc::new(record));
+        }
+        new
+    });
 }
 
 /// Looks where a queued job stands.

@@ -63,6 +63,8 @@ struct Looking {
     news: Option<watch::Receiver<JobLive>>,
     seen: u64,
     failed: u32,
+    /// Whether an outcome that is not stored was told.
+    told: bool,
 }
 
 /// A job that is followed by asking the host.
@@ -96,7 +98,7 @@ impl View {
     /// What the agent is doing, where that is known.
     #[must_use]
     pub fn describe(&self) -> String {
-        self.0.as_ref().map_or_else(|| "running under another host".to_owned(), |news| news.borrow().phase.describe())
+        self.0.as_ref().map_or_else(|| "running, not under this host".to_owned(), |news| news.borrow().phase.describe())
     }
 }
 
@@ -105,12 +107,19 @@ impl View {
 pub enum News {
     /// It is over.
     Finished(Arc<JobRecord>),
+    /// Its run is over, and the store does not take the outcome. The job as it will have ended; told once.
+    Unstored(Arc<JobRecord>),
     /// It goes on and something happened.
     Changed,
 }
 
 fn stopped() -> Fault {
     Fault::new(FaultCode::Stopping, "the system is stopping.")
+}
+
+fn forgotten(error: &StoreError) -> Fault {
+    let detail = format!("failed to {error}: the job store lost it, so its state directory was emptied or replaced.");
+    Fault::new(FaultCode::StoreUnavailable, detail).hint("Keep cleaners away from the state directory; ask again.")
 }
 
 impl JobsHandle {
@@ -172,7 +181,7 @@ impl JobsHandle {
         match &self.0 {
             Reach::Here { actor, store } => {
                 let news = ask(actor, |reply, _| JobsMsg::Attach { job, reply }).await?;
-                Ok(Follow(Source::Here(Looking { job, store: store.clone(), news, seen: 0, failed: 0 })))
+                Ok(Follow(Source::Here(Looking { job, store: store.clone(), news, seen: 0, failed: 0, told: false })))
             }
             Reach::Host(asker) => {
                 let follow = asker.number();
@@ -433,6 +442,7 @@ impl Asking {
         self.waiting = None;
         match answer.map_err(|_| host_gone())?? {
             Answer::Finished { record } => Ok(News::Finished(Arc::new(*record))),
+            Answer::Unstored { record } => Ok(News::Unstored(Arc::new(*record))),
             Answer::Changed { phase } => {
                 self.phase = phase;
                 Ok(News::Changed)
@@ -446,12 +456,15 @@ impl Looking {
     async fn next(&mut self) -> Result<News, Fault> {
         loop {
             if let Some(news) = &mut self.news {
-                let (events, finished) = {
+                let (events, finished, unstored) = {
                     let live = news.borrow_and_update();
-                    (live.events, live.finished.clone())
+                    (live.events, live.finished.clone(), live.unstored.clone())
                 };
                 if let Some(record) = finished {
                     return Ok(News::Finished(record));
+                }
+                if let Some(record) = unstored.filter(|_| !std::mem::replace(&mut self.told, true)) {
+                    return Ok(News::Unstored(record));
                 }
                 if events > self.seen {
                     self.seen = events;
@@ -472,6 +485,8 @@ impl Looking {
                     tokio::time::sleep(LOOK_EVERY).await;
                     continue;
                 }
+                // It was there when it began to be followed.
+                Err(error @ StoreError::UnknownJob(_)) => return Err(forgotten(&error).job(self.job)),
                 Err(error) => return Err(error.into()),
             };
             self.failed = 0;

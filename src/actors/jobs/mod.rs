@@ -33,8 +33,9 @@ use crate::fault::{Fault, FaultCode};
 use crate::faults::{Broken, FaultPoint, Faults, Operation};
 use crate::ids::{Generation, InvocationId, JobId, SessionNumber, UnixMillis};
 use crate::jobs::live::JobLive;
-use crate::jobs::sweep;
+use crate::jobs::overdue::Overdue;
 use crate::jobs::{CancelReason, JobMode, JobRecord, JobState, NewJob};
+use crate::jobs::{reserve, sweep};
 use crate::runner::RunnerCommand;
 use crate::state_dir::StateDir;
 use crate::store::{Accept, AcceptLimits, CancelState, RetentionPolicy, StoreError, StoreHandle};
@@ -223,6 +224,8 @@ pub struct JobsState {
     late: VecDeque<InvocationId>,
     over: VecDeque<SessionNumber>,
     sweeps: u64,
+    /// Jobs of no host, whose runners may stand still.
+    overdue: Arc<Overdue>,
     tasks: JoinSet<()>,
     attention: Attention,
 }
@@ -277,6 +280,7 @@ impl Actor for Jobs {
             late: VecDeque::new(),
             over: VecDeque::new(),
             sweeps: 0,
+            overdue: Arc::default(),
             tasks,
             attention: Attention::Paid,
         })
@@ -411,7 +415,10 @@ impl JobsState {
                 let prunes = self.sweeps.is_multiple_of(PRUNE_EVERY);
                 self.sweeps += 1;
                 let ours: HashSet<JobId> = self.arguments.attachments.all().into_iter().map(|(job, _)| job).collect();
+                let overdue = Arc::clone(&self.overdue);
                 self.tasks.spawn(async move {
+                    overdue.look(&store, &dir, &ours).await;
+                    keep_reserve(&dir).await;
                     match sweep::sweep(&store, &dir, &ours).await {
                         Ok(orphans) => {
                             orphans.into_iter().for_each(|record| drop(me.cast(JobsMsg::Adopt(Box::new(record)))))
@@ -738,6 +745,15 @@ async fn end_for_lost_caller(store: StoreHandle, attachment: Attachment, job: Jo
         Err(error) => tracing::warn!(%error, "the reason of a cancel was not recorded"),
     }
     attachment.terminate();
+}
+
+/// Keeps a little room on the disk for an answer that finds it full.
+async fn keep_reserve(dir: &StateDir) {
+    let dir = dir.clone();
+    let kept = tokio::task::spawn_blocking(move || reserve::keep(&dir)).await;
+    if let Ok(Err(error)) = kept {
+        tracing::debug!(%error, "no room is kept on the disk");
+    }
 }
 
 /// Forgets jobs that were kept long enough.

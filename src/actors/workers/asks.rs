@@ -84,6 +84,7 @@ impl Asks {
                 let task = self.tasks.spawn(async move {
                     let answer = match waiting.next().await {
                         Ok(News::Finished(record)) => Ok(Answer::Finished { record: Box::new((*record).clone()) }),
+                        Ok(News::Unstored(record)) => Ok(Answer::Unstored { record: Box::new((*record).clone()) }),
                         Ok(News::Changed) => Ok(Answer::Changed { phase: waiting.describe() }),
                         Err(fault) => Err(fault),
                     };

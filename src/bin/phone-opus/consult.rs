@@ -117,9 +117,14 @@ async fn consult(system: &System, options: &ConsultOptions, prompt: String) -> R
     let mut ticks = tokio::time::interval(PROGRESS);
     ticks.reset();
     let mut last = String::new();
-    let record = loop {
+    let (record, unstored) = loop {
         tokio::select! {
-            news = follow.next() => if let News::Finished(record) = news? { break record },
+            news = follow.next() => match news? {
+                News::Finished(record) => break (record, false),
+                // Its runner goes on trying to store it; who asked need not wait for that.
+                News::Unstored(record) => break (record, true),
+                News::Changed => {}
+            },
             _ = ticks.tick(), if shown => {
                 let phase = follow.describe();
                 if phase != last {
@@ -129,8 +134,10 @@ async fn consult(system: &System, options: &ConsultOptions, prompt: String) -> R
             }
         }
     };
-    system.jobs().mark_read(record.id).await;
-    let context = desk.context(&record, None).await;
+    if !unstored {
+        system.jobs().mark_read(record.id).await;
+    }
+    let context = Context { unstored, ..desk.context(&record, None).await };
     Ok(show(&record, &context, options.json))
 }
 

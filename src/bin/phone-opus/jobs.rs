@@ -6,10 +6,10 @@ use std::time::{Duration, Instant};
 use phone_opus::agents::AgentEvent;
 use phone_opus::fault::{Fault, FaultCode};
 use phone_opus::ids::{JobId, UnixMillis};
-use phone_opus::jobs::{CancelReason, JobRecord, JournalEvent, sweep};
+use phone_opus::jobs::{CancelReason, JobRecord, JournalEvent, reserve, sweep};
 use phone_opus::protocol::wire::ReplyText;
 use phone_opus::state_dir::StateDir;
-use phone_opus::store::{CancelState, JobFilter, RetentionPolicy, StoreHandle};
+use phone_opus::store::{Ages, CancelState, JobFilter, Pruned, RetentionPolicy, StoreError, StoreHandle};
 use phone_opus::tools::readers::summary;
 use phone_opus::tools::reply::{self, Context, Detail, Render, Shape};
 use serde_json::{Value, json};
@@ -102,9 +102,11 @@ async fn perform(command: &JobsCommand, store: &StoreHandle, dir: &StateDir) -> 
                 // An answer nobody has read is kept three times as long, as always.
                 max_unread_age: age * 3,
                 max_bytes: keep.saturating_mul(1024 * 1024),
+                ages: Ages::Clock,
             };
             dir.remove_remnants();
-            let pruned = store.prune(policy, UnixMillis::now()).await?;
+            let pruned = prune(store, dir, policy).await?;
+            let copies = forget_copies(dir, policy.max_unread_age);
             let mut stay = 0;
             for job in &pruned.jobs {
                 if dir.remove_job_dir(*job).is_err() {
@@ -112,14 +114,59 @@ async fn perform(command: &JobsCommand, store: &StoreHandle, dir: &StateDir) -> 
                 }
             }
             if *json {
-                print(&json!({"forgotten": pruned.jobs, "directories_left": stay}).to_string());
+                let told = json!({"forgotten": pruned.jobs, "directories_left": stay, "damaged_copies": copies});
+                print(&told.to_string());
             } else {
                 print(&format!("{} finished jobs were forgotten.", pruned.jobs.len()));
+                if copies > 0 {
+                    print(&format!("{copies} copies of a damaged job store were removed."));
+                }
             }
             Ok(ExitCode::SUCCESS)
         }
         JobsCommand::Limits { clear, json, .. } => limits(store, *clear, *json).await,
     }
+}
+
+/// Tries to forget jobs once the reserve was given up, and between two of them: a store that could not be opened is opened
+/// again after a second.
+const PRUNE_TRIES: u32 = 4;
+const PRUNE_AGAIN: Duration = Duration::from_millis(1100);
+
+/// Forgets jobs; on a full disk with the room that is kept for it, since forgetting is written down first.
+async fn prune(store: &StoreHandle, dir: &StateDir, policy: RetentionPolicy) -> Result<Pruned, Fault> {
+    let mut pruned = store.prune(policy, UnixMillis::now()).await;
+    let full = |pruned: &Result<Pruned, StoreError>| matches!(pruned, Err(StoreError::Full | StoreError::Io { .. }));
+    if full(&pruned) && reserve::give_up(dir) {
+        say("phone-opus: the disk is full; the room that is kept for it was given up.");
+        let mut tries = 0;
+        while full(&pruned) && tries < PRUNE_TRIES {
+            tries += 1;
+            tokio::time::sleep(PRUNE_AGAIN).await;
+            pruned = store.prune(policy, UnixMillis::now()).await;
+        }
+    }
+    Ok(pruned?)
+}
+
+/// Removes databases that were moved aside as damaged and are old enough: what is in them is forgotten too. Returns how many
+/// files.
+fn forget_copies(dir: &StateDir, age: Duration) -> usize {
+    let database = dir.database();
+    let Some(prefix) = database.file_name().and_then(|name| name.to_str()).map(|name| format!("{name}.corrupt-"))
+    else {
+        return 0;
+    };
+    let is_old = |path: &std::path::Path| {
+        let touched = std::fs::symlink_metadata(path).and_then(|found| found.modified());
+        touched.is_ok_and(|touched| touched.elapsed().is_ok_and(|passed| passed >= age))
+    };
+    let entries = std::fs::read_dir(dir.root()).into_iter().flatten().filter_map(Result::ok);
+    entries
+        .filter(|entry| entry.file_name().to_str().is_some_and(|name| name.starts_with(&prefix)))
+        .filter(|entry| is_old(&entry.path()))
+        .filter(|entry| std::fs::remove_file(entry.path()).is_ok())
+        .count()
 }
 
 async fn limits(store: &StoreHandle, clear: bool, as_json: bool) -> Result<ExitCode, Fault> {

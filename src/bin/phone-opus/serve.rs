@@ -141,7 +141,7 @@ pub(crate) fn background_consult(options: &RunnerArguments) -> ExitCode {
         let _ = std::fs::remove_file(kept.job_log(job));
     }
     match end {
-        Ok(RunnerEnd::Done(_)) => ExitCode::SUCCESS,
+        Ok(RunnerEnd::Done(_) | RunnerEnd::Left | RunnerEnd::Forgotten) => ExitCode::SUCCESS,
         Ok(RunnerEnd::NotOurs) => ExitCode::from(3),
         Err(error) => {
             tracing::error!(error, "the runner failed");

@@ -4,9 +4,11 @@
 
 use rustix::process::Pid;
 
+pub(crate) use linux::stat;
+
 /// When the kernel started `pid`, in clock ticks since boot; 0 when unknown.
 pub(super) fn start_time(pid: Pid) -> u64 {
-    linux::stat(pid.as_raw_nonzero().get()).map_or(0, |stat| stat.start_time)
+    stat(pid.as_raw_nonzero().get()).map_or(0, |stat| stat.start_time)
 }
 
 /// The members of a group that are not dead; `None` where the table cannot be read.
@@ -27,14 +29,17 @@ pub(super) fn children() -> Vec<Pid> {
 mod linux {
     use std::fs;
 
-    pub(super) struct Stat {
-        pub(super) is_dead: bool,
+    /// One process.
+    pub(crate) struct Stat {
+        pub(crate) is_dead: bool,
         pub(super) parent: i32,
-        pub(super) group: i32,
-        pub(super) start_time: u64,
+        pub(crate) group: i32,
+        pub(crate) session: i32,
+        pub(crate) start_time: u64,
     }
 
-    pub(super) fn stat(pid: i32) -> Option<Stat> {
+    /// What the table says of a process, while there is one of this number.
+    pub(crate) fn stat(pid: i32) -> Option<Stat> {
         parse(&fs::read(format!("/proc/{pid}/stat")).ok()?)
     }
 
@@ -46,9 +51,10 @@ mod linux {
         let state = fields.next()?;
         let parent = fields.next()?.parse().ok()?;
         let group = fields.next()?.parse().ok()?;
-        // Field 22 of the line; the three above are 3 to 5.
-        let start_time = fields.nth(16)?.parse().ok()?;
-        Some(Stat { is_dead: matches!(state, "Z" | "X" | "x"), parent, group, start_time })
+        let session = fields.next()?.parse().ok()?;
+        // Field 22 of the line; the four above are 3 to 6.
+        let start_time = fields.nth(15)?.parse().ok()?;
+        Some(Stat { is_dead: matches!(state, "Z" | "X" | "x"), parent, group, session, start_time })
     }
 
     pub(super) fn all(wanted: impl Fn(&Stat) -> bool) -> Option<Vec<i32>> {
@@ -76,14 +82,14 @@ mod linux {
 
 #[cfg(not(target_os = "linux"))]
 mod linux {
-    pub(super) struct Stat {
+    pub(crate) struct Stat {
         pub(super) is_dead: bool,
         pub(super) parent: i32,
         pub(super) group: i32,
         pub(super) start_time: u64,
     }
 
-    pub(super) fn stat(_pid: i32) -> Option<Stat> {
+    pub(crate) fn stat(_pid: i32) -> Option<Stat> {
         None
     }
 
@@ -105,7 +111,7 @@ mod tests {
         let line = b"42 (a) S 1 2 (x) Z 7 9 1 0 -1 0 0 0 0 0 0 0 0 0 20 0 1 0 123456 0 0";
         let stat = linux::parse(line).unwrap();
         assert!(stat.is_dead);
-        assert_eq!((stat.parent, stat.group, stat.start_time), (7, 9, 123_456));
+        assert_eq!((stat.parent, stat.group, stat.session, stat.start_time), (7, 9, 1, 123_456));
         for torn in [&b""[..], b"42 (a", b"42 (a)", b"42 (a) S 1 2"] {
             assert!(linux::parse(torn).is_none());
         }

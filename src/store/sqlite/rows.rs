@@ -111,7 +111,13 @@ pub(super) fn cancel_reason(row: &Row<'_>) -> Result<Option<CancelReason>, Store
 
 fn process(row: &Row<'_>) -> Result<Option<RunProcess>, StoreError> {
     let Some(token) = parsed(row, "run_token", |text| text.parse().ok())? else { return Ok(None) };
-    Ok(Some(RunProcess { pid: row.get("pid")?, start_time: unsigned(row.get("pid_start_time")?), token }))
+    Ok(Some(RunProcess {
+        pid: row.get("pid")?,
+        start_time: unsigned(row.get("pid_start_time")?),
+        token,
+        session: row.get::<_, Option<u32>>("pid_session")?.unwrap_or(0),
+        numbering: row.get::<_, Option<i64>>("pid_numbering")?.unwrap_or(0).cast_unsigned(),
+    }))
 }
 
 pub(super) fn record(row: &Row<'_>) -> Result<JobRecord, StoreError> {

@@ -8,7 +8,7 @@ use rusqlite::{Connection, TransactionBehavior};
 use crate::store::StoreError;
 
 /// Steps in order; once released, one is never changed.
-const STEPS: &[&str] = &[FIRST, LIMITS];
+const STEPS: &[&str] = &[FIRST, LIMITS, PROOF];
 
 /// The version this program writes.
 pub(super) fn known() -> i64 {
@@ -87,6 +87,18 @@ CREATE TABLE limits (
     job     TEXT    NOT NULL,
     PRIMARY KEY (agent, billing)
 ) WITHOUT ROWID;
+";
+
+/// `pid_session` and `pid_numbering` go with `pid`: what a sweep needs to know a run's processes by their numbers. `given` is
+/// the options a caller named itself. `seen_at` is when a finished job was first seen as one, by `age`: time that passed while
+/// somebody looked, which no jump of the wall clock adds to.
+const PROOF: &str = "
+ALTER TABLE jobs ADD COLUMN pid_session INTEGER;
+ALTER TABLE jobs ADD COLUMN pid_numbering INTEGER;
+ALTER TABLE jobs ADD COLUMN given TEXT;
+ALTER TABLE jobs ADD COLUMN seen_at INTEGER;
+CREATE TABLE age (seen INTEGER NOT NULL, wall INTEGER NOT NULL);
+INSERT INTO age VALUES (0, 0);
 ";
 
 pub(super) fn version(connection: &Connection) -> Result<i64, StoreError> {

@@ -12,13 +12,14 @@ use crate::jobs::{
     Billing, CancelReason, ConsultRequest, JobMode, JobOutcome, JobState, JournalEvent, NewJob, RunProcess,
 };
 use crate::store::{
-    Accept, AcceptLimits, CancelState, JobFilter, LIMIT_MOST, RetentionPolicy, Start, Store, Transition,
+    Accept, AcceptLimits, Ages, CancelState, JobFilter, LIMIT_MOST, RetentionPolicy, Start, Store, Transition,
 };
 
 const LIMITS: AcceptLimits = AcceptLimits { max_queued: 100_000 };
 
+/// A moment, in milliseconds after the first one a clock may show.
 fn at(ms: i64) -> UnixMillis {
-    UnixMillis(ms)
+    UnixMillis(verbs::WRITTEN + ms)
 }
 
 fn new_job(workspace: &str, prompt: &str) -> NewJob {
@@ -26,6 +27,7 @@ fn new_job(workspace: &str, prompt: &str) -> NewJob {
         id: JobId::random(),
         invocation: None,
         request_key: None,
+        given: None,
         workspace: workspace.into(),
         mode: JobMode::Sync,
         request: ConsultRequest::new(prompt).cwd(workspace).timeout_s(60),
@@ -131,6 +133,195 @@ fn a_request_key_joins_with_the_same_arguments_and_conflicts_with_others() {
     assert_eq!(store.accept(&keyed("/w", "other", "k"), LIMITS), Ok(Accept::Conflict { job: id }));
     assert!(matches!(store.accept(&keyed("/w2", "p", "k"), LIMITS), Ok(Accept::Inserted(_))), "keys are per workspace");
     assert!(matches!(store.accept(&new_job("/w", "p"), LIMITS), Ok(Accept::Inserted(_))), "no key, no joining");
+}
+
+#[test]
+fn a_key_is_given_back_by_a_job_for_which_nothing_ran_and_by_no_other() {
+    let exit = Some(crate::jobs::RunExit { code: 1, signal: None, reaped: 0 });
+    let run = |pid| Some(RunProcess { pid, start_time: 1, token: RunToken::random(), session: 1, numbering: 1 });
+    // How the job ended, what was recorded of its process, its exit; and whether its key is free.
+    let cases = [
+        (JobState::Failed, None, None, true),
+        (JobState::Failed, run(0), None, true),
+        (JobState::Failed, run(7), exit, false),
+        (JobState::Failed, run(7), None, false),
+        (JobState::Succeeded, run(7), exit, false),
+        (JobState::Cancelled, None, None, true),
+        (JobState::Cancelled, run(0), None, false),
+        (JobState::Cancelled, run(7), exit, false),
+        (JobState::Interrupted, None, None, true),
+        (JobState::Interrupted, run(0), None, false),
+        (JobState::Interrupted, run(7), None, false),
+    ];
+    for (state, process, exit, free) in cases {
+        let mut store = memory();
+        let job = started(&mut store, &keyed("/w", "p", "k"));
+        if let Some(process) = process {
+            assert_eq!(store.set_process(job, process), Ok(Transition::Done));
+        }
+        assert!(matches!(store.accept(&keyed("/w", "p", "k"), LIMITS), Ok(Accept::Joined(_))), "it is not over");
+        let outcome = JobOutcome { exit, ..JobOutcome::default() };
+        assert_eq!(store.finish(job, state, &outcome, at(3)), Ok(Transition::Done));
+        let again = store.accept(&keyed("/w", "p", "k"), LIMITS);
+        let what = format!("{state:?}, {process:?}, {exit:?}");
+        match again.expect("accepted") {
+            Accept::Inserted(record) => {
+                assert!(free, "{what}");
+                assert_eq!(record.request_key.as_deref(), Some("k"));
+                assert_eq!(store.job(job).expect("kept").request_key, None);
+            }
+            Accept::Joined(record) => assert!(!free && record.id == job, "{what}"),
+            other => panic!("{what}: {other:?}"),
+        }
+    }
+}
+
+#[test]
+fn a_key_compares_what_callers_named_and_not_what_defaults_made_of_the_rest() {
+    let named = |timeout: u64, agent: &str, given: &[&str]| {
+        let mut job = keyed("/w", "p", "k");
+        job.request.timeout_s = timeout;
+        job.request.agent = agent.to_owned();
+        job.given = Some(given.iter().map(|name| (*name).to_owned()).collect());
+        job
+    };
+    let first = named(60, "claude", &["agent"]);
+    let cases = [
+        ("the same", named(60, "claude", &["agent"]), true),
+        ("another default", named(99, "claude", &["agent"]), true),
+        ("the default of the first, named", named(60, "claude", &["agent", "timeout_s"]), true),
+        ("another value, named", named(99, "claude", &["agent", "timeout_s"]), false),
+        ("another named value", named(60, "offline", &["agent"]), false),
+        ("nothing named, another default", named(99, "claude", &[]), false),
+        ("a caller of whom that is not known", NewJob { given: None, ..named(99, "claude", &[]) }, false),
+    ];
+    for (what, again, joins) in cases {
+        let mut store = memory();
+        let id = insert(&mut store, &first);
+        let found = store.accept(&again, LIMITS).expect("accepted");
+        match joins {
+            true => assert!(matches!(&found, Accept::Joined(record) if record.id == id), "{what}: {found:?}"),
+            false => assert_eq!(found, Accept::Conflict { job: id }, "{what}"),
+        }
+    }
+    let mut store = memory();
+    let id = insert(&mut store, &first);
+    let other = NewJob { request: ConsultRequest { prompt: "q".into(), ..first.request.clone() }, ..first.clone() };
+    let other = NewJob { id: JobId::random(), ..other };
+    assert_eq!(store.accept(&other, LIMITS), Ok(Accept::Conflict { job: id }));
+}
+
+#[test]
+fn answers_are_announced_first_and_what_its_own_caller_cancelled_never() {
+    let mut store = memory();
+    let mut ended = |state, reason: Option<CancelReason>| {
+        let job = started(&mut store, &new_job("/w", "p"));
+        if let Some(reason) = reason {
+            let _ = store.request_cancel(job, reason).expect("requested");
+        }
+        assert_eq!(store.finish(job, state, &JobOutcome::default(), at(3)), Ok(Transition::Done));
+        job
+    };
+    let answer = ended(JobState::Succeeded, None);
+    // Too late to be cancelled: it is an answer.
+    let late = ended(JobState::Succeeded, Some(CancelReason::Requested));
+    let failed = ended(JobState::Failed, None);
+    let deadline = ended(JobState::Cancelled, None);
+    for reason in [CancelReason::Requested, CancelReason::CallerLost] {
+        (0..4).for_each(|_| _ = ended(JobState::Cancelled, Some(reason)));
+    }
+    let interrupted = ended(JobState::Interrupted, None);
+    assert_eq!(store.unread(Path::new("/w"), 9), Ok(vec![late, answer, interrupted, deadline, failed]));
+    assert_eq!(store.unread(Path::new("/w"), 3), Ok(vec![late, answer, interrupted]));
+    assert_eq!(store.unread(Path::new("/w"), 1), Ok(vec![late]));
+}
+
+#[test]
+fn no_jump_of_the_clock_stores_an_end_before_what_is_known_or_forgets_an_answer() {
+    const DAY: i64 = 86_400_000;
+    const YEAR: i64 = 365 * DAY;
+    let policy = RetentionPolicy::default();
+    // Where the clock stands when the job ends, and when the next host starts.
+    let jumps = [
+        ("it stood at 1970", -verbs::WRITTEN, 100),
+        ("it stood a day before", -DAY, 100),
+        ("it went ten years ahead", 100, 10 * YEAR),
+        ("it stood ten years ahead", 10 * YEAR, 200),
+        ("it went ten years ahead and back", 10 * YEAR, 10 * YEAR),
+    ];
+    for (what, ended, next) in jumps {
+        let mut store = memory();
+        let older = finished(&mut store, &new_job("/w", "p"), 50);
+        let job = finished(&mut store, &new_job("/w", "p"), ended);
+        let finished_at = |store: &mut SqliteStore, job| store.job(job).expect("kept").finished_at.expect("over");
+        assert!(finished_at(&mut store, job) >= at(50), "{what}");
+        for hour in 0..3 {
+            assert_eq!(store.prune(policy, at(next + hour)).expect("pruned").jobs, [], "{what}");
+        }
+        // A month of hourly looks later, both have been there for long enough to go unless nobody has read them.
+        store.mark_read(older, at(next)).expect("read");
+        let mut gone = Vec::new();
+        for hour in 0..24 * 31 {
+            gone.extend(store.prune(policy, at(next + hour * DAY / 24)).expect("pruned").jobs);
+        }
+        assert_eq!(gone, [older], "{what}");
+        store.job(job).expect("nobody has read it");
+    }
+}
+
+#[test]
+fn one_day_with_a_clock_that_is_years_ahead_does_not_date_what_ends_after_it() {
+    const YEAR: i64 = 365 * 86_400_000;
+    let mut store = memory();
+    finished(&mut store, &new_job("/w", "p"), 10 * YEAR);
+    let job = finished(&mut store, &new_job("/w", "p"), 500);
+    assert_eq!(store.job(job).expect("there").finished_at, Some(at(500)));
+    // Before the program was written the clock cannot be right, so then it is the best there is.
+    let job = finished(&mut store, &new_job("/w", "p"), -verbs::WRITTEN);
+    assert_eq!(store.job(job).expect("there").finished_at, Some(at(10 * YEAR)));
+}
+
+#[test]
+fn what_is_forgotten_cannot_be_read_in_any_file() {
+    let (_scratch, dir) = scratch();
+    let mut store = open(&dir);
+    let marks = ["CANARY-PROMPT", "CANARY-EVENT", "CANARY-ANSWER"];
+    for n in 0..20 {
+        let prompt = format!("{}-{n}-{}", marks[0], "p".repeat(n * 700));
+        let job = started(&mut store, &new_job("/w", &prompt));
+        store.append(job, &[event(&format!("{}-{n}", marks[1]))]).expect("appended");
+        let answer =
+            JobOutcome { response: Some(format!("{}-{n}-{}", marks[2], "a".repeat(n * 700))), ..Default::default() };
+        assert_eq!(store.finish(job, JobState::Succeeded, &answer, at(3)), Ok(Transition::Done));
+    }
+    let found = || {
+        let entries = fs::read_dir(dir.root()).expect("a directory").map(|entry| entry.expect("an entry").path());
+        let mut found = Vec::new();
+        for path in entries.filter(|path| path.is_file()) {
+            let bytes = fs::read(&path).expect("read");
+            let is_in = |mark: &&&str| memchr::memmem::find(&bytes, mark.as_bytes()).is_some();
+            found.extend(marks.iter().filter(is_in).map(|mark| format!("{mark} in {}", path.display())));
+        }
+        found
+    };
+    assert!(!found().is_empty(), "it is there before");
+    let all = RetentionPolicy { max_bytes: 0, ..RetentionPolicy::default() };
+    assert_eq!(store.prune(all, at(4)).expect("pruned").jobs.len(), 20);
+    let left = found();
+    assert!(left.is_empty(), "{left:?}");
+}
+
+#[test]
+fn a_database_behind_a_link_is_refused_and_what_it_leads_to_keeps_its_mode() {
+    let (scratch, dir) = scratch();
+    dir.create().expect("made");
+    let target = scratch.path().join("target");
+    fs::write(&target, "").expect("written");
+    fs::set_permissions(&target, Permissions::from_mode(0o644)).expect("set");
+    std::os::unix::fs::symlink(&target, dir.database()).expect("linked");
+    let refused = SqliteStore::in_dir(&dir).expect_err("refused");
+    assert_eq!(refused, StateDirError::Link { path: dir.database() }.into());
+    assert_eq!(fs::metadata(&target).expect("there").mode() & 0o777, 0o644);
 }
 
 #[test]
@@ -382,7 +573,7 @@ fn the_first_reason_to_cancel_stays_and_an_ended_job_cannot_be_cancelled() {
 fn handing_over_and_the_process_are_recorded_while_the_job_lives() {
     let mut store = memory();
     let job = insert(&mut store, &new_job("/w", "p"));
-    let process = RunProcess { pid: 12, start_time: 99, token: RunToken::random() };
+    let process = RunProcess { pid: 12, start_time: 99, token: RunToken::random(), session: 11, numbering: u64::MAX };
     assert_eq!(store.set_process(job, process), Ok(Transition::Refused { current: JobState::Queued }));
     assert_eq!(store.hand_over(job), Ok(Transition::Done));
     assert_eq!(store.start(job, at(2)), Ok(Start::Started));
@@ -464,8 +655,8 @@ fn counts_and_costs_add_up_and_unknown_is_not_zero() {
     assert_eq!(JobState::ALL.map(|state| counts.of(state)), [1, 0, 0, 4, 0, 0]);
     let days = store.cost_by_day(at(0)).expect("summed");
     assert_eq!(days.len(), 2);
-    assert_eq!((days[0].day.as_str(), days[0].jobs, days[0].cost_usd, days[0].unknown), ("1970-01-01", 3, 0.75, 1));
-    assert_eq!((days[1].day.as_str(), days[1].jobs, days[1].unknown), ("1970-01-02", 1, 1));
+    assert_eq!((days[0].day.as_str(), days[0].jobs, days[0].cost_usd, days[0].unknown), ("2026-11-01", 3, 0.75, 1));
+    assert_eq!((days[1].day.as_str(), days[1].jobs, days[1].unknown), ("2026-11-02", 1, 1));
     assert_eq!(store.cost_by_day(at(DAY)).expect("summed").len(), 1);
 }
 
@@ -494,6 +685,7 @@ fn pruning_forgets_by_age_then_by_size_unread_last_and_nothing_unfinished() {
         max_age: Duration::from_millis(100),
         max_unread_age: Duration::from_millis(300),
         max_bytes: u64::MAX,
+        ages: Ages::Clock,
     };
     let old_read = finished(&mut store, &keyed("/w", "p", "k"), 100);
     store.mark_read(old_read, at(150)).expect("marked");
@@ -839,7 +1031,7 @@ fn no_reading_of_ten_thousand_jobs_looks_at_all_of_them_or_sorts_them() {
         assert!(plan.contains(&format!("USING INDEX {index}")) && !plan.contains("TEMP B-TREE"), "{plan}");
     }
     // Live jobs are few, so the queue may sort them; all else may only search.
-    for sql in [verbs::QUEUE, verbs::UNREAD, verbs::QUEUED, verbs::SESSION_BUSY, verbs::COSTS] {
+    for sql in [verbs::QUEUE, verbs::UNREAD_ANSWERS, verbs::UNREAD, verbs::QUEUED, verbs::SESSION_BUSY, verbs::COSTS] {
         let plan = query_plan(&mut store, sql);
         assert!(!plan.contains("SCAN") && plan.contains("INDEX"), "{sql}: {plan}");
     }

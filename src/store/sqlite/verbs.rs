@@ -18,8 +18,8 @@ use crate::jobs::{
     RunProcess,
 };
 use crate::store::{
-    Accept, AcceptLimits, CHAINS_MOST, CancelState, ChainCost, DataVersion, DayCost, Glance, JobCounts, JobFilter,
-    LIMIT_MOST, Limit, MOST_LISTED, Pruned, QueueRow, RetentionPolicy, Start, Store, StoreError, Transition,
+    Accept, AcceptLimits, Ages, CHAINS_MOST, CancelState, ChainCost, DataVersion, DayCost, Glance, JobCounts,
+    JobFilter, LIMIT_MOST, Limit, MOST_LISTED, Pruned, QueueRow, RetentionPolicy, Start, Store, StoreError, Transition,
 };
 
 /// What a job holds besides its request, journal and outcome, roughly: its row and its index entries.
@@ -30,6 +30,16 @@ const EVENT_BYTES: usize = 24;
 
 /// Jobs forgotten in one transaction: some ten milliseconds, so that nobody waits long behind a pruning.
 const PRUNE_BATCH: usize = 50;
+
+/// When this program was written: 1 November 2026. A clock before it is wrong.
+pub(super) const WRITTEN: i64 = 1_793_491_200_000;
+
+/// How far ahead of a clock that may be right an end is believed: a year.
+const AHEAD_MOST: i64 = 365 * 24 * 60 * 60 * 1000;
+
+/// The most one look adds to the time that finished jobs were seen for: a day. A machine that was off for longer, or a clock
+/// that jumped, keeps answers longer and never forgets one early.
+const SEEN_MOST: i64 = 24 * 60 * 60 * 1000;
 
 /// Pages given back to the file system after a pruning, at most: 16 MiB, again to keep the lock short.
 const GIVEN_BACK: usize = 4_096;
@@ -46,8 +56,13 @@ pub(super) const QUEUE: &str = "SELECT id, sequence, workspace, agent, session_i
     (SELECT max(other.start_turn) FROM jobs AS other WHERE other.workspace = jobs.workspace) AS served
     FROM jobs WHERE state IN ('queued', 'running') ORDER BY sequence";
 
-pub(super) const UNREAD: &str =
-    "SELECT id FROM jobs WHERE workspace = ?1 AND unread = 1 ORDER BY sequence DESC LIMIT ?2";
+/// Answers nobody has read.
+pub(super) const UNREAD_ANSWERS: &str = "SELECT id FROM jobs
+    WHERE workspace = ?1 AND state = 'succeeded' AND unread = 1 ORDER BY sequence DESC LIMIT ?2";
+
+/// Other ends nobody has read. What its own caller cancelled or left is no news to anybody.
+pub(super) const UNREAD: &str = "SELECT id FROM jobs WHERE workspace = ?1 AND unread = 1 AND state <> 'succeeded'
+    AND NOT (state = 'cancelled' AND cancel_requested IS NOT NULL) ORDER BY sequence DESC LIMIT ?2";
 
 pub(super) const COUNTS: &str = "SELECT state, count(*) FROM jobs GROUP BY state";
 
@@ -96,7 +111,8 @@ fn record(connection: &Connection, job: JobId) -> Result<JobRecord, StoreError> 
     find_record(connection, "jobs.id = ?1", [job.to_string()])?.ok_or(StoreError::UnknownJob(job))
 }
 
-/// The older job that a consult already is, or collides with.
+/// The older job that a consult already is, or collides with. A key whose job is over without anything having been run
+/// is given back.
 fn find_same(connection: &Connection, new: &NewJob) -> Result<Option<Accept>, StoreError> {
     if let Some(invocation) = &new.invocation {
         let found = find_record(connection, "jobs.invocation = ?1", [invocation.to_string()])?;
@@ -104,24 +120,48 @@ fn find_same(connection: &Connection, new: &NewJob) -> Result<Option<Accept>, St
             return Ok(Some(Accept::Joined(found)));
         }
     }
-    let by_key = match &new.request_key {
-        Some(key) => find_record(
-            connection,
-            "jobs.workspace = ?1 AND jobs.request_key = ?2",
-            params![rows::path(&new.workspace), key],
-        )?,
-        None => None,
-    };
+    if let Some(key) = &new.request_key {
+        let values = params![rows::path(&new.workspace), key];
+        let found = find_record(connection, "jobs.workspace = ?1 AND jobs.request_key = ?2", values)?;
+        match found {
+            // The accept of this very job, whose answer was lost.
+            Some(found) if found.id == new.id => return Ok(Some(Accept::Joined(found))),
+            Some(found) if found.nothing_ran() => {
+                connection
+                    .prepare_cached("UPDATE jobs SET request_key = NULL WHERE sequence = ?1")?
+                    .execute([rows::signed(found.sequence)])?;
+            }
+            Some(found) => {
+                let same = is_same(connection, new, &found)?;
+                return Ok(Some(if same { Accept::Joined(found) } else { Accept::Conflict { job: found.id } }));
+            }
+            None => {}
+        }
+    }
     // The id is the last thing to be recognised by: an accept whose answer was lost and that is tried again.
-    let found = match by_key {
-        Some(found) => Some(found),
-        None => find_record(connection, "jobs.id = ?1", [new.id.to_string()])?,
-    };
+    let found = find_record(connection, "jobs.id = ?1", [new.id.to_string()])?;
     Ok(found.map(
         |found| {
             if found.request == new.request { Accept::Joined(found) } else { Accept::Conflict { job: found.id } }
         },
     ))
+}
+
+/// Whether two calls with one key asked for the same: they are equal, or they named the same options alike and differ in
+/// what defaults made of the others.
+fn is_same(connection: &Connection, new: &NewJob, found: &JobRecord) -> Result<bool, StoreError> {
+    if found.request == new.request {
+        return Ok(true);
+    }
+    let stored: Option<String> = connection
+        .prepare_cached("SELECT given FROM jobs WHERE sequence = ?1")?
+        .query_row([rows::signed(found.sequence)], |row| row.get(0))?;
+    let (Some(stored), Some(given)) = (stored, &new.given) else { return Ok(false) };
+    let value = |request| serde_json::to_value(request).map_err(|_| StoreError::Unstorable { what: "the request" });
+    let (ours, theirs) = (value(&new.request)?, value(&found.request)?);
+    let alike = |name: &str| ours.get(name) == theirs.get(name);
+    let same_names = stored == given.join(",");
+    Ok(same_names && alike("prompt") && alike("billing") && given.iter().all(|name| alike(name)))
 }
 
 fn next_turn(connection: &Connection) -> Result<i64, StoreError> {
@@ -140,6 +180,20 @@ fn begun_session(event: &JournalEvent) -> Option<&str> {
         JournalEvent::Agent { event: AgentEvent::Started { session_id, .. } } => session_id.as_deref(),
         _ => None,
     }
+}
+
+/// When a job ended, for a clock that may be wrong: not before this program was written, not before the job was accepted
+/// and started, and not before the newest end the store knows. An end that is a year ahead of a clock which may be right is
+/// itself taken for a mistake, so that one day with a wrong clock is not the last one for good.
+fn no_earlier(connection: &Connection, sequence: i64, at: UnixMillis) -> Result<i64, StoreError> {
+    let own: i64 = connection
+        .prepare_cached("SELECT max(accepted_at, coalesce(started_at, 0)) FROM jobs WHERE sequence = ?1")?
+        .query_row([sequence], |row| row.get(0))?;
+    let newest: Option<i64> = connection
+        .prepare_cached("SELECT max(finished_at) FROM jobs WHERE finished_at IS NOT NULL")?
+        .query_row([], |row| row.get(0))?;
+    let believed = newest.filter(|newest| at.0 < WRITTEN || newest.saturating_sub(at.0) <= AHEAD_MOST);
+    Ok(at.0.max(own).max(WRITTEN).max(believed.unwrap_or(0)))
 }
 
 /// Milliseconds before `now`, as a stored time.
@@ -178,6 +232,24 @@ impl SqliteStore {
             }
         }
         Ok(())
+    }
+
+    /// Adds the time since the last look to that for which finished jobs were seen, begins to count for new ones, and returns
+    /// it.
+    fn age(&mut self, now: UnixMillis) -> Result<i64, StoreError> {
+        self.write(Durability::Normal, |transaction| {
+            let (seen, wall): (i64, i64) = transaction
+                .prepare_cached("SELECT seen, wall FROM age")?
+                .query_row([], |row| Ok((row.get(0)?, row.get(1)?)))?;
+            // The first look sees everything for the first time.
+            let passed = if wall == 0 { 0 } else { now.0.saturating_sub(wall).clamp(0, SEEN_MOST) };
+            let seen = seen.saturating_add(passed);
+            transaction.prepare_cached("UPDATE age SET seen = ?1, wall = ?2")?.execute([seen, now.0])?;
+            transaction
+                .prepare_cached("UPDATE jobs SET seen_at = ?1 WHERE finished_at IS NOT NULL AND seen_at IS NULL")?
+                .execute([seen])?;
+            Ok(seen)
+        })
     }
 
     pub(super) fn finished_bytes(&mut self) -> Result<u64, StoreError> {
@@ -279,8 +351,8 @@ impl Store for SqliteStore {
             transaction
                 .prepare_cached(
                     "INSERT INTO jobs (id, invocation, request_key, workspace, mode, state, agent, session_id,
-                        prompt_head, chain, depth, accepted_at, turn, bytes)
-                     VALUES (?1, ?2, ?3, ?4, ?5, 'queued', ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13)",
+                        prompt_head, chain, depth, accepted_at, turn, bytes, given)
+                     VALUES (?1, ?2, ?3, ?4, ?5, 'queued', ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14)",
                 )?
                 .execute(params![
                     new.id.to_string(),
@@ -296,6 +368,7 @@ impl Store for SqliteStore {
                     new.accepted_at.0,
                     turn,
                     rows::count(ROW_BYTES + request.len()),
+                    new.given.as_ref().map(|names| names.join(",")),
                 ])?;
             transaction
                 .prepare_cached("INSERT INTO requests (job, request) VALUES (?1, ?2)")?
@@ -370,10 +443,17 @@ impl Store for SqliteStore {
             let (sequence, current) = locate(transaction, job)?;
             let changed = transaction
                 .prepare_cached(
-                    "UPDATE jobs SET pid = ?2, pid_start_time = ?3, run_token = ?4
+                    "UPDATE jobs SET pid = ?2, pid_start_time = ?3, run_token = ?4, pid_session = ?5, pid_numbering = ?6
                      WHERE sequence = ?1 AND state = 'running'",
                 )?
-                .execute(params![sequence, process.pid, rows::signed(process.start_time), process.token.to_string()])?;
+                .execute(params![
+                    sequence,
+                    process.pid,
+                    rows::signed(process.start_time),
+                    process.token.to_string(),
+                    process.session,
+                    process.numbering.cast_signed()
+                ])?;
             Ok(transition(changed, current))
         })
     }
@@ -394,6 +474,7 @@ impl Store for SqliteStore {
                 JobState::Succeeded => "state = 'running'",
                 JobState::Failed | JobState::Cancelled | JobState::Interrupted => "state IN ('queued', 'running')",
             };
+            let ended = no_earlier(transaction, sequence, at)?;
             let changed = transaction
                 .prepare_cached(&format!(
                     "UPDATE jobs SET state = ?2, finished_at = ?3, unread = 1, cost_usd = ?4,
@@ -403,7 +484,7 @@ impl Store for SqliteStore {
                 .execute(params![
                     sequence,
                     to.as_str(),
-                    at.0,
+                    ended,
                     outcome.cost_usd,
                     outcome.session_id,
                     rows::count(text.len())
@@ -534,9 +615,15 @@ impl Store for SqliteStore {
 
     fn unread(&mut self, workspace: &Path, limit: usize) -> Result<Vec<JobId>, StoreError> {
         self.read(|transaction| {
-            let mut statement = transaction.prepare_cached(UNREAD)?;
-            let values = params![rows::path(workspace), rows::count(limit.min(MOST_LISTED))];
-            statement.query_and_then(values, rows::job_id)?.collect()
+            let limit = limit.min(MOST_LISTED);
+            let mut found: Vec<JobId> = Vec::new();
+            for sql in [UNREAD_ANSWERS, UNREAD] {
+                let values = params![rows::path(workspace), rows::count(limit - found.len())];
+                for job in transaction.prepare_cached(sql)?.query_and_then(values, rows::job_id)? {
+                    found.push(job?);
+                }
+            }
+            Ok(found)
         })
     }
 
@@ -592,8 +679,16 @@ impl Store for SqliteStore {
 
     fn prune(&mut self, policy: RetentionPolicy, now: UnixMillis) -> Result<Pruned, StoreError> {
         let mut pruned = Pruned::default();
-        self.forget("unread = 0 AND finished_at < ?1", before(now, policy.max_age), u64::MAX, &mut pruned)?;
-        self.forget("unread = 1 AND finished_at < ?1", before(now, policy.max_unread_age), u64::MAX, &mut pruned)?;
+        let seen = self.age(now)?;
+        let ages = [(0, policy.max_age), (1, policy.max_unread_age)];
+        for (unread, age) in ages {
+            let (column, limit) = match policy.ages {
+                Ages::Seen => ("seen_at", before(UnixMillis(seen), age)),
+                Ages::Clock => ("finished_at", before(now, age)),
+            };
+            let condition = format!("unread = {unread} AND {column} < ?1");
+            self.forget(&condition, limit, u64::MAX, &mut pruned)?;
+        }
         for unread in [0, 1] {
             let excess = self.finished_bytes()?.saturating_sub(policy.max_bytes);
             self.forget("unread = ?1", unread, excess, &mut pruned)?;
@@ -604,6 +699,11 @@ impl Store for SqliteStore {
             let mut pages = give_back.query([])?;
             // One page is given back at each step.
             while pages.next()?.is_some() {}
+            drop(pages);
+            drop(give_back);
+            // What was forgotten is in the log as well, until it is begun anew. A reader who is in the middle of something
+            // keeps it for now; whoever prunes next tries again.
+            open.connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))?;
         }
         Ok(pruned)
     }
