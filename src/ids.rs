@@ -54,6 +54,11 @@ macro_rules! uuid_id {
 }
 
 uuid_id! {
+    /// A waiting process, by the lock it holds.
+    WaiterId
+}
+
+uuid_id! {
     /// A job: one accepted consult. Unguessable, because it is the only key to its answer.
     JobId
 }

@@ -31,4 +31,5 @@ pub mod telemetry;
 #[cfg(feature = "testkit")]
 pub mod testkit;
 pub mod tools;
+pub mod waiting;
 pub mod worker;

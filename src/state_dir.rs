@@ -9,6 +9,8 @@
 //! jobs/ID/runner.log           the last words of a runner that had any
 //! jobs/ID/outcome.json         an outcome the store does not take yet
 //! slots/N                      held by a runner while its agent runs
+//! waiting/ID (and ID.bell)     held by a process that waits with jobs, and how it is woken
+//! secret                       what digests of environments are keyed by
 //! telemetry.jsonl
 //! handover-*.json              nothing, for the moment between its making and its unlinking; see `remove_remnants`
 //! reserve                      room that is given up on a full disk
@@ -27,7 +29,7 @@ use std::time::{Duration, SystemTime};
 
 use rustix::fs::OFlags;
 
-use crate::ids::JobId;
+use crate::ids::{JobId, WaiterId};
 
 /// The directory's name under the user's state directory.
 const NAME: &str = "phone_opus";
@@ -252,6 +254,63 @@ impl StateDir {
     #[must_use]
     pub fn slot_lock(&self, slot: usize) -> PathBuf {
         self.slots().join(slot.to_string())
+    }
+
+    /// Where the locks and bells of waiting processes are.
+    #[must_use]
+    pub fn waiting(&self) -> PathBuf {
+        self.root.join("waiting")
+    }
+
+    /// The file whose lock says that a waiting process lives.
+    #[must_use]
+    pub fn waiter_lock(&self, waiter: WaiterId) -> PathBuf {
+        self.waiting().join(waiter.to_string())
+    }
+
+    /// The FIFO by which a waiting process is woken.
+    #[must_use]
+    pub fn waiter_bell(&self, waiter: WaiterId) -> PathBuf {
+        self.waiting().join(format!("{waiter}.bell"))
+    }
+
+    /// Makes the directory of waiting processes, and what it lies in.
+    ///
+    /// # Errors
+    ///
+    /// As for [`StateDir::create`].
+    pub fn create_waiting(&self) -> Result<(), StateDirError> {
+        self.create()?;
+        private_dir(&self.waiting(), Place::Inside)
+    }
+
+    /// What digests of environments are keyed by: random, made by whoever asks first, the same for all from then on.
+    ///
+    /// # Errors
+    ///
+    /// As for [`StateDir::create`]; what is there is no secret of ours.
+    pub fn secret(&self) -> Result<String, StateDirError> {
+        let path = self.root.join("secret");
+        let io = |doing, error: io::Error| StateDirError::io(doing, &path, &error);
+        if !path.exists() {
+            self.create()?;
+            // It gets its name when it is whole; whoever comes second takes the first one's.
+            let nameless = self.root.join(format!("secret.new-{}", JobId::random()));
+            let text = format!("{}{}", JobId::random(), JobId::random());
+            let written = open_private(&nameless).and_then(|mut file| io::Write::write_all(&mut file, text.as_bytes()));
+            let named = written.and_then(|()| {
+                fs::hard_link(&nameless, &path).or_else(|error| match error.kind() {
+                    io::ErrorKind::AlreadyExists => Ok(()),
+                    _ => fs::rename(&nameless, &path),
+                })
+            });
+            let _ = fs::remove_file(&nameless);
+            named.map_err(|error| io("write", error))?;
+        }
+        let mut text = String::new();
+        let file = File::open(&path).map_err(|error| io("open", error))?;
+        io::Read::read_to_string(&mut io::Read::take(file, 256), &mut text).map_err(|error| io("read", error))?;
+        Ok(text)
     }
 
     /// Makes one job's directory, and what it lies in.

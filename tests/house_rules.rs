@@ -88,6 +88,7 @@ const LAYERS: &[&str] = &[
     "telemetry",
     "tools",
     "runner",
+    "waiting",
     "worker",
     "rollout",
     "actors",

@@ -124,6 +124,44 @@ fn snapshots(rig: &Rig) -> Vec<PathBuf> {
 }
 
 #[tokio::test]
+async fn jobs_go_on_waiting_with_the_same_process_in_another_image_and_when_there_is_none() {
+    for (plan, replaced) in [("", true), ("rollout.before_exec#1=error", false)] {
+        let mut rig = new_rig().with("PHONE_OPUS_MAX_RUNNING", "1");
+        if !plan.is_empty() {
+            rig = rig.with_faults(plan);
+        }
+        let mut host = rig.serve().await;
+        let held = host.start("consult", json!({"prompt": rig.waiting("begun", "go")})).await;
+        rig.wait_for_sign("begun").await;
+        let waiting = host.start("consult", json!({"prompt": rig.answering("its turn came")})).await;
+        let background = host.consult_in_background(&rig.answering("and this one's")).await;
+        let with = rig.the(Role::Waiting).await;
+        for _ in 0..3 {
+            if replaced {
+                upgrade(&host).await;
+            } else {
+                reload(&host);
+            }
+            host.ping().await;
+        }
+        if !replaced {
+            said(&rig, STAYED, 1).await;
+        }
+        let pids: Vec<_> = rig.all(Role::Waiting).iter().map(|process| process.pid).collect();
+        assert_eq!(pids, [with.pid], "nobody had to be handed in anew");
+        rig.give_sign("go");
+        let _ = host.reply(held).await.expect_success();
+        assert_eq!(host.reply(waiting).await.expect_success().str("response"), "its turn came");
+        let reply = host.call("consult_job", json!({"job_id": background, "wait_s": 20})).await.expect_success();
+        assert_eq!(reply.str("response"), "and this one's");
+        rig.expect_runs(3);
+        assert_eq!(zombies(&host), [""; 0]);
+        host.finish().await;
+        rig.stop_and_check_invariants([host]).await;
+    }
+}
+
+#[tokio::test]
 async fn a_session_goes_on_in_another_image_of_the_program() {
     for version in ["2024-11-05", "2025-03-26", "2025-06-18", "2025-11-25"] {
         let mut rig = new_rig();

@@ -9,6 +9,7 @@
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::fmt;
+use std::hash::{DefaultHasher, Hash, Hasher};
 
 use super::{Credential, RunRequest};
 use crate::jobs::Billing;
@@ -35,6 +36,22 @@ impl Environment {
     pub fn with(mut self, name: impl Into<OsString>, value: impl Into<OsString>) -> Self {
         self.0.insert(name.into(), value.into());
         self
+    }
+
+    /// A digest of the names and values that may reach an agent, keyed by a secret of the state directory. It can be compared
+    /// and says nothing else. Another build of the program may make another one, which is a difference that costs a waiting
+    /// job whose host is gone its adoption.
+    #[must_use]
+    pub fn digest(&self, secret: &str) -> String {
+        let granted = for_claude(self, Billing::ApiKey).env;
+        let half = |number: u8| {
+            let mut hash = DefaultHasher::new();
+            (secret, number).hash(&mut hash);
+            granted.hash(&mut hash);
+            (number, secret).hash(&mut hash);
+            hash.finish()
+        };
+        format!("{:016x}{:016x}", half(0), half(1))
     }
 
     /// All variables, sorted by name.

@@ -3,6 +3,7 @@
 //! Owns: splitting bytes into lines. May not know: what is in them.
 
 use bytes::{Buf, Bytes, BytesMut};
+use futures_util::FutureExt as _;
 use tokio::io::{AsyncRead, AsyncReadExt};
 
 /// The longest line we accept, in bytes; the protocol's own limit for one frame. A longer one ends the connection, because
@@ -64,6 +65,16 @@ impl<R: AsyncRead + Unpin> LineReader<R> {
             if self.reader.read_buf(&mut self.buffer).await.map_err(LineError::Read)? == 0 {
                 return Ok(None);
             }
+        }
+    }
+
+    /// The next line, where a whole one was read already.
+    pub(crate) fn ready(&mut self) -> Option<Bytes> {
+        memchr::memchr(b'\n', &self.buffer)?;
+        // A whole line is there, so nothing is waited for.
+        match self.next().now_or_never() {
+            Some(Ok(line)) => line,
+            _ => None,
         }
     }
 

@@ -22,7 +22,7 @@
 pub mod client;
 pub mod core;
 pub mod invariants;
-mod lines;
+pub(crate) mod lines;
 pub mod local;
 pub mod server;
 pub mod session;

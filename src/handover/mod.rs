@@ -32,9 +32,10 @@ pub use self::sequence::HandOverError;
 pub(crate) use self::sequence::{Desk, Underway};
 use crate::actors::connections::Connections;
 use crate::actors::jobs::custody::{Attachments, CustodySnapshot, Means, inherit_the_rest};
+use crate::actors::jobs::room::RoomSnapshot;
 use crate::actors::session::{Gauges, SessionSnapshot};
 use crate::actors::workers::WorkersSnapshot;
-use crate::base::descriptors::Inherited;
+use crate::base::descriptors::{Inherited, PassedPipe};
 use crate::config::Config;
 use crate::ids::{HostId, UnixMillis};
 use crate::protocol::session::Unreadable;
@@ -105,6 +106,9 @@ pub struct Snapshot {
     pub(crate) session: Option<SessionSnapshot>,
     pub(crate) workers: WorkersSnapshot,
     pub(crate) jobs: Vec<CustodySnapshot>,
+    /// Who waits with those whose turn has not come.
+    #[serde(default)]
+    pub(crate) waiting: Option<RoomSnapshot>,
     pub(crate) telemetry: Option<CountersSnapshot>,
     /// Records telemetry lost.
     pub(crate) dropped: u64,
@@ -151,6 +155,7 @@ impl Snapshot {
                 losses: Vec::new(),
             },
             jobs: Vec::new(),
+            waiting: None,
             telemetry: Some(CountersSnapshot::default()),
             dropped: 0,
             stale: 0,
@@ -193,6 +198,12 @@ impl Snapshot {
         Duration::from_millis(UnixMillis::now().since(self.taken_at))
     }
 
+    /// The pipes that go with it.
+    pub(crate) fn pipes(&self) -> impl Iterator<Item = &PassedPipe> {
+        let waiting = self.waiting.iter().flat_map(RoomSnapshot::pipes);
+        self.jobs.iter().flat_map(CustodySnapshot::pipes).chain(waiting)
+    }
+
     /// Makes a system that is being put together go on with it. What of it makes no sense is left out, and said: calls that
     /// were in it are answered with a fault.
     pub(crate) fn restore_into(
@@ -205,8 +216,11 @@ impl Snapshot {
     ) {
         gauges.inherit(self.stale, self.replays, &self.broken_laws);
         telemetry.lose(self.dropped);
-        inherit_the_rest(&self.jobs);
-        let mut pipes = Inherited::these(self.jobs.iter().flat_map(CustodySnapshot::pipes));
+        inherit_the_rest(&self.jobs, self.waiting.as_ref());
+        let mut pipes = Inherited::these(self.pipes());
+        if let Some(waiting) = &self.waiting {
+            attachments.room().inherit(waiting, &mut pipes);
+        }
         if let Some(means) = means {
             self.jobs.iter().for_each(|job| attachments.inherit(job, &mut pipes, means.clone()));
         }

@@ -190,6 +190,7 @@ impl Desk {
             session: Some(session),
             workers,
             jobs,
+            waiting: None,
             telemetry,
             dropped: self.telemetry.dropped(),
             stale: self.gauges.stale.load(Ordering::Relaxed),
@@ -272,8 +273,9 @@ impl Desk {
             return Err(HandOverError::NotNow { why: "the store" });
         }
 
-        let snapshot = self.snapshot(session, workers, jobs).await;
-        let pipes: Vec<PassedPipe> = snapshot.jobs.iter().flat_map(CustodySnapshot::pipes).copied().collect();
+        let waiting = self.attachments.room().let_go().await;
+        let snapshot = Snapshot { waiting, ..self.snapshot(session, workers, jobs).await };
+        let pipes: Vec<PassedPipe> = snapshot.pipes().copied().collect();
         let written = snapshot.write(dir.root(), self.place().await?)?;
         let failed = self.become_it(to, &written, &pipes).await;
         // Nobody works with them before this.

@@ -15,8 +15,8 @@
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
-use crate::ids::{JobId, UnixMillis};
-use crate::jobs::{JobMode, JobState};
+use crate::ids::{JobId, UnixMillis, WaiterId};
+use crate::jobs::{CancelReason, JobMode, JobState};
 
 /// A conversation of an agent, across which runs are serial. Ids are only unique within one kind of agent.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -48,6 +48,12 @@ pub struct QueueRow {
     pub turn: u64,
     /// The turn in which its workspace last started a run, 0 when it never did.
     pub workspace_served: u64,
+    /// Why it is to be cancelled, if it is.
+    pub cancel_requested: Option<CancelReason>,
+    /// Who waits for its turn with it, while it is queued.
+    pub waiter: Option<WaiterId>,
+    /// The digest of the environment it is to run with.
+    pub environment: Option<String>,
 }
 
 /// A row together with the evidence of its runner.
@@ -230,6 +236,9 @@ mod tests {
                 accepted_at: UnixMillis(0),
                 turn: self.turn,
                 workspace_served: self.served.get(Path::new(workspace)).copied().unwrap_or(0),
+                cancel_requested: None,
+                waiter: None,
+                environment: None,
             };
             self.contenders.push(Contender { row, alive: true });
             job

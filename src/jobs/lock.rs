@@ -45,7 +45,7 @@ pub enum LockError {
 }
 
 impl LockError {
-    fn io(path: &Path, error: &io::Error) -> Self {
+    pub(crate) fn io(path: &Path, error: &io::Error) -> Self {
         Self::Io { path: path.to_owned(), reason: error.to_string() }
     }
 }
@@ -78,17 +78,24 @@ impl JobLock {
     ///
     /// The file is there and cannot be looked at.
     pub fn is_held(dir: &StateDir, job: JobId) -> Result<bool, LockError> {
+        is_held_at(&dir.job_lock(job))
+    }
+
+    /// Blocks until nobody owns the job: at once when nobody does, and whatever ends its owner otherwise. Many may wait so
+    /// for one owner, and keep nobody from owning it afterwards.
+    ///
+    /// # Errors
+    ///
+    /// The file is there and cannot be looked at.
+    pub fn wait_until_free(dir: &StateDir, job: JobId) -> Result<(), LockError> {
         let path = dir.job_lock(job);
-        let file = match OpenOptions::new().read(true).open(&path) {
-            Ok(file) => file,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
-            Err(error) => return Err(LockError::io(&path, &error)),
-        };
-        // Shared, so that two who only look do not take each other for an owner.
-        match flock(&file, FlockOperation::NonBlockingLockShared) {
-            Ok(()) => Ok(false),
-            Err(Errno::WOULDBLOCK) => Ok(true),
-            Err(error) => Err(LockError::io(&path, &error.into())),
+        let Some(file) = open_to_look(&path)? else { return Ok(()) };
+        loop {
+            match flock(&file, FlockOperation::LockShared) {
+                Ok(()) => return Ok(()),
+                Err(Errno::INTR) => {}
+                Err(error) => return Err(LockError::io(&path, &error.into())),
+            }
         }
     }
 
@@ -104,6 +111,26 @@ impl JobLock {
     #[must_use]
     pub const fn job(&self) -> JobId {
         self.job
+    }
+}
+
+/// The file, to be looked at; `None` when there is none.
+fn open_to_look(path: &Path) -> Result<Option<File>, LockError> {
+    match OpenOptions::new().read(true).open(path) {
+        Ok(file) => Ok(Some(file)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(LockError::io(path, &error)),
+    }
+}
+
+/// Whether somebody holds the lock of this file for itself now; a file that is not there has no holder.
+pub(crate) fn is_held_at(path: &Path) -> Result<bool, LockError> {
+    let Some(file) = open_to_look(path)? else { return Ok(false) };
+    // Shared, so that two who only look do not take each other for an owner.
+    match flock(&file, FlockOperation::NonBlockingLockShared) {
+        Ok(()) => Ok(false),
+        Err(Errno::WOULDBLOCK) => Ok(true),
+        Err(error) => Err(LockError::io(path, &error.into())),
     }
 }
 

@@ -14,6 +14,7 @@
 //! and the store enforces the same edges once more in its own update.
 
 pub mod admission;
+pub mod evidence;
 pub mod journal;
 pub mod leftovers;
 pub mod live;
@@ -30,7 +31,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::fault::{Fault, FaultCode};
-use crate::ids::{AgentSessionId, ChainId, InvocationId, JobId, RunToken, UnixMillis};
+use crate::ids::{AgentSessionId, ChainId, InvocationId, JobId, RunToken, UnixMillis, WaiterId};
 use crate::jobs::journal::AgentEvent;
 
 /// Where a job stands.
@@ -253,6 +254,9 @@ pub struct NewJob {
     pub depth: u32,
     /// When it was accepted.
     pub accepted_at: UnixMillis,
+    /// The digest of the environment it is to run with, where that is known; never the environment itself.
+    #[serde(default)]
+    pub environment: Option<String>,
 }
 
 /// A job as the store holds it.
@@ -294,6 +298,12 @@ pub struct JobRecord {
     pub read_at: Option<UnixMillis>,
     /// The highest journal sequence number, 0 when there is none.
     pub last_event: u64,
+    /// Who waits for its turn with it, while it is queued.
+    #[serde(skip)]
+    pub waiter: Option<WaiterId>,
+    /// The digest of the environment it is to run with.
+    #[serde(skip)]
+    pub environment: Option<String>,
 }
 
 impl JobRecord {

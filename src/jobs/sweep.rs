@@ -8,49 +8,67 @@
 //! journal knows is told.
 
 use std::collections::HashSet;
-use std::time::Duration;
 
+use super::evidence::{self, Evidence};
 use super::lock::JobLock;
 use super::outcome_file::{self, LeftOutcome};
 use super::recall::Recall;
 use super::{CancelReason, JobMode, JobOutcome, JobRecord, JobState, leftovers};
 use crate::fault::{Fault, FaultCode};
-use crate::ids::{JobId, UnixMillis};
+use crate::ids::{JobId, UnixMillis, WaiterId};
 use crate::state_dir::StateDir;
 use crate::store::{StoreHandle, Transition};
 
-/// How long an accepted job may be without a runner before somebody else may care: its host is starting one.
-const STARTING: Duration = Duration::from_secs(10);
-
-/// Whether a queued job has had its time to get a runner and has none: its host died in between.
+/// Whether a queued job has had its time to get a runner, or somebody to wait with it, and has neither: its host died.
 #[must_use]
-pub fn is_orphan(dir: &StateDir, job: JobId, state: JobState, accepted_at: UnixMillis) -> bool {
-    let fresh = UnixMillis::now().since(accepted_at) < u64::try_from(STARTING.as_millis()).unwrap_or(u64::MAX);
-    // A lock that cannot be looked at counts as held: waiting is safe.
-    state == JobState::Queued && !fresh && !JobLock::is_held(dir, job).unwrap_or(true)
+pub fn is_orphan(dir: &StateDir, evidence: &mut Evidence<'_>, job: &JobRecord) -> bool {
+    is_left_alone(dir, evidence, job.id, job.state, job.accepted_at, job.waiter)
 }
 
-/// Looks at every job that is not over, except `ours`. Returns background jobs that need a runner.
+fn is_left_alone(
+    dir: &StateDir,
+    evidence: &mut Evidence<'_>,
+    job: JobId,
+    state: JobState,
+    accepted_at: UnixMillis,
+    waiter: Option<WaiterId>,
+) -> bool {
+    state == JobState::Queued
+        && !evidence.is_fresh(accepted_at)
+        && !evidence.waits(waiter)
+        // A lock that cannot be looked at counts as held: waiting is safe.
+        && !JobLock::is_held(dir, job).unwrap_or(true)
+}
+
+/// Looks at every job that is not over, except `ours`. Returns background jobs that need a runner and may be run here: each
+/// with the `environment` (its digest) it was accepted with, since it is to run with that of its caller.
 ///
 /// # Errors
 ///
 /// The queue cannot be read.
-pub async fn sweep(store: &StoreHandle, dir: &StateDir, ours: &HashSet<JobId>) -> Result<Vec<JobRecord>, Fault> {
+pub async fn sweep(
+    store: &StoreHandle,
+    dir: &StateDir,
+    ours: &HashSet<JobId>,
+    environment: Option<&str>,
+) -> Result<Vec<JobRecord>, Fault> {
     let mut orphans = Vec::new();
+    let mut evidence = Evidence::new(dir);
     for row in store.queue().await? {
-        let orphan = is_orphan(dir, row.job, row.state, row.accepted_at);
+        let orphan = is_left_alone(dir, &mut evidence, row.job, row.state, row.accepted_at, row.waiter);
         let lost = row.state == JobState::Running && !JobLock::is_held(dir, row.job).unwrap_or(true);
         if ours.contains(&row.job) || !(orphan || lost) {
             continue;
         }
-        if orphan && row.mode == JobMode::Background {
+        if orphan && row.mode == JobMode::Background && row.environment.as_deref() == environment {
             match store.job(row.job).await {
                 Ok(record) => orphans.push(record),
                 Err(error) => tracing::warn!(job = %row.job, %error, "a job without a runner cannot be read"),
             }
             continue;
         }
-        let why = Fault::new(FaultCode::RunnerLost, "the job's runner is gone.");
+        let gone = if orphan { "who waited with the job is gone." } else { "the job's runner is gone." };
+        let why = Fault::new(FaultCode::RunnerLost, gone);
         // One job that cannot be settled must not keep the others from it.
         if let Err(fault) = settle(store, dir, row.job, why).await {
             tracing::warn!(job = %row.job, %fault, "a lost job was not settled");
@@ -102,6 +120,8 @@ pub async fn settle(store: &StoreHandle, dir: &StateDir, job: JobId, why: Fault)
         tracing::debug!(%job, current = current.as_str(), "a lost job was settled by somebody else");
     }
     drop(lock);
+    // A slot or a session may be free now, and nobody is blocked on a run that is long dead.
+    evidence::ring_all(dir);
     Ok(Some(store.job(job).await?))
 }
 
@@ -120,7 +140,9 @@ fn verdict(record: &JobRecord, known: JobOutcome, why: Fault, reaped: u32) -> (J
     if record.state == JobState::Queued {
         outcome.resumable = Some(outcome.session_id.is_some());
         outcome.fault = Some(why.hint("No agent was started for it; ask again."));
-        return (JobState::Failed, outcome);
+        // One that waited was in good hands, which are gone; one that never did could not be started.
+        let state = if record.waiter.is_some() { JobState::Interrupted } else { JobState::Failed };
+        return (state, outcome);
     }
     let ended =
         if reaped > 0 { format!(" {reaped} of its processes were still alive and were ended.") } else { String::new() };

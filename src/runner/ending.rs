@@ -239,6 +239,8 @@ mod tests {
             outcome: None,
             read_at: None,
             last_event: 0,
+            waiter: None,
+            environment: None,
         }
     }
 

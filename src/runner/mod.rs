@@ -37,16 +37,25 @@ use crate::exec::server::{ProcessTable, Server};
 use crate::fault::{Fault, FaultCode};
 use crate::faults::{Broken, FaultPoint, Faults, Operation};
 use crate::ids::{JobId, RunToken, UnixMillis};
-use crate::jobs::admission::{Contender, Position, plan};
 use crate::jobs::lock::{JobLock, SlotLock};
 use crate::jobs::{JobOutcome, JobRecord, JobState, JournalEvent, RunExit, RunProcess, leftovers};
 use crate::state_dir::StateDir;
 use crate::store::{Start, StoreError, StoreHandle};
 
-/// How often the store is looked at: for a cancel by another process, and for the job's turn.
+/// How often the store is looked at for a cancel by another process.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
 
-/// How long a waiting job's runner waits for a store that is busy or full before it gives up. Nothing is lost by it.
+/// The code a runner exits with that found no slot for its job after all, which is queued as before.
+pub const NOT_YET: u8 = 4;
+
+/// How long a slot is tried for. Who started us saw one come free; its holder gives it back within a moment of its job's lock.
+const SLOT_PATIENCE: Duration = Duration::from_secs(2);
+
+/// The first pause between two tries, and the longest.
+const SLOT_PAUSE: Duration = Duration::from_millis(1);
+const SLOT_PAUSE_MOST: Duration = Duration::from_millis(100);
+
+/// How long a runner whose agent is not started yet waits for a store that is busy or full before it gives up. Nothing is lost by it.
 const STORE_PATIENCE: Duration = Duration::from_secs(60);
 
 /// Longest a fault may hold up a runner. One that stands still longer ends, and its job is in the hands of its host or of a
@@ -93,19 +102,41 @@ impl RunnerCommand {
         &self.agents
     }
 
+    /// Agent runs at once.
+    #[must_use]
+    pub fn max_running(&self) -> usize {
+        self.config.max_running
+    }
+
+    /// A digest of what of the environment may reach an agent; `None` where no environment was given.
+    #[must_use]
+    pub fn environment_digest(&self, secret: &str) -> Option<String> {
+        self.environment.as_ref().map(|environment| environment.digest(secret))
+    }
+
     /// The command for one job's runner; the caller adds the pipes.
     #[must_use]
     pub fn command(&self, job: JobId) -> tokio::process::Command {
+        let mut command = self.child("background-consult");
+        command.arg("--job").arg(job.to_string());
+        command
+    }
+
+    /// The command for the process that waits with jobs until their turn; the caller adds the pipes.
+    #[must_use]
+    pub fn waiting_command(&self) -> tokio::process::Command {
+        self.child("wait")
+    }
+
+    fn child(&self, word: &str) -> tokio::process::Command {
         let mut command = tokio::process::Command::new(&self.program);
         command
-            .args(["mcp", "background-consult", "--job"])
-            .arg(job.to_string())
-            .arg("--state-dir")
+            .args(["mcp", word, "--state-dir"])
             .arg(self.dir.root())
             .args(["--max-running", &self.config.max_running.to_string()])
             .args(["--stall-s", &self.config.stall.as_secs().to_string()])
             .args(["--extra-usage", self.config.extra_usage.as_str()])
-            // The runner outlives its host when its job is a background job.
+            // It outlives its host as long as its jobs do.
             .kill_on_drop(false);
         if let Some(path) = &self.config.claude_bin {
             command.arg("--claude-bin").arg(path);
@@ -151,6 +182,8 @@ pub enum RunnerEnd {
     Forgotten,
     /// The job was not its to run: another runner has it, or it is over.
     NotOurs,
+    /// There was no slot, or its session is busy; the job is queued as before.
+    NotYet,
 }
 
 /// Why a runner could not do its work. The job is left for the sweep.
@@ -225,7 +258,13 @@ where
         signals: listening,
         options,
     };
-    let verdict = runner.work(&record).await?;
+    let Some(verdict) = runner.work(&record).await? else {
+        let Runner { journal, server, .. } = runner;
+        journal.finish().await;
+        server.finish(FLUSH).await;
+        store.close().await;
+        return Ok(RunnerEnd::NotYet);
+    };
     let state = verdict.state;
     let Runner { journal, options, server, mut signals, .. } = runner;
     journal.finish().await;
@@ -342,7 +381,7 @@ impl ProcessTable for OneProcess {
     }
 }
 
-/// What came of a look at the queue.
+/// What came of a try to start.
 enum Turn {
     /// The job is `running`.
     Started(SlotLock),
@@ -382,32 +421,35 @@ struct Runner {
 }
 
 impl Runner {
-    /// From waiting to the verdict. Whatever was started is over when this returns.
-    async fn work(&mut self, record: &JobRecord) -> Result<Verdict, RunnerError> {
+    /// From the turn to the verdict; `None` when the turn has passed by. Whatever was started is over when this returns.
+    async fn work(&mut self, record: &JobRecord) -> Result<Option<Verdict>, RunnerError> {
         let agent = match self.options.agents.get(&record.request.agent) {
             Ok(agent) => agent,
-            Err(fault) => return Ok(failed(fault)),
+            Err(fault) => return Ok(Some(failed(fault))),
         };
         let nothing = RunEnd { resume_requested: record.request.session_id, ..RunEnd::default() };
-        let Some(_slot) = self.wait_for_turn().await? else {
-            return Ok(agent.classify(RunEnd { stop: self.core.stop().cloned(), ..nothing }));
+        let _slot = match self.take_turn().await? {
+            Turn::Started(slot) => slot,
+            Turn::Later => return Ok(None),
+            Turn::Over => return Ok(Some(agent.classify(RunEnd { stop: self.core.stop().cloned(), ..nothing }))),
         };
         let queued_ms = UnixMillis::now().since(record.accepted_at);
         let began = Instant::now();
         let mut verdict = self.run_agent(agent.as_ref(), record, nothing).await;
         verdict.outcome.queued_ms = Some(queued_ms);
         verdict.outcome.run_ms = u64::try_from(began.elapsed().as_millis()).ok();
-        Ok(verdict)
+        Ok(Some(verdict))
     }
 
-    /// Waits for the job's turn. `None` when it must end before it came; otherwise the job is `running` in the store.
-    async fn wait_for_turn(&mut self) -> Result<Option<SlotLock>, RunnerError> {
+    /// Takes the turn that has come: whoever started us has seen that a slot is free and nobody is due before.
+    async fn take_turn(&mut self) -> Result<Turn, RunnerError> {
+        let began = Instant::now();
+        let mut pause = SLOT_PAUSE;
         let mut failing: Option<Instant> = None;
         loop {
             match self.try_to_start().await {
-                Ok(Turn::Started(slot)) => return Ok(Some(slot)),
-                Ok(Turn::Over) => return Ok(None),
-                Ok(Turn::Later) => failing = None,
+                Ok(Turn::Later) if began.elapsed() < SLOT_PATIENCE => failing = None,
+                Ok(turn) => return Ok(turn),
                 // A store that is busy for a moment is no reason to lose an accepted job.
                 Err(RunnerError::Store(error)) if is_passing(&error) => {
                     let since = *failing.get_or_insert_with(Instant::now);
@@ -418,7 +460,8 @@ impl Runner {
                 }
                 Err(error) => return Err(error),
             }
-            self.pause(LOOK_EVERY).await;
+            self.pause(pause).await;
+            pause = (pause * 2).min(SLOT_PAUSE_MOST);
             self.heed().await;
         }
     }
@@ -428,9 +471,6 @@ impl Runner {
         self.core.glanced(&glance);
         if self.core.tick(Instant::now()).is_some() {
             return Ok(Turn::Over);
-        }
-        if !self.is_our_turn().await? {
-            return Ok(Turn::Later);
         }
         let Some(slot) = SlotLock::try_acquire_any(&self.options.dir, self.options.max_running)? else {
             return Ok(Turn::Later);
@@ -453,20 +493,6 @@ impl Runner {
                 Ok(Turn::Over)
             }
         }
-    }
-
-    async fn is_our_turn(&self) -> Result<bool, RunnerError> {
-        let rows = self.store.queue().await?;
-        let contenders: Vec<Contender> = rows
-            .into_iter()
-            .map(|row| {
-                // Whose lock cannot be looked at counts as alive: waiting is safe.
-                let alive = row.job == self.options.job || JobLock::is_held(&self.options.dir, row.job).unwrap_or(true);
-                Contender { row, alive }
-            })
-            .collect();
-        let plan = plan(&contenders, self.options.max_running);
-        Ok(plan.position(self.options.job) == Some(Position::Start))
     }
 
     /// Heeds a request to end that a pause has noted.

@@ -26,7 +26,7 @@ pub use self::thread::StoreHandle;
 pub use crate::jobs::admission::{QueueRow, SessionKey};
 
 use crate::fault::{Fault, FaultCode};
-use crate::ids::{InvocationId, JobId, UnixMillis};
+use crate::ids::{InvocationId, JobId, UnixMillis, WaiterId};
 use crate::jobs::{
     Billing, CancelReason, JobMode, JobOutcome, JobRecord, JobState, JobSummary, JournalEntry, JournalEvent, NewJob,
     RunProcess,
@@ -593,6 +593,21 @@ pub trait Store: Send {
     ///
     /// The store cannot be used.
     fn queue(&mut self) -> Result<Vec<QueueRow>, StoreError>;
+
+    /// A queued job's place in the order of acceptance, from 1; `None` when it is not queued.
+    ///
+    /// # Errors
+    ///
+    /// The store cannot be used.
+    fn queue_place(&mut self, job: JobId) -> Result<Option<usize>, StoreError>;
+
+    /// Notes who waits with these jobs for their turn, and returns those that must not wait: they are to be cancelled, or
+    /// are not queued any more.
+    ///
+    /// # Errors
+    ///
+    /// The store cannot be used.
+    fn wait_with(&mut self, jobs: &[JobId], waiter: WaiterId) -> Result<Vec<JobId>, StoreError>;
 
     /// How many jobs are in each state.
     ///

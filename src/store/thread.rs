@@ -23,7 +23,7 @@ use super::{
 };
 use crate::base::signals;
 use crate::faults::{Broken, FaultPoint, Faults, Operation};
-use crate::ids::{InvocationId, JobId, UnixMillis};
+use crate::ids::{InvocationId, JobId, UnixMillis, WaiterId};
 use crate::jobs::{
     CancelReason, JobOutcome, JobRecord, JobState, JobSummary, JournalEntry, JournalEvent, NewJob, RunProcess,
 };
@@ -386,6 +386,11 @@ verbs! {
         |store| store.unread(Path::new(&workspace), limit);
     /// The queued and running jobs, in the order of acceptance.
     Queue: queue() -> Vec<QueueRow> = |store| store.queue();
+    /// A queued job's place, from 1.
+    QueuePlace: queue_place(job: JobId) -> Option<usize> = |store| store.queue_place(job);
+    /// Notes who waits with these jobs: [`Store::wait_with`].
+    WaitWith: wait_with(jobs: Vec<JobId>, waiter: WaiterId) -> Vec<JobId> =
+        |store| store.wait_with(&jobs, waiter);
     /// How many jobs are in each state.
     Counts: counts() -> JobCounts = |store| store.counts();
     /// What was spent since a moment, by day.
@@ -420,6 +425,7 @@ mod tests {
             chain: ChainId::random(),
             depth: 0,
             accepted_at: UnixMillis(1),
+            environment: None,
         }
     }
 
@@ -491,6 +497,12 @@ mod tests {
         }
         fn unread(&mut self, workspace: &Path, limit: usize) -> Result<Vec<JobId>, StoreError> {
             self.inner.unread(workspace, limit)
+        }
+        fn queue_place(&mut self, job: JobId) -> Result<Option<usize>, StoreError> {
+            self.inner.queue_place(job)
+        }
+        fn wait_with(&mut self, jobs: &[JobId], waiter: WaiterId) -> Result<Vec<JobId>, StoreError> {
+            self.inner.wait_with(jobs, waiter)
         }
         fn queue(&mut self) -> Result<Vec<QueueRow>, StoreError> {
             self.inner.queue()

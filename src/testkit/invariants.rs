@@ -463,6 +463,8 @@ mod tests {
             outcome: Some(JobOutcome::default()),
             read_at: None,
             last_event: 0,
+            waiter: None,
+            environment: None,
         }
     }
 

@@ -26,6 +26,8 @@ pub enum Role {
     Worker,
     /// `mcp background-consult`: one job.
     Runner,
+    /// `mcp wait`: a host's jobs until their turn.
+    Waiting,
     /// The scripted agent, or the built-in one.
     Agent,
     /// Started by the scripted agent and left behind.
@@ -36,7 +38,8 @@ pub enum Role {
 
 impl Role {
     /// Every role, for tables.
-    pub const ALL: [Self; 6] = [Self::Host, Self::Worker, Self::Runner, Self::Agent, Self::Offspring, Self::Other];
+    pub const ALL: [Self; 7] =
+        [Self::Host, Self::Worker, Self::Runner, Self::Waiting, Self::Agent, Self::Offspring, Self::Other];
 
     /// The role of a command line: the program and its arguments.
     #[must_use]
@@ -48,6 +51,7 @@ impl Role {
         }
         match arguments {
             ["mcp", "background-consult", ..] => Self::Runner,
+            ["mcp", "wait", ..] => Self::Waiting,
             ["mcp", "offline-agent", ..] => Self::Agent,
             ["mcp", "serve", ..] | ["daemon" | "consult", ..] => Self::Host,
             arguments if arguments.iter().take(3).any(|word| *word == "worker") => Self::Worker,
@@ -244,6 +248,7 @@ mod tests {
             (&["/x/phone-opus", "mcp", "worker", "--generation", "3"], Role::Worker),
             (&["/x/embedder", "worker"], Role::Worker),
             (&["/x/phone-opus", "mcp", "background-consult", "--job", "worker"], Role::Runner),
+            (&["/x/phone-opus", "mcp", "wait", "--state-dir", "worker"], Role::Waiting),
             (&["/x/phone-opus", "consult", "worker"], Role::Host),
             (&["/x/phone-opus", "mcp", "offline-agent"], Role::Agent),
             (&[&agent, "-p"], Role::Agent),

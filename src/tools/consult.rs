@@ -287,6 +287,7 @@ impl Desk {
             chain: self.nesting.0.unwrap_or_else(ChainId::random),
             depth: self.nesting.1,
             accepted_at: UnixMillis::now(),
+            environment: None,
         }
     }
 

@@ -426,6 +426,8 @@ mod tests {
             outcome,
             read_at: None,
             last_event: 0,
+            waiter: None,
+            environment: None,
         }
     }
 

@@ -5,9 +5,9 @@
 //! actor of the moment.
 //!
 //! ```text
-//!  Starting ──spawned──▶ Following ──pipes over──▶ Leaving ──exited──▶ Judging ──over──▶ done
-//!      ▲                                                                  ├── still queued, once more
-//!      └──────────────────────────────────────────────────────────────────┘── else: settle
+//!  Waiting ──its turn──▶ Starting ──spawned──▶ Following ──pipes over──▶ Leaving ──exited──▶ Judging ──over──▶ done
+//!      ▲                                                                                        ├── still queued
+//!      └────────────────────────────────────────────────────────────────────────────────────────┘── else: settle
 //! ```
 //!
 //! A runner that is stopped or hangs keeps neither deadline nor cancel. It is asked something over its pipe when its time is
@@ -30,6 +30,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
+use super::room::{HandIn, Room, RoomSnapshot, Turn};
 use super::runner_child::{self, RunnerChild};
 use crate::actors::kept::Kept;
 use crate::agents::{AgentEvent, OutputReader};
@@ -40,12 +41,15 @@ use crate::exec::session::EventStream;
 use crate::exec::{Cursor, OutputStream, ProcessEvent};
 use crate::fault::{Fault, FaultCode};
 use crate::ids::{InvocationId, JobId};
+use crate::jobs::admission::{Position, plan};
+use crate::jobs::evidence::Evidence;
 use crate::jobs::live::{JobLive, Phase};
 use crate::jobs::sweep;
 use crate::jobs::{JobMode, JobRecord, JobState};
-use crate::runner::{RunnerCommand, outcome_channel};
+use crate::runner::{NOT_YET, RunnerCommand, outcome_channel};
 use crate::state_dir::StateDir;
 use crate::store::{StoreError, StoreHandle};
+use crate::waiting::wire::ToWaiting;
 
 /// Runners started for one job as long as none of them got to start the agent.
 const RUNNER_STARTS: u32 = 2;
@@ -61,8 +65,14 @@ const NEWS_LINE: usize = 1 << 20;
 /// store that is busy takes seconds. One that takes longer stands still, and is ended itself.
 const END_LIMIT: Duration = Duration::from_secs(15);
 
-/// How often a job is looked at: a queued one's place, an ended one's outcome, whether a running one should be over.
-const PLACE_EVERY: Duration = Duration::from_secs(2);
+/// How often the loss of who waited with a job is borne, one after the other; then the job is settled.
+const LOSSES: u32 = 8;
+
+/// The pause after the first of them; it doubles with each.
+const LOSS_PAUSE: Duration = Duration::from_millis(50);
+
+/// How often a job that has a runner is looked at: an ended one's outcome, whether a running one should be over.
+const LOOK_EVERY: Duration = Duration::from_secs(2);
 
 /// Looks between two at the store for a cancel by another process. The runner finds one itself within 250 ms.
 const CANCEL_LOOKS: u32 = 5;
@@ -139,11 +149,20 @@ impl Attachment {
 
 /// The jobs this host looks after. It belongs to the system and outlives every actor but the root. Cheap to clone.
 #[derive(Clone, Default)]
-pub struct Attachments(Arc<Mutex<BTreeMap<JobId, Attachment>>>);
+pub struct Attachments {
+    table: Arc<Mutex<BTreeMap<JobId, Attachment>>>,
+    room: Room,
+}
 
 impl Attachments {
     fn table(&self) -> MutexGuard<'_, BTreeMap<JobId, Attachment>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Where those wait whose turn has not come.
+    #[must_use]
+    pub fn room(&self) -> &Room {
+        &self.room
     }
 
     /// All of them.
@@ -187,7 +206,9 @@ impl Attachments {
                     asked,
                     starts: 0,
                     why: None,
-                    stage: Stage::Starting,
+                    stage: Stage::Waiting(HandIn::New),
+                    room: self.room.clone(),
+                    losses: 0,
                     telling: JoinSet::new(),
                     end_by: None,
                     overdue: false,
@@ -241,6 +262,7 @@ struct Ends {
 }
 
 enum Stage {
+    Waiting(HandIn),
     Starting,
     Following(Box<Link>),
     Leaving(Box<RunnerChild>),
@@ -271,6 +293,7 @@ pub struct CustodySnapshot {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "stage", rename_all = "snake_case")]
 enum StageSnapshot {
+    Waiting,
     Starting,
     Following(Box<LinkSnapshot>),
     Leaving { pid: i32 },
@@ -308,7 +331,7 @@ impl CustodySnapshot {
         match &self.stage {
             StageSnapshot::Following(link) => Some(link.pid),
             StageSnapshot::Leaving { pid } => Some(*pid),
-            StageSnapshot::Starting | StageSnapshot::Judging => None,
+            StageSnapshot::Waiting | StageSnapshot::Starting | StageSnapshot::Judging => None,
         }
     }
 }
@@ -323,6 +346,9 @@ pub struct Custody {
     starts: u32,
     why: Option<Fault>,
     stage: Stage,
+    room: Room,
+    /// How often who waited with it was lost since it was last seen to wait.
+    losses: u32,
     /// Requests to end on their way to the runner.
     telling: JoinSet<()>,
     /// When a runner that was asked to end its job must have done so.
@@ -383,7 +409,7 @@ impl Vigil {
         }
     }
 
-    /// Looks after a running job, every [`PLACE_EVERY`].
+    /// Looks after a running job, every [`LOOK_EVERY`].
     fn keep(&mut self, store: &StoreHandle, client: &ExecClient, job: JobId, ending: bool) {
         self.running.get_or_insert_with(Instant::now);
         self.looks = self.looks.wrapping_add(1);
@@ -442,9 +468,26 @@ impl Custody {
         let mut patience = Patience::default();
         loop {
             match &mut self.stage {
+                Stage::Waiting(hand_in) => {
+                    let hand_in = *hand_in;
+                    match self.wait_for_turn(hand_in).await {
+                        Ok(Turn::Yours) => {
+                            self.show(Phase::Starting);
+                            self.stage = Stage::Starting;
+                        }
+                        Ok(Turn::NotYet | Turn::Over) => self.judge(None),
+                        Ok(Turn::Lost) => self.lost().await,
+                        Err(fault) => {
+                            self.note(fault);
+                            self.lost().await;
+                        }
+                    }
+                }
                 Stage::Starting => {
                     self.starts += 1;
-                    match self.start() {
+                    let started = self.start();
+                    self.room.leave(self.job, ToWaiting::Taken);
+                    match started {
                         Ok(link) => self.stage = Stage::Following(Box::new(link)),
                         Err(fault) => self.judge(Some(fault)),
                     }
@@ -461,7 +504,16 @@ impl Custody {
                 }
                 Stage::Leaving(child) => {
                     let mut overdue = self.overdue;
-                    while overdue || tokio::time::timeout(EXIT_LIMIT, child.wait()).await.is_err() {
+                    let mut code = None;
+                    while overdue
+                        || match tokio::time::timeout(EXIT_LIMIT, child.wait()).await {
+                            Ok(exited) => {
+                                code = exited;
+                                false
+                            }
+                            Err(_) => true,
+                        }
+                    {
                         if !std::mem::take(&mut overdue) {
                             tracing::warn!(job = %self.job, "a runner did not exit after its job");
                             break;
@@ -470,21 +522,30 @@ impl Custody {
                         tracing::warn!(job = %self.job, "a runner that did not end its job is ended itself");
                         child.kill();
                     }
+                    if code == Some(i32::from(NOT_YET)) {
+                        self.show(Phase::Queued(None));
+                        // There was no slot after all, which says nothing against the runner.
+                        self.starts = self.starts.saturating_sub(1);
+                        self.why = None;
+                    }
                     self.stage = Stage::Judging;
                 }
                 Stage::Judging => match self.means.store.job(self.job).await {
                     Ok(record) if record.state.is_terminal() => return Some(self.publish(record)),
                     // No agent was started, so another runner may try.
                     Ok(record) if record.state == JobState::Queued && self.starts < RUNNER_STARTS => {
-                        self.stage = Stage::Starting;
+                        self.stage = Stage::Waiting(HandIn::New);
                     }
-                    Ok(_) => match self.settle().await {
-                        Ok(settled) => return settled,
-                        Err(fault) => {
-                            tracing::warn!(job = %self.job, %fault, "a lost job is not settled yet");
-                            wait_for_store(&self.news, &mut patience).await?;
+                    Ok(_) => {
+                        self.room.leave(self.job, ToWaiting::Leave);
+                        match self.settle().await {
+                            Ok(settled) => return settled,
+                            Err(fault) => {
+                                tracing::warn!(job = %self.job, %fault, "a lost job is not settled yet");
+                                wait_for_store(&self.news, &mut patience).await?;
+                            }
                         }
-                    },
+                    }
                     Err(StoreError::UnknownJob(_)) => {
                         tracing::error!(job = %self.job, "the store has forgotten a job that was not over");
                         return None;
@@ -496,6 +557,65 @@ impl Custody {
                 },
             }
         }
+    }
+
+    /// Shows where a job stands whose agent has said nothing yet.
+    fn show(&self, phase: Phase) {
+        self.news.send_if_modified(|live| {
+            let changed = matches!(live.phase, Phase::Queued(_) | Phase::Starting) && live.phase != phase;
+            if changed {
+                live.phase = phase;
+            }
+            changed
+        });
+    }
+
+    /// Waits until the job's turn has come: not at all when a slot is free and nobody is due before.
+    async fn wait_for_turn(&mut self, hand_in: HandIn) -> Result<Turn, Fault> {
+        let gate = self.room.gate().await;
+        if hand_in == HandIn::New && !self.room.is_used() {
+            // What cannot be looked at is tried: the runner waits for a store that is busy.
+            let Ok(rows) = self.means.store.queue().await else { return Ok(Turn::Yours) };
+            let contenders = Evidence::new(&self.means.dir).contenders(rows);
+            let limit = self.means.runner.max_running();
+            if !matches!(plan(&contenders, limit).position(self.job), Some(Position::Wait { .. })) {
+                return Ok(Turn::Yours);
+            }
+        }
+        let mut told = self.room.enter(self.job, hand_in, &self.news, &self.means)?;
+        drop(gate);
+        loop {
+            let turn = *told.borrow_and_update();
+            if turn != Turn::NotYet {
+                return Ok(turn);
+            }
+            tokio::select! {
+                changed = told.changed() => {
+                    if changed.is_err() {
+                        return Ok(Turn::Lost);
+                    }
+                }
+                // The request is in the store, and whoever waits was woken for it.
+                Some(()) = self.asked.recv() => {
+                    self.end_by.get_or_insert_with(|| Instant::now() + END_LIMIT);
+                }
+                () = tokio::time::sleep_until(self.end_by.unwrap_or_else(Instant::now)), if self.end_by.is_some() => {
+                    self.end_by = Some(Instant::now() + END_LIMIT);
+                    self.room.kill();
+                }
+            }
+        }
+    }
+
+    /// Hands the job in anew after a while.
+    async fn lost(&mut self) {
+        self.losses += 1;
+        if self.losses > LOSSES {
+            self.starts = RUNNER_STARTS;
+            return self.judge(None);
+        }
+        tokio::time::sleep(LOSS_PAUSE * (1 << self.losses.min(6))).await;
+        self.stage = Stage::Waiting(HandIn::New);
     }
 
     fn note(&mut self, fault: Fault) {
@@ -583,7 +703,11 @@ impl Custody {
         }
         let Some((client, events)) = &mut link.connected else { return Ok(()) };
         let mut reported: Vec<AgentEvent> = Vec::new();
-        let mut looks = tokio::time::interval(PLACE_EVERY);
+        let mut looks = tokio::time::interval(LOOK_EVERY);
+        if self.end_by.is_some() {
+            // Asked while the job waited.
+            self.telling.spawn(ask_to_end(client.clone(), self.job));
+        }
         loop {
             tokio::select! {
                 event = events.next() => match event {
@@ -626,21 +750,12 @@ impl Custody {
                 }
                 Some(()) = self.asked.recv() => {
                     self.end_by.get_or_insert_with(|| Instant::now() + END_LIMIT);
-                    let (client, job) = (client.clone(), self.job.to_string());
-                    self.telling.spawn(async move {
-                        if let Err(error) = client.terminate(&job).await {
-                            tracing::debug!(%error, "a runner was not told to end its job; it finds the request in the store");
-                        }
-                    });
+                    self.telling.spawn(ask_to_end(client.clone(), self.job));
                 }
                 _ = looks.tick() => {
-                    if matches!(self.news.borrow().phase, Phase::Queued(_)) {
-                        look(&self.means.store, self.job, &self.news).await;
-                    } else {
-                        self.vigil.keep(&self.means.store, client, self.job, self.end_by.is_some());
-                        if self.vigil.limit().is_some_and(|limit| limit <= Instant::now()) {
-                            self.end_by.get_or_insert_with(Instant::now);
-                        }
+                    self.vigil.keep(&self.means.store, client, self.job, self.end_by.is_some());
+                    if self.vigil.limit().is_some_and(|limit| limit <= Instant::now()) {
+                        self.end_by.get_or_insert_with(Instant::now);
                     }
                 }
             }
@@ -770,6 +885,7 @@ impl Custody {
                     }
                 }
             }
+            Stage::Waiting(_) => StageSnapshot::Waiting,
             Stage::Starting => StageSnapshot::Starting,
             Stage::Leaving(child) => child.pid().map_or(StageSnapshot::Judging, |pid| StageSnapshot::Leaving { pid }),
             Stage::Judging => StageSnapshot::Judging,
@@ -795,8 +911,9 @@ impl Link {
 
 /// Sees to it that children nobody passed on are waited for when they end: a runner that was let go lives on. To be called
 /// before this image starts a child of its own.
-pub fn inherit_the_rest(passed: &[CustodySnapshot]) {
-    let known: HashSet<i32> = passed.iter().filter_map(CustodySnapshot::pid).collect();
+pub fn inherit_the_rest(passed: &[CustodySnapshot], waiting: Option<&RoomSnapshot>) {
+    let known: HashSet<i32> =
+        passed.iter().filter_map(CustodySnapshot::pid).chain(waiting.map(RoomSnapshot::pid)).collect();
     runner_child::children().into_iter().filter(|pid| !known.contains(pid)).for_each(|pid| {
         // Dropped is waited for.
         drop(RunnerChild::inherited(pid));
@@ -815,6 +932,7 @@ impl Attachments {
             }
         };
         let stage = match &passed.stage {
+            StageSnapshot::Waiting => Stage::Waiting(HandIn::Again),
             StageSnapshot::Starting => Stage::Starting,
             StageSnapshot::Judging => Stage::Judging,
             StageSnapshot::Leaving { pid } => {
@@ -861,6 +979,8 @@ impl Attachments {
             starts: passed.starts,
             why: passed.why.clone(),
             stage,
+            room: self.room.clone(),
+            losses: 0,
             telling: JoinSet::new(),
             end_by: None,
             overdue: passed.overdue,
@@ -906,22 +1026,9 @@ fn tell(news: &watch::Sender<JobLive>, job: JobId, record: JobRecord) {
     });
 }
 
-/// Looks where a queued job stands.
-async fn look(store: &StoreHandle, job: JobId, news: &watch::Sender<JobLive>) {
-    let Ok(rows) = store.queue().await else { return };
-    let mut waiting = rows.iter().filter(|row| row.state == JobState::Queued);
-    let place = waiting.position(|row| row.job == job);
-    let running = rows.iter().any(|row| row.job == job && row.state == JobState::Running);
-    news.send_if_modified(|live| {
-        let phase = match place {
-            Some(place) => Phase::Queued(Some(place + 1)),
-            None if running => Phase::Starting,
-            None => return false,
-        };
-        let changed = matches!(live.phase, Phase::Queued(_)) && live.phase != phase;
-        if changed {
-            live.phase = phase;
-        }
-        changed
-    });
+/// Tells a runner to end its job.
+async fn ask_to_end(client: ExecClient, job: JobId) {
+    if let Err(error) = client.terminate(&job.to_string()).await {
+        tracing::debug!(%error, "a runner was not told to end its job; it finds the request in the store");
+    }
 }

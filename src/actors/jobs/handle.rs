@@ -14,7 +14,7 @@ use crate::actors::current::Current;
 use crate::fault::{Fault, FaultCode};
 use crate::ids::{InvocationId, JobId, UnixMillis};
 use crate::jobs::live::JobLive;
-use crate::jobs::{CancelReason, JobRecord, JobState, JobSummary, JournalEntry, NewJob};
+use crate::jobs::{CancelReason, JobRecord, JobSummary, JournalEntry, NewJob};
 use crate::store::{CancelState, ChainCost, DayCost, JobCounts, JobFilter, StoreError, StoreHandle};
 use crate::worker::asks::{Answer, Asker, Glimpse, Question, Waiting, host_gone, misunderstood};
 
@@ -300,11 +300,7 @@ impl JobsHandle {
     /// `store_unavailable`.
     pub async fn queue_place(&self, job: JobId) -> Result<Option<usize>, Fault> {
         match &self.0 {
-            Reach::Here { store, .. } => {
-                let rows = store.queue().await?;
-                let mut waiting = rows.iter().filter(|row| row.state == JobState::Queued);
-                Ok(waiting.position(|row| row.job == job).map(|place| place + 1))
-            }
+            Reach::Here { store, .. } => Ok(store.queue_place(job).await?),
             Reach::Host(asker) => match asker.ask(Question::QueuePlace { job }).await? {
                 Answer::Place { place } => Ok(place),
                 _ => Err(misunderstood()),

@@ -10,7 +10,8 @@
 
 pub mod custody;
 mod handle;
-mod runner_child;
+pub mod room;
+pub(crate) mod runner_child;
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
@@ -32,6 +33,7 @@ use crate::actors::clock;
 use crate::fault::{Fault, FaultCode};
 use crate::faults::{Broken, FaultPoint, Faults, Operation};
 use crate::ids::{Generation, InvocationId, JobId, SessionNumber, UnixMillis};
+use crate::jobs::evidence::Evidence;
 use crate::jobs::live::JobLive;
 use crate::jobs::overdue::Overdue;
 use crate::jobs::{CancelReason, JobMode, JobRecord, JobState, NewJob};
@@ -228,6 +230,8 @@ pub struct JobsState {
     overdue: Arc<Overdue>,
     tasks: JoinSet<()>,
     attention: Attention,
+    /// The digest of the environment jobs are run with here, once it was asked for.
+    environment: Option<Option<String>>,
 }
 
 /// Whether custodies are worked with.
@@ -283,6 +287,7 @@ impl Actor for Jobs {
             overdue: Arc::default(),
             tasks,
             attention: Attention::Paid,
+            environment: None,
         })
     }
 
@@ -415,11 +420,12 @@ impl JobsState {
                 let prunes = self.sweeps.is_multiple_of(PRUNE_EVERY);
                 self.sweeps += 1;
                 let ours: HashSet<JobId> = self.arguments.attachments.all().into_iter().map(|(job, _)| job).collect();
+                let environment = self.environment();
                 let overdue = Arc::clone(&self.overdue);
                 self.tasks.spawn(async move {
                     overdue.look(&store, &dir, &ours).await;
                     keep_reserve(&dir).await;
-                    match sweep::sweep(&store, &dir, &ours).await {
+                    match sweep::sweep(&store, &dir, &ours, environment.as_deref()).await {
                         Ok(orphans) => {
                             orphans.into_iter().for_each(|record| drop(me.cast(JobsMsg::Adopt(Box::new(record)))))
                         }
@@ -447,6 +453,9 @@ impl JobsState {
             }
             JobsMsg::Resume => {
                 self.attention = Attention::Paid;
+                if let Some(means) = self.means() {
+                    self.arguments.attachments.room().resume(&means);
+                }
                 for (job, _) in self.arguments.attachments.all() {
                     match self.attending.get_mut(&job).map(|attending| attending.slot.wanted(clock::now())) {
                         Some(effect) => self.perform(&me, job, effect).await,
@@ -466,6 +475,18 @@ impl JobsState {
         }
         while self.tasks.try_join_next().is_some() {}
         Ok(())
+    }
+
+    /// The digest of the environment jobs are run with here. Without one, a job is run by nobody else.
+    fn environment(&mut self) -> Option<String> {
+        let JobsArguments { dir, runner, .. } = &self.arguments;
+        self.environment
+            .get_or_insert_with(|| {
+                let secret =
+                    dir.secret().inspect_err(|error| tracing::warn!(%error, "environments cannot be compared"));
+                runner.as_ref()?.environment_digest(&secret.ok()?)
+            })
+            .clone()
     }
 
     async fn accept(
@@ -501,6 +522,8 @@ impl JobsState {
             }
             self.accepting.insert(caller, false);
         }
+        let mut job = job;
+        job.environment = self.environment();
         let invocation = job.invocation;
         let (store, limits, me) = (self.arguments.store.clone(), self.arguments.limits, me.clone());
         self.tasks.spawn(async move {
@@ -569,7 +592,8 @@ impl JobsState {
         // A joined job that nobody runs (its host died between accepting and starting) is run by whoever asks for it.
         let orphan = joined
             && self.arguments.attachments.get(job).is_none()
-            && sweep::is_orphan(&self.arguments.dir, job, record.state, record.accepted_at);
+            && record.environment == self.environment()
+            && sweep::is_orphan(&self.arguments.dir, &mut Evidence::new(&self.arguments.dir), &record);
         if !joined || ours || orphan {
             self.attach(me, &record).await;
         }
@@ -599,9 +623,13 @@ impl JobsState {
         }
     }
 
+    fn means(&self) -> Option<Means> {
+        let JobsArguments { store, dir, runner, .. } = &self.arguments;
+        runner.clone().map(|runner| Means { store: store.clone(), dir: dir.clone(), runner })
+    }
+
     async fn attach(&mut self, me: &ActorRef<JobsMsg>, record: &JobRecord) {
-        let Some(runner) = self.arguments.runner.clone() else { return };
-        let means = Means { store: self.arguments.store.clone(), dir: self.arguments.dir.clone(), runner };
+        let Some(means) = self.means() else { return };
         self.arguments.attachments.attach(record, means);
         self.attend(me, record.id).await;
     }

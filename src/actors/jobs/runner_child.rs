@@ -19,7 +19,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(10);
 const LEFT_EVERY: Duration = Duration::from_millis(500);
 
 /// The process.
-pub(super) enum RunnerChild {
+pub(crate) enum RunnerChild {
     /// Started here.
     Ours(Child),
     /// Started by an earlier image.
@@ -27,7 +27,7 @@ pub(super) enum RunnerChild {
 }
 
 /// A process an earlier image started; reaped sooner or later, whatever becomes of this.
-pub(super) struct Inherited(Option<Pid>);
+pub(crate) struct Inherited(Option<Pid>);
 
 /// Whether it was there to be reaped, or is nobody any more.
 fn is_gone(pid: Pid) -> bool {
@@ -37,40 +37,41 @@ fn is_gone(pid: Pid) -> bool {
 
 impl RunnerChild {
     /// The process of this number, if that is one.
-    pub(super) fn inherited(pid: i32) -> Option<Self> {
+    pub(crate) fn inherited(pid: i32) -> Option<Self> {
         Pid::from_raw(pid).map(|pid| Self::Inherited(Inherited(Some(pid))))
     }
 
     /// Its number, unless it was waited for.
-    pub(super) fn pid(&self) -> Option<i32> {
+    pub(crate) fn pid(&self) -> Option<i32> {
         match self {
             Self::Ours(child) => child.id().and_then(|pid| i32::try_from(pid).ok()),
             Self::Inherited(Inherited(pid)) => pid.map(|pid| pid.as_raw_nonzero().get()),
         }
     }
 
-    /// Waits for its end.
+    /// Waits for its end. The code it exited with, where the system told it to us.
     ///
     /// # Cancel safety
     ///
     /// Safe.
-    pub(super) async fn wait(&mut self) {
+    pub(crate) async fn wait(&mut self) -> Option<i32> {
         match self {
-            Self::Ours(child) => drop(child.wait().await),
+            Self::Ours(child) => child.wait().await.ok()?.code(),
             Self::Inherited(Inherited(left)) => {
                 while let Some(pid) = *left {
                     if is_gone(pid) {
                         *left = None;
-                        return;
+                        break;
                     }
                     tokio::time::sleep(LOOK_EVERY).await;
                 }
+                None
             }
         }
     }
 
     /// Kills it.
-    pub(super) fn kill(&mut self) {
+    pub(crate) fn kill(&mut self) {
         match self {
             Self::Ours(child) => drop(child.start_kill()),
             // Not waited for, so the number is still its own.
@@ -81,7 +82,7 @@ impl RunnerChild {
 }
 
 /// The children of this process, where the system tells. Right after an `exec` there is one thread, and all are its own.
-pub(super) fn children() -> Vec<i32> {
+pub(crate) fn children() -> Vec<i32> {
     let own = std::process::id();
     let listed = std::fs::read_to_string(format!("/proc/self/task/{own}/children")).unwrap_or_default();
     listed.split_whitespace().filter_map(|pid| pid.parse().ok()).collect()

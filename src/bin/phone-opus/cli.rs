@@ -93,6 +93,9 @@ pub(crate) enum McpCommand {
     /// Run one job to its end (started by the server).
     #[command(hide = true)]
     BackgroundConsult(RunnerArguments),
+    /// Wait with jobs until their turn (started by the server).
+    #[command(hide = true)]
+    Wait(WaitArguments),
     /// Run tools for one host (started by a server with isolation = "process").
     #[command(hide = true)]
     Worker {
@@ -218,6 +221,26 @@ pub(crate) struct RunnerArguments {
     /// Claude Code's program.
     #[arg(long, value_name = "PATH")]
     pub(crate) claude_bin: Option<PathBuf>,
+}
+
+/// `mcp wait`.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct WaitArguments {
+    /// Where jobs are kept.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) state_dir: PathBuf,
+    /// Agent runs at once.
+    #[arg(long, default_value_t = 3)]
+    pub(crate) max_running: usize,
+    /// Seconds of silence after which an agent is taken for stuck.
+    #[arg(long, default_value_t = 300)]
+    pub(crate) stall_s: u64,
+    /// Claude Code's program.
+    #[arg(long, value_name = "PATH")]
+    pub(crate) claude_bin: Option<PathBuf>,
+    /// What becomes of a run that would be paid for beyond its plan.
+    #[arg(long, value_name = "allow|stop", default_value = "allow", value_parser = extra_usage)]
+    pub(crate) extra_usage: ExtraUsage,
 }
 
 /// `consult`.

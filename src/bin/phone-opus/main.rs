@@ -10,6 +10,7 @@ mod selfcheck;
 mod selftest;
 mod serve;
 mod settings;
+mod wait;
 mod worker;
 
 use std::ffi::OsString;
@@ -38,6 +39,7 @@ fn main() -> ExitCode {
         Command::Mcp { command: McpCommand::Serve(options) } => serve::serve(&options),
         Command::Mcp { command: McpCommand::Selfcheck(options) } => selfcheck::run(&options),
         Command::Mcp { command: McpCommand::BackgroundConsult(options) } => serve::background_consult(&options),
+        Command::Mcp { command: McpCommand::Wait(options) } => wait::run(&options),
         Command::Mcp { command: McpCommand::Worker { generation } } => worker::run(Generation(generation)),
         Command::Mcp { command: McpCommand::OfflineAgent { arguments } } => {
             code(offline::run(&arguments, std::io::stdin(), std::io::stdout()))

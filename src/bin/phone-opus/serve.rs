@@ -143,6 +143,7 @@ pub(crate) fn background_consult(options: &RunnerArguments) -> ExitCode {
     match end {
         Ok(RunnerEnd::Done(_) | RunnerEnd::Left | RunnerEnd::Forgotten) => ExitCode::SUCCESS,
         Ok(RunnerEnd::NotOurs) => ExitCode::from(3),
+        Ok(RunnerEnd::NotYet) => ExitCode::from(runner::NOT_YET),
         Err(error) => {
             tracing::error!(error, "the runner failed");
             ExitCode::FAILURE

@@ -12,7 +12,7 @@ use rusqlite::types::{ToSqlOutput, ValueRef};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::ids::{JobId, UnixMillis};
+use crate::ids::{JobId, UnixMillis, WaiterId};
 use crate::jobs::journal::AgentEvent;
 use crate::jobs::{
     CancelReason, ConsultRequest, JobMode, JobOutcome, JobRecord, JobState, JobSummary, JournalEntry, JournalEvent,
@@ -109,6 +109,10 @@ pub(super) fn cancel_reason(row: &Row<'_>) -> Result<Option<CancelReason>, Store
     parsed(row, "cancel_requested", CancelReason::parse)
 }
 
+pub(super) fn waiter(row: &Row<'_>) -> Result<Option<WaiterId>, StoreError> {
+    parsed(row, "waiter", |text| text.parse().ok())
+}
+
 fn process(row: &Row<'_>) -> Result<Option<RunProcess>, StoreError> {
     let Some(token) = parsed(row, "run_token", |text| text.parse().ok())? else { return Ok(None) };
     Ok(Some(RunProcess {
@@ -140,6 +144,8 @@ pub(super) fn record(row: &Row<'_>) -> Result<JobRecord, StoreError> {
         outcome: parsed(row, "outcome", from_json::<JobOutcome>)?,
         read_at: time(row, "read_at")?,
         last_event: unsigned(row.get("last_event")?),
+        waiter: waiter(row)?,
+        environment: row.get("environment")?,
     })
 }
 
@@ -180,6 +186,9 @@ pub(super) fn queue_row(row: &Row<'_>) -> Result<QueueRow, StoreError> {
         accepted_at: UnixMillis(row.get("accepted_at")?),
         turn: unsigned(row.get("turn")?),
         workspace_served: unsigned(row.get::<_, Option<i64>>("served")?.unwrap_or(0)),
+        cancel_requested: cancel_reason(row)?,
+        waiter: waiter(row)?,
+        environment: row.get("environment")?,
     })
 }
 

@@ -8,7 +8,7 @@ use rusqlite::{Connection, TransactionBehavior};
 use crate::store::StoreError;
 
 /// Steps in order; once released, one is never changed.
-const STEPS: &[&str] = &[FIRST, LIMITS, PROOF];
+const STEPS: &[&str] = &[FIRST, LIMITS, PROOF, WAITING];
 
 /// The version this program writes.
 pub(super) fn known() -> i64 {
@@ -99,6 +99,13 @@ ALTER TABLE jobs ADD COLUMN given TEXT;
 ALTER TABLE jobs ADD COLUMN seen_at INTEGER;
 CREATE TABLE age (seen INTEGER NOT NULL, wall INTEGER NOT NULL);
 INSERT INTO age VALUES (0, 0);
+";
+
+/// Who waits for a queued job's turn (it holds the lock of that name), and a digest of the environment the job is to run
+/// with: who finds the job left alone may run it with that environment only.
+const WAITING: &str = "
+ALTER TABLE jobs ADD COLUMN waiter TEXT;
+ALTER TABLE jobs ADD COLUMN environment TEXT;
 ";
 
 pub(super) fn version(connection: &Connection) -> Result<i64, StoreError> {

@@ -34,6 +34,7 @@ fn new_job(workspace: &str, prompt: &str) -> NewJob {
         chain: ChainId::random(),
         depth: 0,
         accepted_at: at(1),
+        environment: None,
     }
 }
 

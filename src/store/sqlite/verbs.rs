@@ -6,12 +6,14 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use rusqlite::types::ValueRef;
 use rusqlite::{Connection, OptionalExtension, Row, Transaction, params};
 
 use super::rows;
-use super::{Durability, SqliteStore};
+use super::{Durability, Place, SqliteStore};
 use crate::fault::FaultCode;
-use crate::ids::{InvocationId, JobId, UnixMillis};
+use crate::ids::{InvocationId, JobId, UnixMillis, WaiterId};
+use crate::jobs::evidence;
 use crate::jobs::journal::AgentEvent;
 use crate::jobs::{
     Billing, CancelReason, JobMode, JobOutcome, JobRecord, JobState, JobSummary, JournalEntry, JournalEvent, NewJob,
@@ -53,6 +55,7 @@ const SUMMARY: &str = "SELECT id, state, mode, agent, workspace, session_id, pro
     unread FROM jobs";
 
 pub(super) const QUEUE: &str = "SELECT id, sequence, workspace, agent, session_id, state, mode, accepted_at, turn,
+    cancel_requested, waiter, environment,
     (SELECT max(other.start_turn) FROM jobs AS other WHERE other.workspace = jobs.workspace) AS served
     FROM jobs WHERE state IN ('queued', 'running') ORDER BY sequence";
 
@@ -72,6 +75,10 @@ pub(super) const COSTS: &str = "SELECT date(finished_at / 1000, 'unixepoch') AS 
 pub(super) const CHAIN_COSTS: &str = "SELECT chain, count(*), total(cost_usd) AS cost, count(*) - count(cost_usd)
     FROM jobs WHERE finished_at IS NOT NULL AND finished_at >= ?1
     GROUP BY chain HAVING count(*) > 1 ORDER BY cost DESC, chain LIMIT ?2";
+
+/// The place of a queued job, 0 for one that is none. A queued job is never unread, so an index has the answer.
+pub(super) const PLACE: &str = "SELECT count(*) FROM jobs WHERE state = 'queued' AND unread = 0 AND sequence <=
+    (SELECT sequence FROM jobs WHERE id = ?1 AND state = 'queued')";
 
 pub(super) const QUEUED: &str = "SELECT count(*) FROM jobs WHERE state = 'queued'";
 
@@ -351,8 +358,8 @@ impl Store for SqliteStore {
             transaction
                 .prepare_cached(
                     "INSERT INTO jobs (id, invocation, request_key, workspace, mode, state, agent, session_id,
-                        prompt_head, chain, depth, accepted_at, turn, bytes, given)
-                     VALUES (?1, ?2, ?3, ?4, ?5, 'queued', ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14)",
+                        prompt_head, chain, depth, accepted_at, turn, bytes, given, environment)
+                     VALUES (?1, ?2, ?3, ?4, ?5, 'queued', ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15)",
                 )?
                 .execute(params![
                     new.id.to_string(),
@@ -369,6 +376,7 @@ impl Store for SqliteStore {
                     turn,
                     rows::count(ROW_BYTES + request.len()),
                     new.given.as_ref().map(|names| names.join(",")),
+                    new.environment,
                 ])?;
             transaction
                 .prepare_cached("INSERT INTO requests (job, request) VALUES (?1, ?2)")?
@@ -556,7 +564,8 @@ impl Store for SqliteStore {
     }
 
     fn request_cancel(&mut self, job: JobId, reason: CancelReason) -> Result<CancelState, StoreError> {
-        self.write(Durability::Normal, |transaction| {
+        let mut waits = None;
+        let done = self.write(Durability::Normal, |transaction| {
             let (sequence, state) = locate(transaction, job)?;
             if state.is_terminal() {
                 return Ok(CancelState::Ended { state });
@@ -581,8 +590,21 @@ impl Store for SqliteStore {
             transaction
                 .prepare_cached("UPDATE jobs SET cancel_requested = ?2 WHERE sequence = ?1")?
                 .execute(params![sequence, reason.as_str()])?;
+            if state == JobState::Queued {
+                waits = transaction
+                    .prepare_cached("SELECT waiter FROM jobs WHERE sequence = ?1")?
+                    .query_and_then([sequence], rows::waiter)?
+                    .next()
+                    .transpose()?
+                    .flatten();
+            }
             Ok(CancelState::Requested { state })
-        })
+        });
+        if let (Ok(_), Some(waiter), Place::Dir(dir)) = (&done, waits, &self.place) {
+            // A runner looks at the store by itself; who waits looks when it is woken.
+            evidence::ring(dir, waiter);
+        }
+        done
     }
 
     fn hand_over(&mut self, job: JobId) -> Result<Transition, StoreError> {
@@ -629,6 +651,30 @@ impl Store for SqliteStore {
 
     fn queue(&mut self) -> Result<Vec<QueueRow>, StoreError> {
         self.read(|transaction| transaction.prepare_cached(QUEUE)?.query_and_then([], rows::queue_row)?.collect())
+    }
+
+    fn queue_place(&mut self, job: JobId) -> Result<Option<usize>, StoreError> {
+        self.read(|transaction| {
+            let place: i64 = transaction.prepare_cached(PLACE)?.query_row([job.to_string()], |row| row.get(0))?;
+            Ok(usize::try_from(place).ok().filter(|&place| place > 0))
+        })
+    }
+
+    fn wait_with(&mut self, jobs: &[JobId], waiter: WaiterId) -> Result<Vec<JobId>, StoreError> {
+        self.write(Durability::Normal, |transaction| {
+            let mut note = transaction.prepare_cached(
+                "UPDATE jobs SET waiter = ?2 WHERE id = ?1 AND state = 'queued' RETURNING cancel_requested",
+            )?;
+            let mut others = Vec::new();
+            for job in jobs {
+                let values = [job.to_string(), waiter.to_string()];
+                let waits = note.query_row(values, |row| Ok(row.get_ref(0)? == ValueRef::Null)).optional()?;
+                if waits != Some(true) {
+                    others.push(*job);
+                }
+            }
+            Ok(others)
+        })
     }
 
     fn counts(&mut self) -> Result<JobCounts, StoreError> {

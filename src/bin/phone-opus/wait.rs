@@ -1,0 +1,54 @@
+//! `mcp wait`: the process that waits with a host's jobs.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use phone_opus::agents::AgentRegistry;
+use phone_opus::config::Config;
+use phone_opus::runner::RunnerCommand;
+use phone_opus::state_dir::StateDir;
+use phone_opus::stdio::{Input, Output};
+use phone_opus::waiting::process::{self, WaitingOptions};
+
+use crate::cli::WaitArguments;
+use crate::logging;
+use crate::settings::{chain, program, refused, runtime};
+
+/// Waits until no job is left to wait with and the host is gone, in a session of its own.
+pub(crate) fn run(options: &WaitArguments) -> ExitCode {
+    logging::start_runner();
+    // Away from the client's process group and terminal. It fails for a group's leader, who is away already.
+    let _ = rustix::process::setsid();
+    let dir = StateDir::at(&options.state_dir);
+    let config = Config {
+        max_running: options.max_running,
+        stall: Duration::from_secs(options.stall_s),
+        claude_bin: options.claude_bin.clone(),
+        extra_usage: options.extra_usage,
+        ..Config::default()
+    };
+    let agents = AgentRegistry::standard(options.claude_bin.clone(), program());
+    // Its own environment is that of its jobs, so its runners inherit it.
+    let runner = RunnerCommand::new(program(), dir.clone(), config, agents, None, Vec::new());
+    let options = WaitingOptions { dir, runner, max_running: options.max_running };
+    let runtime = match runtime() {
+        Ok(runtime) => runtime,
+        Err(error) => return refused(&error),
+    };
+    let end = runtime.block_on(async {
+        let (input, output) = match (Input::stdin(), Output::stdout()) {
+            (Ok(input), Ok(output)) => (input, output),
+            (Err(error), _) | (_, Err(error)) => return Err(chain(&error)),
+        };
+        process::run(options, input, output).await.map_err(|error| chain(&error))
+    });
+    // A thread that is blocked on a lock ends with the process.
+    runtime.shutdown_background();
+    match end {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!(error, "the waiting process failed");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,390 @@
+//! What a waiting process does about its jobs, and when.
+//!
+//! Owns: which jobs it holds, whose turn it is, what it is blocked on, when it ends. May not know: processes, locks, the
+//! store, I/O; `now` is passed in.
+//!
+//! ```text
+//!  waiting ──its turn, host there──▶ offered ──taken──▶ left to the host
+//!     │                                └── refused, or 2 s of silence ──▶ started by us
+//!     ├──its turn, host gone──▶ started by us
+//!     └── cancelled, caller lost, a day ──▶ over
+//! ```
+//!
+//! Time passes for it only while something is under way: an offer that is not answered, a start that is not to be seen yet,
+//! callers that have just been lost. With every slot taken it is blocked on the runs that have them and on nothing else.
+//!
+//! Invariants: (1) a job is offered or started only when the plan of a look says that it may start, and once for each turn;
+//! (2) while it waits with anything that could start, it is blocked on every live run, or looks again within a second; (3) a
+//! background job never ends because a host is gone.
+
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::time::{Duration, Instant};
+
+use crate::ids::JobId;
+use crate::jobs::admission::{Contender, Position, plan};
+use crate::jobs::{CancelReason, JobMode, JobState};
+
+/// How long a synchronous job survives its host, as it does in a runner.
+pub const CALLER_GRACE: Duration = Duration::from_secs(2);
+
+/// How long a host may take to start the runner of a job whose turn it is. One that is stopped or stuck must not hold up the
+/// queue of all others.
+const OFFER_LIMIT: Duration = Duration::from_secs(2);
+
+/// Longest a job waits for its turn, as in a runner: nobody waits longer for a second opinion.
+pub const QUEUE_BOUND: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// Runners started for one job as long as none of them got to start the agent, as a host does.
+const RUNNER_STARTS: u32 = 2;
+
+/// The first pause before a look at what is under way elsewhere, and the longest: a runner starts within milliseconds, and
+/// one that does not is somebody's trouble that ends when its lock is given back.
+const AGAIN_FIRST: Duration = Duration::from_millis(4);
+const AGAIN_MOST: Duration = Duration::from_secs(1);
+
+/// Everything that can wake it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// The host hands in a job.
+    Came(JobId),
+    /// The host hands in a job again, not knowing what was said about it since.
+    CameAgain(JobId),
+    /// Some of the jobs handed in must not wait: the store says why.
+    Doubtful,
+    /// The host has started the runner.
+    Taken(JobId),
+    /// The host does not start it.
+    Refused(JobId),
+    /// The host looks after it otherwise.
+    Left(JobId),
+    /// The host is gone.
+    HostGone,
+    /// A run that was watched has ended, in whatever way.
+    Freed(JobId),
+    /// The bell was rung.
+    Rang,
+    /// A runner of ours has ended without its job having begun: there was no slot after all.
+    NotYet(JobId),
+    /// A runner of ours has ended otherwise.
+    RunnerOver(JobId),
+    /// The queue was looked at.
+    Looked(Vec<Contender>),
+    /// The queue cannot be looked at for the moment.
+    NotSeen,
+    /// Time has passed.
+    Due,
+}
+
+/// What is to be done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Effect {
+    /// Tell the host that it is this job's turn.
+    Offer(JobId),
+    /// Start its runner.
+    Start(JobId),
+    /// Block until this run is over.
+    Watch(JobId),
+    /// Make this job, which never began, cancelled.
+    Cancel(JobId, CancelReason),
+    /// Make this job failed: it waited too long.
+    Expire(JobId),
+    /// Settle this job: no runner came to run it.
+    Lost(JobId),
+    /// Tell the host that the job is over or in other hands.
+    TellOver(JobId),
+    /// Tell the host that places have changed.
+    TellMoved,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    Waiting,
+    Offered(Instant),
+    /// Its runner was started, by us; it is to be seen running soon.
+    Started,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Held {
+    since: Instant,
+    stage: Stage,
+    /// As the last look said; the store decides.
+    sync: bool,
+    /// Runners of ours that ended without having begun it.
+    failed: u32,
+}
+
+/// The state of a waiting process.
+#[derive(Debug)]
+pub struct WaitingCore {
+    limit: usize,
+    jobs: BTreeMap<JobId, Held>,
+    host_gone: Option<Instant>,
+    /// Runs we are blocked on.
+    watched: BTreeSet<JobId>,
+    /// Runs whose lock was given back since the last look: not to be blocked on again before they were seen to go on.
+    freed: HashSet<JobId>,
+    /// Every slot was taken at the last look, by runs we are blocked on.
+    full: bool,
+    look: bool,
+    again_at: Option<Instant>,
+    pause: Duration,
+    order: Vec<JobId>,
+}
+
+impl WaitingCore {
+    /// With no jobs yet.
+    #[must_use]
+    pub fn new(limit: usize) -> Self {
+        Self {
+            limit,
+            jobs: BTreeMap::new(),
+            host_gone: None,
+            watched: BTreeSet::new(),
+            freed: HashSet::new(),
+            full: false,
+            look: false,
+            again_at: None,
+            pause: AGAIN_FIRST,
+            order: Vec::new(),
+        }
+    }
+
+    /// Whether the queue is to be looked at, once all that is there to be heard was heard. Asking takes the wish back.
+    pub fn take_look(&mut self) -> bool {
+        std::mem::take(&mut self.look) && !self.jobs.is_empty()
+    }
+
+    /// Whether there is nothing left to wait for and nobody who could hand in more.
+    #[must_use]
+    pub fn is_over(&self) -> bool {
+        self.jobs.is_empty() && self.host_gone.is_some()
+    }
+
+    /// When it wants to hear [`Event::Due`], if nothing else happens before.
+    #[must_use]
+    pub fn wake_at(&self) -> Option<Instant> {
+        let offers = self.jobs.values().filter_map(|held| match held.stage {
+            Stage::Offered(at) => Some(at + OFFER_LIMIT),
+            Stage::Waiting | Stage::Started => None,
+        });
+        let callers = self.host_gone.filter(|_| self.jobs.values().any(|held| held.sync)).map(|at| at + CALLER_GRACE);
+        let bounds = self.jobs.values().map(|held| held.since + QUEUE_BOUND).min();
+        offers.chain(callers).chain(bounds).chain(self.again_at).min()
+    }
+
+    /// Jobs it holds.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.jobs.len()
+    }
+
+    /// Whether it holds none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.jobs.is_empty()
+    }
+
+    /// Something happened.
+    pub fn step(&mut self, event: Event, now: Instant) -> Vec<Effect> {
+        match event {
+            Event::Came(job) => self.came(job, now),
+            Event::CameAgain(job) => return self.came_again(job, now),
+            Event::Doubtful | Event::Rang => self.look = true,
+            Event::Taken(job) | Event::Left(job) => {
+                self.jobs.remove(&job);
+                self.soon(now);
+            }
+            Event::Refused(job) => return self.refused(job),
+            Event::HostGone => return self.host_went(now),
+            Event::Freed(job) => {
+                self.watched.remove(&job);
+                self.freed.insert(job);
+                self.full = false;
+                self.look = true;
+            }
+            Event::NotYet(job) => {
+                if let Some(held) = self.jobs.get_mut(&job) {
+                    held.stage = Stage::Waiting;
+                }
+                self.later(now);
+            }
+            Event::RunnerOver(job) => {
+                // Over, or somebody else's: the next look tells, and a job that is still queued waits on.
+                self.look = true;
+                if let Some(held) = self.jobs.get_mut(&job) {
+                    held.stage = Stage::Waiting;
+                    held.failed += 1;
+                    if held.failed >= RUNNER_STARTS {
+                        self.jobs.remove(&job);
+                        let mut effects = vec![Effect::Lost(job)];
+                        self.tell(Effect::TellOver(job), &mut effects);
+                        return effects;
+                    }
+                }
+            }
+            Event::Looked(contenders) => return self.looked(contenders, now),
+            Event::NotSeen => self.later(now),
+            Event::Due => return self.due(now),
+        }
+        Vec::new()
+    }
+
+    fn came(&mut self, job: JobId, now: Instant) {
+        self.jobs.entry(job).or_insert(Held { since: now, stage: Stage::Waiting, sync: true, failed: 0 });
+        // With every slot taken there is nothing to be seen that an end of one of them will not show.
+        self.look |= !self.full;
+    }
+
+    fn came_again(&mut self, job: JobId, now: Instant) -> Vec<Effect> {
+        self.came(job, now);
+        match self.jobs.get_mut(&job) {
+            Some(Held { stage: stage @ Stage::Offered(_), .. }) => {
+                *stage = Stage::Offered(now);
+                vec![Effect::Offer(job)]
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    fn refused(&mut self, job: JobId) -> Vec<Effect> {
+        match self.jobs.get_mut(&job) {
+            Some(held) if matches!(held.stage, Stage::Offered(_)) => {
+                held.stage = Stage::Started;
+                vec![Effect::Start(job)]
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    fn host_went(&mut self, now: Instant) -> Vec<Effect> {
+        self.host_gone.get_or_insert(now);
+        self.look = true;
+        // Whether it had begun to start them nobody knows; the job's lock decides between its runner and ours.
+        self.take_over(|_| true)
+    }
+
+    fn take_over(&mut self, since: impl Fn(Instant) -> bool) -> Vec<Effect> {
+        let mut effects = Vec::new();
+        for (job, held) in &mut self.jobs {
+            if matches!(held.stage, Stage::Offered(at) if since(at)) {
+                held.stage = Stage::Started;
+                effects.push(Effect::Start(*job));
+            }
+        }
+        effects
+    }
+
+    fn due(&mut self, now: Instant) -> Vec<Effect> {
+        if self.again_at.is_some_and(|at| at <= now) {
+            self.again_at = None;
+            self.look = true;
+        }
+        if self.host_gone.is_some_and(|at| at + CALLER_GRACE <= now) && self.jobs.values().any(|held| held.sync) {
+            // The store knows which of them were handed over meanwhile.
+            self.look = true;
+        }
+        let mut effects = self.take_over(|at| at + OFFER_LIMIT <= now);
+        let expired = |held: &Held| held.stage == Stage::Waiting && held.since + QUEUE_BOUND <= now;
+        let old: Vec<JobId> = self.jobs.iter().filter(|(_, held)| expired(held)).map(|(job, _)| *job).collect();
+        for job in old {
+            self.jobs.remove(&job);
+            effects.push(Effect::Expire(job));
+            self.tell(Effect::TellOver(job), &mut effects);
+        }
+        effects
+    }
+
+    fn looked(&mut self, contenders: Vec<Contender>, now: Instant) -> Vec<Effect> {
+        let mut effects = Vec::new();
+        self.forget_the_over(&contenders, now, &mut effects);
+        let plan = plan(&contenders, self.limit);
+        let mut under_way = false;
+        let mine: Vec<JobId> = plan.order().iter().copied().filter(|job| self.jobs.contains_key(job)).collect();
+        for &job in plan.order() {
+            if plan.position(job) != Some(Position::Start) {
+                continue;
+            }
+            under_way = true;
+            let Some(held) = self.jobs.get_mut(&job).filter(|held| held.stage == Stage::Waiting) else { continue };
+            if self.host_gone.is_some() {
+                held.stage = Stage::Started;
+                effects.push(Effect::Start(job));
+            } else {
+                held.stage = Stage::Offered(now);
+                effects.push(Effect::Offer(job));
+            }
+        }
+        let running = || contenders.iter().filter(|one| one.alive && one.row.state == JobState::Running);
+        for run in running() {
+            let job = run.row.job;
+            if self.freed.contains(&job) {
+                // Its lock was free a moment ago and is held again: somebody settles it.
+                under_way = true;
+            } else if self.watched.insert(job) {
+                effects.push(Effect::Watch(job));
+            }
+        }
+        self.freed.clear();
+        self.full = !under_way && running().count() >= self.limit;
+        if mine != self.order {
+            self.order = mine;
+            self.tell(Effect::TellMoved, &mut effects);
+        }
+        if under_way && !self.jobs.is_empty() {
+            self.later(now);
+        } else {
+            self.again_at = None;
+            self.pause = AGAIN_FIRST;
+        }
+        effects
+    }
+
+    /// Lets go of what is not queued any more, and ends what is to be ended.
+    fn forget_the_over(&mut self, contenders: &[Contender], now: Instant, effects: &mut Vec<Effect>) {
+        let callers_lost = self.host_gone.is_some_and(|at| at + CALLER_GRACE <= now);
+        let mut queued = HashSet::new();
+        for row in contenders.iter().map(|one| &one.row).filter(|row| row.state == JobState::Queued) {
+            let Some(held) = self.jobs.get_mut(&row.job) else { continue };
+            held.sync = row.mode == JobMode::Sync;
+            let lost = (callers_lost && held.sync).then_some(CancelReason::CallerLost);
+            let reason = row.cancel_requested.or(lost);
+            // What was offered or started is with a runner, which finds the request itself.
+            match reason.filter(|_| held.stage == Stage::Waiting) {
+                Some(reason) => effects.push(Effect::Cancel(row.job, reason)),
+                None => drop(queued.insert(row.job)),
+            }
+        }
+        let over: Vec<JobId> = self.jobs.keys().copied().filter(|job| !queued.contains(job)).collect();
+        for job in over {
+            // A host that was offered it knows.
+            let told = self.jobs.remove(&job).is_some_and(|held| held.stage == Stage::Waiting);
+            if told {
+                self.tell(Effect::TellOver(job), effects);
+            }
+        }
+    }
+
+    fn tell(&self, word: Effect, effects: &mut Vec<Effect>) {
+        if self.host_gone.is_none() {
+            effects.push(word);
+        }
+    }
+
+    /// Looks again when what is under way may have come to something, less and less often.
+    fn later(&mut self, now: Instant) {
+        self.again_at = Some(now + self.pause);
+        self.pause = (self.pause * 2).min(AGAIN_MOST);
+    }
+
+    /// Looks again as soon as a runner may have begun.
+    fn soon(&mut self, now: Instant) {
+        self.pause = AGAIN_FIRST;
+        if !self.jobs.is_empty() {
+            self.later(now);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,362 @@
+//! The waiting process: what [`super::core`] decides, done.
+//!
+//! Owns: the lock and the bell, the threads that are blocked on runs, the runners it starts itself, its end of the host's
+//! pipes. May not know: when whose turn it is.
+//!
+//! Its environment is the one its jobs are to run with, and that of the runners it starts. It holds no job's lock but for the
+//! moment in which it ends one that never began.
+
+use std::process::{ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
+use tokio::net::unix::pipe;
+use tokio::process::ChildStdin;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+
+use super::core::{Effect, Event, WaitingCore};
+use super::wire::{self, FromWaiting, ToWaiting};
+use crate::agents::{RunEnd, StopCause};
+use crate::base::signals;
+use crate::exec::lines::LineReader;
+use crate::fault::{Fault, FaultCode};
+use crate::ids::{JobId, UnixMillis};
+use crate::jobs::evidence::{Evidence, WaiterLock};
+use crate::jobs::lock::{JobLock, LockError};
+use crate::jobs::{CancelReason, JobOutcome, JobState, sweep};
+use crate::runner::{NOT_YET, RunnerCommand};
+use crate::state_dir::StateDir;
+use crate::store::{CancelState, StoreError, StoreHandle};
+
+/// Stack of a thread that does nothing but to be blocked on a lock.
+const STACK: usize = 64 * 1024;
+
+/// How often cancels are looked for where the file system has no FIFO to ring.
+const NO_BELL: Duration = Duration::from_secs(1);
+
+/// Longest a word to the host may take. A host that reads nothing is stuck, and hears of it from the store.
+const WORD: Duration = Duration::from_secs(1);
+
+/// Times a verb is tried that ends a job, and the pause between; then the job is looked at anew.
+const TRIES: u32 = 20;
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// What a waiting process is started with.
+pub struct WaitingOptions {
+    /// Where jobs and locks lie.
+    pub dir: StateDir,
+    /// How it starts runners, of which each inherits its environment.
+    pub runner: RunnerCommand,
+    /// Agent runs at once.
+    pub max_running: usize,
+}
+
+/// Why a waiting process could not go on. Its jobs are its host's again, or a sweep's.
+#[derive(Debug, thiserror::Error)]
+pub enum WaitingError {
+    /// Its own lock cannot be had.
+    #[error("take the lock of a waiting process")]
+    Lock(#[from] LockError),
+    /// Signals cannot be heard.
+    #[error("listen for signals")]
+    Signal(#[source] std::io::Error),
+}
+
+/// Waits with jobs until none is left and the host is gone, or TERM comes. For the main function of a process that does
+/// nothing else.
+///
+/// # Errors
+///
+/// It could not begin.
+///
+/// # Cancel safety
+///
+/// Not safe: what is under way is lost; the jobs are then as after its death.
+pub async fn run<R, W>(options: WaitingOptions, reader: R, writer: W) -> Result<(), WaitingError>
+where
+    R: AsyncRead + Unpin,
+    W: AsyncWrite + Unpin,
+{
+    let mut terminate = signal(SignalKind::terminate()).map_err(WaitingError::Signal)?;
+    let _others = deaf().map_err(WaitingError::Signal)?;
+    let (lock, has_bell) = WaiterLock::take(&options.dir)?;
+    let bell = has_bell.then(|| Bell::open(&options.dir, &lock).ok()).flatten();
+    let (freed, mut frees) = mpsc::unbounded_channel();
+    let store = StoreHandle::sqlite(options.dir.clone());
+    let mut process = Process {
+        core: WaitingCore::new(options.max_running),
+        store: store.clone(),
+        options,
+        lock,
+        freed,
+        runners: JoinSet::new(),
+        lifelines: Vec::new(),
+        writer: Some(writer),
+    };
+    let mut lines = LineReader::after(&[], reader);
+    let mut host_there = true;
+    let mut events = Vec::new();
+    while !process.core.is_over() {
+        let due = process.core.wake_at();
+        let at = due.map_or_else(tokio::time::Instant::now, Into::into);
+        tokio::select! {
+            biased;
+            _ = terminate.recv() => break,
+            line = lines.next(), if host_there => match line {
+                Ok(Some(line)) => events.extend(wire::read(&line).map(heard)),
+                Ok(None) | Err(_) => {
+                    host_there = false;
+                    process.lifelines.clear();
+                    events.push(Event::HostGone);
+                }
+            },
+            Some(job) = frees.recv() => events.push(Event::Freed(job)),
+            Some(over) = process.runners.join_next() => events.extend(over.ok()),
+            () = rung(bell.as_ref()) => events.push(Event::Rang),
+            () = tokio::time::sleep_until(at), if due.is_some() => events.push(Event::Due),
+        }
+        // All there is to be heard first: a burst is one look, and one note in the store.
+        while let Some(line) = lines.ready() {
+            events.extend(wire::read(&line).map(heard));
+        }
+        while let Ok(job) = frees.try_recv() {
+            events.push(Event::Freed(job));
+        }
+        process.handle(std::mem::take(&mut events)).await;
+    }
+    store.close().await;
+    Ok(())
+}
+
+fn heard(word: ToWaiting) -> Event {
+    match word {
+        ToWaiting::Wait(job) => Event::Came(job),
+        ToWaiting::Again(job) => Event::CameAgain(job),
+        ToWaiting::Taken(job) => Event::Taken(job),
+        ToWaiting::Yours(job) => Event::Refused(job),
+        ToWaiting::Leave(job) => Event::Left(job),
+    }
+}
+
+/// Has the signals ignored that are meant for others of our name, or for a terminal.
+fn deaf() -> std::io::Result<Vec<Signal>> {
+    use SignalKind as Kind;
+    let others =
+        [Kind::hangup(), Kind::interrupt(), Kind::quit(), Kind::user_defined1(), Kind::user_defined2(), Kind::alarm()];
+    others.into_iter().map(signal).collect()
+}
+
+/// The bell, with an end of our own to ring it, so that it never reads as closed.
+struct Bell {
+    listening: pipe::Receiver,
+    _own: pipe::Sender,
+}
+
+impl Bell {
+    fn open(dir: &StateDir, lock: &WaiterLock) -> std::io::Result<Self> {
+        let path = dir.waiter_bell(lock.id());
+        let listening = pipe::OpenOptions::new().open_receiver(&path)?;
+        let own = pipe::OpenOptions::new().open_sender(&path)?;
+        Ok(Self { listening, _own: own })
+    }
+}
+
+async fn rung(bell: Option<&Bell>) {
+    let Some(bell) = bell else { return tokio::time::sleep(NO_BELL).await };
+    let mut strokes = [0; 64];
+    while bell.listening.readable().await.is_ok() {
+        let mut any = false;
+        while matches!(bell.listening.try_read(&mut strokes), Ok(count) if count > 0) {
+            any = true;
+        }
+        if any {
+            return;
+        }
+    }
+    std::future::pending::<()>().await;
+}
+
+struct Process<W> {
+    core: WaitingCore,
+    options: WaitingOptions,
+    store: StoreHandle,
+    lock: WaiterLock,
+    freed: mpsc::UnboundedSender<JobId>,
+    /// Runners of ours; each ends as an event.
+    runners: JoinSet<Event>,
+    /// What tells runners of ours that their host is there: one that is stuck is not gone.
+    lifelines: Vec<(JobId, ChildStdin)>,
+    writer: Option<W>,
+}
+
+impl<W: AsyncWrite + Unpin> Process<W> {
+    async fn handle(&mut self, mut events: Vec<Event>) {
+        let came: Vec<JobId> = events
+            .iter()
+            .filter_map(|event| match event {
+                Event::Came(job) | Event::CameAgain(job) => Some(*job),
+                _ => None,
+            })
+            .collect();
+        if !came.is_empty() {
+            match self.store.wait_with(came, self.lock.id()).await {
+                Ok(others) if others.is_empty() => {}
+                // Cancelled before we could be woken for it, or over: or nobody knows.
+                Ok(_) | Err(_) => events.push(Event::Doubtful),
+            }
+        }
+        let mut events = std::collections::VecDeque::from(events);
+        loop {
+            while let Some(event) = events.pop_front() {
+                if let Event::NotYet(job) | Event::RunnerOver(job) = event {
+                    self.lifelines.retain(|(of, _)| *of != job);
+                }
+                for effect in self.core.step(event, Instant::now()) {
+                    events.extend(self.perform(effect).await);
+                }
+            }
+            if !self.core.take_look() {
+                return;
+            }
+            events.push_back(match self.store.queue().await {
+                Ok(rows) => Event::Looked(Evidence::new(&self.options.dir).contenders(rows)),
+                Err(error) => {
+                    tracing::warn!(%error, "the queue cannot be looked at");
+                    Event::NotSeen
+                }
+            });
+        }
+    }
+
+    async fn perform(&mut self, effect: Effect) -> Option<Event> {
+        match effect {
+            Effect::Offer(job) => {
+                self.say(FromWaiting::Turn(job)).await;
+                None
+            }
+            Effect::TellOver(job) => {
+                self.say(FromWaiting::Over(job)).await;
+                None
+            }
+            Effect::TellMoved => {
+                self.say(FromWaiting::Moved).await;
+                None
+            }
+            Effect::Start(job) => self.start(job),
+            Effect::Watch(job) => self.watch(job),
+            Effect::Cancel(job, reason) => self.end(job, Some(reason)).await,
+            Effect::Expire(job) => self.end(job, None).await,
+            Effect::Lost(job) => {
+                let why = Fault::new(FaultCode::RunnerLost, "the job's runners ended without having begun it.");
+                if let Err(fault) = sweep::settle(&self.store, &self.options.dir, job, why).await {
+                    tracing::error!(%job, %fault, "a job that cannot be run was not settled");
+                }
+                None
+            }
+        }
+    }
+
+    async fn say(&mut self, word: FromWaiting) {
+        let Some(writer) = &mut self.writer else { return };
+        let line = wire::line(&word);
+        let said = async {
+            writer.write_all(&line).await?;
+            writer.flush().await
+        };
+        if !matches!(tokio::time::timeout(WORD, said).await, Ok(Ok(()))) {
+            // A line may be half written now, so nothing more is said; offers run out of time, and the store has the rest.
+            tracing::warn!("the host does not hear its waiting process");
+            self.writer = None;
+        }
+    }
+
+    /// Has a thread blocked on a run's lock.
+    fn watch(&mut self, job: JobId) -> Option<Event> {
+        let (dir, freed) = (self.options.dir.clone(), self.freed.clone());
+        let blocked = std::thread::Builder::new().name("watch".to_owned()).stack_size(STACK).spawn(move || {
+            signals::leave_to_others();
+            if let Err(error) = JobLock::wait_until_free(&dir, job) {
+                tracing::warn!(%job, %error, "a run's lock cannot be waited for");
+            }
+            let _ = freed.send(job);
+        });
+        // Without a thread it counts as one whose lock was free, and is looked at again instead.
+        blocked.err().map(|_| Event::Freed(job))
+    }
+
+    /// Starts a runner that has no host to talk to. Whether its host lives is told by a pipe we hold.
+    fn start(&mut self, job: JobId) -> Option<Event> {
+        let mut command = self.options.runner.command(job);
+        let words = self.options.dir.open_job_log(job).map_or_else(|_| Stdio::null(), Stdio::from);
+        let started = command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(words).spawn();
+        match started {
+            Ok(mut child) => {
+                if let (Some(lifeline), true) = (child.stdin.take(), self.writer.is_some()) {
+                    self.lifelines.push((job, lifeline));
+                }
+                self.runners.spawn(async move { ended(job, child.wait().await.ok()) });
+                None
+            }
+            Err(error) => {
+                tracing::warn!(%job, %error, "a runner could not be started; it is tried again");
+                Some(Event::NotYet(job))
+            }
+        }
+    }
+
+    /// Ends a job that never began.
+    async fn end(&mut self, job: JobId, reason: Option<CancelReason>) -> Option<Event> {
+        for _ in 0..TRIES {
+            match self.try_to_end(job, reason).await {
+                Ok(()) => return None,
+                Err(error) => {
+                    tracing::warn!(%job, %error, "a waiting job is not ended yet");
+                    tokio::time::sleep(PAUSE).await;
+                }
+            }
+        }
+        Some(Event::Came(job))
+    }
+
+    async fn try_to_end(&self, job: JobId, reason: Option<CancelReason>) -> Result<(), StoreError> {
+        let unusable = |error: LockError| StoreError::Io { detail: error.to_string() };
+        // Somebody who has it is a runner, and finds the request itself.
+        let Some(_lock) = JobLock::try_acquire(&self.options.dir, job).map_err(unusable)? else { return Ok(()) };
+        if reason == Some(CancelReason::CallerLost)
+            && self.store.request_cancel(job, CancelReason::CallerLost).await? == CancelState::GoesOn
+        {
+            return Ok(());
+        }
+        let record = self.store.job(job).await?;
+        if record.state != JobState::Queued {
+            return Ok(());
+        }
+        let stop = match reason {
+            Some(reason) => StopCause::Cancelled(record.cancel_requested.unwrap_or(reason)),
+            None => StopCause::Faulted(Box::new(Fault::new(
+                FaultCode::DeadlineExceeded,
+                "the job waited a day for its turn.",
+            ))),
+        };
+        let nothing = RunEnd { resume_requested: record.request.session_id, stop: Some(stop), ..RunEnd::default() };
+        let (state, outcome) = match self.options.runner.agents().get(&record.request.agent) {
+            Ok(agent) => {
+                let verdict = agent.classify(nothing);
+                (verdict.state, verdict.outcome)
+            }
+            Err(fault) => (JobState::Failed, JobOutcome { fault: Some(fault), ..JobOutcome::default() }),
+        };
+        let _ = self.store.finish(job, state, outcome, UnixMillis::now()).await?;
+        Ok(())
+    }
+}
+
+fn ended(job: JobId, status: Option<ExitStatus>) -> Event {
+    if status.and_then(|status| status.code()) == Some(i32::from(NOT_YET)) {
+        Event::NotYet(job)
+    } else {
+        Event::RunnerOver(job)
+    }
+}
