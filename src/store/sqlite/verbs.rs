@@ -33,6 +33,9 @@ const EVENT_BYTES: usize = 24;
 /// Jobs forgotten in one transaction: some ten milliseconds, so that nobody waits long behind a pruning.
 const PRUNE_BATCH: usize = 50;
 
+/// Bytes forgotten in one transaction: what the room that is kept on a full disk takes, with what is written around them.
+const PRUNE_BYTES: u64 = 256 << 10;
+
 /// When this program was written: 1 November 2026. A clock before it is wrong.
 pub(super) const WRITTEN: i64 = 1_793_491_200_000;
 
@@ -217,28 +220,49 @@ impl SqliteStore {
         );
         let mut freed = 0_u64;
         while freed < excess {
-            let batch = self.write(Durability::Normal, |transaction| {
-                let mut batch = Vec::new();
-                let mut chosen = transaction.prepare_cached(&select)?;
-                let mut found = chosen.query(params![value, rows::count(PRUNE_BATCH)])?;
-                while let (true, Some(row)) = (freed < excess, found.next()?) {
-                    let bytes = rows::unsigned(row.get("bytes")?);
-                    freed = freed.saturating_add(bytes);
-                    batch.push((row.get::<_, i64>("sequence")?, rows::job_id(row)?, bytes));
+            let left = excess - freed;
+            let batch = match self.forget_batch(&select, value, left) {
+                // Forgetting is written to the log first. What is in it already makes room when it is begun anew.
+                Err(StoreError::Full) => {
+                    self.begin_log_anew()?;
+                    self.forget_batch(&select, value, left)?
                 }
-                let mut delete = transaction.prepare_cached("DELETE FROM jobs WHERE sequence = ?1")?;
-                for (sequence, _, _) in &batch {
-                    delete.execute([sequence])?;
-                }
-                Ok(batch)
-            })?;
-            pruned.bytes += batch.iter().map(|(_, _, bytes)| bytes).sum::<u64>();
-            pruned.jobs.extend(batch.iter().map(|(_, id, _)| id));
-            if batch.len() < PRUNE_BATCH {
+                batch => batch?,
+            };
+            if batch.is_empty() {
                 break;
             }
+            freed = batch.iter().fold(freed, |freed, (_, bytes)| freed.saturating_add(*bytes));
+            pruned.bytes += batch.iter().map(|(_, bytes)| bytes).sum::<u64>();
+            pruned.jobs.extend(batch.iter().map(|(id, _)| id));
         }
         Ok(())
+    }
+
+    /// Forgets some of the jobs that are selected, no more than hold `left` bytes but for the last one.
+    fn forget_batch(&mut self, select: &str, value: i64, left: u64) -> Result<Vec<(JobId, u64)>, StoreError> {
+        let most = left.min(PRUNE_BYTES);
+        self.write(Durability::Normal, |transaction| {
+            let mut batch = Vec::new();
+            let mut bytes = 0_u64;
+            let mut chosen = transaction.prepare_cached(select)?;
+            let mut found = chosen.query(params![value, rows::count(PRUNE_BATCH)])?;
+            while let (true, Some(row)) = (bytes < most, found.next()?) {
+                let held = rows::unsigned(row.get("bytes")?);
+                bytes = bytes.saturating_add(held);
+                batch.push((row.get::<_, i64>("sequence")?, rows::job_id(row)?, held));
+            }
+            let mut delete = transaction.prepare_cached("DELETE FROM jobs WHERE sequence = ?1")?;
+            for (sequence, _, _) in &batch {
+                delete.execute([sequence])?;
+            }
+            Ok(batch.into_iter().map(|(_, id, held)| (id, held)).collect())
+        })
+    }
+
+    /// Brings what the log holds into the database and begins it anew, where no reader is in the middle of something.
+    fn begin_log_anew(&mut self) -> Result<(), StoreError> {
+        Ok(self.connection()?.connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))?)
     }
 
     /// Adds the time since the last look to that for which finished jobs were seen, begins to count for new ones, and returns
@@ -749,7 +773,7 @@ impl Store for SqliteStore {
             drop(give_back);
             // What was forgotten is in the log as well, until it is begun anew. A reader who is in the middle of something
             // keeps it for now; whoever prunes next tries again.
-            open.connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))?;
+            self.begin_log_anew()?;
         }
         Ok(pruned)
     }
