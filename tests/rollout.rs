@@ -106,6 +106,7 @@ impl Launch {
         RolloutSetup {
             launch: LaunchPath { path: self.path.clone(), stable: true },
             image: Some(self.image.clone()),
+            keeper: Some(env!("CARGO_BIN_EXE_phone-opus").into()),
             arguments: Vec::new(),
             here: rig.work(),
             look_every: Duration::ZERO,

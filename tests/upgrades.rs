@@ -18,7 +18,7 @@ use phone_opus::handover::Snapshot;
 use phone_opus::testkit::client::envelope;
 use phone_opus::testkit::processes::resident;
 use phone_opus::testkit::{
-    Client, PATIENCE, Reply, Rig, Role, Script, Sent, Signal, Step, Waiting, tried_program, until,
+    Client, PATIENCE, Reply, Rig, Role, Script, Sent, Signal, Step, Waiting, give_away, tried_program, until,
 };
 use serde_json::{Value, json};
 
@@ -669,6 +669,136 @@ async fn no_bad_program_is_adopted_and_health_says_why_and_the_next_good_one_is(
     assert_eq!((&health["rollout"]["adopted"], &health["rollout"]["last"]["outcome"]), (&json!(1), &json!("adopted")));
     rig.expect_runs(1);
     rig.stop_and_check_invariants([host]).await;
+}
+
+#[tokio::test]
+async fn a_program_of_somebody_else_or_one_that_others_may_write_is_not_run() {
+    const NOBODY: u32 = 65534;
+    let (mut rig, program, dir) = rig_of_a_copy();
+    let mut host = rig.serve().await;
+    let ran = rig.path("ran");
+    // A wrapper, which would say that it ran.
+    let script = format!("#!/bin/sh\ntouch {}\nexec '{}' \"$@\"\n", ran.display(), tried().display());
+    let (us, group) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+    let cases = [
+        ("foreign_owner", 0o755, (NOBODY, NOBODY), 0o700),
+        ("foreign_owner", 0o755, (NOBODY, group), 0o700),
+        ("writable_by_others", 0o775, (us, NOBODY), 0o700),
+        ("writable_by_others", 0o757, (us, group), 0o700),
+        ("writable_by_others", 0o777, (us, group), 0o700),
+        ("loose_directory", 0o755, (us, group), 0o777),
+    ];
+    let mut times = 0;
+    for (verdict, mode, (owner, group), around) in cases {
+        lay(&program, |new: &Path| std::fs::write(new, &script).expect("a file"));
+        if (owner, group) != (us, rustix::process::getegid().as_raw()) && !give_away(&program, owner, group) {
+            println!("SKIPPED: only root can give a program to user {owner} and group {group}");
+            continue;
+        }
+        std::fs::set_permissions(&program, std::fs::Permissions::from_mode(mode)).expect("its mode");
+        std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(around)).expect("its mode");
+        reload(&host);
+        times += 1;
+        said(&rig, STAYED, times).await;
+        let seen = host.call("health_snapshot", json!({})).await["rollout"].clone();
+        assert_eq!((&seen["last"]["verdict"], &seen["adopted"]), (&json!(verdict), &json!(0)), "{mode:o}: {seen:#}");
+        assert!(!ran.exists(), "{verdict}: it was run");
+    }
+    // One of ours, where names are kept by their owners.
+    lay(&program, copy_to);
+    std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o1777)).expect("its mode");
+    upgrade(&host).await;
+    assert_eq!(host.call("health_snapshot", json!({})).await["rollout"]["adopted"], 1);
+    rig.stop_and_check_invariants([host]).await;
+}
+
+/// Processes with this word among their arguments.
+fn with_word(word: &str) -> Vec<String> {
+    let processes = std::fs::read_dir("/proc").expect("processes").flatten();
+    let lines = processes.filter_map(|entry| std::fs::read(entry.path().join("cmdline")).ok());
+    let lines = lines.map(|line| String::from_utf8_lossy(&line).replace('\0', " "));
+    lines.filter(|line| line.split(' ').any(|found| found == word)).collect()
+}
+
+#[tokio::test]
+async fn nothing_a_candidate_started_outlives_its_trial_whatever_session_it_went_to() {
+    let (mut rig, program, _dir) = rig_of_a_copy();
+    let real = tried().display().to_string();
+    let number = fastrand::u32(100_000_000..999_999_999).to_string();
+    let begun = rig.sign("begun");
+    let note = format!("touch {}", begun.display());
+    let away = format!("setsid sleep {number} >/dev/null 2>&1 </dev/null &");
+    let twice = format!("setsid sh -c 'sleep {number} & sleep {number} &' >/dev/null 2>&1 </dev/null; {note}");
+    let bare =
+        format!("env -i setsid sh -c 'trap \"\" TERM HUP; {note}; exec sleep {number}' >/dev/null 2>&1 </dev/null &");
+    let wait = format!("while [ ! -e {} ]; do :; done", begun.display());
+    // Where it goes, and how the candidate itself ends.
+    let cases = [
+        ("exited", format!("{away} {note}; exit 3")),
+        ("exited", format!("{twice}; exit 3")),
+        ("exited", format!("{bare} {wait}; exit 3")),
+        ("killed", format!("{bare} {wait}; kill -9 $$")),
+        ("hung", format!("{bare} {wait}; trap '' TERM; sleep 1000")),
+        ("garbled", format!("{bare} {wait}; while :; do echo yes; done")),
+        // It passes: what it left does not live on beside its successor.
+        ("adopted", format!("{bare} {wait}; exec '{real}' \"$@\"")),
+    ];
+    let mut host = rig.serve().await;
+    let sent = host.start("consult", json!({"prompt": rig.waiting("consult", "go")})).await;
+    rig.wait_for_sign("consult").await;
+    for (times, (verdict, text)) in cases.into_iter().enumerate() {
+        let _ = std::fs::remove_file(&begun);
+        let before = image(&host);
+        // Only where it is tried: its serving is not.
+        let text = format!("#!/bin/sh\n[ \"$2\" = selfcheck ] || exec '{real}' \"$@\"\n{text}\n");
+        lay(&program, |new: &Path| {
+            std::fs::write(new, &text).expect("a file");
+            std::fs::set_permissions(new, std::fs::Permissions::from_mode(0o755)).expect("its mode");
+        });
+        reload(&host);
+        if verdict == "adopted" {
+            next_image(&host, before).await;
+        } else {
+            said(&rig, STAYED, times + 1).await;
+            let seen = host.call("health_snapshot", json!({})).await["rollout"].clone();
+            assert_eq!(seen["last"]["verdict"], verdict, "{seen:#}");
+        }
+        assert!(begun.exists(), "{verdict}: it got that far");
+        assert_eq!(with_word(&number), Vec::<String>::new(), "{verdict}");
+    }
+    rig.give_sign("go");
+    assert_eq!(
+        host.reply(sent).await.expect_success().str("response"),
+        "done",
+        "children of the server are left alone"
+    );
+    rig.expect_runs(1);
+    rig.stop_and_check_invariants([host]).await;
+}
+
+#[tokio::test]
+async fn a_server_that_is_killed_during_a_trial_leaves_nothing_of_it() {
+    let number = fastrand::u32(100_000_000..999_999_999).to_string();
+    for signal in [Signal::KILL, Signal::TERM] {
+        let (mut rig, program, _dir) = rig_of_a_copy();
+        let mut host = rig.serve().await;
+        host.expect_end();
+        let begun = rig.sign("begun");
+        let text = format!(
+            "#!/bin/sh\nsetsid env -i sleep {number} >/dev/null 2>&1 </dev/null &\ntouch {}; trap '' TERM; sleep 1000\n",
+            begun.display()
+        );
+        lay(&program, |new: &Path| {
+            std::fs::write(new, &text).expect("a file");
+            std::fs::set_permissions(new, std::fs::Permissions::from_mode(0o755)).expect("its mode");
+        });
+        reload(&host);
+        until("it is tried", async || begun.exists().then_some(())).await;
+        host.signal(signal);
+        host.exit().await;
+        until("nothing of it is left", async || with_word(&number).is_empty().then_some(())).await;
+        rig.stop_and_check_invariants([host]).await;
+    }
 }
 
 #[tokio::test]

@@ -4,12 +4,12 @@
 //! a check is due, and what follows a verdict.
 //!
 //! ```text
-//! first bytes ─▶ `mcp selfcheck --json` ─▶ versions ─▶ `mcp selfcheck --json --restore SNAPSHOT` ─▶ still the same file?
+//! owner, mode, first bytes ─▶ `mcp selfcheck --json` ─▶ versions ─▶ `mcp selfcheck --json --restore SNAPSHOT` ─▶ still the same file?
 //! ```
 //!
 //! Invariants: (1) the file is run with our environment, our arguments and our directory, since it will serve with them,
 //! but without the variables of a fault plan: a plan strikes the server it was given to and not the trial of another; (2)
-//! no shell, nothing on stdin but the snapshot it is to restore, bounded output, one deadline a step; (3) nothing it started is left when a step is over;
+//! no shell, nothing on stdin but the snapshot it is to restore, bounded output, one deadline a step; (3) nothing it started is left when a step is over, whatever group or session that went to (`kept`);
 //! (4) what it says once it has read a snapshot is shown nowhere: there are prompts in it.
 
 use std::ffi::OsString;
@@ -19,10 +19,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::elf::{self, Kind};
 use super::fingerprint::Fingerprint;
+use super::kept;
+use super::owner;
 use super::selfcheck::{NAME, Refusal, RefusalCode, SNAPSHOT_FORMAT, SelfCheck};
 use super::{HandOver, SnapshotFile};
 use crate::agents::Environment;
@@ -75,6 +77,35 @@ pub enum Verdict {
     /// Its mode does not allow it.
     #[error("the file is not executable by this user; make it so (chmod 755), or install it again.")]
     NotExecutable,
+    /// Somebody else's program would act with all this server may do.
+    #[error(
+        "the file belongs to user id {owner}, who is neither this user nor root nor the owner of the running program; \
+         install it as one of these."
+    )]
+    ForeignOwner {
+        /// Whose it is.
+        owner: u32,
+    },
+    /// Somebody else may change it.
+    #[error("the file can be written by others (mode {mode:04o}); take that from them (chmod go-w).")]
+    WritableByOthers {
+        /// Its mode.
+        mode: u32,
+    },
+    /// Somebody else may put another file in its place. It is looked at again.
+    #[error(
+        "others can put another file in its place: the directory {} belongs to user id {owner} and has mode {mode:04o}; give \
+         it to this user or root and take the right to write from others (chmod o-w).",
+        dir.display()
+    )]
+    LooseDirectory {
+        /// Where it lies.
+        dir: PathBuf,
+        /// Whose that is.
+        owner: u32,
+        /// Its mode.
+        mode: u32,
+    },
     /// It cannot be read.
     #[error("the file cannot be read ({0}); install it again with the mode 755.")]
     Unreadable(io::ErrorKind),
@@ -185,6 +216,9 @@ impl Verdict {
     pub const fn code(&self) -> &'static str {
         match self {
             Self::NotExecutable => "not_executable",
+            Self::ForeignOwner { .. } => "foreign_owner",
+            Self::WritableByOthers { .. } => "writable_by_others",
+            Self::LooseDirectory { .. } => "loose_directory",
             Self::Unreadable(_) => "unreadable",
             Self::WrongArchitecture => "wrong_architecture",
             Self::Truncated => "truncated",
@@ -208,7 +242,7 @@ impl Verdict {
     /// Whether it is about this very file, so that it need not be checked again.
     #[must_use]
     pub const fn condemns(&self) -> bool {
-        !matches!(self, Self::Replaced | Self::NotChecked(_))
+        !matches!(self, Self::Replaced | Self::NotChecked(_) | Self::LooseDirectory { .. })
     }
 }
 
@@ -225,6 +259,8 @@ pub struct Trial {
     pub here: PathBuf,
     /// The running image, as a file, where there is one.
     pub image: Option<PathBuf>,
+    /// What keeps a run, where there is something.
+    pub keeper: Option<PathBuf>,
     /// The job store, where there is one.
     pub database: Option<PathBuf>,
 }
@@ -272,6 +308,7 @@ impl Trial {
             if rustix::fs::access(&program, rustix::fs::Access::EXEC_OK).is_err() {
                 return Err(if program.exists() { Verdict::NotExecutable } else { Verdict::Replaced });
             }
+            owner::check(&program, image.as_deref())?;
             elf::kind(&program, image.as_deref()).map_err(|error| Verdict::Unreadable(error.kind()))
         });
         match kind.await?? {
@@ -302,8 +339,17 @@ impl Trial {
             stdin,
             adopt: Adopt::No,
         };
-        let said = run(spec).await.map_err(|why| why.verdict(step))?;
-        let line = one_line(&said.stdout);
+        let kept = match &self.keeper {
+            Some(keeper) => kept::run_under(keeper, &spec).await,
+            None => None,
+        };
+        let said = match kept {
+            Some(kept) => kept,
+            // A running image that cannot be started again is what a good candidate heals.
+            None => run(spec, std::future::pending()).await,
+        };
+        let said = said.map_err(|why| why.verdict(step))?;
+        let line = one_line(said.stdout.as_bytes());
         match (said.signal, said.code) {
             (Some(signal), _) => {
                 return Err(Verdict::Killed { step, signal, said: said.last_words(step) });
@@ -345,27 +391,38 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) 
 }
 
 /// What a run of the candidate came to.
-struct Said {
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Said {
     code: i32,
     signal: Option<i32>,
-    stdout: Vec<u8>,
-    stderr: Vec<u8>,
+    stdout: String,
+    stderr: String,
 }
 
 impl Said {
     fn last_words(&self, step: Step) -> String {
         match step {
-            Step::Selfcheck => clipped(&String::from_utf8_lossy(&self.stderr)),
+            Step::Selfcheck => clipped(&self.stderr),
             Step::Restore => String::new(),
         }
     }
 }
 
 /// Why a run came to nothing.
-enum NotRun {
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) enum NotRun {
+    /// It did not end in time, or nobody wanted to know any more.
     Hung,
+    /// It said more than any line of ours has.
     Garbled,
-    Spawn(SpawnError),
+    /// It is nothing that can be started.
+    NotAProgram,
+    /// Somebody has it open for writing.
+    Replaced,
+    /// The system does not start it.
+    NotStarted(String),
+    /// Whose fault it is is not known.
+    NotChecked(String),
 }
 
 impl NotRun {
@@ -373,26 +430,38 @@ impl NotRun {
         match self {
             Self::Hung => Verdict::Hung { step },
             Self::Garbled => Verdict::Garbled { step },
-            Self::Spawn(SpawnError::NotExecutable { .. }) => Verdict::NotAProgram,
-            Self::Spawn(SpawnError::ProgramMissing { .. }) => Verdict::NotStarted("its interpreter is missing".into()),
-            Self::Spawn(SpawnError::Other { source, .. }) => match source.kind() {
-                io::ErrorKind::ExecutableFileBusy => Verdict::Replaced,
-                io::ErrorKind::WouldBlock | io::ErrorKind::OutOfMemory => {
-                    Verdict::NotChecked("no process can be started.".to_owned())
-                }
-                kind => Verdict::NotStarted(kind.to_string()),
-            },
-            Self::Spawn(error) => Verdict::NotChecked(format!("failed to {error}.")),
+            Self::NotAProgram => Verdict::NotAProgram,
+            Self::Replaced => Verdict::Replaced,
+            Self::NotStarted(why) => Verdict::NotStarted(why),
+            Self::NotChecked(why) => Verdict::NotChecked(why),
         }
     }
 }
 
-/// Runs a program to its end, or ends it and everything in its group.
-async fn run(spec: SpawnSpec) -> Result<Said, NotRun> {
-    let (mut process, mut tap) = LocalExec::spawn(spec, Session::new(), CloseBy::Backend).map_err(NotRun::Spawn)?;
+impl From<SpawnError> for NotRun {
+    fn from(error: SpawnError) -> Self {
+        match error {
+            SpawnError::NotExecutable { .. } => Self::NotAProgram,
+            SpawnError::ProgramMissing { .. } => Self::NotStarted("its interpreter is missing".into()),
+            SpawnError::Other { source, .. } => match source.kind() {
+                io::ErrorKind::ExecutableFileBusy => Self::Replaced,
+                io::ErrorKind::WouldBlock | io::ErrorKind::OutOfMemory => {
+                    Self::NotChecked("no process can be started.".to_owned())
+                }
+                kind => Self::NotStarted(kind.to_string()),
+            },
+            error => Self::NotChecked(format!("failed to {error}.")),
+        }
+    }
+}
+
+/// Runs a program to its end, or ends it and everything in its group (and what was adopted) when its time is over or `stop`
+/// says so.
+pub(super) async fn run(spec: SpawnSpec, stop: impl Future<Output = ()>) -> Result<Said, NotRun> {
+    let (mut process, mut tap) = LocalExec::spawn(spec, Session::new(), CloseBy::Backend)?;
     let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
-    let deadline = tokio::time::Instant::now() + DEADLINE;
-    let reading = async {
+    let control = process.control();
+    let running = async {
         while let Some((stream, bytes)) = tap.next().await {
             match stream {
                 OutputStream::Stdout if stdout.len() + bytes.len() > LINE_BYTES => return Err(NotRun::Garbled),
@@ -400,24 +469,24 @@ async fn run(spec: SpawnSpec) -> Result<Said, NotRun> {
                 OutputStream::Stderr => keep_end(&mut stderr, &bytes),
             }
         }
-        Ok(())
+        Ok(process.wait_end().await)
     };
-    let read = match tokio::time::timeout_at(deadline, reading).await {
-        Ok(read) => read,
-        Err(_) => Err(NotRun::Hung),
+    let ended = tokio::select! {
+        ended = tokio::time::timeout(DEADLINE, running) => ended.unwrap_or(Err(NotRun::Hung)),
+        () = stop => Err(NotRun::Hung),
     };
-    let read = match read {
-        Ok(()) => match tokio::time::timeout_at(deadline, process.wait_end()).await {
-            Ok(end) => return Ok(Said { code: end.code, signal: end.signal, stdout, stderr }),
-            Err(_) => NotRun::Hung,
-        },
+    let why = match ended {
+        Ok(end) => {
+            let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+            return Ok(Said { code: end.code, signal: end.signal, stdout: text(&stdout), stderr: text(&stderr) });
+        }
         Err(why) => why,
     };
-    process.control().kill();
+    control.kill();
     drop(tap);
     // Bounded by itself: what not even a kill ends is left after a while.
     let _ = process.wait_end().await;
-    Err(read)
+    Err(why)
 }
 
 fn keep_end(kept: &mut Vec<u8>, more: &Bytes) {

@@ -291,10 +291,11 @@ impl Rollout {
                 self.same = Some(seen);
                 return self.end(NotAdopted::Unchanged);
             }
-            // Touched, or copied over itself: what was refused is refused still. Its mode may be what was wrong with it.
+            // Touched, or copied over itself: what was refused is refused still. Its mode or owner may be
+            // what was wrong with it.
             if let Some(refused) = &mut self.refused
                 && refused.candidate.digest == digest
-                && refused.candidate.fingerprint.mode == seen.mode
+                && refused.candidate.fingerprint.has_same_access(&seen)
             {
                 refused.candidate.fingerprint = seen;
                 return self.end(NotAdopted::Unchanged);

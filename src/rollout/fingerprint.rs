@@ -21,7 +21,8 @@ const PIECE: usize = 1024 * 1024;
 
 /// What a directory says of a file.
 ///
-/// The mode is part of it: a file that was refused because it was not executable differs once it is.
+/// The mode and the owner are part of it: a file that was refused because it was not executable, or somebody else's, differs
+/// once it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Fingerprint {
     /// Its length in bytes.
@@ -34,6 +35,10 @@ pub struct Fingerprint {
     pub device: u64,
     /// Who may read, write and execute it.
     pub mode: u32,
+    /// The user it belongs to.
+    pub owner: u32,
+    /// Its group.
+    pub group: u32,
 }
 
 impl Fingerprint {
@@ -47,7 +52,15 @@ impl Fingerprint {
             inode: found.ino(),
             device: found.dev(),
             mode: found.mode() & 0o7777,
+            owner: found.uid(),
+            group: found.gid(),
         })
+    }
+
+    /// Whether both belong to the same and allow the same.
+    #[must_use]
+    pub const fn has_same_access(&self, other: &Self) -> bool {
+        self.mode == other.mode && self.owner == other.owner && self.group == other.group
     }
 
     /// Whether both are the same file, in whatever state.

@@ -1,7 +1,7 @@
 //! When and whether this program is replaced by the new file at its launch path.
 //!
 //! Owns: what a file is told apart by ([`fingerprint`]), what a candidate has to show before it is adopted
-//! ([`candidate`], [`selfcheck`]), the order of it all ([`core`]), what is known about it from outside ([`status`]). May
+//! ([`candidate`], [`selfcheck`], `owner`), the order of it all ([`core`]), what is known about it from outside ([`status`]). May
 //! not know: what a hand-over passes on and how: that is behind [`HandOver`]; actors (`actors::rollout` performs).
 //!
 //! Invariants (L15): (1) no file is handed anything that did not serve a client of its own and restore our snapshot in a
@@ -12,6 +12,8 @@ pub mod candidate;
 pub mod core;
 mod elf;
 pub mod fingerprint;
+mod kept;
+mod owner;
 pub mod selfcheck;
 pub mod status;
 
@@ -26,6 +28,7 @@ use serde::Serialize;
 pub use self::candidate::Verdict;
 pub use self::core::Rollout;
 pub use self::fingerprint::{Digest, Fingerprint, LaunchPath};
+pub use self::kept::keep;
 pub use self::status::{Carried, Status};
 pub use crate::config::RolloutMode;
 use crate::fault::{Fault, FaultCode};
@@ -76,6 +79,9 @@ pub struct RolloutSetup {
     /// The running image, as a file that is there whatever was put in its place (`/proc/self/exe`); `None` where the
     /// system names none. Then a new file with the same content is adopted as well.
     pub image: Option<PathBuf>,
+    /// The phone-opus program that keeps a candidate's run (`mcp trial`), so that nothing the candidate starts outlives it,
+    /// whatever session it goes to; `None` where the system has no adoption. Then what leaves the candidate's group may stay.
+    pub keeper: Option<PathBuf>,
     /// What it was given after `mcp serve`.
     pub arguments: Vec<OsString>,
     /// Its working directory.

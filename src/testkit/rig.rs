@@ -111,6 +111,12 @@ pub fn tried_program(built: impl Into<PathBuf>) -> PathBuf {
     std::env::var_os("PHONE_OPUS_TEST_PROGRAM").map_or_else(|| built.into(), PathBuf::from)
 }
 
+/// Gives a file or a directory to another user and group. False where this user may not: a test then says what it skips.
+#[must_use]
+pub fn give_away(path: &Path, user: u32, group: u32) -> bool {
+    std::os::unix::fs::chown(path, Some(user), Some(group)).is_ok()
+}
+
 /// The scratch world of one case. Dropped, it ends whatever is left of it.
 pub struct Rig {
     program: PathBuf,

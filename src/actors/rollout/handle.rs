@@ -152,6 +152,7 @@ mod tests {
     #[test]
     fn a_look_is_due_with_the_first_request_after_each_thirty_seconds_and_never_where_nobody_watches() {
         let setup = RolloutSetup {
+            keeper: None,
             launch: LaunchPath { path: PathBuf::from("/x/phone-opus"), stable: true },
             image: None,
             arguments: Vec::new(),

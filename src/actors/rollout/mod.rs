@@ -223,6 +223,7 @@ impl RolloutState {
             environment: self.a.environment.clone(),
             here: setup.here.clone(),
             image: setup.image.clone(),
+            keeper: setup.keeper.clone(),
             database: self.a.database.clone(),
         }
     }

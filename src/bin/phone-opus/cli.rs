@@ -90,6 +90,16 @@ pub(crate) enum McpCommand {
     #[command(after_help = "Give it what you give `mcp serve`. It serves a client of its own and touches nothing.\n\n\
         Exit codes: 0 it can, 1 it cannot, 2 wrong usage or configuration.")]
     Selfcheck(SelfcheckOptions),
+    /// Keep the run of a new version that is tried (started by the server).
+    #[command(hide = true)]
+    Trial {
+        /// Who wants to know.
+        #[arg(long, value_name = "PID")]
+        parent: i32,
+        /// What to run.
+        #[arg(last = true, required = true)]
+        command: Vec<OsString>,
+    },
     /// Run one job to its end (started by the server).
     #[command(hide = true)]
     BackgroundConsult(RunnerArguments),

@@ -38,6 +38,7 @@ fn main() -> ExitCode {
     match cli.command {
         Command::Mcp { command: McpCommand::Serve(options) } => serve::serve(&options),
         Command::Mcp { command: McpCommand::Selfcheck(options) } => selfcheck::run(&options),
+        Command::Mcp { command: McpCommand::Trial { parent, command } } => selfcheck::keep(parent, command),
         Command::Mcp { command: McpCommand::BackgroundConsult(options) } => serve::background_consult(&options),
         Command::Mcp { command: McpCommand::Wait(options) } => wait::run(&options),
         Command::Mcp { command: McpCommand::Worker { generation } } => worker::run(Generation(generation)),

@@ -3,6 +3,7 @@
 //! The configuration is read as `mcp serve` reads it, since that is what it would serve with. Everything else is the
 //! library's.
 
+use std::ffi::OsString;
 use std::process::ExitCode;
 
 use phone_opus::faults::{FaultPoint, Operation};
@@ -35,6 +36,24 @@ pub(crate) fn run(options: &SelfcheckOptions) -> ExitCode {
             tell(options, &refusal, &format!("phone-opus {}: {}", env!("CARGO_PKG_VERSION"), refusal.reason));
             ExitCode::FAILURE
         }
+        Err(error) => refused(&error),
+    }
+}
+
+/// Keeps the run of a candidate; see `phone_opus::rollout::keep`.
+pub(crate) fn keep(parent: i32, command: Vec<OsString>) -> ExitCode {
+    let mut words = command.into_iter();
+    let Some(program) = words.next() else { return ExitCode::from(2) };
+    let runtime = match runtime() {
+        Ok(runtime) => runtime,
+        Err(error) => return refused(&error),
+    };
+    match runtime.block_on(phone_opus::rollout::keep(parent, program.into(), words.collect())) {
+        Ok(Some(report)) => {
+            print(&report);
+            ExitCode::SUCCESS
+        }
+        Ok(None) => ExitCode::FAILURE,
         Err(error) => refused(&error),
     }
 }

@@ -234,7 +234,8 @@ pub(crate) fn rollout() -> Option<RolloutSetup> {
             arguments.push(word);
         }
     }
-    Some(RolloutSetup { launch, image, arguments, here, look_every: LOOK_EVERY })
+    let keeper = image.clone();
+    Some(RolloutSetup { launch, image, keeper, arguments, here, look_every: LOOK_EVERY })
 }
 
 impl Prepared {

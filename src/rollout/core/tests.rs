@@ -4,7 +4,7 @@ use super::*;
 use crate::rollout::selfcheck::NAME;
 
 fn file(inode: u64) -> Fingerprint {
-    Fingerprint { size: 100, modified_unix_ns: 1, inode, device: 1, mode: 0o755 }
+    Fingerprint { size: 100, modified_unix_ns: 1, inode, device: 1, mode: 0o755, owner: 0, group: 0 }
 }
 
 fn content(text: &str) -> Digest {
@@ -153,11 +153,18 @@ fn a_refused_file_is_not_checked_again_before_it_changes() {
     // Made executable, with the same content.
     let executable = Fingerprint { mode: 0o700, ..file(3) };
     told.settle_on(Event::LookDue, executable);
-    let candidate = Candidate { fingerprint: executable, digest: content("bad") };
-    let read = Event::Read { file: Some(content("bad")), running: None };
-    assert_eq!(told.step(read), [Effect::Check(candidate)]);
-    let ended = told.step(Event::Checked(Err(Verdict::NotAProgram)));
-    assert_eq!(ended, [Effect::Ended(Trigger::Watch, NotAdopted::Rejected(Verdict::NotAProgram))]);
+    // And given to another user, and to another group.
+    let given = Fingerprint { owner: 7, ..executable };
+    for (step, seen) in [executable, given, Fingerprint { group: 7, ..given }].into_iter().enumerate() {
+        if step > 0 {
+            told.settle_on(Event::LookDue, seen);
+        }
+        let candidate = Candidate { fingerprint: seen, digest: content("bad") };
+        let read = Event::Read { file: Some(content("bad")), running: None };
+        assert_eq!(told.step(read), [Effect::Check(candidate)]);
+        let ended = told.step(Event::Checked(Err(Verdict::NotAProgram)));
+        assert_eq!(ended, [Effect::Ended(Trigger::Watch, NotAdopted::Rejected(Verdict::NotAProgram))]);
+    }
     // The next good one is adopted.
     let candidate = told.check(Event::LookDue, 4, "good");
     assert_eq!(told.step(Event::Checked(Ok(passed()))), [Effect::HandOver(candidate, passed())]);
