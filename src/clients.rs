@@ -99,6 +99,10 @@ impl Clients {
         if let Some(chars) = own.and_then(|own| own.response_chars).or(config.response_chars) {
             profile.response_chars = chars;
         }
+        // A project lowers what everybody else has said.
+        profile.wait = config.most_wait.map_or(profile.wait, |most| profile.wait.min(most));
+        profile.response_chars =
+            config.most_response_chars.map_or(profile.response_chars, |most| profile.response_chars.min(most));
         profile
     }
 

@@ -1,10 +1,11 @@
 //! Configuration: every number and path a user may choose, where each comes from, and what is accepted.
 //!
-//! Owns: the keys, their defaults and bounds, the order of precedence (flags > environment > project file > user file >
-//! defaults). May not know: who uses a value. Nothing here reads the process's environment; it is passed in.
+//! Owns: the keys, their defaults and bounds, the order of precedence (flags > environment > user file > defaults), and what a
+//! project's file may do. May not know: who uses a value. Nothing here reads the process's environment; it is passed in.
 //!
-//! Invariants: (1) an unknown key or a bad value is an error that names its place and the nearest known key; (2) a
-//! project file can set safe keys only: never a program, a key, or who pays.
+//! Invariants: (1) an unknown key or a bad value of the user's is an error that names its place and the nearest known key; (2) a
+//! project's file is no layer: it lowers limits, and can neither raise one nor name a program, an agent, a directory, a key or
+//! who pays; (3) one that cannot be used is left out whole, which is told with its place and never with its text.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -15,6 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::agents::ExtraUsage;
 use crate::base::nearest::nearest;
+use crate::checkout::plain::Unusable;
 use crate::clients::ClientSettings;
 use crate::jobs::Billing;
 
@@ -64,12 +66,14 @@ pub struct Settings {
     pub restart_backoff_ms: Option<u64>,
     /// When a new file at the launch path is adopted: `auto`, `on_request` or `off`.
     pub rollout: Option<RolloutMode>,
+    /// Directories a consult may look into beside the session's own: absolute ones. In the environment with colons between.
+    pub workspaces: Option<Vec<PathBuf>>,
     /// What is different for single clients, by the names they give themselves. In files only: a table is no variable.
     pub clients: Option<BTreeMap<String, ClientSettings>>,
 }
 
 /// Every key, in the order it is documented.
-pub const KEYS: [&str; 17] = [
+pub const KEYS: [&str; 18] = [
     "claude_bin",
     "billing",
     "extra_usage",
@@ -86,14 +90,33 @@ pub const KEYS: [&str; 17] = [
     "restart_period_s",
     "restart_backoff_ms",
     "rollout",
+    WORKSPACES,
     CLIENTS,
 ];
 
 /// The key that is a table.
 const CLIENTS: &str = "clients";
 
-/// Keys a project file may set: nothing that names a program or decides who pays.
-const SAFE_KEYS: [&str; 7] = ["agent", "timeout_s", "stall_s", "wait_s", "response_chars", "progress_s", CLIENTS];
+/// The key that lists directories.
+const WORKSPACES: &str = "workspaces";
+
+/// Keys of a project's file: limits of the user's that it may lower.
+const LIMITS: [&str; 4] = ["timeout_s", "stall_s", "wait_s", "response_chars"];
+
+/// The file of a project.
+pub const PROJECT_FILE: &str = ".phone-opus.toml";
+
+/// Bytes of a configuration file; real ones have a few hundred.
+pub const FILE_BYTES: usize = 64 * 1024;
+
+/// A project's file that was left out.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LeftOut {
+    /// The file.
+    pub place: String,
+    /// Why, without a word of what is in it.
+    pub why: String,
+}
 
 /// Where tools run that a worker executes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -186,6 +209,18 @@ pub struct Config {
     pub restart_backoff: Duration,
     /// When a new file at the launch path is adopted.
     pub rollout: RolloutMode,
+    /// Directories a consult may look into beside the session's own.
+    #[serde(default)]
+    pub workspaces: Vec<PathBuf>,
+    /// How long a project's file lets a synchronous consult be waited for, whatever else is said.
+    #[serde(default)]
+    pub most_wait: Option<Duration>,
+    /// How many characters of an answer it lets a reply have.
+    #[serde(default)]
+    pub most_response_chars: Option<usize>,
+    /// The project's file, where it could not be used.
+    #[serde(default)]
+    pub left_out: Option<LeftOut>,
 }
 
 impl Default for Config {
@@ -208,6 +243,10 @@ impl Default for Config {
             restart_period: Duration::from_secs(30),
             restart_backoff: Duration::from_millis(50),
             rollout: RolloutMode::Auto,
+            workspaces: Vec::new(),
+            most_wait: None,
+            most_response_chars: None,
+            left_out: None,
         }
     }
 }
@@ -280,6 +319,13 @@ impl Config {
         if let Some(value) = within("restart_backoff_ms", settings.restart_backoff_ms, 0, 2_000)? {
             self.restart_backoff = Duration::from_millis(value);
         }
+        if let Some(listed) = &settings.workspaces {
+            if let Some(wrong) = listed.iter().find(|dir| !dir.is_absolute()) {
+                let problem = format!("{WORKSPACES} holds {}; accepted: absolute directories", wrong.display());
+                return Err(ConfigError { place: place.to_owned(), problem });
+            }
+            self.workspaces.clone_from(listed);
+        }
         if let Some(path) = &settings.claude_bin {
             self.claude_bin = Some(path.clone());
         }
@@ -302,13 +348,56 @@ impl Config {
     }
 }
 
-/// What a file may set.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum FileTrust {
-    /// The user's own file: everything.
-    User,
-    /// A file of the project one happens to work in: safe keys only.
-    Project,
+impl Config {
+    /// Lets a project's file lower limits, or leaves it out and says so.
+    #[must_use]
+    pub fn lowered(mut self, place: &Path, read: Result<Option<Vec<u8>>, Unusable>) -> Self {
+        let limits = match read {
+            Ok(None) => return self,
+            Ok(Some(bytes)) => limits(&bytes),
+            Err(unusable) => Err(unusable.to_string()),
+        };
+        match limits {
+            Ok([timeout, stall, wait, chars]) => {
+                let seconds = |value: Option<u64>| value.map(Duration::from_secs);
+                self.timeout = seconds(timeout).map_or(self.timeout, |most| self.timeout.min(most));
+                self.stall = seconds(stall).map_or(self.stall, |most| self.stall.min(most));
+                self.most_wait = seconds(wait);
+                self.most_response_chars = chars.and_then(|chars| usize::try_from(chars).ok());
+            }
+            Err(why) => self.left_out = Some(LeftOut { place: place.display().to_string(), why }),
+        }
+        self
+    }
+}
+
+/// The limits in a project's file, in the order of [`LIMITS`]; or what is wrong with it, without its text.
+fn limits(bytes: &[u8]) -> Result<[Option<u64>; 4], String> {
+    const LEAST: [u64; 4] = [1, 10, 1, 1_000];
+    let text = std::str::from_utf8(bytes).map_err(|_| "is not UTF-8".to_owned())?;
+    let table: toml::Table = text.trim_start_matches('\u{feff}').parse().map_err(|error: toml::de::Error| {
+        let before = error.span().and_then(|span| bytes.get(..span.start)).unwrap_or_default();
+        format!("is no TOML (line {})", 1 + memchr::memchr_iter(b'\n', before).count())
+    })?;
+    let mut limits = [None; 4];
+    for (key, value) in &table {
+        let Some(at) = LIMITS.iter().position(|limit| limit == key) else {
+            let accepted = LIMITS.join(", ");
+            return Err(match KEYS.iter().find(|known| *known == key) {
+                Some(key) => format!(
+                    "sets {key}, which may not be set by a project's file (yours may, and so may {}); accepted: {accepted}",
+                    variable(key)
+                ),
+                None => format!("sets something that is no limit; accepted: {accepted}"),
+            });
+        };
+        let number = value.as_integer().and_then(|number| u64::try_from(number).ok());
+        let Some(number) = number.filter(|number| (LEAST[at]..=400_000).contains(number)) else {
+            return Err(format!("sets {key} to what is no limit; accepted: whole numbers from {}", LEAST[at]));
+        };
+        limits[at] = Some(number);
+    }
+    Ok(limits)
 }
 
 impl Settings {
@@ -317,18 +406,12 @@ impl Settings {
     /// # Errors
     ///
     /// The place (file and line) and what is wrong, with the nearest known key for an unknown one.
-    pub fn from_toml(path: &Path, text: &str, trust: FileTrust) -> Result<Self, ConfigError> {
+    pub fn from_toml(path: &Path, text: &str) -> Result<Self, ConfigError> {
         let failed = |problem: String| ConfigError { place: path.display().to_string(), problem };
         let table: toml::Table = text.parse().map_err(|error: toml::de::Error| failed(error.to_string()))?;
         for key in table.keys() {
             if !KEYS.contains(&key.as_str()) {
                 return Err(failed(unknown(key, &KEYS)));
-            }
-            if trust == FileTrust::Project && !SAFE_KEYS.contains(&key.as_str()) {
-                return Err(failed(format!(
-                    "{key} may not be set by a project's file; set it in your own configuration, or by {}",
-                    variable(key)
-                )));
             }
         }
         toml::from_str(text).map_err(|error| failed(error.to_string().trim_end().to_owned()))
@@ -344,6 +427,11 @@ impl Settings {
         for key in KEYS.into_iter().filter(|key| *key != CLIENTS) {
             let name = variable(key);
             let Some(value) = get(&name).filter(|value| !value.is_empty()) else { continue };
+            if key == WORKSPACES {
+                settings.workspaces =
+                    Some(std::env::split_paths(&value).filter(|dir| !dir.as_os_str().is_empty()).collect());
+                continue;
+            }
             if key == "claude_bin" {
                 settings.claude_bin = Some(PathBuf::from(value));
                 continue;
@@ -411,13 +499,13 @@ fn unknown(key: &str, known: &[&str]) -> String {
 mod tests {
     use super::*;
 
-    fn toml(text: &str, trust: FileTrust) -> Result<Settings, ConfigError> {
-        Settings::from_toml(Path::new("config.toml"), text, trust)
+    fn toml(text: &str) -> Result<Settings, ConfigError> {
+        Settings::from_toml(Path::new("config.toml"), text)
     }
 
     #[test]
     fn stronger_sources_win_and_the_rest_stays() {
-        let user = toml("max_running = 2\nbilling = \"api_key\"\n", FileTrust::User).expect("it is good");
+        let user = toml("max_running = 2\nbilling = \"api_key\"\n").expect("it is good");
         let environment = Settings::from_environment(|name| match name {
             "PHONE_OPUS_MAX_RUNNING" => Some("5".into()),
             "PHONE_OPUS_CLAUDE_BIN" => Some("/x/claude".into()),
@@ -434,19 +522,20 @@ mod tests {
     #[test]
     fn a_bad_value_names_its_place_and_what_is_accepted() {
         let cases = [
-            (toml("max_runing = 2", FileTrust::User), "did you mean max_running?"),
-            (toml("max_running = \"two\"", FileTrust::User), "line 1"),
-            (toml("billing = \"free\"", FileTrust::User), "subscription"),
-            (toml("rollout = \"on\"", FileTrust::User), "on_request"),
-            (toml("rollout = \"off\"", FileTrust::Project), "PHONE_OPUS_ROLLOUT"),
+            (toml("max_runing = 2"), "did you mean max_running?"),
+            (toml("max_running = \"two\""), "line 1"),
+            (toml("billing = \"free\""), "subscription"),
+            (toml("rollout = \"on\""), "on_request"),
+            (
+                Config::from_sources(&[("file".into(), toml("workspaces = [\"src\"]").expect("it is a list"))])
+                    .map(|_| Settings::default()),
+                "file: workspaces holds src; accepted: absolute directories",
+            ),
             (
                 Settings::from_environment(|name| (name == "PHONE_OPUS_ROLLOUT").then(|| "on-request".into())),
                 "PHONE_OPUS_ROLLOUT: \"on-request\" (did you mean on_request?); accepted: auto, on_request, off",
             ),
-            (toml("claude_bin = \"/bin/sh\"", FileTrust::Project), "may not be set by a project's file"),
-            (toml("billing = \"api_key\"", FileTrust::Project), "PHONE_OPUS_BILLING"),
-            (toml("extra_usage = \"sometimes\"", FileTrust::User), "stop"),
-            (toml("extra_usage = \"allow\"", FileTrust::Project), "PHONE_OPUS_EXTRA_USAGE"),
+            (toml("extra_usage = \"sometimes\""), "stop"),
             (
                 Settings::from_environment(|name| (name == "PHONE_OPUS_BILLING").then(|| "cash".into())),
                 "PHONE_OPUS_BILLING: \"cash\"; accepted: subscription, api_key",
@@ -467,16 +556,59 @@ mod tests {
 
     #[test]
     fn a_clients_table_is_laid_key_by_key_and_checked_like_every_other_value() {
-        let user = toml("[clients.x]\nwait_s = 20\nresponse_chars = 5000\n", FileTrust::User).expect("it is good");
-        let project = toml("[clients.x]\nwait_s = 10\n[clients.\"a b\"]\nprogress_s = 1\n", FileTrust::Project);
-        let project = project.expect("it is safe");
-        let config = Config::from_sources(&[("user".into(), user), ("project".into(), project)]).expect("good");
+        let user = toml("[clients.x]\nwait_s = 20\nresponse_chars = 5000\n").expect("it is good");
+        let other = toml("[clients.x]\nwait_s = 10\n[clients.\"a b\"]\nprogress_s = 1\n").expect("it is good");
+        let config = Config::from_sources(&[("user".into(), user), ("other".into(), other)]).expect("good");
         let x = ClientSettings { wait_s: Some(10), progress_s: None, response_chars: Some(5000) };
         assert_eq!((config.clients.get("x"), config.clients.len()), (Some(&x), 2));
-        let wrong = toml("[clients.x]\nwait = 20\n", FileTrust::User).expect_err("no such key").to_string();
+        let wrong = toml("[clients.x]\nwait = 20\n").expect_err("no such key").to_string();
         assert!(wrong.contains("unknown field `wait`"), "{wrong}");
-        let settings = toml("[clients.x]\nwait_s = 0\n", FileTrust::User).expect("a number");
+        let settings = toml("[clients.x]\nwait_s = 0\n").expect("a number");
         let wrong = Config::from_sources(&[("file".into(), settings)]).expect_err("zero is no wait").to_string();
         assert_eq!(wrong, "file: clients.x.wait_s is 0; accepted: 1 to 3600");
+    }
+
+    fn with_project(user: &str, project: &[u8]) -> Config {
+        let user = toml(user).expect("it is good");
+        let config = Config::from_sources(&[("user".into(), user)]).expect("good");
+        config.lowered(Path::new("/p/.phone-opus.toml"), Ok(Some(project.to_vec())))
+    }
+
+    #[test]
+    fn a_project_lowers_limits_and_raises_none() {
+        let seconds = Duration::from_secs;
+        let lower =
+            with_project("timeout_s = 50\n", b"timeout_s = 7\nstall_s = 20\nwait_s = 3\nresponse_chars = 2000\n");
+        assert_eq!((lower.timeout, lower.stall, &lower.left_out), (seconds(7), seconds(20), &None));
+        assert_eq!((lower.most_wait, lower.most_response_chars), (Some(seconds(3)), Some(2000)));
+        let higher = with_project("timeout_s = 5\nstall_s = 10\n", b"timeout_s = 86400\nstall_s = 86400\n");
+        assert_eq!((higher.timeout, higher.stall, &higher.left_out), (seconds(5), seconds(10), &None));
+        let none = with_project("timeout_s = 5\n", b"# nothing\n");
+        assert_eq!((none.timeout, none.left_out), (seconds(5), None));
+    }
+
+    #[test]
+    fn a_projects_file_that_cannot_be_used_is_left_out_whole_and_never_quoted() {
+        let cases: [(&[u8], &str); 13] = [
+            (b"x", "is no TOML (line 1)"),
+            (b"timeout_s = 5\naws_secret_access_key = wJalr/SECRET\n", "is no TOML (line 2)"),
+            (b"timeout_s = \"SECRET\"", "sets timeout_s to what is no limit"),
+            (b"timeout_s = 0", "sets timeout_s to what is no limit"),
+            (b"timeout_s = -1", "sets timeout_s to what is no limit"),
+            (b"timeout_s = 5\nSECRET = 1", "sets something that is no limit"),
+            (b"\xff = 1", "is not UTF-8"),
+            (b"claude_bin = \"/bin/SECRET\"", "sets claude_bin, which may not be set by a project's file"),
+            (b"billing = \"api_key\"", "PHONE_OPUS_BILLING"),
+            (b"workspaces = [\"/\"]", "PHONE_OPUS_WORKSPACES"),
+            (b"agent = \"offline\"", "PHONE_OPUS_AGENT"),
+            (b"max_running = 1", "sets max_running"),
+            (b"[clients.SECRET]\nwait_s = 5\n", "sets clients"),
+        ];
+        for (text, want) in cases {
+            let config = with_project("timeout_s = 50\n", text);
+            let left_out = config.left_out.expect(want);
+            assert!(left_out.why.contains(want) && !left_out.why.contains("SECRET"), "{want}: {left_out:?}");
+            assert_eq!((config.timeout, left_out.place.as_str()), (Duration::from_secs(50), "/p/.phone-opus.toml"));
+        }
     }
 }

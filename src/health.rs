@@ -107,6 +107,9 @@ impl HealthSource {
         if let (Value::Object(object), false) = (&mut value, self.notices.is_empty()) {
             object.insert("notices".into(), json!(self.notices));
         }
+        if let (Value::Object(object), Some(left_out)) = (&mut value, &self.config.left_out) {
+            object.insert("project_file_left_out".into(), json!(left_out));
+        }
         if let (Value::Object(object), Detail::Full) = (&mut value, detail) {
             object.insert("host".into(), json!(self.host));
             object.insert("isolation".into(), json!(workers.as_ref().map(|w| w.isolation)));

@@ -213,17 +213,15 @@ async fn a_wrong_configuration_stops_every_command_with_its_place_and_a_suggesti
     rig.set("PHONE_OPUS_LOG", "warn");
     rig.set("XDG_CONFIG_HOME", rig.path("config").display().to_string());
     std::fs::create_dir_all(rig.path("config/phone_opus")).expect("a directory");
-    let (user, project) = (rig.path("config/phone_opus/config.toml"), rig.path("work/.phone-opus.toml"));
+    let user = rig.path("config/phone_opus/config.toml");
     let commands: [&[&str]; 3] = [&["mcp", "serve"], &["consult", "x"], &["doctor"]];
     for (file, text, said) in [
         (&user, "max_runing = 2\n", &["config.toml", "max_runing", "max_running"][..]),
         (&user, "max_running = 0\n", &["config.toml", "max_running is 0", "1 to 64"]),
         (&user, "max_running = \"two\"\n", &["config.toml", "max_running"]),
         (&user, "billing = \n", &["config.toml", "line 1"]),
-        (&project, "claude_bin = \"/evil\"\n", &[".phone-opus.toml", "claude_bin", "PHONE_OPUS_CLAUDE_BIN"]),
-        (&project, "billing = \"api_key\"\n", &[".phone-opus.toml", "billing", "your own configuration"]),
     ] {
-        if cfg!(not(target_os = "linux")) && *file == user {
+        if cfg!(not(target_os = "linux")) {
             continue;
         }
         std::fs::write(file, text).expect("written");

@@ -74,6 +74,8 @@ const LAYERS: &[&str] = &[
     "base",
     "ids",
     "lenient",
+    "checkout",
+    "places",
     "fault",
     "state_dir",
     "stdio",

@@ -348,7 +348,7 @@ async fn both_eras_hear_that_the_tools_differ_when_they_do() {
     host.ping().await;
     assert_eq!(changed(&host), 0);
     // What the next image reads makes one tool's description differ.
-    std::fs::write(rig.work().join(".phone-opus.toml"), "response_chars = 300000\n").expect("a file");
+    rig.configure("response_chars = 300000\n");
     upgrade(&host).await;
     until("both copies", async || (changed(&host) == 2).then_some(())).await;
     assert_ne!(host.request("tools/list", json!({})).await["result"], listed["result"]);

@@ -19,6 +19,7 @@ use super::jobs::JobsMsg;
 use super::kept::Kept;
 use super::reply::SessionMailbox;
 use super::rollout::RolloutHandle;
+use super::roots::RootsHandle;
 use super::session::{Ended, Gauges, Input, SessionEvent, SessionLoop, SessionParts, SessionSnapshot, Sink};
 use super::sessions::SessionEnd;
 use super::workers::WorkersMsg;
@@ -64,6 +65,8 @@ pub struct Served {
     pub clients: Clients,
     /// Who answers about tasks; nobody where there are no consults.
     pub tasks: Option<TaskDesk>,
+    /// What clients work on.
+    pub roots: RootsHandle,
     /// Who hears that something was handled.
     pub rollout: RolloutHandle,
 }
@@ -183,7 +186,8 @@ impl Connections {
             line_limit: s.line_limit,
             faults: s.faults.clone(),
             clients: s.clients.clone(),
-            tasks: s.tasks.clone(),
+            tasks: s.tasks.clone().map(|desk| desk.of(number)),
+            roots: s.roots.clone(),
             rollout: s.rollout.clone(),
         });
         if let Some((passed, owes_change)) = passed {
@@ -286,6 +290,7 @@ impl Connections {
     pub fn over(&self, number: SessionNumber, end: SessionEnd) -> bool {
         let Some(connection) = self.open_ones().connections.remove(&number) else { return false };
         drop(connection.session.finish());
+        self.served.roots.forget(number);
         // Whoever opened it may wait for nothing any more.
         let _ = connection.ended.send(Ok(end));
         true

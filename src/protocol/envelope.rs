@@ -113,8 +113,13 @@ pub enum Incoming<'a> {
         /// The JSON text of its parameters.
         params: Option<&'a str>,
     },
-    /// A response to something we never asked. Answering it could start a ping-pong, so it is ignored.
-    Response,
+    /// A response. Answering one could start a ping-pong, so it never is.
+    Response {
+        /// What it answers.
+        id: Option<IdToken>,
+        /// The JSON text of its result; absent for an error.
+        result: Option<&'a str>,
+    },
     /// A JSON array; its members as JSON texts.
     Batch(Vec<&'a str>),
     /// JSON, but no message.
@@ -147,7 +152,7 @@ pub fn read(line: &str) -> Incoming<'_> {
         b"id" => found.id = Some(value),
         b"method" => found.method = Some(value),
         b"params" => found.params = Some(value).filter(|text| *text != "null"),
-        b"result" => found.result = true,
+        b"result" => found.result = Some(value),
         b"error" => found.error = true,
         _ => {}
     });
@@ -162,10 +167,10 @@ fn classify(members: MemberTexts<'_>) -> Incoming<'_> {
     if members.jsonrpc != Some("\"2.0\"") {
         return Incoming::Invalid { id, why: "the member jsonrpc must be \"2.0\"" };
     }
-    let answered = members.result || members.error;
+    let answered = members.result.is_some() || members.error;
     let Some(method) = members.method else {
         return if answered {
-            Incoming::Response
+            Incoming::Response { id, result: members.result }
         } else {
             Incoming::Invalid { id, why: "the member method is missing" }
         };
@@ -273,7 +278,7 @@ struct MemberTexts<'a> {
     id: Option<&'a str>,
     method: Option<&'a str>,
     params: Option<&'a str>,
-    result: bool,
+    result: Option<&'a str>,
     error: bool,
 }
 
@@ -305,7 +310,7 @@ mod tests {
         match read(line) {
             Incoming::Request { id, method, params } => format!("request {id:?} {method} {}", params.unwrap_or("-")),
             Incoming::Notification { method, params } => format!("notification {method} {}", params.unwrap_or("-")),
-            Incoming::Response => "response".into(),
+            Incoming::Response { .. } => "response".into(),
             Incoming::Batch(members) => format!("batch of {}", members.len()),
             Incoming::Invalid { id, .. } => format!("invalid {}", id.map_or("-".into(), |id| format!("{id:?}"))),
             Incoming::Unparsable => "unparsable".into(),

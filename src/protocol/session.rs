@@ -22,6 +22,7 @@ mod handshake;
 mod meta;
 mod passed;
 mod requests;
+mod roots;
 mod standing;
 mod tasks;
 
@@ -35,6 +36,8 @@ use serde::{Deserialize, Serialize};
 
 use self::meta::{Refusal, SeenClient};
 pub use self::passed::{ClientSnapshot, CoreSnapshot, Unreadable};
+pub use self::roots::Roots;
+use self::roots::RootsTalk;
 use self::standing::Standings;
 use super::catalog::{Catalog, Room};
 use super::envelope::{self, IdToken, Incoming};
@@ -152,6 +155,8 @@ pub enum Effect {
         /// From the call's arrival.
         after: Duration,
     },
+    /// What is known of the client's roots changed.
+    Roots(Roots),
     /// A request was finished, for the counters.
     Finished(Finished),
 }
@@ -268,6 +273,7 @@ pub struct SessionCore {
     identity: Arc<Identity>,
     handshake: Handshake,
     seen: SeenClient,
+    roots: RootsTalk,
     standings: Standings,
     pending: HashMap<u64, Pending, foldhash::fast::RandomState>,
     /// The client chooses the ids, but only so many are in flight that even the worst ones cost little.
@@ -303,6 +309,7 @@ impl SessionCore {
             identity,
             handshake: Handshake::Before,
             seen: SeenClient::default(),
+            roots: RootsTalk::default(),
             standings: Standings::default(),
             pending: HashMap::default(),
             by_id: HashMap::default(),
@@ -369,7 +376,7 @@ impl SessionCore {
                 self.on_request(id, &method, params, line, origin, out, effects);
             }
             Incoming::Notification { method, params } => self.on_notification(&method, params, origin, out, effects),
-            Incoming::Response => {}
+            Incoming::Response { id, result } => self.on_response(id.as_ref(), result, origin, out, effects),
             Incoming::Invalid { id, why } => {
                 if id.is_some() || self.may_complain(origin.now) {
                     wire::error(out, id.as_ref(), &Fault::new(FaultCode::InvalidRequest, format!("{why}.")), None);
@@ -449,8 +456,11 @@ impl SessionCore {
         effects: &mut Vec<Effect>,
     ) {
         // Everything else is none of our business: a request method without an id must not start anything.
-        if method != "notifications/cancelled" {
-            return;
+        match method {
+            "notifications/cancelled" => {}
+            "notifications/initialized" => return self.ask_roots(origin, out, effects),
+            "notifications/roots/list_changed" => return self.roots_changed(origin, out, effects),
+            _ => return,
         }
         let Some(Ok([Some(id)])) = params.map(|params| envelope::object(params, ["requestId"])) else { return };
         let Some(number) = IdToken::from_json(id).and_then(|id| self.by_id.get(&id).copied()) else { return };

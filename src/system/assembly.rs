@@ -12,6 +12,7 @@ use crate::actors::connections::Served;
 use crate::actors::current::Current;
 use crate::actors::jobs::{JobsHandle, JobsMsg};
 use crate::actors::rollout::RolloutHandle;
+use crate::actors::roots::RootsHandle;
 use crate::actors::session::Gauges;
 use crate::actors::workers::WorkersMsg;
 use crate::agents::{AgentNames, AgentRegistry};
@@ -20,6 +21,7 @@ use crate::config::Config;
 use crate::faults::Faults;
 use crate::health::HealthSource;
 use crate::ids::HostId;
+use crate::places::Places;
 use crate::protocol::catalog::{Catalog, Define, Room};
 use crate::protocol::session::SessionLimits;
 use crate::protocol::wire::Identity;
@@ -37,6 +39,7 @@ pub(super) struct Assembly {
     pub(super) agents: AgentRegistry,
     pub(super) nesting: (Option<crate::ids::ChainId>, u32),
     pub(super) default_cwd: Option<PathBuf>,
+    pub(super) places: Places,
     pub(super) telemetry: TelemetryHandle,
     pub(super) observed: Option<PathBuf>,
     pub(super) extra: Vec<Arc<dyn Tool>>,
@@ -77,6 +80,8 @@ impl Assembly {
             clients: Clients::new(Arc::clone(&self.config), self.observed),
             config: self.config,
             default_cwd: self.default_cwd,
+            places: Arc::new(self.places),
+            roots: RootsHandle::default(),
             nesting: self.nesting,
         };
         let mut tools: Vec<Arc<dyn Tool>> = Vec::new();
@@ -118,6 +123,7 @@ impl Assembly {
             gauges,
             faults: self.faults,
             clients: desk.clients.clone(),
+            roots: desk.roots.clone(),
             tasks: self.consults.then(|| TaskDesk::new(desk.clone())),
             rollout: self.rollout,
         };

@@ -38,6 +38,7 @@ pub struct SystemBuilder {
     pub(super) runner: Option<PathBuf>,
     pub(super) environment: Option<Environment>,
     pub(super) default_cwd: Option<PathBuf>,
+    pub(super) start_dir: Option<PathBuf>,
     pub(super) restart: Option<RestartPolicy>,
     pub(super) isolation: Isolation,
     pub(super) worker_policy: WorkerPolicy,
@@ -63,6 +64,7 @@ impl System {
             runner: None,
             environment: None,
             default_cwd: None,
+            start_dir: None,
             restart: None,
             isolation: Isolation::default(),
             worker_policy: WorkerPolicy::default(),
@@ -138,6 +140,15 @@ impl SystemBuilder {
     #[must_use]
     pub fn default_cwd(mut self, dir: Option<PathBuf>) -> Self {
         self.default_cwd = dir;
+        self
+    }
+
+    /// Below which directory clients may have everything looked into; [`SystemBuilder::default_cwd`] when not set. `/`, a home
+    /// and what homes lie in grant a client's roots instead, or what lies below the home. What the embedding program asks
+    /// itself ([`System::consult`]) is bound by stores of secrets only.
+    #[must_use]
+    pub fn start_dir(mut self, dir: Option<PathBuf>) -> Self {
+        self.start_dir = dir;
         self
     }
 

@@ -31,6 +31,7 @@ use crate::fault::{Fault, FaultCode};
 use crate::faults::{Broken, FaultPoint, Faults, Operation};
 use crate::handover::{self, Snapshot, SnapshotError};
 use crate::ids::HostId;
+use crate::places::Places;
 use crate::rollout::{Carried, Fingerprint, Rollout, RolloutSetup, Status, Trigger};
 use crate::runner::{RunnerCommand, nesting};
 use crate::state_dir::StateDir;
@@ -67,6 +68,7 @@ impl SystemBuilder {
             agents: self.agents,
             nesting: nesting(&environment),
             default_cwd: self.default_cwd,
+            places: Places::default(),
             telemetry: telemetry.clone(),
             observed: None,
             extra: self.tools,
@@ -148,6 +150,12 @@ impl SystemBuilder {
             config: Arc::clone(&config),
             agents: self.agents.clone(),
             nesting: environment.as_ref().map_or((None, 0), nesting),
+            places: Places {
+                start: self.start_dir.or_else(|| self.default_cwd.clone()),
+                home: environment.as_ref().and_then(|env| env.get("HOME")).map(PathBuf::from).or_else(dirs::home_dir),
+                workspaces: config.workspaces.clone(),
+                state: self.state_dir.as_ref().map(|dir| dir.root().to_owned()),
+            },
             default_cwd: self.default_cwd,
             telemetry: telemetry.clone(),
             observed: self.state_dir.as_ref().map(StateDir::clients),
@@ -309,10 +317,15 @@ fn process_backend(
     // What is no text cannot be sent, and a consult could not run there either.
     let text = |path: &PathBuf| path.to_str().is_some();
     let desk = desk.map(|desk| DeskSettings {
-        config: Config { claude_bin: desk.config.claude_bin.clone().filter(text), ..Config::clone(&desk.config) },
+        config: Config {
+            claude_bin: desk.config.claude_bin.clone().filter(text),
+            workspaces: Vec::new(),
+            ..Config::clone(&desk.config)
+        },
         observed: desk.clients.file().map(Path::to_owned).filter(text),
         agents: desk.agents.iter().map(str::to_owned).collect(),
         default_cwd: desk.default_cwd.clone().filter(text),
+        places: desk.places.in_text(),
         nesting: desk.nesting,
     });
     ProcessBackend {
@@ -327,6 +340,7 @@ fn process_backend(
             .map(|tool| tool.name().to_owned())
             .collect(),
         jobs,
+        roots: served.roots.clone(),
         gauges: Arc::clone(&served.gauges),
     }
 }

@@ -10,6 +10,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Index;
+use std::path::Path;
 use std::process::ExitStatus;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -430,6 +431,35 @@ impl Client {
     pub async fn send_greeting(&mut self, version: &str) -> Sent {
         let client = json!({"name": "rig", "version": "1"});
         self.send("initialize", json!({"protocolVersion": version, "capabilities": {}, "clientInfo": client})).await
+    }
+
+    /// The handshake of a client that has roots; whoever is asked for them answers by [`Client::answer_roots`].
+    ///
+    /// # Panics
+    ///
+    /// When no answer comes.
+    pub async fn handshake_with_roots(&mut self, version: &str) -> Value {
+        let client = json!({"name": "rig", "version": "1"});
+        let capabilities = json!({"roots": {"listChanged": true}});
+        let params = json!({"protocolVersion": version, "capabilities": capabilities, "clientInfo": client});
+        let answer = self.request("initialize", params).await;
+        self.notify("notifications/initialized", json!({})).await;
+        answer
+    }
+
+    /// Waits until the host has asked for the roots this many times, and answers the last question with these directories.
+    ///
+    /// # Panics
+    ///
+    /// When it does not ask.
+    pub async fn answer_roots(&mut self, asked: usize, roots: &[&Path]) {
+        let look = |inbox: &Inbox| {
+            let questions = inbox.notifications.iter().filter(|note| note["method"] == "roots/list");
+            questions.clone().nth(asked - 1).map(|question| question["id"].clone())
+        };
+        let id = self.wait_for(&format!("question {asked} for the roots"), look).await;
+        let roots: Vec<Value> = roots.iter().map(|root| json!({"uri": format!("file://{}", root.display())})).collect();
+        self.line(&json!({"jsonrpc": "2.0", "id": id, "result": {"roots": roots}}).to_string()).await;
     }
 
     // --- asking --------------------------------------------------------------------------------------------------

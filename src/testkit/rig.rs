@@ -12,7 +12,7 @@
 
 #![expect(clippy::expect_used, clippy::panic, reason = "what goes wrong in a rig fails the case")]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::process::{Output, Stdio};
 use std::time::Duration;
@@ -127,6 +127,8 @@ pub struct Rig {
     hosts: usize,
     patience: Duration,
     before: Surroundings,
+    /// What a case put into the home.
+    own_at_home: BTreeSet<String>,
     /// Whether a fault plan of this world tears records of telemetry, on purpose.
     tears_telemetry: bool,
 }
@@ -164,7 +166,17 @@ impl Rig {
         let env = env.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
         let canary = format!("CANARY-{}", JobId::random());
         let before = Surroundings::look();
-        Self { program, scratch, env, canary, hosts: 0, patience: PATIENCE, before, tears_telemetry: false }
+        Self {
+            program,
+            scratch,
+            env,
+            canary,
+            hosts: 0,
+            patience: PATIENCE,
+            before,
+            own_at_home: BTreeSet::new(),
+            tears_telemetry: false,
+        }
     }
 
     /// With one variable set for every process started from here on.
@@ -200,6 +212,39 @@ impl Rig {
         let tears = |rule: &str| rule.trim().starts_with("telemetry.write") && rule.contains("=torn");
         self.tears_telemetry |= name == FAULTS && value.split(';').any(tears);
         self.env.insert(name.to_owned(), value);
+    }
+
+    /// Writes the user's own configuration file.
+    ///
+    /// # Panics
+    ///
+    /// When it cannot be written.
+    pub fn configure(&mut self, text: &str) {
+        for file in self.configuration() {
+            std::fs::write(file, text).expect("a file");
+        }
+    }
+
+    /// Where the user's own configuration file lies for Linux and for macOS, in directories that are there.
+    ///
+    /// # Panics
+    ///
+    /// When they cannot be made.
+    pub fn configuration(&mut self) -> [PathBuf; 2] {
+        let linux = self.at_home(".config/phone_opus");
+        [linux, self.at_home("Library/Application Support/phone_opus")].map(|dir| dir.join("config.toml"))
+    }
+
+    /// A directory of the home that is the case's own; whatever else appears there breaks a law.
+    ///
+    /// # Panics
+    ///
+    /// When it cannot be made.
+    pub fn at_home(&mut self, name: &str) -> PathBuf {
+        let dir = self.path("home").join(name);
+        std::fs::create_dir_all(&dir).expect("a directory");
+        self.own_at_home.extend(name.split('/').next().map(str::to_owned));
+        dir
     }
 
     /// Takes one variable from every process started from here on.
@@ -766,6 +811,9 @@ impl Rig {
     fn nothing_is_left_at_home(&self) -> Result<(), Violation> {
         let left: Vec<PathBuf> =
             std::fs::read_dir(self.path("home")).into_iter().flatten().flatten().map(|entry| entry.path()).collect();
+        let own =
+            |path: &PathBuf| path.file_name().is_some_and(|name| self.own_at_home.contains(&*name.to_string_lossy()));
+        let left: Vec<PathBuf> = left.into_iter().filter(|path| !own(path)).collect();
         if left.is_empty() {
             return Ok(());
         }

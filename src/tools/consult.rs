@@ -12,18 +12,22 @@ use std::time::{Duration, Instant};
 use schemars::JsonSchema;
 
 use super::arguments::ArgumentReader;
+pub use super::grounds::Caller;
+use super::grounds::DIRECTORY;
 use super::reply::{self, Context, DETAIL, Detail, RENDER, Render, Shape};
 use super::{
     Annotations, Evidence, ProbeFuture, ReplayContract, TaskSupport, Tool, ToolCall, ToolDefinition, ToolFuture,
     ToolReply,
 };
 use crate::actors::jobs::{Follow, JobsHandle, News};
+use crate::actors::roots::RootsHandle;
 use crate::agents::{AgentNames, MAX_PROMPT_BYTES};
 use crate::clients::{ClientProfile, Clients};
 use crate::config::Config;
 use crate::fault::{Fault, FaultCode};
 use crate::ids::{AgentSessionId, ChainId, InvocationId, JobId, UnixMillis};
 use crate::jobs::{ConsultRequest, JobMode, JobRecord, NewJob};
+use crate::places::Places;
 
 /// Depth at which a nested consult is refused: an agent may ask another one, which may not ask a third.
 const DEPTH_REFUSED: u32 = 2;
@@ -41,7 +45,7 @@ pub const WAIT_MOST: u64 = 3600;
 struct ConsultArguments {
     /// The question, self-contained: the agent sees the directory, not this conversation.
     prompt: String,
-    /// Absolute directory to answer from. Default: where this server runs.
+    /// Absolute directory to answer from, in this project. Default: where this server runs.
     cwd: Option<String>,
     /// Continue the agent session of an earlier reply.
     session_id: Option<String>,
@@ -82,6 +86,10 @@ pub struct Desk {
     pub clients: Clients,
     /// Where a consult runs that names no directory; `None` when that is no place to run one.
     pub default_cwd: Option<PathBuf>,
+    /// Where clients may look.
+    pub places: Arc<Places>,
+    /// What they work on.
+    pub roots: RootsHandle,
     /// The chain this host itself is part of, and how deep.
     pub nesting: (Option<ChainId>, u32),
 }
@@ -105,7 +113,7 @@ pub struct ConsultOptions {
 
 /// How long a directory may take to be looked at. One on a file system that does not answer would hold up the thread that
 /// serves everybody; its caller is told instead.
-const LOOK_BOUND: Duration = Duration::from_secs(2);
+pub(super) const LOOK_BOUND: Duration = Duration::from_secs(2);
 
 /// Looks at a directory on a thread that may hang, and makes it canonical. What is wrong with it, if it is none.
 ///
@@ -122,7 +130,7 @@ pub(super) async fn look_at(dir: PathBuf) -> Result<PathBuf, &'static str> {
     within(LOOK_BOUND, look).await
 }
 
-async fn within<T: Send + 'static>(
+pub(super) async fn within<T: Send + 'static>(
     bound: Duration,
     look: impl FnOnce() -> Result<T, &'static str> + Send + 'static,
 ) -> Result<T, &'static str> {
@@ -143,7 +151,12 @@ impl Desk {
     /// # Cancel safety
     ///
     /// Safe: nothing is changed.
-    pub async fn read(&self, arguments: &[u8], client: Option<&str>) -> Result<(ConsultOptions, Shape), Fault> {
+    pub async fn read(
+        &self,
+        arguments: &[u8],
+        client: Option<&str>,
+        caller: Caller,
+    ) -> Result<(ConsultOptions, Shape), Fault> {
         let mut args = ArgumentReader::parse(arguments)?;
         let given = FROZEN.iter().filter(|name| args.is_given(name)).map(|name| (*name).to_owned()).collect();
         let prompt = args.string("prompt");
@@ -178,7 +191,7 @@ impl Desk {
         }
         let max_budget_usd = args.positive("max_budget_usd", 10_000.0);
         let shape = shape(&mut args, self.clients.profile(client));
-        let cwd = self.directory(cwd, &mut args).await;
+        let cwd = self.directory(cwd, caller, &mut args).await;
         args.finish()?;
         let (Some(prompt), Some((cwd, workspace))) = (prompt, cwd) else {
             return Err(Fault::new(FaultCode::Internal, "arguments were accepted that are not there."));
@@ -233,7 +246,7 @@ impl Desk {
             arguments.remove("billing");
             arguments.insert("background".to_owned(), serde_json::Value::Bool(mode == JobMode::Background));
         }
-        let (mut options, _) = self.read(arguments.to_string().as_bytes(), None).await?;
+        let (mut options, _) = self.read(arguments.to_string().as_bytes(), None, Caller::Owner).await?;
         options.request.billing = request.billing;
         Ok(options)
     }
@@ -247,30 +260,50 @@ impl Desk {
         }
     }
 
-    /// The directory a consult runs in, as given, else where the server runs, never a guess; and the same made canonical.
-    async fn directory(&self, given: Option<String>, args: &mut ArgumentReader) -> Option<(PathBuf, PathBuf)> {
-        const ACCEPTED: &str = "the absolute path of an existing directory";
-        let Some(given) = given else {
-            let Some(dir) = &self.default_cwd else {
-                let wrong = "is missing, and this server was started in / or in the home directory";
-                args.problem("cwd", wrong, ACCEPTED);
-                return None;
-            };
-            let looked = look_at(dir.clone()).await.map_err(|wrong| {
-                let wrong = format!("is missing, and the directory this server was started in {wrong}");
-                args.problem("cwd", wrong, ACCEPTED);
-            });
-            return looked.ok().map(|workspace| (dir.clone(), workspace));
+    /// The directory a consult runs in, as given, else where the server runs, else the one root of its client, never a guess;
+    /// and the same made canonical.
+    async fn directory(
+        &self,
+        given: Option<String>,
+        caller: Caller,
+        args: &mut ArgumentReader,
+    ) -> Option<(PathBuf, PathBuf)> {
+        let missing = given.is_none();
+        let dir = match (given, &self.default_cwd) {
+            (Some(given), _) => PathBuf::from(given),
+            (None, Some(dir)) => dir.clone(),
+            (None, None) => match self.only_root(caller).await {
+                Some(root) => root,
+                None => {
+                    let wrong = "is missing, and this server was started in / or in the home directory";
+                    args.problem("cwd", wrong, DIRECTORY);
+                    return None;
+                }
+            },
         };
-        let path = PathBuf::from(given);
-        let looked = if path.is_absolute() { look_at(path.clone()).await } else { Err("is not absolute") };
+        let looked = match dir.to_str() {
+            Some(_) => self.place(dir.clone(), caller).await,
+            None => Err(("is not UTF-8", "a directory whose path is")),
+        };
         match looked {
-            Ok(workspace) => Some((path, workspace)),
-            Err(wrong) => {
-                args.problem("cwd", wrong, ACCEPTED);
+            Ok(workspace) => Some((dir, workspace)),
+            Err((wrong, accepted)) if missing => {
+                let wrong = format!("is missing, and the directory this server was started in {wrong}");
+                args.problem("cwd", wrong, accepted);
+                None
+            }
+            Err((wrong, accepted)) => {
+                args.problem("cwd", wrong, accepted);
                 None
             }
         }
+    }
+
+    /// The root of a client that has one.
+    async fn only_root(&self, caller: Caller) -> Option<PathBuf> {
+        let Caller::Client(session) = caller else { return None };
+        let mut roots = self.roots.paths(session).await;
+        roots.pop().filter(|_| roots.is_empty())
     }
 
     /// The job a consult becomes.
@@ -293,7 +326,7 @@ impl Desk {
 
     /// What a reply about this job says beyond its record.
     pub async fn context(&self, record: &JobRecord, follow: Option<&Follow>) -> Context {
-        let mut context = Context::default();
+        let mut context = Context { left_out: self.config.left_out.clone(), ..Context::default() };
         if !record.state.is_terminal() {
             context.place = self.jobs.queue_place(record.id).await.unwrap_or_default();
             let live = match follow {
@@ -395,7 +428,8 @@ impl Tool for ConsultTool {
 async fn consult(desk: &Desk, call: ToolCall) -> Result<ToolReply, Fault> {
     let client = call.client.name();
     let client = client.as_deref();
-    let (options, shape) = desk.read(&call.arguments, client).await?;
+    let caller = Caller::Client(call.invocation.session);
+    let (options, shape) = desk.read(&call.arguments, client, caller).await?;
     let job = desk.job(&options, Some(call.invocation));
     let caller = (!options.background).then_some(call.invocation);
     let accepted = desk.jobs.accept(job, caller).await?;

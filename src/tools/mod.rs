@@ -8,6 +8,7 @@
 
 pub mod arguments;
 pub mod consult;
+mod grounds;
 pub mod progress;
 pub mod readers;
 pub mod reply;

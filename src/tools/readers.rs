@@ -10,7 +10,7 @@ use schemars::{JsonSchema, Schema};
 use serde_json::{Map, Value, json};
 
 use super::arguments::ArgumentReader;
-use super::consult::{Desk, Until, WAIT_MOST, Waited, Watch, finished, look_at, shape, unstored};
+use super::consult::{Caller, Desk, Until, WAIT_MOST, Waited, Watch, finished, look_at, shape, unstored};
 use super::reply::{self, Context, Detail, Render};
 use super::{Annotations, ReplayContract, Target, Tool, ToolCall, ToolDefinition, ToolFuture, ToolReply};
 use crate::clients;
@@ -18,7 +18,7 @@ use crate::fault::{Fault, FaultCode};
 use crate::health::HealthSource;
 use crate::ids::{JobId, UnixMillis};
 use crate::jobs::{JobState, JobSummary, JournalEntry, JournalEvent};
-use crate::store::{CancelState, JobFilter};
+use crate::store::{CancelState, JobFilter, MOST_LISTED};
 
 /// Journal entries one reply shows.
 const EVENTS_SHOWN: usize = 50;
@@ -170,6 +170,7 @@ async fn read_job(desk: &Desk, call: ToolCall) -> Result<ToolReply, Fault> {
     let Some(job) = job else { return Err(Fault::new(FaultCode::Internal, "a job id went missing.")) };
 
     let mut record = desk.jobs.record(job).await?;
+    desk.check_job(&record, Caller::Client(call.invocation.session)).await?;
     let began = Instant::now().checked_sub(call.waited).unwrap_or_else(Instant::now);
     let mut follow = desk.jobs.follow(job).await?;
     if !record.state.is_terminal() && !wait.is_zero() {
@@ -267,7 +268,7 @@ struct JobsArguments {
     limit: Option<u32>,
     /// queued, running, succeeded, failed, cancelled or interrupted.
     state: Option<String>,
-    /// `workspace` (default) or `all`.
+    /// `workspace` (default) or `all` this server may look into.
     scope: Option<String>,
     /// The workspace's directory. Default: where this server runs.
     cwd: Option<String>,
@@ -296,20 +297,27 @@ async fn list_jobs(desk: &Desk, call: ToolCall) -> Result<ToolReply, Fault> {
     let state = args.choice("state", &states);
     let all = args.choice("scope", &[("workspace", false), ("all", true)]).unwrap_or(false);
     let cwd = args.string("cwd").map(PathBuf::from);
+    let caller = Caller::Client(call.invocation.session);
     let workspace = match (cwd, &desk.default_cwd) {
         (Some(dir), _) => {
-            let looked = if dir.is_absolute() { look_at(dir).await } else { Err("is not absolute") };
-            looked.map_err(|wrong| args.problem("cwd", wrong, "the absolute path of an existing directory")).ok()
+            let looked = desk.place(dir, caller).await;
+            looked.map_err(|(wrong, accepted)| args.problem("cwd", wrong, accepted)).ok()
         }
         (None, Some(dir)) => Some(look_at(dir.clone()).await.unwrap_or_else(|_| dir.clone())),
         (None, None) => None,
     };
-    let workspace = workspace.filter(|_| !all);
+    // What is no text is no job's directory.
+    let workspace = workspace.filter(|dir| !all && dir.to_str().is_some());
     let shape = shape(&mut args, desk.clients.profile(call.client.name().as_deref()));
     args.finish()?;
     let scope = if workspace.is_some() { "workspace" } else { "all" };
-    let filter = JobFilter { workspace: workspace.clone(), state, limit: usize::try_from(limit).unwrap_or(10) };
+    let limit = usize::try_from(limit).unwrap_or(10);
+    // Of all jobs those are shown that the caller may read, so more have to be looked at.
+    let listed = if workspace.is_some() { limit } else { MOST_LISTED };
+    let filter = JobFilter { workspace: workspace.clone(), state, limit: listed };
     let rows = desk.jobs.list(filter).await?;
+    let mut rows = if workspace.is_some() { rows } else { desk.allowed(rows, caller).await };
+    rows.truncate(limit);
     let jobs: Vec<Value> = rows.iter().map(|row| summary(row, shape.detail)).collect();
     let value = json!({"scope": scope, "workspace": workspace.map(|dir| dir.display().to_string()), "jobs": jobs});
     let mut text = if rows.is_empty() { "No jobs.".to_owned() } else { String::new() };
@@ -376,6 +384,8 @@ async fn cancel_job(desk: &Desk, call: ToolCall) -> Result<ToolReply, Fault> {
     let shape = shape(&mut args, desk.clients.profile(call.client.name().as_deref()));
     args.finish()?;
     let Some(job) = job else { return Err(Fault::new(FaultCode::Internal, "a job id went missing.")) };
+    let record = desk.jobs.record(job).await?;
+    desk.check_job(&record, Caller::Client(call.invocation.session)).await?;
     let mut follow = desk.jobs.follow(job).await?;
     let asked = desk.jobs.cancel(job).await?;
     let was = match asked {

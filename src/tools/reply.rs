@@ -9,6 +9,7 @@
 use serde_json::{Map, Value, json};
 
 use super::{ReplyText, ToolReply};
+use crate::config::LeftOut;
 use crate::fault::FaultCode;
 use crate::ids::{JobId, UnixMillis};
 use crate::jobs::{JobOutcome, JobRecord, JobState};
@@ -69,6 +70,8 @@ pub struct Context {
     pub unstored: bool,
     /// The call joined a job it did not begin, by its `request_key`.
     pub joined: bool,
+    /// The project's configuration file, where it could not be used.
+    pub left_out: Option<LeftOut>,
 }
 
 /// Cuts an answer that is over the budget: head and tail with a marker, or one page.
@@ -170,6 +173,9 @@ pub fn job(record: &JobRecord, context: &Context, shape: Shape) -> ToolReply {
     }
     if !context.unread.is_empty() {
         put("unread_jobs", json!(context.unread.iter().map(ToString::to_string).collect::<Vec<_>>()));
+    }
+    if let Some(left_out) = &context.left_out {
+        put("project_file_left_out", json!(left_out));
     }
     if shape.detail == Detail::Full {
         put("prompt", json!(cut(&record.request.prompt, shape.budget, None).0));
@@ -375,6 +381,11 @@ fn porcelain(record: &JobRecord, object: &Value, response: Option<&str>) -> Stri
     text.push_str(&format!("\n\n[{}]", facts.join(" · ")));
     if let Some(next) = object["next"].as_str() {
         text.push_str(&format!("\n{next}"));
+    }
+    if let (Some(place), Some(why)) =
+        (object["project_file_left_out"]["place"].as_str(), object["project_file_left_out"]["why"].as_str())
+    {
+        text.push_str(&format!("\nThe project's file {place} was left out: it {why}."));
     }
     if let Some(unread) = object["unread_jobs"].as_array() {
         let ids: Vec<&str> = unread.iter().filter_map(Value::as_str).collect();

@@ -7,11 +7,11 @@
 
 use std::time::Duration;
 
-use super::consult::{Desk, finished};
+use super::consult::{Caller, Desk, finished};
 use super::reply::{Detail, Render, Shape};
 use crate::actors::jobs::News;
 use crate::fault::{Fault, FaultCode};
-use crate::ids::JobId;
+use crate::ids::{JobId, SessionNumber};
 use crate::jobs::{JobRecord, JobState, JobSummary};
 use crate::protocol::session::{ClientInfo, Wanted};
 use crate::protocol::tasks::{PAGE, TaskAnswer, TaskAsk, TaskCursor, TaskNews, TaskStatus, TaskView};
@@ -25,6 +25,7 @@ const CANCEL_WAIT: Duration = Duration::from_secs(10);
 #[derive(Clone)]
 pub struct TaskDesk {
     desk: Desk,
+    caller: Caller,
 }
 
 const fn status(state: JobState) -> TaskStatus {
@@ -40,7 +41,20 @@ impl TaskDesk {
     /// Tasks over these jobs.
     #[must_use]
     pub fn new(desk: Desk) -> Self {
-        Self { desk }
+        Self { desk, caller: Caller::Owner }
+    }
+
+    /// The same for the client of this session, which is told of the jobs it may look into.
+    #[must_use]
+    pub fn of(self, session: SessionNumber) -> Self {
+        Self { caller: Caller::Client(session), ..self }
+    }
+
+    /// A job its caller may look into.
+    async fn record(&self, job: JobId) -> Result<JobRecord, Fault> {
+        let record = self.desk.jobs.record(job).await?;
+        self.desk.check_job(&record, self.caller).await?;
+        Ok(record)
     }
 
     /// Finds out what is asked.
@@ -56,15 +70,15 @@ impl TaskDesk {
         let jobs = &self.desk.jobs;
         match ask {
             TaskAsk::Look(job) => {
-                let record = jobs.record(job).await?;
+                let record = self.record(job).await?;
                 Ok(TaskAnswer::Task(Box::new(self.view(&record).await)))
             }
             TaskAsk::Read(job) => {
-                let record = jobs.record(job).await?;
+                let record = self.record(job).await?;
                 Ok(TaskAnswer::Task(Box::new(self.read(&record, client).await)))
             }
             TaskAsk::Wait(job) => {
-                let mut record = jobs.record(job).await?;
+                let mut record = self.record(job).await?;
                 if !record.state.is_terminal() {
                     let mut follow = jobs.follow(job).await?;
                     record = loop {
@@ -77,14 +91,17 @@ impl TaskDesk {
             }
             TaskAsk::List(after) => self.page(after).await,
             TaskAsk::Cancel(job) => self.cancel(job).await,
-            TaskAsk::RequestCancel(job) => jobs.cancel(job).await.map(|_| TaskAnswer::Done),
-            TaskAsk::Update(job) => jobs.record(job).await.map(|_| TaskAnswer::Done),
+            TaskAsk::RequestCancel(job) => {
+                self.record(job).await?;
+                jobs.cancel(job).await.map(|_| TaskAnswer::Done)
+            }
+            TaskAsk::Update(job) => self.record(job).await.map(|_| TaskAnswer::Done),
             TaskAsk::Which(asked) => {
                 let mut known = Vec::new();
                 for job in asked {
-                    match jobs.record(job).await {
+                    match self.record(job).await {
                         Ok(_) => known.push(job),
-                        Err(fault) if fault.code == FaultCode::UnknownJob => {}
+                        Err(fault) if matches!(fault.code, FaultCode::UnknownJob | FaultCode::InvalidInput) => {}
                         Err(fault) => return Err(fault),
                     }
                 }
@@ -188,7 +205,8 @@ impl TaskDesk {
     /// Newest first: a job that is accepted meanwhile shifts no page.
     async fn page(&self, after: Option<TaskCursor>) -> Result<TaskAnswer, Fault> {
         let filter = JobFilter { workspace: None, state: None, limit: MOST_LISTED };
-        let mut rows = self.desk.jobs.list(filter).await?;
+        let rows = self.desk.jobs.list(filter).await?;
+        let mut rows = self.desk.allowed(rows, self.caller).await;
         let key = |row: &JobSummary| (row.accepted_at, row.id);
         rows.sort_unstable_by_key(|row| std::cmp::Reverse(key(row)));
         let mut rows = rows.into_iter().filter(|row| after.is_none_or(|c| key(row) < (c.accepted_at, c.job)));
@@ -202,7 +220,7 @@ impl TaskDesk {
         let over = |state: JobState| {
             Fault::new(FaultCode::InvalidInput, format!("task {job} is over already: it is {}.", state.as_str()))
         };
-        let record = jobs.record(job).await?;
+        let record = self.record(job).await?;
         if record.state.is_terminal() {
             return Err(over(record.state));
         }

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::fault::{Fault, FaultCode};
-use crate::ids::{InvocationId, JobId};
+use crate::ids::{InvocationId, JobId, SessionNumber};
 use crate::jobs::{JobRecord, NewJob};
 
 /// What only the host knows or may do.
@@ -68,6 +68,11 @@ pub enum Question {
     HandOver {
         /// Which.
         job: JobId,
+    },
+    /// What the client of a session works on.
+    Roots {
+        /// Which.
+        session: SessionNumber,
     },
     /// Its answer was read.
     MarkRead {
@@ -135,6 +140,11 @@ pub enum Answer {
     Jobs {
         /// Their ids.
         jobs: Vec<JobId>,
+    },
+    /// What a client works on.
+    Roots {
+        /// As it named them.
+        uris: Vec<String>,
     },
     /// Nothing to say.
     Done,

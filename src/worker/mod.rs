@@ -39,6 +39,7 @@ use self::outbox::Outbox;
 use self::settings::Settings;
 use self::wire::{Hello, ToWorker};
 use crate::actors::jobs::JobsHandle;
+use crate::actors::roots::RootsHandle;
 use crate::agents::{AgentNames, Environment};
 use crate::clients::Clients;
 use crate::fault::{Fault, FaultCode};
@@ -433,6 +434,8 @@ impl Inside {
                     clients: Clients::new(Arc::clone(&config), desk.observed),
                     config,
                     default_cwd: desk.default_cwd,
+                    places: Arc::new(desk.places),
+                    roots: RootsHandle::of_host(self.asker.clone()),
                     nesting: desk.nesting,
                 };
                 let consult = ConsultTool::new(desk);

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::Config;
 use crate::ids::{ChainId, HostId};
+use crate::places::Places;
 
 /// Everything the tools of a worker process need to know. It opens no store and reads no configuration.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -29,6 +30,8 @@ pub struct DeskSettings {
     pub agents: Vec<String>,
     /// Where a consult runs that names no directory.
     pub default_cwd: Option<PathBuf>,
+    /// Where its clients may look.
+    pub places: Places,
     /// The chain the host itself is part of, and how deep.
     pub nesting: (Option<ChainId>, u32),
 }

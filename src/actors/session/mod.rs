@@ -59,6 +59,7 @@ use super::jobs::JobsMsg;
 use super::kept::{Kept, Lent};
 use super::reply::SessionMailbox;
 use super::rollout::RolloutHandle;
+use super::roots::RootsHandle;
 use super::sessions::{SessionEnd, SessionsMsg};
 use super::worker::WorkerHandle;
 use super::workers::WorkersMsg;
@@ -117,6 +118,8 @@ pub struct SessionParts {
     pub clients: Clients,
     /// Who answers about tasks.
     pub tasks: Option<TaskDesk>,
+    /// Who hears what the client works on.
+    pub roots: RootsHandle,
     /// Who hears that something was handled.
     pub rollout: RolloutHandle,
 }
@@ -313,6 +316,7 @@ pub struct SessionLoop {
     clock_at: Option<tokio::time::Instant>,
     clients: Clients,
     task_desk: Option<TaskDesk>,
+    roots: RootsHandle,
     rollout: RolloutHandle,
     /// Who follows tasks for the client, by number.
     follows: HashMap<CallNumber, Following>,
@@ -375,6 +379,7 @@ impl SessionLoop {
             clock_at: None,
             clients: a.clients,
             task_desk: a.tasks,
+            roots: a.roots,
             rollout: a.rollout,
             follows: HashMap::new(),
             owes_change: false,
@@ -631,6 +636,7 @@ impl SessionLoop {
                 Effect::Withdraw(call) => self.withdraw(call),
                 Effect::Follow { number, jobs, news, client } => self.follow(number, jobs, news, &client),
                 Effect::Unfollow(number) => self.unfollow(number),
+                Effect::Roots(roots) => self.roots.set(self.number, roots),
                 Effect::GaveUp { client, after } => self.gave_up(&client, after),
                 Effect::Finished(finished) => {
                     if finished.tool.is_none() {
@@ -684,7 +690,11 @@ impl SessionLoop {
                 Effect::Finished(finished) => self.count(finished, None),
                 Effect::Unfollow(number) => self.unfollow(number),
                 // A closed state machine asks for nothing new.
-                Effect::Invoke(_) | Effect::Ask { .. } | Effect::Follow { .. } | Effect::GaveUp { .. } => {}
+                Effect::Invoke(_)
+                | Effect::Ask { .. }
+                | Effect::Follow { .. }
+                | Effect::GaveUp { .. }
+                | Effect::Roots(_) => {}
             }
         }
         if !matches!(self.stage, Stage::Draining(_)) {

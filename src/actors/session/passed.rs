@@ -320,6 +320,7 @@ impl SessionLoop {
         self.shown = snapshot.shown.clone();
         self.owes_change = snapshot.owes_change;
         self.dead = snapshot.dead;
+        self.roots.set(self.number, self.core.roots().clone());
         self.resumed = true;
         self.inherited = Some(inherited);
     }

@@ -8,6 +8,7 @@ use std::collections::HashMap;
 use tokio::task::{AbortHandle, JoinSet};
 
 use crate::actors::jobs::{Accepted, Follow, JobsHandle, News, View};
+use crate::actors::roots::RootsHandle;
 use crate::fault::{Fault, FaultCode};
 use crate::worker::asks::{Answer, Question};
 use crate::worker::executor::CONCURRENT;
@@ -36,13 +37,14 @@ pub(super) struct Answered {
 /// Questions in progress.
 pub(super) struct Asks {
     jobs: JobsHandle,
+    roots: RootsHandle,
     follows: HashMap<u64, Followed>,
     tasks: JoinSet<Answered>,
 }
 
 impl Asks {
-    pub(super) fn new(jobs: JobsHandle) -> Self {
-        Self { jobs, follows: HashMap::new(), tasks: JoinSet::new() }
+    pub(super) fn new(jobs: JobsHandle, roots: RootsHandle) -> Self {
+        Self { jobs, roots, follows: HashMap::new(), tasks: JoinSet::new() }
     }
 
     /// Whether there is anything to wait for in [`Asks::answered`].
@@ -120,6 +122,10 @@ impl Asks {
             ),
             Question::HandOver { job } => {
                 drop(self.tasks.spawn(async move { answered(jobs.hand_over(job).await.map(|()| Answer::Done)) }))
+            }
+            Question::Roots { session } => {
+                let roots = self.roots.clone();
+                drop(self.tasks.spawn(async move { answered(Ok(Answer::Roots { uris: roots.uris(session).await })) }));
             }
             Question::MarkRead { job } => drop(self.tasks.spawn(async move {
                 jobs.mark_read(job).await;

@@ -37,6 +37,7 @@ use super::asks::Asks;
 use crate::actors::clock;
 use crate::actors::jobs::JobsHandle;
 use crate::actors::reply::AttemptReply;
+use crate::actors::roots::RootsHandle;
 use crate::actors::session::Gauges;
 use crate::actors::worker::{Attempt, Keeping, Order, WorkerMsg};
 use crate::fault::{Fault, FaultCode};
@@ -81,6 +82,8 @@ pub struct ProcessBackend {
     pub tools: Vec<String>,
     /// Answers its questions.
     pub jobs: JobsHandle,
+    /// What clients work on.
+    pub roots: RootsHandle,
     /// Counts stale messages.
     pub gauges: Arc<Gauges>,
 }
@@ -301,7 +304,7 @@ impl Pump {
             attempts: HashMap::default(),
             given: 0,
             checked: 0,
-            asks: Asks::new(backend.jobs.clone()),
+            asks: Asks::new(backend.jobs.clone(), backend.roots.clone()),
             vigil: Vigil::new(backend.policy.quiet, clock::now()),
             clock: Box::pin(tokio::time::sleep(Duration::ZERO)),
             ticking: false,

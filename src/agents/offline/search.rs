@@ -15,6 +15,7 @@ use grep_searcher::{BinaryDetection, Searcher, SearcherBuilder, sinks};
 use super::words::Term;
 use crate::checkout::plain;
 use crate::checkout::walk::{Bound, Entry, LeftOut, Walk, Way};
+use crate::places;
 
 /// Matching lines kept of one file; the first ones, which in most files are the telling ones.
 const MAX_HITS: usize = 400;
@@ -166,7 +167,7 @@ fn walk(root: &Path, until: Instant) -> Option<Walk> {
         left_out: LeftOut::Named,
         skips_hidden: true,
         one_file_system: true,
-        passes_over: |_, path| is_foreign(path),
+        passes_over: |_, path| is_foreign(path) || places::is_secret(path) || places::is_state(path),
         entries: MAX_ENTRIES,
         until,
     };

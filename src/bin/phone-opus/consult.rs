@@ -10,6 +10,7 @@ use phone_opus::fault::{Fault, FaultCode};
 use phone_opus::jobs::{JobRecord, JobState};
 use phone_opus::protocol::wire::ReplyText;
 use phone_opus::system::{Grace, System};
+use phone_opus::tools::consult::Caller;
 use phone_opus::tools::reply::{self, Context, Detail, Render, Shape};
 use serde_json::{Map, Value, json};
 use tokio::signal::unix::{SignalKind, signal};
@@ -36,11 +37,12 @@ pub(crate) fn run(options: &ConsultOptions) -> ExitCode {
 fn ask(options: &ConsultOptions) -> Result<ExitCode, SetupError> {
     let prepared = prepare(&options.common, &options.overrides)?;
     let prompt = if options.prompt == "-" {
-        let mut text = String::new();
+        let mut bytes = Vec::new();
         // A little more than is accepted, so that too much is seen to be too much.
         let most = MAX_PROMPT_BYTES as u64 + 4096;
-        std::io::stdin().take(most).read_to_string(&mut text).map_err(SetupError::Prompt)?;
-        text
+        std::io::stdin().take(most).read_to_end(&mut bytes).map_err(SetupError::Prompt)?;
+        // A diff has the bytes of its files in it; what is no text is shown as such, as MCP clients' prompts are.
+        String::from_utf8_lossy(&bytes).into_owned()
     } else {
         options.prompt.clone()
     };
@@ -78,7 +80,7 @@ fn failed(fault: &Fault) -> ExitCode {
 }
 
 /// The options as the tool's arguments: one reader checks both.
-fn arguments(options: &ConsultOptions, prompt: String) -> Value {
+fn arguments(options: &ConsultOptions, prompt: String) -> Result<Value, Fault> {
     let mut object = Map::new();
     let mut put = |name: &str, value: Value| {
         if !value.is_null() {
@@ -88,8 +90,14 @@ fn arguments(options: &ConsultOptions, prompt: String) -> Value {
     let cwd = options.cwd.as_ref().map(|dir| std::path::absolute(dir).unwrap_or_else(|_| dir.clone()));
     // The shell's directory is a directory the caller chose, whatever it is.
     let cwd = cwd.or_else(|| std::env::current_dir().ok());
+    let text = |dir: std::path::PathBuf| {
+        dir.into_os_string().into_string().map_err(|_| {
+            let detail = "`cwd` is not UTF-8; accepted: a directory whose path is (give another one with --cwd).";
+            Fault::new(FaultCode::InvalidInput, detail)
+        })
+    };
     put("prompt", json!(prompt));
-    put("cwd", json!(cwd.map(|dir| dir.display().to_string())));
+    put("cwd", json!(cwd.map(text).transpose()?));
     put("session_id", json!(options.session));
     put("background", json!(options.background));
     put("max_turns", json!(options.max_turns));
@@ -99,12 +107,12 @@ fn arguments(options: &ConsultOptions, prompt: String) -> Value {
     put("timeout_s", json!(options.timeout_s));
     put("request_key", json!(options.request_key));
     put("max_budget_usd", json!(options.max_budget_usd));
-    Value::Object(object)
+    Ok(Value::Object(object))
 }
 
 async fn consult(system: &System, options: &ConsultOptions, prompt: String) -> Result<ExitCode, Fault> {
     let desk = system.desk();
-    let (read, _) = desk.read(arguments(options, prompt).to_string().as_bytes(), None).await?;
+    let (read, _) = desk.read(arguments(options, prompt)?.to_string().as_bytes(), None, Caller::Owner).await?;
     let record = system.jobs().accept(desk.job(&read, None), None).await?.record;
     if options.background {
         let context = desk.context(&record, None).await;

@@ -7,7 +7,8 @@ use std::process::ExitCode;
 
 use phone_opus::agents::{AgentRegistry, Environment, MAX_PROMPT_BYTES};
 use phone_opus::base::signals;
-use phone_opus::config::{Config, ConfigError, FileTrust, Settings, WorkerIsolation};
+use phone_opus::checkout::plain;
+use phone_opus::config::{Config, ConfigError, FILE_BYTES, PROJECT_FILE, Settings, WorkerIsolation};
 pub(crate) use phone_opus::fault::chain;
 use phone_opus::faults::{ArmError, Counters, Ends, FAULT_COUNTERS, FaultPlan, Faults, PlanError};
 use phone_opus::handover::{Snapshot, SnapshotError};
@@ -55,7 +56,7 @@ pub(crate) enum SetupError {
     #[error("failed to {}", chain(.0))]
     Restore(#[from] SnapshotError),
     /// The prompt on stdin cannot be read.
-    #[error("the prompt on stdin: {0}; accepted: at most {MAX_PROMPT_BYTES} bytes of UTF-8")]
+    #[error("the prompt on stdin: {0}; accepted: at most {MAX_PROMPT_BYTES} bytes")]
     Prompt(std::io::Error),
     /// The runtime could not be started.
     #[error("failed to start the runtime: {0}")]
@@ -147,9 +148,8 @@ pub(crate) fn configure(common: &Common, overrides: &Overrides) -> Result<Prepar
 fn config(overrides: &Overrides) -> Result<Config, SetupError> {
     let mut sources = Vec::new();
     if let Some(dir) = dirs::config_dir() {
-        from_file(&dir.join("phone_opus").join("config.toml"), FileTrust::User, &mut sources)?;
+        from_file(&dir.join("phone_opus").join("config.toml"), &mut sources)?;
     }
-    from_file(Path::new(".phone-opus.toml"), FileTrust::Project, &mut sources)?;
     sources.push(("the environment".to_owned(), Settings::from_environment(|name| std::env::var_os(name))?));
     let flags = Settings {
         claude_bin: overrides.claude_bin.clone(),
@@ -158,7 +158,10 @@ fn config(overrides: &Overrides) -> Result<Config, SetupError> {
         ..Settings::default()
     };
     sources.push(("the command line".to_owned(), flags));
-    Ok(Config::from_sources(&sources)?)
+    // The checkout may be anybody's work: whatever it holds, the user's configuration is in force.
+    let project = std::path::absolute(PROJECT_FILE).unwrap_or_else(|_| PathBuf::from(PROJECT_FILE));
+    let read = plain::read(Path::new(PROJECT_FILE), FILE_BYTES);
+    Ok(Config::from_sources(&sources)?.lowered(&project, read))
 }
 
 /// The fault plan of the environment, armed. All processes of one host count together, in a file beside the jobs.
@@ -190,14 +193,19 @@ pub(crate) fn inherited() -> Result<Faults, SetupError> {
     Ok(Faults::arm(plan, Ends::Process, counters)?)
 }
 
-fn from_file(path: &Path, trust: FileTrust, sources: &mut Vec<(String, Settings)>) -> Result<(), SetupError> {
-    match std::fs::read_to_string(path) {
-        Ok(text) => sources.push((path.display().to_string(), Settings::from_toml(path, &text, trust)?)),
-        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {}
-        Err(error) => {
-            return Err(ConfigError { place: path.display().to_string(), problem: error.to_string() }.into());
-        }
-    }
+/// The user's own file. It may be a link, as people keep such files elsewhere; a pipe or a device is an error and no wait.
+fn from_file(path: &Path, sources: &mut Vec<(String, Settings)>) -> Result<(), SetupError> {
+    let failed = |problem: String| ConfigError { place: path.display().to_string(), problem };
+    let resolved = match std::fs::canonicalize(path) {
+        Ok(resolved) => resolved,
+        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => return Ok(()),
+        Err(error) => return Err(failed(error.to_string()).into()),
+    };
+    let Some(bytes) = plain::read(&resolved, FILE_BYTES).map_err(|unusable| failed(unusable.to_string()))? else {
+        return Ok(());
+    };
+    let text = String::from_utf8(bytes).map_err(|_| failed("is not UTF-8".to_owned()))?;
+    sources.push((path.display().to_string(), Settings::from_toml(path, &text)?));
     Ok(())
 }
 
@@ -265,6 +273,7 @@ impl Prepared {
             .agents(self.agents())
             .runner(self.program.clone())
             .default_cwd(default_cwd(here.as_deref(), home.as_deref()))
+            .start_dir(here)
             .environment(self.environment.clone())
             .isolation(self.isolation())
             .faults(self.faults)

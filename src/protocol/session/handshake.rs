@@ -23,7 +23,7 @@ impl SessionCore {
         params: &str,
         out: &mut BytesMut,
     ) -> Result<Dispatched, Box<Refusal>> {
-        let [wanted, client] = envelope::object(params, ["protocolVersion", "clientInfo"])
+        let [wanted, client, can] = envelope::object(params, ["protocolVersion", "clientInfo", "capabilities"])
             .map_err(|_| invalid("the member params must be an object."))?;
         let Some(wanted) = wanted.and_then(envelope::string) else {
             return Err(invalid("initialize needs params.protocolVersion, a string."));
@@ -35,6 +35,7 @@ impl SessionCore {
             .map_or(ClientInfo::Unknown, |name| ClientInfo::Name(name.chars().take(200).collect::<String>().into()));
         // A proxy or a restarted front end may send a second one: it is answered again, and its version counts.
         self.handshake = Handshake::Ready { version, client };
+        self.roots.greeted(can);
         wire::initialized(out, id, version, &self.identity, self.tasks());
         Ok(Dispatched::Answered)
     }

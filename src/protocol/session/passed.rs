@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use bytes::BytesMut;
 use serde::{Deserialize, Serialize};
 
+use super::roots::RootsTalk;
 use super::standing::StandingSnapshot;
 use super::{Batch, ClientInfo, Handshake, Pending, SessionCore, SessionLimits, Work};
 use crate::base::base64::Base64;
@@ -42,6 +43,8 @@ pub struct CoreSnapshot {
     pending: Vec<PendingSnapshot>,
     batches: Vec<BatchSnapshot>,
     standings: Vec<StandingSnapshot>,
+    #[serde(default)]
+    roots: RootsTalk,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -174,6 +177,7 @@ impl SessionCore {
             pending,
             batches: batches.collect(),
             standings: self.standings.snapshot(),
+            roots: self.roots.clone(),
         }
     }
 
@@ -196,6 +200,7 @@ impl SessionCore {
             core.handshake = Handshake::Ready { version: *version, client: client.into() };
         }
         core.answered = snapshot.answered;
+        core.roots = snapshot.roots.clone();
         core.next_call = snapshot.next_call;
         core.next_batch = snapshot.next_batch;
         core.batches = snapshot.batches.iter().map(BatchSnapshot::restored).collect::<HashMap<_, _>>();

@@ -42,7 +42,11 @@ impl SessionCore {
             Err(Fault::new(FaultCode::InvalidRequest, "a request with this id is still in flight.").into())
         } else {
             match Method::parse(method) {
-                Some(Method::ToolsCall) => self.call(&id, params.unwrap_or("{}"), line, origin, effects),
+                Some(Method::ToolsCall) => {
+                    // A client that forgets to say that it is ready is asked now.
+                    self.ask_roots(origin, out, effects);
+                    self.call(&id, params.unwrap_or("{}"), line, origin, effects)
+                }
                 known => self.dispatch(&id, known, method, params, origin, out, effects),
             }
         };

@@ -13,6 +13,7 @@ struct Rig {
     unfollowed: Vec<CallNumber>,
     gave_up: Vec<Duration>,
     finished: Vec<Finished>,
+    roots: Vec<Roots>,
 }
 
 impl Rig {
@@ -56,6 +57,7 @@ impl Rig {
             unfollowed: Vec::new(),
             gave_up: Vec::new(),
             finished: Vec::new(),
+            roots: Vec::new(),
         }
     }
 
@@ -133,6 +135,7 @@ impl Rig {
                 Effect::Follow { number, jobs, news, .. } => self.followed.push((number, jobs, news)),
                 Effect::Unfollow(number) => self.unfollowed.push(number),
                 Effect::GaveUp { after, .. } => self.gave_up.push(after),
+                Effect::Roots(roots) => self.roots.push(roots),
                 Effect::Finished(finished) => self.finished.push(finished),
             }
         }
@@ -699,4 +702,79 @@ fn a_damaged_snapshot_is_refused_and_never_believed() {
         let restored = SessionCore::restored(catalog, identity, rig.core.limits, &passed, rig.now, Duration::ZERO);
         assert!(restored.is_err(), "{pointer}");
     }
+}
+
+const ROOTED: &str = r#"{"jsonrpc":"2.0","id":"i","method":"initialize","params":{"protocolVersion":"2025-11-25","capabilities":{"roots":{"listChanged":true}}}}"#;
+const READY: &str = r#"{"jsonrpc":"2.0","method":"notifications/initialized"}"#;
+const CHANGED: &str = r#"{"jsonrpc":"2.0","method":"notifications/roots/list_changed"}"#;
+
+fn rooted(number: u64, uri: &str) -> String {
+    format!(
+        r#"{{"jsonrpc":"2.0","id":"phone-opus-roots-{number}","result":{{"roots":[{{"uri":"{uri}","name":"x"}}]}}}}"#
+    )
+}
+
+fn question(number: u64) -> String {
+    format!("{{\"jsonrpc\":\"2.0\",\"id\":\"phone-opus-roots-{number}\",\"method\":\"roots/list\"}}\n")
+}
+
+fn known(uri: &str) -> Roots {
+    Roots::Known(vec![uri.to_owned()])
+}
+
+#[test]
+fn roots_are_asked_for_where_they_were_declared_and_one_question_is_open_at_a_time() {
+    let mut rig = Rig::new();
+    let initialized = rig.send(ROOTED);
+    assert!(initialized.lines().count() == 1 && !initialized.contains("roots/list"), "initialize waits for nothing");
+    assert_eq!(rig.send(READY), question(1));
+    assert_eq!((rig.send(READY), rig.send(&call("1", ""))), (String::new(), String::new()), "asked once");
+    assert_eq!(rig.send(&rooted(7, "file:///never")), "", "another answer is none");
+    assert_eq!(rig.send(&rooted(1, "file:///a")), "");
+    assert_eq!(rig.roots, [Roots::Awaited, known("file:///a")]);
+    // They change twice before the answer to the first question has come: it does not count.
+    assert_eq!((rig.send(CHANGED), rig.send(CHANGED)), (question(2), String::new()));
+    assert_eq!(rig.send(&rooted(2, "file:///old")), question(3));
+    assert_eq!(*rig.core.roots(), Roots::Awaited);
+    rig.send(&rooted(3, "file:///new"));
+    assert_eq!(*rig.core.roots(), known("file:///new"));
+    rig.send(&rooted(3, "file:///twice"));
+    assert_eq!(*rig.core.roots(), known("file:///new"), "an answer counts once");
+    assert_eq!(rig.send(CHANGED), question(4));
+    rig.send(r#"{"jsonrpc":"2.0","id":"phone-opus-roots-4","error":{"code":-32601,"message":"no"}}"#);
+    assert_eq!(*rig.core.roots(), Roots::Known(Vec::new()), "an error is none");
+}
+
+#[test]
+fn a_client_that_never_says_it_is_ready_is_asked_with_its_first_call_and_one_without_roots_never() {
+    let mut rig = Rig::new();
+    rig.send(ROOTED);
+    assert_eq!(rig.send(&call("1", "")), question(1));
+    let mut bare = Rig::legacy("2025-11-25");
+    for line in [READY, CHANGED, &call("1", ""), &rooted(1, "file:///a")] {
+        assert_eq!(bare.send(line), "", "{line}");
+    }
+    assert_eq!((bare.core.roots(), bare.roots.len()), (&Roots::None, 0));
+    let mut batched = Rig::new();
+    batched.send(&ROOTED.replace("2025-11-25", "2025-03-26"));
+    assert_eq!(batched.send(&format!("[{READY},{}]", call("1", ""))), "", "an answer of a batch holds no question");
+    let mut stateless = Rig::new();
+    assert_eq!(stateless.send(&call("1", &format!(",{ENVELOPE}"))), "");
+    assert_eq!(stateless.core.roots(), &Roots::None);
+}
+
+#[test]
+fn what_a_client_says_about_its_roots_is_bounded() {
+    let mut rig = Rig::new();
+    rig.send(ROOTED);
+    rig.send(READY);
+    let uris: Vec<String> = (0..1000).map(|n| format!(r#"{{"uri":"file:///{n}"}}"#)).collect();
+    rig.send(&format!(r#"{{"jsonrpc":"2.0","id":"phone-opus-roots-1","result":{{"roots":[{}]}}}}"#, uris.join(",")));
+    assert!(matches!(rig.core.roots(), Roots::Known(uris) if uris.len() == crate::places::ROOTS));
+    rig.send(CHANGED);
+    rig.send(&rooted(2, &format!("file:///{}", "x".repeat(100_000))));
+    assert_eq!(*rig.core.roots(), Roots::Known(Vec::new()));
+    rig.send(CHANGED);
+    rig.send(r#"{"jsonrpc":"2.0","id":"phone-opus-roots-3","result":{"roots":"x"}}"#);
+    assert_eq!(*rig.core.roots(), Roots::Known(Vec::new()));
 }
