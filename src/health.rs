@@ -105,7 +105,7 @@ impl HealthSource {
             "attached_jobs": attached,
         });
         if let (Value::Object(object), false) = (&mut value, self.notices.is_empty()) {
-            object.insert("notices".into(), json!(self.notices));
+            object.insert("notices".into(), json!(self.notices.as_ref()));
         }
         if let (Value::Object(object), Some(left_out)) = (&mut value, &self.config.left_out) {
             object.insert("project_file_left_out".into(), json!(left_out));
