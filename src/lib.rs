@@ -20,6 +20,7 @@ pub mod health;
 pub mod ids;
 pub mod jobs;
 pub mod lenient;
+mod local_time;
 pub mod places;
 pub mod protocol;
 pub mod rollout;

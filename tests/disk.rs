@@ -222,6 +222,7 @@ fn ten_thousand(dir: &phone_opus::state_dir::StateDir, here: &Path) -> Vec<JobId
             depth: 0,
             accepted_at: at,
             environment: None,
+            account: String::new(),
         };
         let _ = store.accept(&job, AcceptLimits { max_queued: 20 }).expect("accepted");
         jobs.push(job.id);

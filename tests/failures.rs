@@ -321,6 +321,59 @@ async fn a_reached_usage_limit_is_known_to_every_host_until_it_is_over() {
 }
 
 #[tokio::test]
+async fn a_reached_limit_is_of_one_account_and_one_family_of_models_and_is_said_in_words() {
+    let mut rig = new_rig();
+    let mut one = rig.serve().await;
+    let in_an_hour = UnixMillis::now().0 / 1000 + 3600;
+    let info = fields(json!({"status": "rejected", "resetsAt": in_an_hour, "rateLimitType": "seven_day_opus"}));
+    let limited = Script {
+        steps: vec![Step::LimitInfo(info)],
+        result: fields(json!({"is_error": true, "result": "API Error: 429", "api_error_status": 429})),
+        ..Script::default()
+    };
+    let opus = |prompt: String| json!({"prompt": prompt, "model": "opus"});
+    let refused = one.call("consult", opus(rig.prompt(limited))).await.expect_fault("agent_rate_limited");
+    let asked_again = one.call("consult", opus(rig.answering("no"))).await.expect_fault("agent_rate_limited");
+    for reply in [&refused, &asked_again] {
+        // How long, and the time of day; nobody reads milliseconds.
+        assert!(detail(reply).contains("until 20") && detail(reply).contains(", in 1 h"), "{}", detail(reply));
+        assert!(!reply.text().contains(&in_an_hour.to_string()), "{}", reply.text());
+    }
+    assert!(detail(&asked_again).contains("nothing was started"), "{}", detail(&asked_again));
+    for model in ["sonnet", "haiku"] {
+        one.call("consult", json!({"prompt": rig.answering("42"), "model": model})).await.expect_success();
+    }
+    rig.set("CLAUDE_CONFIG_DIR", rig.path("another-account").display().to_string());
+    let mut two = rig.serve().await;
+    two.call("consult", opus(rig.answering("42"))).await.expect_success();
+    one.call("consult", opus(rig.answering("no"))).await.expect_fault("agent_rate_limited");
+    rig.expect_runs(4);
+    rig.stop_and_check_invariants([one, two]).await;
+}
+
+#[tokio::test]
+async fn what_older_versions_say_in_words_alone_is_classified_and_kept_as_a_limit() {
+    let mut rig = new_rig();
+    let mut host = rig.serve().await;
+    for (words, code) in [
+        ("Credit balance is too low", "agent_billing"),
+        ("OAuth token has expired. Please obtain a new token", "agent_not_logged_in"),
+        ("Prompt is too long", "input_too_large"),
+        ("API Error: Repeated 529 Overloaded errors", "agent_overloaded"),
+        // The last one: from here on nothing is started.
+        ("5-hour limit reached ∙ resets in 2 hours", "agent_rate_limited"),
+    ] {
+        let script = Script { result: fields(json!({"is_error": true, "result": words})), ..Script::default() };
+        let reply = host.consult(&rig.prompt(script)).await.expect_fault(code);
+        assert_eq!(reply["response"], words, "the agent's own words are kept");
+    }
+    let reply = host.consult(&rig.answering("no")).await.expect_fault("agent_rate_limited");
+    assert!(detail(&reply).contains("nothing was started"), "{}", detail(&reply));
+    rig.expect_runs(5);
+    rig.stop_and_check_invariants([host]).await;
+}
+
+#[tokio::test]
 async fn a_directory_that_changed_during_a_consult_is_said_so() {
     let mut rig = new_rig();
     let mut host = rig.serve().await;

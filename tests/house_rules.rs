@@ -73,6 +73,7 @@ const RULES: &[Rule] = &[
 const LAYERS: &[&str] = &[
     "base",
     "ids",
+    "local_time",
     "lenient",
     "checkout",
     "places",

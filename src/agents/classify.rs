@@ -13,11 +13,13 @@
 
 use std::io;
 
-use super::stream_json::epoch;
-use super::{AgentResult, RunSummary};
+use jiff::tz::TimeZone;
+
+use super::{AgentResult, RunSummary, words};
 use crate::fault::{Fault, FaultCode};
 use crate::ids::{AgentSessionId, UnixMillis};
-use crate::jobs::{CancelReason, JobOutcome, JobState, RunExit};
+use crate::jobs::{CancelReason, JobOutcome, JobState, RunExit, limits};
+use crate::local_time;
 
 /// Bytes of an answer that are kept. Ones of 8 MB have been seen, and nobody reads further.
 const MAX_RESPONSE_BYTES: usize = 8 << 20;
@@ -93,6 +95,8 @@ pub struct RunEnd {
     pub resume_requested: Option<AgentSessionId>,
     /// From its command.
     pub resumed_id: ResumedId,
+    /// When it ended; without it, times of day in its words mean nothing.
+    pub at: Option<UnixMillis>,
 }
 
 /// By which id a session goes on when it is resumed.
@@ -137,7 +141,7 @@ pub(super) enum Sessions {
 /// The verdict on a run of the agent this profile describes.
 pub(super) fn classify(profile: &Profile, mut end: RunEnd) -> Verdict {
     let stderr = stderr_text(&end.stderr_tail);
-    let seen = Seen { end: &end, result: end.summary.result(), stderr: &stderr };
+    let seen = Seen::new(&end, &stderr);
     let (state, fault) = match judge(profile, &seen) {
         Judgement::Answered => (JobState::Succeeded, None),
         Judgement::Stopped(fault) => (JobState::Cancelled, Some(fault)),
@@ -155,7 +159,7 @@ pub(super) fn classify(profile: &Profile, mut end: RunEnd) -> Verdict {
         exit: end.exit,
         resumable,
         extra_usage: end.summary.extra_usage(),
-        limit: end.summary.limit().map(str::to_owned).filter(|_| code == Some(FaultCode::AgentRateLimited)),
+        limit: seen.limit().filter(|_| code == Some(FaultCode::AgentRateLimited)),
         ..JobOutcome::default()
     };
     if let Some(result) = end.summary.result() {
@@ -329,23 +333,30 @@ const ROWS: &[Row] = rows! {
     "bad session id" => InvalidSession if |s| s.says(&["valid session ID or session title"])
         || s.result.is_none() && s.failed_exit() && s.stderr_says(&["already in use"]);
     "input too large" => InputTooLarge if |s| s.says(&["exceeds 10MB"])
-        || s.terminal_reason_is(&["blocking_limit", "prompt_too_long"]) || s.not_a_success() && s.status_is(413);
+        || s.terminal_reason_is(&["blocking_limit", "prompt_too_long"]) || s.not_a_success() && s.status_is(413)
+        || s.means(FaultCode::InputTooLarge);
     "turn limit" => TurnLimit if |s| s.subtype_is("error_max_turns");
     "budget" => BudgetExhausted if |s| s.subtype_is("error_max_budget_usd") || s.terminal_reason_is(&["budget_exhausted"]);
     "aborted" => AgentKilled if |s| s.subtype_is("error_during_execution")
         && s.terminal_reason_is(&["aborted_streaming", "aborted_tools"]);
     "authentication" => AgentNotLoggedIn if |s| s.not_a_success() && (s.status_is(401) || s.status_is(403)
-        || s.error_is(&["authentication_failed"]) || s.says(&["Not logged in", "Please run /login", "Invalid API key"]));
-    "billing" => AgentBilling if |s| s.not_a_success() && s.error_is(&["billing_error"]);
+        || s.error_is(&["authentication_failed"]) || s.says(&["Not logged in", "Please run /login", "Invalid API key"])
+        || s.means(FaultCode::AgentNotLoggedIn));
+    "billing" => AgentBilling if |s| s.not_a_success() && (s.error_is(&["billing_error"])
+        || s.means(FaultCode::AgentBilling));
     "rate limit" => AgentRateLimited if |s| s.not_a_success() && (s.status_is(429) || s.error_is(&["rate_limit"])
-        || s.result_says(&["usage limit reached"]));
+        || s.means(FaultCode::AgentRateLimited));
     "overloaded" => AgentOverloaded if |s| s.not_a_success() && (s.status_is(529)
-        || s.error_is(&["overloaded", "overloaded_error"]) || s.api_error_type_is("overloaded_error"));
+        || s.error_is(&["overloaded", "overloaded_error"]) || s.api_error_type_is("overloaded_error")
+        || s.means(FaultCode::AgentOverloaded));
     "upstream" => AgentUpstream if |s| s.not_a_success() && (s.status().is_some_and(|status| status >= 500)
-        || s.status().is_none() && s.error_is(&["server_error"]));
-    "model" => AgentModel if |s| s.not_a_success() && (s.status_is(404) || s.error_is(&["model_not_found"]));
-    "refusal" => Refused if |s| s.result.is_some_and(|result| result.stop_reason.as_deref() == Some("refusal"));
-    "output limit" => AnswerTooLong if |s| s.not_a_success() && s.error_is(&["max_output_tokens"]);
+        || s.status().is_none() && s.error_is(&["server_error"]) || s.means(FaultCode::AgentUpstream));
+    "model" => AgentModel if |s| s.not_a_success() && (s.status_is(404) || s.error_is(&["model_not_found"])
+        || s.means(FaultCode::AgentModel));
+    "refusal" => Refused if |s| s.result.is_some_and(|result| result.stop_reason.as_deref() == Some("refusal"))
+        || s.means(FaultCode::Refused);
+    "output limit" => AnswerTooLong if |s| s.not_a_success() && (s.error_is(&["max_output_tokens"])
+        || s.means(FaultCode::AnswerTooLong));
     "reported an error" => AgentError if |s| s.reported_error();
     "a local command ran" => PromptGuardFailed if |s| s.result.is_some_and(|result| result.num_turns == Some(0));
     "another session answered" => UnknownSession if |s| s.other_session();
@@ -360,9 +371,30 @@ struct Seen<'a> {
     end: &'a RunEnd,
     result: Option<&'a AgentResult>,
     stderr: &'a str,
+    /// What its error texts mean, where it names no status and no class.
+    meaning: Option<FaultCode>,
 }
 
-impl Seen<'_> {
+impl<'a> Seen<'a> {
+    fn new(end: &'a RunEnd, stderr: &'a str) -> Self {
+        let mut seen = Self { end, result: end.summary.result(), stderr, meaning: None };
+        let named = seen.status().is_some() || end.summary.error().is_some_and(|class| class != "unknown");
+        if !named {
+            seen.meaning = seen.error_texts().find_map(words::meaning);
+        }
+        seen
+    }
+
+    fn means(&self, code: FaultCode) -> bool {
+        self.meaning == Some(code)
+    }
+
+    /// The texts of a result that says it is an error.
+    fn error_texts(&self) -> impl Iterator<Item = &'a str> + use<'a> {
+        let failed = self.result.filter(|_| self.reported_error());
+        failed.into_iter().flat_map(|result| result.text.iter().chain(&result.errors)).map(String::as_str)
+    }
+
     fn spawn(&self, is: impl FnOnce(&SpawnFailure) -> bool) -> bool {
         self.end.spawn_error.as_ref().is_some_and(is)
     }
@@ -467,12 +499,26 @@ impl Seen<'_> {
         answered.or(started).or(asked)
     }
 
-    /// When the limit is lifted: the event says so, older versions write it at the end of the error's text.
+    /// When the limit is lifted: the event says so, other versions write it into the error's text.
     fn retry_at(&self) -> Option<UnixMillis> {
-        self.end.summary.retry_at().or_else(|| {
-            let (_, time) = self.result?.text.as_deref()?.rsplit_once("limit reached|")?;
-            epoch(time.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()?)
-        })
+        let now = self.end.at.unwrap_or(UnixMillis(0));
+        let in_words = || self.error_texts().find_map(|text| words::lifted(text, now, &TimeZone::system()));
+        self.end.summary.retry_at().or_else(in_words)
+    }
+
+    /// Which limit was reached: by its name, else by the family of models its text speaks of.
+    fn limit(&self) -> Option<String> {
+        let named = self.end.summary.limit().map(str::to_owned);
+        named.or_else(|| self.error_texts().find_map(limits::family).map(str::to_owned))
+    }
+
+    /// Until when the limit holds, for a sentence.
+    fn until(&self) -> String {
+        match (self.retry_at(), self.end.at) {
+            (Some(at), Some(now)) => format!(" until {}", local_time::to_come(at, now)),
+            (Some(at), None) => format!(" until {}", local_time::local(at)),
+            (None, _) => String::new(),
+        }
     }
 
     /// The exit in words.
@@ -529,7 +575,7 @@ fn fault(profile: &Profile, seen: &Seen<'_>, row: &Row) -> Fault {
         C::BudgetExhausted => format!("{title} used up `max_budget_usd` before it had an answer."),
         C::AgentNotLoggedIn => format!("{title} is not logged in, or its credentials were refused{reasons}."),
         C::AgentBilling => format!("The provider refused for lack of credit{reasons}."),
-        C::AgentRateLimited => format!("The provider's usage limit is reached{reasons}."),
+        C::AgentRateLimited => format!("The provider's usage limit is reached{}{reasons}.", seen.until()),
         C::AgentOverloaded => format!("The provider is overloaded{reasons}."),
         C::AgentUpstream => format!("The provider or the network to it failed{reasons}."),
         C::AgentModel => format!("The model does not exist or is not available to this account{reasons}."),
@@ -561,7 +607,10 @@ fn fault(profile: &Profile, seen: &Seen<'_>, row: &Row) -> Fault {
         C::InputTooLarge => "Ask for less at once, or start a new session.".to_owned(),
         C::TurnLimit => "Resume with this `session_id`, or allow more with `max_turns`.".to_owned(),
         C::BudgetExhausted => "Resume with this `session_id` and a new `max_budget_usd`.".to_owned(),
-        C::AgentRateLimited => "Wait until `retry_at` if it is given; trying before it fails again.".to_owned(),
+        C::AgentRateLimited if seen.retry_at().is_some() => {
+            "Trying before then fails again; another agent or model may have a limit of its own.".to_owned()
+        }
+        C::AgentRateLimited => "Try again later; another agent or model may have a limit of its own.".to_owned(),
         C::AgentModel => "Leave `model` out to use the default.".to_owned(),
         C::Refused => "Put the request differently; the same words will be refused again.".to_owned(),
         C::AnswerTooLong => "Ask for a shorter answer, or for one part at a time.".to_owned(),
@@ -624,7 +673,7 @@ mod tests {
 
     fn row(end: &RunEnd) -> Option<&'static str> {
         let stderr = stderr_text(&end.stderr_tail);
-        let seen = Seen { end, result: end.summary.result(), stderr: &stderr };
+        let seen = Seen::new(end, &stderr);
         ROWS.iter().find(|row| (row.applies)(&seen)).map(|row| row.name)
     }
 
@@ -930,6 +979,50 @@ mod tests {
         assert_eq!(at(end(1, "", &[event, &result(r#","api_error_status":429"#)])), expected);
         let old = raw(r#""is_error":true,"result":"Claude AI usage limit reached|1900000000""#);
         assert_eq!(at(end(1, "", &[&old])), expected);
+    }
+
+    #[test]
+    fn words_count_where_nothing_else_says_what_failed_and_only_in_an_error() {
+        let said = |text: &str, more: &str| raw(&format!(r#""is_error":true,"num_turns":1,"result":"{text}"{more}"#));
+        for (text, expected, retryable) in [
+            ("5-hour limit reached ∙ resets 2pm (UTC)", FaultCode::AgentRateLimited, true),
+            ("Credit balance is too low", FaultCode::AgentBilling, false),
+            ("OAuth token has expired. Please obtain a new token", FaultCode::AgentNotLoggedIn, false),
+            ("Prompt is too long", FaultCode::InputTooLarge, false),
+            ("API Error: Repeated 529 Overloaded errors", FaultCode::AgentOverloaded, true),
+            ("API Error: Connection error.", FaultCode::AgentUpstream, true),
+            ("There's an issue with the selected model (x).", FaultCode::AgentModel, false),
+            ("exceeded the 32000 output token maximum", FaultCode::AnswerTooLong, false),
+            ("which appears to violate our Usage Policy", FaultCode::Refused, false),
+        ] {
+            for fields in [
+                said(text, ""),
+                raw(&format!(r#""subtype":"error_during_execution","is_error":true,"errors":["{text}"]"#)),
+            ] {
+                let fault = classify(&PROFILE, end(1, "", &[&fields])).outcome.fault.expect("a fault");
+                assert_eq!((fault.code, fault.retryable), (expected, retryable), "{fields}");
+                assert!(!fault.to_string().contains(text), "{fault}");
+            }
+            // An answer may speak of anything, and a status knows better than words.
+            let answer = raw(&format!(r#""is_error":false,"num_turns":1,"result":"{text}""#));
+            assert_eq!(code(end(0, "", &[&answer])), None, "{text}");
+            assert_eq!(code(end(1, "", &[&said(text, r#","api_error_status":500"#)])), Some(FaultCode::AgentUpstream));
+        }
+    }
+
+    #[test]
+    fn a_limit_says_until_when_in_words_of_people() {
+        // Ten past ten in the morning of 26 November 2026, UTC.
+        let now = UnixMillis(1_795_687_800_000);
+        let text = raw(r#""is_error":true,"result":"Opus weekly limit reached ∙ resets Dec 4 at 10am (UTC)""#);
+        let outcome = classify(&PROFILE, RunEnd { at: Some(now), ..end(1, "", &[&text]) }).outcome;
+        let fault = outcome.fault.expect("a fault");
+        let lifted = fault.retry_at.expect("a time");
+        assert_eq!(lifted.to_iso8601(), "2026-12-04T10:00:00.000Z");
+        assert!(fault.detail.contains(&local_time::local(lifted)), "{}", fault.detail);
+        assert!(fault.detail.contains("in 7 days 23 h"), "{}", fault.detail);
+        assert!(!fault.to_string().contains(&lifted.0.to_string()), "{fault}");
+        assert_eq!(outcome.limit.as_deref(), Some("opus"));
     }
 
     #[test]

@@ -134,6 +134,10 @@ impl Agent for ClaudeCode {
         Box::new(StreamJson::new())
     }
 
+    fn account(&self, env: &Environment, billing: Billing) -> String {
+        environment::claude_account(env, billing)
+    }
+
     fn payer(&self) -> PayerKnown {
         PayerKnown::InStream
     }

@@ -10,6 +10,9 @@ use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::os::unix::ffi::OsStrExt as _;
+
+use sha2::{Digest as _, Sha256};
 
 use super::{Credential, RunRequest};
 use crate::jobs::Billing;
@@ -110,7 +113,11 @@ const ALLOWLIST: &[&str] = &[
 const ALLOWED_PREFIXES: &[&str] = &["LC_", "XDG_"];
 
 /// What passes to Claude Code besides. The OAuth token is the subscription's own login, for machines without a browser.
-const CLAUDE_ALLOWLIST: &[&str] = &["CLAUDE_CONFIG_DIR", "CLAUDE_CODE_OAUTH_TOKEN", "API_TIMEOUT_MS"];
+const CLAUDE_ALLOWLIST: &[&str] = &["CLAUDE_CONFIG_DIR", LOGIN_TOKEN, "API_TIMEOUT_MS"];
+const LOGIN_TOKEN: &str = "CLAUDE_CODE_OAUTH_TOKEN";
+
+/// Bytes kept of the digest that tells accounts apart: enough that two of one user never meet.
+const ACCOUNT_BYTES: usize = 12;
 
 /// Words in an `ANTHROPIC_…` name that make it a way to pay or a place to send the bill to. Headers may hold a key.
 const PAYING_WORDS: &[&str] = &["KEY", "TOKEN", "SECRET", "BEARER", "BASE_URL", "CUSTOM_HEADERS"];
@@ -230,6 +237,29 @@ pub(super) fn for_claude(env: &Environment, billing: Billing) -> Granted {
     granted
 }
 
+/// A digest of what Claude Code is logged in by in this environment: the credentials it is handed, else the place where it
+/// keeps its own. It goes into the store, and no credential can be made of it.
+pub(super) fn claude_account(env: &Environment, billing: Billing) -> String {
+    let granted = for_claude(env, billing).env;
+    let is_credential = |name: &&OsString| {
+        name.to_str()
+            .is_some_and(|name| name == LOGIN_TOKEN || matches!(claude_grant(name), Grant::ForPay | Grant::ForCloud(_)))
+    };
+    let mut names: Vec<&OsString> = granted.keys().filter(is_credential).collect();
+    if names.is_empty() {
+        let place = ["CLAUDE_CONFIG_DIR", "HOME"].into_iter().find(|name| env.get(name).is_some());
+        names.extend(place.and_then(|place| granted.keys().find(|name| *name == place)));
+    }
+    let mut digest = Sha256::new();
+    for name in names {
+        for part in [name.as_bytes(), granted.get(name).map_or(&[][..], |value| value.as_bytes())] {
+            digest.update(part.len().to_le_bytes());
+            digest.update(part);
+        }
+    }
+    digest.finalize().iter().take(ACCOUNT_BYTES).map(|byte| format!("{byte:02x}")).collect()
+}
+
 /// Whether a switch of the agent is set, in the agent's own understanding.
 fn is_on(env: &Environment, switch: &str) -> bool {
     env.get(switch)
@@ -309,6 +339,44 @@ mod tests {
         let names = |billing| for_claude(&env, billing).env.into_keys().collect::<Vec<_>>();
         assert_eq!(names(Billing::ApiKey), ["AWS_SECRET_ACCESS_KEY", "CLAUDE_CODE_USE_BEDROCK"]);
         assert_eq!(names(Billing::Subscription), [] as [&str; 0]);
+    }
+
+    #[test]
+    fn accounts_are_told_apart_by_what_they_log_in_by_and_by_nothing_else() {
+        let account = |variables: &[(&str, &str)], billing| {
+            let env: Environment = variables.iter().copied().collect();
+            let account = claude_account(&env, billing);
+            for (_, value) in variables.iter().filter(|(_, value)| !value.is_empty()) {
+                assert!(!account.contains(value), "{account}");
+            }
+            account
+        };
+        use Billing::{ApiKey, Subscription};
+        let home = [("HOME", "/home/one")];
+        let one = account(&home, Subscription);
+        // The same login, whatever else differs.
+        for same in [
+            &[("HOME", "/home/one"), ("LANG", "de"), ("ANTHROPIC_MODEL", "opus")][..],
+            &[("HOME", "/home/one"), ("ANTHROPIC_API_KEY", "withheld")],
+            &[("HOME", "/home/one"), ("CLAUDE_CONFIG_DIR", "")],
+        ] {
+            assert_eq!(account(same, Subscription), one, "{same:?}");
+        }
+        let key = [("HOME", "/home/one"), ("ANTHROPIC_API_KEY", "key-one")];
+        let others = [
+            account(&[("HOME", "/home/two")], Subscription),
+            account(&[("HOME", "/home/one"), ("CLAUDE_CONFIG_DIR", "/home/one/.work")], Subscription),
+            account(&[("HOME", "/home/one"), ("CLAUDE_CODE_OAUTH_TOKEN", "token-one")], Subscription),
+            account(&[("HOME", "/home/one"), ("CLAUDE_CODE_OAUTH_TOKEN", "token-two")], Subscription),
+            account(&key, ApiKey),
+            account(&[("ANTHROPIC_API_KEY", "key-two")], ApiKey),
+            account(&[("ANTHROPIC_AUTH_TOKEN", "key-one")], ApiKey),
+            one,
+        ];
+        for (number, account) in others.iter().enumerate() {
+            assert!(!others[..number].contains(account), "{number} of {others:?}");
+        }
+        assert_eq!(account(&[("HOME", "/home/two"), ("ANTHROPIC_API_KEY", "key-one")], ApiKey), others[4]);
     }
 
     #[test]

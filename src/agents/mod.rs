@@ -35,6 +35,7 @@ mod probe;
 mod stream_json;
 mod summary;
 mod values;
+mod words;
 
 pub use crate::jobs::journal::{AgentEvent, AgentResult};
 pub use classify::{ResumedId, RunEnd, SpawnFailure, StopCause, Verdict};
@@ -88,6 +89,12 @@ pub trait Agent: Send + Sync {
     /// has: [`PayerGuard`] sees to that.
     fn payer(&self) -> PayerKnown {
         PayerKnown::BeforeStart
+    }
+
+    /// Whose usage a run in this environment is: equal exactly for runs that share a provider's limits, and nothing that
+    /// could be used to log in. Empty for an agent that has no limits.
+    fn account(&self, _env: &Environment, _billing: Billing) -> String {
+        String::new()
     }
 
     /// Whether the run may go on after this event. Called for [`AgentEvent::Started`], before the first turn.

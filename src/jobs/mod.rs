@@ -17,6 +17,7 @@ pub mod admission;
 pub mod evidence;
 pub mod journal;
 pub mod leftovers;
+pub mod limits;
 pub mod live;
 pub mod lock;
 pub mod outcome_file;
@@ -257,6 +258,9 @@ pub struct NewJob {
     /// The digest of the environment it is to run with, where that is known; never the environment itself.
     #[serde(default)]
     pub environment: Option<String>,
+    /// Whose usage it is (`Agent::account`); set by whoever knows the environment the agent is to get.
+    #[serde(default)]
+    pub account: String,
 }
 
 /// A job as the store holds it.

@@ -38,7 +38,7 @@ use crate::fault::{Fault, FaultCode};
 use crate::faults::{Broken, FaultPoint, Faults, Operation};
 use crate::ids::{JobId, RunToken, UnixMillis};
 use crate::jobs::lock::{JobLock, SlotLock};
-use crate::jobs::{JobOutcome, JobRecord, JobState, JournalEvent, RunExit, RunProcess, leftovers};
+use crate::jobs::{ConsultRequest, JobOutcome, JobRecord, JobState, JournalEvent, RunExit, RunProcess, leftovers};
 use crate::state_dir::StateDir;
 use crate::store::{Start, StoreError, StoreHandle};
 
@@ -112,6 +112,14 @@ impl RunnerCommand {
     #[must_use]
     pub fn environment_digest(&self, secret: &str) -> Option<String> {
         self.environment.as_ref().map(|environment| environment.digest(secret))
+    }
+
+    /// Whose usage this request is.
+    #[must_use]
+    pub fn account(&self, request: &ConsultRequest) -> String {
+        let agent = self.agents.get(&request.agent).ok();
+        let account = |environment: &Environment| agent.map(|agent| agent.account(environment, request.billing));
+        self.environment.as_ref().and_then(account).unwrap_or_default()
     }
 
     /// The command for one job's runner; the caller adds the pipes.
@@ -480,7 +488,7 @@ impl Runner {
             Start::SessionBusy { .. } => Ok(Turn::Later),
             // It waited while another run learnt of the limit.
             Start::Limited(limit) => {
-                self.core.faulted(Fault::from(&limit));
+                self.core.faulted(limit.fault(UnixMillis::now()));
                 Ok(Turn::Over)
             }
             Start::Refused { current: JobState::Running } => {
@@ -589,6 +597,7 @@ impl Runner {
             exit: Some(exit),
             stop: self.core.stop().cloned(),
             stderr_tail: seen.stderr,
+            at: Some(UnixMillis::now()),
             ..nothing
         });
         verdict.outcome.workspace_changed = watch.end().await;

@@ -27,10 +27,12 @@ pub use crate::jobs::admission::{QueueRow, SessionKey};
 
 use crate::fault::{Fault, FaultCode};
 use crate::ids::{InvocationId, JobId, UnixMillis, WaiterId};
+use crate::jobs::limits::Scope;
 use crate::jobs::{
     Billing, CancelReason, JobMode, JobOutcome, JobRecord, JobState, JobSummary, JournalEntry, JournalEvent, NewJob,
     RunProcess,
 };
+use crate::local_time;
 use crate::state_dir::StateDirError;
 
 /// Longest a verb waits for another process to finish its write.
@@ -67,7 +69,7 @@ pub enum Accept {
         /// This many.
         queued: usize,
     },
-    /// The provider has refused this agent, paid for in this way, until then. Nothing is started before.
+    /// The provider has refused this agent, account and family of models until then. Nothing is started before.
     Limited(Limit),
 }
 
@@ -78,6 +80,10 @@ pub struct Limit {
     pub agent: String,
     /// How it is paid for.
     pub billing: Billing,
+    /// Whose usage it limits (`Agent::account`).
+    pub account: String,
+    /// Which requests it is about.
+    pub scope: Scope,
     /// When the provider takes requests again, as the agent reported it.
     pub until: UnixMillis,
     /// The job that was refused.
@@ -374,15 +380,27 @@ pub enum StoreError {
     Closed,
 }
 
-/// Why nothing is started for an agent whose usage limit is reached.
-impl From<&Limit> for Fault {
-    fn from(limit: &Limit) -> Self {
-        let Limit { agent, until, job, .. } = limit;
-        let detail =
-            format!("the usage limit of agent {agent} is reached, as job {job} was told; nothing was started.");
-        Self::new(FaultCode::AgentRateLimited, detail).retry_at(*until).hint(
-            "Wait until `retry_at`, or ask another agent. If the limit was lifted: phone-opus jobs limits --clear",
-        )
+impl Limit {
+    /// When it is lifted, in the zone of whoever reads it, and how long that is from now.
+    #[must_use]
+    pub fn until_in_words(&self, now: UnixMillis) -> String {
+        local_time::to_come(self.until, now)
+    }
+
+    /// Why nothing is started for an agent whose usage limit is reached.
+    #[must_use]
+    pub fn fault(&self, now: UnixMillis) -> Fault {
+        let of = self.scope.family.map_or_else(String::new, |family| format!(" for its {family} models"));
+        let detail = format!(
+            "the usage limit of agent {}{of} is reached until {}, as job {} was told; nothing was started.",
+            self.agent,
+            self.until_in_words(now),
+            self.job
+        );
+        let other = if self.scope.family.is_some() { "name another `model`, or " } else { "" };
+        Fault::new(FaultCode::AgentRateLimited, detail).retry_at(self.until).hint(format!(
+            "Wait until then, {other}ask another agent. If the limit was lifted: phone-opus jobs limits --clear"
+        ))
     }
 }
 
@@ -491,7 +509,7 @@ pub trait Store: Send {
     fn list(&mut self, filter: &JobFilter) -> Result<Vec<JobSummary>, StoreError>;
 
     /// Usage limits that were reached and are not over. `finish` keeps them: a refusal that says until when sets one, a
-    /// success of the same agent under the same billing ends it.
+    /// success of the same agent, billing and account, with a model the limit is about, ends it.
     ///
     /// # Errors
     ///

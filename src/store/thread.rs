@@ -426,6 +426,7 @@ mod tests {
             depth: 0,
             accepted_at: UnixMillis(1),
             environment: None,
+            account: String::new(),
         }
     }
 

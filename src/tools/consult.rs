@@ -321,6 +321,7 @@ impl Desk {
             depth: self.nesting.1,
             accepted_at: UnixMillis::now(),
             environment: None,
+            account: String::new(),
         }
     }
 

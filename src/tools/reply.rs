@@ -13,6 +13,7 @@ use crate::config::LeftOut;
 use crate::fault::FaultCode;
 use crate::ids::{JobId, UnixMillis};
 use crate::jobs::{JobOutcome, JobRecord, JobState};
+use crate::local_time;
 
 /// How the text block looks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -364,7 +365,7 @@ fn porcelain(record: &JobRecord, object: &Value, response: Option<&str>) -> Stri
             facts.push(if resumable { "resumable" } else { "not resumable" }.to_owned());
         }
         if let Some(at) = object["fault"]["retry_at"].as_i64() {
-            facts.push(format!("retry at {at} (ms since 1970)"));
+            facts.push(format!("try again at {}", local_time::to_come(UnixMillis(at), UnixMillis::now())));
         }
         if object["workspace_changed"] == true {
             facts.push("files in the directory changed meanwhile".to_owned());

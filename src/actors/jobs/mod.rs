@@ -492,7 +492,7 @@ impl JobsState {
     async fn accept(
         &mut self,
         me: &ActorRef<JobsMsg>,
-        job: Box<NewJob>,
+        mut job: Box<NewJob>,
         caller: Option<InvocationId>,
         again: Again,
         reply: oneshot::Sender<Result<Accepted, Fault>>,
@@ -506,12 +506,13 @@ impl JobsState {
             // Lost: whoever asked asks again.
             Some(_) => return,
         }
-        if self.arguments.runner.is_none() {
+        let Some(runner) = &self.arguments.runner else {
             let fault =
                 Fault::new(FaultCode::RunnerSpawnFailed, "this system was built without a runner for consults.");
             let _ = reply.send(Err(fault));
             return;
-        }
+        };
+        job.account = runner.account(&job.request);
         if let Some(caller) = caller {
             if self.late.contains(&caller) || self.over.contains(&caller.session) {
                 // Nobody waits for it any more; nothing is started.
@@ -561,7 +562,7 @@ impl JobsState {
                 return;
             }
             Ok(Accept::Limited(limit)) => {
-                let _ = reply.send(Err(Fault::from(&limit)));
+                let _ = reply.send(Err(limit.fault(UnixMillis::now())));
                 return;
             }
             Ok(Accept::QueueFull { queued }) => {

@@ -176,7 +176,8 @@ async fn limits(store: &StoreHandle, clear: bool, as_json: bool) -> Result<ExitC
     }
     if as_json {
         let rows = limits.iter().map(
-            |limit| json!({"agent": limit.agent, "billing": limit.billing, "until": limit.until, "job_id": limit.job}),
+            |limit| json!({"agent": limit.agent, "billing": limit.billing, "account": limit.account, "models": limit.scope.family,
+                           "until": limit.until, "job_id": limit.job}),
         );
         print(&Value::Array(rows.collect()).to_string());
         return Ok(ExitCode::SUCCESS);
@@ -185,12 +186,13 @@ async fn limits(store: &StoreHandle, clear: bool, as_json: bool) -> Result<ExitC
         print("No agent has reached a usage limit.");
     }
     for limit in limits {
-        let left = limit.until.since(UnixMillis::now()) / 60_000;
         let done = if clear { "forgotten" } else { "nothing is started for it" };
+        let models = limit.scope.family.map_or_else(String::new, |family| format!(", {family} models"));
         print(&format!(
-            "{} ({}): for another {left} min, as job {} was told; {done}",
+            "{} ({}{models}): until {}, as job {} was told; {done}",
             limit.agent,
             limit.billing.as_str(),
+            limit.until_in_words(UnixMillis::now()),
             limit.job
         ));
     }

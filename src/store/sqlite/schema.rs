@@ -8,7 +8,7 @@ use rusqlite::{Connection, TransactionBehavior};
 use crate::store::StoreError;
 
 /// Steps in order; once released, one is never changed.
-const STEPS: &[&str] = &[FIRST, LIMITS, PROOF, WAITING];
+const STEPS: &[&str] = &[FIRST, LIMITS, PROOF, WAITING, ACCOUNT_LIMITS];
 
 /// The version this program writes.
 pub(super) fn known() -> i64 {
@@ -106,6 +106,22 @@ INSERT INTO age VALUES (0, 0);
 const WAITING: &str = "
 ALTER TABLE jobs ADD COLUMN waiter TEXT;
 ALTER TABLE jobs ADD COLUMN environment TEXT;
+";
+
+/// The same by account and, where the provider said so, by family of models (`''` is all of them). `by_default` is 1 when a
+/// run that named no model was refused. Programs that know only `limits` keep that one by themselves.
+const ACCOUNT_LIMITS: &str = "
+ALTER TABLE jobs ADD COLUMN account TEXT NOT NULL DEFAULT '';
+CREATE TABLE account_limits (
+    agent      TEXT    NOT NULL,
+    billing    TEXT    NOT NULL,
+    account    TEXT    NOT NULL,
+    family     TEXT    NOT NULL,
+    by_default INTEGER NOT NULL,
+    until      INTEGER NOT NULL,
+    job        TEXT    NOT NULL,
+    PRIMARY KEY (agent, billing, account, family)
+) WITHOUT ROWID;
 ";
 
 pub(super) fn version(connection: &Connection) -> Result<i64, StoreError> {

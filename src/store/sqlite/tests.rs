@@ -35,6 +35,7 @@ fn new_job(workspace: &str, prompt: &str) -> NewJob {
         depth: 0,
         accepted_at: at(1),
         environment: None,
+        account: String::new(),
     }
 }
 
@@ -362,6 +363,58 @@ fn a_usage_limit_refuses_whoever_would_run_into_it_until_it_is_over_or_proved_wr
         assert_eq!(store.finish(job, JobState::Failed, &outcome, at(9)), Ok(Transition::Done));
         assert_eq!(store.limits(at(10)), Ok(Vec::new()));
     }
+}
+
+#[test]
+fn a_limit_is_of_an_account_and_where_it_says_so_of_a_family_of_models() {
+    const HOUR: i64 = 60 * 60 * 1000;
+    let mut store = memory();
+    let asked = |account: &str, model: Option<&str>| {
+        let mut new = NewJob { accepted_at: at(10), account: account.into(), ..new_job("/w", "p") };
+        new.request.model = model.map(str::to_owned);
+        new
+    };
+    let ended = |store: &mut SqliteStore, new: &NewJob, state, outcome: &JobOutcome| {
+        let job = insert(store, new);
+        assert_eq!(store.start(job, at(10)), Ok(Start::Started));
+        assert_eq!(store.finish(job, state, outcome, at(11)), Ok(Transition::Done));
+    };
+    let refused = |limit: &str| JobOutcome {
+        exit: Some(crate::jobs::RunExit { code: 1, signal: None, reaped: 1 }),
+        fault: Some(Fault::new(FaultCode::AgentRateLimited, "refused.").retry_at(at(HOUR))),
+        limit: Some(limit.into()),
+        ..JobOutcome::default()
+    };
+    let is_refused = |store: &mut SqliteStore, account: &str, model: Option<&str>| {
+        matches!(store.accept(&asked(account, model), LIMITS), Ok(Accept::Limited(_)))
+    };
+    let answered = |model: &str| JobOutcome { model: Some(model.into()), ..JobOutcome::default() };
+
+    ended(&mut store, &asked("one", Some("opus")), JobState::Failed, &refused("seven_day_opus"));
+    for (account, model, expected) in [
+        ("one", Some("opus"), true),
+        ("one", Some("claude-opus-4-5"), true),
+        ("one", Some("sonnet"), false),
+        ("one", None, false),
+        ("two", Some("opus"), false),
+    ] {
+        assert_eq!(is_refused(&mut store, account, model), expected, "{account} {model:?}");
+    }
+    // A default that is of the family is told by a refusal of one who named none.
+    ended(&mut store, &asked("one", None), JobState::Failed, &refused("seven_day_opus"));
+    assert!(is_refused(&mut store, "one", None) && is_refused(&mut store, "one", Some("opus")));
+    // Another family that answers says nothing about this one.
+    ended(&mut store, &asked("one", Some("sonnet")), JobState::Succeeded, &answered("claude-sonnet-4-5"));
+    assert!(is_refused(&mut store, "one", Some("opus")));
+    // A limit of the whole account is one of every model, and the answer of any ends it.
+    ended(&mut store, &asked("one", Some("sonnet")), JobState::Failed, &refused("five_hour"));
+    for model in [None, Some("opus"), Some("sonnet"), Some("my-own")] {
+        assert!(is_refused(&mut store, "one", model), "{model:?}");
+    }
+    assert_eq!(store.limits(at(12)).map(|limits| limits.len()), Ok(2));
+    assert!(!is_refused(&mut store, "two", None));
+    assert_eq!(store.clear_limits(), Ok(2));
+    assert!(!is_refused(&mut store, "one", Some("opus")));
 }
 
 #[test]

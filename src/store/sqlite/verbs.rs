@@ -15,9 +15,10 @@ use crate::fault::FaultCode;
 use crate::ids::{InvocationId, JobId, UnixMillis, WaiterId};
 use crate::jobs::evidence;
 use crate::jobs::journal::AgentEvent;
+use crate::jobs::limits::Scope;
 use crate::jobs::{
     Billing, CancelReason, JobMode, JobOutcome, JobRecord, JobState, JobSummary, JournalEntry, JournalEvent, NewJob,
-    RunProcess,
+    RunProcess, limits,
 };
 use crate::store::{
     Accept, AcceptLimits, Ages, CHAINS_MOST, CancelState, ChainCost, DataVersion, DayCost, Glance, JobCounts,
@@ -291,35 +292,49 @@ impl SqliteStore {
     }
 }
 
-/// The agent of a job and how it is paid for.
-fn paid(transaction: &Transaction<'_>, sequence: i64) -> Result<Option<(String, String)>, StoreError> {
-    let sql = "SELECT jobs.agent, json_extract(requests.request, '$.billing')
+/// Whose usage a request is, and of which model.
+struct Usage {
+    agent: String,
+    billing: String,
+    account: String,
+    model: Option<String>,
+}
+
+/// The usage a job is.
+fn usage(transaction: &Transaction<'_>, sequence: i64) -> Result<Option<Usage>, StoreError> {
+    let sql = "SELECT jobs.agent, json_extract(requests.request, '$.billing'), jobs.account,
+                      json_extract(requests.request, '$.model')
                FROM jobs JOIN requests ON requests.job = jobs.sequence WHERE jobs.sequence = ?1";
-    let paid = transaction
+    let found = transaction
         .prepare_cached(sql)?
-        .query_row([sequence], |row| Ok((row.get::<_, String>(0)?, row.get::<_, Option<String>>(1)?)))
+        .query_row([sequence], |row| {
+            Ok((row.get::<_, String>(0)?, row.get::<_, Option<String>>(1)?, row.get::<_, String>(2)?, row.get(3)?))
+        })
         .optional()?;
-    Ok(paid.and_then(|(agent, billing)| Some((agent, billing?))))
+    Ok(found.and_then(|(agent, billing, account, model)| Some(Usage { agent, billing: billing?, account, model })))
 }
 
 fn read_limit(row: &Row<'_>) -> Result<Limit, StoreError> {
-    let (agent, billing, until) = (row.get(0)?, row.get::<_, String>(1)?, row.get(2)?);
     let unreadable = |what| StoreError::Unreadable { what };
-    let billing = Billing::parse(&billing).ok_or(unreadable("a limit's billing"))?;
+    let billing = Billing::parse(&row.get::<_, String>(1)?).ok_or(unreadable("a limit's billing"))?;
     let job = row.get::<_, String>(3)?.parse().map_err(|_| unreadable("a limit's job"))?;
-    Ok(Limit { agent, billing, until: UnixMillis(until), job })
+    let scope = Scope { family: limits::family(&row.get::<_, String>(5)?), by_default: row.get(6)? };
+    Ok(Limit { agent: row.get(0)?, billing, until: UnixMillis(row.get(2)?), job, account: row.get(4)?, scope })
 }
 
-/// The limit an agent has reached, if it is not over.
-fn limit(
-    transaction: &Transaction<'_>,
-    agent: &str,
-    billing: &str,
-    now: UnixMillis,
-) -> Result<Option<Limit>, StoreError> {
-    let sql = "SELECT agent, billing, until, job FROM limits WHERE agent = ?1 AND billing = ?2 AND until > ?3";
-    let mut statement = transaction.prepare_cached(sql)?;
-    statement.query_and_then(params![agent, billing, now.0], read_limit)?.next().transpose()
+/// The limits an account has reached that are not over.
+fn limits_of(transaction: &Transaction<'_>, usage: &Usage, now: UnixMillis) -> Result<Vec<Limit>, StoreError> {
+    let sql = "SELECT agent, billing, until, job, account, family, by_default FROM account_limits
+               WHERE agent = ?1 AND billing = ?2 AND account = ?3 AND until > ?4";
+    let values = params![usage.agent, usage.billing, usage.account, now.0];
+    transaction.prepare_cached(sql)?.query_and_then(values, read_limit)?.collect()
+}
+
+/// The limit that refuses a request like this longest.
+fn limit(transaction: &Transaction<'_>, usage: &Usage, now: UnixMillis) -> Result<Option<Limit>, StoreError> {
+    let reached = limits_of(transaction, usage, now)?.into_iter();
+    let concerned = reached.filter(|limit| limit.scope.concerns(usage.model.as_deref()));
+    Ok(concerned.max_by_key(|limit| limit.until))
 }
 
 /// Learns from an outcome what the provider says about its limits.
@@ -340,28 +355,45 @@ fn note_limit(
     if until.is_none() && to != JobState::Succeeded {
         return Ok(());
     }
-    let Some((agent, billing)) = paid(transaction, sequence)? else { return Ok(()) };
-    match until {
-        Some(until) => transaction
-            .prepare_cached("INSERT OR REPLACE INTO limits (agent, billing, until, job) VALUES (?1, ?2, ?3, ?4)")?
-            .execute(params![agent, billing, until.0, job.to_string()])?,
-        None => transaction
-            .prepare_cached("DELETE FROM limits WHERE agent = ?1 AND billing = ?2")?
-            .execute(params![agent, billing])?,
+    let Some(usage) = usage(transaction, sequence)? else { return Ok(()) };
+    // Those that are over as well: a success clears them away.
+    let reached = limits_of(transaction, &usage, UnixMillis(0))?;
+    let Some(until) = until else {
+        // The model that answered is the better evidence; the one that was asked for may have been replaced.
+        let model = outcome.model.as_deref().filter(|model| limits::family(model).is_some()).or(usage.model.as_deref());
+        for over in reached.iter().filter(|limit| limit.scope.concerns(model)) {
+            transaction
+                .prepare_cached(
+                    "DELETE FROM account_limits WHERE agent = ?1 AND billing = ?2 AND account = ?3 AND family = ?4",
+                )?
+                .execute(params![usage.agent, usage.billing, usage.account, over.scope.family.unwrap_or_default()])?;
+        }
+        return Ok(());
     };
+    let scope = Scope::of(outcome.limit.as_deref(), usage.model.as_deref());
+    let same = reached.iter().find(|limit| limit.scope.family == scope.family && limit.until > at);
+    let by_default = scope.by_default || same.is_some_and(|limit| limit.scope.by_default);
+    let family = scope.family.unwrap_or_default();
+    transaction
+        .prepare_cached(
+            "INSERT OR REPLACE INTO account_limits (agent, billing, account, family, by_default, until, job)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+        )?
+        .execute(params![usage.agent, usage.billing, usage.account, family, by_default, until.0, job.to_string()])?;
     Ok(())
 }
 
 impl Store for SqliteStore {
     fn limits(&mut self, now: UnixMillis) -> Result<Vec<Limit>, StoreError> {
         self.read(|transaction| {
-            let sql = "SELECT agent, billing, until, job FROM limits WHERE until > ?1 ORDER BY agent, billing";
+            let sql = "SELECT agent, billing, until, job, account, family, by_default FROM account_limits
+                       WHERE until > ?1 ORDER BY agent, billing, account, family";
             transaction.prepare_cached(sql)?.query_and_then([now.0], read_limit)?.collect()
         })
     }
 
     fn clear_limits(&mut self) -> Result<usize, StoreError> {
-        self.write(Durability::Full, |transaction| Ok(transaction.execute("DELETE FROM limits", [])?))
+        self.write(Durability::Full, |transaction| Ok(transaction.execute("DELETE FROM account_limits", [])?))
     }
 
     fn accept(&mut self, new: &NewJob, limits: AcceptLimits) -> Result<Accept, StoreError> {
@@ -370,8 +402,13 @@ impl Store for SqliteStore {
             if let Some(same) = find_same(transaction, new)? {
                 return Ok(same);
             }
-            let (agent, billing) = (&new.request.agent, new.request.billing);
-            if let Some(limit) = limit(transaction, agent, billing.as_str(), new.accepted_at)? {
+            let usage = Usage {
+                agent: new.request.agent.clone(),
+                billing: new.request.billing.as_str().to_owned(),
+                account: new.account.clone(),
+                model: new.request.model.clone(),
+            };
+            if let Some(limit) = limit(transaction, &usage, new.accepted_at)? {
                 return Ok(Accept::Limited(limit));
             }
             let queued: i64 = transaction.prepare_cached(QUEUED)?.query_row([], |row| row.get(0))?;
@@ -382,8 +419,8 @@ impl Store for SqliteStore {
             transaction
                 .prepare_cached(
                     "INSERT INTO jobs (id, invocation, request_key, workspace, mode, state, agent, session_id,
-                        prompt_head, chain, depth, accepted_at, turn, bytes, given, environment)
-                     VALUES (?1, ?2, ?3, ?4, ?5, 'queued', ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15)",
+                        prompt_head, chain, depth, accepted_at, turn, bytes, given, environment, account)
+                     VALUES (?1, ?2, ?3, ?4, ?5, 'queued', ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16)",
                 )?
                 .execute(params![
                     new.id.to_string(),
@@ -401,6 +438,7 @@ impl Store for SqliteStore {
                     rows::count(ROW_BYTES + request.len()),
                     new.given.as_ref().map(|names| names.join(",")),
                     new.environment,
+                    new.account,
                 ])?;
             transaction
                 .prepare_cached("INSERT INTO requests (job, request) VALUES (?1, ?2)")?
@@ -454,8 +492,8 @@ impl Store for SqliteStore {
                 return Ok(Start::SessionBusy { by });
             }
             if current == JobState::Queued
-                && let Some((agent, billing)) = paid(transaction, sequence)?
-                && let Some(limit) = limit(transaction, &agent, &billing, at)?
+                && let Some(usage) = usage(transaction, sequence)?
+                && let Some(limit) = limit(transaction, &usage, at)?
             {
                 return Ok(Start::Limited(limit));
             }
