@@ -145,7 +145,8 @@ pub fn job(record: &JobRecord, context: &Context, shape: Shape) -> ToolReply {
     if context.unstored {
         put("stored", json!(false));
     }
-    if context.joined {
+    // An answer is the same for everybody who asked for it; a failure has to say that it is not this call's.
+    if context.joined && record.state.is_terminal() && record.state != JobState::Succeeded {
         put("joined", json!(true));
     }
     let changed = outcome.and_then(|o| o.workspace_changed);
