@@ -110,6 +110,11 @@ impl HealthSource {
         if let (Value::Object(object), Some(left_out)) = (&mut value, &self.config.left_out) {
             object.insert("project_file_left_out".into(), json!(left_out));
         }
+        if self.faults.is_armed()
+            && let Value::Object(object) = &mut value
+        {
+            object.insert("fault_rules_never_met".into(), json!(self.faults.never_met()));
+        }
         if let (Value::Object(object), Detail::Full) = (&mut value, detail) {
             object.insert("host".into(), json!(self.host));
             object.insert("isolation".into(), json!(workers.as_ref().map(|w| w.isolation)));

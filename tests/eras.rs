@@ -1,8 +1,9 @@
 //! Both eras over the real binary and over a system in this process: tasks and subscriptions, from begin to end.
 
-#![expect(clippy::panic, reason = "helpers of tests")]
+#![expect(clippy::expect_used, clippy::panic, reason = "helpers of tests")]
 
 use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -482,20 +483,32 @@ async fn progress_of_a_call_and_its_cancel_are_the_same_in_the_stateless_era() {
     rig.stop_and_check_invariants([host]).await;
 }
 
-#[tokio::test(start_paused = true)]
-async fn a_client_that_gives_up_after_a_round_number_of_seconds_is_remembered() {
-    let dir = tempfile::tempdir().expect("a directory");
-    let state = StateDir::at(dir.path().join("state"));
+/// A system whose one tool never answers, and what is remembered about clients by now: how long each is waited for.
+async fn with_a_stuck_tool(dir: &Path) -> (System, impl Fn(&str) -> u64 + use<>) {
+    let state = StateDir::at(dir.join("state"));
     state.create().expect("created");
+    // Each was seen to give up once, a minute ago.
+    let before = UnixMillis(UnixMillis::now().0 - 60_000);
+    let once = |limit: &str| json!({limit: {"times": 1, "at": before}});
+    let known = json!({"rig": once("20"), "of the stateless era": once("30")});
+    std::fs::write(state.clients(), known.to_string()).expect("written");
     let system = System::builder().state_dir(state.clone()).telemetry_log(false).tool(tools::stuck());
-    let system = system.start().await.expect("it starts");
+    let seen =
+        move |client: &str| Clients::new(Arc::default(), Some(state.clients())).profile(Some(client)).wait.as_secs();
+    (system.start().await.expect("it starts"), seen)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_gives_up_twice_after_the_same_number_of_seconds_is_remembered() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let (system, seen) = with_a_stuck_tool(dir.path()).await;
     let mut legacy = Client::of(&system).greet().await;
     let mut modern = Client::of(&system).open();
-    let seen = |client: &str| Clients::new(Arc::default(), Some(state.clients())).profile(Some(client)).wait.as_secs();
     let mut meta = envelope();
     meta["io.modelcontextprotocol/clientInfo"] = json!({"name": "of the stateless era", "version": "1"});
+    // What was seen once changes nothing, nor does anything in the first seconds.
     for (after, name, want) in
-        [(7, "rig", 50), (30, "of the stateless era", 27), (20, "rig", 18), (45, "rig", 18), (10, "rig", 9)]
+        [(5, "rig", 50), (30, "rig", 50), (20, "rig", 18), (30, "of the stateless era", 27), (45, "rig", 18)]
     {
         let (client, meta) = if name == "rig" { (&mut legacy, json!({})) } else { (&mut modern, meta.clone()) };
         let sent = client.send("tools/call", json!({"name": "stuck", "arguments": {}, "_meta": meta})).await;
@@ -511,26 +524,50 @@ async fn a_client_that_gives_up_after_a_round_number_of_seconds_is_remembered() 
     assert!(matches!(system.shutdown(Grace::default()).await, Shutdown::InOrder));
 }
 
+#[tokio::test(start_paused = true)]
+async fn calls_that_are_withdrawn_together_say_no_more_than_one() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let (system, seen) = with_a_stuck_tool(dir.path()).await;
+    let mut client = Client::of(&system).greet().await;
+    let mut sent = Vec::new();
+    for _ in 0..5 {
+        sent.push(client.send("tools/call", json!({"name": "stuck", "arguments": {}})).await);
+    }
+    client.ping().await;
+    tokio::time::advance(Duration::from_secs(30)).await;
+    for sent in sent {
+        client.cancel(sent).await;
+    }
+    let file = dir.path().join("state/clients.json");
+    until("the sighting", async || (std::fs::read_to_string(&file).ok()?.matches("\"30\"").count() == 2).then_some(()))
+        .await;
+    assert_eq!(seen("rig"), 50);
+    client.finish().await;
+    assert!(matches!(system.shutdown(Grace::default()).await, Shutdown::InOrder));
+}
+
 #[tokio::test]
-async fn a_client_is_waited_for_no_longer_than_it_was_seen_to_wait_wherever_tools_run() {
+async fn a_client_that_gives_up_is_handed_over_to_before_and_told_why_unless_it_says_how_long_it_waits() {
     let mut rig = new_rig();
+    rig.unset("PHONE_OPUS_WAIT_S");
     rig.state_dir().create().expect("created");
-    let seen = json!({"rig": {"limit_s": 2, "at": UnixMillis::now()}});
-    std::fs::write(rig.state_dir().clients(), seen.to_string()).expect("written");
-    std::fs::set_permissions(rig.state_dir().clients(), std::fs::Permissions::from_mode(0o600)).expect("set");
     let mut hosts = Vec::new();
     for isolation in ["in_process", "process"] {
+        let seen = json!({"rig": {"2": {"times": 2, "at": UnixMillis::now()}}});
+        std::fs::write(rig.state_dir().clients(), seen.to_string()).expect("written");
+        std::fs::set_permissions(rig.state_dir().clients(), std::fs::Permissions::from_mode(0o600)).expect("set");
         rig.set("PHONE_OPUS_ISOLATION", isolation);
         let mut host = rig.serve().await;
-        let begun = format!("begun {isolation}");
-        // It asks for longer than it will wait.
-        let arguments = json!({"prompt": rig.hanging(&begun), "wait_s": 300});
-        let reply = host.call("consult", arguments).await;
+        let reply = host.call("consult", json!({"prompt": rig.hanging(&format!("begun {isolation}"))})).await;
         assert_eq!((reply.str("status"), reply.str("mode")), ("running", "background"), "{:#}", reply.0);
+        for said in [reply.text(), reply.str("next")] {
+            assert!(said.contains("give up calls after 2 s") && said.contains("wait_s"), "{said}");
+        }
         let job = reply.str("job_id").to_owned();
-        let reply = host.call("consult_job", json!({"job_id": job, "wait_s": 300})).await;
-        assert_eq!(reply.str("status"), "running", "{:#}", reply.0);
         host.call("consult_cancel", json!({"job_id": job})).await;
+        // Who says how long it waits is waited for that long.
+        let prompt = rig.doing(vec![Step::DelayMs(3000)]);
+        host.call("consult", json!({"prompt": prompt, "wait_s": 60})).await.expect_success();
         hosts.push(host);
     }
     rig.stop_and_check_invariants(hosts).await;

@@ -36,7 +36,7 @@ pub use plan::{
     CRASH_ONCE_KEY, FAULT_SEED, FAULTS, FORCE_ROLLOUT_KEY, FaultPlan, FaultRule, MAX_RULES, Place, PlanError,
     PlanProblem, When,
 };
-pub use point::{ActionKind, FaultAction, FaultPoint, Operation};
+pub use point::{ActionKind, FaultAction, FaultPoint, Operation, Operations, Tools};
 
 use crate::fault::{Fault, FaultCode};
 use counters::Tally;
@@ -54,6 +54,9 @@ pub enum Ends {
 /// Why a plan cannot be armed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ArmError {
+    /// It is no plan.
+    #[error("arm a fault plan: {0}")]
+    Plan(#[from] PlanError),
     /// Some of its rules would end a process that may not be ended.
     #[error(
         "arm a plan that would end the embedding process: {}; accepted at these points: any other action",
@@ -171,6 +174,16 @@ impl Faults {
         let tally = Tally::new(counters, plan.fingerprint(), counts)?;
         let points = plan.rules().iter().fold(0, |points, rule| points | bit(rule.point));
         Ok(Self(Some(Arc::new(Armed { plan, ends, points, tally, fired: AtomicBool::new(false) }))))
+    }
+
+    /// Arms a plan as it is written, for a system in this process: `Faults::armed("worker.before_reply=panic")?`. It is
+    /// counted in memory, and a rule that would end the process is refused.
+    ///
+    /// # Errors
+    ///
+    /// It is no plan, or would end this process.
+    pub fn armed(plan: &str) -> Result<Self, ArmError> {
+        Self::arm(plan.parse()?, Ends::Nothing, Counters::Memory)
     }
 
     /// Whether anything can fire.
@@ -325,6 +338,20 @@ impl Faults {
         let counts = armed.tally.counts();
         let fired = armed.plan.rules().iter().zip(counts).filter(|(_, count)| count.fired > 0);
         fired.map(|(rule, count)| Fired { rule: rule.to_string(), count: count.fired }).collect()
+    }
+
+    /// The rules nobody has met yet, in any process that shares the counts: what they were to break was not broken.
+    #[must_use]
+    pub fn never_met(&self) -> Vec<String> {
+        let Some(armed) = &self.0 else { return Vec::new() };
+        let counts = armed.tally.counts();
+        let unmet = armed.plan.rules().iter().zip(&counts).filter(|(_, count)| count.hits == 0);
+        let rollout = counts.get(armed.plan.rules().len()).filter(|count| count.hits == 0);
+        let rollout = armed.plan.force_rollout().filter(|_| rollout.is_some());
+        unmet
+            .map(|(rule, _)| rule.to_string())
+            .chain(rollout.map(|operation| format!("{FORCE_ROLLOUT_KEY}={operation}")))
+            .collect()
     }
 
     /// The file the counts are kept in, if they are.

@@ -15,9 +15,10 @@
 use std::ffi::OsString;
 use std::fmt;
 use std::num::NonZeroU64;
+use std::str::FromStr;
 use std::time::Duration;
 
-use super::point::{ActionKind, EXIT_CODE, FaultAction, FaultPoint, Operation};
+use super::point::{ActionKind, EXIT_CODE, FaultAction, FaultPoint, Operation, Tools};
 use crate::base::nearest::nearest;
 
 /// The plan.
@@ -153,25 +154,39 @@ impl fmt::Display for PlanError {
 }
 
 impl FaultPlan {
-    /// Reads a plan. `seed` decides its draws.
+    /// Reads a plan. `seed` decides its draws. A rule may name the call of any tool; every other operation has to be one
+    /// that can be met at its point. `text.parse()` is the same with the seed 0.
     ///
     /// # Errors
     ///
     /// Everything that is wrong with the text.
     pub fn parse(text: &str, seed: u64) -> Result<Self, PlanError> {
-        let mut reader = Reader::new(None);
+        let mut reader = Reader::new(None, Tools::Any);
         let plan = Self { seed, rules: reader.rules(text), force_rollout: None };
         reader.finish(plan)
     }
 
-    /// Reads the plan of the environment; `None` when it holds none. An empty variable counts as not set.
+    /// Reads the plan of the environment; `None` when it holds none. An empty variable counts as not set. A rule may name
+    /// the call of any tool.
     ///
     /// # Errors
     ///
     /// Everything that is wrong with any of the variables.
     pub fn from_environment(lookup: impl Fn(&str) -> Option<OsString>) -> Result<Option<Self>, PlanError> {
-        let mut reader = Reader::new(Some(FAULTS));
-        let variable = |name: &'static str, reader: &mut Reader| match lookup(name)?.into_string() {
+        Self::from_environment_with(lookup, Tools::Any)
+    }
+
+    /// The same for a program that has these tools: a call of another one is refused.
+    ///
+    /// # Errors
+    ///
+    /// Everything that is wrong with any of the variables.
+    pub fn from_environment_with(
+        lookup: impl Fn(&str) -> Option<OsString>,
+        tools: Tools<'_>,
+    ) -> Result<Option<Self>, PlanError> {
+        let mut reader = Reader::new(Some(FAULTS), tools);
+        let variable = |name: &'static str, reader: &mut Reader<'_>| match lookup(name)?.into_string() {
             Ok(text) => Some(text).filter(|text| !text.trim().is_empty()),
             Err(raw) => {
                 reader.variable = Some(name);
@@ -199,7 +214,9 @@ impl FaultPlan {
             }
         }
         reader.variable = Some(CRASH_ONCE_KEY);
-        if let Some(operation) = crash.and_then(|text| reader.operation(text.trim(), None)) {
+        if let Some(operation) =
+            crash.and_then(|text| reader.operation(text.trim(), None, Some(FaultPoint::WorkerBeforeExecute)))
+        {
             let rule = FaultRule {
                 point: FaultPoint::WorkerBeforeExecute,
                 operation: Some(operation),
@@ -213,7 +230,9 @@ impl FaultPlan {
             }
         }
         reader.variable = Some(FORCE_ROLLOUT_KEY);
-        plan.force_rollout = rollout.and_then(|text| reader.operation(text.trim(), None)).map(String::from);
+        plan.force_rollout = rollout
+            .and_then(|text| reader.operation(text.trim(), None, Some(FaultPoint::WorkerBeforeExecute)))
+            .map(String::from);
         // It is counted like a rule.
         if plan.force_rollout.is_some() && plan.rules.len() == MAX_RULES {
             reader.bound(MAX_RULES + 1, None);
@@ -278,6 +297,15 @@ impl FaultPlan {
     }
 }
 
+/// A plan as it is written, with the seed 0.
+impl FromStr for FaultPlan {
+    type Err = PlanError;
+
+    fn from_str(text: &str) -> Result<Self, PlanError> {
+        Self::parse(text, 0)
+    }
+}
+
 /// The rules as they are written. Seed and forced rollout have variables of their own.
 impl fmt::Display for FaultPlan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -310,8 +338,9 @@ pub(super) fn digest(bytes: &[u8]) -> u64 {
 }
 
 /// Reads rules and collects what is wrong with them.
-struct Reader {
+struct Reader<'t> {
     variable: Option<&'static str>,
+    tools: Tools<'t>,
     problems: Vec<PlanProblem>,
 }
 
@@ -341,9 +370,9 @@ impl<'a> Piece<'a> {
     }
 }
 
-impl Reader {
-    const fn new(variable: Option<&'static str>) -> Self {
-        Self { variable, problems: Vec::new() }
+impl<'t> Reader<'t> {
+    const fn new(variable: Option<&'static str>, tools: Tools<'t>) -> Self {
+        Self { variable, tools, problems: Vec::new() }
     }
 
     fn finish(self, plan: FaultPlan) -> Result<FaultPlan, PlanError> {
@@ -401,7 +430,7 @@ impl Reader {
         let point = self.point(name);
         let operation = match operation {
             None => Some(None),
-            Some(piece) => self.operation(piece.text, Some(piece)).map(Some),
+            Some(piece) => self.operation(piece.text, Some(piece), point).map(Some),
         };
         let when = match when {
             None => Some(When::Nth(NonZeroU64::MIN)),
@@ -427,16 +456,30 @@ impl Reader {
         found
     }
 
-    fn operation(&mut self, text: &str, piece: Option<Piece<'_>>) -> Option<Box<str>> {
+    /// An operation, which must be one that can be met at the point.
+    fn operation(&mut self, text: &str, piece: Option<Piece<'_>>, point: Option<FaultPoint>) -> Option<Box<str>> {
         let wrong = if text.is_empty() {
             "is no operation"
         } else if text.contains(['#', '=', ';', '@']) {
             "is no operation: it has a character with a meaning in plans"
+        } else if let Some(point) = point.filter(|point| !point.operations().accept(text, self.tools)) {
+            self.never_met(text, piece, point);
+            return None;
         } else {
             return Some(text.into());
         };
         self.problem(piece, text, wrong, "text without `#`, `=`, `;` and `@`, such as tools/call:consult or ping");
         None
+    }
+
+    fn never_met(&mut self, text: &str, piece: Option<Piece<'_>>, point: FaultPoint) {
+        let names = point.operations().names(self.tools);
+        if names.is_empty() {
+            return self.problem(piece, text, format_args!("is never met at {point}"), "no operation here");
+        }
+        let known: Vec<&str> = names.iter().map(String::as_str).collect();
+        let wrong = format!("is never met at {point}{}", meant(text, &known));
+        self.problem(piece, text, wrong, known.join(", "));
     }
 
     fn when(&mut self, piece: Piece<'_>) -> Option<When> {

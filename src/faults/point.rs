@@ -259,11 +259,100 @@ fault_points! {
         "a connection came in on the socket";
 }
 
+/// The methods of requests but for calls of tools, which are named by their tool.
+const METHODS: [&str; 10] = [
+    "ping",
+    "tools/list",
+    "initialize",
+    "server/discover",
+    "subscriptions/listen",
+    "tasks/get",
+    "tasks/result",
+    "tasks/list",
+    "tasks/cancel",
+    "tasks/update",
+];
+
+/// The store's verbs that change what is stored.
+const STORE_VERBS: [&str; 10] = [
+    "accept",
+    "start",
+    "set_process",
+    "finish",
+    "append",
+    "request_cancel",
+    "hand_over",
+    "mark_read",
+    "clear_limits",
+    "prune",
+];
+
+/// The messages of the jobs' supervisor, by the names it has for them.
+const JOBS_MESSAGES: [&str; 18] = [
+    "accept",
+    "stored",
+    "withdrawn",
+    "resumed",
+    "session_over",
+    "handed_over",
+    "shown",
+    "attach",
+    "terminate",
+    "ended",
+    "attend",
+    "gone",
+    "due",
+    "sweep",
+    "adopt",
+    "let_go",
+    "resume",
+    "attached",
+];
+
 impl FaultPoint {
     /// Whether a plan may ask for this here.
     #[must_use]
     pub fn accepts(self, action: ActionKind) -> bool {
         self.accepted().contains(&action)
+    }
+
+    /// What a rule may name here.
+    #[must_use]
+    pub const fn operations(self) -> Operations {
+        match self {
+            Self::StdioRead
+            | Self::StdioWrite
+            | Self::WorkerStart
+            | Self::RunnerStart
+            | Self::RunnerBeforeTerminal
+            | Self::RunnerAfterTerminal
+            | Self::TelemetryWrite
+            | Self::RolloutSnapshot
+            | Self::RolloutBeforeExec
+            | Self::RolloutAfterRestore => Operations::None,
+            Self::SessionDispatch | Self::LedgerRecord | Self::WorkerBeforeReply | Self::WorkerAfterReply => {
+                Operations::Calls
+            }
+            // For what no worker executes, a rule here takes the worker away.
+            Self::WorkerBeforeExecute => Operations::Requests,
+            Self::WorkersSupervise => Operations::These(&[
+                "wanted",
+                "session_over",
+                "broken",
+                "up",
+                "gone",
+                "due",
+                "set_aside",
+                "resume",
+                "snapshot",
+            ]),
+            Self::SessionsSupervise => Operations::These(&["opened", "over", "gone", "due"]),
+            Self::JobsSupervise => Operations::These(&JOBS_MESSAGES),
+            Self::ConsultAttend => Operations::These(&["began", "ended", "panicked"]),
+            Self::JobsBeforeAccept | Self::JobsAfterAccept => Operations::These(&["accept"]),
+            Self::StoreCommit => Operations::These(&STORE_VERBS),
+            Self::UnixAccept => Operations::Any,
+        }
     }
 
     /// Whether it is met only in a process of its own, never in the one that holds the actors.
@@ -276,6 +365,60 @@ impl FaultPoint {
 impl fmt::Display for FaultPoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.as_str())
+    }
+}
+
+/// What a rule may name behind the `@` at a point: what can be going on when it is met.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Operations {
+    /// Nothing that has a name: a rule that named something would never be met.
+    None,
+    /// One of these.
+    These(&'static [&'static str]),
+    /// A call of a tool: `tools/call:NAME`.
+    Calls,
+    /// A request of a client: its method, or `tools/call:NAME`.
+    Requests,
+    /// Not decided yet: nothing meets the point in this version.
+    Any,
+}
+
+/// Which tools can be called, as far as whoever reads a plan knows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Tools<'a> {
+    /// Any: an embedding program has tools of its own.
+    Any,
+    /// These and no others.
+    These(&'a [&'a str]),
+}
+
+impl Operations {
+    /// Every text a rule may name, where they are known; `tools/call:NAME` stands for tools that are not.
+    #[must_use]
+    pub fn names(self, tools: Tools<'_>) -> Vec<String> {
+        let calls = || match tools {
+            Tools::Any => vec![format!("{TOOL}NAME")],
+            Tools::These(names) => names.iter().map(|name| format!("{TOOL}{name}")).collect(),
+        };
+        match self {
+            Self::None | Self::Any => Vec::new(),
+            Self::These(names) => names.iter().map(|name| (*name).to_owned()).collect(),
+            Self::Calls => calls(),
+            Self::Requests => METHODS.iter().map(|method| (*method).to_owned()).chain(calls()).collect(),
+        }
+    }
+
+    /// Whether a rule that names this could be met.
+    #[must_use]
+    pub fn accept(self, text: &str, tools: Tools<'_>) -> bool {
+        match self {
+            Self::Any => true,
+            Self::None | Self::These(_) => self.names(tools).iter().any(|name| name == text),
+            Self::Calls | Self::Requests => match (text.strip_prefix(TOOL), tools) {
+                (Some(tool), Tools::Any) => !tool.is_empty(),
+                _ => self.names(tools).iter().any(|name| name == text && !name.ends_with(":NAME")),
+            },
+        }
     }
 }
 
@@ -367,6 +510,42 @@ mod tests {
         for name in names.chain(ActionKind::ALL.iter().map(|kind| kind.as_str())) {
             assert!(seen.insert(name), "{name} stands twice");
             assert!(name.chars().all(|c| c.is_ascii_lowercase() || "._".contains(c)), "{name}");
+        }
+    }
+
+    #[test]
+    fn an_operation_is_accepted_exactly_where_it_can_be_met() {
+        let tools = Tools::These(&["consult", "consult_job"]);
+        for (point, text, own, any) in [
+            (FaultPoint::StoreCommit, "accept", true, true),
+            (FaultPoint::StoreCommit, "acept", false, false),
+            (FaultPoint::StoreCommit, "tools/call:consult", false, false),
+            (FaultPoint::JobsBeforeAccept, "accept", true, true),
+            (FaultPoint::JobsBeforeAccept, "finish", false, false),
+            (FaultPoint::WorkerBeforeReply, "tools/call:consult", true, true),
+            (FaultPoint::WorkerBeforeReply, "tools/call:consul", false, true),
+            (FaultPoint::WorkerBeforeReply, "tools/call:NAME", false, true),
+            (FaultPoint::WorkerBeforeReply, "tools/call:", false, false),
+            (FaultPoint::WorkerBeforeReply, "tools/call", false, false),
+            (FaultPoint::WorkerBeforeReply, "consult", false, false),
+            (FaultPoint::WorkerBeforeReply, "ping", false, false),
+            (FaultPoint::WorkerBeforeExecute, "ping", true, true),
+            (FaultPoint::WorkerBeforeExecute, "pin", false, false),
+            (FaultPoint::WorkerBeforeExecute, "tools/call:consult_job", true, true),
+            (FaultPoint::SessionsSupervise, "opened", true, true),
+            (FaultPoint::SessionsSupervise, "open", false, false),
+            (FaultPoint::StdioRead, "ping", false, false),
+            (FaultPoint::RunnerStart, "tools/call:consult", false, false),
+            (FaultPoint::UnixAccept, "anything", true, true),
+        ] {
+            let operations = point.operations();
+            assert_eq!(operations.accept(text, tools), own, "{point}@{text}");
+            assert_eq!(operations.accept(text, Tools::Any), any, "{point}@{text}, any tool");
+        }
+        for point in FaultPoint::ALL {
+            for name in point.operations().names(tools) {
+                assert!(point.operations().accept(&name, tools), "{point}@{name}");
+            }
         }
     }
 

@@ -54,14 +54,38 @@ fn a_rule_fires_at_its_time_and_no_other() {
 
 #[test]
 fn a_rule_counts_only_its_own_point_and_operation() {
-    let faults = armed("worker.before_reply@ping#2=drop");
+    let faults = armed("worker.before_reply@tools/call:ping#2=drop");
     for _ in 0..5 {
-        assert_eq!(faults.drawn(POINT, Operation::Method("initialize")), None);
+        assert_eq!(faults.drawn(POINT, Operation::Tool("initialize")), None);
         assert_eq!(faults.drawn(POINT, Operation::None), None);
-        assert_eq!(faults.drawn(FaultPoint::StdioRead, Operation::Method("ping")), None);
+        assert_eq!(faults.drawn(FaultPoint::StdioRead, Operation::Tool("ping")), None);
     }
-    assert_eq!(faults.drawn(POINT, Operation::Method("ping")), None);
-    assert_eq!(faults.drawn(POINT, Operation::Method("ping")), Some(FaultAction::Drop));
+    assert_eq!(faults.drawn(POINT, Operation::Tool("ping")), None);
+    assert_eq!(faults.drawn(POINT, Operation::Tool("ping")), Some(FaultAction::Drop));
+}
+
+#[test]
+fn a_rule_nobody_has_met_is_named_and_one_that_was_met_is_not() {
+    let faults = Faults::armed("worker.before_reply#2=drop;stdio.read=error;store.commit@accept=hang").expect("armed");
+    assert_eq!(faults.never_met(), ["worker.before_reply#2=drop", "stdio.read=error", "store.commit@accept=hang"]);
+    let _ = faults.drawn(POINT, Operation::Tool("x"));
+    let _ = faults.drawn(FaultPoint::StoreCommit, Operation::Method("finish"));
+    assert_eq!(faults.never_met(), ["stdio.read=error", "store.commit@accept=hang"], "met once is met");
+    assert_eq!(Faults::none().never_met(), [""; 0]);
+}
+
+#[test]
+fn a_plan_is_armed_from_its_text_and_refused_in_its_words() {
+    assert!(Faults::armed("").expect("nothing").plan().is_none());
+    let refused = |plan: &str| Faults::armed(plan).expect_err("refused").to_string();
+    assert!(
+        refused("store.commit@acept=panic").contains("did you mean `accept`?"),
+        "{}",
+        refused("store.commit@acept=panic")
+    );
+    assert!(refused("worker.start=kill").contains("would end the embedding process"));
+    let plan: FaultPlan = "stdio.read=error".parse().expect("a plan");
+    assert_eq!(plan, FaultPlan::parse("stdio.read=error", 0).expect("the same"));
 }
 
 #[test]
@@ -210,12 +234,12 @@ fn a_site_pays_little_for_a_point_it_may_never_meet() {
 
 #[test]
 fn a_thread_that_meets_a_delay_sleeps_and_one_that_meets_a_hang_never_returns() {
-    let faults = armed("store.commit@a=delay:30;store.commit@b=hang");
+    let faults = armed("store.commit@accept=delay:30;store.commit@finish=hang");
     let began = std::time::Instant::now();
-    assert_eq!(faults.meet_blocking(FaultPoint::StoreCommit, Operation::Method("a")), None);
+    assert_eq!(faults.meet_blocking(FaultPoint::StoreCommit, Operation::Method("accept")), None);
     assert!(began.elapsed() >= Duration::from_millis(30));
     let hung = faults.clone();
-    let thread = std::thread::spawn(move || hung.meet_blocking(FaultPoint::StoreCommit, Operation::Method("b")));
+    let thread = std::thread::spawn(move || hung.meet_blocking(FaultPoint::StoreCommit, Operation::Method("finish")));
     let until = std::time::Instant::now() + Duration::from_secs(10);
     while faults.fired().len() < 2 {
         assert!(std::time::Instant::now() < until, "never met: {:?}", faults.fired());
@@ -244,9 +268,11 @@ fn a_crash_key_takes_the_worker_once_also_for_what_no_worker_executes() {
 
 #[test]
 fn only_a_rule_that_names_the_operation_and_ends_a_worker_takes_one_away() {
-    for plan in
-        ["worker.before_execute#*=panic", "worker.before_execute@ping#*=error", "worker.before_reply@ping#*=panic"]
-    {
+    for plan in [
+        "worker.before_execute#*=panic",
+        "worker.before_execute@ping#*=error",
+        "worker.before_reply@tools/call:ping#*=panic",
+    ] {
         let faults = armed(plan);
         assert!(!faults.crash_key_matches(Operation::Method("ping")), "{plan}");
         assert!(faults.fired().is_empty());

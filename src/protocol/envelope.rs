@@ -3,96 +3,16 @@
 //! Owns: the shape of the envelope and what each malformed one is answered with. Members are borrowed slices of the
 //! line; nothing below the envelope is parsed here. May not know: methods, sessions.
 //!
-//! Invariants: (1) the id is kept as the text it was sent as; (2) of a repeated member the last one counts;
-//! (3) only a message with a valid id and a method is a request.
+//! Invariants: (1) of a repeated member the last one counts; (2) only a message with a valid id and a method is a request.
 
 use std::borrow::Cow;
 use std::fmt;
-use std::hash::{Hash, Hasher};
-use std::sync::Arc;
 
 use serde::de::{Deserializer, IgnoredAny, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 
+pub use super::id::{ID_ECHOED, ID_MOST, IdToken};
 use super::scan;
-
-/// An id, exactly as its sender wrote it: `7` and `"7"` and `7.0` are three ids.
-///
-/// Cheap to clone: a call in flight keeps it twice, and telemetry once more. Nearly every id is short enough to lie in the
-/// token itself, which costs no allocation and nothing to be freed by another thread.
-#[derive(Clone)]
-pub struct IdToken(Token);
-
-#[derive(Clone)]
-enum Token {
-    /// So many bytes of UTF-8.
-    Here(u8, [u8; IdToken::HERE]),
-    Shared(Arc<str>),
-}
-
-/// Longest id taken, in bytes of JSON. It is kept while its request is open and repeated in the answer; clients count.
-pub const ID_MOST: usize = 64 * 1024;
-
-impl IdToken {
-    /// The longest text that lies in the token: a UUID in its quotes.
-    const HERE: usize = 38;
-
-    fn new(json: &str) -> Self {
-        let mut here = [0; Self::HERE];
-        match (here.get_mut(..json.len()), u8::try_from(json.len())) {
-            (Some(place), Ok(length)) => {
-                place.copy_from_slice(json.as_bytes());
-                Self(Token::Here(length, here))
-            }
-            _ => Self(Token::Shared(json.into())),
-        }
-    }
-
-    /// The JSON text of the id.
-    #[must_use]
-    pub fn as_str(&self) -> &str {
-        // The bytes are those of a `str`, so the empty text is never given.
-        std::str::from_utf8(self.as_bytes()).unwrap_or_default()
-    }
-
-    /// Its bytes.
-    #[must_use]
-    pub fn as_bytes(&self) -> &[u8] {
-        match &self.0 {
-            Token::Here(length, bytes) => &bytes[..usize::from(*length)],
-            Token::Shared(text) => text.as_bytes(),
-        }
-    }
-
-    /// Takes the JSON text of a string or number as an id; anything else is none, and so is one longer than [`ID_MOST`].
-    #[must_use]
-    pub fn from_json(json: &str) -> Option<Self> {
-        match json.as_bytes().first() {
-            Some(b'"' | b'-' | b'0'..=b'9') if json.len() <= ID_MOST => Some(Self::new(json)),
-            _ => None,
-        }
-    }
-}
-
-impl PartialEq for IdToken {
-    fn eq(&self, other: &Self) -> bool {
-        self.as_bytes() == other.as_bytes()
-    }
-}
-
-impl Eq for IdToken {}
-
-impl Hash for IdToken {
-    fn hash<H: Hasher>(&self, state: &mut H) {
-        self.as_bytes().hash(state);
-    }
-}
-
-impl fmt::Debug for IdToken {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
-}
 
 /// What a line turned out to be.
 #[derive(Debug)]
@@ -164,27 +84,32 @@ pub fn read(line: &str) -> Incoming<'_> {
 
 fn classify(members: MemberTexts<'_>) -> Incoming<'_> {
     let id = members.id.and_then(IdToken::from_json);
+    // The sender of a request whose id is too long waits for it all the same: it is refused under that id.
+    let refused = |id: Option<IdToken>, why| {
+        let id = id.or_else(|| members.id.and_then(IdToken::to_be_refused));
+        Incoming::Invalid { id, why }
+    };
     if members.jsonrpc != Some("\"2.0\"") {
-        return Incoming::Invalid { id, why: "the member jsonrpc must be \"2.0\"" };
+        return refused(id, "the member jsonrpc must be \"2.0\"");
     }
     let answered = members.result.is_some() || members.error;
     let Some(method) = members.method else {
         return if answered {
             Incoming::Response { id, result: members.result }
         } else {
-            Incoming::Invalid { id, why: "the member method is missing" }
+            refused(id, "the member method is missing")
         };
     };
     if answered {
-        return Incoming::Invalid { id, why: "a message has either a method or a result, not both" };
+        return refused(id, "a message has either a method or a result, not both");
     }
     let Some(method) = string(method) else {
-        return Incoming::Invalid { id, why: "the member method must be a string" };
+        return refused(id, "the member method must be a string");
     };
     match (members.id, id) {
         (None, _) => Incoming::Notification { method, params: members.params },
         (Some(_), Some(id)) => Incoming::Request { id, method, params: members.params },
-        (Some(_), None) => Incoming::Invalid { id: None, why: "an id must be a string or a number of at most 64 KiB" },
+        (Some(_), None) => refused(None, "an id must be a string or a number of at most 64 KiB"),
     }
 }
 
@@ -361,18 +286,6 @@ mod tests {
             ("\0\0", "unparsable"),
         ] {
             assert_eq!(shown(line), want, "{line}");
-        }
-    }
-
-    #[test]
-    fn an_id_is_the_same_wherever_its_text_lies() {
-        for length in [1, IdToken::HERE - 1, IdToken::HERE, IdToken::HERE + 1, 1000] {
-            let json = format!("\"{}\"", "é".repeat(length / 2));
-            for json in [json, "7".repeat(length)] {
-                let id = IdToken::from_json(&json).expect("an id");
-                assert_eq!((id.as_str(), id.clone()), (json.as_str(), id.clone()));
-                assert_ne!(Some(id), IdToken::from_json(&format!("{json}0")));
-            }
         }
     }
 

@@ -63,11 +63,14 @@ pub struct SessionLimits {
     pub parse_errors_per_second: u32,
     /// Members of a batch; more are refused together.
     pub batch: usize,
+    /// Whether a client of this name is told a fault's record beside its sentence without asking for it: some show their model
+    /// only the one of them that is harder to read.
+    pub structured: fn(Option<&str>) -> bool,
 }
 
 impl Default for SessionLimits {
     fn default() -> Self {
-        Self { calls: 1024, call_bytes: 64 * 1024 * 1024, parse_errors_per_second: 5, batch: 256 }
+        Self { calls: 1024, call_bytes: 64 * 1024 * 1024, parse_errors_per_second: 5, batch: 256, structured: |_| true }
     }
 }
 
@@ -157,6 +160,13 @@ pub enum Effect {
     },
     /// What is known of the client's roots changed.
     Roots(Roots),
+    /// A call was answered although its client had waited this long for it.
+    Waited {
+        /// Who.
+        client: ClientInfo,
+        /// From the call's arrival.
+        so_long: Duration,
+    },
     /// A request was finished, for the counters.
     Finished(Finished),
 }
@@ -219,6 +229,8 @@ struct Pending {
     bytes: usize,
     batch: Option<u64>,
     since: Instant,
+    /// Whether a fault is told with its record, beside its sentence.
+    structured: bool,
 }
 
 /// What a request in flight waits for.
@@ -442,7 +454,16 @@ impl SessionCore {
         if let Some(batch) = origin.batch.and_then(|batch| self.batches.get_mut(&batch)) {
             batch.open += 1;
         }
-        let pending = Pending { id: id.clone(), version, client, work, bytes, batch: origin.batch, since: origin.now };
+        let pending = Pending {
+            id: id.clone(),
+            version,
+            client,
+            work,
+            bytes,
+            batch: origin.batch,
+            since: origin.now,
+            structured: true,
+        };
         self.pending.insert(number, pending);
         Ok(CallNumber(number))
     }

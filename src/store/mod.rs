@@ -415,7 +415,8 @@ impl From<&StoreError> for Fault {
         if let StoreError::StateDir(cause) = error {
             detail = format!("{detail}: failed to {cause}");
         }
-        let mut fault = Self::new(code, detail);
+        // The error is a fragment, the fault's detail a sentence.
+        let mut fault = Self::new(code, format!("{detail}."));
         fault.hint = hint(error).map(str::to_owned);
         fault.retryable = match error {
             StoreError::Busy

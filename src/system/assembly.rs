@@ -16,7 +16,7 @@ use crate::actors::roots::RootsHandle;
 use crate::actors::session::Gauges;
 use crate::actors::workers::WorkersMsg;
 use crate::agents::{AgentNames, AgentRegistry};
-use crate::clients::Clients;
+use crate::clients::{self, Clients};
 use crate::config::Config;
 use crate::faults::Faults;
 use crate::health::HealthSource;
@@ -115,7 +115,7 @@ impl Assembly {
             catalog: Arc::new(Catalog::new(entries).with_tasks(tools.iter().map(|tool| tool.tasks()))),
             tools: tools.into(),
             identity: Arc::new(Identity::new("phone-opus", env!("CARGO_PKG_VERSION"), instructions)),
-            limits: self.session_limits,
+            limits: SessionLimits { structured: clients::tells_structured, ..self.session_limits },
             line_limit: self.line_limit,
             workers,
             jobs: jobs_actor,
@@ -200,7 +200,8 @@ mod tests {
         let whole = || System::builder().state_dir(StateDir::at(dir.path())).runner("phone-opus");
         let (all, names) = said(whole()).await;
         assert!(all["instructions"].as_str().is_some_and(|text| text.contains("consult")), "{all}");
-        assert_eq!(names.len(), 7, "{names:?}");
+        assert_eq!(names[..6], crate::tools::NAMES);
+        assert_eq!(names[6..], ["own"]);
         let (none, names) = said(whole().own_tools(OwnTools::None)).await;
         assert_eq!(names, ["own"]);
         assert!(none.get("instructions").is_none(), "{none}");

@@ -31,7 +31,8 @@ use crate::protocol::wire::{Identity, LINE_MOST, ToolReply};
 const LINE: usize = 4096;
 
 /// Calls and bytes in flight, as small.
-const LIMITS: SessionLimits = SessionLimits { calls: 6, call_bytes: 2048, parse_errors_per_second: 5, batch: 8 };
+const LIMITS: SessionLimits =
+    SessionLimits { calls: 6, call_bytes: 2048, parse_errors_per_second: 5, batch: 8, structured: |_| true };
 
 /// Most jobs that are told apart.
 const JOBS: usize = 8;
@@ -264,7 +265,11 @@ impl World {
                 }
                 Effect::Unfollow(number) => self.followed.retain(|(follows, ..)| *follows != number),
                 // What was withdrawn may come out all the same.
-                Effect::Withdraw(_) | Effect::GaveUp { .. } | Effect::Roots(_) | Effect::Finished(_) => {}
+                Effect::Withdraw(_)
+                | Effect::GaveUp { .. }
+                | Effect::Waited { .. }
+                | Effect::Roots(_)
+                | Effect::Finished(_) => {}
             }
         }
         self.account.answered(&out);

@@ -2,6 +2,18 @@
 //!
 //! Invariants: (1) nothing is started while a problem is known; (2) each problem names the argument, what was wrong
 //! and what is accepted.
+//!
+//! Models fill in what they were to leave out, and clients change types on the way. What is meant is read where nothing else
+//! can be meant:
+//!
+//! | sent | read as | by whom it is sent |
+//! | --- | --- | --- |
+//! | `null`, `""`, blanks, `"null"` for an optional argument | left out | models that fill in every argument; clients that have no `null` |
+//! | `30.0`, `3e1` | 30 | serialisers that have one kind of number |
+//! | `"30"`, `"0.5"` for a number | the number | clients that pass on what a model wrote as text |
+//! | `"true"`, `"False"` for a boolean | the boolean | the same |
+//!
+//! Everything else is refused: `"abc"`, `30.5`, `1` for a boolean, a list around a value.
 
 use std::fmt::Display;
 use std::ops::RangeInclusive;
@@ -39,15 +51,29 @@ impl ArgumentReader {
         }
     }
 
-    /// Whether the caller said anything about an option; null and an empty text say nothing.
+    /// Whether the caller said anything about an option; a placeholder says nothing.
     #[must_use]
     pub fn is_given(&self, name: &str) -> bool {
-        self.members.get(name).is_some_and(|value| !value.is_null() && value.as_str() != Some(""))
+        self.members.get(name).is_some_and(|value| !is_placeholder(value))
     }
 
+    /// An argument's value, unless it is a placeholder for none.
     fn take(&mut self, name: &'static str) -> Option<Value> {
         self.known.push(name);
-        self.members.remove(name).filter(|value| !value.is_null())
+        self.members.remove(name).filter(|value| !is_placeholder(value))
+    }
+
+    /// A text as it was sent, even one that could be a placeholder: what it says is for its reader to judge.
+    pub fn text(&mut self, name: &'static str) -> Option<String> {
+        self.known.push(name);
+        match self.members.remove(name)? {
+            Value::String(text) => Some(text),
+            Value::Null => None,
+            other => {
+                self.problem(name, format_args!("is {}", kind(&other)), "a string");
+                None
+            }
+        }
     }
 
     /// Notes a problem with an argument: what it is, and what is accepted.
@@ -87,7 +113,7 @@ impl ArgumentReader {
     /// A whole number within `range`, if given.
     pub fn integer(&mut self, name: &'static str, range: RangeInclusive<u64>) -> Option<u64> {
         let value = self.take(name)?;
-        if let Some(number) = value.as_u64().filter(|number| range.contains(number)) {
+        if let Some(number) = whole(&value).filter(|number| range.contains(number)) {
             return Some(number);
         }
         let accepted = format!("a whole number from {} to {}", range.start(), range.end());
@@ -98,7 +124,7 @@ impl ArgumentReader {
     /// A number above zero, if given.
     pub fn positive(&mut self, name: &'static str, most: f64) -> Option<f64> {
         let value = self.take(name)?;
-        if let Some(number) = value.as_f64().filter(|number| *number > 0.0 && *number <= most) {
+        if let Some(number) = number(&value).filter(|number| *number > 0.0 && *number <= most) {
             return Some(number);
         }
         self.problem(name, format_args!("is {}", shown(&value)), format_args!("a number above 0, at most {most}"));
@@ -109,6 +135,8 @@ impl ArgumentReader {
     pub fn boolean(&mut self, name: &'static str) -> Option<bool> {
         match self.take(name)? {
             Value::Bool(value) => Some(value),
+            Value::String(text) if text.trim().eq_ignore_ascii_case("true") => Some(true),
+            Value::String(text) if text.trim().eq_ignore_ascii_case("false") => Some(false),
             other => {
                 self.problem(name, format_args!("is {}", shown(&other)), "true or false");
                 None
@@ -186,6 +214,37 @@ impl ArgumentReader {
     }
 }
 
+/// Whether a value stands for none.
+fn is_placeholder(value: &Value) -> bool {
+    match value {
+        Value::Null => true,
+        Value::String(text) => lenient::is_blank(text) || text == "null",
+        _ => false,
+    }
+}
+
+/// A number, also one that came as text.
+fn number(value: &Value) -> Option<f64> {
+    match value {
+        Value::Number(number) => number.as_f64(),
+        // As JSON writes it: what else Rust reads (`inf`, `1_000`) is no number that was mangled on its way.
+        Value::String(text) => serde_json::from_str::<serde_json::Number>(text.trim()).ok()?.as_f64(),
+        _ => None,
+    }
+}
+
+/// A whole number, however it is written.
+fn whole(value: &Value) -> Option<u64> {
+    /// From here on a double no longer holds each whole number.
+    const EXACT: f64 = 9_007_199_254_740_992.0;
+    if let Some(number) = value.as_u64() {
+        return Some(number);
+    }
+    let number = number(value).filter(|number| number.fract() == 0.0 && (0.0..=EXACT).contains(number))?;
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "it is whole, not negative and exact")]
+    Some(number as u64)
+}
+
 fn kind(value: &Value) -> &'static str {
     match value {
         Value::Null => "null",
@@ -245,6 +304,75 @@ mod tests {
             "`xyzzy` is not an argument; accepted: prompt, max_turns",
         ] {
             assert!(fault.detail.contains(part), "{part}\n in {}", fault.detail);
+        }
+    }
+
+    /// What each reader makes of a value; `refused` when it is a problem.
+    fn read(value: &str) -> [String; 7] {
+        fn one<T: std::fmt::Debug>(value: &str, read: impl FnOnce(&mut ArgumentReader) -> Option<T>) -> String {
+            let mut args = ArgumentReader::parse(format!("{{\"x\":{value}}}").as_bytes()).expect("it is JSON");
+            let read = read(&mut args);
+            match args.finish() {
+                Ok(()) => read.map_or("absent".to_owned(), |read| format!("{read:?}")),
+                Err(fault) => {
+                    assert!(fault.detail.contains("accepted: "), "{fault}");
+                    "refused".to_owned()
+                }
+            }
+        }
+        [
+            one(value, |args| args.string("x")),
+            one(value, |args| args.word("x", 100)),
+            one(value, |args| args.integer("x", 0..=1000)),
+            one(value, |args| args.positive("x", 1000.0)),
+            one(value, |args| args.boolean("x")),
+            one(value, |args| args.choice("x", &[("low", 1), ("high", 2)])),
+            one(value, |args| args.uuid::<crate::ids::JobId>("x").map(|_| "id")),
+        ]
+    }
+
+    #[test]
+    fn placeholders_are_absent_and_mangled_numbers_and_booleans_are_what_they_were() {
+        const NO: &str = "refused";
+        let absent = ["absent"; 7];
+        for placeholder in ["null", r#""""#, r#""  ""#, r#""\u200b""#, r#""null""#, r#""\n""#] {
+            assert_eq!(read(placeholder), absent, "{placeholder}");
+        }
+        for (value, want) in [
+            //               string         word      integer  positive  boolean  choice  uuid
+            ("30", [NO, NO, "30", "30.0", NO, NO, NO]),
+            ("30.0", [NO, NO, "30", "30.0", NO, NO, NO]),
+            ("3e1", [NO, NO, "30", "30.0", NO, NO, NO]),
+            ("-0.0", [NO, NO, "0", NO, NO, NO, NO]),
+            ("30.5", [NO, NO, NO, "30.5", NO, NO, NO]),
+            ("-1", [NO, NO, NO, NO, NO, NO, NO]),
+            ("1e300", [NO, NO, NO, NO, NO, NO, NO]),
+            (r#""30""#, ["\"30\"", "\"30\"", "30", "30.0", NO, NO, NO]),
+            (r#"" 30 ""#, ["\" 30 \"", NO, "30", "30.0", NO, NO, NO]),
+            (r#""30.0""#, ["\"30.0\"", "\"30.0\"", "30", "30.0", NO, NO, NO]),
+            (r#""0.5""#, ["\"0.5\"", "\"0.5\"", NO, "0.5", NO, NO, NO]),
+            (r#""1001""#, ["\"1001\"", "\"1001\"", NO, NO, NO, NO, NO]),
+            (r#""inf""#, ["\"inf\"", "\"inf\"", NO, NO, NO, NO, NO]),
+            (r#""abc""#, ["\"abc\"", "\"abc\"", NO, NO, NO, NO, NO]),
+            ("true", [NO, NO, NO, NO, "true", NO, NO]),
+            (r#""true""#, ["\"true\"", "\"true\"", NO, NO, "true", NO, NO]),
+            (r#""False""#, ["\"False\"", "\"False\"", NO, NO, "false", NO, NO]),
+            (r#""yes""#, ["\"yes\"", "\"yes\"", NO, NO, NO, NO, NO]),
+            ("1", [NO, NO, "1", "1.0", NO, NO, NO]),
+            (r#""low""#, ["\"low\"", "\"low\"", NO, NO, NO, "1", NO]),
+            (r#"["low"]"#, [NO; 7]),
+            ("{}", [NO; 7]),
+        ] {
+            assert_eq!(read(value), want, "{value}");
+        }
+    }
+
+    #[test]
+    fn a_required_text_is_read_as_it_is() {
+        for (value, want) in [(r#""""#, Some("")), (r#""null""#, Some("null")), ("null", None)] {
+            let mut args = ArgumentReader::parse(format!("{{\"prompt\":{value}}}").as_bytes()).expect("it is JSON");
+            assert_eq!(args.text("prompt").as_deref(), want, "{value}");
+            args.finish().expect("nothing is wrong");
         }
     }
 

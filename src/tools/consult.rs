@@ -22,11 +22,12 @@ use super::{
 use crate::actors::jobs::{Follow, JobsHandle, News};
 use crate::actors::roots::RootsHandle;
 use crate::agents::{AgentNames, MAX_PROMPT_BYTES};
-use crate::clients::{ClientProfile, Clients};
+use crate::clients::{ClientProfile, Clients, Structured};
 use crate::config::Config;
 use crate::fault::{Fault, FaultCode};
 use crate::ids::{AgentSessionId, ChainId, InvocationId, JobId, UnixMillis};
 use crate::jobs::{ConsultRequest, JobMode, JobRecord, NewJob};
+use crate::lenient;
 use crate::places::Places;
 
 /// Depth at which a nested consult is refused: an agent may ask another one, which may not ask a third.
@@ -55,9 +56,10 @@ struct ConsultArguments {
     max_turns: Option<u32>,
     /// Model name or alias.
     model: Option<String>,
-    /// low, medium, high, xhigh or max, where the agent knows it.
+    /// Where the agent knows it.
+    #[schemars(extend("enum" = ["low", "medium", "high", "xhigh", "max"]))]
     effort: Option<String>,
-    /// Who answers: `claude`, or `offline` (word search, no model).
+    /// Who answers; offline is a word search without a model.
     agent: Option<String>,
     /// Seconds the agent may run.
     timeout_s: Option<u32>,
@@ -67,9 +69,11 @@ struct ConsultArguments {
     request_key: Option<String>,
     /// Most US dollars.
     max_budget_usd: Option<f64>,
-    /// `porcelain` (default) or `json`.
+    /// How the text looks; porcelain when left out.
+    #[schemars(extend("enum" = ["porcelain", "json"]))]
     render: Option<String>,
-    /// `concise` (default) or `full`.
+    /// How much is told; concise when left out.
+    #[schemars(extend("enum" = ["concise", "full"]))]
     detail: Option<String>,
 }
 
@@ -159,9 +163,9 @@ impl Desk {
     ) -> Result<(ConsultOptions, Shape), Fault> {
         let mut args = ArgumentReader::parse(arguments)?;
         let given = FROZEN.iter().filter(|name| args.is_given(name)).map(|name| (*name).to_owned()).collect();
-        let prompt = args.string("prompt");
+        let prompt = args.text("prompt");
         let prompt = args.require("prompt", prompt, "a text");
-        if prompt.as_ref().is_some_and(|prompt| prompt.trim().is_empty()) {
+        if prompt.as_deref().is_some_and(lenient::is_blank) {
             args.problem("prompt", "is blank", "a question for the agent");
         }
         let cwd = args.string("cwd");
@@ -185,7 +189,7 @@ impl Desk {
         let request_key = args.string("request_key");
         if request_key
             .as_ref()
-            .is_some_and(|key| key.trim().is_empty() || key.len() > 200 || key.chars().any(char::is_control))
+            .is_some_and(|key| lenient::is_blank(key) || key.len() > 200 || key.chars().any(char::is_control))
         {
             args.problem("request_key", "is not usable as a key", "1 to 200 bytes without control characters");
         }
@@ -251,12 +255,12 @@ impl Desk {
         Ok(options)
     }
 
-    /// How long a caller is kept waiting: as long as it asked for, but no longer than its client was seen to wait.
-    pub(super) fn wait(&self, asked: Option<Duration>, client: Option<&str>) -> Duration {
-        match (asked, self.clients.limit(client)) {
-            (Some(asked), Some(limit)) => asked.min(limit),
-            (Some(asked), None) => asked,
-            (None, _) => self.clients.profile(client).wait,
+    /// How long a caller is kept waiting: as long as it asked for, else as long as suits its client. The second is the time
+    /// after which that client was seen to give up, where the wait is shorter for it.
+    pub(super) fn wait(&self, asked: Option<Duration>, client: Option<&str>) -> (Duration, Option<Duration>) {
+        match asked {
+            Some(asked) => (asked, None),
+            None => (self.clients.profile(client).wait, self.clients.shortened_by(client)),
         }
     }
 
@@ -350,11 +354,13 @@ impl Desk {
 
 /// Reads `render` and `detail`.
 pub(super) fn shape(args: &mut ArgumentReader, profile: ClientProfile) -> Shape {
-    Shape {
+    let shape = Shape {
         render: args.choice("render", &RENDER).unwrap_or(Render::Porcelain),
         detail: args.choice("detail", &DETAIL).unwrap_or(Detail::Concise),
         budget: profile.response_chars,
-    }
+        structured: true,
+    };
+    Shape { structured: profile.structured == Structured::Always || shape.render == Render::Json, ..shape }
 }
 
 /// The tool.
@@ -367,6 +373,15 @@ impl ConsultTool {
     #[must_use]
     pub fn new(desk: Desk) -> Self {
         Self { desk }
+    }
+
+    /// The schema of the arguments, with the agents this system has.
+    fn schema(&self) -> serde_json::Value {
+        let mut schema = super::readers::schema::<ConsultArguments>();
+        if let Some(agent) = schema.pointer_mut("/properties/agent").and_then(serde_json::Value::as_object_mut) {
+            agent.insert("enum".to_owned(), serde_json::json!(self.desk.agents.iter().collect::<Vec<_>>()));
+        }
+        schema
     }
 }
 
@@ -383,7 +398,7 @@ impl Tool for ConsultTool {
                           answers. For reviews, stuck bugs and risky designs, not for what you can look up yourself. \
                           A long consult comes back as a running job."
                 .to_owned(),
-            input_schema: super::readers::schema::<ConsultArguments>(),
+            input_schema: self.schema(),
             annotations: Annotations { read_only: true, destructive: false, idempotent: false, open_world: true },
             meta: Some(super::readers::size_hint(&self.desk)),
         }
@@ -452,7 +467,7 @@ async fn consult(desk: &Desk, call: ToolCall) -> Result<ToolReply, Fault> {
         let context = desk.context(&record, Some(&follow)).await;
         return Ok(reply::job(&record, &context, shape));
     }
-    let wait = desk.wait(options.wait, client);
+    let (wait, gave_up_after) = desk.wait(options.wait, client);
     // An attempt after a lost worker waits for the rest only; a caller who joins another's job waits its own time.
     let again = call.evidence.is_some();
     let waited = Duration::from_millis(if again { UnixMillis::now().since(record.accepted_at) } else { 0 });
@@ -470,7 +485,7 @@ async fn consult(desk: &Desk, call: ToolCall) -> Result<ToolReply, Fault> {
             if record.state.is_terminal() {
                 return Ok(finished(desk, &record, shape).await);
             }
-            let context = Context { handed_over: true, ..desk.context(&record, Some(&follow)).await };
+            let context = Context { handed_over: true, gave_up_after, ..desk.context(&record, Some(&follow)).await };
             Ok(reply::job(&record, &context, shape))
         }
     }

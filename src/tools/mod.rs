@@ -28,6 +28,10 @@ pub use crate::protocol::catalog::{Annotations, TaskSupport, ToolDefinition};
 use crate::protocol::session::ClientInfo;
 pub use crate::protocol::wire::{ReplyText, ToolReply};
 
+/// The names of our own tools, in the order they are listed.
+pub const NAMES: [&str; 6] =
+    ["consult", "consult_job", "consult_jobs", "consult_cancel", "health_snapshot", "telemetry_snapshot"];
+
 /// When a call may be run again after its worker was lost.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ReplayContract {

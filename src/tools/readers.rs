@@ -11,7 +11,7 @@ use serde_json::{Map, Value, json};
 
 use super::arguments::ArgumentReader;
 use super::consult::{Caller, Desk, Until, WAIT_MOST, Waited, Watch, finished, look_at, shape, unstored};
-use super::reply::{self, Context, Detail, Render};
+use super::reply::{self, Context, Detail, Render, Shape};
 use super::{Annotations, ReplayContract, Target, Tool, ToolCall, ToolDefinition, ToolFuture, ToolReply};
 use crate::clients;
 use crate::fault::{Fault, FaultCode};
@@ -136,9 +136,11 @@ struct JobArguments {
     after_seq: Option<u32>,
     /// Page of a long answer, from 1.
     page: Option<u32>,
-    /// `porcelain` (default) or `json`.
+    /// How the text looks; porcelain when left out.
+    #[schemars(extend("enum" = ["porcelain", "json"]))]
     render: Option<String>,
-    /// `concise` (default) or `full`.
+    /// How much is told; concise when left out.
+    #[schemars(extend("enum" = ["concise", "full"]))]
     detail: Option<String>,
 }
 
@@ -162,7 +164,6 @@ async fn read_job(desk: &Desk, call: ToolCall) -> Result<ToolReply, Fault> {
     let job = args.uuid::<JobId>("job_id");
     let job = args.require("job_id", job, "the job_id of a consult");
     let wait = args.integer("wait_s", 0..=WAIT_MOST).map_or(Duration::ZERO, Duration::from_secs);
-    let wait = desk.wait(Some(wait), call.client.name().as_deref());
     let after = args.integer("after_seq", 0..=u64::from(u32::MAX));
     let page = args.integer("page", 1..=100_000).and_then(|page| usize::try_from(page).ok());
     let shape = shape(&mut args, desk.clients.profile(call.client.name().as_deref()));
@@ -204,7 +205,7 @@ async fn read_job(desk: &Desk, call: ToolCall) -> Result<ToolReply, Fault> {
         None => Vec::new(),
     };
     if !record.state.is_terminal() && events.is_empty() && !wait.is_zero() {
-        return Ok(unchanged(&record.state, job, &follow.describe(), began.elapsed(), shape.render));
+        return Ok(unchanged(&record.state, job, &follow.describe(), began.elapsed(), shape));
     }
     if record.state.is_terminal() && after.is_none() && page.is_none() {
         return Ok(finished(desk, &record, shape).await);
@@ -215,18 +216,20 @@ async fn read_job(desk: &Desk, call: ToolCall) -> Result<ToolReply, Fault> {
         return Err(Fault::new(FaultCode::InvalidInput, detail).job(job));
     }
     let context = Context { page, ..desk.context(&record, Some(&follow)).await };
-    Ok(with_events(reply::job(&record, &context, shape), &events, shape.render))
+    let whole = reply::job(&record, &context, Shape { structured: true, ..shape });
+    Ok(with_events(whole, &events, shape))
 }
 
 /// A lapsed wait costs next to nothing to read.
-fn unchanged(state: &JobState, job: JobId, phase: &str, waited: Duration, render: Render) -> ToolReply {
+fn unchanged(state: &JobState, job: JobId, phase: &str, waited: Duration, shape: Shape) -> ToolReply {
     let value = json!({"status": state.as_str(), "phase": phase});
     let text = format!("Still {} after {} s: {phase}.", state.as_str(), waited.as_secs());
-    ToolReply { job: Some(job), ..reply::object(&value, text, render) }
+    ToolReply { job: Some(job), ..reply::object(&value, text, shape) }
 }
 
-fn with_events(mut reply: ToolReply, events: &[JournalEntry], render: Render) -> ToolReply {
+fn with_events(mut reply: ToolReply, events: &[JournalEntry], shape: Shape) -> ToolReply {
     if events.is_empty() {
+        reply.structured = reply.structured.filter(|_| shape.structured);
         return reply;
     }
     let shown: Vec<Value> =
@@ -236,8 +239,10 @@ fn with_events(mut reply: ToolReply, events: &[JournalEntry], render: Render) ->
     };
     object.insert("last_seq".to_owned(), json!(events.last().map(|entry| entry.seq)));
     object.insert("events".to_owned(), Value::Array(shown));
-    let structured = Value::Object(object).to_string();
-    reply.text = match (reply.text, render) {
+    let mut object = Value::Object(object);
+    reply::tidy(&mut object);
+    let structured = object.to_string();
+    reply.text = match (reply.text, shape.render) {
         (_, Render::Json) => super::ReplyText::Plain(structured.clone()),
         (super::ReplyText::Plain(mut text), Render::Porcelain) => {
             text.push_str("\n\nEvents:");
@@ -248,7 +253,7 @@ fn with_events(mut reply: ToolReply, events: &[JournalEntry], render: Render) ->
         }
         (other, Render::Porcelain) => other,
     };
-    reply.structured = Some(structured);
+    reply.structured = shape.structured.then_some(structured);
     reply
 }
 
@@ -266,15 +271,19 @@ fn described(event: &JournalEvent) -> String {
 struct JobsArguments {
     /// 1 to 50, default 10.
     limit: Option<u32>,
-    /// queued, running, succeeded, failed, cancelled or interrupted.
+    /// Only these.
+    #[schemars(extend("enum" = ["queued", "running", "succeeded", "failed", "cancelled", "interrupted"]))]
     state: Option<String>,
-    /// `workspace` (default) or `all` this server may look into.
+    /// This workspace when left out; `all` this server may look into.
+    #[schemars(extend("enum" = ["workspace", "all"]))]
     scope: Option<String>,
     /// The workspace's directory. Default: where this server runs.
     cwd: Option<String>,
-    /// `porcelain` (default) or `json`.
+    /// How the text looks; porcelain when left out.
+    #[schemars(extend("enum" = ["porcelain", "json"]))]
     render: Option<String>,
-    /// `concise` (default) or `full`.
+    /// How much is told; concise when left out.
+    #[schemars(extend("enum" = ["concise", "full"]))]
     detail: Option<String>,
 }
 
@@ -318,9 +327,10 @@ async fn list_jobs(desk: &Desk, call: ToolCall) -> Result<ToolReply, Fault> {
     let rows = desk.jobs.list(filter).await?;
     let mut rows = if workspace.is_some() { rows } else { desk.allowed(rows, caller).await };
     rows.truncate(limit);
+    let where_ = workspace.as_ref().map_or("all workspaces".to_owned(), |dir| dir.display().to_string());
     let jobs: Vec<Value> = rows.iter().map(|row| summary(row, shape.detail)).collect();
     let value = json!({"scope": scope, "workspace": workspace.map(|dir| dir.display().to_string()), "jobs": jobs});
-    let mut text = if rows.is_empty() { "No jobs.".to_owned() } else { String::new() };
+    let mut text = if rows.is_empty() { format!("No jobs in {where_}.") } else { format!("Jobs in {where_}:\n") };
     let now = UnixMillis::now();
     for row in &rows {
         let age = now.since(row.accepted_at) / 1000;
@@ -331,7 +341,7 @@ async fn list_jobs(desk: &Desk, call: ToolCall) -> Result<ToolReply, Fault> {
     if shape.detail == Detail::Full {
         let _ = write!(text, "\n{}", serde_json::to_string_pretty(&value).unwrap_or_default());
     }
-    Ok(reply::object(&value, text.trim_end().to_owned(), shape.render))
+    Ok(reply::object(&value, text.trim_end().to_owned(), shape))
 }
 
 /// A job's row.
@@ -356,9 +366,11 @@ pub fn summary(row: &JobSummary, detail: Detail) -> Value {
 struct CancelArguments {
     /// The job.
     job_id: String,
-    /// `porcelain` (default) or `json`.
+    /// How the text looks; porcelain when left out.
+    #[schemars(extend("enum" = ["porcelain", "json"]))]
     render: Option<String>,
-    /// `concise` (default) or `full`.
+    /// How much is told; concise when left out.
+    #[schemars(extend("enum" = ["concise", "full"]))]
     detail: Option<String>,
 }
 
@@ -411,24 +423,32 @@ async fn cancel_job(desk: &Desk, call: ToolCall) -> Result<ToolReply, Fault> {
                 let _ = write!(text, " ({reaped} processes had to be ended)");
             }
             text.push('.');
-            if let (Some(session), Some(true)) = (value["session_id"].as_str(), value["resumable"].as_bool()) {
-                let _ = write!(text, " Its session can be resumed: session_id {session}.");
+            match (value["session_id"].as_str(), value["resumable"].as_bool()) {
+                (Some(session), Some(true)) => {
+                    let _ = write!(text, " Its session can be resumed: session_id {session}.");
+                }
+                (Some(session), _) => {
+                    let _ = write!(text, " Its session was {session}.");
+                }
+                (None, _) => {}
             }
             text
         }
         None => format!("Job {job} is being ended; consult_job tells when it is over."),
     };
     let tells_end = record.state.is_terminal();
-    Ok(ToolReply { job: Some(job), tells_end, ..reply::object(&value, text, shape.render) })
+    Ok(ToolReply { job: Some(job), tells_end, ..reply::object(&value, text, shape) })
 }
 
 /// The arguments of the snapshots.
 #[derive(Debug, JsonSchema)]
 #[expect(dead_code, reason = "the schema is generated from it")]
 struct SnapshotArguments {
-    /// `porcelain` (default) or `json`.
+    /// How the text looks; porcelain when left out.
+    #[schemars(extend("enum" = ["porcelain", "json"]))]
     render: Option<String>,
-    /// `concise` (default) or `full`.
+    /// How much is told; concise when left out.
+    #[schemars(extend("enum" = ["concise", "full"]))]
     detail: Option<String>,
 }
 
@@ -439,17 +459,18 @@ host_tool! {
     health
 }
 
-fn snapshot_shape(call: &ToolCall) -> Result<reply::Shape, Fault> {
+fn snapshot_shape(call: &ToolCall) -> Result<Shape, Fault> {
     let mut args = ArgumentReader::parse(&call.arguments)?;
-    let shape = shape(&mut args, clients::known(None));
+    let shape = shape(&mut args, clients::known(call.client.name().as_deref()));
     args.finish()?;
     Ok(shape)
 }
 
 async fn health(source: &HealthSource, call: ToolCall) -> Result<ToolReply, Fault> {
     let shape = snapshot_shape(&call)?;
-    let value = source.health(shape.detail).await;
-    Ok(reply::object(&value, serde_json::to_string_pretty(&value).unwrap_or_default(), shape.render))
+    let mut value = source.health(shape.detail).await;
+    reply::tidy(&mut value);
+    Ok(reply::object(&value, serde_json::to_string_pretty(&value).unwrap_or_default(), shape))
 }
 
 host_tool! {
@@ -461,6 +482,7 @@ host_tool! {
 
 async fn telemetry(source: &HealthSource, call: ToolCall) -> Result<ToolReply, Fault> {
     let shape = snapshot_shape(&call)?;
-    let value = source.telemetry().await?;
-    Ok(reply::object(&value, serde_json::to_string_pretty(&value).unwrap_or_default(), shape.render))
+    let mut value = source.telemetry().await?;
+    reply::tidy(&mut value);
+    Ok(reply::object(&value, serde_json::to_string_pretty(&value).unwrap_or_default(), shape))
 }

@@ -4,7 +4,11 @@
 //! came from.
 //!
 //! Invariants: (1) text and structured content are each complete, because real clients show the model only one of
-//! them; (2) an unknown number is null, not 0; (3) a failure carries everything a success does, the session id above all.
+//! them; (2) a client that would show its model the structured content instead of the text gets it only when it is asked for,
+//! so that no model reads an answer with escapes in it; (3) an unknown number is null, not 0; (4) a failure carries everything
+//! a success does, the session id above all.
+
+use std::time::Duration;
 
 use serde_json::{Map, Value, json};
 
@@ -50,6 +54,18 @@ pub struct Shape {
     pub detail: Detail,
     /// Characters of an answer per page.
     pub budget: usize,
+    /// Whether the structured content goes along.
+    pub structured: bool,
+}
+
+/// Who reads what comes next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Reader {
+    /// A model, which calls tools.
+    #[default]
+    Model,
+    /// A person at the command line, who types commands.
+    Person,
 }
 
 /// What is known about a job beyond its record.
@@ -73,6 +89,10 @@ pub struct Context {
     pub joined: bool,
     /// The project's configuration file, where it could not be used.
     pub left_out: Option<LeftOut>,
+    /// After so long its client was seen to give up, which is why the soft deadline came before the usual one.
+    pub gave_up_after: Option<Duration>,
+    /// Who is told what to do next.
+    pub reader: Reader,
 }
 
 /// Cuts an answer that is over the budget: head and tail with a marker, or one page.
@@ -181,7 +201,7 @@ pub fn job(record: &JobRecord, context: &Context, shape: Shape) -> ToolReply {
     }
     if shape.detail == Detail::Full {
         put("prompt", json!(cut(&record.request.prompt, shape.budget, None).0));
-        put("effective_prompt", json!(cut(&effective_prompt(record), shape.budget, None).0));
+        put("effective_prompt", json!(effective_prompt(record)));
         put("model_usage", json!(outcome.and_then(|o| o.model_usage.as_ref())));
         put("permission_denials", json!(outcome.map(|o| &o.permission_denials)));
         put("exit", json!(outcome.and_then(|o| o.exit)));
@@ -196,7 +216,8 @@ pub fn job(record: &JobRecord, context: &Context, shape: Shape) -> ToolReply {
         );
         put("chain", json!({"id": record.chain, "depth": record.depth}));
     }
-    let object = Value::Object(object);
+    let mut object = Value::Object(object);
+    tidy(&mut object);
     let structured = object.to_string();
     let text = match shape.render {
         Render::Json => structured.clone(),
@@ -204,7 +225,7 @@ pub fn job(record: &JobRecord, context: &Context, shape: Shape) -> ToolReply {
     };
     ToolReply {
         text: ReplyText::Plain(text),
-        structured: Some(structured),
+        structured: shape.structured.then_some(structured),
         fault: fault.filter(|_| record.state != JobState::Succeeded).map(|fault| fault.code),
         job: Some(record.id),
         // What is not stored is told again when it is.
@@ -241,20 +262,49 @@ fn brief_usage(usage: &Value, detail: Detail) -> Value {
     Value::Object(kept.iter().filter_map(|name| Some(((*name).to_owned(), all.get(*name)?.clone()))).collect())
 }
 
+/// What the agent was asked, with the prompt's place in it: the prompt itself stands beside it, once.
 fn effective_prompt(record: &JobRecord) -> String {
     let injected = record.outcome.as_ref().is_some_and(|outcome| outcome.prompt_prefix_injected);
-    if injected {
-        format!("{}{}", crate::agents::PROMPT_PREFIX, record.request.prompt)
-    } else {
-        record.request.prompt.clone()
+    format!("{}[prompt]", if injected { crate::agents::PROMPT_PREFIX } else { "" })
+}
+
+/// Numbers as people write them: an amount that was added up is told to a millionth, what is less than a thousandth to three
+/// digits.
+pub fn tidy(value: &mut Value) {
+    match value {
+        Value::Number(number) if number.is_f64() => {
+            let rounded = number.as_f64().map(rounded).and_then(serde_json::Number::from_f64);
+            if let Some(rounded) = rounded {
+                *number = rounded;
+            }
+        }
+        Value::Array(all) => all.iter_mut().for_each(tidy),
+        Value::Object(all) => all.values_mut().for_each(tidy),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
     }
+}
+
+fn rounded(number: f64) -> f64 {
+    let text = if number.abs() < 0.001 { format!("{number:.2e}") } else { format!("{number:.6}") };
+    text.parse().unwrap_or(number)
 }
 
 /// What to do now, if anything.
 fn next(record: &JobRecord, context: &Context, session: Option<&str>, truncated: bool, pages: usize) -> Option<String> {
     let id = record.id;
     if !record.state.is_terminal() {
-        let kept = if context.handed_over { "The consult goes on in the background. " } else { "" };
+        if context.reader == Reader::Person {
+            return Some(format!("Read the answer: phone-opus jobs show {id} --wait 600"));
+        }
+        let kept = match (context.handed_over, context.gave_up_after) {
+            (false, _) => String::new(),
+            (true, None) => "The consult goes on in the background. ".to_owned(),
+            (true, Some(after)) => format!(
+                "The consult goes on in the background already, because this client was seen to give up calls after {} s; \
+                 `wait_s` asks for a longer wait. ",
+                after.as_secs()
+            ),
+        };
         return Some(format!(
             "{kept}Read the answer with one blocking call: consult_job {{\"job_id\":\"{id}\",\"wait_s\":45}}."
         ));
@@ -282,6 +332,19 @@ fn next(record: &JobRecord, context: &Context, session: Option<&str>, truncated:
         );
     }
     match (code, outcome.and_then(|outcome| outcome.resumable), session) {
+        (Some(FaultCode::AgentMissing), ..) if context.reader == Reader::Person => {
+            Some("Without any model: phone-opus consult --agent offline PROMPT".to_owned())
+        }
+        (Some(FaultCode::TurnLimit | FaultCode::BudgetExhausted), _, Some(session))
+            if context.reader == Reader::Person =>
+        {
+            Some(format!(
+                "Go on in the same session: phone-opus consult --session {session} PROMPT, with a higher limit"
+            ))
+        }
+        (Some(_), Some(true), Some(session)) if context.reader == Reader::Person => {
+            Some(format!("The session can be resumed: phone-opus consult --session {session} PROMPT"))
+        }
         (Some(FaultCode::TurnLimit | FaultCode::BudgetExhausted), _, Some(session)) => {
             Some(format!("Go on in the same session: consult with session_id {session} and a higher limit."))
         }
@@ -357,10 +420,9 @@ fn porcelain(record: &JobRecord, object: &Value, response: Option<&str>) -> Stri
         if let Some(stop) = object["stop_reason"].as_str() {
             facts.push(format!("stopped by {stop}"));
         }
-        if let (Some(input), Some(output)) =
-            (object["usage"]["input_tokens"].as_u64(), object["usage"]["output_tokens"].as_u64())
-        {
-            facts.push(format!("{input} tokens in, {output} out"));
+        facts.extend(tokens(&object["usage"]));
+        if let Some(fault) = fault.filter(|fault| fault.retryable) {
+            facts.push(format!("{} may pass: the same call can succeed later", fault.code));
         }
         if let Some(resumable) = object["resumable"].as_bool() {
             facts.push(if resumable { "resumable" } else { "not resumable" }.to_owned());
@@ -375,6 +437,11 @@ fn porcelain(record: &JobRecord, object: &Value, response: Option<&str>) -> Stri
         }
         if object["truncated"] == true {
             facts.push("answer cut".to_owned());
+        }
+        match (object["page"].as_u64(), object["pages"].as_u64()) {
+            (Some(page), Some(pages)) => facts.push(format!("page {page} of {pages}")),
+            (None, Some(pages)) => facts.push(format!("{pages} pages")),
+            _ => {}
         }
     }
     if object["stored"] == false {
@@ -404,12 +471,24 @@ fn porcelain(record: &JobRecord, object: &Value, response: Option<&str>) -> Stri
     text
 }
 
+/// What was read and written, with what the cache had of it.
+fn tokens(usage: &Value) -> Option<String> {
+    let (input, output) = (usage["input_tokens"].as_u64()?, usage["output_tokens"].as_u64()?);
+    let cached = [("cache_read_input_tokens", "read from"), ("cache_creation_input_tokens", "put into")];
+    let cached =
+        cached.iter().filter_map(|(name, what)| Some((usage[*name].as_u64().filter(|count| *count > 0)?, what)));
+    let cached: Vec<String> = cached.map(|(count, what)| format!("{count} {what} the cache")).collect();
+    let cached = if cached.is_empty() { String::new() } else { format!(" ({})", cached.join(", ")) };
+    Some(format!("{input} tokens in{cached}, {output} out"))
+}
+
 /// A reply made of one JSON object and a text for people.
 #[must_use]
-pub fn object(value: &Value, text: String, render: Render) -> ToolReply {
+pub fn object(value: &Value, text: String, shape: Shape) -> ToolReply {
     let structured = value.to_string();
-    let text = if render == Render::Json { structured.clone() } else { text };
-    ToolReply { text: ReplyText::Plain(text), structured: Some(structured), ..ToolReply::default() }
+    let text = if shape.render == Render::Json { structured.clone() } else { text };
+    let structured = shape.structured.then_some(structured);
+    ToolReply { text: ReplyText::Plain(text), structured, ..ToolReply::default() }
 }
 
 #[cfg(test)]
@@ -445,7 +524,7 @@ mod tests {
     }
 
     fn shape(budget: usize) -> Shape {
-        Shape { render: Render::Porcelain, detail: Detail::Concise, budget }
+        Shape { render: Render::Porcelain, detail: Detail::Concise, budget, structured: true }
     }
 
     fn parts(reply: &ToolReply) -> (String, Value) {
@@ -533,7 +612,81 @@ mod tests {
         for (shape, shown) in [(shape(1000), false), (full, true)] {
             let (text, structured) = parts(&job(&record, &Context::default(), shape));
             assert_eq!(structured.get("prompt").is_some(), shown);
-            assert_eq!(text.contains("why?"), shown, "{text}");
+            assert_eq!(text.matches("why?").count(), usize::from(shown), "once at most: {text}");
+            assert_eq!(structured.to_string().matches("why?").count(), usize::from(shown), "{structured}");
         }
+    }
+
+    #[test]
+    fn the_structured_content_may_be_left_out_and_the_text_then_says_everything() {
+        let outcome = JobOutcome {
+            session_id: Some(AgentSessionId::random().to_string()),
+            response: Some("\"yes\"\nand no".into()),
+            model: Some("opus-9".into()),
+            billing: Some("none".into()),
+            cost_usd: Some(0.010_499_999_999),
+            num_turns: Some(7),
+            stop_reason: Some("end_turn".into()),
+            usage: Some(json!({"input_tokens": 11, "output_tokens": 22, "cache_read_input_tokens": 33})),
+            ..JobOutcome::default()
+        };
+        let record = record(JobState::Succeeded, Some(outcome));
+        let context = Context { unread: vec![JobId::random()], ..Context::default() };
+        let (whole, structured) = parts(&job(&record, &context, shape(24_000)));
+        let bare = job(&record, &context, Shape { structured: false, ..shape(24_000) });
+        let ReplyText::Plain(text) = &bare.text else { panic!("a plain text") };
+        assert_eq!((&bare.structured, text), (&None, &whole));
+        for field in
+            ["response", "status", "mode", "job_id", "session_id", "session_mode", "agent", "model", "cwd", "billing"]
+        {
+            let value = structured[field].as_str().expect("a text");
+            assert!(text.contains(value), "{field} {value} in {text}");
+        }
+        for part in ["$0.0105", "2.0 s", "7 turns", "end_turn", "11 tokens in (33 read from the cache), 22 out"] {
+            assert!(text.contains(part), "{part} in {text}");
+        }
+        assert!(text.contains(&context.unread[0].to_string()), "{text}");
+        assert_eq!(structured["cost_usd"], json!(0.0105), "as people write it");
+        let asked = job(&record, &context, Shape { render: Render::Json, ..shape(24_000) });
+        let ReplyText::Plain(text) = &asked.text else { panic!("a plain text") };
+        assert_eq!(asked.structured.as_ref(), Some(text));
+    }
+
+    #[test]
+    fn numbers_are_told_as_people_write_them() {
+        for (given, want) in [
+            (0.010_499_999_999_999_999, "0.0105"),
+            (0.010_499_999_9, "0.0105"),
+            (0.1 + 0.2, "0.3"),
+            (1.005, "1.005"),
+            (123.456_789_1, "123.456789"),
+            (0.000_012_345_6, "0.0000123"),
+            (0.0, "0.0"),
+            (-0.333_333_333_3, "-0.333333"),
+            (1e300, "1e+300"),
+        ] {
+            let mut value = json!({"a": [given], "n": 3});
+            tidy(&mut value);
+            let got = value["a"][0].as_f64().expect("a number");
+            let wanted: f64 = want.parse().expect("a number");
+            assert!((got - wanted).abs() <= f64::EPSILON * wanted.abs(), "{given}: {got}");
+            assert_eq!(value["n"], json!(3));
+        }
+    }
+
+    #[test]
+    fn what_comes_next_is_said_in_the_words_of_its_reader_and_why_it_came_early() {
+        let running = record(JobState::Running, None);
+        let next = |context: Context| {
+            let (_, structured) = parts(&job(&running, &context, shape(1000)));
+            structured["next"].as_str().expect("something to do").to_owned()
+        };
+        let person = next(Context { reader: Reader::Person, ..Context::default() });
+        assert!(person.contains(&format!("phone-opus jobs show {} --wait", running.id)), "{person}");
+        let model = next(Context { handed_over: true, ..Context::default() });
+        assert!(model.contains("consult_job {") && !model.contains("give up"), "{model}");
+        let after = Some(Duration::from_secs(60));
+        let early = next(Context { handed_over: true, gave_up_after: after, ..Context::default() });
+        assert!(early.contains("give up calls after 60 s") && early.contains("wait_s"), "{early}");
     }
 }

@@ -10,6 +10,7 @@ use std::time::Duration;
 use super::consult::{Caller, Desk, finished};
 use super::reply::{Detail, Render, Shape};
 use crate::actors::jobs::News;
+use crate::clients::Structured;
 use crate::fault::{Fault, FaultCode};
 use crate::ids::{JobId, SessionNumber};
 use crate::jobs::{JobRecord, JobState, JobSummary};
@@ -195,8 +196,9 @@ impl TaskDesk {
     async fn read(&self, record: &JobRecord, client: &ClientInfo) -> TaskView {
         let mut view = self.view(record).await;
         if record.state.is_terminal() {
-            let budget = self.desk.clients.profile(client.name().as_deref()).response_chars;
-            let shape = Shape { render: Render::Porcelain, detail: Detail::Concise, budget };
+            let profile = self.desk.clients.profile(client.name().as_deref());
+            let (budget, structured) = (profile.response_chars, profile.structured == Structured::Always);
+            let shape = Shape { render: Render::Porcelain, detail: Detail::Concise, budget, structured };
             view.result = Some(finished(&self.desk, record, shape).await);
         }
         view

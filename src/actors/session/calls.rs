@@ -26,10 +26,11 @@ use crate::actors::jobs::JobsMsg;
 use crate::actors::reply::{AttemptReply, progress_to};
 use crate::actors::worker::{Attempt, WorkerMsg};
 use crate::actors::workers::WorkersMsg;
+use crate::clients::Unsaved;
 use crate::fault::{Fault, FaultCode};
 use crate::faults::{Broken, FaultPoint, InTurn, Operation};
 use crate::ids::{CallKey, CallNumber, Generation, InvocationId, JobId};
-use crate::protocol::session::{Call, CallOutcome, ClientInfo, Finished};
+use crate::protocol::session::{Call, CallOutcome, Finished};
 use crate::telemetry::{Record, ToolCallRecord};
 use crate::tools::ToolCall;
 use crate::tools::progress::ProgressSink;
@@ -255,20 +256,14 @@ impl SessionLoop {
         }
     }
 
-    /// A client withdrew a call: it may have a limit, which is remembered.
-    pub(super) fn gave_up(&mut self, client: &ClientInfo, after: Duration) {
-        if let Some(unsaved) = self.clients.gave_up(client.name().as_deref(), after) {
-            tracing::info!(
-                client = client.name().as_deref(),
-                ?after,
-                "a client gave up after a round number of seconds"
-            );
-            self.tasks.spawn_blocking(move || {
-                if let Err(error) = unsaved.save() {
-                    tracing::debug!(%error, "what was observed about a client was not saved");
-                }
-            });
-        }
+    /// Something was observed about a client, which is remembered.
+    pub(super) fn observed(&mut self, unsaved: Option<Unsaved>) {
+        let Some(unsaved) = unsaved else { return };
+        self.tasks.spawn_blocking(move || {
+            if let Err(error) = unsaved.save() {
+                tracing::debug!(%error, "what was observed about a client was not saved");
+            }
+        });
     }
 
     pub(super) fn count(&mut self, finished: Finished, settling: Option<Settling>) {

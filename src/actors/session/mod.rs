@@ -637,7 +637,13 @@ impl SessionLoop {
                 Effect::Follow { number, jobs, news, client } => self.follow(number, jobs, news, &client),
                 Effect::Unfollow(number) => self.unfollow(number),
                 Effect::Roots(roots) => self.roots.set(self.number, roots),
-                Effect::GaveUp { client, after } => self.gave_up(&client, after),
+                Effect::GaveUp { client, after } => {
+                    tracing::debug!(client = client.name().as_deref(), ?after, "a client withdrew a call");
+                    self.observed(self.clients.gave_up(client.name().as_deref(), after));
+                }
+                Effect::Waited { client, so_long } => {
+                    self.observed(self.clients.waited(client.name().as_deref(), so_long));
+                }
                 Effect::Finished(finished) => {
                     if finished.tool.is_none() {
                         self.crash_worker_at(Operation::Method(finished.method));
@@ -690,11 +696,8 @@ impl SessionLoop {
                 Effect::Finished(finished) => self.count(finished, None),
                 Effect::Unfollow(number) => self.unfollow(number),
                 // A closed state machine asks for nothing new.
-                Effect::Invoke(_)
-                | Effect::Ask { .. }
-                | Effect::Follow { .. }
-                | Effect::GaveUp { .. }
-                | Effect::Roots(_) => {}
+                Effect::Invoke(_) | Effect::Ask { .. } | Effect::Follow { .. } | Effect::Roots(_) => {}
+                Effect::GaveUp { .. } | Effect::Waited { .. } => {}
             }
         }
         if !matches!(self.stage, Stage::Draining(_)) {

@@ -8,6 +8,7 @@ use std::path::Path;
 use super::search::{Found, PASSAGE_LINES, Passage, Ranked, each, is_definition};
 use super::words::Term;
 use crate::checkout::plain;
+use crate::lenient;
 
 /// Files shown with excerpts; the next ones only by name.
 const SHOWN_FILES: usize = 6;
@@ -54,7 +55,7 @@ pub(super) fn write(root: &Path, terms: &[Term], found: &Found) -> String {
     out.push_str("## Where to look\n\n");
     for (place, file) in found.ranked.iter().take(SHOWN_FILES).enumerate() {
         let line = file.passages.first().map_or(1, |passage| passage.best);
-        let _ = writeln!(out, "{}. `{}:{line}`: {}", place + 1, file.path, quoted(terms, file.terms));
+        let _ = writeln!(out, "{}. `{}:{line}`: {}", place + 1, named(&file.path), quoted(terms, file.terms));
     }
     for file in found.ranked.iter().take(SHOWN_FILES) {
         let section = section(root, terms, file);
@@ -68,10 +69,15 @@ pub(super) fn write(root: &Path, terms: &[Term], found: &Found) -> String {
         out.push_str("\n## Also\n\n");
         for file in rest {
             let line = file.passages.first().map_or(1, |passage| passage.best);
-            let _ = writeln!(out, "- `{}:{line}`: {}", file.path, quoted(terms, file.terms));
+            let _ = writeln!(out, "- `{}:{line}`: {}", named(&file.path), quoted(terms, file.terms));
         }
     }
     out
+}
+
+/// A file's name on one line, whatever is in it: a repository may hold any.
+fn named(path: &str) -> String {
+    lenient::visible(path).replace('\n', "\\u000a").replace('\t', "\\u0009")
 }
 
 /// One file's excerpts. Empty when the file is gone by now.
@@ -87,7 +93,7 @@ fn section(root: &Path, terms: &[Term], file: &Ranked) -> String {
         let from = passage.from.saturating_sub(CONTEXT).max(1);
         let to = (passage.to + CONTEXT).min(from + PASSAGE_LINES + 2 * CONTEXT).min(last);
         let within = enclosing(&lines, passage.best).map(|item| format!(", in `{item}`")).unwrap_or_default();
-        let _ = write!(out, "\n### `{}:{from}-{to}`{within}\n\n", file.path);
+        let _ = write!(out, "\n### `{}:{from}-{to}`{within}\n\n", named(&file.path));
         let _ = writeln!(out, "{}\n", quoted(terms, passage.terms));
         let excerpt: String = (from..=to).map(|number| numbered(&lines, number, passage)).collect();
         let fence = "`".repeat(longest_backticks(&excerpt).max(2) + 1);

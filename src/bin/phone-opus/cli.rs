@@ -22,7 +22,8 @@ use phone_opus::jobs::{Billing, JobState};
         claude mcp add phone-opus -- phone-opus mcp serve                   let Claude Code ask\n  \
         phone-opus jobs list                                                what was asked\n  \
         phone-opus doctor                                                   is everything in place?\n\n\
-        Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 cancelled or interrupted."
+        Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 cancelled or interrupted,\n\
+        141 nobody reads the output any more (an answer then stays unread)."
 )]
 pub(crate) struct Cli {
     /// What to do.
@@ -63,6 +64,12 @@ pub(crate) enum Command {
         phone-opus doctor          for people\n  \
         phone-opus doctor --json   for scripts; exit code 1 when a consult cannot work")]
     Doctor(DoctorOptions),
+    /// What can be broken on purpose, and how to ask for it.
+    Faults {
+        /// Which.
+        #[command(subcommand)]
+        command: FaultsCommand,
+    },
     /// Try this very program: strike every fault point and check every promise.
     #[command(after_help = "Examples:\n  \
         phone-opus selftest                         every row, a minute at most on two idle cores\n  \
@@ -413,6 +420,17 @@ fn job_state(text: &str) -> Result<JobState, String> {
         let known: Vec<&str> = JobState::ALL.iter().map(|state| state.as_str()).collect();
         format!("accepted: {}", known.join(", "))
     })
+}
+
+/// `faults`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum FaultsCommand {
+    /// Every fault point: when it is met, what can happen there, and in which operations.
+    List {
+        /// One JSON object.
+        #[arg(long)]
+        json: bool,
+    },
 }
 
 /// `doctor`.

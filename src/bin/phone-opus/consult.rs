@@ -1,5 +1,6 @@
 //! `consult`: the same engine, from the command line.
 
+use std::cell::Cell;
 use std::io::{IsTerminal, Read};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -7,20 +8,25 @@ use std::time::{Duration, Instant};
 use phone_opus::actors::jobs::News;
 use phone_opus::agents::MAX_PROMPT_BYTES;
 use phone_opus::fault::{Fault, FaultCode};
+use phone_opus::ids::JobId;
 use phone_opus::jobs::{JobRecord, JobState};
 use phone_opus::protocol::wire::ReplyText;
 use phone_opus::system::{Grace, System};
 use phone_opus::tools::consult::Caller;
-use phone_opus::tools::reply::{self, Context, Detail, Render, Shape};
+use phone_opus::tools::reply::{self, Context, Detail, Reader, Render, Shape};
 use serde_json::{Map, Value, json};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::cli::ConsultOptions;
 use crate::logging;
-use crate::settings::{SetupError, prepare, print, refused, runtime, say};
+use crate::output::{is_lost, print, say};
+use crate::settings::{SetupError, prepare, refused, runtime, say_never_met};
 
 /// Characters of an answer on the command line: all of any answer we keep.
 const EVERYTHING: usize = 64 * 1024 * 1024;
+
+/// How long a consult that is given up may take to be over.
+const CANCEL_WAIT: Duration = Duration::from_secs(10);
 
 /// How often the progress line is renewed.
 const PROGRESS: Duration = Duration::from_secs(1);
@@ -50,10 +56,12 @@ fn ask(options: &ConsultOptions) -> Result<ExitCode, SetupError> {
     let code = runtime.block_on(async {
         let mut interrupt = signal(SignalKind::interrupt()).map_err(SetupError::Runtime)?;
         let mut terminate = signal(SignalKind::terminate()).map_err(SetupError::Runtime)?;
+        let faults = prepared.faults.clone();
         let system = match prepared.system().start().await {
             Ok(system) => system,
             Err(fault) => return Ok(failed(&fault)),
         };
+        let asked = Cell::new(None);
         let stopped = async {
             tokio::select! {
                 _ = interrupt.recv() => {}
@@ -61,13 +69,14 @@ fn ask(options: &ConsultOptions) -> Result<ExitCode, SetupError> {
             }
         };
         let code = tokio::select! {
-            code = consult(&system, options, prompt) => code.unwrap_or_else(|fault| failed(&fault)),
+            code = consult(&system, options, prompt, &asked) => code.unwrap_or_else(|fault| failed(&fault)),
             () = stopped => {
-                say("phone-opus: cancelled");
+                cancelled(&system, asked.get()).await;
                 ExitCode::from(3)
             }
         };
         system.shutdown(Grace::default()).await;
+        say_never_met(&faults);
         Ok(code)
     });
     runtime.shutdown_timeout(Duration::from_millis(100));
@@ -110,7 +119,28 @@ fn arguments(options: &ConsultOptions, prompt: String) -> Result<Value, Fault> {
     Ok(Value::Object(object))
 }
 
-async fn consult(system: &System, options: &ConsultOptions, prompt: String) -> Result<ExitCode, Fault> {
+/// Ends the consult that is given up from the keyboard. Whoever ended it knows that it is over: it is no news to anybody.
+async fn cancelled(system: &System, asked: Option<JobId>) {
+    say("phone-opus: cancelled");
+    let Some(job) = asked else { return };
+    let ended = async {
+        let mut follow = system.jobs().follow(job).await?;
+        let _ = system.jobs().cancel(job).await?;
+        while !matches!(follow.next().await?, News::Finished(_)) {}
+        system.jobs().mark_read(job).await;
+        Ok::<_, Fault>(())
+    };
+    if !matches!(tokio::time::timeout(CANCEL_WAIT, ended).await, Ok(Ok(()))) {
+        say(&format!("phone-opus: job {job} is being ended"));
+    }
+}
+
+async fn consult(
+    system: &System,
+    options: &ConsultOptions,
+    prompt: String,
+    asked: &Cell<Option<JobId>>,
+) -> Result<ExitCode, Fault> {
     let desk = system.desk();
     let (read, _) = desk.read(arguments(options, prompt)?.to_string().as_bytes(), None, Caller::Owner).await?;
     let record = system.jobs().accept(desk.job(&read, None), None).await?.record;
@@ -119,6 +149,7 @@ async fn consult(system: &System, options: &ConsultOptions, prompt: String) -> R
         show(&record, &context, options.json);
         return Ok(ExitCode::SUCCESS);
     }
+    asked.set(Some(record.id));
     let mut follow = system.jobs().follow(record.id).await?;
     let began = Instant::now();
     let shown = !options.quiet && !options.json && std::io::stderr().is_terminal();
@@ -142,11 +173,13 @@ async fn consult(system: &System, options: &ConsultOptions, prompt: String) -> R
             }
         }
     };
-    if !unstored {
+    let context = Context { unstored, ..desk.context(&record, None).await };
+    let code = show(&record, &context, options.json);
+    // An answer that could not be printed has no reader.
+    if !unstored && !is_lost() {
         system.jobs().mark_read(record.id).await;
     }
-    let context = Context { unstored, ..desk.context(&record, None).await };
-    Ok(show(&record, &context, options.json))
+    Ok(code)
 }
 
 /// Shows a job's answer; facts about it go to stderr, so that stdout is the answer alone.
@@ -155,7 +188,9 @@ pub(crate) fn show(record: &JobRecord, context: &Context, as_json: bool) -> Exit
         render: if as_json { Render::Json } else { Render::Porcelain },
         detail: Detail::Concise,
         budget: EVERYTHING,
+        structured: true,
     };
+    let context = &Context { reader: Reader::Person, ..context.clone() };
     let reply = reply::job(record, context, shape);
     let ReplyText::Plain(text) = &reply.text else { return ExitCode::FAILURE };
     match (as_json, record.state, &record.outcome) {

@@ -11,7 +11,8 @@ use serde_json::{Value, json};
 
 use crate::cli::DoctorOptions;
 use crate::logging;
-use crate::settings::{Prepared, chain, prepare, print, refused, rollout, runtime};
+use crate::output::print;
+use crate::settings::{Prepared, chain, prepare, refused, rollout, runtime};
 
 /// Longest a program that is asked about itself may take.
 const ASK: Duration = Duration::from_secs(10);

@@ -11,12 +11,13 @@ use phone_opus::protocol::wire::ReplyText;
 use phone_opus::state_dir::StateDir;
 use phone_opus::store::{Ages, CancelState, JobFilter, Pruned, RetentionPolicy, StoreError, StoreHandle};
 use phone_opus::tools::readers::summary;
-use phone_opus::tools::reply::{self, Context, Detail, Render, Shape};
+use phone_opus::tools::reply::{self, Context, Detail, Reader, Render, Shape};
 use serde_json::{Value, json};
 
 use crate::cli::JobsCommand;
 use crate::logging;
-use crate::settings::{print, refused, runtime, say, state_dir};
+use crate::output::{is_lost, print, say};
+use crate::settings::{refused, runtime, state_dir};
 
 /// How often a job of another process is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
@@ -81,13 +82,16 @@ async fn perform(command: &JobsCommand, store: &StoreHandle, dir: &StateDir) -> 
                 render: if *json { Render::Json } else { Render::Porcelain },
                 detail: if *full { Detail::Full } else { Detail::Concise },
                 budget: usize::MAX / 4,
+                structured: true,
             };
-            if record.state.is_terminal() {
-                store.mark_read(*job, UnixMillis::now()).await?;
-            }
-            let reply = reply::job(&record, &Context::default(), shape);
+            let context = Context { reader: Reader::Person, ..Context::default() };
+            let reply = reply::job(&record, &context, shape);
             if let ReplyText::Plain(text) = &reply.text {
                 print(text);
+            }
+            // An answer that could not be printed has no reader.
+            if record.state.is_terminal() && !is_lost() {
+                store.mark_read(*job, UnixMillis::now()).await?;
             }
             Ok(ExitCode::SUCCESS)
         }
@@ -242,7 +246,13 @@ async fn tail(store: &StoreHandle, job: JobId, after: u64, follow: Follow, as_js
                 } else {
                     print(&format!("{:>5}  {}", entry.seq, describe(&entry.event)));
                 }
+                if is_lost() {
+                    return Ok(ExitCode::FAILURE);
+                }
             }
+        }
+        if is_lost() {
+            return Ok(ExitCode::FAILURE);
         }
         if state.is_terminal() {
             if !as_json {

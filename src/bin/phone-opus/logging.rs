@@ -10,6 +10,8 @@ use phone_opus::base::signals;
 use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::fmt::MakeWriter;
 
+use crate::output;
+
 /// Lines that may wait for whoever reads stderr; then they are dropped.
 const WAITING: usize = 256;
 
@@ -42,7 +44,7 @@ impl<'a> MakeWriter<'a> for Stderr {
                     // One that takes a signal in the moment of an upgrade would take it along.
                     signals::leave_to_others();
                     while let Ok(line) = waiting.recv() {
-                        let _ = io::stderr().write_all(&line);
+                        output::log(&line);
                     }
                 };
                 // Without the thread the lines are dropped, like when nobody reads them.
@@ -63,7 +65,7 @@ struct Bounded(Arc<AtomicUsize>);
 impl Write for Bounded {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         if self.0.fetch_add(line.len(), Ordering::Relaxed) < RUNNER_BYTES {
-            let _ = io::stderr().write_all(line);
+            output::log(line);
         }
         Ok(line.len())
     }

@@ -3,8 +3,10 @@
 mod cli;
 mod consult;
 mod doctor;
+mod faults;
 mod jobs;
 mod logging;
+mod output;
 mod selfcheck;
 #[cfg(feature = "testkit")]
 mod selftest;
@@ -34,8 +36,15 @@ fn main() -> ExitCode {
         return worker::run(generation);
     }
     name_ourselves();
-    let cli = Cli::parse();
-    match cli.command {
+    let code = match Cli::try_parse() {
+        Ok(cli) => run(cli.command),
+        Err(error) => output::usage(&error),
+    };
+    output::ended(code)
+}
+
+fn run(command: Command) -> ExitCode {
+    match command {
         Command::Mcp { command: McpCommand::Serve(options) } => serve::serve(&options),
         Command::Mcp { command: McpCommand::Selfcheck(options) } => selfcheck::run(&options),
         Command::Mcp { command: McpCommand::Trial { parent, command } } => selfcheck::keep(parent, command),
@@ -48,11 +57,12 @@ fn main() -> ExitCode {
         Command::Consult(options) => consult::run(&options),
         Command::Jobs { command } => jobs::run(&command),
         Command::Doctor(options) => doctor::run(&options),
+        Command::Faults { command } => faults::run(&command),
         #[cfg(feature = "testkit")]
         Command::Selftest(options) => selftest::run(&options),
         #[cfg(not(feature = "testkit"))]
         Command::Selftest(_) => {
-            settings::say(
+            output::say(
                 "phone-opus: this program was built without the test kit, so it cannot play the scripted agent; \
                  build it with the feature `testkit` (on by default): cargo install --path . --features testkit",
             );

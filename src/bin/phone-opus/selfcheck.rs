@@ -14,7 +14,8 @@ use serde::Serialize;
 
 use crate::cli::SelfcheckOptions;
 use crate::logging;
-use crate::settings::{Prepared, SetupError, configure, inherited, print, refused, runtime};
+use crate::output::print;
+use crate::settings::{Prepared, SetupError, configure, inherited, refused, runtime};
 
 /// Where nothing can be: a server that only shows what it is must not touch the directory of one that serves.
 const NOWHERE: &str = "/dev/null/selfcheck";

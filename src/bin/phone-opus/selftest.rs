@@ -14,7 +14,8 @@ use phone_opus::testkit::scoreboard::{self, Draw, Row, Score, rows};
 use serde_json::{Value, json};
 
 use crate::cli::SelftestOptions;
-use crate::settings::{SetupError, print, program, refused, runtime, say};
+use crate::output::{print, say, say_over};
+use crate::settings::{SetupError, program, refused, runtime};
 
 /// What is to be played.
 enum Game {
@@ -287,10 +288,4 @@ fn print_broken(line: &Line) {
         print(&format!("  {violation}"));
     }
     print(&format!("  again: {}", line.replay));
-}
-
-/// A line on the terminal that the next one replaces.
-#[expect(clippy::print_stderr, reason = "progress for whoever watches")]
-fn say_over(text: &str) {
-    eprint!("\r\x1b[K{text}");
 }

@@ -16,7 +16,10 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::cli::{RunnerArguments, ServeOptions};
 use crate::logging;
-use crate::settings::{SetupError, armed, chain, prepare, prepare_after, program, refused, rollout, runtime, say};
+use crate::output::say;
+use crate::settings::{
+    SetupError, armed, chain, prepare, prepare_after, program, refused, rollout, runtime, say_never_met,
+};
 
 /// How long a runtime's own threads may take to end; what is stuck in one does not keep the process.
 const RUNTIME_END: Duration = Duration::from_millis(100);
@@ -52,6 +55,7 @@ fn serve_client(options: &ServeOptions) -> Result<ExitCode, SetupError> {
         }
         let (input, output) =
             (Input::stdin().map_err(SetupError::Runtime)?, Output::stdout().map_err(SetupError::Runtime)?);
+        let faults = prepared.faults.clone();
         let mut builder = prepared.system();
         let mut next = None;
         if let Some(setup) = rollout() {
@@ -81,6 +85,7 @@ fn serve_client(options: &ServeOptions) -> Result<ExitCode, SetupError> {
             never = reloads(&system, &mut reload) => match never {},
         };
         let down = system.shutdown(Grace::default()).await;
+        say_never_met(&faults);
         Ok(match (served, down) {
             (Ok(()), Shutdown::InOrder | Shutdown::Killed) => ExitCode::SUCCESS,
             (_, Shutdown::AfterFault(fault)) | (Err(fault), _) => {

@@ -10,16 +10,18 @@ use phone_opus::base::signals;
 use phone_opus::checkout::plain;
 use phone_opus::config::{Config, ConfigError, FILE_BYTES, PROJECT_FILE, Settings, WorkerIsolation};
 pub(crate) use phone_opus::fault::chain;
-use phone_opus::faults::{ArmError, Counters, Ends, FAULT_COUNTERS, FaultPlan, Faults, PlanError};
+use phone_opus::faults::{ArmError, Counters, Ends, FAULT_COUNTERS, FaultPlan, Faults, PlanError, Tools};
 use phone_opus::handover::{Snapshot, SnapshotError};
 use phone_opus::ids::HostId;
 use phone_opus::rollout::{Fingerprint, LOOK_EVERY, LaunchPath, RolloutSetup};
 use phone_opus::state_dir::StateDir;
 use phone_opus::system::{System, SystemBuilder};
+use phone_opus::tools;
 use phone_opus::tools::consult::default_cwd;
 use phone_opus::worker::{Isolation, WorkerCommand};
 
 use crate::cli::{Common, Overrides};
+use crate::output::say;
 
 /// Everything a command needs to begin.
 pub(crate) struct Prepared {
@@ -67,18 +69,6 @@ pub(crate) enum SetupError {
 pub(crate) fn refused(error: &dyn std::error::Error) -> ExitCode {
     say(&format!("phone-opus: {error}"));
     ExitCode::from(2)
-}
-
-/// One line on stderr. Where nobody reads it, nobody needs it.
-#[expect(clippy::print_stderr, reason = "the program's own words to its user")]
-pub(crate) fn say(line: &str) {
-    eprintln!("{line}");
-}
-
-/// Output of a command on stdout, never used while MCP is spoken there.
-#[expect(clippy::print_stdout, reason = "the program's own output")]
-pub(crate) fn print(text: &str) {
-    println!("{text}");
 }
 
 /// Where jobs are kept.
@@ -167,7 +157,9 @@ fn config(overrides: &Overrides) -> Result<Config, SetupError> {
 /// The fault plan of the environment, armed. All processes of one host count together, in a file beside the jobs.
 pub(crate) fn armed(dir: &StateDir, counts: Option<&Path>) -> Result<Faults, SetupError> {
     let lookup = |name: &str| std::env::var_os(name);
-    let Some(plan) = FaultPlan::from_environment(lookup)? else { return Ok(Faults::none()) };
+    let Some(plan) = FaultPlan::from_environment_with(lookup, Tools::These(&tools::NAMES))? else {
+        return Ok(Faults::none());
+    };
     for rule in plan.rules().iter().filter(|rule| !rule.point.is_reached()) {
         say(&format!("phone-opus: {rule}: nothing meets this point in this version"));
     }
@@ -182,10 +174,20 @@ pub(crate) fn armed(dir: &StateDir, counts: Option<&Path>) -> Result<Faults, Set
     Ok(Faults::arm(plan, Ends::Process, Counters::File(counters))?)
 }
 
+/// Names the rules of a plan that nobody has met: a test whose fault did not happen has shown nothing.
+pub(crate) fn say_never_met(faults: &Faults) {
+    let unmet = faults.never_met();
+    if !unmet.is_empty() {
+        say(&format!("phone-opus: armed and never met: {}", unmet.join("; ")));
+    }
+}
+
 /// The fault plan of a process that was started by a host: it counts where its host counts.
 pub(crate) fn inherited() -> Result<Faults, SetupError> {
     let lookup = |name: &str| std::env::var_os(name);
-    let Some(plan) = FaultPlan::from_environment(lookup)? else { return Ok(Faults::none()) };
+    let Some(plan) = FaultPlan::from_environment_with(lookup, Tools::These(&tools::NAMES))? else {
+        return Ok(Faults::none());
+    };
     let counters = match std::env::var_os(FAULT_COUNTERS) {
         Some(path) => Counters::File(path.into()),
         None => Counters::Memory,

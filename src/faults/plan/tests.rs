@@ -33,7 +33,10 @@ fn what_a_plan_displays_parses_to_the_same_plan() {
         (" ; ;", ""),
         ("worker.start=panic", "worker.start=panic"),
         ("worker.start#1=panic;", "worker.start=panic"),
-        (" worker.start @ ping # 3 = exit : 7 ;; store.commit = hang ", "worker.start@ping#3=exit:7;store.commit=hang"),
+        (
+            " worker.before_execute @ ping # 3 = exit : 7 ;; store.commit = hang ",
+            "worker.before_execute@ping#3=exit:7;store.commit=hang",
+        ),
         ("worker.before_execute@tools/call:consult#*=kill", "worker.before_execute@tools/call:consult#*=kill"),
         ("stdio.write#p1e-3=torn", "stdio.write#p0.001=torn"),
         ("stdio.write#p1=torn", "stdio.write#p1=torn"),
@@ -107,7 +110,7 @@ fn every_problem_is_told_with_its_place_and_what_is_accepted() {
         ("stdio.read=", "rule 1, column 12: \"\" is not an action; accepted: panic,", &[]),
         ("stdio.read=panic=error", "column 12: \"panic=error\" is not an action", &[]),
         (
-            "store.commit=hang;  stdio.read@ping=torn",
+            "store.commit=hang;  stdio.read     =torn",
             "rule 2, column 37: \"torn\" cannot happen at stdio.read; accepted: panic, error, exit, kill, abort, delay, hang",
             &[],
         ),
@@ -118,6 +121,17 @@ fn every_problem_is_told_with_its_place_and_what_is_accepted() {
         ),
         ("stdio.read@=panic", "rule 1, column 12: \"\" is no operation; ", &[operation]),
         ("stdio.read@a@b=panic", "rule 1, column 12: \"a@b\" is no operation: it has a character", &[operation]),
+        (
+            "store.commit@acept=panic",
+            "rule 1, column 14: \"acept\" is never met at store.commit (did you mean `accept`?); accepted: ",
+            &["finish"],
+        ),
+        (
+            "worker.before_execute@pign=panic",
+            "\"pign\" is never met at worker.before_execute (did you mean `ping`?); accepted: ",
+            &["tools/call:NAME"],
+        ),
+        ("stdio.read@ping=panic", "\"ping\" is never met at stdio.read; accepted: no operation here", &[]),
         ("stdio.read#0=panic", "rule 1, column 12: \"0\" does not say when; ", &[when]),
         ("stdio.read#=panic", "rule 1, column 12: \"\" does not say when; ", &[when]),
         ("stdio.read#-1=panic", "\"-1\" does not say when; ", &[when]),
@@ -157,7 +171,7 @@ fn every_problem_is_told_with_its_place_and_what_is_accepted() {
 
 #[test]
 fn all_problems_of_a_plan_are_told_at_once_in_its_order() {
-    let error = refused("nope@#0=torn:1; worker.start ;stdio.write=torn;stdio.read@x=garbage:9");
+    let error = refused("nope@#0=torn:1; worker.start ;stdio.write=torn;stdio.read  =garbage:9");
     let told: Vec<(usize, usize, &str)> = error
         .problems
         .iter()
@@ -310,7 +324,7 @@ fn parsed_with(text: &str, seed: u64) -> FaultPlan {
 /// A seed in a report of last year replays today, in every build.
 #[test]
 fn draws_and_fingerprints_never_change() {
-    let plan = parsed_with("stdio.read#p0.01=panic;stdio.write@ping=torn", 0);
+    let plan = parsed_with("stdio.read#p0.01=panic;worker.before_reply@tools/call:x=torn", 0);
     assert_eq!(fires(&plan, 0, 1_000), FIRST_FIRES);
     assert_eq!(plan.fingerprint(), FINGERPRINT);
     // The generator's published first outputs for the state 1234567.
@@ -320,7 +334,7 @@ fn draws_and_fingerprints_never_change() {
 }
 
 const FIRST_FIRES: [u64; 10] = [4, 18, 193, 248, 272, 645, 677, 871, 916, 998];
-const FINGERPRINT: u64 = 8_892_294_604_268_505_048;
+const FINGERPRINT: u64 = 9_792_243_909_896_549_730;
 
 #[test]
 fn the_fingerprint_tells_plans_apart() {
@@ -365,8 +379,12 @@ fn the_environment_gives_a_plan_a_seed_and_the_compatible_keys() {
 
 #[test]
 fn a_child_that_inherits_the_variables_of_its_parents_plan_has_the_same_plan() {
-    let own =
-        [(FAULTS, "stdio.read#p0.5=panic"), (FAULT_SEED, "9"), (CRASH_ONCE_KEY, "ping"), (FORCE_ROLLOUT_KEY, "x")];
+    let own = [
+        (FAULTS, "stdio.read#p0.5=panic"),
+        (FAULT_SEED, "9"),
+        (CRASH_ONCE_KEY, "ping"),
+        (FORCE_ROLLOUT_KEY, "tools/list"),
+    ];
     let plan = environment(&own).expect("good").expect("a plan");
     let told = plan.variables();
     let told: Vec<(&'static str, &str)> = told.iter().map(|(name, value)| (*name, value.as_str())).collect();
@@ -400,4 +418,25 @@ fn problems_of_all_variables_are_told_at_once_by_name() {
     let raw = |name: &str| (name == FAULTS).then(|| OsString::from_vec(vec![b'a', 0xff]));
     let shown = FaultPlan::from_environment(raw).expect_err("no text").to_string();
     assert!(shown.starts_with("PHONE_OPUS_FAULTS: ") && shown.contains("is not UTF-8"), "{shown}");
+}
+
+#[test]
+fn a_program_that_knows_its_tools_refuses_calls_of_others_and_says_which_it_has() {
+    let read = |name: &'static str, value: &'static str| {
+        let lookup = move |asked: &str| (asked == name).then(|| OsString::from(value));
+        FaultPlan::from_environment_with(lookup, Tools::These(&["consult", "consult_job"]))
+    };
+    for (name, value) in [
+        (FAULTS, "worker.before_reply@tools/call:consul=panic"),
+        (CRASH_ONCE_KEY, "tools/call:consul"),
+        (FORCE_ROLLOUT_KEY, "tools/call:consul"),
+    ] {
+        let shown = read(name, value).expect_err("there is no such tool").to_string();
+        for part in
+            [name, "\"tools/call:consul\" is never met", "did you mean `tools/call:consult`?", "tools/call:consult_job"]
+        {
+            assert!(shown.contains(part), "{part} in {shown}");
+        }
+    }
+    assert!(read(FAULTS, "worker.before_reply@tools/call:consult=panic").is_ok());
 }

@@ -6,7 +6,7 @@
 //! Invariant: every answer of a request in flight is written by `deliver`, which lets go of it.
 
 use std::borrow::Cow;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
 
@@ -17,6 +17,9 @@ use crate::protocol::envelope;
 use crate::protocol::tasks::{TaskAsk, TaskProtocol};
 use crate::protocol::version::Version;
 use crate::protocol::wire::{self, ReplyText, ToolReply};
+
+/// A call that is answered sooner says nothing about how long its client waits.
+const LONG: Duration = Duration::from_secs(20);
 
 impl SessionCore {
     /// A call came out. Nothing happens when it was cancelled meanwhile: that is where the two are decided.
@@ -82,7 +85,11 @@ impl SessionCore {
             result = FinishedAs::Failed(fault.code);
         }
         let Some(pending) = self.forget(number.0) else { return };
-        effects.push(Effect::Finished(pending.finished(now, result)));
+        let finished = pending.finished(now, result);
+        if finished.latency >= LONG && finished.tool.is_some() {
+            effects.push(Effect::Waited { client: pending.client, so_long: finished.latency });
+        }
+        effects.push(Effect::Finished(finished));
         if let Some(batch) = pending.batch {
             self.put_part(batch, Some(&pending.id), part);
             self.close_share(batch, out);
@@ -121,7 +128,9 @@ impl SessionCore {
         if as_task || (fault.code == FaultCode::InvalidInput && pending.version < Version::V2025_11_25) {
             wire::error(out, Some(&pending.id), &fault, None);
         } else {
-            wire::called(out, &pending.id, pending.version, &ToolReply::fault(&fault), &self.identity);
+            let mut reply = ToolReply::fault(&fault);
+            reply.structured = reply.structured.filter(|_| pending.structured);
+            wire::called(out, &pending.id, pending.version, &reply, &self.identity);
         }
         FinishedAs::Failed(fault.code)
     }

@@ -94,6 +94,7 @@ struct PendingSnapshot {
     work: WorkSnapshot,
     bytes: usize,
     batch: Option<u64>,
+    structured: bool,
     /// How long it had been open.
     age: Duration,
 }
@@ -160,6 +161,7 @@ impl SessionCore {
             },
             bytes: call.bytes,
             batch: call.batch,
+            structured: call.structured,
             age: now.saturating_duration_since(call.since),
         };
         let mut pending: Vec<PendingSnapshot> = self.pending.iter().map(pending).collect();
@@ -214,6 +216,7 @@ impl SessionCore {
                 work: call.work.restored(&core.catalog),
                 bytes: call.bytes,
                 batch: call.batch,
+                structured: call.structured,
                 since: began,
             };
             core.call_bytes += pending.bytes;

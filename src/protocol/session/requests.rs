@@ -12,9 +12,10 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 
 use super::meta::{self, Meta, Refusal, invalid};
-use super::tasks::{ask, filter, in_background};
+use super::tasks::{ask, asks_for_tasks, filter, in_background};
 use super::{Call, Effect, Finished, FinishedAs, Origin, SessionCore, Work, shortened};
 use crate::fault::{Fault, FaultCode};
+use crate::lenient;
 use crate::protocol::envelope::{self, IdToken};
 use crate::protocol::method::Method;
 use crate::protocol::version::Version;
@@ -122,17 +123,18 @@ impl SessionCore {
                 Ok(Dispatched::Answered)
             }
             Method::Listen => {
-                let filter = filter(wishes)?;
-                if filter.tasks.is_some() && !meta.knows_tasks() {
+                if asks_for_tasks(wishes) && !meta.knows_tasks() {
                     return Err(meta::tasks_needed());
                 }
+                let filter = filter(wishes)?;
                 self.listen(id, filter, client, origin, out, effects)
             }
             Method::TasksGet | Method::TasksResult | Method::TasksList | Method::TasksCancel | Method::TasksUpdate => {
-                let ask = ask(method, version, task, cursor)?;
+                // Before anything is said about the task: to a client that does not know tasks, no id is a good one.
                 if version == Version::MODERN && !meta.knows_tasks() {
                     return Err(meta::tasks_needed());
                 }
+                let ask = ask(method, version, task, cursor)?;
                 if !self.catalog.offers_tasks() {
                     return Err(Fault::new(FaultCode::UnknownMethod, "this server has no tasks.").into());
                 }
@@ -177,6 +179,12 @@ impl SessionCore {
         let wants_progress = progress.is_some() && task.is_none();
         let work = Work::Tool { tool, progress, last_progress: f64::NEG_INFINITY, task };
         let number = self.pend(id, version, client.clone(), work, arguments.len(), origin)?;
+        if !(self.limits.structured)(client.name().as_deref())
+            && let Some(pending) = self.pending.get_mut(&number.0)
+        {
+            let arguments = lenient::text(&arguments);
+            pending.structured = matches!(envelope::object(&arguments, ["render"]), Ok([Some("\"json\"")]));
+        }
         effects.push(Effect::Invoke(Call { number, tool, arguments, client, wants_progress }));
         Ok(Dispatched::InFlight)
     }

@@ -182,6 +182,12 @@ pub(super) fn in_background(arguments: &Bytes) -> Bytes {
     text.freeze()
 }
 
+/// Whether a subscription asks for news of tasks, well or badly written.
+pub(super) fn asks_for_tasks(wishes: Option<&str>) -> bool {
+    let wishes = wishes.and_then(|wishes| envelope::object(wishes, ["taskIds"]).ok());
+    wishes.is_some_and(|[ids]| ids.is_some_and(|ids| ids != "null"))
+}
+
 /// What a subscription asks for; what we do not have is not honoured.
 pub(super) fn filter(wishes: Option<&str>) -> Result<Filter, Box<Refusal>> {
     let wrong = || invalid("subscriptions/listen needs params.notifications, an object.");

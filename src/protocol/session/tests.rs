@@ -12,6 +12,7 @@ struct Rig {
     followed: Vec<(CallNumber, Vec<JobId>, Wanted)>,
     unfollowed: Vec<CallNumber>,
     gave_up: Vec<Duration>,
+    waited: Vec<Duration>,
     finished: Vec<Finished>,
     roots: Vec<Roots>,
 }
@@ -56,6 +57,7 @@ impl Rig {
             followed: Vec::new(),
             unfollowed: Vec::new(),
             gave_up: Vec::new(),
+            waited: Vec::new(),
             finished: Vec::new(),
             roots: Vec::new(),
         }
@@ -136,6 +138,7 @@ impl Rig {
                 Effect::Unfollow(number) => self.unfollowed.push(number),
                 Effect::GaveUp { after, .. } => self.gave_up.push(after),
                 Effect::Roots(roots) => self.roots.push(roots),
+                Effect::Waited { so_long, .. } => self.waited.push(so_long),
                 Effect::Finished(finished) => self.finished.push(finished),
             }
         }
@@ -630,6 +633,107 @@ fn a_withdrawn_call_says_how_long_its_client_has_waited() {
     rig.send(&call("2", ""));
     rig.reply(1, "in time");
     assert_eq!(rig.gave_up.len(), 1);
+}
+
+#[test]
+fn a_call_that_is_answered_late_says_how_long_its_client_has_waited() {
+    let mut rig = Rig::legacy("2025-06-18");
+    for (number, seconds, want) in [(0, 19, 0), (1, 20, 1), (2, 70, 2)] {
+        rig.send(&call(&number.to_string(), ""));
+        rig.now += Duration::from_secs(seconds);
+        rig.reply(number, "at last");
+        assert_eq!(rig.waited.len(), want, "{seconds} s");
+    }
+    assert_eq!(rig.waited, [Duration::from_secs(20), Duration::from_secs(70)]);
+}
+
+#[test]
+fn an_id_is_known_by_its_value_and_answered_as_it_was_written() {
+    for (asked, other) in [
+        (r#""caf\u00e9""#, "\"café\""),
+        ("\"café\"", r#""caf\u00E9""#),
+        (r#""a\/b""#, "\"a/b\""),
+        ("1234", "1234.0"),
+        ("1234.0", "1234"),
+        ("1e3", "1000"),
+        ("-0", "0"),
+    ] {
+        let mut rig = Rig::legacy("2025-06-18");
+        assert_eq!(rig.send(&call(asked, "")), "");
+        let twice = rig.send(&call(other, ""));
+        assert!(twice.contains(&format!("\"id\":{other},\"error\"")) && twice.contains("still in flight"), "{twice}");
+        let answer = rig.reply(0, "done");
+        assert!(answer.contains(&format!("\"id\":{asked},\"result\"")), "{answer}");
+        assert_eq!(rig.send(&call(asked, "")), "");
+        rig.send(&format!(
+            r#"{{"jsonrpc":"2.0","method":"notifications/cancelled","params":{{"requestId":{other}}}}}"#
+        ));
+        assert_eq!(rig.withdrawn.len(), 1, "{asked} by {other}");
+        assert_eq!(rig.reply(1, "too late"), "");
+    }
+    let mut rig = Rig::legacy("2025-06-18");
+    for id in ["7", "\"7\"", "7.5", "70"] {
+        assert_eq!(rig.send(&call(id, "")), "", "{id} is an id of its own");
+    }
+}
+
+#[test]
+fn every_request_whose_id_is_too_long_is_refused_under_its_own_id() {
+    let mut rig = Rig::legacy("2025-06-18");
+    for n in 0..50 {
+        let id = format!("\"{n}{}\"", "x".repeat(64 * 1024));
+        for line in [call(&id, ""), format!(r#"{{"jsonrpc":"2.0","id":{id},"method":"ping"}}"#)] {
+            let refused = rig.send(&line);
+            assert!(refused.contains(&format!("\"id\":{id},\"error\"")), "{n}: {}", &refused[..80]);
+            assert!(refused.contains("64 KiB"));
+        }
+    }
+    assert_eq!(rig.core.in_flight(), 0);
+    // One that leaves no room for the refusal is answered without it, as often as other complaints.
+    let longest = format!("\"{}\"", "x".repeat(wire::LINE_MOST));
+    let refused: Vec<bool> = (0..8).map(|_| rig.send(&call(&longest, "")).contains("\"id\":null")).collect();
+    assert_eq!(refused.iter().filter(|refused| **refused).count(), 5);
+}
+
+#[test]
+fn a_client_without_tasks_is_told_so_before_anything_about_the_task() {
+    let mut rig = Rig::with_tasks();
+    for params in [r#""taskId":"nobody","#, r#""taskId":7,"#, ""] {
+        for method in ["tasks/get", "tasks/update", "tasks/cancel"] {
+            let said =
+                rig.send(&format!(r#"{{"jsonrpc":"2.0","id":1,"method":"{method}","params":{{{params}{ENVELOPE}}}}}"#));
+            assert!(said.contains("-32021") && said.contains("requiredCapabilities"), "{method} {params}: {said}");
+        }
+    }
+    for ids in [r#"["nobody"]"#, "[7]", "7"] {
+        let said = rig.send(&format!(
+            r#"{{"jsonrpc":"2.0","id":1,"method":"subscriptions/listen","params":{{"notifications":{{"taskIds":{ids}}},{ENVELOPE}}}}}"#
+        ));
+        assert!(said.contains("-32021"), "{ids}: {said}");
+    }
+}
+
+#[test]
+fn a_fault_is_told_in_the_text_alone_to_clients_that_show_only_one() {
+    for (client, arguments, structured) in [
+        ("claude-code", "{}", false),
+        ("claude-code", r#"{"render":"json"}"#, true),
+        ("codex-mcp-client", "{}", false),
+        ("another", "{}", true),
+    ] {
+        let shows_one = |client: Option<&str>| !matches!(client, Some("claude-code" | "codex-mcp-client"));
+        let mut rig = Rig::with_limits(SessionLimits { structured: shows_one, ..SessionLimits::default() });
+        rig.send(&format!(
+            r#"{{"jsonrpc":"2.0","id":"i","method":"initialize","params":{{"protocolVersion":"2025-11-25","capabilities":{{}},"clientInfo":{{"name":"{client}","version":"1"}}}}}}"#
+        ));
+        rig.send(&format!(
+            r#"{{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{{"name":"echo","arguments":{arguments}}}}}"#
+        ));
+        let fault = Fault::new(FaultCode::Busy, "it is busy.").hint("Wait.");
+        let said = rig.settle(0, CallOutcome::Fault(Box::new(fault)));
+        assert!(said.contains("busy: it is busy. Wait.") && said.contains("\"isError\":true"), "{said}");
+        assert_eq!(said.contains("structuredContent"), structured, "{client} {arguments}: {said}");
+    }
 }
 
 #[test]

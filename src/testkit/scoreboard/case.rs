@@ -226,10 +226,16 @@ pub(super) async fn play(program: &Path, seed: u64, row: &Row) -> Score {
         clients.iter_mut().for_each(Client::expect_end);
     }
     let torn = row.rule.point == FaultPoint::StdioWrite && row.rule.action.kind() == ActionKind::Torn;
+    let faults = world.faults.clone();
     world.close(clients, torn, &mut score).await;
     score.runs = runs;
     if score.fired != 1 {
-        score.broken.push(Violation { law: STRUCK, detail: format!("it struck {} times", score.fired) });
+        let unmet = faults.never_met();
+        let detail = match unmet.is_empty() {
+            true => format!("it struck {} times", score.fired),
+            false => format!("nobody met {}", unmet.join(", ")),
+        };
+        score.broken.push(Violation { law: STRUCK, detail });
     }
     score
 }
