@@ -12,7 +12,6 @@ use serde_json::{Value, json};
 use tokio::sync::oneshot;
 
 use crate::actors::current::Current;
-use crate::actors::jobs::JobsHandle;
 use crate::actors::rollout::RolloutHandle;
 use crate::actors::session::Gauges;
 use crate::actors::workers::{WorkersMsg, WorkersSnapshot};
@@ -20,6 +19,7 @@ use crate::config::Config;
 use crate::fault::{Fault, FaultCode};
 use crate::faults::Faults;
 use crate::ids::{HostId, UnixMillis};
+use crate::jobs::client::JobsHandle;
 use crate::telemetry::TelemetryHandle;
 use crate::tools::reply::Detail;
 

@@ -103,15 +103,8 @@ const LAYERS: &[&str] = &[
 ];
 
 /// What still reaches upwards, as (who, whom). A pair that is not needed any more must go.
-const UPWARDS: &[(&str, &str)] = &[
-    ("config", "clients"),
-    ("jobs", "store"),
-    ("rollout", "handover"),
-    ("rollout", "system"),
-    ("tools", "actors"),
-    ("tools", "health"),
-    ("worker", "actors"),
-];
+const UPWARDS: &[(&str, &str)] =
+    &[("config", "clients"), ("jobs", "store"), ("rollout", "handover"), ("rollout", "system"), ("tools", "health")];
 
 /// Types whose statics have a state.
 const STATEFUL: &[&str] = &[

@@ -14,6 +14,7 @@
 //! and the store enforces the same edges once more in its own update.
 
 pub mod admission;
+pub mod client;
 pub mod evidence;
 pub mod journal;
 pub mod leftovers;

@@ -16,7 +16,8 @@ use crate::actors::child;
 use crate::actors::connections::{Connections, Door, Served};
 use crate::actors::current::{Current, Naming};
 use crate::actors::jobs::custody::{Attachments, Means};
-use crate::actors::jobs::{JobsArguments, JobsHandle, JobsMsg};
+use crate::actors::jobs::jobs_of;
+use crate::actors::jobs::{JobsArguments, JobsMsg};
 use crate::actors::kept::Kept;
 use crate::actors::rollout::{RolloutArguments, RolloutHandle, RolloutMsg};
 use crate::actors::root::{Names, Root, RootArguments};
@@ -31,6 +32,7 @@ use crate::fault::{Fault, FaultCode};
 use crate::faults::{Broken, FaultPoint, Faults, Operation};
 use crate::handover::{self, Snapshot, SnapshotError};
 use crate::ids::HostId;
+use crate::jobs::client::JobsHandle;
 use crate::places::Places;
 use crate::rollout::{Carried, Fingerprint, Rollout, RolloutSetup, Status, Trigger};
 use crate::runner::{RunnerCommand, nesting};
@@ -80,7 +82,7 @@ impl SystemBuilder {
             rollout: rollouts(None, None, &Config::default(), Naming::new().current(), &telemetry),
             notices: Vec::new(),
         };
-        let handle = JobsHandle::new(jobs.current(), store.clone());
+        let handle = jobs_of(jobs.current(), store.clone());
         let (served, _) = assembly.served(workers.current(), handle, jobs.current());
         let connections = Connections::new(served);
         connections.inherit(snapshot.next_session, snapshot.session.as_ref(), snapshot.catalog, snapshot.age())?;
@@ -168,7 +170,7 @@ impl SystemBuilder {
             rollout: rollout.clone(),
             notices: self.notices,
         };
-        let handle = JobsHandle::new(names.jobs.current(), store.clone());
+        let handle = jobs_of(names.jobs.current(), store.clone());
         let worker = handle.clone();
         let (served, (desk, health)) = assembly.served(names.workers.current(), handle, names.jobs.current());
         let backend = match self.isolation {

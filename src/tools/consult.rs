@@ -19,13 +19,13 @@ use super::{
     Annotations, Evidence, ProbeFuture, ReplayContract, TaskSupport, Tool, ToolCall, ToolDefinition, ToolFuture,
     ToolReply,
 };
-use crate::actors::jobs::{Follow, JobsHandle, News};
 use crate::actors::roots::RootsHandle;
 use crate::agents::{AgentNames, MAX_PROMPT_BYTES};
 use crate::clients::{ClientProfile, Clients, Structured};
 use crate::config::Config;
 use crate::fault::{Fault, FaultCode};
 use crate::ids::{AgentSessionId, ChainId, InvocationId, JobId, UnixMillis};
+use crate::jobs::client::{Follow, JobsHandle, News};
 use crate::jobs::{ConsultRequest, JobMode, JobRecord, NewJob};
 use crate::lenient;
 use crate::places::Places;

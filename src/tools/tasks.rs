@@ -9,10 +9,10 @@ use std::time::Duration;
 
 use super::consult::{Caller, Desk, finished};
 use super::reply::{Detail, Render, Shape};
-use crate::actors::jobs::News;
 use crate::clients::Structured;
 use crate::fault::{Fault, FaultCode};
 use crate::ids::{JobId, SessionNumber};
+use crate::jobs::client::News;
 use crate::jobs::{JobRecord, JobState, JobSummary};
 use crate::protocol::session::{ClientInfo, Wanted};
 use crate::protocol::tasks::{PAGE, TaskAnswer, TaskAsk, TaskCursor, TaskNews, TaskStatus, TaskView};

@@ -1,6 +1,6 @@
 //! What a worker process asks its host, and how: jobs belong to the host, and the worker's tools reach them over the pipe.
 //!
-//! Owns: the questions and their answers, and [`Asker`], through which a [`JobsHandle`](crate::actors::jobs::JobsHandle)
+//! Owns: the questions and their answers, and [`Asker`], through which a [`JobsHandle`](crate::jobs::client::JobsHandle)
 //! of a worker process puts them. May not know: bytes, how the host finds its answers.
 //!
 //! Invariants: (1) a question gets one answer, or learns by its channel's end that there will be none; (2) accepting is
@@ -14,6 +14,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::fault::{Fault, FaultCode};
 use crate::ids::{InvocationId, JobId, SessionNumber};
+use crate::jobs::client::Glimpse;
 use crate::jobs::{JobRecord, NewJob};
 
 /// What only the host knows or may do.
@@ -79,15 +80,6 @@ pub enum Question {
         /// Which.
         job: JobId,
     },
-}
-
-/// What is known live about a job.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Glimpse {
-    /// What the agent is doing, in a few words.
-    pub phase: String,
-    /// What it has said so far.
-    pub text: String,
 }
 
 /// What the host answers.

@@ -12,6 +12,7 @@
 //! is unknown; (4) it opens no store, reads no configuration, and knows what the host told it.
 
 pub mod asks;
+pub mod client;
 pub mod executor;
 pub mod outbox;
 pub mod settings;
@@ -38,7 +39,6 @@ use self::executor::{CONCURRENT, Executor, Mishap, ToolPanicked, Work};
 use self::outbox::Outbox;
 use self::settings::Settings;
 use self::wire::{Hello, ToWorker};
-use crate::actors::jobs::JobsHandle;
 use crate::actors::roots::RootsHandle;
 use crate::agents::{AgentNames, Environment};
 use crate::clients::Clients;
@@ -429,7 +429,7 @@ impl Inside {
             if let Some(desk) = settings.desk {
                 let config = Arc::new(desk.config);
                 let desk = Desk {
-                    jobs: JobsHandle::of_host(self.asker.clone()),
+                    jobs: client::jobs_of_host(self.asker.clone()),
                     agents: AgentNames::new(desk.agents),
                     clients: Clients::new(Arc::clone(&config), desk.observed),
                     config,

@@ -1,22 +1,23 @@
-//! Jobs as everybody but their supervisor sees them: accept, follow, read, cancel.
+//! The jobs of this process, behind [`JobsHandle`].
 //!
-//! Owns: where an answer comes from (the supervisor, the store, or, in a worker process, the host), and how a job that
-//! runs elsewhere is followed. May not know: who waits for a job, how one is run.
+//! Owns: which question goes to the supervisor and which to the store, and how a job that runs under another host is
+//! followed. May not know: who waits for a job, how one is run.
 
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::BoxFuture;
 use tokio::sync::{oneshot, watch};
 
-use super::{Accepted, Again, JobsMsg};
+use super::{Again, JobsMsg};
 use crate::actors::current::Current;
 use crate::fault::{Fault, FaultCode};
 use crate::ids::{InvocationId, JobId, UnixMillis};
+use crate::jobs::client::{Accepted, Follow, FollowBackend, Glimpse, JobsBackend, JobsHandle, News, View};
 use crate::jobs::live::JobLive;
 use crate::jobs::{CancelReason, JobRecord, JobSummary, JournalEntry, NewJob};
 use crate::store::{CancelState, ChainCost, DayCost, JobCounts, JobFilter, StoreError, StoreHandle};
-use crate::worker::asks::{Answer, Asker, Glimpse, Question, Waiting, host_gone, misunderstood};
 
 /// Failures in a row to look at a job of another host before whoever follows it is told; five seconds of them.
 const LOOKS_FAILED: u32 = 20;
@@ -33,27 +34,16 @@ const NEXT: Duration = Duration::from_millis(500);
 /// Longest an accept may take. A store that is locked by others gives up long before.
 const ACCEPT_LIMIT: Duration = Duration::from_secs(30);
 
-/// Jobs, for tools, embedding programs and the command line. Cheap to clone.
-///
-/// In a worker process it reaches the jobs of the host, for the verbs a consult needs; the others are the host's alone
-/// and answer with a fault.
-#[derive(Clone)]
-pub struct JobsHandle(Reach);
-
-#[derive(Clone)]
-enum Reach {
-    /// They belong to this process.
-    Here { actor: Current<JobsMsg>, store: StoreHandle },
-    /// They belong to the host at the other end of this process's pipes.
-    Host(Asker),
+/// A handle on the jobs of this supervisor and this store.
+#[must_use]
+pub fn jobs_of(actor: Current<JobsMsg>, store: StoreHandle) -> JobsHandle {
+    JobsHandle::new(Here { actor, store })
 }
 
-/// News of one job, wherever it runs.
-pub struct Follow(Source);
-
-enum Source {
-    Here(Looking),
-    Host(Asking),
+/// The jobs of this process.
+struct Here {
+    actor: Current<JobsMsg>,
+    store: StoreHandle,
 }
 
 /// A job that is followed in its own host, or by looking at the store.
@@ -67,52 +57,6 @@ struct Looking {
     told: bool,
 }
 
-/// A job that is followed by asking the host.
-struct Asking {
-    asker: Asker,
-    follow: u64,
-    /// What the agent was doing when the host last said so.
-    phase: String,
-    /// News that were asked for.
-    waiting: Option<Waiting>,
-}
-
-impl Drop for Asking {
-    fn drop(&mut self) {
-        self.asker.tell(Question::Unfollow { follow: self.follow });
-    }
-}
-
-/// A look at what is known live, apart from whoever waits for news.
-#[derive(Clone, Default)]
-pub struct View(Option<watch::Receiver<JobLive>>);
-
-impl View {
-    /// The news as they stand, where the job runs under this host.
-    #[must_use]
-    pub fn glimpse(&self) -> Option<Glimpse> {
-        let live = self.0.as_ref()?.borrow();
-        Some(Glimpse { phase: live.phase.describe(), text: live.text.clone() })
-    }
-
-    /// What the agent is doing, where that is known.
-    #[must_use]
-    pub fn describe(&self) -> String {
-        self.0.as_ref().map_or_else(|| "running, not under this host".to_owned(), |news| news.borrow().phase.describe())
-    }
-}
-
-/// What following a job has shown.
-#[derive(Debug, Clone)]
-pub enum News {
-    /// It is over.
-    Finished(Arc<JobRecord>),
-    /// Its run is over, and the store does not take the outcome. The job as it will have ended; told once.
-    Unstored(Arc<JobRecord>),
-    /// It goes on and something happened.
-    Changed,
-}
-
 fn stopped() -> Fault {
     Fault::new(FaultCode::Stopping, "the system is stopping.")
 }
@@ -122,241 +66,104 @@ fn forgotten(error: &StoreError) -> Fault {
     Fault::new(FaultCode::StoreUnavailable, detail).hint("Keep cleaners away from the state directory; ask again.")
 }
 
-impl JobsHandle {
-    /// A handle on these jobs.
-    #[must_use]
-    pub fn new(actor: Current<JobsMsg>, store: StoreHandle) -> Self {
-        Self(Reach::Here { actor, store })
-    }
-
-    /// A handle on the jobs of this process's host.
-    #[must_use]
-    pub fn of_host(asker: Asker) -> Self {
-        Self(Reach::Host(asker))
-    }
-
-    fn store(&self) -> Result<&StoreHandle, Fault> {
-        match &self.0 {
-            Reach::Here { store, .. } => Ok(store),
-            Reach::Host(_) => Err(Fault::new(FaultCode::Internal, "only the host itself can do that with jobs.")),
-        }
-    }
-
-    /// Accepts a consult: when this returns a job, the job is durable and will reach a terminal state.
-    ///
-    /// # Errors
-    ///
-    /// `request_key_conflict`, `queue_full`, `store_unavailable`.
-    ///
-    /// # Cancel safety
-    ///
-    /// Dropping the future does not undo the accept.
-    pub async fn accept(&self, job: NewJob, caller: Option<InvocationId>) -> Result<Accepted, Fault> {
-        match &self.0 {
-            Reach::Here { actor, .. } => {
-                let asked = ask(actor, |reply, again| {
-                    let job = Box::new(job.clone());
-                    // Asking again joins what the first asking may have become.
-                    JobsMsg::Accept { job, caller, again, reply }
-                });
-                match tokio::time::timeout(ACCEPT_LIMIT, asked).await {
-                    Ok(accepted) => accepted?,
-                    Err(_) => Err(Fault::new(FaultCode::StoreUnavailable, "the job was not accepted in time.")
-                        .hint("It may have been accepted all the same; look with consult_jobs.")),
-                }
-            }
-            Reach::Host(asker) => match asker.ask(Question::Accept { job: Box::new(job), caller }).await? {
-                Answer::Accepted { record, joined } => Ok(Accepted { record: *record, joined }),
-                _ => Err(misunderstood()),
-            },
-        }
-    }
-
-    /// Follows a job's news: live when this host runs it, by looking at the store otherwise.
-    ///
-    /// # Errors
-    ///
-    /// The system is stopping.
-    pub async fn follow(&self, job: JobId) -> Result<Follow, Fault> {
-        match &self.0 {
-            Reach::Here { actor, store } => {
-                let news = ask(actor, |reply, _| JobsMsg::Attach { job, reply }).await?;
-                Ok(Follow(Source::Here(Looking { job, store: store.clone(), news, seen: 0, failed: 0, told: false })))
-            }
-            Reach::Host(asker) => {
-                let follow = asker.number();
-                // Made before the question, so that the host hears of its end even when this future is dropped.
-                let mut asking = Asking { asker: asker.clone(), follow, phase: String::new(), waiting: None };
-                match asker.ask(Question::Follow { job, follow }).await? {
-                    Answer::Following { phase } => asking.phase = phase,
-                    _ => return Err(misunderstood()),
-                }
-                Ok(Follow(Source::Host(asking)))
-            }
-        }
-    }
-
-    /// Everything about one job.
-    ///
-    /// # Errors
-    ///
-    /// `unknown_job`, `store_unavailable`.
-    pub async fn record(&self, job: JobId) -> Result<JobRecord, Fault> {
-        match &self.0 {
-            Reach::Here { store, .. } => Ok(store.job(job).await?),
-            Reach::Host(asker) => match asker.ask(Question::Record { job }).await? {
-                Answer::Record { record } => Ok(*record),
-                _ => Err(misunderstood()),
-            },
-        }
-    }
-
-    /// A job's journal after `after_seq`.
-    ///
-    /// # Errors
-    ///
-    /// `unknown_job`, `store_unavailable`.
-    pub async fn events(&self, job: JobId, after_seq: u64, limit: usize) -> Result<Vec<JournalEntry>, Fault> {
-        Ok(self.store()?.events(job, after_seq, limit, 256 * 1024).await?)
-    }
-
-    /// Jobs that match.
-    ///
-    /// # Errors
-    ///
-    /// `store_unavailable`.
-    pub async fn list(&self, filter: JobFilter) -> Result<Vec<JobSummary>, Fault> {
-        Ok(self.store()?.list(filter).await?)
-    }
-
-    /// Asks for a job to be ended, wherever it runs; returns at once.
-    ///
-    /// # Errors
-    ///
-    /// `unknown_job`, `store_unavailable`.
-    pub async fn cancel(&self, job: JobId) -> Result<CancelState, Fault> {
-        let state = self.store()?.request_cancel(job, CancelReason::Requested).await?;
-        self.cast(JobsMsg::Terminate(job));
-        Ok(state)
-    }
-
-    /// Lets a synchronous job go on without a caller.
-    ///
-    /// # Errors
-    ///
-    /// `store_unavailable`. A job that is over already is no error.
-    pub async fn hand_over(&self, job: JobId) -> Result<(), Fault> {
-        match &self.0 {
-            Reach::Here { store, .. } => {
-                let _ = store.hand_over(job).await?;
-                self.cast(JobsMsg::HandedOver(job));
-                Ok(())
-            }
-            Reach::Host(asker) => asker.ask(Question::HandOver { job }).await.map(drop),
-        }
-    }
-
-    /// Notes that an answer was read.
-    pub async fn mark_read(&self, job: JobId) {
-        // An unread mark that stays costs a reminder, nothing else.
-        match &self.0 {
-            Reach::Here { store, .. } => {
-                if let Err(error) = store.mark_read(job, UnixMillis::now()).await {
-                    tracing::debug!(%error, "a job was not marked as read");
-                }
-            }
-            Reach::Host(asker) => drop(asker.ask(Question::MarkRead { job }).await),
-        }
-    }
-
-    /// Finished jobs of a workspace that nobody has read, newest first.
-    ///
-    /// # Errors
-    ///
-    /// `store_unavailable`.
-    pub async fn unread(&self, workspace: PathBuf) -> Result<Vec<JobId>, Fault> {
-        match &self.0 {
-            Reach::Here { store, .. } => Ok(store.unread(workspace, 5).await?),
-            Reach::Host(asker) => match asker.ask(Question::Unread { workspace }).await? {
-                Answer::Jobs { jobs } => Ok(jobs),
-                _ => Err(misunderstood()),
-            },
-        }
-    }
-
-    /// The job an invocation was accepted as, if it was.
-    ///
-    /// # Errors
-    ///
-    /// `store_unavailable`.
-    pub async fn find_invocation(&self, invocation: InvocationId) -> Result<Option<JobId>, Fault> {
-        Ok(self.store()?.find_invocation(invocation).await?)
-    }
-
-    /// A queued job's place, from 1; `None` when it does not wait.
-    ///
-    /// # Errors
-    ///
-    /// `store_unavailable`.
-    pub async fn queue_place(&self, job: JobId) -> Result<Option<usize>, Fault> {
-        match &self.0 {
-            Reach::Here { store, .. } => Ok(store.queue_place(job).await?),
-            Reach::Host(asker) => match asker.ask(Question::QueuePlace { job }).await? {
-                Answer::Place { place } => Ok(place),
-                _ => Err(misunderstood()),
-            },
-        }
-    }
-
-    /// Jobs by state.
-    ///
-    /// # Errors
-    ///
-    /// `store_unavailable`.
-    pub async fn counts(&self) -> Result<JobCounts, Fault> {
-        Ok(self.store()?.counts().await?)
-    }
-
-    /// What was spent, by day.
-    ///
-    /// # Errors
-    ///
-    /// `store_unavailable`.
-    pub async fn cost_by_day(&self, since: UnixMillis) -> Result<Vec<DayCost>, Fault> {
-        Ok(self.store()?.cost_by_day(since).await?)
-    }
-
-    /// What was spent by chains of nested consults, the dearest first.
-    ///
-    /// # Errors
-    ///
-    /// `store_unavailable`.
-    pub async fn cost_by_chain(&self, since: UnixMillis) -> Result<Vec<ChainCost>, Fault> {
-        Ok(self.store()?.cost_by_chain(since).await?)
-    }
-
-    /// Where a damaged store was moved by this host, if it was: what was in it is to be had from there.
-    ///
-    /// # Errors
-    ///
-    /// `store_unavailable`.
-    pub async fn moved_aside(&self) -> Result<Option<PathBuf>, Fault> {
-        Ok(self.store()?.moved_aside().await?)
-    }
-
-    /// Jobs this host is attached to.
-    pub async fn attached(&self) -> usize {
-        match &self.0 {
-            Reach::Here { actor, .. } => ask(actor, |reply, _| JobsMsg::Attached(reply)).await.unwrap_or(0),
-            Reach::Host(_) => 0,
-        }
-    }
-
+impl Here {
     /// Tells the supervisor; one that is not there needs not to know.
     fn cast(&self, message: JobsMsg) {
-        if let Reach::Here { actor, .. } = &self.0 {
-            let _ = actor.cast(message);
-        }
+        let _ = self.actor.cast(message);
+    }
+}
+
+impl JobsBackend for Here {
+    fn accept(&self, job: NewJob, caller: Option<InvocationId>) -> BoxFuture<'_, Result<Accepted, Fault>> {
+        Box::pin(async move {
+            let asked = ask(&self.actor, |reply, again| {
+                let job = Box::new(job.clone());
+                // Asking again joins what the first asking may have become.
+                JobsMsg::Accept { job, caller, again, reply }
+            });
+            match tokio::time::timeout(ACCEPT_LIMIT, asked).await {
+                Ok(accepted) => accepted?,
+                Err(_) => Err(Fault::new(FaultCode::StoreUnavailable, "the job was not accepted in time.")
+                    .hint("It may have been accepted all the same; look with consult_jobs.")),
+            }
+        })
+    }
+
+    fn follow(&self, job: JobId) -> BoxFuture<'_, Result<Follow, Fault>> {
+        Box::pin(async move {
+            let news = ask(&self.actor, |reply, _| JobsMsg::Attach { job, reply }).await?;
+            Ok(Follow::new(Looking { job, store: self.store.clone(), news, seen: 0, failed: 0, told: false }))
+        })
+    }
+
+    fn record(&self, job: JobId) -> BoxFuture<'_, Result<JobRecord, Fault>> {
+        Box::pin(async move { Ok(self.store.job(job).await?) })
+    }
+
+    fn events(&self, job: JobId, after_seq: u64, limit: usize) -> BoxFuture<'_, Result<Vec<JournalEntry>, Fault>> {
+        Box::pin(async move { Ok(self.store.events(job, after_seq, limit, 256 * 1024).await?) })
+    }
+
+    fn list(&self, filter: JobFilter) -> BoxFuture<'_, Result<Vec<JobSummary>, Fault>> {
+        Box::pin(async move { Ok(self.store.list(filter).await?) })
+    }
+
+    fn cancel(&self, job: JobId) -> BoxFuture<'_, Result<CancelState, Fault>> {
+        Box::pin(async move {
+            let state = self.store.request_cancel(job, CancelReason::Requested).await?;
+            self.cast(JobsMsg::Terminate(job));
+            Ok(state)
+        })
+    }
+
+    fn hand_over(&self, job: JobId) -> BoxFuture<'_, Result<(), Fault>> {
+        Box::pin(async move {
+            let _ = self.store.hand_over(job).await?;
+            self.cast(JobsMsg::HandedOver(job));
+            Ok(())
+        })
+    }
+
+    fn mark_read(&self, job: JobId) -> BoxFuture<'_, ()> {
+        Box::pin(async move {
+            // An unread mark that stays costs a reminder, nothing else.
+
+            if let Err(error) = self.store.mark_read(job, UnixMillis::now()).await {
+                tracing::debug!(%error, "a job was not marked as read");
+            }
+        })
+    }
+
+    fn unread(&self, workspace: PathBuf) -> BoxFuture<'_, Result<Vec<JobId>, Fault>> {
+        Box::pin(async move { Ok(self.store.unread(workspace, 5).await?) })
+    }
+
+    fn find_invocation(&self, invocation: InvocationId) -> BoxFuture<'_, Result<Option<JobId>, Fault>> {
+        Box::pin(async move { Ok(self.store.find_invocation(invocation).await?) })
+    }
+
+    fn queue_place(&self, job: JobId) -> BoxFuture<'_, Result<Option<usize>, Fault>> {
+        Box::pin(async move { Ok(self.store.queue_place(job).await?) })
+    }
+
+    fn counts(&self) -> BoxFuture<'_, Result<JobCounts, Fault>> {
+        Box::pin(async move { Ok(self.store.counts().await?) })
+    }
+
+    fn cost_by_day(&self, since: UnixMillis) -> BoxFuture<'_, Result<Vec<DayCost>, Fault>> {
+        Box::pin(async move { Ok(self.store.cost_by_day(since).await?) })
+    }
+
+    fn cost_by_chain(&self, since: UnixMillis) -> BoxFuture<'_, Result<Vec<ChainCost>, Fault>> {
+        Box::pin(async move { Ok(self.store.cost_by_chain(since).await?) })
+    }
+
+    fn moved_aside(&self) -> BoxFuture<'_, Result<Option<PathBuf>, Fault>> {
+        Box::pin(async move { Ok(self.store.moved_aside().await?) })
+    }
+
+    fn attached(&self) -> BoxFuture<'_, usize> {
+        Box::pin(async move { ask(&self.actor, |reply, _| JobsMsg::Attached(reply)).await.unwrap_or(0) })
     }
 }
 
@@ -379,72 +186,21 @@ async fn ask<T>(actor: &Current<JobsMsg>, question: impl Fn(oneshot::Sender<T>, 
     Err(stopped())
 }
 
-impl Follow {
-    /// Waits for news.
-    ///
-    /// # Errors
-    ///
-    /// `store_unavailable`, `unknown_job`.
-    ///
-    /// # Cancel safety
-    ///
-    /// Safe: what was seen, and what was asked for, is kept in `self`.
-    pub async fn next(&mut self) -> Result<News, Fault> {
-        match &mut self.0 {
-            Source::Here(looking) => looking.next().await,
-            Source::Host(asking) => asking.next().await,
-        }
+impl FollowBackend for Looking {
+    fn next(&mut self) -> BoxFuture<'_, Result<News, Fault>> {
+        Box::pin(Self::next(self))
     }
 
-    /// The news as they stand, where the job runs under this host.
-    ///
-    /// # Cancel safety
-    ///
-    /// Safe.
-    pub async fn glimpse(&self) -> Option<Glimpse> {
-        match &self.0 {
-            Source::Here(looking) => View(looking.news.clone()).glimpse(),
-            Source::Host(asking) => match asking.asker.ask(Question::Live { follow: asking.follow }).await {
-                Ok(Answer::Live { glimpse }) => glimpse,
-                _ => None,
-            },
-        }
+    fn glimpse(&self) -> BoxFuture<'_, Option<Glimpse>> {
+        Box::pin(std::future::ready(self.view().glimpse()))
     }
 
-    /// What the agent is doing, where that is known.
-    #[must_use]
-    pub fn describe(&self) -> String {
-        match &self.0 {
-            Source::Here(looking) => View(looking.news.clone()).describe(),
-            Source::Host(asking) => asking.phase.clone(),
-        }
+    fn describe(&self) -> String {
+        self.view().describe()
     }
 
-    /// A look at the same job that does not wait.
-    #[must_use]
-    pub fn view(&self) -> View {
-        match &self.0 {
-            Source::Here(looking) => View(looking.news.clone()),
-            Source::Host(_) => View(None),
-        }
-    }
-}
-
-impl Asking {
-    async fn next(&mut self) -> Result<News, Fault> {
-        let (asker, follow) = (&self.asker, self.follow);
-        let waiting = self.waiting.get_or_insert_with(|| asker.put(Question::Next { follow }));
-        let answer = waiting.await;
-        self.waiting = None;
-        match answer.map_err(|_| host_gone())?? {
-            Answer::Finished { record } => Ok(News::Finished(Arc::new(*record))),
-            Answer::Unstored { record } => Ok(News::Unstored(Arc::new(*record))),
-            Answer::Changed { phase } => {
-                self.phase = phase;
-                Ok(News::Changed)
-            }
-            _ => Err(misunderstood()),
-        }
+    fn view(&self) -> View {
+        View::new(self.news.clone())
     }
 }
 

@@ -22,7 +22,7 @@ use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
 
 use self::custody::{Attachment, Attachments, Means};
-pub use self::handle::{Follow, JobsHandle, News, View};
+pub use self::handle::jobs_of;
 use super::child::{self, Child};
 use super::connections::Connections;
 use super::consult::{Consult, ConsultArguments, ConsultMsg};
@@ -33,6 +33,7 @@ use crate::actors::clock;
 use crate::fault::{Fault, FaultCode};
 use crate::faults::{Broken, FaultPoint, Faults, Operation};
 use crate::ids::{Generation, InvocationId, JobId, SessionNumber, UnixMillis};
+use crate::jobs::client::Accepted;
 use crate::jobs::evidence::Evidence;
 use crate::jobs::live::JobLive;
 use crate::jobs::overdue::Overdue;
@@ -65,15 +66,6 @@ const RESTARTS: RestartPolicy = RestartPolicy {
     backoff_most: Duration::from_secs(2),
     settled_after: Duration::from_secs(10),
 };
-
-/// What a caller is told about its accepted job.
-#[derive(Debug, Clone)]
-pub struct Accepted {
-    /// The job as it stands in the store.
-    pub record: JobRecord,
-    /// Whether it was there before.
-    pub joined: bool,
-}
 
 /// Whether a question was put to an earlier incarnation, which may have acted on it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

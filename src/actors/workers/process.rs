@@ -35,13 +35,13 @@ use tokio::task::JoinSet;
 
 use super::asks::Asks;
 use crate::actors::clock;
-use crate::actors::jobs::JobsHandle;
 use crate::actors::reply::AttemptReply;
 use crate::actors::roots::RootsHandle;
 use crate::actors::session::Gauges;
 use crate::actors::worker::{Attempt, Keeping, Order, WorkerMsg};
 use crate::fault::{Fault, FaultCode};
 use crate::ids::{CallKey, CallNumber, Generation};
+use crate::jobs::client::JobsHandle;
 use crate::protocol::frame::{Frame, FrameReader};
 use crate::protocol::session::CallOutcome;
 use crate::tools::progress::ProgressSink;

@@ -1,0 +1,141 @@
+//! The host's jobs, as a worker process reaches them: each verb is a question over the pipe.
+//!
+//! Owns: which question a verb is. May not know: how the host finds its answers, bytes.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use futures_util::future::BoxFuture;
+
+use super::asks::{Answer, Asker, Question, Waiting, host_gone, misunderstood};
+use crate::fault::Fault;
+use crate::ids::{InvocationId, JobId};
+use crate::jobs::client::{Accepted, Follow, FollowBackend, Glimpse, JobsBackend, JobsHandle, News, View};
+use crate::jobs::{JobRecord, NewJob};
+
+/// A handle on the jobs of this process's host.
+#[must_use]
+pub fn jobs_of_host(asker: Asker) -> JobsHandle {
+    JobsHandle::new(OfHost { asker })
+}
+
+/// The jobs of the host at the other end of this process's pipes.
+struct OfHost {
+    asker: Asker,
+}
+
+/// A job that is followed by asking the host.
+struct Asking {
+    asker: Asker,
+    follow: u64,
+    /// What the agent was doing when the host last said so.
+    phase: String,
+    /// News that were asked for.
+    waiting: Option<Waiting>,
+}
+
+impl Drop for Asking {
+    fn drop(&mut self) {
+        self.asker.tell(Question::Unfollow { follow: self.follow });
+    }
+}
+
+impl JobsBackend for OfHost {
+    fn accept(&self, job: NewJob, caller: Option<InvocationId>) -> BoxFuture<'_, Result<Accepted, Fault>> {
+        Box::pin(async move {
+            match self.asker.ask(Question::Accept { job: Box::new(job), caller }).await? {
+                Answer::Accepted { record, joined } => Ok(Accepted { record: *record, joined }),
+                _ => Err(misunderstood()),
+            }
+        })
+    }
+
+    fn follow(&self, job: JobId) -> BoxFuture<'_, Result<Follow, Fault>> {
+        Box::pin(async move {
+            let follow = self.asker.number();
+            // Made before the question, so that the host hears of its end even when this future is dropped.
+            let mut asking = Asking { asker: self.asker.clone(), follow, phase: String::new(), waiting: None };
+            match self.asker.ask(Question::Follow { job, follow }).await? {
+                Answer::Following { phase } => asking.phase = phase,
+                _ => return Err(misunderstood()),
+            }
+            Ok(Follow::new(asking))
+        })
+    }
+
+    fn record(&self, job: JobId) -> BoxFuture<'_, Result<JobRecord, Fault>> {
+        Box::pin(async move {
+            match self.asker.ask(Question::Record { job }).await? {
+                Answer::Record { record } => Ok(*record),
+                _ => Err(misunderstood()),
+            }
+        })
+    }
+
+    fn hand_over(&self, job: JobId) -> BoxFuture<'_, Result<(), Fault>> {
+        Box::pin(async move { self.asker.ask(Question::HandOver { job }).await.map(drop) })
+    }
+
+    fn mark_read(&self, job: JobId) -> BoxFuture<'_, ()> {
+        Box::pin(async move { drop(self.asker.ask(Question::MarkRead { job }).await) })
+    }
+
+    fn unread(&self, workspace: PathBuf) -> BoxFuture<'_, Result<Vec<JobId>, Fault>> {
+        Box::pin(async move {
+            match self.asker.ask(Question::Unread { workspace }).await? {
+                Answer::Jobs { jobs } => Ok(jobs),
+                _ => Err(misunderstood()),
+            }
+        })
+    }
+
+    fn queue_place(&self, job: JobId) -> BoxFuture<'_, Result<Option<usize>, Fault>> {
+        Box::pin(async move {
+            match self.asker.ask(Question::QueuePlace { job }).await? {
+                Answer::Place { place } => Ok(place),
+                _ => Err(misunderstood()),
+            }
+        })
+    }
+}
+
+impl FollowBackend for Asking {
+    fn next(&mut self) -> BoxFuture<'_, Result<News, Fault>> {
+        Box::pin(Self::next(self))
+    }
+
+    fn glimpse(&self) -> BoxFuture<'_, Option<Glimpse>> {
+        Box::pin(async move {
+            match self.asker.ask(Question::Live { follow: self.follow }).await {
+                Ok(Answer::Live { glimpse }) => glimpse,
+                _ => None,
+            }
+        })
+    }
+
+    fn describe(&self) -> String {
+        self.phase.clone()
+    }
+
+    fn view(&self) -> View {
+        View::default()
+    }
+}
+
+impl Asking {
+    async fn next(&mut self) -> Result<News, Fault> {
+        let (asker, follow) = (&self.asker, self.follow);
+        let waiting = self.waiting.get_or_insert_with(|| asker.put(Question::Next { follow }));
+        let answer = waiting.await;
+        self.waiting = None;
+        match answer.map_err(|_| host_gone())?? {
+            Answer::Finished { record } => Ok(News::Finished(Arc::new(*record))),
+            Answer::Unstored { record } => Ok(News::Unstored(Arc::new(*record))),
+            Answer::Changed { phase } => {
+                self.phase = phase;
+                Ok(News::Changed)
+            }
+            _ => Err(misunderstood()),
+        }
+    }
+}
