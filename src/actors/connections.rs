@@ -19,7 +19,6 @@ use super::jobs::JobsMsg;
 use super::kept::Kept;
 use super::reply::SessionMailbox;
 use super::rollout::RolloutHandle;
-use super::roots::RootsHandle;
 use super::session::{Ended, Gauges, Input, SessionEvent, SessionLoop, SessionParts, SessionSnapshot, Sink};
 use super::sessions::SessionEnd;
 use super::workers::WorkersMsg;
@@ -32,6 +31,7 @@ use crate::protocol::session::{SessionCore, SessionLimits, Unreadable};
 use crate::protocol::wire::Identity;
 use crate::telemetry::TelemetryHandle;
 use crate::tools::Tool;
+use crate::tools::roots::RootsHandle;
 use crate::tools::tasks::TaskDesk;
 
 /// Connections at once. Each costs tens of kilobytes; more is refused at the door.

@@ -15,7 +15,6 @@ pub mod kept;
 pub mod reply;
 pub mod rollout;
 pub mod root;
-pub mod roots;
 pub mod session;
 pub mod sessions;
 pub mod supervision;

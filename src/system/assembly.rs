@@ -12,7 +12,6 @@ use crate::actors::connections::Served;
 use crate::actors::current::Current;
 use crate::actors::jobs::JobsMsg;
 use crate::actors::rollout::RolloutHandle;
-use crate::actors::roots::RootsHandle;
 use crate::actors::session::Gauges;
 use crate::actors::workers::WorkersMsg;
 use crate::agents::{AgentNames, AgentRegistry};
@@ -29,6 +28,7 @@ use crate::protocol::wire::Identity;
 use crate::telemetry::TelemetryHandle;
 use crate::tools::consult::{ConsultTool, Desk};
 use crate::tools::readers::{CancelTool, HealthTool, JobTool, JobsTool, TelemetryTool};
+use crate::tools::roots::RootsHandle;
 use crate::tools::tasks::TaskDesk;
 use crate::tools::{Target, Tool};
 

@@ -19,7 +19,6 @@ use super::{
     Annotations, Evidence, ProbeFuture, ReplayContract, TaskSupport, Tool, ToolCall, ToolDefinition, ToolFuture,
     ToolReply,
 };
-use crate::actors::roots::RootsHandle;
 use crate::agents::{AgentNames, MAX_PROMPT_BYTES};
 use crate::clients::{ClientProfile, Clients, Structured};
 use crate::config::Config;
@@ -29,6 +28,7 @@ use crate::jobs::client::{Follow, JobsHandle, News};
 use crate::jobs::{ConsultRequest, JobMode, JobRecord, NewJob};
 use crate::lenient;
 use crate::places::Places;
+use crate::tools::roots::RootsHandle;
 
 /// Depth at which a nested consult is refused: an agent may ask another one, which may not ask a third.
 const DEPTH_REFUSED: u32 = 2;

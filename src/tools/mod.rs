@@ -12,6 +12,7 @@ mod grounds;
 pub mod progress;
 pub mod readers;
 pub mod reply;
+pub mod roots;
 pub mod tasks;
 
 use std::future::Future;

@@ -1,4 +1,4 @@
-//! The host's jobs, as a worker process reaches them: each verb is a question over the pipe.
+//! The host's jobs and roots, as a worker process reaches them: each verb is a question over the pipe.
 //!
 //! Owns: which question a verb is. May not know: how the host finds its answers, bytes.
 
@@ -9,9 +9,10 @@ use futures_util::future::BoxFuture;
 
 use super::asks::{Answer, Asker, Question, Waiting, host_gone, misunderstood};
 use crate::fault::Fault;
-use crate::ids::{InvocationId, JobId};
+use crate::ids::{InvocationId, JobId, SessionNumber};
 use crate::jobs::client::{Accepted, Follow, FollowBackend, Glimpse, JobsBackend, JobsHandle, News, View};
 use crate::jobs::{JobRecord, NewJob};
+use crate::tools::roots::{AskRoots, RootsHandle};
 
 /// A handle on the jobs of this process's host.
 #[must_use]
@@ -94,6 +95,23 @@ impl JobsBackend for OfHost {
             match self.asker.ask(Question::QueuePlace { job }).await? {
                 Answer::Place { place } => Ok(place),
                 _ => Err(misunderstood()),
+            }
+        })
+    }
+}
+
+/// A handle on the roots that the host knows.
+#[must_use]
+pub fn roots_of_host(asker: Asker) -> RootsHandle {
+    RootsHandle::elsewhere(OfHost { asker })
+}
+
+impl AskRoots for OfHost {
+    fn uris(&self, session: SessionNumber) -> BoxFuture<'_, Vec<String>> {
+        Box::pin(async move {
+            match self.asker.ask(Question::Roots { session }).await {
+                Ok(Answer::Roots { uris }) => uris,
+                Ok(_) | Err(_) => Vec::new(),
             }
         })
     }

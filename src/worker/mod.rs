@@ -39,7 +39,6 @@ use self::executor::{CONCURRENT, Executor, Mishap, ToolPanicked, Work};
 use self::outbox::Outbox;
 use self::settings::Settings;
 use self::wire::{Hello, ToWorker};
-use crate::actors::roots::RootsHandle;
 use crate::agents::{AgentNames, Environment};
 use crate::clients::Clients;
 use crate::fault::{Fault, FaultCode};
@@ -435,7 +434,7 @@ impl Inside {
                     config,
                     default_cwd: desk.default_cwd,
                     places: Arc::new(desk.places),
-                    roots: RootsHandle::of_host(self.asker.clone()),
+                    roots: client::roots_of_host(self.asker.clone()),
                     nesting: desk.nesting,
                 };
                 let consult = ConsultTool::new(desk);

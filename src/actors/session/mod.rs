@@ -59,7 +59,6 @@ use super::jobs::JobsMsg;
 use super::kept::{Kept, Lent};
 use super::reply::SessionMailbox;
 use super::rollout::RolloutHandle;
-use super::roots::RootsHandle;
 use super::sessions::{SessionEnd, SessionsMsg};
 use super::worker::WorkerHandle;
 use super::workers::WorkersMsg;
@@ -73,6 +72,7 @@ use crate::protocol::session::{CallOutcome, ClientInfo, Effect, SessionCore};
 use crate::protocol::tasks::TaskAnswer;
 use crate::telemetry::TelemetryHandle;
 use crate::tools::progress::ProgressSink;
+use crate::tools::roots::RootsHandle;
 use crate::tools::tasks::TaskDesk;
 use crate::tools::{Target, Tool};
 

@@ -7,9 +7,9 @@ use std::collections::HashMap;
 
 use tokio::task::{AbortHandle, JoinSet};
 
-use crate::actors::roots::RootsHandle;
 use crate::fault::{Fault, FaultCode};
 use crate::jobs::client::{Accepted, Follow, JobsHandle, News, View};
+use crate::tools::roots::RootsHandle;
 use crate::worker::asks::{Answer, Question};
 use crate::worker::executor::CONCURRENT;
 

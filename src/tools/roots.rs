@@ -5,16 +5,17 @@
 //! The table's lock is private to this file and never held over an await.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use futures_util::future::BoxFuture;
 use tokio::sync::watch;
 
 use crate::ids::SessionNumber;
 use crate::places;
 use crate::protocol::session::Roots;
-use crate::worker::asks::{Answer, Asker, Question};
 
 /// Longest a client's answer is waited for. Clients answer from memory; one that does not has none.
 const WAIT: Duration = Duration::from_secs(2);
@@ -23,11 +24,26 @@ const WAIT: Duration = Duration::from_secs(2);
 #[derive(Debug, Clone)]
 pub struct RootsHandle(Where);
 
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 enum Where {
     Here(Arc<Mutex<HashMap<SessionNumber, watch::Sender<Roots>>>>),
-    /// In the host of this worker process.
-    Host(Asker),
+    /// Another process has it.
+    Elsewhere(Arc<dyn AskRoots>),
+}
+
+/// A way to a table that another process has.
+pub trait AskRoots: Send + Sync {
+    /// [`RootsHandle::uris`].
+    fn uris(&self, session: SessionNumber) -> BoxFuture<'_, Vec<String>>;
+}
+
+impl fmt::Debug for Where {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Here(_) => "Here",
+            Self::Elsewhere(_) => "Elsewhere",
+        })
+    }
 }
 
 impl Default for RootsHandle {
@@ -37,16 +53,15 @@ impl Default for RootsHandle {
 }
 
 impl RootsHandle {
-    /// The table of the host at the other end.
-    #[must_use]
-    pub fn of_host(asker: Asker) -> Self {
-        Self(Where::Host(asker))
+    /// A table that another process has.
+    pub fn elsewhere(way: impl AskRoots + 'static) -> Self {
+        Self(Where::Elsewhere(Arc::new(way)))
     }
 
     fn table(&self) -> Option<MutexGuard<'_, HashMap<SessionNumber, watch::Sender<Roots>>>> {
         match &self.0 {
             Where::Here(table) => Some(table.lock().unwrap_or_else(PoisonError::into_inner)),
-            Where::Host(_) => None,
+            Where::Elsewhere(_) => None,
         }
     }
 
@@ -73,11 +88,8 @@ impl RootsHandle {
     ///
     /// Safe.
     pub async fn uris(&self, session: SessionNumber) -> Vec<String> {
-        if let Where::Host(asker) = &self.0 {
-            return match asker.ask(Question::Roots { session }).await {
-                Ok(Answer::Roots { uris }) => uris,
-                Ok(_) | Err(_) => Vec::new(),
-            };
+        if let Where::Elsewhere(way) = &self.0 {
+            return way.uris(session).await;
         }
         let known = self.table().and_then(|table| table.get(&session).map(watch::Sender::subscribe));
         let Some(mut known) = known else { return Vec::new() };
