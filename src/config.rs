@@ -36,6 +36,8 @@ pub struct ConfigError {
 pub struct Settings {
     /// Path of Claude Code's program.
     pub claude_bin: Option<PathBuf>,
+    /// Names of variables that are handed on to agents besides those that always are. As a variable: separated by commas.
+    pub agent_env: Option<Vec<String>>,
     /// Who pays: `subscription` or `api_key`.
     pub billing: Option<Billing>,
     /// What becomes of a run that would be paid for beyond its plan: `allow` or `stop`.
@@ -73,8 +75,9 @@ pub struct Settings {
 }
 
 /// Every key, in the order it is documented.
-pub const KEYS: [&str; 18] = [
+pub const KEYS: [&str; 19] = [
     "claude_bin",
+    "agent_env",
     "billing",
     "extra_usage",
     "agent",
@@ -175,6 +178,9 @@ impl RolloutMode {
 pub struct Config {
     /// Path of Claude Code's program, if configured.
     pub claude_bin: Option<PathBuf>,
+    /// Names of variables that are handed on to agents besides those that always are. None of them can spend money.
+    #[serde(default)]
+    pub agent_env: Vec<String>,
     /// Who pays.
     pub billing: Billing,
     /// What becomes of a run that would be paid for beyond its plan.
@@ -227,6 +233,7 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             claude_bin: None,
+            agent_env: Vec::new(),
             billing: Billing::Subscription,
             extra_usage: ExtraUsage::Allow,
             agent: "claude".to_owned(),
@@ -328,6 +335,9 @@ impl Config {
         }
         if let Some(path) = &settings.claude_bin {
             self.claude_bin = Some(path.clone());
+        }
+        if let Some(names) = &settings.agent_env {
+            self.agent_env = agent_env(place, names)?;
         }
         if let Some(billing) = settings.billing {
             self.billing = billing;
@@ -466,6 +476,10 @@ impl Settings {
             }
             "rollout" => self.rollout = Some(RolloutMode::parse(text)?),
             "agent" => self.agent = Some(text.to_owned()),
+            "agent_env" => {
+                let names = text.split([',', ' ']).filter(|name| !name.is_empty());
+                self.agent_env = Some(names.map(str::to_owned).collect());
+            }
             "max_running" => self.max_running = Some(number()?),
             "max_queued" => self.max_queued = Some(number()?),
             "timeout_s" => self.timeout_s = Some(number()?),
@@ -480,6 +494,24 @@ impl Settings {
         }
         Ok(())
     }
+}
+
+/// Variables an agent may be handed by name; nobody has more than a few.
+const AGENT_ENV_MOST: usize = 64;
+
+/// The names, when each may be handed on.
+fn agent_env(place: &str, names: &[String]) -> Result<Vec<String>, ConfigError> {
+    let failed = |problem: String| Err(ConfigError { place: place.to_owned(), problem });
+    if names.len() > AGENT_ENV_MOST {
+        return failed(format!("agent_env has {} names; accepted: up to {AGENT_ENV_MOST}", names.len()));
+    }
+    for name in names {
+        if let Some(why) = crate::agents::variable_refused(name) {
+            let shown: String = name.chars().filter(|c| !c.is_control()).take(60).collect();
+            return failed(format!("agent_env: {shown} {why}"));
+        }
+    }
+    Ok(names.to_vec())
 }
 
 /// The environment variable of a key.
@@ -536,6 +568,7 @@ mod tests {
                 "PHONE_OPUS_ROLLOUT: \"on-request\" (did you mean on_request?); accepted: auto, on_request, off",
             ),
             (toml("extra_usage = \"sometimes\""), "stop"),
+            (toml("agent_env = \"X\""), "line 1"),
             (
                 Settings::from_environment(|name| (name == "PHONE_OPUS_BILLING").then(|| "cash".into())),
                 "PHONE_OPUS_BILLING: \"cash\"; accepted: subscription, api_key",
@@ -552,6 +585,29 @@ mod tests {
         let settings = Settings { max_running: Some(0), ..Settings::default() };
         let error = Config::from_sources(&[("--max-running".into(), settings)]).expect_err("zero is no limit");
         assert_eq!(error.to_string(), "--max-running: max_running is 0; accepted: 1 to 64");
+    }
+
+    #[test]
+    fn variables_for_agents_are_the_users_to_name_and_what_pays_is_refused_with_the_reason() {
+        let file = toml("agent_env = [\"NODE_OPTIONS\", \"CI\"]\n").expect("it is good");
+        let variable = |value: &'static str| {
+            Settings::from_environment(move |name| (name == "PHONE_OPUS_AGENT_ENV").then(|| value.into()))
+                .expect("good")
+        };
+        let sources = [("file".to_owned(), file), ("environment".to_owned(), variable("A_B, C"))];
+        assert_eq!(Config::from_sources(&sources[..1]).expect("good").agent_env, ["NODE_OPTIONS", "CI"]);
+        assert_eq!(Config::from_sources(&sources).expect("good").agent_env, ["A_B", "C"]);
+        for (names, why) in [
+            ("ANTHROPIC_API_KEY", "agent_env: ANTHROPIC_API_KEY can spend money"),
+            ("CI,AWS_PROFILE", "billing = \"api_key\""),
+            ("PHONE_OPUS_FAULTS", "server's own"),
+            ("CLAUDECODE", "session"),
+            ("A=B", "no name of a variable"),
+        ] {
+            let wrong =
+                Config::from_sources(&[("the environment".into(), variable(names))]).expect_err(names).to_string();
+            assert!(wrong.starts_with("the environment: ") && wrong.contains(why), "{wrong}");
+        }
     }
 
     #[test]

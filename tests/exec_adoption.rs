@@ -15,6 +15,7 @@ fn shell(script: &str) -> SpawnSpec {
         env: vec![("PATH".into(), "/usr/bin:/bin".into())],
         stdin: Stdin::Null,
         adopt: Adopt::Yes,
+        descriptors: None,
     }
 }
 

@@ -50,6 +50,8 @@ pub enum SpawnFailure {
     NotExecutable,
     /// The working directory does not exist.
     NoDirectory,
+    /// The working directory is there and may not be entered.
+    DirectoryClosed,
     /// Arguments or environment are larger than the system takes.
     TooLarge,
     /// Anything else, in the system's words.
@@ -322,10 +324,13 @@ const ROWS: &[Row] = rows! {
     "program missing" => AgentMissing if |s| s.spawn(|e| *e == SpawnFailure::Missing);
     "program not executable" => AgentNotExecutable if |s| s.spawn(|e| *e == SpawnFailure::NotExecutable);
     "working directory missing" => InvalidInput if |s| s.spawn(|e| *e == SpawnFailure::NoDirectory);
+    "working directory closed" => InvalidInput if |s| s.spawn(|e| *e == SpawnFailure::DirectoryClosed);
     "command too large" => Internal if |s| s.spawn(|e| *e == SpawnFailure::TooLarge);
     "not started otherwise" => AgentSpawnFailed if |s| s.spawn(|_| true);
     "neither started nor refused" => Internal if |s| s.end.exit.is_none();
     "died by a signal" => AgentKilled if |s| s.killed();
+    "interpreter missing" => AgentMissing if |s| s.end.exit.is_some_and(|exit| matches!(exit.code, 126 | 127))
+        && s.end.summary.events() == 0;
     "unknown option" => AgentUnsupported if |s| s.result.is_none() && s.failed_exit() && s.stderr_says(&[
         "unknown option", "unknown argument", "' is invalid", "requires --verbose",
     ]);
@@ -554,8 +559,14 @@ fn fault(profile: &Profile, seen: &Seen<'_>, row: &Row) -> Fault {
     use FaultCode as C;
     let (title, reasons) = (profile.title, seen.reasons());
     let detail = match row.code {
+        C::AgentMissing if row.name == "interpreter missing" => {
+            format!("{title} could not begin: a program it needs was not found, or may not be run ({}).", seen.exit())
+        }
         C::AgentMissing => format!("The program of {title} was not found."),
         C::AgentNotExecutable => format!("The program of {title} may not be executed."),
+        C::InvalidInput if row.name == "working directory closed" => {
+            "`cwd`: the directory may not be entered by the user this server runs as.".to_owned()
+        }
         C::InvalidInput => "`cwd`: the directory does not exist any more.".to_owned(),
         C::Internal => format!("{title} could not be started as it was asked to ({}).", row.name),
         C::AgentSpawnFailed => match &seen.end.spawn_error {
@@ -591,6 +602,9 @@ fn fault(profile: &Profile, seen: &Seen<'_>, row: &Row) -> Fault {
         _ => format!("{title} reported an error{reasons}."),
     };
     let hint = match row.code {
+        C::AgentMissing if row.name == "interpreter missing" => {
+            "`stderr_tail` names it. Put its directory on the PATH of the server, or install it.".to_owned()
+        }
         C::AgentMissing | C::AgentNotExecutable => profile.install_hint.to_owned(),
         C::AgentUnsupported => format!("Update {title}; `stderr_tail` names the option."),
         C::AgentNotLoggedIn if seen.end.key_withheld => format!(
@@ -711,6 +725,9 @@ mod tests {
                     )],
                 ),
             ),
+            ("interpreter missing", C::AgentMissing, end(127, "env: 'node': No such file or directory", &[])),
+            ("interpreter missing", C::AgentMissing, end(126, "sh: bad interpreter: Permission denied", &[])),
+            ("working directory closed", C::InvalidInput, spawn(SpawnFailure::DirectoryClosed)),
             ("bad session id", C::InvalidSession, end(1, "--resume requires a valid session ID or session title", &[])),
             ("bad session id", C::InvalidSession, end(1, "Error: Session ID x is already in use.", &[])),
             ("input too large", C::InputTooLarge, end(1, "Error: stdin exceeds 10MB", &[])),

@@ -7,17 +7,19 @@
 //! user and project, and whatever would ask is denied.
 
 use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 use futures_util::future::{BoxFuture, FutureExt as _};
 
 use super::classify::{Profile, Sessions, classify};
-use super::probe::{self, Features};
+use super::probe::{self, Asked, Features};
 use super::{
     Agent, AgentCommand, AgentEvent, Credential, Environment, OutputParser, PayerKnown, Payment, ResumedId, RunEnd,
-    RunRequest, StreamJson, Verdict, check_prompt, environment,
+    RunRequest, StreamJson, Verdict, check_prompt, environment, programs,
 };
+use crate::exec::local::DESCRIPTORS_VARIABLE;
 use crate::fault::{Fault, FaultCode};
 use crate::jobs::{Billing, ConsultRequest};
 
@@ -35,9 +37,10 @@ const PROGRAM_VARIABLE: &str = "PHONE_OPUS_CLAUDE_BIN";
 const MAX_NAME_CHARS: usize = 128;
 
 /// What an agent without `--tools` or `--restricted` is forbidden by rule instead. The rules for files also keep the
-/// contents of credentials out of `@` mentions.
+/// contents of credentials out of `@` mentions, and the environments of other processes from being read.
 const DENY_RULES: &str = "Bash,Write,Edit,MultiEdit,NotebookEdit,WebFetch,WebSearch,Task,Agent,Skill,SlashCommand,\
-     Read(~/.ssh/**),Read(~/.aws/**),Read(~/.gnupg/**),Read(~/.config/gcloud/**),Read(~/.claude/**),Read(~/.netrc)";
+     Read(~/.ssh/**),Read(~/.aws/**),Read(~/.gnupg/**),Read(~/.config/gcloud/**),Read(~/.claude/**),Read(~/.netrc),\
+     Read(//proc/**)";
 
 /// Set for every run, over whatever the host has.
 const OWN_VARIABLES: &[(&str, &str)] = &[
@@ -62,21 +65,75 @@ const PROFILE: Profile = Profile {
 #[derive(Debug, Clone, Default)]
 pub struct ClaudeCode {
     configured: Option<PathBuf>,
+    /// The names of variables the user has handed on besides those that always are.
+    variables: Vec<String>,
 }
 
 impl ClaudeCode {
     /// Claude Code at the configured path, if any. It goes before `PHONE_OPUS_CLAUDE_BIN` in the run's environment.
     #[must_use]
     pub fn new(configured: Option<PathBuf>) -> Self {
-        Self { configured }
+        Self { configured, variables: Vec::new() }
     }
 
-    /// What of this environment a consult's Claude Code gets, ours aside. For whoever wants to ask the program something
-    /// and hear what a consult would.
+    /// The same, which is also handed these variables (`agent_env` of the configuration). Names that can spend money are
+    /// left out whoever names them.
     #[must_use]
-    pub fn environment(environment: &Environment, billing: Billing) -> Environment {
-        environment::for_claude(environment, billing).env.into_iter().collect()
+    pub fn with_variables(self, variables: impl IntoIterator<Item = String>) -> Self {
+        Self { variables: variables.into_iter().collect(), ..self }
     }
+
+    /// What this program can do when it is called in this directory, as a consult finds it out and keeps it in `state_dir`.
+    /// Runs it with `--version`, and with `--help` where that is needed.
+    ///
+    /// # Cancel safety
+    ///
+    /// May be dropped at any time; what is under way is killed.
+    pub async fn features(
+        &self,
+        program: &Path,
+        environment: &Environment,
+        billing: Billing,
+        cwd: &Path,
+        state_dir: &Path,
+    ) -> Features {
+        let env: Vec<_> = self.granted(environment, billing, program).env.into_iter().collect();
+        let asked = Asked { program, env: &env, cwd, descriptors: descriptors(environment) };
+        probe::features(asked, state_dir).await
+    }
+
+    /// What it says to these words, asked as a consult would start it; a key that consults withhold is withheld.
+    ///
+    /// # Cancel safety
+    ///
+    /// As [`ClaudeCode::features`].
+    pub async fn answer(
+        &self,
+        program: &Path,
+        environment: &Environment,
+        billing: Billing,
+        cwd: &Path,
+        words: &[&str],
+    ) -> Option<String> {
+        let env: Vec<_> = self.granted(environment, billing, program).env.into_iter().collect();
+        probe::answer(Asked { program, env: &env, cwd, descriptors: descriptors(environment) }, words).await
+    }
+
+    fn granted(&self, environment: &Environment, billing: Billing, program: &Path) -> environment::Granted {
+        let mut granted = environment::for_claude(environment, billing, &self.variables);
+        for (name, value) in OWN_VARIABLES {
+            granted.set(name, *value);
+        }
+        if let Some(path) = programs::path_for(program, environment.get("PATH")) {
+            granted.set("PATH", path);
+        }
+        granted
+    }
+}
+
+/// The soft limit of descriptors a program is to have, where ours is not the one we were started with.
+fn descriptors(environment: &Environment) -> Option<u64> {
+    environment.get(DESCRIPTORS_VARIABLE)?.to_str()?.parse().ok()
 }
 
 impl Agent for ClaudeCode {
@@ -87,12 +144,25 @@ impl Agent for ClaudeCode {
     fn locate(&self, env: &Environment) -> Result<PathBuf, Fault> {
         match (&self.configured, env.get(PROGRAM_VARIABLE)) {
             // A flag goes before the variable, which the configuration has taken in already.
-            (Some(configured), _) => named_program(configured, "The configured path", env),
-            (None, Some(named)) => named_program(Path::new(named), PROGRAM_VARIABLE, env),
-            (None, None) => {
-                on_path(OsStr::new("claude"), env).ok_or_else(|| missing("`claude` was not found on PATH.".to_owned()))
-            }
+            (Some(configured), _) => programs::named(configured, "The configured path", env, PROFILE.install_hint),
+            (None, Some(named)) => programs::named(Path::new(named), PROGRAM_VARIABLE, env, PROFILE.install_hint),
+            (None, None) => programs::find(OsStr::new("claude"), env).ok_or_else(|| {
+                let detail = format!("`claude` was not found {}.", programs::searched(env));
+                Fault::new(FaultCode::AgentMissing, detail).hint(PROFILE.install_hint)
+            }),
         }
+    }
+
+    fn needs(&self, environment: &Environment, billing: Billing) -> Environment {
+        environment::for_claude(environment, billing, &self.variables).env.into_iter().collect()
+    }
+
+    fn was_found(&self, state_dir: &Path) -> bool {
+        probe::was_found(state_dir)
+    }
+
+    fn forget(&self, program: &Path, state_dir: &Path) {
+        probe::forget(program, state_dir);
     }
 
     fn prepare<'a>(
@@ -103,22 +173,26 @@ impl Agent for ClaudeCode {
         async move {
             check_request(run.request)?;
             let program = self.locate(run.environment)?;
+            check_config_dir(run.environment)?;
             let billing = run.request.billing;
-            let mut granted = environment::for_claude(run.environment, billing);
-            for (name, value) in OWN_VARIABLES {
-                granted.set(name, *value);
-            }
-            // Asked before the run's marks are set: a probe belongs to no run.
-            let for_probe: Vec<_> = granted.env.clone().into_iter().collect();
-            let features = probe::features(&program, &for_probe, state_dir).await;
+            let mut granted = self.granted(run.environment, billing, &program);
+            // A probe bears the run's marks as well: if we are killed, it is found by them.
             granted.set_run(run);
+            let env: Vec<_> = granted.env.into_iter().collect();
+            let asked = Asked {
+                program: &program,
+                env: &env,
+                cwd: &run.request.cwd,
+                descriptors: descriptors(run.environment),
+            };
+            let features = probe::features(asked, state_dir).await;
             let mut stdin = String::with_capacity(PROMPT_PREFIX.len() + run.request.prompt.len());
             stdin.push_str(PROMPT_PREFIX);
             stdin.push_str(&run.request.prompt);
             Ok(AgentCommand {
+                args: arguments(run.request, &features, state_dir),
                 program,
-                args: arguments(run.request, &features),
-                env: granted.env.into_iter().collect(),
+                env,
                 stdin: Bytes::from(stdin),
                 prompt_prefix_injected: true,
                 key_withheld: granted.key_withheld,
@@ -173,40 +247,25 @@ fn shown(source: &str) -> String {
     source.chars().filter(|c| !c.is_control()).take(60).collect()
 }
 
-fn missing(detail: String) -> Fault {
-    Fault::new(FaultCode::AgentMissing, detail).hint(PROFILE.install_hint)
-}
-
-/// A program somebody named: an absolute path, or a bare name to be looked up.
-fn named_program(named: &Path, by: &str, env: &Environment) -> Result<PathBuf, Fault> {
-    let shown = named.display();
-    if named.components().count() == 1 && named.is_relative() {
-        return on_path(named.as_os_str(), env)
-            .ok_or_else(|| missing(format!("{by} names `{shown}`, which was not found on PATH.")));
-    }
-    if named.is_relative() {
-        // It would be looked for in the directory of every single consult.
-        return Err(missing(format!("{by} names `{shown}`, which is not an absolute path.")));
-    }
-    let Ok(meta) = std::fs::metadata(named) else {
-        return Err(missing(format!("{by} names `{shown}`, which does not exist.")));
-    };
-    if !meta.is_file() || rustix::fs::access(named, rustix::fs::Access::EXEC_OK).is_err() {
-        return Err(Fault::new(
-            FaultCode::AgentNotExecutable,
-            format!("{by} names `{shown}`, which is not an executable file."),
+/// A directory that is not absolute would be another one for each consult, a repository's own settings among them; and
+/// without it another account would be used than was meant.
+fn check_config_dir(environment: &Environment) -> Result<(), Fault> {
+    match environment.get("CLAUDE_CONFIG_DIR") {
+        Some(dir) if !Path::new(dir).is_absolute() => Err(Fault::new(
+            FaultCode::AgentNotLoggedIn,
+            "CLAUDE_CONFIG_DIR is not an absolute path, so it names no login a consult could use.",
         )
-        .hint(PROFILE.install_hint));
+        .hint("Set it to an absolute path in the server's environment, or take it out.")),
+        _ => Ok(()),
     }
-    Ok(named.to_owned())
 }
 
-/// The first executable of this name on the environment's PATH. Relative entries are left out: they would mean the
-/// directory of the consult, and run what lies there.
-fn on_path(name: &OsStr, env: &Environment) -> Option<PathBuf> {
-    let directories = std::env::split_paths(env.get("PATH")?).filter(|directory| directory.is_absolute());
-    let path = std::env::join_paths(directories).ok()?;
-    which::which_in(name, Some(path), "/").ok()
+/// The rule that keeps what others asked and were answered from the agent. Its pattern language knows no quoting: what has a
+/// meaning in it stands as any one character.
+fn state_rule(state_dir: &Path) -> String {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/._-~@+=".contains(&byte) || !byte.is_ascii();
+    let bytes: Vec<u8> = state_dir.as_os_str().as_bytes().iter().map(|b| if plain(*b) { *b } else { b'?' }).collect();
+    format!("Read(/{}/**)", String::from_utf8_lossy(&bytes).replace('\u{fffd}', "?").trim_end_matches('/'))
 }
 
 /// Refuses what Claude Code would misread, rather than letting it do so.
@@ -236,7 +295,7 @@ fn check_request(request: &ConsultRequest) -> Result<(), Fault> {
 }
 
 /// The command line. The prompt is not in it.
-fn arguments(request: &ConsultRequest, features: &Features) -> Vec<OsString> {
+fn arguments(request: &ConsultRequest, features: &Features, state_dir: &Path) -> Vec<OsString> {
     let mut args: Vec<OsString> = ["-p", "--output-format", "stream-json", "--verbose"].map(OsString::from).into();
     let mut add = |words: &[&str]| args.extend(words.iter().map(OsString::from));
     if features.tools {
@@ -245,8 +304,12 @@ fn arguments(request: &ConsultRequest, features: &Features) -> Vec<OsString> {
     if features.restricted {
         add(&["--restricted"]);
     }
-    if !features.restricted || !features.tools {
-        add(&["--disallowedTools", DENY_RULES]);
+    // The directory of a consult may hold ours, so this is asked of a confined agent as well.
+    let own = state_rule(state_dir);
+    if features.restricted && features.tools {
+        add(&["--disallowedTools", &own]);
+    } else {
+        add(&["--disallowedTools", &format!("{DENY_RULES},{own}")]);
     }
     if features.strict_mcp_config {
         add(&["--strict-mcp-config"]);
@@ -289,7 +352,7 @@ mod tests {
     #[test]
     fn the_command_line_is_the_read_only_one() {
         assert_eq!(
-            words(&arguments(&request("p"), &Features::newest())),
+            words(&arguments(&request("p"), &Features::newest(), Path::new("/state dir/po"))),
             [
                 "-p",
                 "--output-format",
@@ -298,6 +361,8 @@ mod tests {
                 "--tools",
                 "Read,Grep,Glob",
                 "--restricted",
+                "--disallowedTools",
+                "Read(//state?dir/po/**)",
                 "--strict-mcp-config",
                 "--setting-sources",
                 "",
@@ -317,7 +382,7 @@ mod tests {
             ..request("p")
         };
         assert_eq!(
-            words(&arguments(&full, &Features::newest()))[14..],
+            words(&arguments(&full, &Features::newest(), Path::new("/state dir/po")))[16..],
             [
                 "--max-turns",
                 "7",
@@ -342,8 +407,9 @@ mod tests {
             strict_mcp_config: false,
             ..Features::newest()
         };
-        let args = arguments(&request("p"), &old);
-        assert_eq!(words(&args)[4..8], ["--tools", "Read,Grep,Glob", "--disallowedTools", DENY_RULES]);
+        let args = arguments(&request("p"), &old, Path::new("/s"));
+        let rules = format!("{DENY_RULES},Read(//s/**)");
+        assert_eq!(words(&args)[4..8], ["--tools", "Read,Grep,Glob", "--disallowedTools", &rules]);
         for flag in ["--restricted", "--permission-prompts", "--setting-sources", "--strict-mcp-config"] {
             assert!(!words(&args).contains(&flag), "{flag}");
         }

@@ -3,8 +3,9 @@
 //! Owns: the list of names that may pass from the host to an agent, and on what condition. May not know where the
 //! snapshot came from (only the binary captures it) or what an agent does with it.
 //!
-//! Invariants: (1) a name that is not listed does not pass; (2) what can spend money by the token passes only when
-//! that was chosen; (3) values are never shown.
+//! Invariants: (1) a name that is neither listed nor chosen by the user (`agent_env`) does not pass; (2) what can spend money
+//! by the token passes only when that was chosen, and never as one of the user's names; (3) values are never shown; (4) a path
+//! that is not absolute does not pass: it would mean a place in the directory of each consult.
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
@@ -14,7 +15,7 @@ use std::os::unix::ffi::OsStrExt as _;
 
 use sha2::{Digest as _, Sha256};
 
-use super::{Credential, RunRequest};
+use super::{Credential, RunRequest, programs};
 use crate::jobs::Billing;
 
 /// A snapshot of environment variables, sorted by name.
@@ -45,8 +46,8 @@ impl Environment {
     /// and says nothing else. Another build of the program may make another one, which is a difference that costs a waiting
     /// job whose host is gone its adoption.
     #[must_use]
-    pub fn digest(&self, secret: &str) -> String {
-        let granted = for_claude(self, Billing::ApiKey).env;
+    pub fn digest(&self, secret: &str, chosen: &[String]) -> String {
+        let granted = for_claude(self, Billing::ApiKey, chosen).env;
         let half = |number: u8| {
             let mut hash = DefaultHasher::new();
             (secret, number).hash(&mut hash);
@@ -113,7 +114,60 @@ const ALLOWLIST: &[&str] = &[
 const ALLOWED_PREFIXES: &[&str] = &["LC_", "XDG_"];
 
 /// What passes to Claude Code besides. The OAuth token is the subscription's own login, for machines without a browser.
-const CLAUDE_ALLOWLIST: &[&str] = &["CLAUDE_CONFIG_DIR", LOGIN_TOKEN, "API_TIMEOUT_MS"];
+const CLAUDE_ALLOWLIST: &[&str] = &[
+    "CLAUDE_CONFIG_DIR",
+    LOGIN_TOKEN,
+    "API_TIMEOUT_MS",
+    "CLAUDE_CODE_TMPDIR",
+    // The certificate a gateway knows its client by; it proves who asks and pays for nothing.
+    "CLAUDE_CODE_CLIENT_CERT",
+    "CLAUDE_CODE_CLIENT_KEY",
+    "CLAUDE_CODE_CLIENT_KEY_PASSPHRASE",
+    "CLAUDE_CODE_CERT_STORE",
+    // Systems whose library the search program that comes along does not work with.
+    "USE_BUILTIN_RIPGREP",
+    "NIX_LD",
+    "NIX_LD_LIBRARY_PATH",
+];
+
+/// What shims of version managers need to find the version they stand for, by the beginning of its name.
+const SHIM_PREFIXES: &[&str] = &["MISE_", "ASDF_", "VOLTA_", "NODENV_", "NVM_", "FNM_"];
+
+/// Words in a shim's variable that make it a secret: managers keep tokens of the sites they download from there.
+const SECRET_WORDS: &[&str] = &["TOKEN", "KEY", "SECRET", "PASSWORD", "CREDENTIAL", "AUTH"];
+
+/// What any program may need to start at all, for runners: they are the host's own program, whose variables agents do not
+/// get.
+const LOADER: &[&str] = &[
+    "LD_LIBRARY_PATH",
+    "LD_PRELOAD",
+    "DYLD_LIBRARY_PATH",
+    "DYLD_FALLBACK_LIBRARY_PATH",
+    "DYLD_INSERT_LIBRARIES",
+    "GLIBC_TUNABLES",
+    "LLVM_PROFILE_FILE",
+    "RUST_BACKTRACE",
+];
+
+/// Says to a runner that a way to pay is in its host's environment and was withheld from it.
+const WITHHELD: &str = "PHONE_OPUS_KEY_WITHHELD";
+
+/// Marks of a host's own session: an agent that had them would take itself for a part of it.
+const HOST_MARKERS: &[&str] = &[
+    "CLAUDECODE",
+    "CLAUDE_CODE_ENTRYPOINT",
+    "CLAUDE_CODE_SESSION_ID",
+    "CLAUDE_CODE_CHILD_SESSION",
+    "CLAUDE_CODE_MESSAGING_SOCKET",
+    "CLAUDE_CODE_MESSAGING_TOKEN",
+    "CLAUDE_CODE_LAUNCHED_BY_SESSION_IDS",
+    "CLAUDE_CODE_CHILD_NOTES_DIR",
+    "CLAUDE_PROJECT_DIR",
+    "CLAUDE_CODE_SIMPLE",
+    "CLAUDE_EFFORT",
+    "AI_AGENT",
+];
+
 const LOGIN_TOKEN: &str = "CLAUDE_CODE_OAUTH_TOKEN";
 
 /// Bytes kept of the digest that tells accounts apart: enough that two of one user never meet.
@@ -157,8 +211,12 @@ fn common(name: &str) -> bool {
     ALLOWLIST.contains(&name) || ALLOWED_PREFIXES.iter().any(|prefix| name.starts_with(prefix))
 }
 
+fn of_a_shim(name: &str) -> bool {
+    SHIM_PREFIXES.iter().any(|prefix| name.starts_with(prefix)) && !SECRET_WORDS.iter().any(|word| name.contains(word))
+}
+
 fn claude_grant(name: &str) -> Grant {
-    if common(name) || CLAUDE_ALLOWLIST.contains(&name) {
+    if common(name) || CLAUDE_ALLOWLIST.contains(&name) || of_a_shim(name) {
         return Grant::Always;
     }
     if let Some(rest) = name.strip_prefix("ANTHROPIC_") {
@@ -173,6 +231,77 @@ fn claude_grant(name: &str) -> Grant {
         }
     }
     Grant::Never
+}
+
+/// Why the user may not have this variable handed on by `agent_env`; `None` when it may be.
+pub(crate) fn refusal(name: &str) -> Option<String> {
+    let plain = !name.is_empty()
+        && !name.starts_with(|c: char| c.is_ascii_digit())
+        && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
+    if !plain {
+        return Some("is no name of a variable; accepted: letters, digits and underscores".to_owned());
+    }
+    if pays(name) {
+        return Some(
+            "can spend money, and passes only when that was chosen: set billing = \"api_key\" instead".to_owned(),
+        );
+    }
+    if name.starts_with("PHONE_OPUS_") {
+        return Some("is this server's own".to_owned());
+    }
+    HOST_MARKERS
+        .contains(&name)
+        .then(|| "marks the client's own session, which an agent would take itself for a part of".to_owned())
+}
+
+/// Whether what a variable of this name holds may be a way to pay, or a place to send the bill to, for this or another
+/// vendor.
+fn pays(name: &str) -> bool {
+    let upper = name.to_ascii_uppercase();
+    matches!(claude_grant(&upper), Grant::ForPay | Grant::ForCloud(_))
+        || ["API_KEY", "APIKEY", "API_TOKEN", "AUTH_TOKEN", "ACCESS_KEY", "BEARER"]
+            .iter()
+            .any(|word| upper.contains(word))
+        || ["CLAUDE_CODE_USE_", "CLAUDE_CODE_SKIP_", "AWS_", "VERTEX_"].iter().any(|prefix| upper.starts_with(prefix))
+}
+
+/// What of a value may pass: without what is relative, where it is a path or a list of paths.
+fn absolute(name: &str, value: &OsStr) -> Option<OsString> {
+    let is_list = name == "PATH" || name.ends_with("_DIRS") || name.ends_with("_LIBRARY_PATH");
+    if is_list {
+        let kept = std::env::join_paths(programs::directories(Some(value))).ok()?;
+        return Some(kept).filter(|kept| !kept.is_empty());
+    }
+    let is_path = ["HOME", "TMPDIR", "SHELL"].contains(&name)
+        || ["_HOME", "_DIR", "_FILE", "_TMPDIR", "_CA_CERTS", "_CLIENT_CERT", "_CLIENT_KEY"]
+            .iter()
+            .any(|end| name.ends_with(end));
+    // What is empty counts as absent, for the programs too.
+    let stays = !is_path || value.is_empty() || std::path::Path::new(value).is_absolute();
+    stays.then(|| value.to_owned())
+}
+
+/// What a runner is started with: ours, what its agent may get (`needed`), and whether something was withheld.
+pub(crate) fn for_runner(env: &Environment, needed: impl IntoIterator<Item = Environment>) -> Environment {
+    let needed: Environment = needed.into_iter().flat_map(|needed| needed.0).collect();
+    let withheld = has_pay(env) && !has_pay(&needed);
+    let own = env.iter().filter(|(name, _)| {
+        name.to_str().is_some_and(|name| name.starts_with("PHONE_OPUS_") || LOADER.contains(&name) || common(name))
+    });
+    let mut all: BTreeMap<OsString, OsString> = own.map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
+    all.remove(OsStr::new(WITHHELD));
+    all.extend(needed.0);
+    if withheld {
+        all.insert(WITHHELD.into(), "1".into());
+    }
+    Environment(all)
+}
+
+/// Whether there is a way to pay by the token.
+fn has_pay(env: &Environment) -> bool {
+    env.get("ANTHROPIC_API_KEY").is_some()
+        || env.get("ANTHROPIC_AUTH_TOKEN").is_some()
+        || CLOUDS.iter().any(|(switch, _)| is_on(env, switch))
 }
 
 /// What passed, and what that means for the bill.
@@ -200,14 +329,16 @@ impl Granted {
 pub(super) fn for_offline(env: &Environment) -> Granted {
     let env = env
         .iter()
-        .filter(|(name, _)| name.to_str().is_some_and(common))
-        .map(|(name, value)| (name.to_owned(), value.to_owned()))
+        .filter_map(|(name, value)| {
+            let text = name.to_str().filter(|name| common(name))?;
+            Some((name.to_owned(), absolute(text, value)?))
+        })
         .collect();
     Granted { env, key_withheld: false, credential: Credential::Nothing }
 }
 
-/// What Claude Code gets.
-pub(super) fn for_claude(env: &Environment, billing: Billing) -> Granted {
+/// What Claude Code gets; `chosen` are the user's own names.
+pub(super) fn for_claude(env: &Environment, billing: Billing, chosen: &[String]) -> Granted {
     let pays = billing == Billing::ApiKey;
     let mut granted = Granted { env: BTreeMap::new(), key_withheld: false, credential: Credential::Nothing };
     for (name, value) in env.iter() {
@@ -216,10 +347,10 @@ pub(super) fn for_claude(env: &Environment, billing: Billing) -> Granted {
             Grant::Always => true,
             Grant::ForPay => pays,
             Grant::ForCloud(switch) => pays && is_on(env, switch),
-            Grant::Never => false,
+            Grant::Never => chosen.iter().any(|chosen| chosen == text) && refusal(text).is_none(),
         };
-        if passes {
-            granted.env.insert(name.to_owned(), value.to_owned());
+        if passes && let Some(value) = absolute(text, value) {
+            granted.env.insert(name.to_owned(), value);
         }
     }
     let has_key = env.get("ANTHROPIC_API_KEY").is_some();
@@ -232,7 +363,7 @@ pub(super) fn for_claude(env: &Environment, billing: Billing) -> Granted {
             (false, false) => Credential::Nothing,
         };
     } else {
-        granted.key_withheld = has_key || has_other;
+        granted.key_withheld = has_key || has_other || env.get(WITHHELD).is_some();
     }
     granted
 }
@@ -240,7 +371,7 @@ pub(super) fn for_claude(env: &Environment, billing: Billing) -> Granted {
 /// A digest of what Claude Code is logged in by in this environment: the credentials it is handed, else the place where it
 /// keeps its own. It goes into the store, and no credential can be made of it.
 pub(super) fn claude_account(env: &Environment, billing: Billing) -> String {
-    let granted = for_claude(env, billing).env;
+    let granted = for_claude(env, billing, &[]).env;
     let is_credential = |name: &&OsString| {
         name.to_str()
             .is_some_and(|name| name == LOGIN_TOKEN || matches!(claude_grant(name), Grant::ForPay | Grant::ForCloud(_)))
@@ -271,25 +402,9 @@ fn is_on(env: &Environment, switch: &str) -> bool {
 mod tests {
     use super::*;
 
-    /// What real hosts put into the environment of their MCP servers.
-    const HOST_MARKERS: &[&str] = &[
-        "CLAUDECODE",
-        "CLAUDE_CODE_ENTRYPOINT",
-        "CLAUDE_CODE_SESSION_ID",
-        "CLAUDE_CODE_CHILD_SESSION",
-        "CLAUDE_CODE_MESSAGING_SOCKET",
-        "CLAUDE_CODE_MESSAGING_TOKEN",
-        "CLAUDE_CODE_LAUNCHED_BY_SESSION_IDS",
-        "CLAUDE_CODE_CHILD_NOTES_DIR",
-        "CLAUDE_PROJECT_DIR",
-        "CLAUDE_CODE_SIMPLE",
-        "CLAUDE_EFFORT",
-        "AI_AGENT",
-    ];
-
     fn passes(name: &str, billing: Billing) -> bool {
-        let env: Environment = [(name, "value")].into_iter().collect();
-        !for_claude(&env, billing).env.is_empty()
+        let env: Environment = [(name, "/value")].into_iter().collect();
+        !for_claude(&env, billing, &[]).env.is_empty()
     }
 
     #[test]
@@ -304,6 +419,17 @@ mod tests {
             ("NODE_EXTRA_CA_CERTS", true, true),
             ("CLAUDE_CONFIG_DIR", true, true),
             ("CLAUDE_CODE_OAUTH_TOKEN", true, true),
+            ("CLAUDE_CODE_CLIENT_CERT", true, true),
+            ("CLAUDE_CODE_CLIENT_KEY", true, true),
+            ("CLAUDE_CODE_CLIENT_KEY_PASSPHRASE", true, true),
+            ("CLAUDE_CODE_CERT_STORE", true, true),
+            ("CLAUDE_CODE_TMPDIR", true, true),
+            ("USE_BUILTIN_RIPGREP", true, true),
+            ("MISE_DATA_DIR", true, true),
+            ("MISE_NODE_VERSION", true, true),
+            ("ASDF_DATA_DIR", true, true),
+            ("VOLTA_HOME", true, true),
+            ("MISE_GITHUB_TOKEN", false, false),
             ("ANTHROPIC_MODEL", true, true),
             ("ANTHROPIC_DEFAULT_OPUS_MODEL", true, true),
             ("ANTHROPIC_API_KEY", false, true),
@@ -336,7 +462,7 @@ mod tests {
             [("CLAUDE_CODE_USE_BEDROCK", "1"), ("AWS_SECRET_ACCESS_KEY", "s"), ("CLOUD_ML_REGION", "r")]
                 .into_iter()
                 .collect();
-        let names = |billing| for_claude(&env, billing).env.into_keys().collect::<Vec<_>>();
+        let names = |billing| for_claude(&env, billing, &[]).env.into_keys().collect::<Vec<_>>();
         assert_eq!(names(Billing::ApiKey), ["AWS_SECRET_ACCESS_KEY", "CLAUDE_CODE_USE_BEDROCK"]);
         assert_eq!(names(Billing::Subscription), [] as [&str; 0]);
     }
@@ -383,7 +509,7 @@ mod tests {
     fn a_withheld_key_is_known_and_an_empty_one_is_none() {
         let with = |name: &str, value: &str| [(name, value)].into_iter().collect::<Environment>();
         let granted = |env: &Environment, billing| {
-            let granted = for_claude(env, billing);
+            let granted = for_claude(env, billing, &[]);
             (granted.key_withheld, granted.credential)
         };
         let key = with("ANTHROPIC_API_KEY", "k");
@@ -392,6 +518,97 @@ mod tests {
         assert_eq!(granted(&with("ANTHROPIC_API_KEY", ""), Billing::Subscription), (false, Credential::Nothing));
         assert_eq!(granted(&with("ANTHROPIC_AUTH_TOKEN", "t"), Billing::ApiKey), (false, Credential::Unnamed));
         assert_eq!(granted(&with("CLAUDE_CODE_USE_VERTEX", "0"), Billing::ApiKey), (false, Credential::Nothing));
+    }
+
+    #[test]
+    fn a_name_of_the_users_passes_unless_it_pays_or_is_ours_or_marks_a_session() {
+        for (name, why) in [
+            ("DATABASE_URL", None),
+            ("NODE_OPTIONS", None),
+            ("GIT_SSL_CAINFO", None),
+            ("lower_case", None),
+            ("ANTHROPIC_API_KEY", Some("can spend money")),
+            ("ANTHROPIC_AUTH_TOKEN", Some("can spend money")),
+            ("ANTHROPIC_BASE_URL", Some("can spend money")),
+            ("anthropic_api_key", Some("can spend money")),
+            ("OPENAI_API_KEY", Some("can spend money")),
+            ("AWS_SECRET_ACCESS_KEY", Some("can spend money")),
+            ("AWS_PROFILE", Some("can spend money")),
+            ("GOOGLE_APPLICATION_CREDENTIALS", Some("can spend money")),
+            ("CLAUDE_CODE_USE_BEDROCK", Some("can spend money")),
+            ("CLAUDE_CODE_SKIP_VERTEX_AUTH", Some("can spend money")),
+            ("PHONE_OPUS_FAULTS", Some("own")),
+            ("CLAUDECODE", Some("session")),
+            ("", Some("no name")),
+            ("A=B", Some("no name")),
+            ("FOO_*", Some("no name")),
+            ("1ST", Some("no name")),
+        ] {
+            let refused = refusal(name);
+            let agrees = match (&refused, why) {
+                (Some(refused), Some(why)) => refused.contains(why),
+                (refused, why) => refused.is_none() && why.is_none(),
+            };
+            assert!(agrees, "{name}: {refused:?}");
+            if name.is_empty() {
+                continue;
+            }
+            let env: Environment = [(name, "value")].into_iter().collect();
+            let given = |chosen: &[String]| for_claude(&env, Billing::Subscription, chosen).env.len();
+            assert_eq!((given(&[]), given(&[name.to_owned()])), (0, usize::from(why.is_none())), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_path_that_is_not_absolute_is_not_handed_on() {
+        for (name, value, passes) in [
+            ("PATH", ".:/opt/bin:/usr/bin", Some("/opt/bin:/usr/bin")),
+            ("PATH", "/usr/bin:/bin:", Some("/usr/bin:/bin")),
+            ("PATH", "::bin:./node_modules/.bin:/bin", Some("/bin")),
+            ("PATH", ".", None),
+            ("XDG_DATA_DIRS", "share:/usr/share", Some("/usr/share")),
+            ("XDG_CONFIG_HOME", ".config", None),
+            ("XDG_CONFIG_HOME", "/home/x/.config", Some("/home/x/.config")),
+            ("HOME", ".", None),
+            ("TMPDIR", "tmp", None),
+            ("NODE_EXTRA_CA_CERTS", "ca.pem", None),
+            ("SSL_CERT_FILE", "../ca.pem", None),
+            ("LANG", "C.UTF-8", Some("C.UTF-8")),
+            ("XDG_SESSION_TYPE", "wayland", Some("wayland")),
+        ] {
+            let env: Environment = [(name, value)].into_iter().collect();
+            let passed = |granted: Granted| granted.env.get(OsStr::new(name)).cloned();
+            let expected = passes.map(OsString::from);
+            assert_eq!(passed(for_claude(&env, Billing::Subscription, &[])), expected, "{name}={value}");
+            assert_eq!(passed(for_offline(&env)), expected, "{name}={value}, offline");
+        }
+    }
+
+    #[test]
+    fn a_runner_has_what_is_ours_and_what_its_agent_may_get_and_knows_what_was_withheld() {
+        let env: Environment = [
+            ("PATH", "/bin"),
+            ("HOME", "/home/x"),
+            ("PHONE_OPUS_LOG", "trace"),
+            ("LD_LIBRARY_PATH", "/opt/lib"),
+            ("DATABASE_PASSWORD", "s"),
+            ("CLAUDECODE", "1"),
+            ("ANTHROPIC_API_KEY", "k"),
+        ]
+        .into_iter()
+        .collect();
+        for (billing, key, withheld) in [(Billing::Subscription, false, true), (Billing::ApiKey, true, false)] {
+            let needed: Environment = for_claude(&env, billing, &[]).env.into_iter().collect();
+            let given = for_runner(&env, [needed]);
+            let has = |name: &str| given.get(name).is_some();
+            assert!(has("PATH") && has("HOME") && has("PHONE_OPUS_LOG") && has("LD_LIBRARY_PATH"), "{given:?}");
+            assert!(!has("DATABASE_PASSWORD") && !has("CLAUDECODE"), "{given:?}");
+            assert_eq!(has("ANTHROPIC_API_KEY"), key);
+            // What the runner makes of it is what the host would have made of its own.
+            let again = for_claude(&given, billing, &[]);
+            assert_eq!(again.key_withheld, withheld, "{billing:?}");
+            assert_eq!(again.env, for_claude(&env, billing, &[]).env, "{billing:?}");
+        }
     }
 
     #[test]

@@ -32,6 +32,7 @@ mod lines;
 pub mod offline;
 mod payer;
 mod probe;
+mod programs;
 mod stream_json;
 mod summary;
 mod values;
@@ -40,6 +41,7 @@ mod words;
 pub use crate::jobs::journal::{AgentEvent, AgentResult};
 pub use classify::{ResumedId, RunEnd, SpawnFailure, StopCause, Verdict};
 pub use claude::{ClaudeCode, PROMPT_PREFIX};
+pub(crate) use environment::refusal as variable_refused;
 pub use environment::{CHAIN as CHAIN_VARIABLE, DEPTH as DEPTH_VARIABLE, Environment, RUN_TOKEN as RUN_TOKEN_VARIABLE};
 pub use lines::{Line, LineSplitter, MAX_LINE_BYTES};
 pub use offline::Offline;
@@ -67,7 +69,7 @@ pub trait Agent: Send + Sync {
     /// `agent_missing` or `agent_not_executable`, with what to do about it.
     fn locate(&self, env: &Environment) -> Result<PathBuf, Fault>;
 
-    /// What to run for this request. May run the agent's `--help` once per installed version (at most 10 s).
+    /// What to run for this request. May run the agent's `--version`, and its `--help` once per version (at most 10 s).
     ///
     /// # Errors
     ///
@@ -81,6 +83,24 @@ pub trait Agent: Send + Sync {
         run: &'a RunRequest<'a>,
         state_dir: &'a Path,
     ) -> BoxFuture<'a, Result<AgentCommand, Fault>>;
+
+    /// What of the host's environment its runner has to have, besides what every runner has. All of it, unless the agent says
+    /// otherwise.
+    fn needs(&self, environment: &Environment, billing: Billing) -> Environment {
+        let _ = billing;
+        environment.clone()
+    }
+
+    /// Whether its program was found here before: one that is missing now may be being replaced, and is waited for.
+    fn was_found(&self, state_dir: &Path) -> bool {
+        let _ = state_dir;
+        false
+    }
+
+    /// Forgets what was found out about its program: it did not know an option it was called with.
+    fn forget(&self, program: &Path, state_dir: &Path) {
+        let _ = (program, state_dir);
+    }
 
     /// A parser for one run's output; [`OutputReader`] feeds it.
     fn parser(&self) -> Box<dyn OutputParser>;
@@ -259,6 +279,14 @@ impl AgentRegistry {
         self.agents.retain(|known| known.name() != agent.name());
         self.agents.push(agent);
         self
+    }
+
+    /// The environment runners, and who waits to start them, are started with, out of a host's own: ours, and what any agent
+    /// needs.
+    #[must_use]
+    pub fn for_runners(&self, environment: &Environment, billing: Billing) -> Environment {
+        let needed = self.agents.iter().map(|agent| agent.needs(environment, billing));
+        environment::for_runner(environment, needed)
     }
 
     /// The names, in the order they were added.

@@ -3,9 +3,14 @@
 //! Owns: the feature list and its cache, one file per binary under `STATE_DIR/probe`. May not know what the features
 //! are used for.
 //!
+//! The file that is called may be a shim, which stays as it is while what stands behind it is upgraded, downgraded or chosen
+//! by the directory it is called in. So the version is asked at each run, in the run's directory and environment; what the
+//! version can do is asked once and kept.
+//!
 //! Invariants: (1) a probe never fails a run: what cannot be found out is assumed to be the newest known version, whose
 //! `unknown option` says the rest; (2) at most 10 s and 256 KiB; (3) nothing it started is left when it returns or is
-//! dropped; (4) a cached answer counts only for the very file it was got from.
+//! dropped, or when this process is killed: it ends with us, and bears the run's mark; (4) a cached answer counts only for
+//! the very file and the very version it was got from.
 
 use std::ffi::OsString;
 use std::fs::{self, DirBuilder, OpenOptions};
@@ -16,16 +21,21 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
+use rustix::io::Errno;
 use rustix::process::{Pid, Signal, kill_process_group};
 use serde::{Deserialize, Serialize};
 use tokio::io::AsyncReadExt as _;
-use tokio::process::Command;
+use tokio::process::{Child, Command};
+
+use crate::exec::local::{EndsWithUs, as_a_program};
 
 /// Time for one of the two questions. They take 0.3 s; a wrapper that downloads something may take longer than this,
 /// and then the newest version is assumed.
 const DEADLINE: Duration = Duration::from_secs(5);
 /// Bytes of an answer that are read; a real one has 15 KB.
 const MAX_OUTPUT: u64 = 256 << 10;
+/// How often a program whose file is being written is tried again.
+const BUSY_PAUSE: Duration = Duration::from_millis(20);
 /// How long a killed probe may take to be gone. Only a process stuck in the kernel takes longer.
 const REAP_DEADLINE: Duration = Duration::from_secs(1);
 
@@ -64,6 +74,21 @@ impl Features {
             system_prompt_snapshot: true,
             fork_session: true,
         }
+    }
+
+    /// The options a consult would use and does without.
+    #[must_use]
+    pub fn missing(&self) -> Vec<&'static str> {
+        [
+            (self.tools, "--tools"),
+            (self.restricted, "--restricted"),
+            (self.permission_prompts, "--permission-prompts"),
+            (self.setting_sources, "--setting-sources"),
+            (self.strict_mcp_config, "--strict-mcp-config"),
+        ]
+        .into_iter()
+        .filter_map(|(there, option)| (!there).then_some(option))
+        .collect()
     }
 
     /// What a help text names. `None` when it is not the help text of Claude Code.
@@ -118,47 +143,98 @@ impl Fingerprint {
     }
 }
 
+/// What is kept about one program.
 #[derive(Serialize, Deserialize)]
 struct Cached {
     fingerprint: Fingerprint,
-    features: Features,
+    /// One for each version that was seen behind it, the latest last.
+    versions: Vec<Features>,
 }
 
-/// What this program can do: from the cache, else from itself, else [`Features::newest`].
+/// Versions that are kept of one program: a shim that chooses by directory has a few.
+const VERSIONS_KEPT: usize = 8;
+
+/// Whom to ask, and how a run of it would be started.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Asked<'a> {
+    pub(super) program: &'a Path,
+    pub(super) env: &'a [(OsString, OsString)],
+    /// Where the run is to be: a shim may choose by it.
+    pub(super) cwd: &'a Path,
+    /// The soft limit of descriptors; ours when `None`.
+    pub(super) descriptors: Option<u64>,
+}
+
+/// What this program can do: from itself, and from the cache what this version of it has said before. What cannot be found
+/// out is as in [`Features::newest`].
 ///
 /// # Cancel safety
 ///
 /// May be dropped at any time; what it started is killed with its process group.
-pub(super) async fn features(program: &Path, env: &[(OsString, OsString)], state_dir: &Path) -> Features {
-    probe(program, env, state_dir, DEADLINE).await
+pub(super) async fn features(asked: Asked<'_>, state_dir: &Path) -> Features {
+    probe(asked, state_dir, DEADLINE).await
 }
 
-async fn probe(program: &Path, env: &[(OsString, OsString)], state_dir: &Path, deadline: Duration) -> Features {
-    let Ok(fingerprint) = Fingerprint::of(program) else { return Features::newest() };
-    let directory = state_dir.join("probe");
-    let cache = directory.join(fingerprint.file_name());
-    if let Some(features) = cached(&cache, &fingerprint) {
-        return features;
-    }
-    let version = ask(program, "--version", env, deadline).await.and_then(|text| {
+async fn probe(asked: Asked<'_>, state_dir: &Path, deadline: Duration) -> Features {
+    let Ok(fingerprint) = Fingerprint::of(asked.program) else { return Features::newest() };
+    let (directory, cache) = place(&fingerprint, state_dir);
+    let known = cached(&cache, &fingerprint);
+    let (version, help) = if known.is_empty() {
+        // It will have to be asked for both, so at the same time.
+        let (version, help) = tokio::join!(ask(asked, &["--version"], deadline), ask(asked, &["--help"], deadline));
+        (version, Some(help))
+    } else {
+        (ask(asked, &["--version"], deadline).await, None)
+    };
+    let version = version.and_then(|text| {
         let first = text.lines().next()?.trim();
-        (!first.is_empty()).then(|| first.chars().take(80).collect())
+        (!first.is_empty()).then(|| first.chars().take(80).collect::<String>())
     });
-    let help = ask(program, "--help", env, deadline).await.unwrap_or_default();
-    let Some(features) = Features::from_help(&help, version) else {
+    if let Some(features) = known.iter().find(|known| version.is_some() && known.version == version) {
+        return features.clone();
+    }
+    let help = match help {
+        Some(help) => help,
+        None => ask(asked, &["--help"], deadline).await,
+    };
+    let Some(features) = Features::from_help(&help.unwrap_or_default(), version) else {
         tracing::debug!("the agent's help could not be read; the newest version is assumed");
         return Features::newest();
     };
-    let entry = Cached { fingerprint, features };
-    if let Err(error) = keep(&directory, &cache, &entry) {
-        tracing::debug!(%error, "the probe of the agent could not be cached");
+    // What has no version cannot be told from the next one.
+    if features.version.is_some() {
+        let mut versions = known;
+        versions.push(features.clone());
+        versions.drain(..versions.len().saturating_sub(VERSIONS_KEPT));
+        if let Err(error) = keep(&directory, &cache, &Cached { fingerprint, versions }) {
+            tracing::debug!(%error, "the probe of the agent could not be cached");
+        }
     }
-    entry.features
+    features
 }
 
-fn cached(file: &Path, fingerprint: &Fingerprint) -> Option<Features> {
-    let entry: Cached = serde_json::from_slice(&fs::read(file).ok()?).ok()?;
-    (entry.fingerprint == *fingerprint).then_some(entry.features)
+/// Forgets what is known about a program: it did not understand what its version was said to.
+pub(super) fn forget(program: &Path, state_dir: &Path) {
+    if let Ok(fingerprint) = Fingerprint::of(program) {
+        // What is not there is forgotten.
+        let _ = fs::remove_file(place(&fingerprint, state_dir).1);
+    }
+}
+
+/// Whether some program of this agent was found and asked here before: one that is missing now may be being replaced.
+pub(super) fn was_found(state_dir: &Path) -> bool {
+    fs::read_dir(state_dir.join("probe")).is_ok_and(|mut entries| entries.next().is_some())
+}
+
+fn place(fingerprint: &Fingerprint, state_dir: &Path) -> (PathBuf, PathBuf) {
+    let directory = state_dir.join("probe");
+    let cache = directory.join(fingerprint.file_name());
+    (directory, cache)
+}
+
+fn cached(file: &Path, fingerprint: &Fingerprint) -> Vec<Features> {
+    let read = || serde_json::from_slice::<Cached>(&fs::read(file).ok()?).ok();
+    read().filter(|entry| entry.fingerprint == *fingerprint).map(|entry| entry.versions).unwrap_or_default()
 }
 
 /// Writes beside and renames, so that a reader sees the old file or the new one.
@@ -188,24 +264,34 @@ impl Drop for GroupKill {
     }
 }
 
+/// What the program says to these words, for whoever wants to know more than a consult does.
+///
+/// # Cancel safety
+///
+/// May be dropped at any time; what it started is killed with its process group.
+pub(super) async fn answer(asked: Asked<'_>, words: &[&str]) -> Option<String> {
+    ask(asked, words, DEADLINE).await
+}
+
 /// One question. The exit code is not looked at: the text tells whether it was answered.
-async fn ask(program: &Path, flag: &str, env: &[(OsString, OsString)], deadline: Duration) -> Option<String> {
-    let mut command = Command::new(program);
-    command
-        .arg(flag)
-        .env_clear()
-        .envs(env.iter().map(|(name, value)| (name, value)))
-        .current_dir("/")
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .process_group(0)
-        .kill_on_drop(true);
-    let mut child = command.spawn().ok()?;
+async fn ask(asked: Asked<'_>, words: &[&str], deadline: Duration) -> Option<String> {
+    let until = tokio::time::Instant::now() + deadline;
+    let mut child = loop {
+        match start(asked, words) {
+            Ok(child) => break child,
+            // Its file is being written: by an upgrade, which is over in a moment.
+            Err(error)
+                if Errno::from_io_error(&error) == Some(Errno::TXTBSY) && tokio::time::Instant::now() < until =>
+            {
+                tokio::time::sleep(BUSY_PAUSE).await;
+            }
+            Err(_) => return None,
+        }
+    };
     let group = child.id().and_then(|id| Pid::from_raw(i32::try_from(id).ok()?)).map(GroupKill);
     let mut output = Vec::new();
     let read = match child.stdout.take() {
-        Some(stdout) => tokio::time::timeout(deadline, stdout.take(MAX_OUTPUT).read_to_end(&mut output)).await,
+        Some(stdout) => tokio::time::timeout_at(until, stdout.take(MAX_OUTPUT).read_to_end(&mut output)).await,
         None => return None,
     };
     drop(group);
@@ -214,6 +300,22 @@ async fn ask(program: &Path, flag: &str, env: &[(OsString, OsString)], deadline:
         Ok(Ok(_)) => Some(String::from_utf8_lossy(&output).into_owned()),
         Ok(Err(_)) | Err(_) => None,
     }
+}
+
+fn start(asked: Asked<'_>, words: &[&str]) -> io::Result<Child> {
+    let mut command = Command::new(asked.program);
+    command
+        .args(words)
+        .env_clear()
+        .envs(asked.env.iter().map(|(name, value)| (name, value)))
+        .current_dir(asked.cwd)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .process_group(0)
+        .kill_on_drop(true);
+    as_a_program(&mut command, EndsWithUs::AtOnce, asked.descriptors);
+    command.spawn()
 }
 
 #[cfg(test)]
@@ -230,6 +332,10 @@ mod tests {
 
     fn path_env() -> Vec<(OsString, OsString)> {
         vec![("PATH".into(), std::env::var_os("PATH").unwrap_or_else(|| "/usr/bin:/bin".into()))]
+    }
+
+    async fn features(program: &Path, env: &[(OsString, OsString)], state_dir: &Path) -> Features {
+        super::features(Asked { program, env, cwd: Path::new("/"), descriptors: None }, state_dir).await
     }
 
     fn calls(dir: &Path) -> usize {
@@ -254,13 +360,13 @@ mod tests {
         let first = features(&program, &path_env(), &state).await;
         assert_eq!(first, Features { version: Some("9.9 (Claude Code)".into()), ..Features::newest() });
         assert_eq!(features(&program, &path_env(), &state).await, first);
-        assert_eq!(calls(dir.path()), 2);
+        assert_eq!(calls(dir.path()), 3, "its version each time, its help once");
 
         let changed = agent(dir.path(), "--output-format  --restricted-mode --setting-sources=x");
         fs::File::open(&changed).and_then(|file| file.set_modified(std::time::UNIX_EPOCH)).expect("older");
         let old = features(&changed, &path_env(), &state).await;
         assert!(old.setting_sources && !old.restricted && !old.tools, "{old:?}");
-        assert_eq!(calls(dir.path()), 4);
+        assert_eq!(calls(dir.path()), 5);
 
         let cache: Vec<_> =
             fs::read_dir(state.join("probe")).expect("cache").map(|entry| entry.expect("entry")).collect();
@@ -270,7 +376,76 @@ mod tests {
 
         fs::write(cache[0].path(), "{ torn").expect("torn");
         assert_eq!(features(&changed, &path_env(), &state).await, old);
-        assert_eq!(calls(dir.path()), 6);
+        assert_eq!(calls(dir.path()), 7);
+    }
+
+    /// A shim: a script that never changes and calls what its directory of versions, or the caller's directory, names.
+    #[tokio::test]
+    async fn what_stands_behind_an_unchanged_file_is_asked_in_each_of_its_versions() {
+        let dir = tempfile::tempdir().expect("scratch");
+        let root = dir.path();
+        let state = root.join("state");
+        let at = root.display();
+        for place in ["v1", "v2", "project"] {
+            fs::create_dir(root.join(place)).expect("a directory");
+        }
+        let body = |version: &str| {
+            format!(
+                "if [ \"$1\" = --version ]; then echo '{version} (Claude Code)'; else cat '{at}/v{version}/help'; fi"
+            )
+        };
+        for (version, help) in [("1", "--output-format --setting-sources"), ("2", HELP)] {
+            fs::write(root.join(format!("v{version}/help")), help).expect("help");
+            script(&root.join(format!("v{version}")), "claude", &body(version));
+        }
+        let shim = script(
+            root,
+            "shim",
+            &format!("v=$(cat ./.version 2>/dev/null || cat '{at}/current')\nexec '{at}'/v$v/claude \"$@\""),
+        );
+        let ask = |cwd: PathBuf| {
+            let (shim, state) = (shim.clone(), state.clone());
+            async move {
+                let asked = Asked { program: &shim, env: &path_env(), cwd: &cwd, descriptors: None };
+                super::features(asked, &state).await
+            }
+        };
+        fs::write(root.join("project/.version"), "1").expect("a choice");
+        // Upgraded, downgraded, and chosen by the directory; each is what it is, however often it changes.
+        for (current, cwd, restricted) in
+            [("1", "v1", false), ("2", "v1", true), ("1", "v1", false), ("2", "v1", true), ("2", "project", false)]
+        {
+            fs::write(root.join("current"), current).expect("an upgrade");
+            let seen = ask(root.join(cwd)).await;
+            assert_eq!(seen.restricted, restricted, "{current} in {cwd}: {seen:?}");
+        }
+        // The version says what it said, and can do something else: only the program itself can tell, by refusing.
+        fs::write(root.join("v2/help"), "--output-format").expect("another build");
+        assert!(ask(root.join("v1")).await.restricted);
+        forget(&shim, &state);
+        assert!(!ask(root.join("v1")).await.restricted);
+        assert!(was_found(&state) && !was_found(&root.join("nowhere")));
+    }
+
+    #[tokio::test]
+    async fn a_program_whose_file_is_being_written_is_asked_when_that_is_over() {
+        let dir = tempfile::tempdir().expect("scratch");
+        let program = dir.path().join("agent");
+        // A real program, which cannot be run while it is open for writing; a script could.
+        fs::copy(fs::canonicalize("/bin/cat").expect("cat"), &program).expect("a copy");
+        let held = OpenOptions::new().append(true).open(&program).expect("open for writing");
+        let state = dir.path().join("state");
+        let env = path_env();
+        let asking = features(&program, &env, &state);
+        let over = async {
+            tokio::time::sleep(Duration::from_millis(300)).await;
+            drop(held);
+        };
+        let began = Instant::now();
+        let (seen, ()) = tokio::join!(asking, over);
+        assert!(began.elapsed() >= Duration::from_millis(300), "it was not waited for");
+        // What `cat` says of itself is no help of an agent's; it was asked.
+        assert_eq!(seen, Features::newest());
     }
 
     #[tokio::test]
@@ -283,7 +458,8 @@ mod tests {
         ] {
             let program = script(dir.path(), name, &body);
             let started = Instant::now();
-            let seen = probe(&program, &path_env(), dir.path(), Duration::from_millis(500)).await;
+            let asked = Asked { program: &program, env: &path_env(), cwd: Path::new("/"), descriptors: None };
+            let seen = probe(asked, dir.path(), Duration::from_millis(500)).await;
             assert!(started.elapsed() < Duration::from_secs(30));
             if name == "hangs" {
                 assert_eq!(seen, Features::newest());

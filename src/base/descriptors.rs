@@ -1,7 +1,7 @@
 //! Descriptors that outlive the image of the program.
 //!
 //! Owns: which descriptors go through an `exec`, and how the next image knows that it got the same. May not know: what is
-//! spoken through them.
+//! spoken through them; what is done about those the program was started with, when its main function asks.
 //!
 //! Invariants: (1) exactly the pipes that are named go through, and only from just before the `exec`: a child started in
 //! between inherits none; (2) the next image takes a number only if the pipe behind it is the one that was named, and only
@@ -66,6 +66,43 @@ pub(crate) fn device(number: rustix::fs::Dev) -> u64 {
 pub(crate) enum Passing {
     Through,
     Closed,
+}
+
+/// The descriptors from 3 on that are open in this process.
+fn open_descriptors() -> Vec<RawFd> {
+    // Where nothing lists them (no `/proc`), the numbers that are given out first are asked one by one.
+    const ASKED: RawFd = 1024;
+    let listed = ["/proc/self/fd", "/dev/fd"].iter().find_map(|dir| std::fs::read_dir(dir).ok());
+    match listed {
+        Some(entries) => entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).collect(),
+        None => (3..ASKED).collect::<Vec<RawFd>>(),
+    }
+    .into_iter()
+    .filter(|fd| *fd > 2)
+    .collect()
+}
+
+/// Keeps what this process was started with from its children: every descriptor from 3 on is closed when a child's program
+/// begins. Whoever started us waits for the end of a pipe that a background job would hold for an hour.
+///
+/// For the main function of a program, before it opens anything.
+pub fn keep_from_children() {
+    for fd in open_descriptors() {
+        // SAFETY: only the flag of whatever has the number is changed, while nothing else runs; nothing is closed or kept.
+        #[expect(unsafe_code, reason = "a descriptor one was started with is known by its number only")]
+        let fd = unsafe { BorrowedFd::borrow_raw(fd) };
+        let _ = rustix::io::fcntl_setfd(fd, FdFlags::CLOEXEC);
+    }
+}
+
+/// Closes what this process was started with beyond its three streams.
+///
+/// For the main function of a program that is passed nothing else and outlives whoever started it, before it opens
+/// anything.
+pub fn close_foreign() {
+    for fd in open_descriptors() {
+        let _ = nix::unistd::close(fd);
+    }
 }
 
 /// The pipes an earlier image passed on, to be taken once each.

@@ -3,6 +3,7 @@
 //! Owns: small things without a subject of their own, one file each. May not know: any other folder of this crate.
 
 pub mod base64;
+pub(crate) mod beside;
 pub mod descriptors;
 pub mod nearest;
 pub mod signals;

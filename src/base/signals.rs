@@ -12,7 +12,15 @@
 use nix::sys::signal::{SigSet, SigmaskHow, Signal};
 
 /// What may be sent to ask for something, and would end a process without handlers.
-const HELD: [Signal; 5] = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGUSR1, Signal::SIGUSR2];
+const HELD: [Signal; 7] = [
+    Signal::SIGTERM,
+    Signal::SIGINT,
+    Signal::SIGHUP,
+    Signal::SIGQUIT,
+    Signal::SIGALRM,
+    Signal::SIGUSR1,
+    Signal::SIGUSR2,
+];
 
 fn held() -> SigSet {
     HELD.into_iter().collect()
@@ -39,10 +47,13 @@ impl Drop for Holding {
     }
 }
 
-/// Lets through what an earlier image held. To be called by a program that was started with a snapshot, on its first
-/// thread, once it has handlers, and before it starts anything.
+/// Lets every signal through on this thread: what an earlier image held, and what whoever started us had blocked. A mask is
+/// taken over at an `exec`, and a program that was started with one would be deaf to whoever wants it to end.
+///
+/// To be called on a program's first thread, before it starts anything; by one that was started with a snapshot, once it has
+/// handlers.
 pub fn let_through() {
-    let _ = held().thread_unblock();
+    let _ = SigSet::all().thread_unblock();
 }
 
 /// For a thread that does something beside: it takes none of the signals sent to the process. Each thread of a program that

@@ -33,10 +33,13 @@ use bytes::Bytes;
 use rustix::process::{Pid, Signal};
 use tokio::sync::{Semaphore, mpsc, watch};
 
+pub use self::begin::DESCRIPTORS_VARIABLE;
+pub(crate) use self::begin::{EndsWithUs, as_a_program};
 use self::group::Group;
-pub use self::start::{LocalExec, SpawnError};
+pub use self::start::{LocalExec, SpawnError, is_no_room, may_be_entered};
 use super::OutputStream;
 
+mod begin;
 mod group;
 mod keeper;
 mod pipes;
@@ -79,6 +82,8 @@ pub struct SpawnSpec {
     pub stdin: Stdin,
     /// Whether descendants that left the group are ended too.
     pub adopt: Adopt,
+    /// Its soft limit of descriptors; that of this process when `None`.
+    pub descriptors: Option<u64>,
 }
 
 impl fmt::Debug for SpawnSpec {
@@ -91,6 +96,7 @@ impl fmt::Debug for SpawnSpec {
             .field("env", &names)
             .field("stdin", &self.stdin)
             .field("adopt", &self.adopt)
+            .field("descriptors", &self.descriptors)
             .finish()
     }
 }

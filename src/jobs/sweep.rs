@@ -14,6 +14,7 @@ use super::lock::JobLock;
 use super::outcome_file::{self, LeftOutcome};
 use super::recall::Recall;
 use super::{CancelReason, JobMode, JobOutcome, JobRecord, JobState, leftovers};
+use crate::base::beside::beside;
 use crate::fault::{Fault, FaultCode};
 use crate::ids::{JobId, UnixMillis, WaiterId};
 use crate::state_dir::StateDir;
@@ -96,11 +97,18 @@ pub async fn settle(store: &StoreHandle, dir: &StateDir, job: JobId, why: Fault)
     }
     let reaped = match record.process {
         // It looks through all processes, which takes milliseconds: not on the actors' thread.
-        Some(process) => tokio::task::spawn_blocking(move || leftovers::end(process)).await.unwrap_or(0),
+        Some(process) => match beside("leftovers", move || leftovers::end(process)) {
+            Some(ending) => ending.await.unwrap_or(0),
+            // It stands still for milliseconds, which is less than what may be left alive costs.
+            None => leftovers::end(process),
+        },
         None => 0,
     };
     let kept = dir.clone();
-    let left = tokio::task::spawn_blocking(move || outcome_file::read(&kept, job)).await.ok().flatten();
+    let left = match beside("outcome", move || outcome_file::read(&kept, job)) {
+        Some(reading) => reading.await.flatten(),
+        None => outcome_file::read(dir, job),
+    };
     let LeftOutcome { state, outcome, at, .. } = match left {
         Some(left) => left,
         None => {

@@ -338,6 +338,7 @@ impl Trial {
             env: env.collect(),
             stdin,
             adopt: Adopt::No,
+            descriptors: None,
         };
         let kept = match &self.keeper {
             Some(keeper) => kept::run_under(keeper, &spec).await,

@@ -95,6 +95,7 @@ pub async fn keep(parent: i32, program: PathBuf, args: Vec<std::ffi::OsString>) 
         env: std::env::vars_os().collect(),
         stdin: Stdin::File(std::fs::File::from(own).into()),
         adopt: Adopt::Yes,
+        descriptors: None,
     };
     let report: Report = run(spec, async {
         let _asked = ended.recv().await;

@@ -32,7 +32,10 @@ use crate::agents::{
 };
 use crate::config::Config;
 use crate::exec::Session;
-use crate::exec::local::{Adopt, CloseBy, LocalExec, SpawnError, SpawnSpec, Stdin, become_subreaper};
+use crate::exec::local::{
+    Adopt, CloseBy, DESCRIPTORS_VARIABLE, LocalExec, LocalProcess, OutputTap, SpawnError, SpawnSpec, Stdin,
+    become_subreaper,
+};
 use crate::exec::server::{ProcessTable, Server};
 use crate::fault::{Fault, FaultCode};
 use crate::faults::{Broken, FaultPoint, Faults, Operation};
@@ -64,6 +67,18 @@ const HELD_UP: Duration = Duration::from_secs(5);
 /// How long a run waits for a store that is busy or full before it goes on or ends without it. It heeds nothing meanwhile.
 const STORE_MOMENT: Duration = Duration::from_secs(5);
 
+/// How often a start that may work in a moment is tried again.
+const TRY_EVERY: Duration = Duration::from_millis(50);
+
+/// How long a program may be missing, or not to be executed, while an installer puts another one in its place.
+const REPLACED: Duration = Duration::from_secs(3);
+
+/// How long a program's file may be open for writing: a download writes to the file itself at worst.
+const WRITTEN: Duration = Duration::from_secs(20);
+
+/// How long descriptors, processes and memory may be wanting. The job is accepted, and others give back what they have.
+const ROOM: Duration = Duration::from_secs(120);
+
 /// How long the last notifications may take to be read by the host.
 const FLUSH: Duration = Duration::from_secs(1);
 
@@ -82,8 +97,8 @@ pub struct RunnerCommand {
 }
 
 impl RunnerCommand {
-    /// Runners are `program mcp background-consult`; they inherit the host's environment unless one is given.
-    /// `variables` are set over either.
+    /// Runners are `program mcp background-consult`; they inherit the host's environment unless one is given, and of a given one
+    /// get what is ours and what some agent needs. `variables` are set over either.
     #[must_use]
     pub fn new(
         program: PathBuf,
@@ -111,7 +126,13 @@ impl RunnerCommand {
     /// A digest of what of the environment may reach an agent; `None` where no environment was given.
     #[must_use]
     pub fn environment_digest(&self, secret: &str) -> Option<String> {
-        self.environment.as_ref().map(|environment| environment.digest(secret))
+        self.environment.as_ref().map(|environment| environment.digest(secret, &self.config.agent_env))
+    }
+
+    /// The program runners are started from.
+    #[must_use]
+    pub fn program(&self) -> &Path {
+        &self.program
     }
 
     /// Whose usage this request is.
@@ -149,9 +170,13 @@ impl RunnerCommand {
         if let Some(path) = &self.config.claude_bin {
             command.arg("--claude-bin").arg(path);
         }
+        for name in &self.config.agent_env {
+            command.arg("--agent-env").arg(name);
+        }
         if let Some(environment) = &self.environment {
+            // A runner is what its agent can look at first: it holds nothing that is withheld from the agent.
             command.env_clear();
-            command.envs(environment.iter());
+            command.envs(self.agents.for_runners(environment, self.config.billing).iter());
         }
         command.envs(self.variables.iter().map(|(name, value)| (name, value)));
         command
@@ -540,35 +565,8 @@ impl Runner {
     async fn run_agent(&mut self, agent: &dyn Agent, record: &JobRecord, nothing: RunEnd) -> Verdict {
         let token = RunToken::random();
         self.journal.write(JournalEvent::Dispatched);
-        let environment = self.options.environment.clone();
-        let request = RunRequest {
-            request: &record.request,
-            token,
-            chain: record.chain,
-            depth: record.depth,
-            environment: &environment,
-        };
-        let root = self.options.dir.root().to_owned();
-        let command = match self.prepare(agent, &request, &root).await {
-            Some(Ok(command)) => command,
-            Some(Err(fault)) => return failed(fault),
-            None => return agent.classify(RunEnd { stop: self.core.stop().cloned(), ..nothing }),
-        };
-        let nothing = RunEnd {
-            key_withheld: command.key_withheld,
-            prompt_prefix_injected: command.prompt_prefix_injected,
-            resumed_id: command.resumed_id,
-            ..nothing
-        };
-        let spec = SpawnSpec {
-            program: command.program.clone(),
-            args: command.args.clone(),
-            cwd: record.request.cwd.clone(),
-            env: command.env.clone(),
-            stdin: Stdin::Bytes(command.stdin.clone()),
-            adopt: Adopt::Yes,
-        };
-        // The token first, so that whatever the run starts can be recognised even if this runner dies right after.
+        // The token first, so that whatever the run starts, a question to the program among it, can be recognised even if this
+        // runner dies right after.
         let (session, numbering) = (std::process::id(), leftovers::numbering());
         // Only a runner that leads its session: an embedding program may have run this in its own.
         let leads = rustix::process::getsid(None).is_ok_and(|found| found == rustix::process::getpid());
@@ -577,10 +575,63 @@ impl Runner {
         if let Err(error) = insist(STORE_MOMENT, || self.store.set_process(record.id, mark)).await {
             return failed(error.into());
         }
+        let first = self.try_agent(agent, record, mark, nothing.clone(), None).await;
+        let Some(refused) = first.refused else { return first.verdict };
+        // It refused an option before it did anything, so nothing has run: what was known of it is not so.
+        tracing::warn!("the agent's program does not know an option it was said to have; it is asked again");
+        agent.forget(&refused.program, self.options.dir.root());
+        let second = self.try_agent(agent, record, mark, nothing, Some(&refused.args)).await;
+        // Asked again, it was said to have the same: the refusal stands.
+        if second.is_the_same { first.verdict } else { second.verdict }
+    }
+
+    /// Starts the agent and attends to it. Nothing is started by the arguments that were `refused` before.
+    async fn try_agent(
+        &mut self,
+        agent: &dyn Agent,
+        record: &JobRecord,
+        mark: RunProcess,
+        nothing: RunEnd,
+        refused: Option<&[OsString]>,
+    ) -> Tried {
+        let environment = self.options.environment.clone();
+        let request = RunRequest {
+            request: &record.request,
+            token: mark.token,
+            chain: record.chain,
+            depth: record.depth,
+            environment: &environment,
+        };
+        let command = match self.prepare(agent, &request).await {
+            Some(Ok(command)) => command,
+            Some(Err(fault)) => return failed(fault).into(),
+            None => return agent.classify(RunEnd { stop: self.core.stop().cloned(), ..nothing }).into(),
+        };
+        let nothing = RunEnd {
+            key_withheld: command.key_withheld,
+            prompt_prefix_injected: command.prompt_prefix_injected,
+            resumed_id: command.resumed_id,
+            ..nothing
+        };
+        if refused.is_some_and(|refused| refused == command.args) {
+            return Tried { is_the_same: true, ..agent.classify(nothing).into() };
+        }
+        let spec = SpawnSpec {
+            program: command.program.clone(),
+            args: command.args.clone(),
+            cwd: record.request.cwd.clone(),
+            env: command.env.clone(),
+            stdin: Stdin::Bytes(command.stdin.clone()),
+            adopt: Adopt::Yes,
+            descriptors: environment.get(DESCRIPTORS_VARIABLE).and_then(|soft| soft.to_str()?.parse().ok()),
+        };
         let mut watch = Watch::begin(&record.request.cwd);
-        let (mut process, tap) = match LocalExec::spawn(spec, self.session.clone(), CloseBy::Owner) {
-            Ok(started) => started,
-            Err(error) => return agent.classify(RunEnd { spawn_error: Some(spawn_failure(&error)), ..nothing }),
+        let (mut process, tap) = match self.start(&spec).await {
+            Some(Ok(started)) => started,
+            Some(Err(error)) => {
+                return agent.classify(RunEnd { spawn_error: Some(spawn_failure(&error)), ..nothing }).into();
+            }
+            None => return agent.classify(RunEnd { stop: self.core.stop().cloned(), ..nothing }).into(),
         };
         self.core.started(Instant::now());
         self.journal.write(JournalEvent::ProcessStarted { pid: process.pid() });
@@ -592,6 +643,7 @@ impl Runner {
         let seen = attend::attend(self, agent, &command, &mut process, tap, &mut watch).await;
         let exit = RunExit { code: seen.end.code, signal: seen.end.signal, reaped: seen.end.reaped };
         self.journal.write(JournalEvent::ProcessClosed);
+        let said_nothing = seen.summary.events() == 0;
         let mut verdict = agent.classify(RunEnd {
             summary: seen.summary,
             exit: Some(exit),
@@ -601,11 +653,57 @@ impl Runner {
             ..nothing
         });
         verdict.outcome.workspace_changed = watch.end().await;
-        verdict
+        let code = verdict.outcome.fault.as_ref().map(|fault| fault.code);
+        let refused = code == Some(FaultCode::AgentUnsupported) && said_nothing && self.core.stop().is_none();
+        Tried { refused: refused.then_some(command), ..verdict.into() }
     }
 
-    /// Prepares the command; `None` when the job must end meanwhile.
-    async fn prepare(
+    /// Starts the program. What passes by itself is waited for: a file that is being replaced, and want of descriptors,
+    /// processes or memory. `None` when the job must end meanwhile.
+    async fn start(&mut self, spec: &SpawnSpec) -> Option<Result<(LocalProcess, OutputTap), SpawnError>> {
+        let began = Instant::now();
+        loop {
+            match LocalExec::spawn(spec.clone(), self.session.clone(), CloseBy::Owner) {
+                Err(error) if began.elapsed() < passes_within(&error) => {
+                    tracing::debug!(%error, "the agent's program is tried again");
+                    if self.must_end_meanwhile().await {
+                        return None;
+                    }
+                }
+                done => return Some(done),
+            }
+        }
+    }
+
+    /// Waits a moment; whether the job must end.
+    async fn must_end_meanwhile(&mut self) -> bool {
+        self.pause(TRY_EVERY).await;
+        self.heed().await;
+        self.look().await
+    }
+
+    /// Prepares the command; `None` when the job must end meanwhile. A program that was there before and is missing now may be
+    /// being replaced, and is waited for.
+    async fn prepare(&mut self, agent: &dyn Agent, request: &RunRequest<'_>) -> Option<Result<AgentCommand, Fault>> {
+        let root = self.options.dir.root().to_owned();
+        let began = Instant::now();
+        loop {
+            match self.prepare_once(agent, request, &root).await {
+                Some(Err(fault))
+                    if matches!(fault.code, FaultCode::AgentMissing | FaultCode::AgentNotExecutable)
+                        && began.elapsed() < REPLACED
+                        && agent.was_found(&root) =>
+                {
+                    if self.must_end_meanwhile().await {
+                        return None;
+                    }
+                }
+                done => return done,
+            }
+        }
+    }
+
+    async fn prepare_once(
         &mut self,
         agent: &dyn Agent,
         request: &RunRequest<'_>,
@@ -634,13 +732,40 @@ impl Runner {
     }
 }
 
+/// What came of one try to run the agent.
+struct Tried {
+    verdict: Verdict,
+    /// It refused an option and did nothing else; this is how it was started.
+    refused: Option<AgentCommand>,
+    /// It was not started: it would have been by the same arguments as before.
+    is_the_same: bool,
+}
+
+impl From<Verdict> for Tried {
+    fn from(verdict: Verdict) -> Self {
+        Self { verdict, refused: None, is_the_same: false }
+    }
+}
+
+/// How long a start that failed so is tried again.
+fn passes_within(error: &SpawnError) -> Duration {
+    match error {
+        SpawnError::Busy { .. } => WRITTEN,
+        SpawnError::NoRoom { .. } => ROOM,
+        SpawnError::ProgramMissing { .. } | SpawnError::NotExecutable { .. } => REPLACED,
+        _ => Duration::ZERO,
+    }
+}
+
 fn spawn_failure(error: &SpawnError) -> SpawnFailure {
     match error {
         SpawnError::CwdMissing { .. } | SpawnError::CwdNotADirectory { .. } => SpawnFailure::NoDirectory,
         SpawnError::ProgramMissing { .. } => SpawnFailure::Missing,
         SpawnError::NotExecutable { .. } => SpawnFailure::NotExecutable,
         SpawnError::ArgumentsTooLarge { .. } => SpawnFailure::TooLarge,
-        SpawnError::Other { source, .. } => SpawnFailure::Other(source.to_string()),
+        SpawnError::CwdNotEntered { .. } => SpawnFailure::DirectoryClosed,
+        SpawnError::Busy { .. } => SpawnFailure::Other(error.to_string()),
+        SpawnError::NoRoom { source, .. } | SpawnError::Other { source, .. } => SpawnFailure::Other(source.to_string()),
     }
 }
 

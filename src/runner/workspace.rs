@@ -18,8 +18,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use tokio::task::JoinHandle;
-
+use crate::base::beside::{Beside, beside};
 use crate::checkout::walk::{LeftOut, Repository, Walk, Way};
 
 /// Entries looked at; a directory with more is not judged. A large repository has some ten thousand.
@@ -34,7 +33,8 @@ const BULK: [&str; 8] = ["objects", "lfs", "logs", "rr-cache", "FETCH_HEAD", "gc
 /// A directory that is being watched over a run.
 pub(super) struct Watch {
     root: PathBuf,
-    before: JoinHandle<Option<u64>>,
+    /// `None` when there is no thread to be had: nothing is judged then.
+    before: Option<Beside<Option<u64>>>,
     /// The agent was at work before the first look was over.
     late: bool,
 }
@@ -43,26 +43,26 @@ impl Watch {
     /// Begins with a first look, beside the caller.
     pub(super) fn begin(root: &Path) -> Self {
         let at = root.to_owned();
-        let before = tokio::task::spawn_blocking(move || look(&at, ENTRIES, LIMIT));
+        let before = beside("look", move || look(&at, ENTRIES, LIMIT));
         Self { root: root.to_owned(), before, late: false }
     }
 
     /// The agent has begun to use tools: a first look that is not over says nothing about what was before.
     pub(super) fn at_work(&mut self) {
-        self.late |= !self.before.is_finished();
+        self.late |= self.before.as_ref().is_some_and(|look| !look.is_finished());
     }
 
     /// Looks again. Whether anything is different; `None` when that is not known.
     pub(super) async fn end(self) -> Option<bool> {
-        let before = within(self.before).await.filter(|_| !self.late)?;
-        let after = within(tokio::task::spawn_blocking(move || look(&self.root, ENTRIES, LIMIT))).await?;
+        let before = within(self.before?).await.filter(|_| !self.late)?;
+        let after = within(beside("look", move || look(&self.root, ENTRIES, LIMIT))?).await?;
         Some(before != after)
     }
 }
 
 /// A look that hangs in the kernel, on a file system that is gone, must not keep a job from its end.
-async fn within(look: JoinHandle<Option<u64>>) -> Option<u64> {
-    tokio::time::timeout(LIMIT * 2, look).await.ok()?.ok()?
+async fn within(look: Beside<Option<u64>>) -> Option<u64> {
+    tokio::time::timeout(LIMIT * 2, look).await.ok()??
 }
 
 /// One look. `None` when there is too much to look at, or something cannot be looked at.

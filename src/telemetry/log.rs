@@ -4,7 +4,7 @@
 //! 0600; (3) a write that fails costs its records, which are counted, and nothing else.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::Write;
+use std::io::{Seek as _, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -271,9 +271,9 @@ impl LogFile {
         lost
     }
 
-    /// Writes these lines and empties the buffer they stand in.
+    /// Writes these lines and empties the buffer they stand in. All of them, or none.
     fn write_out(&mut self, text: &mut Vec<u8>) -> std::io::Result<()> {
-        let written = if text.is_empty() { Ok(()) } else { self.ready().and_then(|file| file.write_all(text)) };
+        let written = if text.is_empty() { Ok(()) } else { self.ready().and_then(|file| write_whole(file, text)) };
         text.clear();
         written
     }
@@ -425,6 +425,28 @@ impl LogFile {
             })
             .clone()
     }
+}
+
+/// Writes everything. Where the file may not grow that far (a full disk, a limit), what has got through is taken back, so
+/// that no half of a line is left to be read.
+fn write_whole(file: &mut File, text: &[u8]) -> std::io::Result<()> {
+    let mut written = 0;
+    while written < text.len() {
+        match file.write(&text[written..]) {
+            Ok(0) => return Err(std::io::ErrorKind::WriteZero.into()),
+            Ok(more) => written += more,
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(error) => {
+                let end = file.stream_position()?;
+                // Unless another process has written behind it meanwhile.
+                if written > 0 && file.metadata()?.len() == end {
+                    file.set_len(end.saturating_sub(written as u64))?;
+                }
+                return Err(error);
+            }
+        }
+    }
+    Ok(())
 }
 
 /// The id as the client wrote it, shortened.

@@ -11,6 +11,8 @@
 
 #![expect(clippy::expect_used, reason = "what goes wrong in a cell fails the cell")]
 
+mod inherited;
+
 use std::fmt::Write as _;
 use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
@@ -85,6 +87,8 @@ pub async fn run(program: impl Into<PathBuf>) -> Vec<Row> {
         row("prompt of 200 KB", long_prompt(program, 200_000)).await,
         row("prompt of 1 MB", long_prompt(program, MAX_PROMPT_BYTES)).await,
         row("leaked to the agent: key, marker, secret", environment(program)).await,
+        row("held by its runner: key, marker, secret", inherited::in_the_runner(program)).await,
+        row("descriptors in the agent, of a server that was given more", inherited::descriptors(program)).await,
         row("alive after the call was cancelled", alive(program, Loss::Withdrawn, &[])).await,
         row("alive after `consult_cancel`", alive(program, Loss::Cancelled, &[])).await,
         row("the same, an agent deaf to SIGTERM", alive(program, Loss::Cancelled, &deaf)).await,

@@ -13,6 +13,7 @@
 #![expect(clippy::expect_used, clippy::panic, reason = "what goes wrong in a rig fails the case")]
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::{Output, Stdio};
 use std::time::Duration;
@@ -25,6 +26,7 @@ use super::client::{Client, Exchange, REVISION};
 use super::invariants::{self, Surroundings, Violation};
 use super::processes::{self, Process, Role};
 use super::scripted_agent::{self, Script, Step};
+use super::starts::{NOBODY, Start};
 use super::wait::{PATIENCE, Waiting};
 use crate::agents::{AgentRegistry, Environment, RUN_TOKEN_VARIABLE};
 use crate::config::Config;
@@ -129,6 +131,8 @@ pub struct Rig {
     before: Surroundings,
     /// What a case put into the home.
     own_at_home: BTreeSet<String>,
+    /// How the program is started.
+    start: Start,
     /// Whether a fault plan of this world tears records of telemetry, on purpose.
     tears_telemetry: bool,
 }
@@ -163,7 +167,11 @@ impl Rig {
             ("PHONE_OPUS_LOG", "trace".to_owned()),
             ("ANTHROPIC_API_KEY", KEY.to_owned()),
         ];
-        let env = env.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
+        let mut env: BTreeMap<String, String> = env.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
+        // Without a superuser's rights a rig could not see whose its processes are; a superuser sees them all the same.
+        if !rustix::process::geteuid().is_root() {
+            env.insert("PHONE_OPUS_DUMPABLE".to_owned(), "1".to_owned());
+        }
         let canary = format!("CANARY-{}", JobId::random());
         let before = Surroundings::look();
         Self {
@@ -175,6 +183,7 @@ impl Rig {
             patience: PATIENCE,
             before,
             own_at_home: BTreeSet::new(),
+            start: Start::plain(),
             tears_telemetry: false,
         }
     }
@@ -204,6 +213,37 @@ impl Rig {
     pub fn with_patience(mut self, patience: Duration) -> Self {
         self.patience = patience;
         self
+    }
+
+    /// With every process of the program started so from here on.
+    #[must_use]
+    pub fn with_start(mut self, start: Start) -> Self {
+        self.start = start;
+        self
+    }
+
+    /// Makes this world [`NOBODY`]'s, for a program that is started as nobody ([`Start::as_nobody`]).
+    ///
+    /// # Panics
+    ///
+    /// When this process may not.
+    pub fn give_away(&self) {
+        own(self.scratch.path(), NOBODY);
+    }
+
+    /// Makes this world ours again, to look at what was done in it.
+    ///
+    /// # Panics
+    ///
+    /// When this process may not.
+    pub fn take_back(&self) {
+        own(self.scratch.path(), rustix::process::geteuid().as_raw());
+    }
+
+    /// The program that plays the agent.
+    #[must_use]
+    pub fn player(&self) -> PathBuf {
+        self.path(scripted_agent::PROGRAM_NAME)
     }
 
     /// Sets one variable for every process started from here on.
@@ -367,8 +407,10 @@ impl Rig {
     /// A command in this world.
     #[must_use]
     pub fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(&self.program);
-        command.args(arguments).env_clear().envs(&self.env).current_dir(self.work()).kill_on_drop(true);
+        let mut words = self.start.words().iter().map(OsString::as_os_str).chain([self.program.as_os_str()]);
+        let mut command = Command::new(words.next().unwrap_or(self.program.as_os_str()));
+        command.args(words).args(arguments);
+        command.env_clear().envs(&self.env).current_dir(self.work()).kill_on_drop(true);
         command
     }
 
@@ -855,6 +897,16 @@ impl Rig {
             words.push_str(&format!("--- the end of host {host}'s log ---\n{tail}\n"));
         }
         words
+    }
+}
+
+/// Gives everything below a directory to this user; a link itself, not what it names.
+fn own(root: &Path, user: u32) {
+    std::os::unix::fs::lchown(root, Some(user), Some(user)).expect("it may be given away");
+    if !root.is_symlink() && root.is_dir() {
+        for entry in std::fs::read_dir(root).expect("a directory").flatten() {
+            own(&entry.path(), user);
+        }
     }
 }
 

@@ -20,8 +20,10 @@ use super::{
     ToolReply,
 };
 use crate::agents::{AgentNames, MAX_PROMPT_BYTES};
+use crate::base::beside::beside;
 use crate::clients::{ClientProfile, Clients, Structured};
 use crate::config::Config;
+use crate::exec::local::may_be_entered;
 use crate::fault::{Fault, FaultCode};
 use crate::ids::{AgentSessionId, ChainId, InvocationId, JobId, UnixMillis};
 use crate::jobs::client::{Follow, JobsHandle, News};
@@ -126,6 +128,9 @@ pub(super) const LOOK_BOUND: Duration = Duration::from_secs(2);
 /// Safe: the look is not ended, but nobody waits for it.
 pub(super) async fn look_at(dir: PathBuf) -> Result<PathBuf, &'static str> {
     let look = move || match std::fs::metadata(&dir) {
+        Ok(found) if found.is_dir() && !may_be_entered(&dir) => {
+            Err("may not be entered by the user this server runs as")
+        }
         Ok(found) if found.is_dir() => Ok(std::fs::canonicalize(&dir).unwrap_or(dir)),
         Ok(_) => Err("is not a directory"),
         Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => Err("cannot be looked at"),
@@ -138,9 +143,10 @@ pub(super) async fn within<T: Send + 'static>(
     bound: Duration,
     look: impl FnOnce() -> Result<T, &'static str> + Send + 'static,
 ) -> Result<T, &'static str> {
-    match tokio::time::timeout(bound, tokio::task::spawn_blocking(look)).await {
-        Ok(Ok(looked)) => looked,
-        Ok(Err(_)) => Err("cannot be looked at"),
+    let Some(looking) = beside("look", look) else { return Err("cannot be looked at: there is no thread to be had") };
+    match tokio::time::timeout(bound, looking).await {
+        Ok(Some(looked)) => looked,
+        Ok(None) => Err("cannot be looked at"),
         Err(_) => Err("does not answer: its file system hangs"),
     }
 }
@@ -211,6 +217,15 @@ impl Desk {
                 "this is a consult inside a consult inside a consult, and goes no deeper.",
             )
             .hint("Answer with what you have, or hand the question back to your caller."));
+        }
+        if background && self.nesting.1 > 0 {
+            // Whatever the outer run's agent started is ended with it, and a runner in the background is such a thing.
+            return Err(Fault::new(
+                FaultCode::RecursionRefused,
+                "a consult inside a consult cannot go on in the background: when the outer one ends, everything it \
+                 started is ended with it.",
+            )
+            .hint("Ask without `background`, and wait for the answer."));
         }
         let request = ConsultRequest {
             prompt,

@@ -19,6 +19,7 @@
 //! (5) an outcome the store does not take yet is news for whoever waits, and nothing else.
 
 use std::collections::{BTreeMap, HashSet};
+use std::path::Path;
 use std::process::Stdio;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -37,6 +38,7 @@ use crate::agents::{AgentEvent, OutputReader};
 use crate::base::base64::Base64;
 use crate::base::descriptors::{Inherited, PassedPipe};
 use crate::exec::client::{ExecClient, ExecError, Handover};
+use crate::exec::local::is_no_room;
 use crate::exec::session::EventStream;
 use crate::exec::{Cursor, OutputStream, ProcessEvent};
 use crate::fault::{Fault, FaultCode};
@@ -73,6 +75,10 @@ const LOSS_PAUSE: Duration = Duration::from_millis(50);
 
 /// How often a job that has a runner is looked at: an ended one's outcome, whether a running one should be over.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
+
+/// How long an accepted job waits for a runner because the system has nothing to start one with. Those that run give back
+/// what they have within their own deadlines, an hour by default; what is not free by then is not ours to wait for.
+const ROOM_LIMIT: Duration = Duration::from_secs(3600);
 
 /// Looks between two at the store for a cancel by another process. The runner finds one itself within 250 ms.
 const CANCEL_LOOKS: u32 = 5;
@@ -213,6 +219,7 @@ impl Attachments {
                     end_by: None,
                     overdue: false,
                     vigil: Vigil::of(Duration::from_secs(record.request.timeout_s)),
+                    no_room_since: None,
                 };
                 let claim = Arc::new(Mutex::new(Claim { mode: record.mode, callers: HashSet::new() }));
                 Attachment { custody: Kept::new(custody), news: followed, terminate, claim }
@@ -355,6 +362,8 @@ pub struct Custody {
     end_by: Option<Instant>,
     /// It has not.
     overdue: bool,
+    /// Since when there is nothing to start a runner with.
+    no_room_since: Option<Instant>,
     vigil: Vigil,
 }
 
@@ -455,6 +464,42 @@ impl Patience {
     }
 }
 
+/// Why there is no runner.
+enum NotStarted {
+    /// The system has nothing to start one with at this moment.
+    NoRoom(Fault),
+    /// It will not work in a moment either.
+    Failed(Fault),
+}
+
+/// What came of waiting for room.
+enum Wanting {
+    Perhaps,
+    /// It has lasted too long.
+    Never,
+    /// The job is to end.
+    NotWanted,
+}
+
+fn not_started(error: &std::io::Error, program: &Path) -> NotStarted {
+    let fault = Fault::new(FaultCode::RunnerSpawnFailed, format!("the job's runner could not be started: {error}."));
+    if is_no_room(error) {
+        return NotStarted::NoRoom(fault.hint("Raise the limits of descriptors and processes this server has."));
+    }
+    let shown = program.display();
+    NotStarted::Failed(match error.kind() {
+        // A runner is this very program.
+        std::io::ErrorKind::PermissionDenied => fault.hint(format!(
+            "The file of this server's program may not be executed any more ({shown}): give it back its mode \
+             (`chmod +x`), or install it again and restart the server."
+        )),
+        std::io::ErrorKind::NotFound => fault.hint(format!(
+            "The file of this server's program is not there any more ({shown}): install it again and restart the server."
+        )),
+        _ => fault,
+    })
+}
+
 impl Custody {
     /// Looks after the job until it is over, or in other hands. The job as it ended, where the store could say.
     ///
@@ -483,15 +528,33 @@ impl Custody {
                         }
                     }
                 }
-                Stage::Starting => {
-                    self.starts += 1;
-                    let started = self.start();
-                    self.room.leave(self.job, ToWaiting::Taken);
-                    match started {
-                        Ok(link) => self.stage = Stage::Following(Box::new(link)),
-                        Err(fault) => self.judge(Some(fault)),
+                Stage::Starting => match self.start() {
+                    Ok(link) => {
+                        self.starts += 1;
+                        self.no_room_since = None;
+                        self.room.leave(self.job, ToWaiting::Taken);
+                        self.stage = Stage::Following(Box::new(link));
                     }
-                }
+                    Err(NotStarted::NoRoom(fault)) => match self.wait_for_room().await {
+                        Wanting::Perhaps => {}
+                        Wanting::Never => {
+                            self.starts = RUNNER_STARTS;
+                            self.room.leave(self.job, ToWaiting::Taken);
+                            self.judge(Some(fault));
+                        }
+                        // Nobody runs it, so nobody else can end it.
+                        Wanting::NotWanted => {
+                            self.starts = RUNNER_STARTS;
+                            self.room.leave(self.job, ToWaiting::Taken);
+                            self.judge(None);
+                        }
+                    },
+                    Err(NotStarted::Failed(fault)) => {
+                        self.starts += 1;
+                        self.room.leave(self.job, ToWaiting::Taken);
+                        self.judge(Some(fault));
+                    }
+                },
                 Stage::Following(_) => {
                     let followed = self.follow().await;
                     if let Stage::Following(link) = std::mem::replace(&mut self.stage, Stage::Judging) {
@@ -648,8 +711,23 @@ impl Custody {
         record
     }
 
-    fn start(&self) -> Result<Link, Fault> {
-        let failed = |detail: String| Fault::new(FaultCode::RunnerSpawnFailed, detail);
+    /// Waits a moment for descriptors, processes or memory to come free. The job is accepted, so it stays in the queue.
+    async fn wait_for_room(&mut self) -> Wanting {
+        let since = *self.no_room_since.get_or_insert_with(Instant::now);
+        let waited = since.elapsed();
+        if waited >= ROOM_LIMIT {
+            return Wanting::Never;
+        }
+        // Soon at first, then as rarely as it takes for nobody to notice.
+        let pause = (waited / 4).clamp(Duration::from_millis(50), Duration::from_secs(2));
+        tokio::select! {
+            () = tokio::time::sleep(pause) => Wanting::Perhaps,
+            Some(()) = self.asked.recv() => Wanting::NotWanted,
+        }
+    }
+
+    fn start(&self) -> Result<Link, NotStarted> {
+        let failed = |detail: String| NotStarted::Failed(Fault::new(FaultCode::RunnerSpawnFailed, detail));
         let mut child = self
             .means
             .runner
@@ -658,7 +736,7 @@ impl Custody {
             .stdout(Stdio::piped())
             .stderr(self.last_words())
             .spawn()
-            .map_err(|error| failed(format!("the job's runner could not be started: {error}.")))?;
+            .map_err(|error| not_started(&error, self.means.runner.program()))?;
         let (Some(input), Some(output)) = (child.stdin.take(), child.stdout.take()) else {
             return Err(failed("the job's runner has no pipes.".to_owned()));
         };
@@ -985,6 +1063,7 @@ impl Attachments {
             end_by: None,
             overdue: passed.overdue,
             vigil: Vigil { over: true, ..Vigil::of(Duration::from_secs(passed.timeout_s)) },
+            no_room_since: None,
         };
         let callers = passed.callers.iter().copied().collect();
         let claim = Arc::new(Mutex::new(Claim { mode: passed.mode, callers }));

@@ -95,6 +95,10 @@ impl Agent for Offline {
         .boxed()
     }
 
+    fn needs(&self, environment: &Environment, _billing: crate::jobs::Billing) -> Environment {
+        environment::for_offline(environment).env.into_iter().collect()
+    }
+
     fn parser(&self) -> Box<dyn OutputParser> {
         Box::new(StreamJson::new())
     }

@@ -238,6 +238,9 @@ pub(crate) struct RunnerArguments {
     /// Claude Code's program.
     #[arg(long, value_name = "PATH")]
     pub(crate) claude_bin: Option<PathBuf>,
+    /// A variable that is handed on to the agent.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) agent_env: Vec<String>,
 }
 
 /// `mcp wait`.
@@ -258,6 +261,9 @@ pub(crate) struct WaitArguments {
     /// What becomes of a run that would be paid for beyond its plan.
     #[arg(long, value_name = "allow|stop", default_value = "allow", value_parser = extra_usage)]
     pub(crate) extra_usage: ExtraUsage,
+    /// A variable that is handed on to agents.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) agent_env: Vec<String>,
 }
 
 /// `consult`.

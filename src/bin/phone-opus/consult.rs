@@ -17,6 +17,7 @@ use phone_opus::tools::reply::{self, Context, Detail, Reader, Render, Shape};
 use serde_json::{Map, Value, json};
 use tokio::signal::unix::{SignalKind, signal};
 
+use crate::begin::{self, Kind};
 use crate::cli::ConsultOptions;
 use crate::logging;
 use crate::output::{is_lost, print, say};
@@ -56,6 +57,8 @@ fn ask(options: &ConsultOptions) -> Result<ExitCode, SetupError> {
     let code = runtime.block_on(async {
         let mut interrupt = signal(SignalKind::interrupt()).map_err(SetupError::Runtime)?;
         let mut terminate = signal(SignalKind::terminate()).map_err(SetupError::Runtime)?;
+        let mut quit = signal(SignalKind::quit()).map_err(SetupError::Runtime)?;
+        begin::ignore(Kind::Consult)?;
         let faults = prepared.faults.clone();
         let system = match prepared.system().start().await {
             Ok(system) => system,
@@ -66,6 +69,7 @@ fn ask(options: &ConsultOptions) -> Result<ExitCode, SetupError> {
             tokio::select! {
                 _ = interrupt.recv() => {}
                 _ = terminate.recv() => {}
+                _ = quit.recv() => {}
             }
         };
         let code = tokio::select! {

@@ -1,9 +1,9 @@
 //! `doctor`: is everything in place?
 
-use std::process::{Command, ExitCode, Stdio};
-use std::time::{Duration, Instant};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 
-use phone_opus::agents::{ClaudeCode, Environment};
+use phone_opus::agents::{Agent as _, ClaudeCode, Features};
 use phone_opus::config::RolloutMode;
 use phone_opus::jobs::Billing;
 use phone_opus::store::StoreHandle;
@@ -13,20 +13,6 @@ use crate::cli::DoctorOptions;
 use crate::logging;
 use crate::output::print;
 use crate::settings::{Prepared, chain, prepare, refused, rollout, runtime};
-
-/// Longest a program that is asked about itself may take.
-const ASK: Duration = Duration::from_secs(10);
-
-/// Options of Claude Code a consult uses where they exist.
-const FLAGS: [&str; 7] = [
-    "--restricted",
-    "--permission-prompts",
-    "--setting-sources",
-    "--strict-mcp-config",
-    "--permission-mode",
-    "--tools",
-    "--max-budget-usd",
-];
 
 struct Finding {
     name: &'static str,
@@ -103,43 +89,29 @@ fn store(prepared: &Prepared) -> Finding {
     }
 }
 
-/// Asks a program about itself, for a bounded time.
-fn ask(program: &std::path::Path, argument: &[&str], environment: &Environment) -> Option<(Option<i32>, String)> {
-    let mut child = Command::new(program)
-        .args(argument)
-        .env_clear()
-        .envs(environment.iter())
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .spawn()
-        .ok()?;
-    let mut stdout = child.stdout.take()?;
-    let reader = std::thread::spawn(move || {
-        let mut text = Vec::new();
-        // What is more than this is no version and no help.
-        let _ = std::io::Read::read_to_end(&mut std::io::Read::take(&mut stdout, 512 * 1024), &mut text);
-        String::from_utf8_lossy(&text).into_owned()
-    });
-    let began = Instant::now();
-    let status = loop {
-        match child.try_wait().ok()? {
-            Some(status) => break status,
-            None if began.elapsed() > ASK => {
-                let _ = child.kill();
-                let _ = child.wait();
-                return None;
-            }
-            None => std::thread::park_timeout(Duration::from_millis(5)),
-        }
-    };
-    Some((status.code(), reader.join().ok()?))
+/// What Claude Code says of itself.
+struct Asked {
+    features: Features,
+    status: Value,
+}
+
+/// Asks it as a consult in this directory would.
+fn ask(prepared: &Prepared, claude: &ClaudeCode, program: &Path) -> Option<Asked> {
+    let here = std::env::current_dir().unwrap_or_else(|_| PathBuf::from("/"));
+    let (environment, billing) = (&prepared.environment, prepared.config.billing);
+    runtime().ok()?.block_on(async {
+        let features = claude.features(program, environment, billing, &here, prepared.dir.root()).await;
+        let status = claude.answer(program, environment, billing, &here, &["auth", "status"]).await;
+        let status = status.and_then(|text| serde_json::from_str::<Value>(&text).ok()).unwrap_or_default();
+        Some(Asked { features, status })
+    })
 }
 
 fn claude(prepared: &Prepared) -> Vec<Finding> {
     let wanted = prepared.config.agent == "claude";
-    let located = prepared.agents().get("claude").and_then(|agent| agent.locate(&prepared.environment));
-    let program = match located {
+    let config = &prepared.config;
+    let claude = ClaudeCode::new(config.claude_bin.clone()).with_variables(config.agent_env.iter().cloned());
+    let program = match claude.locate(&prepared.environment) {
         Ok(program) => program,
         Err(fault) => {
             return vec![Finding {
@@ -150,18 +122,18 @@ fn claude(prepared: &Prepared) -> Vec<Finding> {
             }];
         }
     };
-    let billing = prepared.config.billing;
-    // A key that consults withhold must not make it say that it is logged in.
-    let environment = ClaudeCode::environment(&prepared.environment, billing);
-    let version = ask(&program, &["--version"], &environment).map(|(_, text)| text.trim().to_owned());
+    let billing = config.billing;
+    let asked = ask(prepared, &claude, &program);
+    let Asked { features, status } =
+        asked.unwrap_or_else(|| Asked { features: Features::newest(), status: Value::Null });
+    let version = features.version.clone();
     let mut findings = vec![Finding {
         name: "claude",
         good: if version.is_some() { Some(true) } else { wanted.then_some(false) },
         text: format!("{} ({})", program.display(), version.as_deref().unwrap_or("does not answer --version")),
         data: json!({"path": program.display().to_string(), "version": version}),
     }];
-    let help = ask(&program, &["--help"], &environment).map(|(_, text)| text).unwrap_or_default();
-    let missing: Vec<&str> = FLAGS.iter().copied().filter(|flag| !help.contains(flag)).collect();
+    let missing = features.missing();
     let text = if missing.is_empty() {
         "every option a consult uses is there".to_owned()
     } else {
@@ -173,8 +145,6 @@ fn claude(prepared: &Prepared) -> Vec<Finding> {
         text,
         data: json!({"missing": missing}),
     });
-    let status = ask(&program, &["auth", "status"], &environment);
-    let status = status.and_then(|(_, text)| serde_json::from_str::<Value>(&text).ok()).unwrap_or_default();
     let logged_in = status.get("loggedIn").and_then(Value::as_bool);
     let by = status.get("authMethod").and_then(Value::as_str);
     let (good, text) = match (logged_in, billing, by) {

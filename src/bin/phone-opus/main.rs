@@ -1,5 +1,6 @@
 //! The phone-opus program: command line, signals, logging, exit codes. Everything else is the library's.
 
+mod begin;
 mod cli;
 mod consult;
 mod doctor;
@@ -24,6 +25,7 @@ use phone_opus::ids::Generation;
 #[cfg(feature = "testkit")]
 use phone_opus::testkit::scripted_agent;
 
+use crate::begin::{Image, Kind, begin, first_process};
 use crate::cli::{Cli, Command, McpCommand};
 
 fn main() -> ExitCode {
@@ -33,6 +35,7 @@ fn main() -> ExitCode {
     }
     if let Some(generation) = started_by_a_host(std::env::args_os().skip(1)) {
         name_ourselves();
+        begin(Kind::Worker, Image::First);
         return worker::run(generation);
     }
     name_ourselves();
@@ -44,6 +47,13 @@ fn main() -> ExitCode {
 }
 
 fn run(command: Command) -> ExitCode {
+    if matches!(command, Command::Mcp { command: McpCommand::Serve(_) })
+        && let Some(ended) = first_process()
+    {
+        return ended;
+    }
+    let (kind, image) = kind(&command);
+    begin(kind, image);
     match command {
         Command::Mcp { command: McpCommand::Serve(options) } => serve::serve(&options),
         Command::Mcp { command: McpCommand::Selfcheck(options) } => selfcheck::run(&options),
@@ -52,6 +62,8 @@ fn run(command: Command) -> ExitCode {
         Command::Mcp { command: McpCommand::Wait(options) } => wait::run(&options),
         Command::Mcp { command: McpCommand::Worker { generation } } => worker::run(Generation(generation)),
         Command::Mcp { command: McpCommand::OfflineAgent { arguments } } => {
+            // An agent like any other: what is sent to all of us by our name is not for it.
+            name_this(c"offline-agent");
             code(offline::run(&arguments, std::io::stdin(), std::io::stdout()))
         }
         Command::Consult(options) => consult::run(&options),
@@ -71,10 +83,32 @@ fn run(command: Command) -> ExitCode {
     }
 }
 
+/// What this process is to be, and whether another image of it was there before.
+fn kind(command: &Command) -> (Kind, Image) {
+    match command {
+        Command::Mcp { command: McpCommand::Serve(options) } if options.restore.is_some() => {
+            (Kind::Server, Image::Next)
+        }
+        Command::Mcp { command: McpCommand::Serve(_) } => (Kind::Server, Image::First),
+        Command::Mcp { command: McpCommand::BackgroundConsult(_) | McpCommand::Wait(_) } => {
+            (Kind::Runner, Image::First)
+        }
+        Command::Mcp { command: McpCommand::Worker { .. } } => (Kind::Worker, Image::First),
+        Command::Consult(_) => (Kind::Consult, Image::First),
+        _ => (Kind::Tool, Image::First),
+    }
+}
+
 /// A child is started from the running image, by a path that says nothing; tools that list processes show its last word.
 fn name_ourselves() {
+    name_this(c"phone-opus");
+}
+
+fn name_this(name: &std::ffi::CStr) {
     #[cfg(target_os = "linux")]
-    let _ = rustix::thread::set_name(c"phone-opus");
+    let _ = rustix::thread::set_name(name);
+    #[cfg(not(target_os = "linux"))]
+    let _ = name;
 }
 
 /// The generation, where these are the words in which a host starts a worker. Calls wait for each restart, and reading the
@@ -92,6 +126,8 @@ fn play_the_scripted_agent() -> Option<ExitCode> {
     let mut arguments = std::env::args_os();
     let called = arguments.next().unwrap_or_default();
     scripted_agent::is_called(&called).then(|| {
+        // Its file has our name; what it plays has not.
+        name_this(c"claude");
         let rest: Vec<OsString> = arguments.collect();
         code(scripted_agent::main(&rest, std::io::stdin(), std::io::stdout(), std::io::stderr()))
     })

@@ -1,10 +1,11 @@
 //! `mcp serve` and the runner's process.
 
 use std::convert::Infallible;
+use std::ffi::OsString;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use phone_opus::agents::{AgentRegistry, Environment};
+use phone_opus::agents::Environment;
 use phone_opus::base::signals;
 use phone_opus::handover::{NewImage, Restore, Snapshot};
 use phone_opus::rollout::Trigger;
@@ -14,11 +15,12 @@ use phone_opus::stdio::{Input, Output};
 use phone_opus::system::{Grace, Shutdown, System};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
+use crate::begin::{self, Kind};
 use crate::cli::{RunnerArguments, ServeOptions};
 use crate::logging;
 use crate::output::say;
 use crate::settings::{
-    SetupError, armed, chain, prepare, prepare_after, program, refused, rollout, runtime, say_never_met,
+    SetupError, agents, armed, chain, prepare, prepare_after, program, refused, rollout, runtime, say_never_met,
 };
 
 /// How long a runtime's own threads may take to end; what is stuck in one does not keep the process.
@@ -47,7 +49,9 @@ fn serve_client(options: &ServeOptions) -> Result<ExitCode, SetupError> {
         let mut interrupt = signal(SignalKind::interrupt()).map_err(SetupError::Runtime)?;
         let mut terminate = signal(SignalKind::terminate()).map_err(SetupError::Runtime)?;
         let mut hangup = signal(SignalKind::hangup()).map_err(SetupError::Runtime)?;
+        let mut quit = signal(SignalKind::quit()).map_err(SetupError::Runtime)?;
         let mut reload = signal(SignalKind::user_defined2()).map_err(SetupError::Runtime)?;
+        begin::ignore(Kind::Server)?;
         if passed_on.is_some() {
             tracing::info!("going on where another image of the program stood");
             // Held since before this image began.
@@ -60,7 +64,7 @@ fn serve_client(options: &ServeOptions) -> Result<ExitCode, SetupError> {
         let mut next = None;
         if let Some(setup) = rollout() {
             // As we were started, and with another file in our place.
-            next = Some(NewImage::new(setup.launch.path.clone(), std::env::args_os(), std::env::vars_os()));
+            next = Some(NewImage::new(setup.launch.path.clone(), std::env::args_os(), environment()));
             builder = builder.rollout(setup);
         }
         if let Some(snapshot) = passed_on {
@@ -82,6 +86,7 @@ fn serve_client(options: &ServeOptions) -> Result<ExitCode, SetupError> {
             _ = interrupt.recv() => Ok(()),
             _ = terminate.recv() => Ok(()),
             _ = hangup.recv() => Ok(()),
+            _ = quit.recv() => Ok(()),
             never = reloads(&system, &mut reload) => match never {},
         };
         let down = system.shutdown(Grace::default()).await;
@@ -96,6 +101,14 @@ fn serve_client(options: &ServeOptions) -> Result<ExitCode, SetupError> {
     });
     runtime.shutdown_timeout(RUNTIME_END);
     code
+}
+
+/// The environment as this image was started with it, and what it knows that its next image cannot see.
+fn environment() -> impl Iterator<Item = (OsString, OsString)> {
+    let told = begin::told();
+    let ours = told.as_ref().map(|(name, _)| *name);
+    let started_with = std::env::vars_os().filter(move |(name, _)| ours.is_none_or(|ours| name != ours));
+    started_with.chain(told.map(|(name, value)| (name.into(), value.into())))
 }
 
 /// Asks for a rollout each time the signal comes. What becomes of it is in health and in telemetry.
@@ -125,7 +138,7 @@ pub(crate) fn background_consult(options: &RunnerArguments) -> ExitCode {
         max_running: options.max_running,
         stall: Duration::from_secs(options.stall_s),
         extra_usage: options.extra_usage,
-        agents: AgentRegistry::standard(options.claude_bin.clone(), program()),
+        agents: agents(options.claude_bin.clone(), &options.agent_env, program()),
         environment: Environment::capture(),
         faults,
     };
@@ -134,6 +147,7 @@ pub(crate) fn background_consult(options: &RunnerArguments) -> ExitCode {
         Err(error) => return refused(&error),
     };
     let end = runtime.block_on(async {
+        begin::ignore(Kind::Runner).map_err(|error| chain(&error))?;
         let (input, output) = match (Input::stdin(), Output::stdout()) {
             (Ok(input), Ok(output)) => (input, output),
             (Err(error), _) | (_, Err(error)) => return Err(chain(&error)),

@@ -1,11 +1,12 @@
 //! Puts the configuration together: flags over environment over files over defaults.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 
-use phone_opus::agents::{AgentRegistry, Environment, MAX_PROMPT_BYTES};
+use phone_opus::agents::{AgentRegistry, ClaudeCode, Environment, MAX_PROMPT_BYTES, Offline};
 use phone_opus::base::signals;
 use phone_opus::checkout::plain;
 use phone_opus::config::{Config, ConfigError, FILE_BYTES, PROJECT_FILE, Settings, WorkerIsolation};
@@ -20,6 +21,7 @@ use phone_opus::tools;
 use phone_opus::tools::consult::default_cwd;
 use phone_opus::worker::{Isolation, WorkerCommand};
 
+use crate::begin;
 use crate::cli::{Common, Overrides};
 use crate::output::say;
 
@@ -119,7 +121,7 @@ pub(crate) fn prepare_after(before: &Snapshot, common: &Common, overrides: &Over
     for notice in &notices {
         tracing::warn!(notice, "this image goes on without something");
     }
-    Ok(Prepared { config, dir, program: program(), environment: Environment::capture(), faults, notices })
+    Ok(Prepared { config, dir, program: program(), environment: environment(), faults, notices })
 }
 
 /// Of an error: its place and what is wrong. What follows may be a line of the file, and there may be secrets in it.
@@ -130,8 +132,22 @@ fn first_line(error: &SetupError) -> String {
 /// The same, with nothing armed.
 pub(crate) fn configure(common: &Common, overrides: &Overrides) -> Result<Prepared, SetupError> {
     let (config, dir) = (config(overrides)?, state_dir(common)?);
-    let environment = Environment::capture();
-    Ok(Prepared { config, dir, program: program(), environment, faults: Faults::none(), notices: Vec::new() })
+    Ok(Prepared {
+        config,
+        dir,
+        program: program(),
+        environment: environment(),
+        faults: Faults::none(),
+        notices: Vec::new(),
+    })
+}
+
+/// The environment as it was at the start, and what our runners are told beside it.
+fn environment() -> Environment {
+    match begin::told() {
+        Some((name, value)) => Environment::capture().with(name, value),
+        None => Environment::capture(),
+    }
 }
 
 /// Every source, one laid over the other.
@@ -216,8 +232,24 @@ const IMAGE: &str = "/proc/self/exe";
 
 /// This program, as children are started from it: the running image itself where the system names it. A file that was put
 /// in its place may be broken, or half written, or of a version that speaks otherwise to its children.
+///
+/// Where nothing names it (no `/proc`), it is the file that was called, found as a shell finds it.
 pub(crate) fn program() -> PathBuf {
-    image().unwrap_or_else(|| std::env::current_exe().unwrap_or_else(|_| PathBuf::from("phone-opus")))
+    let called = || {
+        let here = std::env::current_dir().unwrap_or_else(|_| PathBuf::from("/"));
+        called(&std::env::args_os().next()?, std::env::var_os("PATH").as_deref(), &here)
+    };
+    let named = || std::env::current_exe().ok().or_else(called);
+    image().or_else(named).unwrap_or_else(|| PathBuf::from("phone-opus"))
+}
+
+/// The file of a program that was called by this word.
+fn called(word: &OsStr, search: Option<&OsStr>, here: &Path) -> Option<PathBuf> {
+    let path = Path::new(word);
+    if path.components().count() > 1 || path.is_absolute() {
+        return Some(here.join(path)).filter(|file| file.is_file());
+    }
+    std::env::split_paths(search?).map(|dir| here.join(dir).join(path)).find(|file| file.is_file())
 }
 
 fn image() -> Option<PathBuf> {
@@ -248,10 +280,16 @@ pub(crate) fn rollout() -> Option<RolloutSetup> {
     Some(RolloutSetup { launch, image, keeper, arguments, here, look_every: LOOK_EVERY })
 }
 
+/// The agents of an installation that is configured so.
+pub(crate) fn agents(claude: Option<PathBuf>, agent_env: &[String], program: PathBuf) -> AgentRegistry {
+    let claude = ClaudeCode::new(claude).with_variables(agent_env.iter().cloned());
+    AgentRegistry::new().with(Arc::new(claude)).with(Arc::new(Offline::new(program)))
+}
+
 impl Prepared {
     /// The agents of this installation.
     pub(crate) fn agents(&self) -> AgentRegistry {
-        AgentRegistry::standard(self.config.claude_bin.clone(), self.program.clone())
+        agents(self.config.claude_bin.clone(), &self.config.agent_env, self.program.clone())
     }
 
     /// Where worker tools run.

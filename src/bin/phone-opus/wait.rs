@@ -3,16 +3,16 @@
 use std::process::ExitCode;
 use std::time::Duration;
 
-use phone_opus::agents::AgentRegistry;
 use phone_opus::config::Config;
 use phone_opus::runner::RunnerCommand;
 use phone_opus::state_dir::StateDir;
 use phone_opus::stdio::{Input, Output};
 use phone_opus::waiting::process::{self, WaitingOptions};
 
+use crate::begin::{self, Kind};
 use crate::cli::WaitArguments;
 use crate::logging;
-use crate::settings::{chain, program, refused, runtime};
+use crate::settings::{agents, chain, program, refused, runtime};
 
 /// Waits until no job is left to wait with and the host is gone, in a session of its own.
 pub(crate) fn run(options: &WaitArguments) -> ExitCode {
@@ -25,9 +25,10 @@ pub(crate) fn run(options: &WaitArguments) -> ExitCode {
         stall: Duration::from_secs(options.stall_s),
         claude_bin: options.claude_bin.clone(),
         extra_usage: options.extra_usage,
+        agent_env: options.agent_env.clone(),
         ..Config::default()
     };
-    let agents = AgentRegistry::standard(options.claude_bin.clone(), program());
+    let agents = agents(options.claude_bin.clone(), &options.agent_env, program());
     // Its own environment is that of its jobs, so its runners inherit it.
     let runner = RunnerCommand::new(program(), dir.clone(), config, agents, None, Vec::new());
     let options = WaitingOptions { dir, runner, max_running: options.max_running };
@@ -36,6 +37,7 @@ pub(crate) fn run(options: &WaitArguments) -> ExitCode {
         Err(error) => return refused(&error),
     };
     let end = runtime.block_on(async {
+        begin::ignore(Kind::Runner).map_err(|error| chain(&error))?;
         let (input, output) = match (Input::stdin(), Output::stdout()) {
             (Ok(input), Ok(output)) => (input, output),
             (Err(error), _) | (_, Err(error)) => return Err(chain(&error)),

@@ -7,6 +7,7 @@ use phone_opus::ids::Generation;
 use phone_opus::stdio::{Input, Output};
 use phone_opus::worker::{self, WorkerEnd};
 
+use crate::begin::{self, Kind};
 use crate::logging;
 use crate::settings::{SetupError, chain, inherited, refused, runtime};
 
@@ -37,6 +38,7 @@ fn serve(generation: Generation) -> Result<ExitCode, SetupError> {
     };
     std::thread::Builder::new().name("host".into()).stack_size(128 * 1024).spawn(watch).map_err(SetupError::Runtime)?;
     let code = runtime.block_on(async {
+        begin::ignore(Kind::Worker)?;
         let (input, output) =
             (Input::stdin().map_err(SetupError::Runtime)?, Output::stdout().map_err(SetupError::Runtime)?);
         Ok(match worker::serve(generation, [], faults, input, output).await {

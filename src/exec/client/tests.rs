@@ -91,6 +91,7 @@ impl Remote {
             env: vec![("PATH".into(), "/usr/bin:/bin".into())],
             stdin,
             adopt: Adopt::No,
+            descriptors: None,
         };
         let session = Session::new();
         let (process, tap) = LocalExec::spawn(spec, session.clone(), CloseBy::Backend).unwrap();

@@ -1,23 +1,21 @@
 //! Starting a process of this machine.
 //!
-//! Owns: what the child is before its program runs (its pipes, its group, its signals), the tasks it is given, and why a
-//! start did not work. May not know: how a process ends.
+//! Owns: the child's pipes and group, the tasks it is given, and why a start did not work. May not know: how a process ends.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::{Arc, Mutex};
 
 use rustix::io::Errno;
 use rustix::process::Pid;
-#[cfg(target_os = "linux")]
-use rustix::process::Signal;
 use tokio::process::Command;
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 
 use super::super::OutputStream;
 use super::super::session::Session;
+use super::begin::{EndsWithUs, as_a_program};
 use super::group::{Group, GroupState};
 use super::keeper::{AbortOnDrop, Fuse, Keeper};
 use super::pipes::{Pump, feed_bytes, feed_queue};
@@ -41,6 +39,12 @@ pub enum SpawnError {
         /// The path.
         cwd: PathBuf,
     },
+    /// The directory may not be entered.
+    #[error("start in {}: it may not be entered", cwd.display())]
+    CwdNotEntered {
+        /// The directory.
+        cwd: PathBuf,
+    },
     /// The program, or the interpreter it names, does not exist.
     #[error("start {}: no such program", program.display())]
     ProgramMissing {
@@ -58,6 +62,21 @@ pub enum SpawnError {
     ArgumentsTooLarge {
         /// The program.
         program: PathBuf,
+    },
+    /// The program's file is being written at this moment.
+    #[error("start {}: its file is being written", program.display())]
+    Busy {
+        /// The program.
+        program: PathBuf,
+    },
+    /// There is no descriptor, process or memory to be had at this moment.
+    #[error("start {}", program.display())]
+    NoRoom {
+        /// The program.
+        program: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
     },
     /// The system refused for another reason.
     #[error("start {}", program.display())]
@@ -100,7 +119,7 @@ impl LocalExec {
         let stdin = match &spec.stdin {
             Stdin::Null => Stdio::null(),
             Stdin::File(file) => {
-                let file = file.try_clone().map_err(|error| classify(spec.program.clone(), error))?;
+                let file = file.try_clone().map_err(|error| classify(spec.program.clone(), &spec.cwd, error))?;
                 Stdio::from(file)
             }
             Stdin::Bytes(_) | Stdin::Piped => Stdio::piped(),
@@ -116,9 +135,8 @@ impl LocalExec {
             .stderr(Stdio::piped())
             .process_group(0)
             .kill_on_drop(true);
-        hear_signals(&mut command);
-        die_with_this_thread(&mut command);
-        let mut child = command.spawn().map_err(|error| classify(spec.program.clone(), error))?;
+        as_a_program(&mut command, EndsWithUs::Asked, spec.descriptors);
+        let mut child = command.spawn().map_err(|error| classify(spec.program.clone(), &spec.cwd, error))?;
         let pid = child.id().unwrap_or_default();
         let Some(leader) = i32::try_from(pid).ok().and_then(Pid::from_raw) else {
             return Err(SpawnError::Other {
@@ -180,55 +198,28 @@ impl LocalExec {
     }
 }
 
-fn classify(program: PathBuf, error: io::Error) -> SpawnError {
+fn classify(program: PathBuf, cwd: &Path, error: io::Error) -> SpawnError {
     match Errno::from_io_error(&error) {
         Some(Errno::NOENT | Errno::NOTDIR) => SpawnError::ProgramMissing { program },
+        // Entering the directory comes before the program, and is refused in the same word.
+        Some(Errno::ACCESS) if !may_be_entered(cwd) => SpawnError::CwdNotEntered { cwd: cwd.to_owned() },
         Some(Errno::ACCESS | Errno::NOEXEC | Errno::ISDIR) => SpawnError::NotExecutable { program },
         Some(Errno::TOOBIG) => SpawnError::ArgumentsTooLarge { program },
+        Some(Errno::TXTBSY) => SpawnError::Busy { program },
+        _ if is_no_room(&error) => SpawnError::NoRoom { program, source: error },
         _ => SpawnError::Other { program, source: error },
     }
 }
 
-/// Has the child begin with signals as a program expects them: what we were told to ignore, by a shell that started us in the
-/// background for one, it would ignore too, and could not be asked to end.
-fn hear_signals(command: &mut Command) {
-    use nix::sys::signal::{SigHandler, Signal, signal};
-    let prepare = || {
-        for number in [Signal::SIGINT, Signal::SIGQUIT, Signal::SIGTERM, Signal::SIGHUP] {
-            #[expect(unsafe_code, reason = "an ignored signal can only be unignored by the child itself")]
-            // SAFETY: no handler of ours is installed, so none can run at a bad moment.
-            unsafe { signal(number, SigHandler::SigDfl) }.map_err(io::Error::from)?;
-        }
-        Ok(())
-    };
-    #[expect(unsafe_code, reason = "as above, between fork and exec")]
-    // SAFETY: `prepare` runs in the forked child and only makes async-signal-safe system calls; it allocates nothing, takes
-    // no lock and does not unwind.
-    unsafe {
-        command.pre_exec(prepare);
-    }
+/// Whether this process may make the directory its own.
+#[must_use]
+pub fn may_be_entered(dir: &Path) -> bool {
+    use rustix::fs::{Access, AtFlags, CWD, accessat};
+    accessat(CWD, dir, Access::EXEC_OK, AtFlags::EACCESS).is_ok()
 }
 
-/// Has the kernel send TERM to the child when the calling thread ends, so that even our SIGKILL does not orphan it.
-#[cfg(target_os = "linux")]
-fn die_with_this_thread(command: &mut Command) {
-    use rustix::process::{getpid, getppid, set_parent_process_death_signal};
-    let parent = getpid();
-    let prepare = move || {
-        set_parent_process_death_signal(Some(Signal::TERM))?;
-        // The parent may have gone before the line above; then nobody would ever send the signal.
-        if getppid() == Some(parent) { Ok(()) } else { Err(io::Error::from(Errno::SRCH)) }
-    };
-    #[expect(
-        unsafe_code,
-        reason = "the parent-death signal can only be set by the child itself, between fork and exec"
-    )]
-    // SAFETY: `prepare` runs in the forked child and only makes two async-signal-safe system calls on values it captured by
-    // copy; it allocates nothing, takes no lock and does not unwind.
-    unsafe {
-        command.pre_exec(prepare);
-    }
+/// Whether a start failed for want of descriptors, processes or memory: it may work in a moment.
+#[must_use]
+pub fn is_no_room(error: &io::Error) -> bool {
+    matches!(Errno::from_io_error(error), Some(Errno::MFILE | Errno::NFILE | Errno::AGAIN | Errno::NOMEM))
 }
-
-#[cfg(not(target_os = "linux"))]
-fn die_with_this_thread(_command: &mut Command) {}

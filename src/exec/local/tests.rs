@@ -20,6 +20,7 @@ fn program(path: &str, args: &[&str]) -> SpawnSpec {
         env: vec![("PATH".into(), "/usr/local/bin:/usr/bin:/bin".into())],
         stdin: Stdin::Null,
         adopt: Adopt::No,
+        descriptors: None,
     }
 }
 
