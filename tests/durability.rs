@@ -32,6 +32,21 @@ async fn over(rig: &Rig, job: &str) -> JobRecord {
     }
 }
 
+/// Waits until the one running job's agent is recorded, so that its start is over.
+async fn until_recorded(rig: &Rig) {
+    let waiting = Waiting::until("the agent's process is recorded", PATIENCE);
+    while !rig.jobs().await.iter().any(|job| job.process.is_some_and(|process| process.pid > 0)) {
+        waiting.again(|| format!("{:?}", rig.processes())).await;
+    }
+}
+
+async fn until_gone(path: &Path) {
+    let waiting = Waiting::until(format!("{} is gone", path.display()), PATIENCE);
+    while path.exists() {
+        waiting.again(|| "it is there").await;
+    }
+}
+
 async fn until_exists(path: &Path) {
     let waiting = Waiting::until(format!("{} exists", path.display()), PATIENCE);
     while !path.exists() {
@@ -61,6 +76,7 @@ async fn who_waits_gets_the_answer_while_the_store_is_held_and_it_is_stored_when
         let mut host = rig.serve().await;
         let sent = host.start("consult", json!({"prompt": rig.waiting("begun", "go")})).await;
         rig.wait_for_sign("begun").await;
+        until_recorded(&rig).await;
         let held = rig.hold_store();
         rig.give_sign("go");
         let reply = host.reply(sent).await.expect_success();
@@ -79,7 +95,8 @@ async fn who_waits_gets_the_answer_while_the_store_is_held_and_it_is_stored_when
         drop(held);
         let record = over(&rig, &job).await;
         assert_eq!(record.state, JobState::Succeeded);
-        assert!(!rig.state_dir().job_outcome(record.id).exists(), "what is stored is not kept beside it");
+        // What is stored is not kept beside it.
+        until_gone(&rig.state_dir().job_outcome(record.id)).await;
         let shown = host.job(&job).await.expect_success();
         assert_eq!((&shown["response"], &shown["stored"]), (&json!("done"), &Value::Null));
         rig.expect_runs(1);
@@ -101,6 +118,7 @@ async fn an_outcome_that_waits_for_the_store_outlives_its_runner_and_its_host() 
         let mut host = rig.serve().await;
         let job = host.consult_in_background(&rig.waiting("begun", "go")).await;
         rig.wait_for_sign("begun").await;
+        until_recorded(&rig).await;
         let held = rig.hold_store();
         rig.give_sign("go");
         until_exists(&rig.state_dir().job_outcome(id(&job))).await;
@@ -116,7 +134,7 @@ async fn an_outcome_that_waits_for_the_store_outlives_its_runner_and_its_host() 
         assert_eq!(record.state, JobState::Succeeded, "{lost:?}: {record:?}");
         let shown = next.job(&job).await.expect_success();
         assert_eq!(shown["response"], "done", "{lost:?}");
-        assert!(!rig.state_dir().job_outcome(id(&job)).exists());
+        until_gone(&rig.state_dir().job_outcome(id(&job))).await;
         rig.expect_runs(1);
         rig.stop_and_check_invariants([host, next]).await;
     }
