@@ -565,6 +565,8 @@ impl Runner {
     async fn run_agent(&mut self, agent: &dyn Agent, record: &JobRecord, nothing: RunEnd) -> Verdict {
         let token = RunToken::random();
         self.journal.write(JournalEvent::Dispatched);
+        // The journal goes before the mark: a store that stands still at it stands still for the mark, and nothing is started.
+        tokio::task::yield_now().await;
         // The token first, so that whatever the run starts, a question to the program among it, can be recognised even if this
         // runner dies right after.
         let (session, numbering) = (std::process::id(), leftovers::numbering());

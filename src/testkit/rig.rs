@@ -407,8 +407,11 @@ impl Rig {
     /// A command in this world.
     #[must_use]
     pub fn command(&self, arguments: &[&str]) -> Command {
-        let mut words = self.start.words().iter().map(OsString::as_os_str).chain([self.program.as_os_str()]);
-        let mut command = Command::new(words.next().unwrap_or(self.program.as_os_str()));
+        // `/proc/self/exe` is another program once there is one between.
+        let file = if self.start.words().is_empty() { None } else { std::fs::canonicalize(&self.program).ok() };
+        let program = file.as_deref().unwrap_or(&self.program);
+        let mut words = self.start.words().iter().map(OsString::as_os_str).chain([program.as_os_str()]);
+        let mut command = Command::new(words.next().unwrap_or(program.as_os_str()));
         command.args(words).args(arguments);
         command.env_clear().envs(&self.env).current_dir(self.work()).kill_on_drop(true);
         command
