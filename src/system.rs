@@ -169,8 +169,8 @@ impl System {
         &self.inner.desk
     }
 
-    /// Tells every client that the tools differ from what it was told, so that it lists them again: who knows that an
-    /// embedding program's tool describes itself differently now is that program.
+    /// Tells every client to list the tools again. Call it when one of your tools changed its definition; only you can
+    /// know.
     ///
     /// Legacy sessions hear of it once, in the stateless era each subscription that asked for it does.
     pub fn tools_changed(&self) {
@@ -180,7 +180,7 @@ impl System {
     /// Asks for a rollout: the file at the launch path is checked, and where it passes, this program is replaced by it,
     /// even if it is the same. Who asks during a rollout joins it.
     ///
-    /// Where it succeeds, nothing returns. Where it returns, it says why, and the system serves on.
+    /// Does not return on success. A returned value is the reason why the running program was kept.
     ///
     /// # Cancel safety
     ///

@@ -288,6 +288,68 @@ fn each_rule_finds_what_breaks_it_and_nothing_that_is_said_about_it() {
     );
 }
 
+fn page(name: &str) -> String {
+    std::fs::read_to_string(root().join(name)).unwrap_or_else(|error| panic!("{name}: {error}"))
+}
+
+/// The pages that people read, beside those of the benches and the interop tests.
+fn pages() -> Vec<String> {
+    let docs = std::fs::read_dir(root().join("docs")).expect("docs").map(|entry| entry.expect("an entry").file_name());
+    let docs = docs.map(|name| format!("docs/{}", name.to_string_lossy())).filter(|name| name.ends_with(".md"));
+    ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "SECURITY.md"].map(str::to_owned).into_iter().chain(docs).collect()
+}
+
+/// The cells of a table's rows that begin with this.
+fn rows<'a>(page: &'a str, start: &str) -> Vec<Vec<&'a str>> {
+    let rows = page.lines().filter(|line| line.starts_with(start));
+    rows.map(|row| row.trim_matches('|').split('|').map(str::trim).collect()).collect()
+}
+
+/// What stands in backticks.
+fn quoted(cell: &str) -> Vec<&str> {
+    cell.split('`').skip(1).step_by(2).collect()
+}
+
+#[test]
+fn the_architecture_has_a_row_for_each_law_and_names_tests_that_exist() {
+    let architecture = page("ARCHITECTURE.md");
+    let laws = rows(&architecture, "| L");
+    let numbers: Vec<_> = laws.iter().map(|law| law[0].to_owned()).collect();
+    assert_eq!(numbers, (1..=20).map(|number| format!("L{number}")).collect::<Vec<_>>());
+    let files = rust_files(&root().join("src")).into_iter().chain(rust_files(&root().join("tests")));
+    let all: String = files.map(|path| std::fs::read_to_string(path).expect("a source")).collect();
+    for law in &laws {
+        let tests: Vec<_> = quoted(law[3]).into_iter().filter(|name| !name.starts_with("PHONE_OPUS_")).collect();
+        assert!(!tests.is_empty() || law[2].starts_with("not in this version"), "{}: no test notices it", law[0]);
+        let missing: Vec<_> = tests.into_iter().filter(|name| !all.contains(&format!("fn {name}("))).collect();
+        assert!(missing.is_empty(), "{}: no such tests: {missing:?}", law[0]);
+    }
+}
+
+#[test]
+fn every_fault_code_is_on_the_page_of_failures() {
+    let sources = sources();
+    let list = sources.iter().find_map(|(_, text)| text.split_once("\nfault_codes! {")).expect("the list of codes").1;
+    let codes = list.lines().take_while(|line| *line != "}").filter_map(|line| line.split('"').nth(1));
+    let codes: BTreeSet<_> = codes.map(|code| format!("`{code}`")).collect();
+    let failures = page("docs/failures.md");
+    let told: BTreeSet<_> = rows(&failures, "| `").into_iter().map(|row| row[0].to_owned()).collect();
+    assert!(codes.len() > 50, "{} codes were found", codes.len());
+    assert_eq!(codes, told);
+}
+
+#[test]
+fn what_the_pages_link_to_is_there() {
+    for name in pages() {
+        let text = page(&name);
+        for link in text.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
+            let file = link.split('#').next().unwrap_or_default();
+            let there = root().join(&name).with_file_name(file);
+            assert!(file.is_empty() || link.starts_with("http") || there.exists(), "{name} links to {link}");
+        }
+    }
+}
+
 /// A test that uses the kit must say so in the manifest: without the feature it would not compile, and without its line
 /// nobody would learn that it was left out.
 #[test]

@@ -66,7 +66,7 @@ impl<T> Kept<T> {
         }
     }
 
-    /// Ends the keeping. The value, unless somebody has it: then it ends when it is given back.
+    /// Marks the value finished. Returns it if nobody has borrowed it; a borrowed value is dropped when it comes back.
     pub fn finish(&self) -> Option<T> {
         let state = std::mem::replace(&mut *self.state(), State::Over);
         self.moved.notify_waiters();

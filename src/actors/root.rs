@@ -3,7 +3,7 @@
 //!
 //! Owns: the parts and their order ([`Family`], rest for one). May not know: what any of them does. What must survive a
 //! part (connections, the custody of runners, generations, the intake of telemetry) belongs to the system and is lent to
-//! the parts, so a restart costs what the table in ARCHITECTURE.md says and nothing else.
+//! the parts, so a restart costs what the table in docs/failures.md says and nothing else.
 //!
 //! Order: telemetry, jobs, workers, rollouts, sessions. Nobody depends on telemetry or on rollouts. The store's thread starts with its first verb and
 //! is closed last; a panic there costs the verb it happened in.

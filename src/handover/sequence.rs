@@ -39,7 +39,7 @@ use crate::state_dir::{StateDir, StateDirError};
 use crate::store::StoreHandle;
 use crate::telemetry::TelemetryHandle;
 
-/// What calls that are no waits get to finish. Whoever has to read on has to wait as long; DESIGN §10.
+/// Time that calls which wait for nothing outside get to finish. The client is not read during it.
 const FINISH: Duration = Duration::from_secs(2);
 
 /// What a part gets to stop, answer or let go.

@@ -440,9 +440,12 @@ impl SessionCore {
         if self.pending.len() >= self.limits.calls + kept_calls
             || self.call_bytes + bytes > self.limits.call_bytes + kept_bytes
         {
+            let SessionLimits { calls, call_bytes, .. } = self.limits;
             return Err(Fault::new(
                 FaultCode::Busy,
-                "as many calls are in flight on this connection as may be (1024, or 64 MiB of arguments).",
+                format!(
+                    "as many calls are in flight on this connection as may be ({calls}, or {call_bytes} bytes of arguments)."
+                ),
             )
             .hint("Wait for one of them and send the call again.")
             .into());

@@ -526,7 +526,8 @@ impl SessionLoop {
                 }
             }
             SessionEvent::WorkerUp { generation, worker } => {
-                // Who was not asked speaks to an earlier incarnation of ours; who is known to be gone is.
+                // A supervisor we have not asked speaks to our previous incarnation; a generation that is known to be gone
+                // is no longer up.
                 if matches!(self.serving, Serving::Unasked) || generation <= self.dead {
                     return;
                 }

@@ -173,7 +173,7 @@ impl SessionCore {
             Some(_) => return Err(invalid("params.arguments must be an object.")),
         };
         let task = self.as_task(tool, version, task, &arguments, &meta)?;
-        // What the tool is told, it would also be told by a model that does not want to wait.
+        // A task is a background consult, so `background` is set as a caller would set it.
         let arguments = if task.is_some() { in_background(&arguments) } else { arguments };
         let progress = meta.progress_token();
         let wants_progress = progress.is_some() && task.is_none();
