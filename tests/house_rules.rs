@@ -296,7 +296,11 @@ fn page(name: &str) -> String {
 fn pages() -> Vec<String> {
     let docs = std::fs::read_dir(root().join("docs")).expect("docs").map(|entry| entry.expect("an entry").file_name());
     let docs = docs.map(|name| format!("docs/{}", name.to_string_lossy())).filter(|name| name.ends_with(".md"));
-    ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "SECURITY.md"].map(str::to_owned).into_iter().chain(docs).collect()
+    ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "SECURITY.md"]
+        .map(str::to_owned)
+        .into_iter()
+        .chain(docs)
+        .collect()
 }
 
 /// The cells of a table's rows that begin with this.
