@@ -11,6 +11,7 @@
 mod attend;
 mod core;
 mod ending;
+mod held;
 mod journal;
 mod workspace;
 
@@ -43,7 +44,7 @@ use crate::ids::{JobId, RunToken, UnixMillis};
 use crate::jobs::lock::{JobLock, SlotLock};
 use crate::jobs::{ConsultRequest, JobOutcome, JobRecord, JobState, JournalEvent, RunExit, RunProcess, leftovers};
 use crate::state_dir::StateDir;
-use crate::store::{Start, StoreError, StoreHandle};
+use crate::store::{Glance, Start, StoreError, StoreHandle};
 
 /// How often the store is looked at for a cancel by another process.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
@@ -151,6 +152,14 @@ impl RunnerCommand {
         command
     }
 
+    /// The same for a job on its way to the store: it does nothing for it before it is spoken to.
+    #[must_use]
+    pub fn held_command(&self, job: JobId) -> tokio::process::Command {
+        let mut command = self.command(job);
+        command.arg("--held");
+        command
+    }
+
     /// The command for the process that waits with jobs until their turn; the caller adds the pipes.
     #[must_use]
     pub fn waiting_command(&self) -> tokio::process::Command {
@@ -188,6 +197,8 @@ impl RunnerCommand {
 pub struct RunnerOptions {
     /// Its job.
     pub job: JobId,
+    /// It was started beside its job's accept: it begins when its host speaks to it, and leaves when its host hangs up before.
+    pub held: bool,
     /// Where the store and the locks lie.
     pub dir: StateDir,
     /// Agent runs at once in this state directory.
@@ -215,6 +226,8 @@ pub enum RunnerEnd {
     Forgotten,
     /// The job was not its to run: another runner has it, or it is over.
     NotOurs,
+    /// It was held for a job that it was not needed for.
+    Unneeded,
     /// There was no slot, or its session is busy; the job is queued as before.
     NotYet,
 }
@@ -263,10 +276,15 @@ where
     let (ask, asked) = mpsc::channel(1);
     let told = Told::new();
     let shown = OneProcess { id: options.job.to_string(), session: session.clone(), told: told.clone(), ask };
-    let server = Server::start(reader, writer, shown);
+    let (reader, word) = held::heeding(reader);
+    let mut server = Server::start(reader, writer, shown);
     let faults = options.faults.clone();
-    met(&faults, FaultPoint::RunnerStart).await?;
     let store = StoreHandle::sqlite_with(options.dir.clone(), faults.clone());
+    if options.held && !held::wait(word, &mut server, &store).await {
+        store.close().await;
+        return Ok(RunnerEnd::Unneeded);
+    }
+    met(&faults, FaultPoint::RunnerStart).await?;
     let Some(lock) = JobLock::try_acquire(&options.dir, options.job)? else { return Ok(RunnerEnd::NotOurs) };
     let record = store.job(options.job).await?;
     if record.state != JobState::Queued {
@@ -461,7 +479,7 @@ impl Runner {
             Err(fault) => return Ok(Some(failed(fault))),
         };
         let nothing = RunEnd { resume_requested: record.request.session_id, ..RunEnd::default() };
-        let _slot = match self.take_turn().await? {
+        let _slot = match self.take_turn(record).await? {
             Turn::Started(slot) => slot,
             Turn::Later => return Ok(None),
             Turn::Over => return Ok(Some(agent.classify(RunEnd { stop: self.core.stop().cloned(), ..nothing }))),
@@ -475,12 +493,14 @@ impl Runner {
     }
 
     /// Takes the turn that has come: whoever started us has seen that a slot is free and nobody is due before.
-    async fn take_turn(&mut self) -> Result<Turn, RunnerError> {
+    async fn take_turn(&mut self, record: &JobRecord) -> Result<Turn, RunnerError> {
         let began = Instant::now();
+        // Read a moment ago, so the first try need not look again.
+        let mut glance = Some(Glance::of(record));
         let mut pause = SLOT_PAUSE;
         let mut failing: Option<Instant> = None;
         loop {
-            match self.try_to_start().await {
+            match self.try_to_start(glance.take()).await {
                 Ok(Turn::Later) if began.elapsed() < SLOT_PATIENCE => failing = None,
                 Ok(turn) => return Ok(turn),
                 // A store that is busy for a moment is no reason to lose an accepted job.
@@ -499,8 +519,11 @@ impl Runner {
         }
     }
 
-    async fn try_to_start(&mut self) -> Result<Turn, RunnerError> {
-        let glance = self.store.glance(self.options.job).await?;
+    async fn try_to_start(&mut self, glance: Option<Glance>) -> Result<Turn, RunnerError> {
+        let glance = match glance {
+            Some(glance) => glance,
+            None => self.store.glance(self.options.job).await?,
+        };
         self.core.glanced(&glance);
         if self.core.tick(Instant::now()).is_some() {
             return Ok(Turn::Over);

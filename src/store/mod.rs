@@ -168,6 +168,19 @@ pub struct Glance {
     pub last_event: u64,
 }
 
+impl Glance {
+    /// What a look would have shown when the record was read.
+    #[must_use]
+    pub const fn of(record: &JobRecord) -> Self {
+        Self {
+            state: record.state,
+            mode: record.mode,
+            cancel_requested: record.cancel_requested,
+            last_event: record.last_event,
+        }
+    }
+}
+
 /// Which jobs to list.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct JobFilter {

@@ -39,6 +39,9 @@ const STATEMENTS: usize = 64;
 /// for 1 GiB the check takes seconds.
 const CHECK_PAUSE: Duration = Duration::from_secs(60);
 
+/// What follows the database's name in that of its write-ahead log.
+const LOG: &str = "-wal";
+
 /// What follows the database's name in that of the lock which is shared to open it and held alone to move it aside.
 const OPENING: &str = ".opening";
 
@@ -291,12 +294,20 @@ fn open_file(path: &Path, check: Check) -> Result<Open, StoreError> {
     loop {
         make_private(path)?;
         let file = identity(path);
+        let log_is_begun = fs::metadata(beside(path, LOG)).is_ok_and(|log| log.len() > 0);
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let opened = Connection::open_with_flags(path, flags).map_err(StoreError::from);
         match opened.and_then(|connection| set_up(connection, check)) {
             // Somebody may have removed the whole directory in the meantime.
             Ok(_) if identity(path) != file && Instant::now() < until => {}
-            Ok(connection) => return Ok(Open::new(connection, file)),
+            Ok(connection) => {
+                // The name of a new log has to last as long as what is committed to it. Whoever wrote to one that is begun
+                // found it empty, or not there, and came by here first.
+                if !log_is_begun {
+                    sync_directory_of(path)?;
+                }
+                return Ok(Open::new(connection, file));
+            }
             // Two processes that make a database at once may be told `busy` without having been made to wait.
             Err(StoreError::Busy) if Instant::now() < until => std::thread::sleep(Duration::from_millis(10)),
             Err(error) => return Err(error),
@@ -360,6 +371,10 @@ fn make_private(path: &Path) -> Result<(), StoreError> {
         Err(error) => return Err(io_error(&error)),
     }
     removed.map_err(|error| io_error(&error))?;
+    sync_directory_of(path)
+}
+
+fn sync_directory_of(path: &Path) -> Result<(), StoreError> {
     let parent = path.parent().unwrap_or(Path::new("/"));
     File::open(parent).and_then(|directory| directory.sync_all()).map_err(|error| io_error(&error))
 }

@@ -6,21 +6,20 @@
 //!
 //! ```text
 //!  Waiting ──its turn──▶ Starting ──spawned──▶ Following ──pipes over──▶ Leaving ──exited──▶ Judging ──over──▶ done
-//!      ▲                                                                                        ├── still queued
+//!      ▲                                                                   └── over already ──────┼─────────▶ done
+//!      │                                                                                        ├── still queued
 //!      └────────────────────────────────────────────────────────────────────────────────────────┘── else: settle
 //! ```
 //!
 //! A runner that is stopped or hangs keeps neither deadline nor cancel. It is asked something over its pipe when its time is
 //! over: one that answers knows its own business (it may be waiting for the store), one that does not is ended itself.
 //!
-//! Invariants: (1) a runner is started for a job the store has, never the other way round; (2) the pipe's end is not the
+//! Invariants: (1) a runner is spoken to, and so begins, for a job the store has, never the other way round; (2) the pipe's end is not the
 //! truth: what became of the job is read from the store; (3) a runner that is gone without an outcome leaves a job that is
 //! settled here, with the job's lock as evidence; (4) every stage is in `self`, so another incarnation goes on from there;
 //! (5) an outcome the store does not take yet is news for whoever waits, and nothing else.
 
 use std::collections::{BTreeMap, HashSet};
-use std::path::Path;
-use std::process::Stdio;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -33,12 +32,12 @@ use tokio::time::Instant;
 
 use super::room::{HandIn, Room, RoomSnapshot, Turn};
 use super::runner_child::{self, RunnerChild};
+use super::starting::{self, HeldRunner, NotStarted, Started};
 use crate::actors::kept::Kept;
 use crate::agents::{AgentEvent, OutputReader};
 use crate::base::base64::Base64;
 use crate::base::descriptors::{Inherited, PassedPipe};
 use crate::exec::client::{ExecClient, ExecError, Handover};
-use crate::exec::local::is_no_room;
 use crate::exec::session::EventStream;
 use crate::exec::{Cursor, OutputStream, ProcessEvent};
 use crate::fault::{Fault, FaultCode};
@@ -196,7 +195,7 @@ impl Attachments {
     }
 
     /// Takes a job in; the one that is there stays.
-    pub fn attach(&self, record: &JobRecord, means: Means) -> Attachment {
+    pub fn attach(&self, record: &JobRecord, means: Means, held: Option<HeldRunner>) -> Attachment {
         let mut table = self.table();
         table
             .entry(record.id)
@@ -213,6 +212,7 @@ impl Attachments {
                     starts: 0,
                     why: None,
                     stage: Stage::Waiting(HandIn::New),
+                    held,
                     room: self.room.clone(),
                     losses: 0,
                     telling: JoinSet::new(),
@@ -353,6 +353,8 @@ pub struct Custody {
     starts: u32,
     why: Option<Fault>,
     stage: Stage,
+    /// A runner that was started beside the accept, for a job that has not had to wait.
+    held: Option<HeldRunner>,
     room: Room,
     /// How often who waited with it was lost since it was last seen to wait.
     losses: u32,
@@ -464,14 +466,6 @@ impl Patience {
     }
 }
 
-/// Why there is no runner.
-enum NotStarted {
-    /// The system has nothing to start one with at this moment.
-    NoRoom(Fault),
-    /// It will not work in a moment either.
-    Failed(Fault),
-}
-
 /// What came of waiting for room.
 enum Wanting {
     Perhaps,
@@ -479,25 +473,6 @@ enum Wanting {
     Never,
     /// The job is to end.
     NotWanted,
-}
-
-fn not_started(error: &std::io::Error, program: &Path) -> NotStarted {
-    let fault = Fault::new(FaultCode::RunnerSpawnFailed, format!("the job's runner could not be started: {error}."));
-    if is_no_room(error) {
-        return NotStarted::NoRoom(fault.hint("Raise the limits of descriptors and processes this server has."));
-    }
-    let shown = program.display();
-    NotStarted::Failed(match error.kind() {
-        // A runner is this very program.
-        std::io::ErrorKind::PermissionDenied => fault.hint(format!(
-            "The file of this server's program may not be executed any more ({shown}): give it back its mode \
-             (`chmod +x`), or install it again and restart the server."
-        )),
-        std::io::ErrorKind::NotFound => fault.hint(format!(
-            "The file of this server's program is not there any more ({shown}): install it again and restart the server."
-        )),
-        _ => fault,
-    })
 }
 
 impl Custody {
@@ -558,7 +533,7 @@ impl Custody {
                 Stage::Following(_) => {
                     let followed = self.follow().await;
                     if let Stage::Following(link) = std::mem::replace(&mut self.stage, Stage::Judging) {
-                        // The pipes go here; a runner that has ended its job exits at once.
+                        // The pipes go here; a runner that has ended its job exits then.
                         self.stage = Stage::Leaving(Box::new(link.child));
                     }
                     if let Err(fault) = followed {
@@ -567,6 +542,16 @@ impl Custody {
                 }
                 Stage::Leaving(child) => {
                     let mut overdue = self.overdue;
+                    // Nobody waits for the exit of a runner that has done everything; it is seen out beside.
+                    if !overdue
+                        && let Ok(record) = self.means.store.job(self.job).await
+                        && record.state.is_terminal()
+                    {
+                        if let Stage::Leaving(child) = std::mem::replace(&mut self.stage, Stage::Judging) {
+                            child.see_out();
+                        }
+                        return Some(self.publish(record));
+                    }
                     let mut code = None;
                     while overdue
                         || match tokio::time::timeout(EXIT_LIMIT, child.wait()).await {
@@ -645,6 +630,8 @@ impl Custody {
                 return Ok(Turn::Yours);
             }
         }
+        // It holds nothing another one needs, but who knows how long the job waits.
+        self.held = None;
         let mut told = self.room.enter(self.job, hand_in, &self.news, &self.means)?;
         drop(gate);
         loop {
@@ -726,19 +713,12 @@ impl Custody {
         }
     }
 
-    fn start(&self) -> Result<Link, NotStarted> {
-        let failed = |detail: String| NotStarted::Failed(Fault::new(FaultCode::RunnerSpawnFailed, detail));
-        let mut child = self
-            .means
-            .runner
-            .command(self.job)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(self.last_words())
-            .spawn()
-            .map_err(|error| not_started(&error, self.means.runner.program()))?;
-        let (Some(input), Some(output)) = (child.stdin.take(), child.stdout.take()) else {
-            return Err(failed("the job's runner has no pipes.".to_owned()));
+    /// The runner that was held for the job, or a new one, and the first words to it: the job is durable.
+    fn start(&mut self) -> Result<Link, NotStarted> {
+        let held = self.held.take().and_then(|held| held.take(self.job));
+        let Started { child, input, output } = match held {
+            Some(started) => started,
+            None => starting::start(&self.means.runner, &self.means.dir, self.job)?,
         };
         let ends = Ends::again(&input, &output).ok();
         let job = self.job.to_string();
@@ -749,19 +729,7 @@ impl Custody {
             Ok((client, events))
         });
         let reader = self.means.reader(&self.agent);
-        Ok(Link { child: RunnerChild::Ours(child), ends, resting: None, connecting, connected: None, reader })
-    }
-
-    /// Where the runner's standard error goes: into the job's directory, so that a runner that fails leaves a trace when
-    /// its host is gone as well. A disk that is full costs the trace, not the run.
-    fn last_words(&self) -> Stdio {
-        match self.means.dir.open_job_log(self.job) {
-            Ok(log) => log.into(),
-            Err(error) => {
-                tracing::debug!(job = %self.job, %error, "the runner's last words will be lost");
-                Stdio::null()
-            }
-        }
+        Ok(Link { child, ends, resting: None, connecting, connected: None, reader })
     }
 
     /// Follows the runner to the end of its pipes.
@@ -1057,6 +1025,7 @@ impl Attachments {
             starts: passed.starts,
             why: passed.why.clone(),
             stage,
+            held: None,
             room: self.room.clone(),
             losses: 0,
             telling: JoinSet::new(),

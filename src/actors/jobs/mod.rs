@@ -12,17 +12,21 @@ pub mod custody;
 mod handle;
 pub mod room;
 pub(crate) mod runner_child;
+pub mod starting;
 
 use std::collections::{HashMap, HashSet, VecDeque};
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::poll_immediate;
 use ractor::{Actor, ActorId, ActorProcessingErr, ActorRef, SupervisionEvent};
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
 
 use self::custody::{Attachment, Attachments, Means};
 pub use self::handle::jobs_of;
+use self::starting::HeldRunner;
 use super::child::{self, Child};
 use super::connections::Connections;
 use super::consult::{Consult, ConsultArguments, ConsultMsg};
@@ -95,6 +99,8 @@ pub enum JobsMsg {
         invocation: Option<InvocationId>,
         /// Who waits.
         caller: Option<InvocationId>,
+        /// A runner that was started for it meanwhile.
+        held: Option<HeldRunner>,
         /// What became of it.
         result: Box<Result<Accept, Fault>>,
         /// Told.
@@ -344,8 +350,8 @@ impl JobsState {
         }
         match message {
             JobsMsg::Accept { job, caller, again, reply } => self.accept(&me, job, caller, again, reply).await,
-            JobsMsg::Stored { invocation, caller, result, reply } => {
-                self.stored(&me, invocation, caller, *result, reply).await;
+            JobsMsg::Stored { invocation, caller, held, result, reply } => {
+                self.stored(&me, invocation, caller, held, *result, reply).await;
             }
             JobsMsg::Withdrawn(caller) => self.withdrawn(caller),
             JobsMsg::Resumed { session, open } => self.resumed(session, &open),
@@ -430,7 +436,7 @@ impl JobsState {
             }
             JobsMsg::Adopt(record) => {
                 if self.arguments.attachments.get(record.id).is_none() {
-                    self.attach(&me, &record).await;
+                    self.attach(&me, &record, None).await;
                 }
             }
             JobsMsg::LetGo(reply) => {
@@ -498,7 +504,7 @@ impl JobsState {
             // Lost: whoever asked asks again.
             Some(_) => return,
         }
-        let Some(runner) = &self.arguments.runner else {
+        let Some(runner) = self.arguments.runner.clone() else {
             let fault =
                 Fault::new(FaultCode::RunnerSpawnFailed, "this system was built without a runner for consults.");
             let _ = reply.send(Err(fault));
@@ -519,19 +525,39 @@ impl JobsState {
         job.environment = self.environment();
         let invocation = job.invocation;
         let (store, limits, me) = (self.arguments.store.clone(), self.arguments.limits, me.clone());
+        let holder = self.has_room().then(|| (runner, self.arguments.dir.clone()));
         self.tasks.spawn(async move {
-            let result = match again {
-                Again::No => store.accept((*job).clone(), limits).await,
-                Again::Yes => accept_again(&store, &job, limits).await,
-            };
-            let result = match result {
-                // Whether it took the job along with its verb is found out by asking again.
-                Err(StoreError::Panicked | StoreError::Stuck) => accept_again(&store, &job, limits).await,
-                result => result,
+            let mut accepting = pin!(async {
+                let result = match again {
+                    Again::No => store.accept((*job).clone(), limits).await,
+                    Again::Yes => accept_again(&store, &job, limits).await,
+                };
+                match result {
+                    // Whether it took the job along with its verb is found out by asking again.
+                    Err(StoreError::Panicked | StoreError::Stuck) => accept_again(&store, &job, limits).await,
+                    result => result,
+                }
+            });
+            // Asked for first: while the disk is written, this thread starts who will run the job.
+            let (result, held) = match poll_immediate(&mut accepting).await {
+                Some(result) => (result, None),
+                None => {
+                    let held = holder.and_then(|(runner, dir)| HeldRunner::start(&runner, &dir, job.id));
+                    (accepting.await, held)
+                }
             };
             let result = Box::new(result.map_err(Fault::from));
-            let _ = me.cast(JobsMsg::Stored { invocation, caller, result, reply });
+            let _ = me.cast(JobsMsg::Stored { invocation, caller, held, result, reply });
         });
+    }
+
+    /// Whether another job would be run at once, as far as this host knows.
+    fn has_room(&self) -> bool {
+        let JobsArguments { runner, attachments, .. } = &self.arguments;
+        let under_way = attachments.len() + self.accepting.len();
+        matches!(self.attention, Attention::Paid)
+            && !attachments.room().is_used()
+            && runner.as_ref().is_some_and(|runner| under_way <= runner.max_running())
     }
 
     async fn stored(
@@ -539,6 +565,7 @@ impl JobsState {
         me: &ActorRef<JobsMsg>,
         invocation: Option<InvocationId>,
         caller: Option<InvocationId>,
+        held: Option<HeldRunner>,
         result: Result<Accept, Fault>,
         reply: oneshot::Sender<Result<Accepted, Fault>>,
     ) {
@@ -588,7 +615,7 @@ impl JobsState {
             && record.environment == self.environment()
             && sweep::is_orphan(&self.arguments.dir, &mut Evidence::new(&self.arguments.dir), &record);
         if !joined || ours || orphan {
-            self.attach(me, &record).await;
+            self.attach(me, &record, held).await;
         }
         match (caller, self.arguments.attachments.get(job)) {
             (Some(caller), Some(attachment)) => {
@@ -621,9 +648,9 @@ impl JobsState {
         runner.clone().map(|runner| Means { store: store.clone(), dir: dir.clone(), runner })
     }
 
-    async fn attach(&mut self, me: &ActorRef<JobsMsg>, record: &JobRecord) {
+    async fn attach(&mut self, me: &ActorRef<JobsMsg>, record: &JobRecord, held: Option<HeldRunner>) {
         let Some(means) = self.means() else { return };
-        self.arguments.attachments.attach(record, means);
+        self.arguments.attachments.attach(record, means, held);
         self.attend(me, record.id).await;
     }
 

@@ -18,6 +18,9 @@ const LOOK_EVERY: Duration = Duration::from_millis(10);
 /// How often one is looked at for which nobody waits.
 const LEFT_EVERY: Duration = Duration::from_millis(500);
 
+/// How long one that is due is looked at that often.
+const DUE: Duration = Duration::from_secs(5);
+
 /// The process.
 pub(crate) enum RunnerChild {
     /// Started here.
@@ -67,6 +70,20 @@ impl RunnerChild {
                 }
                 None
             }
+        }
+    }
+
+    /// Waits for its end, which is due, beside whoever lets go of it.
+    pub(crate) fn see_out(mut self) {
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            runtime.spawn(async move {
+                if let Self::Inherited(_) = &self {
+                    // Looked at often for so long only; whatever becomes of it, it is reaped.
+                    let _ = tokio::time::timeout(DUE, self.wait()).await;
+                } else {
+                    self.wait().await;
+                }
+            });
         }
     }
 

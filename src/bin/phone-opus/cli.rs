@@ -241,6 +241,9 @@ pub(crate) struct RunnerArguments {
     /// A variable that is handed on to the agent.
     #[arg(long, value_name = "NAME")]
     pub(crate) agent_env: Vec<String>,
+    /// Begin only when the host speaks: the job is on its way to the store.
+    #[arg(long)]
+    pub(crate) held: bool,
 }
 
 /// `mcp wait`.
@@ -253,7 +256,7 @@ pub(crate) struct WaitArguments {
     #[arg(long, default_value_t = 3)]
     pub(crate) max_running: usize,
     /// Seconds of silence after which an agent is taken for stuck.
-    #[arg(long, default_value_t = 300)]
+    #[arg(long, default_value_t = 420)]
     pub(crate) stall_s: u64,
     /// Claude Code's program.
     #[arg(long, value_name = "PATH")]

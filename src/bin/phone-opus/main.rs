@@ -13,10 +13,10 @@ mod selfcheck;
 mod selftest;
 mod serve;
 mod settings;
+mod started;
 mod wait;
 mod worker;
 
-use std::ffi::OsString;
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -27,21 +27,27 @@ use phone_opus::testkit::scripted_agent;
 
 use crate::begin::{Image, Kind, begin, first_process};
 use crate::cli::{Cli, Command, McpCommand};
+use crate::started::Started;
 
 fn main() -> ExitCode {
     #[cfg(feature = "testkit")]
     if let Some(ended) = play_the_scripted_agent() {
         return ended;
     }
-    if let Some(generation) = started_by_a_host(std::env::args_os().skip(1)) {
-        name_ourselves();
-        begin(Kind::Worker, Image::First);
-        return worker::run(generation);
-    }
     name_ourselves();
-    let code = match Cli::try_parse() {
-        Ok(cli) => run(cli.command),
-        Err(error) => output::usage(&error),
+    let code = match started::by_a_host(std::env::args_os().skip(1)) {
+        Some(Started::Worker(generation)) => {
+            begin(Kind::Worker, Image::First);
+            return worker::run(generation);
+        }
+        Some(Started::Runner(options)) => {
+            begin(Kind::Runner, Image::First);
+            serve::background_consult(&options)
+        }
+        None => match Cli::try_parse() {
+            Ok(cli) => run(cli.command),
+            Err(error) => output::usage(&error),
+        },
     };
     output::ended(code)
 }
@@ -111,15 +117,6 @@ fn name_this(name: &std::ffi::CStr) {
     let _ = name;
 }
 
-/// The generation, where these are the words in which a host starts a worker. Calls wait for each restart, and reading the
-/// command line as people may write it takes longer than all else a worker does before it greets.
-fn started_by_a_host(words: impl Iterator<Item = OsString>) -> Option<Generation> {
-    let words: Vec<OsString> = words.collect();
-    let [mcp, worker, name, generation] = &words[..] else { return None };
-    let expected = mcp == "mcp" && worker == "worker" && name == "--generation";
-    generation.to_str().filter(|_| expected)?.parse().ok().map(Generation)
-}
-
 /// What it is when it is called by the scripted agent's name.
 #[cfg(feature = "testkit")]
 fn play_the_scripted_agent() -> Option<ExitCode> {
@@ -128,37 +125,11 @@ fn play_the_scripted_agent() -> Option<ExitCode> {
     scripted_agent::is_called(&called).then(|| {
         // Its file has our name; what it plays has not.
         name_this(c"claude");
-        let rest: Vec<OsString> = arguments.collect();
+        let rest: Vec<std::ffi::OsString> = arguments.collect();
         code(scripted_agent::main(&rest, std::io::stdin(), std::io::stdout(), std::io::stderr()))
     })
 }
 
 fn code(code: i32) -> ExitCode {
     ExitCode::from(u8::try_from(code).unwrap_or(1))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_words_of_a_host_are_read_as_the_command_line_reads_them() {
-        let lines = [
-            "mcp worker --generation 7",
-            "mcp worker --generation -1",
-            "mcp worker --generation",
-            "mcp worker",
-            "jobs",
-        ];
-        for line in lines {
-            let words = || line.split(' ').map(OsString::from);
-            let read = match Cli::try_parse_from(std::iter::once(OsString::from("phone-opus")).chain(words())) {
-                Ok(Cli { command: Command::Mcp { command: McpCommand::Worker { generation } }, .. }) => {
-                    Some(Generation(generation))
-                }
-                _ => None,
-            };
-            assert_eq!(started_by_a_host(words()), read, "{line}");
-        }
-    }
 }

@@ -134,6 +134,7 @@ pub(crate) fn background_consult(options: &RunnerArguments) -> ExitCode {
     let (job, kept) = (options.job, dir.clone());
     let options = RunnerOptions {
         job,
+        held: options.held,
         dir,
         max_running: options.max_running,
         stall: Duration::from_secs(options.stall_s),
@@ -162,6 +163,11 @@ pub(crate) fn background_consult(options: &RunnerArguments) -> ExitCode {
     match end {
         Ok(RunnerEnd::Done(_) | RunnerEnd::Left | RunnerEnd::Forgotten) => ExitCode::SUCCESS,
         Ok(RunnerEnd::NotOurs) => ExitCode::from(3),
+        Ok(RunnerEnd::Unneeded) => {
+            // Made for it; what somebody else has put something into stays.
+            let _ = std::fs::remove_dir(kept.job_dir(job));
+            ExitCode::from(3)
+        }
         Ok(RunnerEnd::NotYet) => ExitCode::from(runner::NOT_YET),
         Err(error) => {
             tracing::error!(error, "the runner failed");
