@@ -35,6 +35,26 @@ fn stubborn(rig: &Rig) -> Vec<Step> {
 }
 
 #[tokio::test]
+async fn a_runner_held_for_a_consult_that_is_no_new_job_leaves_nothing() {
+    let mut rig = new_rig();
+    let mut host = rig.serve().await;
+    let prompt = rig.answering("once");
+    let asked = json!({"prompt": prompt, "request_key": "one"});
+    let first = host.call("consult", asked.clone()).await.expect_success();
+    for _ in 0..3 {
+        let again = host.call("consult", asked.clone()).await.expect_success();
+        assert_eq!(again.str("job_id"), first.str("job_id"));
+        let other = host.call("consult", json!({"prompt": "another question", "request_key": "one"})).await;
+        assert_eq!(other["fault"]["code"], "request_key_conflict", "{:#}", other.0);
+    }
+    until("those that were not needed are gone", async || rig.all(Role::Runner).is_empty().then_some(())).await;
+    let directories = std::fs::read_dir(rig.state_dir().jobs()).expect("a directory").count();
+    assert_eq!(directories, 1, "the one job's");
+    rig.expect_runs(1);
+    rig.stop_and_check_invariants([host]).await;
+}
+
+#[tokio::test]
 async fn a_cancel_ends_an_agent_that_ignores_it_and_everything_it_started() {
     let mut rig = new_rig();
     let mut host = rig.serve().await;
