@@ -70,7 +70,8 @@ async fn forty_waiting_jobs_are_one_process_that_nothing_wakes() {
     let one = rig.the(Role::Waiting).await;
     handed_in(&rig, 41).await;
     assert_eq!(rig.all(Role::Runner).len(), 1, "{:?}", rig.processes());
-    let reply = client.job(&waiting[39]).await;
+    // Without a wait: a job that waits has no news to block for.
+    let reply = client.call("consult_job", json!({"job_id": waiting[39]})).await;
     assert_eq!(reply.str("status"), "queued", "{reply:?}");
     // Long enough for many looks of whoever looks four times a second.
     let before = woken(&one);

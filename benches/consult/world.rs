@@ -86,13 +86,6 @@ echo '{{"type":"result","subtype":"success","is_error":false,"result":"hello","s
         Ok(connection)
     }
 
-    pub(crate) fn count(&self) -> Result<usize, Trouble> {
-        if !self.path("state/phone-opus.db").exists() {
-            return Ok(0);
-        }
-        Ok(usize::try_from(self.database()?.query_row("SELECT count(*) FROM jobs", [], |row| row.get::<_, i64>(0))?)?)
-    }
-
     /// Copies of the first job, as if they had ended.
     pub(crate) fn fill(&self, count: usize) -> Result<(), Trouble> {
         let database = self.database()?;
