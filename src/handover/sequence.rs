@@ -24,7 +24,8 @@ use crate::actors::child;
 use crate::actors::connections::{Connections, Unfit};
 use crate::actors::current::Current;
 use crate::actors::jobs::JobsMsg;
-use crate::actors::jobs::custody::{Attachments, CustodySnapshot, NotNow};
+use crate::actors::jobs::attachments::Attachments;
+use crate::actors::jobs::custody::{CustodySnapshot, NotNow};
 use crate::actors::reply::SessionMailbox;
 use crate::actors::rollout::RolloutHandle;
 use crate::actors::session::{Gauges, SessionEvent, SessionSnapshot};
@@ -159,7 +160,7 @@ impl Desk {
         let (reply, answer) = oneshot::channel();
         let _ = self.workers.cast(WorkersMsg::Snapshot(reply));
         let workers = within(PART, answer, "the workers").await?;
-        let jobs = self.attachments.all().iter().map(|(job, attachment)| attachment.peek(*job)).collect();
+        let jobs = self.attachments.all().iter().map(|(_, attachment)| attachment.peek()).collect();
         Ok(self.snapshot(session, workers, jobs).await)
     }
 

@@ -19,8 +19,8 @@
 //! settled here, with the job's lock as evidence; (4) every stage is in `self`, so another incarnation goes on from there;
 //! (5) an outcome the store does not take yet is news for whoever waits, and nothing else.
 
-use std::collections::{BTreeMap, HashSet};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::collections::HashSet;
+use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::fd::{AsFd, OwnedFd};
@@ -30,10 +30,10 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
+use super::attachments::{Attachment, Attachments};
 use super::room::{HandIn, Room, RoomSnapshot, Turn};
 use super::runner_child::{self, RunnerChild};
 use super::starting::{self, HeldRunner, NotStarted, Started};
-use crate::actors::kept::Kept;
 use crate::agents::{AgentEvent, OutputReader};
 use crate::base::base64::Base64;
 use crate::base::descriptors::{Inherited, PassedPipe};
@@ -90,150 +90,6 @@ const JUDGE_LIMIT: Duration = Duration::from_secs(15 * 60);
 
 /// The pauses between, from the first to the longest.
 const JUDGE_PAUSES: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(5));
-
-/// A job this host looks after, as its supervisor sees it. Cheap to clone.
-#[derive(Clone)]
-pub struct Attachment {
-    custody: Arc<Kept<Custody>>,
-    news: watch::Receiver<JobLive>,
-    terminate: mpsc::Sender<()>,
-    claim: Arc<Mutex<Claim>>,
-}
-
-/// Who a job is run for.
-#[derive(Debug)]
-pub(super) struct Claim {
-    pub(super) mode: JobMode,
-    pub(super) callers: HashSet<InvocationId>,
-}
-
-impl Attachment {
-    /// Custody, to be borrowed.
-    #[must_use]
-    pub fn custody(&self) -> &Arc<Kept<Custody>> {
-        &self.custody
-    }
-
-    /// The news.
-    #[must_use]
-    pub fn news(&self) -> watch::Receiver<JobLive> {
-        self.news.clone()
-    }
-
-    /// Asks the runner to end its job. One request waits at most: a second one adds nothing.
-    pub fn terminate(&self) {
-        let _ = self.terminate.try_send(());
-    }
-
-    /// What would be passed on, as far as that can be said without taking it from whoever works with it.
-    #[must_use]
-    pub fn peek(&self, job: JobId) -> CustodySnapshot {
-        let (live, claim) = (self.news.borrow(), self.claim());
-        CustodySnapshot {
-            job,
-            agent: String::new(),
-            mode: claim.mode,
-            callers: claim.callers.iter().copied().collect(),
-            starts: RUNNER_STARTS,
-            why: None,
-            stage: StageSnapshot::Judging,
-            phase: live.phase.clone(),
-            text: live.text.clone(),
-            events: live.events,
-            asked: false,
-            overdue: false,
-            timeout_s: 0,
-        }
-    }
-
-    pub(super) fn claim(&self) -> MutexGuard<'_, Claim> {
-        // Nothing that can panic leaves it half changed.
-        self.claim.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// The jobs this host looks after. It belongs to the system and outlives every actor but the root. Cheap to clone.
-#[derive(Clone, Default)]
-pub struct Attachments {
-    table: Arc<Mutex<BTreeMap<JobId, Attachment>>>,
-    room: Room,
-}
-
-impl Attachments {
-    fn table(&self) -> MutexGuard<'_, BTreeMap<JobId, Attachment>> {
-        self.table.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Where those wait whose turn has not come.
-    #[must_use]
-    pub fn room(&self) -> &Room {
-        &self.room
-    }
-
-    /// All of them.
-    #[must_use]
-    pub fn all(&self) -> Vec<(JobId, Attachment)> {
-        self.table().iter().map(|(job, attachment)| (*job, attachment.clone())).collect()
-    }
-
-    /// One of them.
-    #[must_use]
-    pub fn get(&self, job: JobId) -> Option<Attachment> {
-        self.table().get(&job).cloned()
-    }
-
-    /// How many there are.
-    #[must_use]
-    pub fn len(&self) -> usize {
-        self.table().len()
-    }
-
-    /// Whether there are none.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.table().is_empty()
-    }
-
-    /// Takes a job in; the one that is there stays.
-    pub fn attach(&self, record: &JobRecord, means: Means, held: Option<HeldRunner>) -> Attachment {
-        let mut table = self.table();
-        table
-            .entry(record.id)
-            .or_insert_with(|| {
-                let (news, followed) = watch::channel(JobLive::default());
-                // One place: a second request to end adds nothing to the first.
-                let (terminate, asked) = mpsc::channel(1);
-                let custody = Custody {
-                    job: record.id,
-                    agent: record.request.agent.clone(),
-                    means,
-                    news,
-                    asked,
-                    starts: 0,
-                    why: None,
-                    stage: Stage::Waiting(HandIn::New),
-                    held,
-                    room: self.room.clone(),
-                    losses: 0,
-                    telling: JoinSet::new(),
-                    end_by: None,
-                    overdue: false,
-                    vigil: Vigil::of(Duration::from_secs(record.request.timeout_s)),
-                    no_room_since: None,
-                };
-                let claim = Arc::new(Mutex::new(Claim { mode: record.mode, callers: HashSet::new() }));
-                Attachment { custody: Kept::new(custody), news: followed, terminate, claim }
-            })
-            .clone()
-    }
-
-    /// Lets go of a job. What still held its pipes lets go of them too.
-    pub fn release(&self, job: JobId) {
-        if let Some(attachment) = self.table().remove(&job) {
-            drop(attachment.custody.finish());
-        }
-    }
-}
 
 /// What custody works with.
 #[derive(Clone)]
@@ -476,6 +332,36 @@ enum Wanting {
 }
 
 impl Custody {
+    /// Custody of a job that was just accepted, or that nobody looks after; `held` is a runner that was started beside the
+    /// accept.
+    pub(super) fn new(
+        record: &JobRecord,
+        means: Means,
+        held: Option<HeldRunner>,
+        room: Room,
+        news: watch::Sender<JobLive>,
+        asked: mpsc::Receiver<()>,
+    ) -> Self {
+        Self {
+            job: record.id,
+            agent: record.request.agent.clone(),
+            means,
+            news,
+            asked,
+            starts: 0,
+            why: None,
+            stage: Stage::Waiting(HandIn::New),
+            held,
+            room,
+            losses: 0,
+            telling: JoinSet::new(),
+            end_by: None,
+            overdue: false,
+            vigil: Vigil::of(Duration::from_secs(record.request.timeout_s)),
+            no_room_since: None,
+        }
+    }
+
     /// Looks after the job until it is over, or in other hands. The job as it ended, where the store could say.
     ///
     /// # Cancel safety
@@ -855,15 +741,40 @@ pub struct NotNow {
 /// How long a handshake under way, or a runner that has yet to read what it was told, is waited for before an upgrade.
 const LET_GO: Duration = Duration::from_secs(1);
 
+impl Attachment {
+    /// What would be passed on, as far as that can be said without taking it from whoever works with it.
+    #[must_use]
+    pub fn peek(&self) -> CustodySnapshot {
+        let (mode, callers) = self.claim();
+        let news = self.news();
+        let live = news.borrow();
+        CustodySnapshot {
+            job: self.job(),
+            agent: String::new(),
+            mode,
+            callers,
+            starts: RUNNER_STARTS,
+            why: None,
+            stage: StageSnapshot::Judging,
+            phase: live.phase.clone(),
+            text: live.text.clone(),
+            events: live.events,
+            asked: false,
+            overdue: false,
+            timeout_s: 0,
+        }
+    }
+}
+
 impl Custody {
     fn passed(&self, attachment: &Attachment, stage: StageSnapshot) -> CustodySnapshot {
         let live = self.news.borrow();
-        let claim = attachment.claim();
+        let (mode, callers) = attachment.claim();
         CustodySnapshot {
             job: self.job,
             agent: self.agent.clone(),
-            mode: claim.mode,
-            callers: claim.callers.iter().copied().collect(),
+            mode,
+            callers,
             starts: self.starts,
             why: self.why.clone(),
             stage,
@@ -1026,7 +937,7 @@ impl Attachments {
             why: passed.why.clone(),
             stage,
             held: None,
-            room: self.room.clone(),
+            room: self.room().clone(),
             losses: 0,
             telling: JoinSet::new(),
             end_by: None,
@@ -1034,14 +945,11 @@ impl Attachments {
             vigil: Vigil { over: true, ..Vigil::of(Duration::from_secs(passed.timeout_s)) },
             no_room_since: None,
         };
-        let callers = passed.callers.iter().copied().collect();
-        let claim = Arc::new(Mutex::new(Claim { mode: passed.mode, callers }));
-        let attachment = Attachment { custody: Kept::new(custody), news: followed, terminate, claim };
         if passed.asked {
             // To be asked twice adds nothing.
-            attachment.terminate();
+            let _ = terminate.try_send(());
         }
-        self.table().insert(passed.job, attachment);
+        self.take_in(passed.job, passed.mode, passed.callers.clone(), custody, followed, terminate);
     }
 }
 

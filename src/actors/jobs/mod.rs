@@ -1,31 +1,42 @@
-//! The jobs' supervisor and the handle through which everybody reaches jobs.
+//! The jobs' supervisor, and the handle on the jobs of this process.
 //!
-//! Owns: which jobs this host attached to, who waits for each, admission's door, the sweep. May not know: agents,
-//! MCP, how a runner is spoken to. A dynamic supervisor: one transient consult actor per attached job. What must outlive
-//! them and it ([`Attachments`]: the runners' pipes, who waits) is lent to it; its next incarnation finds it there.
+//! Owns: the consult actors and their slots, the answers that are owed, admission's door, the sweep. May not know: agents,
+//! MCP, how a runner is spoken to, who waits for a job. [`JobsCore`](core::JobsCore) decides, the supervisor performs: one
+//! transient consult actor per attached job. What must outlive both ([`Attachments`]: the runners' pipes, the rules) is
+//! lent to the supervisor; its next incarnation finds it there.
 //!
-//! Invariants: (1) L4: a job is in the store before anybody hears its id; (2) a synchronous job whose last caller
-//! withdrew is cancelled, a background job is not; (3) it never awaits the store: verbs run as tasks and come back as
-//! messages.
+//! Invariants: (1) L4: a job is in the store before anybody hears its id; (2) the supervisor never awaits the store: verbs
+//! run as tasks and come back as messages; (3) every change of who waits passes `JobsCore::step`.
+//!
+//! Reading order: [`core`] for the rules, [`messages`] for what wakes the supervisor, this file, `chores`, [`attachments`],
+//! [`custody`], [`room`].
 
+pub mod attachments;
+mod chores;
+pub mod core;
 pub mod custody;
 mod handle;
+pub mod messages;
 pub mod room;
 pub(crate) mod runner_child;
 pub mod starting;
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, HashSet};
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::poll_immediate;
 use ractor::{Actor, ActorId, ActorProcessingErr, ActorRef, SupervisionEvent};
-use tokio::sync::{oneshot, watch};
+use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 
-use self::custody::{Attachment, Attachments, Means};
+use self::attachments::{Attachment, Attachments};
+use self::chores::{accept_again, end_for_lost_caller, keep_reserve, prune};
+use self::core::{AskId, Custodian, Found, JobsEffect, JobsEvent};
+use self::custody::Means;
 pub use self::handle::jobs_of;
+pub use self::messages::{Again, JobsMsg};
 use self::starting::HeldRunner;
 use super::child::{self, Child};
 use super::connections::Connections;
@@ -36,16 +47,15 @@ use super::workers::reason;
 use crate::actors::clock;
 use crate::fault::{Fault, FaultCode};
 use crate::faults::{Broken, FaultPoint, Faults, Operation};
-use crate::ids::{Generation, InvocationId, JobId, SessionNumber, UnixMillis};
+use crate::ids::{Generation, InvocationId, JobId, UnixMillis};
 use crate::jobs::client::Accepted;
 use crate::jobs::evidence::Evidence;
-use crate::jobs::live::JobLive;
 use crate::jobs::overdue::Overdue;
-use crate::jobs::{CancelReason, JobMode, JobRecord, JobState, NewJob};
-use crate::jobs::{reserve, sweep};
+use crate::jobs::sweep;
+use crate::jobs::{JobMode, JobRecord, JobState, NewJob};
 use crate::runner::RunnerCommand;
 use crate::state_dir::StateDir;
-use crate::store::{Accept, AcceptLimits, CancelState, RetentionPolicy, StoreError, StoreHandle};
+use crate::store::{Accept, AcceptLimits, StoreError, StoreHandle};
 use crate::telemetry::{Record, TelemetryHandle};
 
 /// How often a host looks for jobs whose runner is gone.
@@ -57,10 +67,6 @@ const FIRST_SWEEP: Duration = Duration::from_secs(1);
 /// Old jobs are forgotten every so many sweeps: once an hour.
 const PRUNE_EVERY: u64 = 120;
 
-/// Withdrawn calls that are remembered. A consult that was withdrawn on its way arrives within a few messages; these are
-/// many times the calls that can be on their way.
-const LATE: usize = 4096;
-
 /// A consult actor that fails goes on with the same runner. One that keeps failing lets go of it: the job then ends or goes
 /// on by its mode, and its followers read the store.
 const RESTARTS: RestartPolicy = RestartPolicy {
@@ -70,116 +76,6 @@ const RESTARTS: RestartPolicy = RestartPolicy {
     backoff_most: Duration::from_secs(2),
     settled_after: Duration::from_secs(10),
 };
-
-/// Whether a question was put to an earlier incarnation, which may have acted on it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Again {
-    /// It is the first time.
-    No,
-    /// The answer to an earlier one was lost.
-    Yes,
-}
-
-/// Everything that can wake the jobs' supervisor.
-pub enum JobsMsg {
-    /// Accept a consult.
-    Accept {
-        /// What.
-        job: Box<NewJob>,
-        /// Who waits for it.
-        caller: Option<InvocationId>,
-        /// Whether it was asked for before.
-        again: Again,
-        /// Told when it is durable.
-        reply: oneshot::Sender<Result<Accepted, Fault>>,
-    },
-    /// The store has answered.
-    Stored {
-        /// Who asked.
-        invocation: Option<InvocationId>,
-        /// Who waits.
-        caller: Option<InvocationId>,
-        /// A runner that was started for it meanwhile.
-        held: Option<HeldRunner>,
-        /// What became of it.
-        result: Box<Result<Accept, Fault>>,
-        /// Told.
-        reply: oneshot::Sender<Result<Accepted, Fault>>,
-    },
-    /// A call was withdrawn; its job may have lost its last caller.
-    Withdrawn(InvocationId),
-    /// A session goes on after it was interrupted, with these calls open. What else it had has no caller any more.
-    Resumed {
-        /// Which.
-        session: SessionNumber,
-        /// Its calls.
-        open: HashSet<u64>,
-    },
-    /// A session is over: its calls have no caller any more.
-    SessionOver(SessionNumber),
-    /// A job is waited for by nobody any more, and goes on.
-    HandedOver(JobId),
-    /// Somebody was told how a job ended.
-    Shown(JobId),
-    /// Where is the news of this job?
-    Attach {
-        /// Which.
-        job: JobId,
-        /// `None` when it runs under another host, or is over.
-        reply: oneshot::Sender<Option<watch::Receiver<JobLive>>>,
-    },
-    /// Ask the runner of this job to end it, if it is ours; the store has been told.
-    Terminate(JobId),
-    /// A job's custody has ended.
-    Ended {
-        /// Which.
-        job: JobId,
-        /// How it ended, where the store could say.
-        record: Option<Arc<JobRecord>>,
-    },
-    /// Somebody has to look after this job.
-    Attend(JobId),
-    /// A consult actor's task has ended.
-    Gone(JobId, Generation),
-    /// A backoff is over.
-    Due(JobId, Generation),
-    /// Look for jobs whose runner is gone.
-    Sweep,
-    /// A background job was accepted and has no runner: its host died in between.
-    Adopt(Box<JobRecord>),
-    /// Let go of every job's custody, start no runner, and tell when no accept is under way any more.
-    LetGo(oneshot::Sender<()>),
-    /// Attend to them again.
-    Resume,
-    /// Which jobs are attached?
-    Attached(oneshot::Sender<usize>),
-}
-
-impl JobsMsg {
-    /// Its name in a fault plan.
-    const fn name(&self) -> &'static str {
-        match self {
-            Self::Accept { .. } => "accept",
-            Self::Stored { .. } => "stored",
-            Self::Withdrawn(_) => "withdrawn",
-            Self::Resumed { .. } => "resumed",
-            Self::SessionOver(_) => "session_over",
-            Self::HandedOver(_) => "handed_over",
-            Self::Shown(_) => "shown",
-            Self::Attach { .. } => "attach",
-            Self::Terminate(_) => "terminate",
-            Self::Ended { .. } => "ended",
-            Self::Attend(_) => "attend",
-            Self::Gone(..) => "gone",
-            Self::Due(..) => "due",
-            Self::Sweep => "sweep",
-            Self::Adopt(_) => "adopt",
-            Self::LetGo(_) => "let_go",
-            Self::Resume => "resume",
-            Self::Attached(_) => "attached",
-        }
-    }
-}
 
 /// The supervisor actor.
 pub struct Jobs;
@@ -218,26 +114,33 @@ pub struct JobsState {
     attending: HashMap<JobId, Attending>,
     /// How often a job was attended to.
     attended: u64,
-    /// Accepts under way, and whether their caller withdrew meanwhile.
-    accepting: HashMap<InvocationId, bool>,
-    /// Calls and sessions that were withdrawn before their consult arrived here: the two take different ways.
-    late: VecDeque<InvocationId>,
-    over: VecDeque<SessionNumber>,
+    /// What is asked of this incarnation.
+    asking: HashMap<AskId, Asking>,
     sweeps: u64,
     /// Jobs of no host, whose runners may stand still.
     overdue: Arc<Overdue>,
     tasks: JoinSet<()>,
-    attention: Attention,
+    /// Who is to be told that no accept is under way.
+    still: Option<oneshot::Sender<()>>,
     /// The digest of the environment jobs are run with here, once it was asked for.
     environment: Option<Option<String>>,
 }
 
-/// Whether custodies are worked with.
-enum Attention {
-    /// They are.
-    Paid,
-    /// They are not, until told otherwise; who is to be told that no accept is under way.
-    Withdrawn(Option<oneshot::Sender<()>>),
+/// The job an event is about, where custody of it may have to be made.
+#[derive(Default)]
+struct About<'a> {
+    record: Option<&'a JobRecord>,
+    /// A runner that was started for it beside its accept.
+    held: Option<HeldRunner>,
+}
+
+/// An accept that was asked for, and is answered once.
+struct Asking {
+    /// Until the store has it.
+    job: Option<Box<NewJob>>,
+    invocation: Option<InvocationId>,
+    again: Again,
+    reply: oneshot::Sender<Result<Accepted, Fault>>,
 }
 
 impl Actor for Jobs {
@@ -268,9 +171,9 @@ impl Actor for Jobs {
         }
         // Left by an earlier incarnation.
         let lost = |caller: &&InvocationId| !arguments.connections.has_client(caller.session);
-        for (job, attachment) in arguments.attachments.all() {
-            me.cast(JobsMsg::Attend(job))?;
-            for caller in attachment.claim().callers.iter().filter(lost) {
+        me.cast(JobsMsg::Restarted)?;
+        for (_, attachment) in arguments.attachments.all() {
+            for caller in attachment.claim().1.iter().filter(lost) {
                 me.cast(JobsMsg::Withdrawn(*caller))?;
             }
         }
@@ -278,13 +181,11 @@ impl Actor for Jobs {
             arguments,
             attending: HashMap::new(),
             attended: 0,
-            accepting: HashMap::new(),
-            late: VecDeque::new(),
-            over: VecDeque::new(),
+            asking: HashMap::new(),
             sweeps: 0,
             overdue: Arc::default(),
             tasks,
-            attention: Attention::Paid,
+            still: None,
             environment: None,
         })
     }
@@ -321,7 +222,7 @@ impl Actor for Jobs {
         // All at once: a synchronous job has lost its caller and ends, a background job is let go.
         let mut asking = JoinSet::new();
         let attached = state.arguments.attachments.all();
-        let is_sync = |attachment: &Attachment| attachment.claim().mode == JobMode::Sync;
+        let is_sync = |attachment: &Attachment| attachment.claim().0 == JobMode::Sync;
         for (job, attachment) in attached.iter().filter(|(_, attachment)| is_sync(attachment)) {
             asking.spawn(end_for_lost_caller(state.arguments.store.clone(), attachment.clone(), *job));
         }
@@ -336,7 +237,7 @@ impl Actor for Jobs {
                 }
                 consult.stop(Duration::from_millis(100)).await;
             }
-            state.arguments.attachments.release(job);
+            state.release(job);
         }
         Ok(())
     }
@@ -350,17 +251,44 @@ impl JobsState {
         }
         match message {
             JobsMsg::Accept { job, caller, again, reply } => self.accept(&me, job, caller, again, reply).await,
-            JobsMsg::Stored { invocation, caller, held, result, reply } => {
-                self.stored(&me, invocation, caller, held, *result, reply).await;
+            JobsMsg::Stored { ask, held, result } => self.stored(&me, ask, held, *result).await,
+            JobsMsg::Withdrawn(caller) => self.decide(&me, JobsEvent::Withdrawn(caller)).await,
+            JobsMsg::Resumed { session, open } => self.decide(&me, JobsEvent::Resumed { session, open }).await,
+            JobsMsg::SessionOver(session) => self.decide(&me, JobsEvent::SessionOver(session)).await,
+            JobsMsg::HandedOver(job) => self.decide(&me, JobsEvent::HandedOver(job)).await,
+            JobsMsg::Terminate(job) => self.decide(&me, JobsEvent::Terminate(job)).await,
+            JobsMsg::Restarted => self.decide(&me, JobsEvent::Restarted).await,
+            JobsMsg::Adopt(record) => {
+                let event = JobsEvent::Orphaned { job: record.id, mode: record.mode };
+                self.decide_about(&me, event, &mut About { record: Some(&record), held: None }).await;
             }
-            JobsMsg::Withdrawn(caller) => self.withdrawn(caller),
-            JobsMsg::Resumed { session, open } => self.resumed(session, &open),
-            JobsMsg::SessionOver(session) => self.session_over(session),
-            JobsMsg::HandedOver(job) => {
-                if let Some(attachment) = self.arguments.attachments.get(job) {
-                    let mut claim = attachment.claim();
-                    claim.mode = JobMode::Background;
-                    claim.callers.clear();
+            JobsMsg::LetGo(reply) => {
+                self.still = Some(reply);
+                self.decide(&me, JobsEvent::LetGo).await;
+            }
+            JobsMsg::Resume => {
+                if let Some(means) = self.means() {
+                    self.arguments.attachments.room().resume(&means);
+                }
+                self.decide(&me, JobsEvent::Resume).await;
+            }
+            JobsMsg::Ended { job, record } => {
+                self.release(job);
+                if let Some(record) = record {
+                    self.count(&record);
+                }
+            }
+            JobsMsg::Gone(job, generation) => {
+                if let Some(attending) = self.attending.get_mut(&job) {
+                    let exit = attending.exit.take().unwrap_or(Exit::Normal);
+                    let effect = attending.slot.gone(generation, exit, clock::now());
+                    self.look_after(&me, job, effect).await;
+                }
+            }
+            JobsMsg::Due(job, generation) => {
+                if let Some(attending) = self.attending.get_mut(&job) {
+                    let effect = attending.slot.due(generation);
+                    self.look_after(&me, job, effect).await;
                 }
             }
             JobsMsg::Shown(job) => {
@@ -375,73 +303,60 @@ impl JobsState {
             JobsMsg::Attach { job, reply } => {
                 let _ = reply.send(self.arguments.attachments.get(job).map(|attachment| attachment.news()));
             }
-            JobsMsg::Terminate(job) => {
+            JobsMsg::Attached(reply) => {
+                let _ = reply.send(self.arguments.attachments.len());
+            }
+            JobsMsg::Sweep => self.sweep(me),
+        }
+        while self.tasks.try_join_next().is_some() {}
+        Ok(())
+    }
+
+    async fn decide(&mut self, me: &ActorRef<JobsMsg>, event: JobsEvent) {
+        self.decide_about(me, event, &mut About::default()).await;
+    }
+
+    /// Decides and performs.
+    async fn decide_about(&mut self, me: &ActorRef<JobsMsg>, event: JobsEvent, about: &mut About<'_>) {
+        for effect in self.arguments.attachments.decide(event) {
+            self.perform(me, effect, about).await;
+        }
+    }
+
+    async fn perform(&mut self, me: &ActorRef<JobsMsg>, effect: JobsEffect, about: &mut About<'_>) {
+        match effect {
+            JobsEffect::Accept(ask) => self.ask_store(me, ask),
+            JobsEffect::RefuseWithdrawn(ask) => {
+                let detail = "the call was withdrawn before the consult was accepted.";
+                self.answer(ask, Err(Fault::new(FaultCode::CallerLost, detail)));
+            }
+            // Answered by `stored`, which has the answer, when everything else is done.
+            JobsEffect::Refuse(_) | JobsEffect::Answer(_) => {}
+            JobsEffect::Attach(job) => match (about.record.filter(|record| record.id == job), self.means()) {
+                (Some(record), Some(means)) => self.arguments.attachments.attach(record, means, about.held.take()),
+                _ => tracing::error!(%job, "custody of a job could not be made"),
+            },
+            JobsEffect::Attend(job) => self.attend(me, job).await,
+            JobsEffect::HandOver(job) => {
+                let store = self.arguments.store.clone();
+                self.tasks.spawn(async move {
+                    if let Err(error) = store.hand_over(job).await {
+                        tracing::warn!(%error, "a joined job still depends on its first caller");
+                    }
+                });
+            }
+            JobsEffect::EndForLostCaller(job) => {
+                if let Some(attachment) = self.arguments.attachments.get(job) {
+                    self.tasks.spawn(end_for_lost_caller(self.arguments.store.clone(), attachment, job));
+                }
+            }
+            JobsEffect::Terminate(job) => {
                 if let Some(attachment) = self.arguments.attachments.get(job) {
                     attachment.terminate();
                 }
             }
-            JobsMsg::Attend(job) => self.attend(&me, job).await,
-            JobsMsg::Gone(job, generation) => {
+            JobsEffect::SetAside(job) => {
                 if let Some(attending) = self.attending.get_mut(&job) {
-                    let exit = attending.exit.take().unwrap_or(Exit::Normal);
-                    let effect = attending.slot.gone(generation, exit, clock::now());
-                    self.perform(&me, job, effect).await;
-                }
-            }
-            JobsMsg::Due(job, generation) => {
-                if let Some(attending) = self.attending.get_mut(&job) {
-                    let effect = attending.slot.due(generation);
-                    self.perform(&me, job, effect).await;
-                }
-            }
-            JobsMsg::Ended { job, record } => {
-                self.release(job);
-                if let Some(record) = record {
-                    let outcome = record.outcome.as_ref();
-                    self.arguments.telemetry.record(Record::JobState {
-                        job,
-                        state: record.state,
-                        code: outcome.and_then(|outcome| outcome.fault.as_ref()).map(|fault| fault.code),
-                        cost_usd: outcome.and_then(|outcome| outcome.cost_usd),
-                    });
-                }
-            }
-            JobsMsg::Sweep => {
-                let (store, dir) = (self.arguments.store.clone(), self.arguments.dir.clone());
-                let remnants = dir.clone();
-                self.tasks
-                    .spawn(async move { drop(tokio::task::spawn_blocking(move || remnants.remove_remnants()).await) });
-                if !dir.database().exists() {
-                    // No job was ever accepted here, so an idle host leaves the disk alone.
-                    return Ok(());
-                }
-                let prunes = self.sweeps.is_multiple_of(PRUNE_EVERY);
-                self.sweeps += 1;
-                let ours: HashSet<JobId> = self.arguments.attachments.all().into_iter().map(|(job, _)| job).collect();
-                let environment = self.environment();
-                let overdue = Arc::clone(&self.overdue);
-                self.tasks.spawn(async move {
-                    overdue.look(&store, &dir, &ours).await;
-                    keep_reserve(&dir).await;
-                    match sweep::sweep(&store, &dir, &ours, environment.as_deref()).await {
-                        Ok(orphans) => {
-                            orphans.into_iter().for_each(|record| drop(me.cast(JobsMsg::Adopt(Box::new(record)))))
-                        }
-                        Err(error) => tracing::warn!(%error, "the sweep did not finish"),
-                    }
-                    if prunes {
-                        prune(&store, &dir).await;
-                    }
-                });
-            }
-            JobsMsg::Adopt(record) => {
-                if self.arguments.attachments.get(record.id).is_none() {
-                    self.attach(&me, &record, None).await;
-                }
-            }
-            JobsMsg::LetGo(reply) => {
-                self.attention = Attention::Withdrawn(Some(reply));
-                for attending in self.attending.values_mut() {
                     attending.slot.set_aside();
                     attending.exit = None;
                     if let Some(consult) = attending.consult.take() {
@@ -449,30 +364,60 @@ impl JobsState {
                     }
                 }
             }
-            JobsMsg::Resume => {
-                self.attention = Attention::Paid;
-                if let Some(means) = self.means() {
-                    self.arguments.attachments.room().resume(&means);
-                }
-                for (job, _) in self.arguments.attachments.all() {
-                    match self.attending.get_mut(&job).map(|attending| attending.slot.wanted(clock::now())) {
-                        Some(effect) => self.perform(&me, job, effect).await,
-                        None => self.attend(&me, job).await,
-                    }
+            JobsEffect::Release(job) => {
+                self.attending.remove(&job);
+                self.arguments.attachments.release(job);
+            }
+            JobsEffect::Still => {
+                if let Some(told) = self.still.take() {
+                    let _ = told.send(());
                 }
             }
-            JobsMsg::Attached(reply) => {
-                let _ = reply.send(self.arguments.attachments.len());
+        }
+    }
+
+    fn answer(&mut self, ask: AskId, answer: Result<Accepted, Fault>) {
+        if let Some(asking) = self.asking.remove(&ask) {
+            // Who asked may have gone.
+            let _ = asking.reply.send(answer);
+        }
+    }
+
+    fn count(&self, record: &JobRecord) {
+        let outcome = record.outcome.as_ref();
+        self.arguments.telemetry.record(Record::JobState {
+            job: record.id,
+            state: record.state,
+            code: outcome.and_then(|outcome| outcome.fault.as_ref()).map(|fault| fault.code),
+            cost_usd: outcome.and_then(|outcome| outcome.cost_usd),
+        });
+    }
+
+    /// Looks for jobs whose runner is gone, and does what is due once in a while.
+    fn sweep(&mut self, me: ActorRef<JobsMsg>) {
+        let (store, dir) = (self.arguments.store.clone(), self.arguments.dir.clone());
+        let remnants = dir.clone();
+        self.tasks.spawn(async move { drop(tokio::task::spawn_blocking(move || remnants.remove_remnants()).await) });
+        if !dir.database().exists() {
+            // No job was ever accepted here, so an idle host leaves the disk alone.
+            return;
+        }
+        let prunes = self.sweeps.is_multiple_of(PRUNE_EVERY);
+        self.sweeps += 1;
+        let ours: HashSet<JobId> = self.arguments.attachments.all().into_iter().map(|(job, _)| job).collect();
+        let environment = self.environment();
+        let overdue = Arc::clone(&self.overdue);
+        self.tasks.spawn(async move {
+            overdue.look(&store, &dir, &ours).await;
+            keep_reserve(&dir).await;
+            match sweep::sweep(&store, &dir, &ours, environment.as_deref()).await {
+                Ok(orphans) => orphans.into_iter().for_each(|record| drop(me.cast(JobsMsg::Adopt(Box::new(record))))),
+                Err(error) => tracing::warn!(%error, "the sweep did not finish"),
             }
-        }
-        if let Attention::Withdrawn(told) = &mut self.attention
-            && self.accepting.is_empty()
-            && let Some(told) = told.take()
-        {
-            let _ = told.send(());
-        }
-        while self.tasks.try_join_next().is_some() {}
-        Ok(())
+            if prunes {
+                prune(&store, &dir).await;
+            }
+        });
     }
 
     /// The digest of the environment jobs are run with here. Without one, a job is run by nobody else.
@@ -504,28 +449,27 @@ impl JobsState {
             // Lost: whoever asked asks again.
             Some(_) => return,
         }
-        let Some(runner) = self.arguments.runner.clone() else {
+        let Some(runner) = &self.arguments.runner else {
             let fault =
                 Fault::new(FaultCode::RunnerSpawnFailed, "this system was built without a runner for consults.");
             let _ = reply.send(Err(fault));
             return;
         };
         job.account = runner.account(&job.request);
-        if let Some(caller) = caller {
-            if self.late.contains(&caller) || self.over.contains(&caller.session) {
-                // Nobody waits for it any more; nothing is started.
-                let fault =
-                    Fault::new(FaultCode::CallerLost, "the call was withdrawn before the consult was accepted.");
-                let _ = reply.send(Err(fault));
-                return;
-            }
-            self.accepting.insert(caller, false);
-        }
-        let mut job = job;
         job.environment = self.environment();
+        let (ask, mode) = (self.arguments.attachments.next_ask(), job.mode);
         let invocation = job.invocation;
+        self.asking.insert(ask, Asking { job: Some(job), invocation, again, reply });
+        self.decide(me, JobsEvent::Asked { ask, caller, mode }).await;
+    }
+
+    fn ask_store(&mut self, me: &ActorRef<JobsMsg>, ask: AskId) {
+        let Some(asking) = self.asking.get_mut(&ask) else { return };
+        let again = asking.again;
+        let Some(job) = asking.job.take() else { return };
         let (store, limits, me) = (self.arguments.store.clone(), self.arguments.limits, me.clone());
-        let holder = self.has_room().then(|| (runner, self.arguments.dir.clone()));
+        let holder =
+            self.has_room().then(|| self.arguments.runner.clone().zip(Some(self.arguments.dir.clone()))).flatten();
         self.tasks.spawn(async move {
             let mut accepting = pin!(async {
                 let result = match again {
@@ -546,16 +490,15 @@ impl JobsState {
                     (accepting.await, held)
                 }
             };
-            let result = Box::new(result.map_err(Fault::from));
-            let _ = me.cast(JobsMsg::Stored { invocation, caller, held, result, reply });
+            let _ = me.cast(JobsMsg::Stored { ask, held, result: Box::new(result.map_err(Fault::from)) });
         });
     }
 
     /// Whether another job would be run at once, as far as this host knows.
     fn has_room(&self) -> bool {
         let JobsArguments { runner, attachments, .. } = &self.arguments;
-        let under_way = attachments.len() + self.accepting.len();
-        matches!(self.attention, Attention::Paid)
+        let under_way = attachments.len() + self.asking.len();
+        attachments.are_attended_to()
             && !attachments.room().is_used()
             && runner.as_ref().is_some_and(|runner| under_way <= runner.max_running())
     }
@@ -563,84 +506,50 @@ impl JobsState {
     async fn stored(
         &mut self,
         me: &ActorRef<JobsMsg>,
-        invocation: Option<InvocationId>,
-        caller: Option<InvocationId>,
+        ask: AskId,
         held: Option<HeldRunner>,
         result: Result<Accept, Fault>,
-        reply: oneshot::Sender<Result<Accepted, Fault>>,
     ) {
-        let withdrawn = caller.is_some_and(|caller| self.accepting.remove(&caller).unwrap_or(false));
-        let (record, joined) = match result {
-            Ok(Accept::Inserted(record)) => (record, false),
-            Ok(Accept::Joined(record)) => (record, true),
-            Ok(Accept::Conflict { job }) => {
-                let detail = format!("`request_key` was used in this workspace with other arguments, by job {job}.");
-                let fault = Fault::new(FaultCode::RequestKeyConflict, detail)
-                    .hint("Use another key for another request, or read that job with consult_job.");
-                let _ = reply.send(Err(fault));
-                return;
-            }
-            Ok(Accept::Limited(limit)) => {
-                let _ = reply.send(Err(limit.fault(UnixMillis::now())));
-                return;
-            }
-            Ok(Accept::QueueFull { queued }) => {
-                let fault = Fault::new(FaultCode::QueueFull, format!("{queued} jobs are waiting already."))
-                    .hint("Wait for one of them, or cancel one with consult_cancel.");
-                let _ = reply.send(Err(fault));
-                return;
-            }
+        let (record, joined) = match accepted(result) {
+            Ok(accepted) => accepted,
             Err(fault) => {
-                let _ = reply.send(Err(fault));
-                return;
+                self.decide(me, JobsEvent::Stored { ask, found: None }).await;
+                return self.answer(ask, Err(fault));
             }
         };
-        let job = record.id;
         // Before anybody has been told. What an error here tells is wrong, so the caller lets go of its job.
         let met = self.arguments.faults.meet(FaultPoint::JobsAfterAccept, Operation::Method("accept")).await;
         if !joined {
-            self.arguments.telemetry.record(Record::JobState {
-                job,
-                state: JobState::Queued,
-                code: None,
-                cost_usd: None,
-            });
+            self.count(&record);
+        }
+        let custodian = self.custodian(ask, &record, joined);
+        let found = Found { job: record.id, mode: record.mode, state: record.state, custodian };
+        let mut about = About { record: Some(&record), held };
+        self.decide_about(me, JobsEvent::Stored { ask, found: Some(found) }, &mut about).await;
+        match met {
+            None => self.answer(ask, Ok(Accepted { record, joined })),
+            Some(Broken::Error(fault)) => self.answer(ask, Err(*fault)),
+            // Lost: whoever asked asks again, and joins.
+            Some(_) => drop(self.asking.remove(&ask)),
+        }
+    }
+
+    /// Who looks after a job that was accepted or joined, by the evidence there is.
+    fn custodian(&mut self, ask: AskId, record: &JobRecord, joined: bool) -> Custodian {
+        if !joined {
+            return Custodian::Inserted;
         }
         // One of ours that was accepted just before an incarnation of ours ended has no runner yet.
-        let ours = record.state == JobState::Queued
-            && invocation.is_some_and(|invocation| record.invocation.as_deref() == Some(&invocation.to_string()));
+        let invocation = self.asking.get(&ask).and_then(|asking| asking.invocation);
+        let is_ours = |invocation: InvocationId| record.invocation.as_deref() == Some(&invocation.to_string());
+        if record.state == JobState::Queued && invocation.is_some_and(is_ours) {
+            return Custodian::Unattended;
+        }
         // A joined job that nobody runs (its host died between accepting and starting) is run by whoever asks for it.
-        let orphan = joined
-            && self.arguments.attachments.get(job).is_none()
+        let orphan = self.arguments.attachments.get(record.id).is_none()
             && record.environment == self.environment()
-            && sweep::is_orphan(&self.arguments.dir, &mut Evidence::new(&self.arguments.dir), &record);
-        if !joined || ours || orphan {
-            self.attach(me, &record, held).await;
-        }
-        match (caller, self.arguments.attachments.get(job)) {
-            (Some(caller), Some(attachment)) => {
-                attachment.claim().callers.insert(caller);
-            }
-            // It runs under another host, whose own callers must not end it for ours.
-            (Some(_), None) if record.mode == JobMode::Sync && !record.state.is_terminal() => {
-                let store = self.arguments.store.clone();
-                self.tasks.spawn(async move {
-                    if let Err(error) = store.hand_over(job).await {
-                        tracing::warn!(%error, "a joined job still depends on its first caller");
-                    }
-                });
-            }
-            _ => {}
-        }
-        if withdrawn && let Some(caller) = caller {
-            self.withdrawn(caller);
-        }
-        match met {
-            None => drop(reply.send(Ok(Accepted { record, joined }))),
-            Some(Broken::Error(fault)) => drop(reply.send(Err(*fault))),
-            // Lost: whoever asked asks again, and joins.
-            Some(_) => {}
-        }
+            && sweep::is_orphan(&self.arguments.dir, &mut Evidence::new(&self.arguments.dir), record);
+        if orphan { Custodian::Orphan } else { Custodian::Somebody }
     }
 
     fn means(&self) -> Option<Means> {
@@ -648,26 +557,22 @@ impl JobsState {
         runner.clone().map(|runner| Means { store: store.clone(), dir: dir.clone(), runner })
     }
 
-    async fn attach(&mut self, me: &ActorRef<JobsMsg>, record: &JobRecord, held: Option<HeldRunner>) {
-        let Some(means) = self.means() else { return };
-        self.arguments.attachments.attach(record, means, held);
-        self.attend(me, record.id).await;
-    }
-
     /// Puts a consult actor to an attached job, unless it has one.
     async fn attend(&mut self, me: &ActorRef<JobsMsg>, job: JobId) {
-        if self.attending.contains_key(&job) || matches!(self.attention, Attention::Withdrawn(_)) {
-            return;
+        if let Some(attending) = self.attending.get_mut(&job) {
+            let effect = attending.slot.wanted(clock::now());
+            return self.look_after(me, job, effect).await;
         }
         // Each time of its own: what is late about an earlier attachment of the job must not be taken for this one.
         self.attended += 1;
         let slot = Slot::after(Generation(self.attended << 16), RestartType::Transient, RESTARTS);
         let attending = self.attending.entry(job).or_insert(Attending { slot, consult: None, exit: None });
         let effect = attending.slot.wanted(clock::now());
-        self.perform(me, job, effect).await;
+        self.look_after(me, job, effect).await;
     }
 
-    async fn perform(&mut self, me: &ActorRef<JobsMsg>, job: JobId, mut effect: SlotEffect) {
+    /// Does what the slot of a job's consult actor asks for.
+    async fn look_after(&mut self, me: &ActorRef<JobsMsg>, job: JobId, mut effect: SlotEffect) {
         loop {
             match effect {
                 SlotEffect::Nothing => return,
@@ -721,99 +626,26 @@ impl JobsState {
 
     /// A job is over, or in other hands.
     fn release(&mut self, job: JobId) {
+        drop(self.arguments.attachments.decide(JobsEvent::Ended(job)));
         self.attending.remove(&job);
         self.arguments.attachments.release(job);
     }
-
-    /// Everybody who waits for a job, or for its being accepted.
-    fn callers(&self) -> Vec<InvocationId> {
-        let mut callers: Vec<InvocationId> = self.accepting.keys().copied().collect();
-        for (_, attachment) in self.arguments.attachments.all() {
-            callers.extend(attachment.claim().callers.iter().copied());
-        }
-        callers
-    }
-
-    fn resumed(&mut self, session: SessionNumber, open: &HashSet<u64>) {
-        let lost = |caller: &InvocationId| caller.session == session && !open.contains(&caller.call);
-        for caller in self.callers().into_iter().filter(lost) {
-            self.withdrawn(caller);
-        }
-    }
-
-    fn session_over(&mut self, session: SessionNumber) {
-        // Calls that were withdrawn one by one are not there any more.
-        for caller in self.callers().into_iter().filter(|caller| caller.session == session) {
-            self.withdrawn(caller);
-        }
-        remember(&mut self.over, session);
-    }
-
-    fn withdrawn(&mut self, caller: InvocationId) {
-        if let Some(withdrawn) = self.accepting.get_mut(&caller) {
-            *withdrawn = true;
-            return;
-        }
-        remember(&mut self.late, caller);
-        for (job, attachment) in self.arguments.attachments.all() {
-            let was_last = {
-                let mut claim = attachment.claim();
-                claim.callers.remove(&caller) && claim.callers.is_empty() && claim.mode == JobMode::Sync
-            };
-            if was_last {
-                self.tasks.spawn(end_for_lost_caller(self.arguments.store.clone(), attachment, job));
-            }
-        }
-    }
 }
 
-fn remember<T>(remembered: &mut VecDeque<T>, new: T) {
-    if remembered.len() == LATE {
-        remembered.pop_front();
-    }
-    remembered.push_back(new);
-}
-
-/// Accepts what may have been accepted before. An invocation finds its job by itself; without one the job is known by the id
-/// it was to have.
-async fn accept_again(store: &StoreHandle, job: &NewJob, limits: AcceptLimits) -> Result<Accept, StoreError> {
-    match store.job(job.id).await {
-        Ok(record) => Ok(Accept::Inserted(record)),
-        Err(StoreError::UnknownJob(_)) => store.accept(job.clone(), limits).await,
-        Err(error) => Err(error),
-    }
-}
-
-/// Asks for the end of a job nobody waits for any more, unless somebody has taken it over.
-async fn end_for_lost_caller(store: StoreHandle, attachment: Attachment, job: JobId) {
-    // The reason first, so that the runner finds it when it is asked to end.
-    match store.request_cancel(job, CancelReason::CallerLost).await {
-        Ok(CancelState::GoesOn | CancelState::Ended { .. }) => return,
-        Ok(CancelState::Requested { .. } | CancelState::AlreadyRequested { .. }) => {}
-        Err(error) => tracing::warn!(%error, "the reason of a cancel was not recorded"),
-    }
-    attachment.terminate();
-}
-
-/// Keeps a little room on the disk for an answer that finds it full.
-async fn keep_reserve(dir: &StateDir) {
-    let dir = dir.clone();
-    let kept = tokio::task::spawn_blocking(move || reserve::keep(&dir)).await;
-    if let Ok(Err(error)) = kept {
-        tracing::debug!(%error, "no room is kept on the disk");
-    }
-}
-
-/// Forgets jobs that were kept long enough.
-async fn prune(store: &StoreHandle, dir: &StateDir) {
-    match store.prune(RetentionPolicy::default(), UnixMillis::now()).await {
-        Ok(pruned) => {
-            for job in pruned.jobs {
-                if let Err(error) = dir.remove_job_dir(job) {
-                    tracing::debug!(%error, "the directory of a forgotten job stays");
-                }
-            }
+/// The job the store has accepted, and whether it was there before.
+fn accepted(result: Result<Accept, Fault>) -> Result<(JobRecord, bool), Fault> {
+    match result? {
+        Accept::Inserted(record) => Ok((record, false)),
+        Accept::Joined(record) => Ok((record, true)),
+        Accept::Conflict { job } => {
+            let detail = format!("`request_key` was used in this workspace with other arguments, by job {job}.");
+            Err(Fault::new(FaultCode::RequestKeyConflict, detail)
+                .hint("Use another key for another request, or read that job with consult_job."))
         }
-        Err(error) => tracing::warn!(%error, "old jobs were not forgotten"),
+        Accept::Limited(limit) => Err(limit.fault(UnixMillis::now())),
+        Accept::QueueFull { queued } => {
+            Err(Fault::new(FaultCode::QueueFull, format!("{queued} jobs are waiting already."))
+                .hint("Wait for one of them, or cancel one with consult_cancel."))
+        }
     }
 }
