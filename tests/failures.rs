@@ -43,7 +43,7 @@ async fn bad_arguments_are_refused_by_name_before_anything_is_started_or_written
         (json!({"prompt": ok, "cwd": "/no/such/dir"}), &["`cwd` does not exist", "existing directory"]),
         (json!({"prompt": ok, "cwd": file}), &["`cwd` is not a directory"]),
         (json!({"prompt": ok, "cwd": "relative"}), &["`cwd` is not absolute"]),
-        (json!({"prompt": ok, "cwd": ""}), &["`cwd` is not absolute"]),
+        (json!({"prompt": ok, "cwd": "./"}), &["`cwd` is not absolute"]),
         (json!({"prompt": ok, "session_id": "no-uuid"}), &["`session_id` is \"no-uuid\"", "lower case"]),
         (json!({"prompt": ok, "session_id": "3F2504E0-4F89-41D3-9A0C-0305E82C3301"}), &["`session_id`", "lower case"]),
         (json!({"prompt": ok, "max_turns": 0}), &["`max_turns` is 0", "from 1"]),

@@ -163,7 +163,8 @@ async fn a_typed_consult_of_an_embedding_program_needs_no_protocol() {
 async fn a_typed_consult_passes_the_same_checks_as_a_clients() {
     let rig = new_rig();
     let system = rig.system().start().await.expect("a system");
-    let refused = system.consult(ConsultRequest::new(" ").agent("oracle").timeout_s(0)).await.expect_err("all wrong");
+    let wrong = ConsultRequest::new(" ").cwd("here").agent("oracle").timeout_s(0);
+    let refused = system.consult(wrong).await.expect_err("all wrong");
     assert_eq!(refused.code.as_str(), "invalid_input");
     for part in ["4 problems", "`prompt` is blank", "`cwd` is not absolute", "`agent`", "`timeout_s` is 0"] {
         assert!(refused.detail.contains(part), "{part} in {}", refused.detail);
