@@ -5,6 +5,7 @@
 
 mod assembly;
 mod builder;
+mod own_tools;
 mod start;
 
 use std::sync::Arc;

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
+use super::own_tools::{HealthTool, TelemetryTool};
 use super::{INSTRUCTIONS, OwnTools};
 use crate::actors::connections::Served;
 use crate::actors::current::Current;
@@ -27,7 +28,7 @@ use crate::protocol::session::SessionLimits;
 use crate::protocol::wire::Identity;
 use crate::telemetry::TelemetryHandle;
 use crate::tools::consult::{ConsultTool, Desk};
-use crate::tools::readers::{CancelTool, HealthTool, JobTool, JobsTool, TelemetryTool};
+use crate::tools::readers::{CancelTool, JobTool, JobsTool};
 use crate::tools::roots::RootsHandle;
 use crate::tools::tasks::TaskDesk;
 use crate::tools::{Target, Tool};

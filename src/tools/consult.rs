@@ -368,7 +368,7 @@ impl Desk {
 }
 
 /// Reads `render` and `detail`.
-pub(super) fn shape(args: &mut ArgumentReader, profile: ClientProfile) -> Shape {
+pub(crate) fn shape(args: &mut ArgumentReader, profile: ClientProfile) -> Shape {
     let shape = Shape {
         render: args.choice("render", &RENDER).unwrap_or(Render::Porcelain),
         detail: args.choice("detail", &DETAIL).unwrap_or(Detail::Concise),

@@ -1,4 +1,4 @@
-//! The tools that read: jobs, health, telemetry; and the one that cancels. They run in the host, so they answer even
+//! The tools that read jobs, and the one that cancels. They run in the host, so they answer even
 //! when no worker can be started.
 
 use std::fmt::Write as _;
@@ -15,7 +15,6 @@ use super::reply::{self, Context, Detail, Render, Shape};
 use super::{Annotations, ReplayContract, Target, Tool, ToolCall, ToolDefinition, ToolFuture, ToolReply};
 use crate::clients;
 use crate::fault::{Fault, FaultCode};
-use crate::health::HealthSource;
 use crate::ids::{JobId, UnixMillis};
 use crate::jobs::{JobState, JobSummary, JournalEntry, JournalEvent};
 use crate::store::{CancelState, JobFilter, MOST_LISTED};
@@ -59,9 +58,15 @@ pub(super) fn size_hint(desk: &Desk) -> Map<String, Value> {
     Map::from_iter([("anthropic/maxResultSizeChars".to_owned(), json!(most))])
 }
 
-const READS: Annotations = Annotations { read_only: true, destructive: false, idempotent: true, open_world: false };
+pub(crate) const READS: Annotations =
+    Annotations { read_only: true, destructive: false, idempotent: true, open_world: false };
 
-fn definition<T: JsonSchema>(name: &str, title: &str, description: &str, annotations: Annotations) -> ToolDefinition {
+pub(crate) fn definition<T: JsonSchema>(
+    name: &str,
+    title: &str,
+    description: &str,
+    annotations: Annotations,
+) -> ToolDefinition {
     ToolDefinition {
         name: name.to_owned(),
         title: title.to_owned(),
@@ -73,7 +78,7 @@ fn definition<T: JsonSchema>(name: &str, title: &str, description: &str, annotat
 }
 
 /// Longest a tool that waits for nothing may take: as long as an accept. It takes milliseconds unless the disk hangs.
-const AT_ONCE: Duration = Duration::from_secs(30);
+pub(crate) const AT_ONCE: Duration = Duration::from_secs(30);
 
 macro_rules! host_tool {
     ($(#[$doc:meta])* $tool:ident($state:ident: $type:ty), $name:literal, $within:expr, $waits:literal, |$me:ident| $definition:expr, $run:ident) => {
@@ -90,25 +95,25 @@ macro_rules! host_tool {
             }
         }
 
-        impl Tool for $tool {
+        impl $crate::tools::Tool for $tool {
             fn name(&self) -> &str {
                 $name
             }
 
-            fn definition(&self) -> ToolDefinition {
+            fn definition(&self) -> $crate::tools::ToolDefinition {
                 let $me = self;
                 $definition
             }
 
-            fn contract(&self) -> ReplayContract {
-                ReplayContract::Convergent
+            fn contract(&self) -> $crate::tools::ReplayContract {
+                $crate::tools::ReplayContract::Convergent
             }
 
-            fn target(&self) -> Target {
-                Target::Host
+            fn target(&self) -> $crate::tools::Target {
+                $crate::tools::Target::Host
             }
 
-            fn deadline(&self) -> Option<Duration> {
+            fn deadline(&self) -> Option<std::time::Duration> {
                 Some($within)
             }
 
@@ -116,13 +121,14 @@ macro_rules! host_tool {
                 $waits
             }
 
-            fn call(&self, call: ToolCall) -> ToolFuture {
+            fn call(&self, call: $crate::tools::ToolCall) -> $crate::tools::ToolFuture {
                 let state = self.$state.clone();
                 Box::pin(async move { $run(&state, call).await })
             }
         }
     };
 }
+pub(crate) use host_tool;
 
 /// The arguments of `consult_job`.
 #[derive(Debug, JsonSchema)]
@@ -438,51 +444,4 @@ async fn cancel_job(desk: &Desk, call: ToolCall) -> Result<ToolReply, Fault> {
     };
     let tells_end = record.state.is_terminal();
     Ok(ToolReply { job: Some(job), tells_end, ..reply::object(&value, text, shape) })
-}
-
-/// The arguments of the snapshots.
-#[derive(Debug, JsonSchema)]
-#[expect(dead_code, reason = "the schema is generated from it")]
-struct SnapshotArguments {
-    /// How the text looks; porcelain when left out.
-    #[schemars(extend("enum" = ["porcelain", "json"]))]
-    render: Option<String>,
-    /// How much is told; concise when left out.
-    #[schemars(extend("enum" = ["concise", "full"]))]
-    detail: Option<String>,
-}
-
-host_tool! {
-    /// `health_snapshot`: how this server is.
-    HealthTool(source: HealthSource), "health_snapshot", AT_ONCE, false,
-    |me| definition::<SnapshotArguments>(me.name(), "Health", "How this server is: workers, jobs, store.", READS),
-    health
-}
-
-fn snapshot_shape(call: &ToolCall) -> Result<Shape, Fault> {
-    let mut args = ArgumentReader::parse(&call.arguments)?;
-    let shape = shape(&mut args, clients::known(call.client.name().as_deref()));
-    args.finish()?;
-    Ok(shape)
-}
-
-async fn health(source: &HealthSource, call: ToolCall) -> Result<ToolReply, Fault> {
-    let shape = snapshot_shape(&call)?;
-    let mut value = source.health(shape.detail).await;
-    reply::tidy(&mut value);
-    Ok(reply::object(&value, serde_json::to_string_pretty(&value).unwrap_or_default(), shape))
-}
-
-host_tool! {
-    /// `telemetry_snapshot`: what this server did.
-    TelemetryTool(source: HealthSource), "telemetry_snapshot", AT_ONCE, false,
-    |me| definition::<SnapshotArguments>(me.name(), "Telemetry", "Counts and latencies since this server started, and cost by day.", READS),
-    telemetry
-}
-
-async fn telemetry(source: &HealthSource, call: ToolCall) -> Result<ToolReply, Fault> {
-    let shape = snapshot_shape(&call)?;
-    let mut value = source.telemetry().await?;
-    reply::tidy(&mut value);
-    Ok(reply::object(&value, serde_json::to_string_pretty(&value).unwrap_or_default(), shape))
 }
