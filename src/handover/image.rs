@@ -10,9 +10,9 @@ use std::io;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
-use super::file::SnapshotFile;
 use crate::base::descriptors::{PassedPipe, Passing};
 use crate::rollout::Fingerprint;
+use crate::rollout::snapshot_file::SnapshotFile;
 
 /// The option by which a program is told where its snapshot lies ([`Restore`](super::Restore)). It is no variable: those are inherited by everything that is
 /// started later.

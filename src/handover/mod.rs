@@ -1,6 +1,6 @@
 //! Handing over to the next image of the program, in place: same process, same descriptors, same children.
 //!
-//! Owns: the snapshot and its file ([`Snapshot`]), the sequence that freezes, passes on and thaws (`sequence`), the `exec`
+//! Owns: the snapshot ([`Snapshot`]), the sequence that freezes, passes on and thaws (`sequence`), the `exec`
 //! (`image`), which descriptors and signals come through it (`descriptors`, [`signals`]). May not know: when an upgrade is
 //! wanted and whether the new program is any good.
 //!
@@ -14,7 +14,6 @@
 //! place, the snapshot or a descriptor; (2) until the `exec` has happened the old image can go on, and does; (3) a snapshot
 //! is read once, by one image, of the same format; (4) nothing is charged to a call for an upgrade.
 
-mod file;
 mod image;
 mod in_place;
 mod sequence;
@@ -25,7 +24,6 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-pub use self::file::{Nameless, Restore, SnapshotFile};
 pub use self::image::{NewImage, RESTORE};
 pub(crate) use self::in_place::InPlace;
 pub use self::sequence::HandOverError;
@@ -41,12 +39,13 @@ use crate::config::Config;
 use crate::ids::{HostId, UnixMillis};
 use crate::protocol::session::Unreadable;
 use crate::rollout::Carried;
+pub use crate::rollout::snapshot_file::{Nameless, Restore, SnapshotFile};
 use crate::state_dir::StateDir;
 use crate::telemetry::TelemetryHandle;
 use crate::telemetry::counters::CountersSnapshot;
 
 /// The format of a snapshot. It grows with every change that an image with another number could not make sense of.
-pub const FORMAT: u32 = 1;
+pub const FORMAT: u32 = crate::rollout::selfcheck::SNAPSHOT_FORMAT;
 
 /// Why a snapshot cannot be used.
 #[derive(Debug, thiserror::Error)]

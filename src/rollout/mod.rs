@@ -15,6 +15,7 @@ pub mod fingerprint;
 mod kept;
 mod owner;
 pub mod selfcheck;
+pub mod snapshot_file;
 pub mod status;
 
 use std::ffi::OsString;
@@ -29,10 +30,10 @@ pub use self::candidate::Verdict;
 pub use self::core::Rollout;
 pub use self::fingerprint::{Digest, Fingerprint, LaunchPath};
 pub use self::kept::keep;
+pub use self::snapshot_file::SnapshotFile;
 pub use self::status::{Carried, Status};
 pub use crate::config::RolloutMode;
 use crate::fault::{Fault, FaultCode};
-pub use crate::handover::SnapshotFile;
 
 /// What a hand-over answers with.
 pub type Handing<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
