@@ -5,7 +5,8 @@
 
 mod assembly;
 mod builder;
-mod own_tools;
+pub mod own_tools;
+pub mod selfcheck;
 mod start;
 
 use std::sync::Arc;

@@ -103,8 +103,7 @@ const LAYERS: &[&str] = &[
 ];
 
 /// What still reaches upwards, as (who, whom). A pair that is not needed any more must go.
-const UPWARDS: &[(&str, &str)] =
-    &[("config", "clients"), ("jobs", "store"), ("rollout", "handover"), ("rollout", "system")];
+const UPWARDS: &[(&str, &str)] = &[("config", "clients"), ("jobs", "store")];
 
 /// Types whose statics have a state.
 const STATEFUL: &[&str] = &[

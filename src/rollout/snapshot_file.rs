@@ -81,12 +81,12 @@ impl SnapshotFile {
     }
 
     /// What names it to the next image of this process.
-    pub(super) fn here(&self) -> Restore {
+    pub(crate) fn here(&self) -> Restore {
         self.at(self.file.as_raw_fd())
     }
 
     /// Lets it go through an `exec`, or not.
-    pub(super) fn set_passing(&self, through: bool) -> io::Result<()> {
+    pub(crate) fn set_passing(&self, through: bool) -> io::Result<()> {
         let flags = if through { FdFlags::empty() } else { FdFlags::CLOEXEC };
         Ok(rustix::io::fcntl_setfd(&*self.file, flags)?)
     }
@@ -171,7 +171,7 @@ impl Restore {
     }
 
     /// Reads it, and leaves it for whoever takes it.
-    pub(super) fn bytes(&self) -> io::Result<Vec<u8>> {
+    pub(crate) fn bytes(&self) -> io::Result<Vec<u8>> {
         match self {
             Self::Path(path) => of_path(path),
             Self::Descriptor { fd, device, inode } => with(*fd, (*device, *inode), whole),
@@ -179,7 +179,7 @@ impl Restore {
     }
 
     /// Reads it and makes sure that it is not read again: a name is removed, a descriptor closed.
-    pub(super) fn take(&self) -> io::Result<Vec<u8>> {
+    pub(crate) fn take(&self) -> io::Result<Vec<u8>> {
         match self {
             Self::Path(path) => {
                 let text = of_path(path);

@@ -8,8 +8,9 @@ use std::process::ExitCode;
 
 use phone_opus::faults::{FaultPoint, Operation};
 use phone_opus::handover::Restore;
-use phone_opus::rollout::selfcheck::{self, SelfCheck, SelfCheckError};
+use phone_opus::rollout::selfcheck::{SelfCheck, SelfCheckError};
 use phone_opus::state_dir::StateDir;
+use phone_opus::system::selfcheck;
 use serde::Serialize;
 
 use crate::cli::SelfcheckOptions;
