@@ -18,8 +18,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::base::ids::UnixMillis;
 use crate::config::Config;
-use crate::ids::UnixMillis;
 use observed::{Observed, round};
 pub use observed::{REMEMBERED, SHORTEST, Unsaved};
 

@@ -23,13 +23,13 @@ use crate::actors::rollout::RolloutHandle;
 use crate::actors::root::{Down, RootMsg};
 use crate::actors::session::{Input, Sink};
 use crate::actors::sessions::{SessionEnd, SessionsMsg};
-use crate::fault::{Fault, FaultCode};
+use crate::base::fault::{Fault, FaultCode};
+use crate::base::stdio;
 use crate::handover::{self, HandOverError, InPlace, NewImage, Snapshot};
 use crate::health::HealthSource;
 use crate::jobs::client::{JobsHandle, News};
 use crate::jobs::{ConsultRequest, JobMode, JobRecord};
 use crate::rollout::{HandOver, NotAdopted, Trigger};
-use crate::stdio;
 use crate::tools::consult::Desk;
 
 /// When to use us, as every model that connects is told. Under 600 characters: every session pays for it.

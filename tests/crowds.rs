@@ -11,9 +11,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use phone_opus::base::ids::Generation;
+use phone_opus::base::stdio::Input;
 use phone_opus::faults::Faults;
-use phone_opus::ids::Generation;
-use phone_opus::stdio::Input;
 use phone_opus::system::SystemBuilder;
 use phone_opus::testkit::client::REVISION;
 use phone_opus::testkit::processes::resident;

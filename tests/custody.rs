@@ -9,7 +9,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use phone_opus::ids::JobId;
+use phone_opus::base::ids::JobId;
 use phone_opus::jobs::{JobMode, JobRecord, JobState};
 use phone_opus::testkit::client::Exchange;
 use phone_opus::testkit::rig::FAULTS;

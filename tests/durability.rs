@@ -7,7 +7,7 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use phone_opus::ids::JobId;
+use phone_opus::base::ids::JobId;
 use phone_opus::jobs::{JobRecord, JobState, reserve};
 use phone_opus::testkit::{Client, PATIENCE, Place, Reply, Rig, Role, Script, Step, Waiting, processes, tried_program};
 use serde_json::{Value, json};

@@ -11,10 +11,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use phone_opus::actors::workers::slot::RestartPolicy;
-use phone_opus::fault::{Fault, FaultCode};
+use phone_opus::base::fault::{Fault, FaultCode};
+use phone_opus::base::ids::Generation;
+use phone_opus::base::stdio::Input;
 use phone_opus::faults::Faults;
-use phone_opus::ids::Generation;
-use phone_opus::stdio::Input;
 use phone_opus::system::{System, SystemBuilder};
 use phone_opus::testkit::{Client, PATIENCE, Process, Reply, Rig, tried_program, until};
 use phone_opus::tools::{Annotations, ReplayContract, Tool, ToolCall, ToolDefinition, ToolFuture, ToolReply};

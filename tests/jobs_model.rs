@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use fastrand::Rng;
 use phone_opus::actors::jobs::core::{AskId, Custodian, Found, JobsCore, JobsEffect, JobsEvent};
-use phone_opus::ids::{HostId, InvocationId, JobId, SessionNumber};
+use phone_opus::base::ids::{HostId, InvocationId, JobId, SessionNumber};
 use phone_opus::jobs::{JobMode, JobState};
 
 /// Seeds that once failed; they run first.

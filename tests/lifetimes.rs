@@ -7,7 +7,7 @@
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use phone_opus::fault::FaultCode;
+use phone_opus::base::fault::FaultCode;
 use phone_opus::jobs::{JobMode, JobRecord, JobState};
 use phone_opus::testkit::{PATIENCE, Place, Rig, Role, Script, Signal, Step, tried_program, until};
 use serde_json::json;

@@ -15,8 +15,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use phone_opus::base::fault::{Fault, FaultCode};
 use phone_opus::config::{Config, RolloutMode};
-use phone_opus::fault::{Fault, FaultCode};
 use phone_opus::faults::{Counters, Ends, FORCE_ROLLOUT_KEY, FaultPlan, Faults};
 use phone_opus::handover::{Nameless, Snapshot};
 use phone_opus::rollout::selfcheck::SNAPSHOT_FORMAT;

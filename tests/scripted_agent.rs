@@ -6,7 +6,7 @@ use std::os::unix::process::ExitStatusExt as _;
 use phone_opus::agents::{
     Agent as _, AgentEvent, ClaudeCode, Environment, OutputReader, RunEnd, RunRequest, RunSummary,
 };
-use phone_opus::ids::{AgentSessionId, ChainId, RunToken};
+use phone_opus::base::ids::{AgentSessionId, ChainId, RunToken};
 use phone_opus::jobs::{Billing, ConsultRequest, JobState, RunExit};
 use phone_opus::testkit::processes::{are_visible, group_lives};
 use phone_opus::testkit::{AgentProcess, Place, Rig, Role, Script, Signal, Step, scripted_agent, tried_program, until};

@@ -220,7 +220,7 @@ async fn a_tool_that_blocks_its_thread_answers_when_it_is_done() {
 
 #[test]
 fn a_second_attempt_is_seen_by_the_contract_it_breaks() {
-    use phone_opus::ids::{Generation, HostId, InvocationId, SessionNumber};
+    use phone_opus::base::ids::{Generation, HostId, InvocationId, SessionNumber};
     let call = InvocationId { host: HostId::random(), session: SessionNumber(1), call: 1 };
     let attempts = |generations: &[u64]| {
         let tally = Tally::new();

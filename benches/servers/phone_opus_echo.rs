@@ -15,11 +15,11 @@ use std::time::Duration;
 
 use phone_opus::actors::workers::slot::RestartPolicy;
 use phone_opus::agents::AgentRegistry;
-use phone_opus::fault::{Fault, FaultCode};
-use phone_opus::ids::Generation;
+use phone_opus::base::fault::{Fault, FaultCode};
+use phone_opus::base::ids::Generation;
+use phone_opus::base::state_dir::StateDir;
+use phone_opus::base::stdio::{Input, Output};
 use phone_opus::protocol::envelope;
-use phone_opus::state_dir::StateDir;
-use phone_opus::stdio::{Input, Output};
 use phone_opus::system::{Grace, LINE_LIMIT, OwnTools, System, SystemBuilder};
 use phone_opus::tools::{
     Annotations, ReplayContract, ReplyText, Tool, ToolCall, ToolDefinition, ToolFuture, ToolReply,

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use ractor::{ActorId, ActorRef, Message};
 
-use crate::fault::{Fault, FaultCode};
+use crate::base::fault::{Fault, FaultCode};
 use crate::faults::{Broken, FaultPoint, Faults, Operation};
 
 /// How long a child that was killed may take to be gone; longer means it is stuck in synchronous code.

@@ -14,8 +14,8 @@ use super::child;
 use super::jobs::JobsMsg;
 use super::jobs::custody::Custody;
 use super::kept::Kept;
+use crate::base::ids::JobId;
 use crate::faults::{FaultPoint, Faults};
-use crate::ids::JobId;
 use crate::jobs::JobRecord;
 
 /// Everything that can wake a consult actor.

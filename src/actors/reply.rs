@@ -6,7 +6,7 @@
 use tokio::sync::mpsc;
 
 use super::session::SessionEvent;
-use crate::ids::{CallNumber, Generation};
+use crate::base::ids::{CallNumber, Generation};
 use crate::protocol::session::CallOutcome;
 use crate::tools::progress::{Latest, ProgressListener, ProgressSink};
 

@@ -23,8 +23,8 @@ use super::supervision::slot::{RestartPolicy, Slot, SlotEffect};
 use super::supervision::{Exit, RestartType};
 use super::workers::{WorkersMsg, reason};
 use crate::actors::clock;
+use crate::base::ids::{Generation, SessionNumber};
 use crate::faults::{FaultPoint, Faults};
-use crate::ids::{Generation, SessionNumber};
 
 /// Longest a session may take to stop: its last answers have a second to be written.
 const STOP: Duration = Duration::from_millis(1500);

@@ -23,9 +23,9 @@ use tokio::sync::{mpsc, watch};
 use super::current::NotRunning;
 use super::reply::AttemptReply;
 use super::workers::{Backend, WorkersMsg};
-use crate::fault::{Fault, FaultCode};
-pub use crate::ids::CallKey;
-use crate::ids::{Generation, SessionNumber};
+use crate::base::fault::{Fault, FaultCode};
+pub use crate::base::ids::CallKey;
+use crate::base::ids::{Generation, SessionNumber};
 use crate::tools::{Tool, ToolCall};
 
 /// One attempt, as it is given to a worker.

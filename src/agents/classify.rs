@@ -16,10 +16,10 @@ use std::io;
 use jiff::tz::TimeZone;
 
 use super::{AgentResult, RunSummary, words};
-use crate::fault::{Fault, FaultCode};
-use crate::ids::{AgentSessionId, UnixMillis};
+use crate::base::fault::{Fault, FaultCode};
+use crate::base::ids::{AgentSessionId, UnixMillis};
+use crate::base::local_time;
 use crate::jobs::{CancelReason, JobOutcome, JobState, RunExit, limits};
-use crate::local_time;
 
 /// Bytes of an answer that are kept. Ones of 8 MB have been seen, and nobody reads further.
 const MAX_RESPONSE_BYTES: usize = 8 << 20;

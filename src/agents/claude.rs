@@ -19,8 +19,8 @@ use super::{
     Agent, AgentCommand, AgentEvent, Credential, Environment, OutputParser, PayerKnown, Payment, ResumedId, RunEnd,
     RunRequest, StreamJson, Verdict, check_prompt, environment, programs,
 };
+use crate::base::fault::{Fault, FaultCode};
 use crate::exec::local::DESCRIPTORS_VARIABLE;
-use crate::fault::{Fault, FaultCode};
 use crate::jobs::{Billing, ConsultRequest};
 
 /// The fixed line before every prompt.
@@ -343,7 +343,7 @@ fn arguments(request: &ConsultRequest, features: &Features, state_dir: &Path) ->
 mod tests {
     use super::*;
     use crate::agents::tests_support::{request, script};
-    use crate::ids::{AgentSessionId, ChainId, RunToken};
+    use crate::base::ids::{AgentSessionId, ChainId, RunToken};
 
     fn words(args: &[OsString]) -> Vec<&str> {
         args.iter().map(|arg| arg.to_str().expect("text")).collect()

@@ -77,7 +77,7 @@ impl fmt::Debug for Environment {
     }
 }
 
-pub use crate::ids::RUN_TOKEN_VARIABLE as RUN_TOKEN;
+pub use crate::base::ids::RUN_TOKEN_VARIABLE as RUN_TOKEN;
 /// The chain of nested consults.
 pub const CHAIN: &str = "PHONE_OPUS_CHAIN";
 /// How deep in the chain whatever reads it is.

@@ -21,8 +21,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 
-use crate::fault::{Fault, FaultCode};
-use crate::ids::{ChainId, RunToken};
+use crate::base::fault::{Fault, FaultCode};
+use crate::base::ids::{ChainId, RunToken};
 use crate::jobs::{Billing, ConsultRequest};
 
 mod classify;

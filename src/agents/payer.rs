@@ -14,7 +14,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::{Agent, AgentEvent, AgentResult, Payment};
-use crate::fault::{Fault, FaultCode};
+use crate::base::fault::{Fault, FaultCode};
 
 /// From where it is known who pays for a run of an agent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

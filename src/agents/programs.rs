@@ -10,7 +10,7 @@ use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 
 use super::Environment;
-use crate::fault::{Fault, FaultCode};
+use crate::base::fault::{Fault, FaultCode};
 
 /// Where installers of command line programs put them, below the home directory, in the order they are looked at.
 const BELOW_HOME: &[&str] = &[

@@ -14,9 +14,9 @@ use serde_json::Value;
 
 use super::values::{Company, values};
 use super::{AgentEvent, AgentResult, OutputParser};
-use crate::ids::UnixMillis;
+use crate::base::ids::UnixMillis;
+use crate::base::lenient;
 use crate::jobs::PermissionDenial;
-use crate::lenient;
 
 /// Refused tool uses kept of one result; each is another try of the same thing by then.
 const MAX_DENIALS: usize = 64;

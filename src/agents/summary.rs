@@ -6,7 +6,7 @@
 //! result, [`MAX_PARTIAL_BYTES`] of text, [`MAX_DENIALS`] denials.
 
 use super::{AgentEvent, AgentResult};
-use crate::ids::UnixMillis;
+use crate::base::ids::UnixMillis;
 use crate::jobs::PermissionDenial;
 
 /// Bytes of text kept for a run that ends without an answer. The newest are kept: they are nearest to the answer.

@@ -11,8 +11,8 @@ use jiff::tz::TimeZone;
 use jiff::{Span, Timestamp, ToSpan as _};
 
 use super::stream_json::epoch;
-use crate::fault::FaultCode;
-use crate::ids::UnixMillis;
+use crate::base::fault::FaultCode;
+use crate::base::ids::UnixMillis;
 
 /// Bytes of a text that are read. The longest known error has 300.
 const READ: usize = 600;

@@ -5,5 +5,12 @@
 pub mod base64;
 pub(crate) mod beside;
 pub mod descriptors;
+pub mod fault;
+pub mod ids;
+pub mod lenient;
+pub mod local_time;
 pub mod nearest;
+pub mod procfs;
 pub mod signals;
+pub mod state_dir;
+pub mod stdio;

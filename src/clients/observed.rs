@@ -20,7 +20,7 @@ use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
-use crate::ids::UnixMillis;
+use crate::base::ids::UnixMillis;
 
 /// The shortest limit a client is believed to have. People cancel in the first seconds; no client is known whose limit is
 /// below, and one that has it says so in the configuration.
@@ -199,7 +199,7 @@ impl Observed {
         // Other processes may save at the same time, and a reader never sees half a file.
         name.push(format!(".{}", std::process::id()));
         let new = PathBuf::from(name);
-        let written = crate::state_dir::open_private(&new).and_then(|mut file| {
+        let written = crate::base::state_dir::open_private(&new).and_then(|mut file| {
             file.set_len(0)?;
             file.write_all(&text)
         });

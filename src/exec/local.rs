@@ -38,12 +38,12 @@ pub(crate) use self::begin::{EndsWithUs, as_a_program};
 use self::group::Group;
 pub use self::start::{LocalExec, SpawnError, is_no_room, may_be_entered};
 use super::OutputStream;
+use crate::base::procfs;
 
 mod begin;
 mod group;
 mod keeper;
 mod pipes;
-pub(crate) mod procfs;
 mod start;
 
 /// What a group gets between being asked to stop (or losing its leader) and being killed.

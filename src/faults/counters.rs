@@ -23,7 +23,7 @@ use rustix::fs::{FlockOperation, OFlags, flock};
 use rustix::io::Errno;
 
 use super::plan::{Place, PlanError, PlanProblem, digest};
-use crate::state_dir::{PRIVATE_FILE, open_private};
+use crate::base::state_dir::{PRIVATE_FILE, open_private};
 
 /// The file in which a process counts together with the one that started it.
 pub const FAULT_COUNTERS: &str = "PHONE_OPUS_FAULT_COUNTERS";

@@ -38,7 +38,7 @@ pub use plan::{
 };
 pub use point::{ActionKind, FaultAction, FaultPoint, Operation, Operations, Tools};
 
-use crate::fault::{Fault, FaultCode};
+use crate::base::fault::{Fault, FaultCode};
 use counters::Tally;
 
 /// Whether `exit`, `kill` and `abort` may end this process.

@@ -9,7 +9,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use crate::fault::Stage;
+use crate::base::fault::Stage;
 
 macro_rules! action_kinds {
     ($($(#[$doc:meta])* $name:ident = $text:literal;)*) => {

@@ -158,7 +158,7 @@ fn an_error_names_its_point_and_operation() {
         panic!("an error");
     };
     assert_eq!(fault.code, FaultCode::Injected);
-    assert_eq!(fault.stage, crate::fault::Stage::Store);
+    assert_eq!(fault.stage, crate::base::fault::Stage::Store);
     assert_eq!(fault.operation.as_deref(), Some("accept"));
     assert_eq!(fault.detail, "the fault point store.commit was met in accept.");
     let Some(Broken::Error(fault)) = faults.meet_blocking(FaultPoint::StoreCommit, Operation::None) else {

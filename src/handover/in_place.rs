@@ -8,7 +8,7 @@
 use std::sync::{Arc, Weak};
 
 use super::{Desk, NewImage};
-use crate::fault::{Fault, FaultCode, chain};
+use crate::base::fault::{Fault, FaultCode, chain};
 use crate::rollout::{HandOver, Handing, SnapshotFile, Successor};
 
 /// Replaces this process's image.

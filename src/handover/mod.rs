@@ -35,12 +35,12 @@ use crate::actors::jobs::room::RoomSnapshot;
 use crate::actors::session::{Gauges, SessionSnapshot};
 use crate::actors::workers::WorkersSnapshot;
 use crate::base::descriptors::{Inherited, PassedPipe};
+use crate::base::ids::{HostId, UnixMillis};
+use crate::base::state_dir::StateDir;
 use crate::config::Config;
-use crate::ids::{HostId, UnixMillis};
 use crate::protocol::session::Unreadable;
 use crate::rollout::Carried;
 pub use crate::rollout::snapshot_file::{Nameless, Restore, SnapshotFile};
-use crate::state_dir::StateDir;
 use crate::telemetry::TelemetryHandle;
 use crate::telemetry::counters::CountersSnapshot;
 
@@ -145,7 +145,7 @@ impl Snapshot {
             catalog: 1,
             session: None,
             workers: WorkersSnapshot {
-                generation: crate::ids::Generation(3),
+                generation: crate::base::ids::Generation(3),
                 isolation: crate::config::WorkerIsolation::InProcess,
                 pid: None,
                 alive: true,

@@ -31,12 +31,12 @@ use crate::actors::rollout::RolloutHandle;
 use crate::actors::session::{Gauges, SessionEvent, SessionSnapshot};
 use crate::actors::workers::{WorkersMsg, WorkersSnapshot};
 use crate::base::descriptors::PassedPipe;
+use crate::base::fault::Fault;
+use crate::base::ids::{Generation, HostId, UnixMillis};
 use crate::base::signals::Holding;
+use crate::base::state_dir::{StateDir, StateDirError};
 use crate::config::Config;
-use crate::fault::Fault;
 use crate::faults::{Broken, FaultPoint, Faults, Operation};
-use crate::ids::{Generation, HostId, UnixMillis};
-use crate::state_dir::{StateDir, StateDirError};
 use crate::store::StoreHandle;
 use crate::telemetry::TelemetryHandle;
 

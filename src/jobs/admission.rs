@@ -15,7 +15,7 @@
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
-use crate::ids::{JobId, UnixMillis, WaiterId};
+use crate::base::ids::{JobId, UnixMillis, WaiterId};
 use crate::jobs::{CancelReason, JobMode, JobState};
 
 /// A conversation of an agent, across which runs are serial. Ids are only unique within one kind of agent.

@@ -12,8 +12,8 @@ use tokio::sync::watch;
 
 use super::live::JobLive;
 use super::{JobRecord, JobSummary, JournalEntry, NewJob};
-use crate::fault::{Fault, FaultCode};
-use crate::ids::{InvocationId, JobId, UnixMillis};
+use crate::base::fault::{Fault, FaultCode};
+use crate::base::ids::{InvocationId, JobId, UnixMillis};
 use crate::store::{CancelState, ChainCost, DayCost, JobCounts, JobFilter};
 
 /// What a caller is told about its accepted job.

@@ -18,8 +18,8 @@ use rustix::fs::OFlags;
 use super::JobState;
 use super::admission::{Contender, QueueRow};
 use super::lock::{HeldLock, JobLock, LockError, is_held_at};
-use crate::ids::{UnixMillis, WaiterId};
-use crate::state_dir::StateDir;
+use crate::base::ids::{UnixMillis, WaiterId};
+use crate::base::state_dir::StateDir;
 
 /// How long an accepted job may be without anybody: its host is about to start its runner, or to hand it in.
 pub const STARTING: Duration = Duration::from_secs(10);

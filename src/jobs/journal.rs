@@ -5,7 +5,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::PermissionDenial;
-use crate::ids::UnixMillis;
+use crate::base::ids::UnixMillis;
 
 /// Something an agent reported on its output. One line may give several.
 ///

@@ -112,8 +112,8 @@ mod linux {
     use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open, pidfd_send_signal};
 
     use super::{BOUND, Member, Numbers, Token, is_ours};
-    use crate::exec::local::procfs;
-    use crate::ids::RUN_TOKEN_VARIABLE;
+    use crate::base::ids::RUN_TOKEN_VARIABLE;
+    use crate::base::procfs;
     use crate::jobs::RunProcess;
 
     /// How a process that was found is reached.
@@ -262,7 +262,7 @@ mod linux {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ids::RunToken;
+    use crate::base::ids::RunToken;
 
     #[test]
     fn either_mark_is_enough_and_a_stranger_with_some_of_the_numbers_is_none_of_ours() {
@@ -321,8 +321,8 @@ mod tests {
 
         use super::super::linux::{Strike, end, members, numbering};
         use super::*;
-        use crate::exec::local::procfs;
-        use crate::ids::RUN_TOKEN_VARIABLE;
+        use crate::base::ids::RUN_TOKEN_VARIABLE;
+        use crate::base::procfs;
 
         fn sleeping(mark: impl FnOnce(&mut Command)) -> Child {
             let mut command = Command::new("sleep");

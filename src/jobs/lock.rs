@@ -19,8 +19,8 @@ use std::time::{Duration, Instant};
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 
-use crate::ids::JobId;
-use crate::state_dir::{StateDir, StateDirError, open_private};
+use crate::base::ids::JobId;
+use crate::base::state_dir::{StateDir, StateDirError, open_private};
 
 /// How long taking a lock is tried before somebody else is believed to hold it.
 ///

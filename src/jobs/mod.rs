@@ -32,8 +32,8 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::fault::{Fault, FaultCode};
-use crate::ids::{AgentSessionId, ChainId, InvocationId, JobId, RunToken, UnixMillis, WaiterId};
+use crate::base::fault::{Fault, FaultCode};
+use crate::base::ids::{AgentSessionId, ChainId, InvocationId, JobId, RunToken, UnixMillis, WaiterId};
 use crate::jobs::journal::AgentEvent;
 
 /// Where a job stands.

@@ -11,8 +11,8 @@ use std::io::{self, Read as _, Write as _};
 use serde::{Deserialize, Serialize};
 
 use super::{JobOutcome, JobState};
-use crate::ids::{JobId, UnixMillis};
-use crate::state_dir::{StateDir, open_private};
+use crate::base::ids::{JobId, UnixMillis};
+use crate::base::state_dir::{StateDir, open_private};
 
 /// Largest file that is read: an answer of 8 MiB, every character of it escaped, and what is said about it.
 const MOST_BYTES: u64 = 64 << 20;

@@ -19,9 +19,9 @@ use std::collections::{HashMap, HashSet};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::ids::JobId;
+use crate::base::ids::JobId;
+use crate::base::state_dir::StateDir;
 use crate::jobs::JobState;
-use crate::state_dir::StateDir;
 use crate::store::StoreHandle;
 
 /// How long after its time a job may still run: its runner ends the agent (a second), or waits its turn at the store.

@@ -6,7 +6,7 @@
 
 use super::journal::{AgentEvent, AgentResult};
 use super::{JobOutcome, JournalEvent, PermissionDenial};
-use crate::ids::JobId;
+use crate::base::ids::JobId;
 use crate::store::{StoreError, StoreHandle};
 
 /// Entries and bytes that are read at a time.

@@ -5,7 +5,7 @@
 use std::fs;
 use std::io::{self, Write as _};
 
-use crate::state_dir::{StateDir, open_private};
+use crate::base::state_dir::{StateDir, open_private};
 
 /// What is kept: the commit of a usual outcome (some 100 KiB) several times over, or of a batch of a pruning.
 pub const RESERVE_BYTES: u64 = 1 << 20;

@@ -15,9 +15,9 @@ use super::outcome_file::{self, LeftOutcome};
 use super::recall::Recall;
 use super::{CancelReason, JobMode, JobOutcome, JobRecord, JobState, leftovers};
 use crate::base::beside::beside;
-use crate::fault::{Fault, FaultCode};
-use crate::ids::{JobId, UnixMillis, WaiterId};
-use crate::state_dir::StateDir;
+use crate::base::fault::{Fault, FaultCode};
+use crate::base::ids::{JobId, UnixMillis, WaiterId};
+use crate::base::state_dir::StateDir;
 use crate::store::{StoreHandle, Transition};
 
 /// Whether a queued job has had its time to get a runner, or somebody to wait with it, and has neither: its host died.

@@ -142,7 +142,7 @@ pub fn string(json: &str) -> Option<Cow<'_, str>> {
         if !inner.contains('\\') {
             return Some(Cow::Borrowed(inner));
         }
-        return serde_json::from_str::<String>(&crate::lenient::repair_surrogates(json)).ok().map(Cow::Owned);
+        return serde_json::from_str::<String>(&crate::base::lenient::repair_surrogates(json)).ok().map(Cow::Owned);
     }
     None
 }

@@ -46,10 +46,10 @@ use super::method::Method;
 use super::tasks::{TaskAsk, TaskNews, TaskProtocol};
 use super::version::Version;
 use super::wire::{self, Identity, ToolReply};
-use crate::fault::{Fault, FaultCode};
-use crate::ids::CallNumber;
-use crate::ids::JobId;
-use crate::lenient;
+use crate::base::fault::{Fault, FaultCode};
+use crate::base::ids::CallNumber;
+use crate::base::ids::JobId;
+use crate::base::lenient;
 
 /// Bounds of one session. Reaching one is an answer.
 #[derive(Debug, Clone, Copy)]

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use super::envelope::IdToken;
 use super::version::Version;
 use super::wire::{self, Identity, ToolReply};
-use crate::ids::{JobId, UnixMillis};
+use crate::base::ids::{JobId, UnixMillis};
 
 /// The name of the extension of the stateless era.
 pub const EXTENSION: &str = "io.modelcontextprotocol/tasks";

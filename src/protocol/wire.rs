@@ -7,8 +7,8 @@ use serde::Serialize;
 
 use super::envelope::IdToken;
 use super::version::Version;
-use crate::fault::{Fault, FaultClass, FaultCode};
-use crate::ids::JobId;
+use crate::base::fault::{Fault, FaultClass, FaultCode};
+use crate::base::ids::JobId;
 
 /// Longest line we send. Several clients close the connection at 10 MiB and more, and lose the call.
 pub const LINE_MOST: usize = 8 * 1024 * 1024;

@@ -28,9 +28,9 @@ use super::owner;
 use super::selfcheck::{NAME, Refusal, RefusalCode, SNAPSHOT_FORMAT, SelfCheck};
 use super::{HandOver, SnapshotFile};
 use crate::agents::Environment;
+use crate::base::fault::Fault;
 use crate::exec::local::{Adopt, CloseBy, LocalExec, SpawnError, SpawnSpec, Stdin};
 use crate::exec::{OutputStream, Session};
-use crate::fault::Fault;
 use crate::faults::{CRASH_ONCE_KEY, FAULT_COUNTERS, FAULT_SEED, FAULTS, FORCE_ROLLOUT_KEY};
 use crate::store;
 

@@ -22,8 +22,8 @@ use super::candidate::Verdict;
 use super::fingerprint::{Digest, Fingerprint};
 use super::selfcheck::SelfCheck;
 use super::{NotAdopted, Trigger};
+use crate::base::fault::{Fault, FaultCode};
 use crate::config::RolloutMode;
-use crate::fault::{Fault, FaultCode};
 
 /// Between two looks at a file that differs. Installers write in well under a second, or rename.
 pub const SETTLE: Duration = Duration::from_secs(1);

@@ -32,8 +32,8 @@ pub use self::fingerprint::{Digest, Fingerprint, LaunchPath};
 pub use self::kept::keep;
 pub use self::snapshot_file::SnapshotFile;
 pub use self::status::{Carried, Status};
+use crate::base::fault::{Fault, FaultCode};
 pub use crate::config::RolloutMode;
-use crate::fault::{Fault, FaultCode};
 
 /// What a hand-over answers with.
 pub type Handing<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;

@@ -8,7 +8,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::fault::Fault;
+use crate::base::fault::Fault;
 
 /// The version of the snapshots this program writes and reads.
 pub const SNAPSHOT_FORMAT: u32 = 1;

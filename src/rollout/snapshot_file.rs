@@ -21,7 +21,7 @@ use rustix::fs::{FileType, OFlags};
 use rustix::io::{Errno, FdFlags};
 
 use crate::base::descriptors::device;
-use crate::state_dir::{HANDOVER, PRIVATE_FILE};
+use crate::base::state_dir::{HANDOVER, PRIVATE_FILE};
 
 /// Longest snapshot that is read. What a session may hold is bounded well below it.
 const MOST_BYTES: usize = 1 << 30;

@@ -6,8 +6,8 @@ use serde::{Deserialize, Serialize};
 
 use super::core::Refused;
 use super::{Fingerprint, LaunchPath, NotAdopted, Trigger};
+use crate::base::ids::UnixMillis;
 use crate::config::RolloutMode;
-use crate::ids::UnixMillis;
 
 /// As health shows it.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]

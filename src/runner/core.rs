@@ -18,7 +18,7 @@
 use std::time::{Duration, Instant};
 
 use crate::agents::{AgentEvent, StopCause};
-use crate::fault::{Fault, FaultCode};
+use crate::base::fault::{Fault, FaultCode};
 use crate::jobs::{CancelReason, JobMode};
 use crate::store::Glance;
 

@@ -20,12 +20,12 @@ use tokio::sync::Notify;
 
 use super::is_passing;
 use crate::agents::Verdict;
+use crate::base::ids::UnixMillis;
+use crate::base::state_dir::StateDir;
 use crate::exec::{OutputStream, Session};
-use crate::ids::UnixMillis;
 use crate::jobs::lock::JobLock;
 use crate::jobs::outcome_file::{self, LeftOutcome};
 use crate::jobs::{JobRecord, reserve};
-use crate::state_dir::StateDir;
 use crate::store::{StoreError, StoreHandle};
 
 /// The first pause between two tries, and the longest: a store that is busy is free within seconds, a full disk is not.
@@ -216,7 +216,7 @@ fn told_bytes(record: &JobRecord, left: &LeftOutcome) -> Option<Vec<u8>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ids::{ChainId, JobId};
+    use crate::base::ids::{ChainId, JobId};
     use crate::jobs::{ConsultRequest, JobMode, JobOutcome, JobState};
 
     fn record(prompt: &str) -> JobRecord {

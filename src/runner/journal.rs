@@ -9,7 +9,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use crate::agents::AgentEvent;
-use crate::ids::{JobId, UnixMillis};
+use crate::base::ids::{JobId, UnixMillis};
 use crate::jobs::JournalEvent;
 use crate::store::{StoreError, StoreHandle};
 

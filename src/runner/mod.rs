@@ -31,6 +31,9 @@ use self::workspace::Watch;
 use crate::agents::{
     Agent, AgentCommand, AgentRegistry, Environment, ExtraUsage, RunEnd, RunRequest, SpawnFailure, Verdict,
 };
+use crate::base::fault::{Fault, FaultCode};
+use crate::base::ids::{JobId, RunToken, UnixMillis};
+use crate::base::state_dir::StateDir;
 use crate::config::Config;
 use crate::exec::Session;
 use crate::exec::local::{
@@ -38,12 +41,9 @@ use crate::exec::local::{
     become_subreaper,
 };
 use crate::exec::server::{ProcessTable, Server};
-use crate::fault::{Fault, FaultCode};
 use crate::faults::{Broken, FaultPoint, Faults, Operation};
-use crate::ids::{JobId, RunToken, UnixMillis};
 use crate::jobs::lock::{JobLock, SlotLock};
 use crate::jobs::{ConsultRequest, JobOutcome, JobRecord, JobState, JournalEvent, RunExit, RunProcess, leftovers};
-use crate::state_dir::StateDir;
 use crate::store::{Glance, Start, StoreError, StoreHandle};
 
 /// How often the store is looked at for a cancel by another process.
@@ -800,7 +800,7 @@ fn failed(fault: Fault) -> Verdict {
 
 /// The variables by which nested consults know of each other.
 #[must_use]
-pub fn nesting(environment: &Environment) -> (Option<crate::ids::ChainId>, u32) {
+pub fn nesting(environment: &Environment) -> (Option<crate::base::ids::ChainId>, u32) {
     let text = |name: &str| environment.get(name).and_then(|value| value.to_str()).map(str::to_owned);
     let chain = text(crate::agents::CHAIN_VARIABLE).and_then(|chain| chain.parse().ok());
     let depth = text(crate::agents::DEPTH_VARIABLE).and_then(|depth| depth.parse().ok()).unwrap_or(0);

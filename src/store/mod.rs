@@ -25,15 +25,15 @@ pub use self::sqlite::{SqliteStore, schema_known, schema_of};
 pub use self::thread::StoreHandle;
 pub use crate::jobs::admission::{QueueRow, SessionKey};
 
-use crate::fault::{Fault, FaultCode};
-use crate::ids::{InvocationId, JobId, UnixMillis, WaiterId};
+use crate::base::fault::{Fault, FaultCode};
+use crate::base::ids::{InvocationId, JobId, UnixMillis, WaiterId};
+use crate::base::local_time;
+use crate::base::state_dir::StateDirError;
 use crate::jobs::limits::Scope;
 use crate::jobs::{
     Billing, CancelReason, JobMode, JobOutcome, JobRecord, JobState, JobSummary, JournalEntry, JournalEvent, NewJob,
     RunProcess,
 };
-use crate::local_time;
-use crate::state_dir::StateDirError;
 
 /// Longest a verb waits for another process to finish its write.
 ///

@@ -21,9 +21,9 @@ use std::time::{Duration, Instant};
 
 use rusqlite::{Connection, ErrorCode, OpenFlags, Transaction, TransactionBehavior};
 
-use crate::ids::{JobId, UnixMillis};
+use crate::base::ids::{JobId, UnixMillis};
+use crate::base::state_dir::{PRIVATE_FILE, StateDir, StateDirError, open_private};
 use crate::jobs::lock::{HeldLock, LockError};
-use crate::state_dir::{PRIVATE_FILE, StateDir, StateDirError, open_private};
 use crate::store::{BUSY_BOUND, StoreError};
 
 /// The page cache of one connection: enough for the upper levels of every index of 10,000 jobs. Every runner has one.

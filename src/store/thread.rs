@@ -21,13 +21,13 @@ use super::{
     Accept, AcceptLimits, BUSY_BOUND, CancelState, ChainCost, DataVersion, DayCost, Glance, JobCounts, JobFilter,
     Limit, Pruned, QueueRow, RetentionPolicy, SqliteStore, Start, Store, StoreError, Transition,
 };
+use crate::base::ids::{InvocationId, JobId, UnixMillis, WaiterId};
 use crate::base::signals;
+use crate::base::state_dir::StateDir;
 use crate::faults::{Broken, FaultPoint, Faults, Operation};
-use crate::ids::{InvocationId, JobId, UnixMillis, WaiterId};
 use crate::jobs::{
     CancelReason, JobOutcome, JobRecord, JobState, JobSummary, JournalEntry, JournalEvent, NewJob, RunProcess,
 };
-use crate::state_dir::StateDir;
 
 /// Verbs that may wait for the thread. Sixteen sessions of 64 calls; at some 10,000 verbs a second the last one waits a
 /// tenth of a second. When it is reached a verb fails with `Overloaded`.
@@ -410,7 +410,7 @@ mod tests {
     use std::sync::mpsc;
 
     use super::*;
-    use crate::ids::ChainId;
+    use crate::base::ids::ChainId;
     use crate::jobs::{ConsultRequest, JobMode};
 
     fn new_job(prompt: &str) -> NewJob {

@@ -16,11 +16,11 @@ use crate::actors::rollout::RolloutHandle;
 use crate::actors::session::Gauges;
 use crate::actors::workers::WorkersMsg;
 use crate::agents::{AgentNames, AgentRegistry};
+use crate::base::ids::HostId;
 use crate::clients::{self, Clients};
 use crate::config::Config;
 use crate::faults::Faults;
 use crate::health::HealthSource;
-use crate::ids::HostId;
 use crate::jobs::client::JobsHandle;
 use crate::places::Places;
 use crate::protocol::catalog::{Catalog, Define, Room};
@@ -39,7 +39,7 @@ pub(super) struct Assembly {
     pub(super) started: Instant,
     pub(super) config: Arc<Config>,
     pub(super) agents: AgentRegistry,
-    pub(super) nesting: (Option<crate::ids::ChainId>, u32),
+    pub(super) nesting: (Option<crate::base::ids::ChainId>, u32),
     pub(super) default_cwd: Option<PathBuf>,
     pub(super) places: Places,
     pub(super) telemetry: TelemetryHandle,
@@ -138,8 +138,8 @@ mod tests {
     use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 
     use super::*;
+    use crate::base::state_dir::StateDir;
     use crate::protocol::wire::ToolReply;
-    use crate::state_dir::StateDir;
     use crate::system::{Grace, Shutdown, System, SystemBuilder};
     use crate::tools::{Annotations, ToolCall, ToolDefinition, ToolFuture};
 

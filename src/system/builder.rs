@@ -8,13 +8,13 @@ use std::sync::Arc;
 use super::System;
 use crate::actors::workers::slot::RestartPolicy;
 use crate::agents::{Agent, AgentRegistry, Environment};
+use crate::base::state_dir::StateDir;
 use crate::config::Config;
 use crate::faults::Faults;
 use crate::handover::Snapshot;
 use crate::protocol::frame::LINE_LIMIT;
 use crate::protocol::session::SessionLimits;
 use crate::rollout::RolloutSetup;
-use crate::state_dir::StateDir;
 use crate::tools::Tool;
 use crate::worker::{Isolation, WorkerPolicy};
 

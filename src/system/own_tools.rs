@@ -4,8 +4,8 @@
 
 use schemars::JsonSchema;
 
+use crate::base::fault::Fault;
 use crate::clients;
-use crate::fault::Fault;
 use crate::health::HealthSource;
 use crate::tools::arguments::ArgumentReader;
 use crate::tools::consult::shape;

@@ -7,7 +7,7 @@ use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
 
 use super::{Record, ToolCallRecord};
-use crate::fault::FaultCode;
+use crate::base::fault::FaultCode;
 use crate::protocol::method::Method;
 use crate::protocol::session::FinishedAs;
 
@@ -269,7 +269,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::ids::SessionNumber;
+    use crate::base::ids::SessionNumber;
 
     fn call(tool: &str, ms: u64, result: FinishedAs) -> Record {
         Record::ToolCall(ToolCallRecord {
@@ -281,7 +281,7 @@ mod tests {
             latency: Duration::from_millis(ms),
             result,
             job: None,
-            generation: crate::ids::Generation(1),
+            generation: crate::base::ids::Generation(1),
             replays: 0,
         })
     }
@@ -296,7 +296,7 @@ mod tests {
         counters.count(&call("consult", 1000, FinishedAs::Failed(FaultCode::WorkerLost)));
         assert_eq!(counters.hot_paths(), Some(vec![("/w".to_owned(), 100)]));
         counters.count(&Record::Request { method: "ping", result: FinishedAs::Success });
-        counters.count(&Record::WorkerRestart { generation: crate::ids::Generation(2) });
+        counters.count(&Record::WorkerRestart { generation: crate::base::ids::Generation(2) });
         let snapshot = counters.snapshot();
         assert_eq!(
             snapshot.totals,

@@ -17,8 +17,8 @@ use rustix::fs::{FlockOperation, flock};
 use serde::Serialize;
 
 use super::{Record, ToolCallRecord};
-use crate::fault::FaultCode;
-use crate::ids::{Generation, UnixMillis};
+use crate::base::fault::FaultCode;
+use crate::base::ids::{Generation, UnixMillis};
 use crate::protocol::session::FinishedAs;
 
 /// Size at which the file is moved aside.
@@ -65,7 +65,7 @@ pub enum Line {
         /// The fault's code.
         error_code: Option<&'static str>,
         /// The fault's class.
-        error_kind: Option<crate::fault::FaultClass>,
+        error_kind: Option<crate::base::fault::FaultClass>,
         /// The code in words. Never the fault's own text: an agent's error may quote the prompt.
         error_message: Option<String>,
         /// The worker it ran in, when known.
@@ -115,9 +115,9 @@ pub enum Line {
         /// The fault's code.
         code: &'static str,
         /// Its class.
-        class: crate::fault::FaultClass,
+        class: crate::base::fault::FaultClass,
         /// The part at work.
-        stage: crate::fault::Stage,
+        stage: crate::base::fault::Stage,
         /// The worker it happened in.
         generation: Option<u64>,
         /// What was being done.
@@ -499,7 +499,7 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
 
     use super::*;
-    use crate::ids::JobId;
+    use crate::base::ids::JobId;
 
     fn moment() -> Moment {
         Moment { at: Instant::now(), wall: UnixMillis(1_234) }
@@ -569,7 +569,7 @@ mod tests {
         }) {
             let call = || ToolCallRecord {
                 at: moment.at,
-                session: crate::ids::SessionNumber(5),
+                session: crate::base::ids::SessionNumber(5),
                 request_id: id.as_deref().and_then(crate::protocol::envelope::IdToken::from_json),
                 tool: "a \"tool\"".into(),
                 path_hint: None,

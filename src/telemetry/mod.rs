@@ -14,8 +14,8 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{Notify, oneshot};
 
-use crate::fault::{Fault, FaultCode};
-use crate::ids::{Generation, JobId, SessionNumber};
+use crate::base::fault::{Fault, FaultCode};
+use crate::base::ids::{Generation, JobId, SessionNumber};
 use crate::jobs::JobState;
 use crate::protocol::envelope::IdToken;
 use crate::protocol::session::FinishedAs;

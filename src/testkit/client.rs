@@ -26,7 +26,7 @@ use tokio::task::JoinHandle;
 
 use super::wait::{PATIENCE, Waiting};
 use crate::actors::sessions::SessionEnd;
-use crate::fault::Fault;
+use crate::base::fault::Fault;
 use crate::system::System;
 
 /// Bytes between a client and a system in this process, each way, when nothing else is asked for.

@@ -18,9 +18,9 @@ use bytes::{Bytes, BytesMut};
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
-use crate::fault::{Fault, FaultCode};
-use crate::ids::{CallNumber, JobId, UnixMillis};
-use crate::lenient;
+use crate::base::fault::{Fault, FaultCode};
+use crate::base::ids::{CallNumber, JobId, UnixMillis};
+use crate::base::lenient;
 use crate::protocol::catalog::{Annotations, Catalog, Room, TaskSupport, ToolDefinition};
 use crate::protocol::frame::{Frame, FrameReader};
 use crate::protocol::session::{CallOutcome, Effect, SessionCore, SessionLimits, Wanted};

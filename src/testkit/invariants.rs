@@ -39,8 +39,8 @@ use super::processes::Process;
 use super::rig::Run;
 use super::tools::Tally;
 use crate::actors::session::replay::ATTEMPTS;
+use crate::base::fault::FaultCode;
 pub use crate::exec::invariants::*;
-use crate::fault::FaultCode;
 use crate::jobs::{JobRecord, JobState, JournalEntry, JournalEvent};
 use crate::tools::ReplayContract;
 
@@ -438,8 +438,8 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::fault::Fault;
-    use crate::ids::{ChainId, JobId, RunToken, UnixMillis};
+    use crate::base::fault::Fault;
+    use crate::base::ids::{ChainId, JobId, RunToken, UnixMillis};
     use crate::jobs::{ConsultRequest, JobMode, JobOutcome, RunProcess};
 
     /// A job that was run from 100 to 200 and succeeded.

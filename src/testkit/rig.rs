@@ -29,10 +29,10 @@ use super::scripted_agent::{self, Script, Step};
 use super::starts::{NOBODY, Start};
 use super::wait::{PATIENCE, Waiting};
 use crate::agents::{AgentRegistry, Environment, RUN_TOKEN_VARIABLE};
+use crate::base::ids::JobId;
+use crate::base::state_dir::StateDir;
 use crate::config::Config;
-use crate::ids::JobId;
 use crate::jobs::{JobRecord, JournalEntry};
-use crate::state_dir::StateDir;
 use crate::store::{JobFilter, StoreHandle};
 use crate::system::{Grace, Shutdown, System, SystemBuilder};
 

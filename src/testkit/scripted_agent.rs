@@ -28,7 +28,7 @@ use rustix::process::{Pid, Signal, getpgrp, getpid, kill_process, setsid};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use crate::ids::UnixMillis;
+use crate::base::ids::UnixMillis;
 
 /// The file name the program is called by.
 pub const PROGRAM_NAME: &str = "phone-opus-scripted-agent";
@@ -618,7 +618,7 @@ fn note(log: Option<&Path>, event: &str, args: &[OsString], prompt: &str) -> io:
 mod tests {
     use super::*;
     use crate::agents::{Agent, AgentEvent, ClaudeCode, OutputReader, PROMPT_PREFIX, RunEnd, RunSummary, Verdict};
-    use crate::fault::FaultCode;
+    use crate::base::fault::FaultCode;
     use crate::jobs::{JobState, RunExit};
 
     const ARGS: &[&str] = &["-p", "--output-format", "stream-json", "--verbose"];

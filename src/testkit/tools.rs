@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use crate::ids::{Generation, InvocationId};
+use crate::base::ids::{Generation, InvocationId};
 use crate::tools::{
     Annotations, Evidence, ProbeFuture, ReplayContract, Target, Tool, ToolCall, ToolDefinition, ToolFuture, ToolReply,
 };
@@ -372,7 +372,7 @@ pub fn probed(effects: &Tally, crash: Crash) -> TestTool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ids::{HostId, SessionNumber};
+    use crate::base::ids::{HostId, SessionNumber};
 
     #[test]
     fn a_tally_in_a_file_is_the_same_for_every_handle_on_it() {

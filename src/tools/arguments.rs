@@ -21,9 +21,9 @@ use std::str::FromStr;
 
 use serde_json::{Map, Value};
 
+use crate::base::fault::{Fault, FaultCode};
+use crate::base::lenient;
 use crate::base::nearest::nearest;
-use crate::fault::{Fault, FaultCode};
-use crate::lenient;
 
 /// Reads the arguments of one call.
 #[derive(Debug)]
@@ -286,7 +286,7 @@ mod tests {
         args.integer("max_turns", 1..=1000);
         args.string("cwd");
         args.boolean("background");
-        args.uuid::<crate::ids::JobId>("session_id");
+        args.uuid::<crate::base::ids::JobId>("session_id");
         args.positive("budget", 100.0);
         args.word("model", 100);
         args.choice("state", &[("queued", 1), ("running", 2)]);
@@ -327,7 +327,7 @@ mod tests {
             one(value, |args| args.positive("x", 1000.0)),
             one(value, |args| args.boolean("x")),
             one(value, |args| args.choice("x", &[("low", 1), ("high", 2)])),
-            one(value, |args| args.uuid::<crate::ids::JobId>("x").map(|_| "id")),
+            one(value, |args| args.uuid::<crate::base::ids::JobId>("x").map(|_| "id")),
         ]
     }
 

@@ -21,14 +21,14 @@ use super::{
 };
 use crate::agents::{AgentNames, MAX_PROMPT_BYTES};
 use crate::base::beside::beside;
+use crate::base::fault::{Fault, FaultCode};
+use crate::base::ids::{AgentSessionId, ChainId, InvocationId, JobId, UnixMillis};
+use crate::base::lenient;
 use crate::clients::{ClientProfile, Clients, Structured};
 use crate::config::Config;
 use crate::exec::local::may_be_entered;
-use crate::fault::{Fault, FaultCode};
-use crate::ids::{AgentSessionId, ChainId, InvocationId, JobId, UnixMillis};
 use crate::jobs::client::{Follow, JobsHandle, News};
 use crate::jobs::{ConsultRequest, JobMode, JobRecord, NewJob};
-use crate::lenient;
 use crate::places::Places;
 use crate::tools::roots::RootsHandle;
 

@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::consult::{Desk, LOOK_BOUND, look_at, within};
-use crate::fault::{Fault, FaultCode};
-use crate::ids::SessionNumber;
+use crate::base::fault::{Fault, FaultCode};
+use crate::base::ids::SessionNumber;
 use crate::jobs::{JobRecord, JobSummary};
 use crate::places::{self, Grounds, Refused};
 

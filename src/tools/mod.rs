@@ -23,8 +23,8 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use self::progress::ProgressSink;
-use crate::fault::Fault;
-use crate::ids::{Generation, InvocationId};
+use crate::base::fault::Fault;
+use crate::base::ids::{Generation, InvocationId};
 pub use crate::protocol::catalog::{Annotations, TaskSupport, ToolDefinition};
 use crate::protocol::session::ClientInfo;
 pub use crate::protocol::wire::{ReplyText, ToolReply};

@@ -13,8 +13,8 @@ use super::arguments::ArgumentReader;
 use super::consult::{Caller, Desk, Until, WAIT_MOST, Waited, Watch, finished, look_at, shape, unstored};
 use super::reply::{self, Context, Detail, Render, Shape};
 use super::{Annotations, ToolCall, ToolDefinition, ToolReply};
-use crate::fault::{Fault, FaultCode};
-use crate::ids::{JobId, UnixMillis};
+use crate::base::fault::{Fault, FaultCode};
+use crate::base::ids::{JobId, UnixMillis};
 use crate::jobs::{JobState, JobSummary, JournalEntry, JournalEvent};
 use crate::store::{CancelState, JobFilter, MOST_LISTED};
 

@@ -13,11 +13,11 @@ use std::time::Duration;
 use serde_json::{Map, Value, json};
 
 use super::{ReplyText, ToolReply};
+use crate::base::fault::FaultCode;
+use crate::base::ids::{JobId, UnixMillis};
+use crate::base::local_time;
 use crate::config::LeftOut;
-use crate::fault::FaultCode;
-use crate::ids::{JobId, UnixMillis};
 use crate::jobs::{JobOutcome, JobRecord, JobState};
-use crate::local_time;
 
 /// How the text block looks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -494,8 +494,8 @@ pub fn object(value: &Value, text: String, shape: Shape) -> ToolReply {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fault::Fault;
-    use crate::ids::{AgentSessionId, ChainId};
+    use crate::base::fault::Fault;
+    use crate::base::ids::{AgentSessionId, ChainId};
     use crate::jobs::{ConsultRequest, JobMode, JobOutcome};
 
     fn record(state: JobState, outcome: Option<JobOutcome>) -> JobRecord {

@@ -13,7 +13,7 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 use tokio::sync::watch;
 
-use crate::ids::SessionNumber;
+use crate::base::ids::SessionNumber;
 use crate::places;
 use crate::protocol::session::Roots;
 

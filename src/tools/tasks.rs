@@ -9,9 +9,9 @@ use std::time::Duration;
 
 use super::consult::{Caller, Desk, finished};
 use super::reply::{Detail, Render, Shape};
+use crate::base::fault::{Fault, FaultCode};
+use crate::base::ids::{JobId, SessionNumber};
 use crate::clients::Structured;
-use crate::fault::{Fault, FaultCode};
-use crate::ids::{JobId, SessionNumber};
 use crate::jobs::client::News;
 use crate::jobs::{JobRecord, JobState, JobSummary};
 use crate::protocol::session::{ClientInfo, Wanted};
@@ -154,7 +154,7 @@ impl TaskDesk {
                     return Ok(());
                 },
                 _ = ticks.tick(), if wanted == Wanted::Progress => {
-                    let elapsed = Duration::from_millis(crate::ids::UnixMillis::now().since(jobs.record(job).await?.accepted_at));
+                    let elapsed = Duration::from_millis(crate::base::ids::UnixMillis::now().since(jobs.record(job).await?.accepted_at));
                     let message = format!("{}, {} s", follow.describe(), elapsed.as_secs());
                     tell(TaskNews::Progress { value: elapsed.as_secs_f64().round(), message });
                 }

@@ -20,7 +20,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::time::{Duration, Instant};
 
-use crate::ids::JobId;
+use crate::base::ids::JobId;
 use crate::jobs::admission::{Contender, Position, plan};
 use crate::jobs::{CancelReason, JobMode, JobState};
 

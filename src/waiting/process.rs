@@ -19,15 +19,15 @@ use tokio::task::JoinSet;
 use super::core::{Effect, Event, WaitingCore};
 use super::wire::{self, FromWaiting, ToWaiting};
 use crate::agents::{RunEnd, StopCause};
+use crate::base::fault::{Fault, FaultCode};
+use crate::base::ids::{JobId, UnixMillis};
 use crate::base::signals;
+use crate::base::state_dir::StateDir;
 use crate::exec::lines::LineReader;
-use crate::fault::{Fault, FaultCode};
-use crate::ids::{JobId, UnixMillis};
 use crate::jobs::evidence::{Evidence, WaiterLock};
 use crate::jobs::lock::{JobLock, LockError};
 use crate::jobs::{CancelReason, JobOutcome, JobState, sweep};
 use crate::runner::{NOT_YET, RunnerCommand};
-use crate::state_dir::StateDir;
 use crate::store::{CancelState, StoreError, StoreHandle};
 
 /// Stack of a thread that does nothing but to be blocked on a lock.

@@ -5,7 +5,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::ids::JobId;
+use crate::base::ids::JobId;
 
 /// What a host says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

@@ -12,8 +12,8 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
 
-use crate::fault::{Fault, FaultCode};
-use crate::ids::{InvocationId, JobId, SessionNumber};
+use crate::base::fault::{Fault, FaultCode};
+use crate::base::ids::{InvocationId, JobId, SessionNumber};
 use crate::jobs::client::Glimpse;
 use crate::jobs::{JobRecord, NewJob};
 

@@ -8,8 +8,8 @@ use std::sync::Arc;
 use futures_util::future::BoxFuture;
 
 use super::asks::{Answer, Asker, Question, Waiting, host_gone, misunderstood};
-use crate::fault::Fault;
-use crate::ids::{InvocationId, JobId, SessionNumber};
+use crate::base::fault::Fault;
+use crate::base::ids::{InvocationId, JobId, SessionNumber};
 use crate::jobs::client::{Accepted, Follow, FollowBackend, Glimpse, JobsBackend, JobsHandle, News, View};
 use crate::jobs::{JobRecord, NewJob};
 use crate::tools::roots::{AskRoots, RootsHandle};

@@ -15,9 +15,9 @@ use std::sync::Arc;
 use futures_util::FutureExt;
 use tokio::task::{AbortHandle, JoinSet};
 
-use crate::fault::Fault;
+use crate::base::fault::Fault;
+use crate::base::ids::CallKey;
 use crate::faults::{Broken, FaultPoint, Faults, Operation};
-use crate::ids::CallKey;
 use crate::protocol::session::CallOutcome;
 use crate::protocol::wire::ToolReply;
 use crate::tools::{Tool, ToolCall};
@@ -313,8 +313,8 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::fault::FaultCode;
-    use crate::ids::{CallNumber, Generation, HostId, InvocationId, SessionNumber};
+    use crate::base::fault::FaultCode;
+    use crate::base::ids::{CallNumber, Generation, HostId, InvocationId, SessionNumber};
     use crate::protocol::session::ClientInfo;
     use crate::tools::progress::ProgressSink;
     use crate::tools::{Annotations, ToolDefinition, ToolFuture};

@@ -40,11 +40,11 @@ use self::outbox::Outbox;
 use self::settings::Settings;
 use self::wire::{Hello, ToWorker};
 use crate::agents::{AgentNames, Environment};
+use crate::base::fault::{Fault, FaultCode};
+use crate::base::ids::CallKey;
+use crate::base::ids::{Generation, HostId};
 use crate::clients::Clients;
-use crate::fault::{Fault, FaultCode};
 use crate::faults::{Broken, FaultPoint, Faults, Operation};
-use crate::ids::CallKey;
-use crate::ids::{Generation, HostId};
 use crate::protocol::frame::LINE_LIMIT;
 use crate::protocol::frame::{Frame, FrameReader};
 use crate::protocol::session::CallOutcome;
@@ -387,7 +387,7 @@ impl Inside {
                 self.executor.execute(Work { key, token: (), tool: Arc::clone(tool), call }, settle)
             }
             ToWorker::Withdraw { g, s, c } if g == generation => {
-                let key = CallKey { session: s, call: crate::ids::CallNumber(c) };
+                let key = CallKey { session: s, call: crate::base::ids::CallNumber(c) };
                 self.executor.withdraw(|running| *running == key, drop, settle)
             }
             ToWorker::SessionOver { g, s } if g == generation => {

@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::base::ids::{ChainId, HostId};
 use crate::config::Config;
-use crate::ids::{ChainId, HostId};
 use crate::places::Places;
 
 /// Everything the tools of a worker process need to know. It opens no store and reads no configuration.

@@ -31,8 +31,8 @@ pub use self::write::{
     TooLarge, alive, answer, ask, check, execute, hello, panicked, progress, ready, session_over, settled, withdraw,
 };
 use super::asks::{Answer, Question};
-use crate::fault::{Fault, FaultCode};
-use crate::ids::{CallKey, CallNumber, Generation, HostId, InvocationId, JobId, SessionNumber};
+use crate::base::fault::{Fault, FaultCode};
+use crate::base::ids::{CallKey, CallNumber, Generation, HostId, InvocationId, JobId, SessionNumber};
 use crate::protocol::session::{CallOutcome, ClientInfo};
 use crate::protocol::wire::{ReplyText, ToolReply};
 use crate::tools::{Evidence, ToolCall};

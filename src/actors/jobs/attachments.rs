@@ -15,7 +15,7 @@ use super::custody::{Custody, Means};
 use super::room::Room;
 use super::starting::HeldRunner;
 use crate::actors::kept::Kept;
-use crate::ids::{InvocationId, JobId};
+use crate::base::ids::{InvocationId, JobId};
 use crate::jobs::live::JobLive;
 use crate::jobs::{JobMode, JobRecord};
 

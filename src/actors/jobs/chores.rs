@@ -3,9 +3,9 @@
 //! Owns: the order of verbs within one chore. May not know: who waits for a job.
 
 use super::attachments::Attachment;
-use crate::ids::{JobId, UnixMillis};
+use crate::base::ids::{JobId, UnixMillis};
+use crate::base::state_dir::StateDir;
 use crate::jobs::{CancelReason, NewJob, reserve};
-use crate::state_dir::StateDir;
 use crate::store::{Accept, AcceptLimits, CancelState, RetentionPolicy, StoreError, StoreHandle};
 
 /// Accepts what may have been accepted before. An invocation finds its job by itself; without one the job is known by the id

@@ -18,7 +18,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
 
-use crate::ids::{InvocationId, JobId, SessionNumber};
+use crate::base::ids::{InvocationId, JobId, SessionNumber};
 use crate::jobs::{JobMode, JobState};
 
 /// Withdrawn calls and sessions that are remembered. A consult that was withdrawn on its way arrives within a few messages;

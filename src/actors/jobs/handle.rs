@@ -12,8 +12,8 @@ use tokio::sync::{oneshot, watch};
 
 use super::{Again, JobsMsg};
 use crate::actors::current::Current;
-use crate::fault::{Fault, FaultCode};
-use crate::ids::{InvocationId, JobId, UnixMillis};
+use crate::base::fault::{Fault, FaultCode};
+use crate::base::ids::{InvocationId, JobId, UnixMillis};
 use crate::jobs::client::{Accepted, Follow, FollowBackend, Glimpse, JobsBackend, JobsHandle, News, View};
 use crate::jobs::live::JobLive;
 use crate::jobs::{CancelReason, JobRecord, JobSummary, JournalEntry, NewJob};

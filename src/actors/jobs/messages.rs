@@ -7,8 +7,8 @@ use tokio::sync::{oneshot, watch};
 
 use super::core::AskId;
 use super::starting::HeldRunner;
-use crate::fault::Fault;
-use crate::ids::{Generation, InvocationId, JobId, SessionNumber};
+use crate::base::fault::Fault;
+use crate::base::ids::{Generation, InvocationId, JobId, SessionNumber};
 use crate::jobs::client::Accepted;
 use crate::jobs::live::JobLive;
 use crate::jobs::{JobRecord, NewJob};

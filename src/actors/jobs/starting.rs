@@ -15,11 +15,11 @@ use std::process::Stdio;
 use tokio::process::{ChildStdin, ChildStdout};
 
 use super::runner_child::RunnerChild;
+use crate::base::fault::{Fault, FaultCode};
+use crate::base::ids::JobId;
+use crate::base::state_dir::StateDir;
 use crate::exec::local::is_no_room;
-use crate::fault::{Fault, FaultCode};
-use crate::ids::JobId;
 use crate::runner::RunnerCommand;
-use crate::state_dir::StateDir;
 
 /// A runner that was not spoken to yet.
 pub(super) struct Started {

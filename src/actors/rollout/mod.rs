@@ -22,7 +22,7 @@ pub use self::handle::RolloutHandle;
 use super::kept::{Kept, Lent};
 use crate::actors::clock;
 use crate::agents::Environment;
-use crate::ids::UnixMillis;
+use crate::base::ids::UnixMillis;
 use crate::rollout::candidate::{DEADLINE, Trial};
 use crate::rollout::core::{Candidate, Effect, Event, SETTLE};
 use crate::rollout::selfcheck::SelfCheck;

@@ -10,8 +10,8 @@ use std::time::Duration;
 use super::calls::Settling;
 use super::{SessionLoop, Stage};
 use crate::actors::clock;
-use crate::fault::{Fault, FaultCode};
-use crate::ids::CallNumber;
+use crate::base::fault::{Fault, FaultCode};
+use crate::base::ids::CallNumber;
 use crate::protocol::session::CallOutcome;
 
 impl SessionLoop {

@@ -8,8 +8,8 @@ use tokio::sync::oneshot;
 
 use super::passed::SessionSnapshot;
 use crate::actors::worker::WorkerHandle;
-use crate::fault::Fault;
-use crate::ids::{CallNumber, Generation};
+use crate::base::fault::Fault;
+use crate::base::ids::{CallNumber, Generation};
 use crate::protocol::session::CallOutcome;
 use crate::protocol::tasks::{TaskAnswer, TaskNews};
 use crate::tools::Evidence;

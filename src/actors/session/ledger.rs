@@ -12,8 +12,8 @@ use std::collections::hash_map::Entry;
 use serde::{Deserialize, Serialize};
 
 use super::replay::{self, Disposition, Knowledge};
-use crate::fault::{Fault, FaultCode};
-use crate::ids::{CallNumber, Generation};
+use crate::base::fault::{Fault, FaultCode};
+use crate::base::ids::{CallNumber, Generation};
 use crate::tools::{Evidence, ReplayContract};
 
 /// One call.

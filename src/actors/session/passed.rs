@@ -26,7 +26,7 @@ use super::{Payload, Serving, SessionEvent, SessionLoop, Stage};
 use crate::actors::clock;
 use crate::actors::reply::progress_to;
 use crate::base::base64::Base64;
-use crate::ids::{CallNumber, Generation, JobId, SessionNumber};
+use crate::base::ids::{CallNumber, Generation, JobId, SessionNumber};
 use crate::protocol::frame::FrameReader;
 use crate::protocol::session::{Call, ClientInfo, ClientSnapshot, CoreSnapshot, Wanted};
 use crate::protocol::tasks::TaskAsk;

@@ -11,8 +11,8 @@ use std::sync::Arc;
 use super::{Serving, SessionEvent, SessionLoop};
 use crate::actors::reply::AttemptReply;
 use crate::actors::workers::WorkersMsg;
+use crate::base::ids::{CallNumber, Generation};
 use crate::faults::{Broken, FaultPoint, InTurn, Operation};
-use crate::ids::{CallNumber, Generation};
 use crate::protocol::session::CallOutcome;
 use crate::rollout::Trigger;
 

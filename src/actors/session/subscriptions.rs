@@ -12,8 +12,8 @@ use futures_util::FutureExt;
 
 use super::passed::{Following, HostCall, HostWork};
 use super::{BACKLOG, SessionEvent, SessionLoop, Stage};
-use crate::fault::{Fault, FaultCode};
-use crate::ids::{CallNumber, JobId};
+use crate::base::fault::{Fault, FaultCode};
+use crate::base::ids::{CallNumber, JobId};
 use crate::protocol::session::{ClientInfo, Wanted};
 use crate::protocol::tasks::TaskAsk;
 

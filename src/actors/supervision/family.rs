@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use super::slot::{RestartPolicy, Slot, SlotEffect, SlotState};
 use super::{Exit, RestartType, Strategy};
-use crate::ids::Generation;
+use crate::base::ids::Generation;
 
 /// What a supervisor knows about a child before it starts it.
 #[derive(Debug, Clone, Copy)]

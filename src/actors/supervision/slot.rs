@@ -12,7 +12,7 @@ use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use super::{Exit, RestartType};
-use crate::ids::Generation;
+use crate::base::ids::Generation;
 
 /// How often and how fast a slot restarts.
 #[derive(Debug, Clone, Copy)]

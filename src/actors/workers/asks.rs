@@ -7,7 +7,7 @@ use std::collections::HashMap;
 
 use tokio::task::{AbortHandle, JoinSet};
 
-use crate::fault::{Fault, FaultCode};
+use crate::base::fault::{Fault, FaultCode};
 use crate::jobs::client::{Accepted, Follow, JobsHandle, News, View};
 use crate::tools::roots::RootsHandle;
 use crate::worker::asks::{Answer, Question};

@@ -11,9 +11,9 @@ use tokio::task::JoinSet;
 
 use crate::actors::reply::AttemptReply;
 use crate::actors::worker::{Attempt, Keeping, Order, WorkerMsg};
-use crate::fault::{Fault, FaultCode};
+use crate::base::fault::{Fault, FaultCode};
+use crate::base::ids::{CallKey, CallNumber, SessionNumber};
 use crate::faults::{Broken, FaultPoint, Faults, Operation};
-use crate::ids::{CallKey, CallNumber, SessionNumber};
 use crate::protocol::session::CallOutcome;
 use crate::worker::executor::{CONCURRENT, Executor, Mishap, Work};
 

@@ -32,10 +32,10 @@ use super::session::SessionEvent;
 use super::supervision::{Exit, RestartType};
 use super::worker::{Custody, Keeping, Order, Worker, WorkerArguments, WorkerEnded, WorkerHandle, WorkerMsg};
 use crate::actors::clock;
+use crate::base::fault::{Fault, FaultCode};
+use crate::base::ids::{Generation, SessionNumber, UnixMillis};
 use crate::config::WorkerIsolation;
-use crate::fault::{Fault, FaultCode};
 use crate::faults::{FaultPoint, Faults};
-use crate::ids::{Generation, SessionNumber, UnixMillis};
 use crate::telemetry::{Record, TelemetryHandle};
 
 /// Longest a worker's actor may take to start; building a struct takes microseconds. A process has a bound of its own.

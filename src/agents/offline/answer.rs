@@ -7,8 +7,8 @@ use std::path::Path;
 
 use super::search::{Found, PASSAGE_LINES, Passage, Ranked, each, is_definition};
 use super::words::Term;
+use crate::base::lenient;
 use crate::checkout::plain;
-use crate::lenient;
 
 /// Files shown with excerpts; the next ones only by name.
 const SHOWN_FILES: usize = 6;

@@ -20,8 +20,8 @@ use super::{
     Agent, AgentCommand, AgentEvent, Credential, Environment, MAX_PROMPT_BYTES, OutputParser, Payment, ResumedId,
     RunEnd, RunRequest, StreamJson, Verdict, check_prompt, environment,
 };
-use crate::fault::{Fault, FaultCode};
-use crate::ids::AgentSessionId;
+use crate::base::fault::{Fault, FaultCode};
+use crate::base::ids::AgentSessionId;
 
 mod answer;
 mod search;
@@ -162,7 +162,7 @@ mod tests {
     use super::*;
     use crate::agents::tests_support::request;
     use crate::agents::{OutputReader, RunSummary};
-    use crate::ids::{ChainId, RunToken};
+    use crate::base::ids::{ChainId, RunToken};
     use crate::jobs::{Billing, JobState, RunExit};
 
     /// A small project about supervision, with the noise real ones have.

@@ -5,8 +5,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use phone_opus::agents::ExtraUsage;
+use phone_opus::base::ids::{AgentSessionId, JobId};
 use phone_opus::config::WorkerIsolation;
-use phone_opus::ids::{AgentSessionId, JobId};
 use phone_opus::jobs::{Billing, JobState};
 
 /// Lets one coding agent phone another one.

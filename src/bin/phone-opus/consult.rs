@@ -6,8 +6,8 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use phone_opus::agents::MAX_PROMPT_BYTES;
-use phone_opus::fault::{Fault, FaultCode};
-use phone_opus::ids::JobId;
+use phone_opus::base::fault::{Fault, FaultCode};
+use phone_opus::base::ids::JobId;
 use phone_opus::jobs::client::News;
 use phone_opus::jobs::{JobRecord, JobState};
 use phone_opus::protocol::wire::ReplyText;

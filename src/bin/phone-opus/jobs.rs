@@ -4,11 +4,11 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use phone_opus::agents::AgentEvent;
-use phone_opus::fault::{Fault, FaultCode};
-use phone_opus::ids::{JobId, UnixMillis};
+use phone_opus::base::fault::{Fault, FaultCode};
+use phone_opus::base::ids::{JobId, UnixMillis};
+use phone_opus::base::state_dir::StateDir;
 use phone_opus::jobs::{CancelReason, JobRecord, JournalEvent, reserve, sweep};
 use phone_opus::protocol::wire::ReplyText;
-use phone_opus::state_dir::StateDir;
 use phone_opus::store::{Ages, CancelState, JobFilter, Pruned, RetentionPolicy, StoreError, StoreHandle};
 use phone_opus::tools::readers::summary;
 use phone_opus::tools::reply::{self, Context, Detail, Reader, Render, Shape};

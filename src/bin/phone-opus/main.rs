@@ -21,7 +21,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use phone_opus::agents::offline;
-use phone_opus::ids::Generation;
+use phone_opus::base::ids::Generation;
 #[cfg(feature = "testkit")]
 use phone_opus::testkit::scripted_agent;
 

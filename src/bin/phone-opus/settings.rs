@@ -7,15 +7,15 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use phone_opus::agents::{AgentRegistry, ClaudeCode, Environment, MAX_PROMPT_BYTES, Offline};
+pub(crate) use phone_opus::base::fault::chain;
+use phone_opus::base::ids::HostId;
 use phone_opus::base::signals;
+use phone_opus::base::state_dir::StateDir;
 use phone_opus::checkout::plain;
 use phone_opus::config::{Config, ConfigError, FILE_BYTES, PROJECT_FILE, Settings, WorkerIsolation};
-pub(crate) use phone_opus::fault::chain;
 use phone_opus::faults::{ArmError, Counters, Ends, FAULT_COUNTERS, FaultPlan, Faults, PlanError, Tools};
 use phone_opus::handover::{Snapshot, SnapshotError};
-use phone_opus::ids::HostId;
 use phone_opus::rollout::{Fingerprint, LOOK_EVERY, LaunchPath, RolloutSetup};
-use phone_opus::state_dir::StateDir;
 use phone_opus::system::{System, SystemBuilder};
 use phone_opus::tools;
 use phone_opus::tools::consult::default_cwd;
@@ -49,7 +49,7 @@ pub(crate) enum SetupError {
     Config(#[from] ConfigError),
     /// The state directory cannot be used.
     #[error("the state directory: failed to {}", chain(.0))]
-    StateDir(#[from] phone_opus::state_dir::StateDirError),
+    StateDir(#[from] phone_opus::base::state_dir::StateDirError),
     /// A fault plan cannot be used.
     #[error(transparent)]
     FaultPlan(#[from] PlanError),

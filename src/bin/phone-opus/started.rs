@@ -9,7 +9,7 @@ use std::ffi::{OsStr, OsString};
 use std::str::FromStr;
 
 use phone_opus::agents::ExtraUsage;
-use phone_opus::ids::Generation;
+use phone_opus::base::ids::Generation;
 
 use crate::cli::RunnerArguments;
 

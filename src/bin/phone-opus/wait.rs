@@ -3,10 +3,10 @@
 use std::process::ExitCode;
 use std::time::Duration;
 
+use phone_opus::base::state_dir::StateDir;
+use phone_opus::base::stdio::{Input, Output};
 use phone_opus::config::Config;
 use phone_opus::runner::RunnerCommand;
-use phone_opus::state_dir::StateDir;
-use phone_opus::stdio::{Input, Output};
 use phone_opus::waiting::process::{self, WaitingOptions};
 
 use crate::begin::{self, Kind};

@@ -3,8 +3,8 @@
 use std::process::ExitCode;
 use std::time::Duration;
 
-use phone_opus::ids::Generation;
-use phone_opus::stdio::{Input, Output};
+use phone_opus::base::ids::Generation;
+use phone_opus::base::stdio::{Input, Output};
 use phone_opus::worker::{self, WorkerEnd};
 
 use crate::begin::{self, Kind};

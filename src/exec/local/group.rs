@@ -5,12 +5,11 @@
 //!
 //! Invariant: a group that is [`GroupState::Gone`] is never signalled again; its number may belong to somebody else.
 
+use crate::base::procfs;
 use std::sync::{Mutex, PoisonError};
 
 use rustix::io::Errno;
 use rustix::process::{Pid, Signal, WaitOptions};
-
-use super::procfs;
 
 /// A process group and whether it may still be signalled.
 #[derive(Debug)]

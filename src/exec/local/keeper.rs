@@ -25,7 +25,8 @@ use tokio::time::Instant;
 use super::super::session::Session;
 use super::group::{Group, GroupState, Look};
 use super::pipes::PumpEnd;
-use super::{Adopt, CloseBy, GRACE, KILL_BOUND, PIPE_BOUND, ProcessEnd, Stop, procfs};
+use super::{Adopt, CloseBy, GRACE, KILL_BOUND, PIPE_BOUND, ProcessEnd, Stop};
+use crate::base::procfs;
 
 /// The longest pause between two looks at a group. Others' children end without telling us, so we have to look.
 const LOOK_PAUSE: Duration = Duration::from_millis(50);

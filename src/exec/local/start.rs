@@ -21,8 +21,9 @@ use super::keeper::{AbortOnDrop, Fuse, Keeper};
 use super::pipes::{Pump, feed_bytes, feed_queue};
 use super::{
     CloseBy, ControlState, LocalProcess, OutputTap, ProcessControl, STDIN_BYTES, SpawnSpec, Stdin, StdinQueue, Stop,
-    TAP_CHUNKS, procfs,
+    TAP_CHUNKS,
 };
+use crate::base::procfs;
 
 /// Why a process could not be started. Nothing of it is left.
 #[derive(Debug, thiserror::Error)]

@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 use bytes::BytesMut;
 
 use super::{CallOutcome, Effect, FinishedAs, Pending, SessionCore, Work};
-use crate::fault::{Fault, FaultCode};
-use crate::ids::CallNumber;
+use crate::base::fault::{Fault, FaultCode};
+use crate::base::ids::CallNumber;
 use crate::protocol::envelope;
 use crate::protocol::tasks::{TaskAsk, TaskProtocol};
 use crate::protocol::version::Version;

@@ -10,7 +10,7 @@ use std::time::Instant;
 use bytes::{BufMut, Bytes, BytesMut};
 
 use super::{Batch, Effect, Handshake, Origin, SessionCore};
-use crate::fault::{Fault, FaultCode};
+use crate::base::fault::{Fault, FaultCode};
 use crate::protocol::envelope::{self, IdToken, Incoming};
 use crate::protocol::version::Version;
 use crate::protocol::wire;

@@ -10,7 +10,7 @@ use bytes::BytesMut;
 use super::meta::{Meta, Refusal, invalid};
 use super::requests::Dispatched;
 use super::{ClientInfo, Handshake, SessionCore};
-use crate::fault::{Fault, FaultCode};
+use crate::base::fault::{Fault, FaultCode};
 use crate::protocol::envelope::{self, IdToken};
 use crate::protocol::method::Method;
 use crate::protocol::version::Version;

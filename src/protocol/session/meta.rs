@@ -5,7 +5,7 @@
 use bytes::Bytes;
 
 use super::ClientInfo;
-use crate::fault::{Fault, FaultCode};
+use crate::base::fault::{Fault, FaultCode};
 use crate::protocol::envelope;
 use crate::protocol::method::Method;
 use crate::protocol::tasks::EXTENSION;

@@ -16,7 +16,7 @@ use std::collections::BTreeMap;
 use bytes::BytesMut;
 use serde::{Deserialize, Serialize};
 
-use crate::ids::JobId;
+use crate::base::ids::JobId;
 use crate::protocol::envelope::IdToken;
 use crate::protocol::tasks::{self, TaskNews};
 use crate::protocol::wire::{self, Identity};

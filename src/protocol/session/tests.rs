@@ -1,5 +1,5 @@
 use super::*;
-use crate::ids::UnixMillis;
+use crate::base::ids::UnixMillis;
 use crate::protocol::catalog::{Annotations, TaskSupport, ToolDefinition};
 use crate::protocol::tasks::{TaskAnswer, TaskStatus, TaskView};
 

@@ -12,7 +12,7 @@ use rusqlite::types::{ToSqlOutput, ValueRef};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::ids::{JobId, UnixMillis, WaiterId};
+use crate::base::ids::{JobId, UnixMillis, WaiterId};
 use crate::jobs::journal::AgentEvent;
 use crate::jobs::{
     CancelReason, ConsultRequest, JobMode, JobOutcome, JobRecord, JobState, JobSummary, JournalEntry, JournalEvent,

@@ -5,8 +5,8 @@ use std::sync::Barrier;
 use rusqlite::params;
 
 use super::*;
-use crate::fault::{Fault, FaultCode};
-use crate::ids::{AgentSessionId, ChainId, HostId, InvocationId, RunToken, SessionNumber};
+use crate::base::fault::{Fault, FaultCode};
+use crate::base::ids::{AgentSessionId, ChainId, HostId, InvocationId, RunToken, SessionNumber};
 use crate::jobs::journal::AgentEvent;
 use crate::jobs::{
     Billing, CancelReason, ConsultRequest, JobMode, JobOutcome, JobState, JournalEvent, NewJob, RunProcess,

@@ -11,8 +11,8 @@ use rusqlite::{Connection, OptionalExtension, Row, Transaction, params};
 
 use super::rows;
 use super::{Durability, Place, SqliteStore};
-use crate::fault::FaultCode;
-use crate::ids::{InvocationId, JobId, UnixMillis, WaiterId};
+use crate::base::fault::FaultCode;
+use crate::base::ids::{InvocationId, JobId, UnixMillis, WaiterId};
 use crate::jobs::evidence;
 use crate::jobs::journal::AgentEvent;
 use crate::jobs::limits::Scope;

@@ -9,8 +9,8 @@ use std::fmt;
 use std::num::NonZeroU64;
 use std::time::Duration;
 
+use crate::base::fault::FaultCode;
 use crate::config::WorkerIsolation;
-use crate::fault::FaultCode;
 use crate::faults::{ActionKind, FaultAction, FaultPlan, FaultPoint, FaultRule, When};
 
 /// What the caller of the struck consult is told.

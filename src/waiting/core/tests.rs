@@ -1,7 +1,7 @@
 //! Tables of what a waiting process does, and a model of several of them on one queue.
 
 use super::*;
-use crate::ids::UnixMillis;
+use crate::base::ids::UnixMillis;
 use crate::jobs::admission::{QueueRow, SessionKey};
 
 fn row(sequence: u64, state: JobState) -> Contender {

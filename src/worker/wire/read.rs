@@ -4,7 +4,7 @@
 //! comes of it.
 
 use super::{Execute, ExecuteHead, FromWorker, Json, Settled, ToWorker};
-use crate::ids::{Generation, SessionNumber};
+use crate::base::ids::{Generation, SessionNumber};
 use crate::protocol::scan;
 
 /// Reads a line of a host.

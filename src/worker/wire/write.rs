@@ -9,8 +9,8 @@ use super::super::asks::{Answer, Question};
 use super::super::outbox::Outbox;
 use super::super::settings::Settings;
 use super::PROTOCOL;
-use crate::fault::{Fault, FaultCode};
-use crate::ids::{CallKey, Generation, SessionNumber};
+use crate::base::fault::{Fault, FaultCode};
+use crate::base::ids::{CallKey, Generation, SessionNumber};
 use crate::protocol::session::{CallOutcome, ClientInfo};
 use crate::protocol::wire::{ReplyText, ToolReply};
 use crate::tools::ToolCall;
@@ -290,7 +290,7 @@ mod tests {
     use super::super::tests::{G, KEY, LIMIT, call, fault, line, outcome_of};
     use super::super::{ToWorker, read_host};
     use super::*;
-    use crate::ids::JobId;
+    use crate::base::ids::JobId;
 
     #[test]
     fn a_client_that_was_cut_is_left_out() {

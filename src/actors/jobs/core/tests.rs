@@ -1,7 +1,7 @@
 //! Each arm of [`JobsCore::step`], and the table of what can come between an accept and its answer.
 
 use super::*;
-use crate::ids::HostId;
+use crate::base::ids::HostId;
 
 fn host() -> HostId {
     "00000000-0000-4000-8000-000000000001".parse().expect("an id")

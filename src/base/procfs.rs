@@ -7,17 +7,17 @@ use rustix::process::Pid;
 pub(crate) use linux::stat;
 
 /// When the kernel started `pid`, in clock ticks since boot; 0 when unknown.
-pub(super) fn start_time(pid: Pid) -> u64 {
+pub(crate) fn start_time(pid: Pid) -> u64 {
     stat(pid.as_raw_nonzero().get()).map_or(0, |stat| stat.start_time)
 }
 
 /// The members of a group that are not dead; `None` where the table cannot be read.
-pub(super) fn living_members(group: Pid) -> Option<Vec<i32>> {
+pub(crate) fn living_members(group: Pid) -> Option<Vec<i32>> {
     linux::all(|stat| !stat.is_dead && stat.group == group.as_raw_nonzero().get())
 }
 
 /// All children of this process, dead ones included.
-pub(super) fn children() -> Vec<Pid> {
+pub(crate) fn children() -> Vec<Pid> {
     let found = linux::own_children().or_else(|| {
         let own = rustix::process::getpid().as_raw_nonzero().get();
         linux::all(|stat| stat.parent == own)
@@ -32,7 +32,7 @@ mod linux {
     /// One process.
     pub(crate) struct Stat {
         pub(crate) is_dead: bool,
-        pub(super) parent: i32,
+        pub(crate) parent: i32,
         pub(crate) group: i32,
         pub(crate) session: i32,
         pub(crate) start_time: u64,
@@ -44,7 +44,7 @@ mod linux {
     }
 
     /// Fields follow the last `)`, because the program's name in front of it may contain anything.
-    pub(super) fn parse(text: &[u8]) -> Option<Stat> {
+    pub(crate) fn parse(text: &[u8]) -> Option<Stat> {
         let name_end = memchr::memrchr(b')', text)?;
         let rest = std::str::from_utf8(text.get(name_end + 1..)?).ok()?;
         let mut fields = rest.split_ascii_whitespace();
@@ -57,14 +57,14 @@ mod linux {
         Some(Stat { is_dead: matches!(state, "Z" | "X" | "x"), parent, group, session, start_time })
     }
 
-    pub(super) fn all(wanted: impl Fn(&Stat) -> bool) -> Option<Vec<i32>> {
+    pub(crate) fn all(wanted: impl Fn(&Stat) -> bool) -> Option<Vec<i32>> {
         let entries = fs::read_dir("/proc").ok()?;
         let pids = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<i32>().ok());
         Some(pids.filter(|pid| stat(*pid).is_some_and(|stat| wanted(&stat))).collect())
     }
 
     /// Children of every thread; adopted ones fall to any of them. `None` on kernels built without this file.
-    pub(super) fn own_children() -> Option<Vec<i32>> {
+    pub(crate) fn own_children() -> Option<Vec<i32>> {
         let mut found = Vec::new();
         for task in fs::read_dir("/proc/self/task").ok()? {
             // A thread may end while we look; its children are then another one's, seen at the next look.
@@ -83,21 +83,21 @@ mod linux {
 #[cfg(not(target_os = "linux"))]
 mod linux {
     pub(crate) struct Stat {
-        pub(super) is_dead: bool,
-        pub(super) parent: i32,
-        pub(super) group: i32,
-        pub(super) start_time: u64,
+        pub(crate) is_dead: bool,
+        pub(crate) parent: i32,
+        pub(crate) group: i32,
+        pub(crate) start_time: u64,
     }
 
     pub(crate) fn stat(_pid: i32) -> Option<Stat> {
         None
     }
 
-    pub(super) fn all(_wanted: impl Fn(&Stat) -> bool) -> Option<Vec<i32>> {
+    pub(crate) fn all(_wanted: impl Fn(&Stat) -> bool) -> Option<Vec<i32>> {
         None
     }
 
-    pub(super) fn own_children() -> Option<Vec<i32>> {
+    pub(crate) fn own_children() -> Option<Vec<i32>> {
         None
     }
 }

@@ -5,7 +5,7 @@
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
-use crate::ids::UnixMillis;
+use crate::base::ids::UnixMillis;
 
 /// A time in the zone of whoever reads it, to the minute: `2026-11-26 14:30 (+01:00)`.
 #[must_use]

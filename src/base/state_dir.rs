@@ -29,7 +29,7 @@ use std::time::{Duration, SystemTime};
 
 use rustix::fs::OFlags;
 
-use crate::ids::{JobId, WaiterId};
+use crate::base::ids::{JobId, WaiterId};
 
 /// The directory's name under the user's state directory.
 const NAME: &str = "phone_opus";
