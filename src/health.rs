@@ -18,7 +18,7 @@ use crate::actors::workers::{WorkersMsg, WorkersSnapshot};
 use crate::base::fault::{Fault, FaultCode};
 use crate::base::ids::{HostId, UnixMillis};
 use crate::config::Config;
-use crate::faults::Faults;
+use crate::failpoints::Faults;
 use crate::jobs::client::JobsHandle;
 use crate::telemetry::TelemetryHandle;
 use crate::tools::reply::Detail;

@@ -13,7 +13,7 @@ pub mod checkout;
 pub mod clients;
 pub mod config;
 pub mod exec;
-pub mod faults;
+pub mod failpoints;
 pub mod handover;
 pub mod health;
 pub mod jobs;

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use phone_opus::base::ids::Generation;
 use phone_opus::base::stdio::Input;
-use phone_opus::faults::Faults;
+use phone_opus::failpoints::Faults;
 use phone_opus::system::SystemBuilder;
 use phone_opus::testkit::client::REVISION;
 use phone_opus::testkit::processes::resident;

@@ -34,7 +34,7 @@ const RULES: &[Rule] = &[
     Rule {
         name: "only the program, and a fault point in it, end the process (L12)",
         never: &["process::exit", "process::abort", "libc::_exit"],
-        but_in: &["bin", "faults"],
+        but_in: &["bin", "failpoints"],
         such_as: "std::process::exit(1);",
     },
     Rule {
@@ -74,7 +74,7 @@ const LAYERS: &[&str] = &[
     "base",
     "checkout",
     "places",
-    "faults",
+    "failpoints",
     "protocol",
     "exec",
     "jobs",

@@ -14,7 +14,7 @@ use phone_opus::actors::workers::slot::RestartPolicy;
 use phone_opus::base::fault::{Fault, FaultCode};
 use phone_opus::base::ids::Generation;
 use phone_opus::base::stdio::Input;
-use phone_opus::faults::Faults;
+use phone_opus::failpoints::Faults;
 use phone_opus::system::{System, SystemBuilder};
 use phone_opus::testkit::{Client, PATIENCE, Process, Reply, Rig, tried_program, until};
 use phone_opus::tools::{Annotations, ReplayContract, Tool, ToolCall, ToolDefinition, ToolFuture, ToolReply};

@@ -16,7 +16,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use fastrand::Rng;
-use phone_opus::faults::{Counters, Ends, FaultPlan, Faults};
+use phone_opus::failpoints::{Counters, Ends, FaultPlan, Faults};
 use phone_opus::system::{Grace, Shutdown, System};
 use phone_opus::testkit::invariants::{
     invariant_attempts_follow_their_contract, invariant_effects_happen_once, invariant_generations_never_go_back,

@@ -2,7 +2,7 @@
 
 #![expect(clippy::expect_used, reason = "helpers of tests")]
 
-use phone_opus::faults::{Counters, Ends, FaultPlan, Faults};
+use phone_opus::failpoints::{Counters, Ends, FaultPlan, Faults};
 use phone_opus::system::System;
 use phone_opus::testkit::{Client, Rig, tried_program, until};
 use serde_json::{Value, json};

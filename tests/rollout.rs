@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use phone_opus::base::fault::{Fault, FaultCode};
 use phone_opus::config::{Config, RolloutMode};
-use phone_opus::faults::{Counters, Ends, FORCE_ROLLOUT_KEY, FaultPlan, Faults};
+use phone_opus::failpoints::{Counters, Ends, FORCE_ROLLOUT_KEY, FaultPlan, Faults};
 use phone_opus::handover::{Nameless, Snapshot};
 use phone_opus::rollout::selfcheck::SNAPSHOT_FORMAT;
 use phone_opus::rollout::{

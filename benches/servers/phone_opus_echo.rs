@@ -196,7 +196,7 @@ fn work(generation: Generation) -> ExitCode {
             (Err(error), _) | (_, Err(error)) => return failed("the standard streams", &error),
         };
         let tools = TOOLS.map(|tool| -> Arc<dyn Tool> { Arc::new(tool) });
-        match worker::serve(generation, tools, phone_opus::faults::Faults::none(), input, output).await {
+        match worker::serve(generation, tools, phone_opus::failpoints::Faults::none(), input, output).await {
             Ok(_) => ExitCode::SUCCESS,
             Err(error) => failed("the worker", &error),
         }

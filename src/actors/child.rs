@@ -5,7 +5,7 @@ use std::time::Duration;
 use ractor::{ActorId, ActorRef, Message};
 
 use crate::base::fault::{Fault, FaultCode};
-use crate::faults::{Broken, FaultPoint, Faults, Operation};
+use crate::failpoints::{Broken, FaultPoint, Faults, Operation};
 
 /// How long a child that was killed may take to be gone; longer means it is stuck in synchronous code.
 const KILL_LIMIT: Duration = Duration::from_millis(250);

@@ -25,7 +25,7 @@ use super::workers::WorkersMsg;
 use crate::base::fault::{Fault, FaultCode};
 use crate::base::ids::{HostId, SessionNumber};
 use crate::clients::Clients;
-use crate::faults::Faults;
+use crate::failpoints::Faults;
 use crate::protocol::catalog::Catalog;
 use crate::protocol::session::{SessionCore, SessionLimits, Unreadable};
 use crate::protocol::wire::Identity;

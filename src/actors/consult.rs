@@ -15,7 +15,7 @@ use super::jobs::JobsMsg;
 use super::jobs::custody::Custody;
 use super::kept::Kept;
 use crate::base::ids::JobId;
-use crate::faults::{FaultPoint, Faults};
+use crate::failpoints::{FaultPoint, Faults};
 use crate::jobs::JobRecord;
 
 /// Everything that can wake a consult actor.

@@ -33,7 +33,7 @@ use super::workers::{Workers, WorkersArguments, WorkersMsg, reason};
 use crate::actors::clock;
 use crate::base::fault::{Fault, FaultCode};
 use crate::base::ids::Generation;
-use crate::faults::Faults;
+use crate::failpoints::Faults;
 use crate::store::StoreHandle;
 use crate::telemetry::counters::Counters;
 use crate::telemetry::{Record, TelemetryHandle};

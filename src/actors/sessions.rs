@@ -24,7 +24,7 @@ use super::supervision::{Exit, RestartType};
 use super::workers::{WorkersMsg, reason};
 use crate::actors::clock;
 use crate::base::ids::{Generation, SessionNumber};
-use crate::faults::{FaultPoint, Faults};
+use crate::failpoints::{FaultPoint, Faults};
 
 /// Longest a session may take to stop: its last answers have a second to be written.
 const STOP: Duration = Duration::from_millis(1500);

@@ -13,7 +13,7 @@ use super::child;
 use super::clock;
 use super::kept::{Kept, Lent};
 use crate::base::ids::UnixMillis;
-use crate::faults::{Broken, FaultPoint, Faults, Operation};
+use crate::failpoints::{Broken, FaultPoint, Faults, Operation};
 use crate::telemetry::counters::Counters;
 use crate::telemetry::log::{Entry, LogWriter, Moment, Torn};
 use crate::telemetry::{Record, TelemetryHandle};

@@ -36,7 +36,7 @@ use crate::base::ids::{Generation, HostId, UnixMillis};
 use crate::base::signals::Holding;
 use crate::base::state_dir::{StateDir, StateDirError};
 use crate::config::Config;
-use crate::faults::{Broken, FaultPoint, Faults, Operation};
+use crate::failpoints::{Broken, FaultPoint, Faults, Operation};
 use crate::store::StoreHandle;
 use crate::telemetry::TelemetryHandle;
 

@@ -41,7 +41,7 @@ use crate::exec::local::{
     become_subreaper,
 };
 use crate::exec::server::{ProcessTable, Server};
-use crate::faults::{Broken, FaultPoint, Faults, Operation};
+use crate::failpoints::{Broken, FaultPoint, Faults, Operation};
 use crate::jobs::lock::{JobLock, SlotLock};
 use crate::jobs::{ConsultRequest, JobOutcome, JobRecord, JobState, JournalEvent, RunExit, RunProcess, leftovers};
 use crate::store::{Glance, Start, StoreError, StoreHandle};

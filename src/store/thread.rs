@@ -24,7 +24,7 @@ use super::{
 use crate::base::ids::{InvocationId, JobId, UnixMillis, WaiterId};
 use crate::base::signals;
 use crate::base::state_dir::StateDir;
-use crate::faults::{Broken, FaultPoint, Faults, Operation};
+use crate::failpoints::{Broken, FaultPoint, Faults, Operation};
 use crate::jobs::{
     CancelReason, JobOutcome, JobRecord, JobState, JobSummary, JournalEntry, JournalEvent, NewJob, RunProcess,
 };

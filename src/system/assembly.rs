@@ -19,7 +19,7 @@ use crate::agents::{AgentNames, AgentRegistry};
 use crate::base::ids::HostId;
 use crate::clients::{self, Clients};
 use crate::config::Config;
-use crate::faults::Faults;
+use crate::failpoints::Faults;
 use crate::health::HealthSource;
 use crate::jobs::client::JobsHandle;
 use crate::places::Places;

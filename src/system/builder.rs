@@ -10,7 +10,7 @@ use crate::actors::workers::slot::RestartPolicy;
 use crate::agents::{Agent, AgentRegistry, Environment};
 use crate::base::state_dir::StateDir;
 use crate::config::Config;
-use crate::faults::Faults;
+use crate::failpoints::Faults;
 use crate::handover::Snapshot;
 use crate::protocol::frame::LINE_LIMIT;
 use crate::protocol::session::SessionLimits;

@@ -32,7 +32,7 @@ use crate::base::fault::{Fault, FaultCode};
 use crate::base::ids::HostId;
 use crate::base::state_dir::StateDir;
 use crate::config::Config;
-use crate::faults::{Broken, FaultPoint, Faults, Operation};
+use crate::failpoints::{Broken, FaultPoint, Faults, Operation};
 use crate::handover::{self, Snapshot, SnapshotError};
 use crate::jobs::client::JobsHandle;
 use crate::places::Places;

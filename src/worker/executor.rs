@@ -17,7 +17,7 @@ use tokio::task::{AbortHandle, JoinSet};
 
 use crate::base::fault::Fault;
 use crate::base::ids::CallKey;
-use crate::faults::{Broken, FaultPoint, Faults, Operation};
+use crate::failpoints::{Broken, FaultPoint, Faults, Operation};
 use crate::protocol::session::CallOutcome;
 use crate::protocol::wire::ToolReply;
 use crate::tools::{Tool, ToolCall};

@@ -44,7 +44,7 @@ use crate::base::fault::{Fault, FaultCode};
 use crate::base::ids::CallKey;
 use crate::base::ids::{Generation, HostId};
 use crate::clients::Clients;
-use crate::faults::{Broken, FaultPoint, Faults, Operation};
+use crate::failpoints::{Broken, FaultPoint, Faults, Operation};
 use crate::protocol::frame::LINE_LIMIT;
 use crate::protocol::frame::{Frame, FrameReader};
 use crate::protocol::session::CallOutcome;

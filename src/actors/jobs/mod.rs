@@ -48,7 +48,7 @@ use crate::actors::clock;
 use crate::base::fault::{Fault, FaultCode};
 use crate::base::ids::{Generation, InvocationId, JobId, UnixMillis};
 use crate::base::state_dir::StateDir;
-use crate::faults::{Broken, FaultPoint, Faults, Operation};
+use crate::failpoints::{Broken, FaultPoint, Faults, Operation};
 use crate::jobs::client::Accepted;
 use crate::jobs::evidence::Evidence;
 use crate::jobs::overdue::Overdue;

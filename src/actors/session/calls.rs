@@ -29,7 +29,7 @@ use crate::actors::workers::WorkersMsg;
 use crate::base::fault::{Fault, FaultCode};
 use crate::base::ids::{CallKey, CallNumber, Generation, InvocationId, JobId};
 use crate::clients::Unsaved;
-use crate::faults::{Broken, FaultPoint, InTurn, Operation};
+use crate::failpoints::{Broken, FaultPoint, InTurn, Operation};
 use crate::protocol::session::{Call, CallOutcome, Finished};
 use crate::telemetry::{Record, ToolCallRecord};
 use crate::tools::ToolCall;

@@ -66,7 +66,7 @@ use crate::actors::clock;
 use crate::base::fault::{Fault, FaultCode};
 use crate::base::ids::{CallNumber, Generation, HostId, JobId, SessionNumber};
 use crate::clients::Clients;
-use crate::faults::{Faults, Operation};
+use crate::failpoints::{Faults, Operation};
 use crate::protocol::frame::{Frame, FrameReader};
 use crate::protocol::session::{CallOutcome, ClientInfo, Effect, SessionCore};
 use crate::protocol::tasks::TaskAnswer;

@@ -15,7 +15,7 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use super::{SessionLoop, Stage};
 use crate::actors::clock;
 use crate::actors::jobs::JobsMsg;
-use crate::faults::{FaultPoint, Operation};
+use crate::failpoints::{FaultPoint, Operation};
 use crate::protocol::frame::Frame;
 
 /// How long calls may still answer after the client has closed its end. Fast calls do; whoever waits longer is gone.

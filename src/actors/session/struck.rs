@@ -12,7 +12,7 @@ use super::{Serving, SessionEvent, SessionLoop};
 use crate::actors::reply::AttemptReply;
 use crate::actors::workers::WorkersMsg;
 use crate::base::ids::{CallNumber, Generation};
-use crate::faults::{Broken, FaultPoint, InTurn, Operation};
+use crate::failpoints::{Broken, FaultPoint, InTurn, Operation};
 use crate::protocol::session::CallOutcome;
 use crate::rollout::Trigger;
 

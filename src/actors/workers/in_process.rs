@@ -13,7 +13,7 @@ use crate::actors::reply::AttemptReply;
 use crate::actors::worker::{Attempt, Keeping, Order, WorkerMsg};
 use crate::base::fault::{Fault, FaultCode};
 use crate::base::ids::{CallKey, CallNumber, SessionNumber};
-use crate::faults::{Broken, FaultPoint, Faults, Operation};
+use crate::failpoints::{Broken, FaultPoint, Faults, Operation};
 use crate::protocol::session::CallOutcome;
 use crate::worker::executor::{CONCURRENT, Executor, Mishap, Work};
 

@@ -35,7 +35,7 @@ use crate::actors::clock;
 use crate::base::fault::{Fault, FaultCode};
 use crate::base::ids::{Generation, SessionNumber, UnixMillis};
 use crate::config::WorkerIsolation;
-use crate::faults::{FaultPoint, Faults};
+use crate::failpoints::{FaultPoint, Faults};
 use crate::telemetry::{Record, TelemetryHandle};
 
 /// Longest a worker's actor may take to start; building a struct takes microseconds. A process has a bound of its own.

@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use phone_opus::faults::{FaultPoint, Operations, Tools};
+use phone_opus::failpoints::{FaultPoint, Operations, Tools};
 use phone_opus::tools;
 use serde_json::{Value, json};
 

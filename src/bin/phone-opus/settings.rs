@@ -13,7 +13,7 @@ use phone_opus::base::signals;
 use phone_opus::base::state_dir::StateDir;
 use phone_opus::checkout::plain;
 use phone_opus::config::{Config, ConfigError, FILE_BYTES, PROJECT_FILE, Settings, WorkerIsolation};
-use phone_opus::faults::{ArmError, Counters, Ends, FAULT_COUNTERS, FaultPlan, Faults, PlanError, Tools};
+use phone_opus::failpoints::{ArmError, Counters, Ends, FAULT_COUNTERS, FaultPlan, Faults, PlanError, Tools};
 use phone_opus::handover::{Snapshot, SnapshotError};
 use phone_opus::rollout::{Fingerprint, LOOK_EVERY, LaunchPath, RolloutSetup};
 use phone_opus::system::{System, SystemBuilder};

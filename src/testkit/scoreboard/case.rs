@@ -20,7 +20,7 @@ use super::rows::{Answer, Control, OVER, Row, needs_upgrade};
 use super::{PATIENCE, Recovered, Score};
 use crate::base::ids::UnixMillis;
 use crate::config::WorkerIsolation;
-use crate::faults::{ActionKind, Counters, Ends, FAULT_COUNTERS, FaultPlan, FaultPoint, Faults};
+use crate::failpoints::{ActionKind, Counters, Ends, FAULT_COUNTERS, FaultPlan, FaultPoint, Faults};
 use crate::jobs::{JobRecord, JobState};
 use crate::testkit::client::{Client, Exchange, REVISION, Reply, Sent};
 use crate::testkit::invariants::Violation;

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use crate::base::fault::FaultCode;
 use crate::config::WorkerIsolation;
-use crate::faults::{ActionKind, FaultAction, FaultPlan, FaultPoint, FaultRule, When};
+use crate::failpoints::{ActionKind, FaultAction, FaultPlan, FaultPoint, FaultRule, When};
 
 /// What the caller of the struck consult is told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -15,7 +15,7 @@ use super::case::{World, upgrade};
 use super::rows::{action, place};
 use super::{Recovered, Score};
 use crate::config::WorkerIsolation;
-use crate::faults::{ActionKind, FaultPoint, FaultRule, When};
+use crate::failpoints::{ActionKind, FaultPoint, FaultRule, When};
 use crate::testkit::client::{Client, REVISION, Reply, Sent};
 use crate::testkit::scripted_agent::Step as Act;
 
@@ -408,7 +408,7 @@ impl Soak<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::faults::FaultPlan;
+    use crate::failpoints::FaultPlan;
 
     #[test]
     fn a_seed_draws_the_same_plan_and_work_each_time_and_another_seed_others() {
