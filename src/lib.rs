@@ -21,7 +21,6 @@ pub mod places;
 pub mod protocol;
 pub mod rollout;
 pub mod runner;
-pub mod store;
 pub mod system;
 pub mod telemetry;
 #[cfg(feature = "testkit")]

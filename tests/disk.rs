@@ -12,8 +12,8 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use phone_opus::base::ids::{ChainId, JobId, RunToken, UnixMillis};
+use phone_opus::jobs::store::{AcceptLimits, SqliteStore, Start, Store, Transition};
 use phone_opus::jobs::{ConsultRequest, JobMode, JobOutcome, JobState, JournalEvent, NewJob, RunProcess};
-use phone_opus::store::{AcceptLimits, SqliteStore, Start, Store, Transition};
 use phone_opus::testkit::client::REVISION;
 use phone_opus::testkit::{Client, PATIENCE, Rig, Role, Step, Waiting, tried_program};
 use serde_json::{Value, json};

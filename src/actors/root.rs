@@ -34,7 +34,7 @@ use crate::actors::clock;
 use crate::base::fault::{Fault, FaultCode};
 use crate::base::ids::Generation;
 use crate::failpoints::Faults;
-use crate::store::StoreHandle;
+use crate::jobs::store::StoreHandle;
 use crate::telemetry::counters::Counters;
 use crate::telemetry::{Record, TelemetryHandle};
 

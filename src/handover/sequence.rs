@@ -37,7 +37,7 @@ use crate::base::signals::Holding;
 use crate::base::state_dir::{StateDir, StateDirError};
 use crate::config::Config;
 use crate::failpoints::{Broken, FaultPoint, Faults, Operation};
-use crate::store::StoreHandle;
+use crate::jobs::store::StoreHandle;
 use crate::telemetry::TelemetryHandle;
 
 /// Time that calls which wait for nothing outside get to finish. The client is not read during it.

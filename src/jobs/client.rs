@@ -14,7 +14,7 @@ use super::live::JobLive;
 use super::{JobRecord, JobSummary, JournalEntry, NewJob};
 use crate::base::fault::{Fault, FaultCode};
 use crate::base::ids::{InvocationId, JobId, UnixMillis};
-use crate::store::{CancelState, ChainCost, DayCost, JobCounts, JobFilter};
+use crate::jobs::store::{CancelState, ChainCost, DayCost, JobCounts, JobFilter};
 
 /// What a caller is told about its accepted job.
 #[derive(Debug, Clone)]

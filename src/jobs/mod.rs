@@ -25,6 +25,7 @@ pub mod outcome_file;
 pub mod overdue;
 pub mod recall;
 pub mod reserve;
+pub mod store;
 pub mod sweep;
 
 use std::path::PathBuf;

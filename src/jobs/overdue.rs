@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 use crate::base::ids::JobId;
 use crate::base::state_dir::StateDir;
 use crate::jobs::JobState;
-use crate::store::StoreHandle;
+use crate::jobs::store::StoreHandle;
 
 /// How long after its time a job may still run: its runner ends the agent (a second), or waits its turn at the store.
 const GRACE: Duration = Duration::from_secs(60);

@@ -7,7 +7,7 @@
 use super::journal::{AgentEvent, AgentResult};
 use super::{JobOutcome, JournalEvent, PermissionDenial};
 use crate::base::ids::JobId;
-use crate::store::{StoreError, StoreHandle};
+use crate::jobs::store::{StoreError, StoreHandle};
 
 /// Entries and bytes that are read at a time.
 const PAGE: (usize, usize) = (500, 1 << 20);

@@ -18,7 +18,7 @@ use crate::base::beside::beside;
 use crate::base::fault::{Fault, FaultCode};
 use crate::base::ids::{JobId, UnixMillis, WaiterId};
 use crate::base::state_dir::StateDir;
-use crate::store::{StoreHandle, Transition};
+use crate::jobs::store::{StoreHandle, Transition};
 
 /// Whether a queued job has had its time to get a runner, or somebody to wait with it, and has neither: its host died.
 #[must_use]

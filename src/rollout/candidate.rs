@@ -32,7 +32,7 @@ use crate::base::fault::Fault;
 use crate::exec::local::{Adopt, CloseBy, LocalExec, SpawnError, SpawnSpec, Stdin};
 use crate::exec::{OutputStream, Session};
 use crate::failpoints::{CRASH_ONCE_KEY, FAULT_COUNTERS, FAULT_SEED, FAULTS, FORCE_ROLLOUT_KEY};
-use crate::store;
+use crate::jobs::store;
 
 /// Longest one step may take. A healthy program takes some 30 ms; a machine that swaps is no reason to refuse one.
 pub const DEADLINE: Duration = Duration::from_secs(5);

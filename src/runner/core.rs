@@ -19,8 +19,8 @@ use std::time::{Duration, Instant};
 
 use crate::agents::{AgentEvent, StopCause};
 use crate::base::fault::{Fault, FaultCode};
+use crate::jobs::store::Glance;
 use crate::jobs::{CancelReason, JobMode};
-use crate::store::Glance;
 
 /// How long a synchronous job survives its caller: long enough for a host that replaces itself to come back.
 const CALLER_GRACE: Duration = Duration::from_secs(2);

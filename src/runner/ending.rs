@@ -25,8 +25,8 @@ use crate::base::state_dir::StateDir;
 use crate::exec::{OutputStream, Session};
 use crate::jobs::lock::JobLock;
 use crate::jobs::outcome_file::{self, LeftOutcome};
+use crate::jobs::store::{StoreError, StoreHandle};
 use crate::jobs::{JobRecord, reserve};
-use crate::store::{StoreError, StoreHandle};
 
 /// The first pause between two tries, and the longest: a store that is busy is free within seconds, a full disk is not.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(10));

@@ -11,7 +11,7 @@ use tokio::io::{AsyncRead, ReadBuf};
 use tokio::sync::oneshot;
 
 use crate::exec::server::Server;
-use crate::store::StoreHandle;
+use crate::jobs::store::StoreHandle;
 
 /// How long its host may take: twice what an accept may. One that lives and says nothing does not want it any more.
 const HELD_MOST: Duration = Duration::from_secs(60);

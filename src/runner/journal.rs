@@ -11,7 +11,7 @@ use tokio::task::JoinHandle;
 use crate::agents::AgentEvent;
 use crate::base::ids::{JobId, UnixMillis};
 use crate::jobs::JournalEvent;
-use crate::store::{StoreError, StoreHandle};
+use crate::jobs::store::{StoreError, StoreHandle};
 
 /// Entries per job: a long run has a few hundred; one that loops is cut off here.
 const MOST_ENTRIES: usize = 20_000;

@@ -43,8 +43,8 @@ use crate::exec::local::{
 use crate::exec::server::{ProcessTable, Server};
 use crate::failpoints::{Broken, FaultPoint, Faults, Operation};
 use crate::jobs::lock::{JobLock, SlotLock};
+use crate::jobs::store::{Glance, Start, StoreError, StoreHandle};
 use crate::jobs::{ConsultRequest, JobOutcome, JobRecord, JobState, JournalEvent, RunExit, RunProcess, leftovers};
-use crate::store::{Glance, Start, StoreError, StoreHandle};
 
 /// How often the store is looked at for a cancel by another process.
 const LOOK_EVERY: Duration = Duration::from_millis(250);

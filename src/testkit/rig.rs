@@ -32,8 +32,8 @@ use crate::agents::{AgentRegistry, Environment, RUN_TOKEN_VARIABLE};
 use crate::base::ids::JobId;
 use crate::base::state_dir::StateDir;
 use crate::config::Config;
+use crate::jobs::store::{JobFilter, StoreHandle};
 use crate::jobs::{JobRecord, JournalEntry};
-use crate::store::{JobFilter, StoreHandle};
 use crate::system::{Grace, Shutdown, System, SystemBuilder};
 
 /// A key no agent may see unless it pays by key.

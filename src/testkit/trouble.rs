@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use super::rig::Rig;
-use crate::store::{HeldWrites, hold_writes};
+use crate::jobs::store::{HeldWrites, hold_writes};
 
 /// A disk of its own under a world's state directory; unmounted when it is dropped. Declare it after the rig.
 #[derive(Debug)]

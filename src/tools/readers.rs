@@ -15,8 +15,8 @@ use super::reply::{self, Context, Detail, Render, Shape};
 use super::{Annotations, ToolCall, ToolDefinition, ToolReply};
 use crate::base::fault::{Fault, FaultCode};
 use crate::base::ids::{JobId, UnixMillis};
+use crate::jobs::store::{CancelState, JobFilter, MOST_LISTED};
 use crate::jobs::{JobState, JobSummary, JournalEntry, JournalEvent};
-use crate::store::{CancelState, JobFilter, MOST_LISTED};
 
 /// Journal entries one reply shows.
 const EVENTS_SHOWN: usize = 50;

@@ -13,10 +13,10 @@ use crate::base::fault::{Fault, FaultCode};
 use crate::base::ids::{JobId, SessionNumber};
 use crate::clients::Structured;
 use crate::jobs::client::News;
+use crate::jobs::store::{JobFilter, MOST_LISTED};
 use crate::jobs::{JobRecord, JobState, JobSummary};
 use crate::protocol::session::{ClientInfo, Wanted};
 use crate::protocol::tasks::{PAGE, TaskAnswer, TaskAsk, TaskCursor, TaskNews, TaskStatus, TaskView};
-use crate::store::{JobFilter, MOST_LISTED};
 
 /// Longest a cancel waits for the job to be over: an agent's grace, the end of its group, a busy disk. Then the caller is
 /// told to look again.

@@ -26,9 +26,9 @@ use crate::base::state_dir::StateDir;
 use crate::exec::lines::LineReader;
 use crate::jobs::evidence::{Evidence, WaiterLock};
 use crate::jobs::lock::{JobLock, LockError};
+use crate::jobs::store::{CancelState, StoreError, StoreHandle};
 use crate::jobs::{CancelReason, JobOutcome, JobState, sweep};
 use crate::runner::{NOT_YET, RunnerCommand};
-use crate::store::{CancelState, StoreError, StoreHandle};
 
 /// Stack of a thread that does nothing but to be blocked on a lock.
 const STACK: usize = 64 * 1024;

@@ -5,8 +5,8 @@
 use super::attachments::Attachment;
 use crate::base::ids::{JobId, UnixMillis};
 use crate::base::state_dir::StateDir;
+use crate::jobs::store::{Accept, AcceptLimits, CancelState, RetentionPolicy, StoreError, StoreHandle};
 use crate::jobs::{CancelReason, NewJob, reserve};
-use crate::store::{Accept, AcceptLimits, CancelState, RetentionPolicy, StoreError, StoreHandle};
 
 /// Accepts what may have been accepted before. An invocation finds its job by itself; without one the job is known by the id
 /// it was to have.

@@ -46,10 +46,10 @@ use crate::exec::{Cursor, OutputStream, ProcessEvent};
 use crate::jobs::admission::{Position, plan};
 use crate::jobs::evidence::Evidence;
 use crate::jobs::live::{JobLive, Phase};
+use crate::jobs::store::{StoreError, StoreHandle};
 use crate::jobs::sweep;
 use crate::jobs::{JobMode, JobRecord, JobState};
 use crate::runner::{NOT_YET, RunnerCommand, outcome_channel};
-use crate::store::{StoreError, StoreHandle};
 use crate::waiting::wire::ToWaiting;
 
 /// Runners started for one job as long as none of them got to start the agent.

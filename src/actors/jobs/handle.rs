@@ -16,8 +16,8 @@ use crate::base::fault::{Fault, FaultCode};
 use crate::base::ids::{InvocationId, JobId, UnixMillis};
 use crate::jobs::client::{Accepted, Follow, FollowBackend, Glimpse, JobsBackend, JobsHandle, News, View};
 use crate::jobs::live::JobLive;
+use crate::jobs::store::{CancelState, ChainCost, DayCost, JobCounts, JobFilter, StoreError, StoreHandle};
 use crate::jobs::{CancelReason, JobRecord, JobSummary, JournalEntry, NewJob};
-use crate::store::{CancelState, ChainCost, DayCost, JobCounts, JobFilter, StoreError, StoreHandle};
 
 /// Failures in a row to look at a job of another host before whoever follows it is told; five seconds of them.
 const LOOKS_FAILED: u32 = 20;

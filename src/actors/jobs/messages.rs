@@ -11,8 +11,8 @@ use crate::base::fault::Fault;
 use crate::base::ids::{Generation, InvocationId, JobId, SessionNumber};
 use crate::jobs::client::Accepted;
 use crate::jobs::live::JobLive;
+use crate::jobs::store::Accept;
 use crate::jobs::{JobRecord, NewJob};
-use crate::store::Accept;
 
 /// Whether a question was put to an earlier incarnation, which may have acted on it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -52,10 +52,10 @@ use crate::failpoints::{Broken, FaultPoint, Faults, Operation};
 use crate::jobs::client::Accepted;
 use crate::jobs::evidence::Evidence;
 use crate::jobs::overdue::Overdue;
+use crate::jobs::store::{Accept, AcceptLimits, StoreError, StoreHandle};
 use crate::jobs::sweep;
 use crate::jobs::{JobMode, JobRecord, JobState, NewJob};
 use crate::runner::RunnerCommand;
-use crate::store::{Accept, AcceptLimits, StoreError, StoreHandle};
 use crate::telemetry::{Record, TelemetryHandle};
 
 /// How often a host looks for jobs whose runner is gone.

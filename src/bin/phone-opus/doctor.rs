@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use phone_opus::agents::{Agent as _, ClaudeCode, Features};
 use phone_opus::config::RolloutMode;
 use phone_opus::jobs::Billing;
-use phone_opus::store::StoreHandle;
+use phone_opus::jobs::store::StoreHandle;
 use serde_json::{Value, json};
 
 use crate::cli::DoctorOptions;

@@ -5,7 +5,7 @@
 
 use rusqlite::{Connection, TransactionBehavior};
 
-use crate::store::StoreError;
+use crate::jobs::store::StoreError;
 
 /// Steps in order; once released, one is never changed.
 const STEPS: &[&str] = &[FIRST, LIMITS, PROOF, WAITING, ACCOUNT_LIMITS];

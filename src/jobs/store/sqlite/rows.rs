@@ -14,11 +14,11 @@ use serde::de::DeserializeOwned;
 
 use crate::base::ids::{JobId, UnixMillis, WaiterId};
 use crate::jobs::journal::AgentEvent;
+use crate::jobs::store::{Glance, QueueRow, SessionKey, StoreError};
 use crate::jobs::{
     CancelReason, ConsultRequest, JobMode, JobOutcome, JobRecord, JobState, JobSummary, JournalEntry, JournalEvent,
     RunProcess,
 };
-use crate::store::{Glance, QueueRow, SessionKey, StoreError};
 
 /// Characters of the prompt in a listing.
 const PROMPT_HEAD: usize = 80;

@@ -24,7 +24,7 @@ use rusqlite::{Connection, ErrorCode, OpenFlags, Transaction, TransactionBehavio
 use crate::base::ids::{JobId, UnixMillis};
 use crate::base::state_dir::{PRIVATE_FILE, StateDir, StateDirError, open_private};
 use crate::jobs::lock::{HeldLock, LockError};
-use crate::store::{BUSY_BOUND, StoreError};
+use crate::jobs::store::{BUSY_BOUND, StoreError};
 
 /// The page cache of one connection: enough for the upper levels of every index of 10,000 jobs. Every runner has one.
 const CACHE_KIB: i64 = 256;
@@ -121,7 +121,7 @@ pub struct SqliteStore {
     /// Where the file is, for stores that have one.
     path: Option<PathBuf>,
     open: Option<Open>,
-    /// Counts openings, for [`DataVersion`](crate::store::DataVersion).
+    /// Counts openings, for [`DataVersion`](crate::jobs::store::DataVersion).
     opened: u64,
     /// Damage was reported since the file was last checked.
     suspect: bool,

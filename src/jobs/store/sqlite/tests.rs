@@ -8,11 +8,11 @@ use super::*;
 use crate::base::fault::{Fault, FaultCode};
 use crate::base::ids::{AgentSessionId, ChainId, HostId, InvocationId, RunToken, SessionNumber};
 use crate::jobs::journal::AgentEvent;
+use crate::jobs::store::{
+    Accept, AcceptLimits, Ages, CancelState, JobFilter, LIMIT_MOST, RetentionPolicy, Start, Store, Transition,
+};
 use crate::jobs::{
     Billing, CancelReason, ConsultRequest, JobMode, JobOutcome, JobState, JournalEvent, NewJob, RunProcess,
-};
-use crate::store::{
-    Accept, AcceptLimits, Ages, CancelState, JobFilter, LIMIT_MOST, RetentionPolicy, Start, Store, Transition,
 };
 
 const LIMITS: AcceptLimits = AcceptLimits { max_queued: 100_000 };

@@ -16,13 +16,13 @@ use crate::base::ids::{InvocationId, JobId, UnixMillis, WaiterId};
 use crate::jobs::evidence;
 use crate::jobs::journal::AgentEvent;
 use crate::jobs::limits::Scope;
+use crate::jobs::store::{
+    Accept, AcceptLimits, Ages, CHAINS_MOST, CancelState, ChainCost, DataVersion, DayCost, Glance, JobCounts,
+    JobFilter, LIMIT_MOST, Limit, MOST_LISTED, Pruned, QueueRow, RetentionPolicy, Start, Store, StoreError, Transition,
+};
 use crate::jobs::{
     Billing, CancelReason, JobMode, JobOutcome, JobRecord, JobState, JobSummary, JournalEntry, JournalEvent, NewJob,
     RunProcess, limits,
-};
-use crate::store::{
-    Accept, AcceptLimits, Ages, CHAINS_MOST, CancelState, ChainCost, DataVersion, DayCost, Glance, JobCounts,
-    JobFilter, LIMIT_MOST, Limit, MOST_LISTED, Pruned, QueueRow, RetentionPolicy, Start, Store, StoreError, Transition,
 };
 
 /// What a job holds besides its request, journal and outcome, roughly: its row and its index entries.
