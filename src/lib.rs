@@ -10,7 +10,6 @@ pub mod actors;
 pub mod agents;
 pub mod base;
 pub mod checkout;
-pub mod clients;
 pub mod config;
 pub mod exec;
 pub mod failpoints;

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use phone_opus::base::ids::UnixMillis;
 use phone_opus::base::state_dir::StateDir;
-use phone_opus::clients::Clients;
+use phone_opus::config::clients::Clients;
 use phone_opus::system::{Grace, Shutdown, System};
 use phone_opus::testkit::client::envelope;
 use phone_opus::testkit::invariants::invariant_one_answer_each;

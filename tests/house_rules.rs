@@ -80,7 +80,6 @@ const LAYERS: &[&str] = &[
     "jobs",
     "agents",
     "config",
-    "clients",
     "telemetry",
     "tools",
     "runner",
@@ -96,7 +95,7 @@ const LAYERS: &[&str] = &[
 ];
 
 /// What still reaches upwards, as (who, whom). A pair that is not needed any more must go.
-const UPWARDS: &[(&str, &str)] = &[("config", "clients")];
+const UPWARDS: &[(&str, &str)] = &[];
 
 /// Types whose statics have a state.
 const STATEFUL: &[&str] = &[

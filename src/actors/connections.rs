@@ -24,7 +24,7 @@ use super::sessions::SessionEnd;
 use super::workers::WorkersMsg;
 use crate::base::fault::{Fault, FaultCode};
 use crate::base::ids::{HostId, SessionNumber};
-use crate::clients::Clients;
+use crate::config::clients::Clients;
 use crate::failpoints::Faults;
 use crate::protocol::catalog::Catalog;
 use crate::protocol::session::{SessionCore, SessionLimits, Unreadable};

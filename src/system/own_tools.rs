@@ -5,7 +5,7 @@
 use schemars::JsonSchema;
 
 use crate::base::fault::Fault;
-use crate::clients;
+use crate::config::clients;
 use crate::health::HealthSource;
 use crate::tools::arguments::ArgumentReader;
 use crate::tools::consult::shape;

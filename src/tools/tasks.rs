@@ -11,7 +11,7 @@ use super::consult::{Caller, Desk, finished};
 use super::reply::{Detail, Render, Shape};
 use crate::base::fault::{Fault, FaultCode};
 use crate::base::ids::{JobId, SessionNumber};
-use crate::clients::Structured;
+use crate::config::clients::Structured;
 use crate::jobs::client::News;
 use crate::jobs::store::{JobFilter, MOST_LISTED};
 use crate::jobs::{JobRecord, JobState, JobSummary};

@@ -43,7 +43,7 @@ use crate::agents::{AgentNames, Environment};
 use crate::base::fault::{Fault, FaultCode};
 use crate::base::ids::CallKey;
 use crate::base::ids::{Generation, HostId};
-use crate::clients::Clients;
+use crate::config::clients::Clients;
 use crate::failpoints::{Broken, FaultPoint, Faults, Operation};
 use crate::protocol::frame::LINE_LIMIT;
 use crate::protocol::frame::{Frame, FrameReader};

@@ -28,7 +28,7 @@ use crate::actors::worker::{Attempt, WorkerMsg};
 use crate::actors::workers::WorkersMsg;
 use crate::base::fault::{Fault, FaultCode};
 use crate::base::ids::{CallKey, CallNumber, Generation, InvocationId, JobId};
-use crate::clients::Unsaved;
+use crate::config::clients::Unsaved;
 use crate::failpoints::{Broken, FaultPoint, InTurn, Operation};
 use crate::protocol::session::{Call, CallOutcome, Finished};
 use crate::telemetry::{Record, ToolCallRecord};

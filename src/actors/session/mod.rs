@@ -65,7 +65,7 @@ use super::workers::WorkersMsg;
 use crate::actors::clock;
 use crate::base::fault::{Fault, FaultCode};
 use crate::base::ids::{CallNumber, Generation, HostId, JobId, SessionNumber};
-use crate::clients::Clients;
+use crate::config::clients::Clients;
 use crate::failpoints::{Faults, Operation};
 use crate::protocol::frame::{Frame, FrameReader};
 use crate::protocol::session::{CallOutcome, ClientInfo, Effect, SessionCore};

@@ -7,6 +7,8 @@
 //! project's file is no layer: it lowers limits, and can neither raise one nor name a program, an agent, a directory, a key or
 //! who pays; (3) one that cannot be used is left out whole, which is told with its place and never with its text.
 
+pub mod clients;
+
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -17,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use crate::agents::ExtraUsage;
 use crate::base::nearest::nearest;
 use crate::checkout::plain::Unusable;
-use crate::clients::ClientSettings;
+use crate::config::clients::ClientSettings;
 use crate::jobs::Billing;
 
 /// A configuration that cannot be used.
