@@ -14,7 +14,6 @@ pub mod config;
 pub mod exec;
 pub mod failpoints;
 pub mod handover;
-pub mod health;
 pub mod jobs;
 pub mod places;
 pub mod protocol;

@@ -87,7 +87,6 @@ const LAYERS: &[&str] = &[
     "worker",
     "rollout",
     "actors",
-    "health",
     "handover",
     "system",
     "testkit",

@@ -10,6 +10,7 @@ pub mod clock;
 pub mod connections;
 pub mod consult;
 pub mod current;
+pub mod health;
 pub mod jobs;
 pub mod kept;
 pub mod reply;

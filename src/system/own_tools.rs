@@ -4,9 +4,9 @@
 
 use schemars::JsonSchema;
 
+use crate::actors::health::HealthSource;
 use crate::base::fault::Fault;
 use crate::config::clients;
-use crate::health::HealthSource;
 use crate::tools::arguments::ArgumentReader;
 use crate::tools::consult::shape;
 use crate::tools::readers::{AT_ONCE, READS, definition, host_tool};
