@@ -13,7 +13,6 @@ pub mod checkout;
 pub mod config;
 pub mod exec;
 pub mod failpoints;
-pub mod handover;
 pub mod jobs;
 pub mod places;
 pub mod protocol;

@@ -87,7 +87,6 @@ const LAYERS: &[&str] = &[
     "worker",
     "rollout",
     "actors",
-    "handover",
     "system",
     "testkit",
     "bin",

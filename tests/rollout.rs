@@ -18,11 +18,11 @@ use std::time::{Duration, Instant};
 use phone_opus::base::fault::{Fault, FaultCode};
 use phone_opus::config::{Config, RolloutMode};
 use phone_opus::failpoints::{Counters, Ends, FORCE_ROLLOUT_KEY, FaultPlan, Faults};
-use phone_opus::handover::{Nameless, Snapshot};
 use phone_opus::rollout::selfcheck::SNAPSHOT_FORMAT;
 use phone_opus::rollout::{
     HandOver, Handing, LaunchPath, NotAdopted, RolloutSetup, SnapshotFile, Successor, Trigger, Verdict,
 };
+use phone_opus::system::handover::{Nameless, Snapshot};
 use phone_opus::system::{System, SystemBuilder};
 use phone_opus::testkit::{Client, Rig, Role, tried_program, until, until_seen};
 use serde_json::{Value, json};

@@ -11,10 +11,10 @@ use crate::agents::{Agent, AgentRegistry, Environment};
 use crate::base::state_dir::StateDir;
 use crate::config::Config;
 use crate::failpoints::Faults;
-use crate::handover::Snapshot;
 use crate::protocol::frame::LINE_LIMIT;
 use crate::protocol::session::SessionLimits;
 use crate::rollout::RolloutSetup;
+use crate::system::handover::Snapshot;
 use crate::tools::Tool;
 use crate::worker::{Isolation, WorkerPolicy};
 

@@ -10,10 +10,10 @@ use std::time::Duration;
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncWriteExt, BufReader, Lines};
 
 use super::{Grace, Shutdown, System, SystemBuilder};
-use crate::handover::{Restore, Snapshot, SnapshotError};
 use crate::jobs::store;
 use crate::rollout::Digest;
 use crate::rollout::selfcheck::{NAME, SNAPSHOT_FORMAT, SelfCheck, SelfCheckError};
+use crate::system::handover::{Restore, Snapshot, SnapshotError};
 
 /// Longest the trial of serving may take by itself; who asks has a bound of its own.
 const TRIAL: Duration = Duration::from_secs(4);

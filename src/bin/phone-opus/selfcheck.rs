@@ -8,8 +8,8 @@ use std::process::ExitCode;
 
 use phone_opus::base::state_dir::StateDir;
 use phone_opus::failpoints::{FaultPoint, Operation};
-use phone_opus::handover::Restore;
 use phone_opus::rollout::selfcheck::{SelfCheck, SelfCheckError};
+use phone_opus::system::handover::Restore;
 use phone_opus::system::selfcheck;
 use serde::Serialize;
 

@@ -9,9 +9,9 @@ use phone_opus::agents::Environment;
 use phone_opus::base::signals;
 use phone_opus::base::state_dir::StateDir;
 use phone_opus::base::stdio::{Input, Output};
-use phone_opus::handover::{NewImage, Restore, Snapshot};
 use phone_opus::rollout::Trigger;
 use phone_opus::runner::{self, RunnerEnd, RunnerOptions};
+use phone_opus::system::handover::{NewImage, Restore, Snapshot};
 use phone_opus::system::{Grace, Shutdown, System};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 

@@ -5,6 +5,7 @@
 
 mod assembly;
 mod builder;
+pub mod handover;
 pub mod own_tools;
 pub mod selfcheck;
 mod start;
@@ -17,6 +18,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::watch;
 
 pub use self::builder::{OwnTools, SystemBuilder};
+use self::handover::{HandOverError, InPlace, NewImage, Snapshot};
 use crate::actors::connections::{Connections, Door};
 use crate::actors::current::Current;
 use crate::actors::health::HealthSource;
@@ -26,7 +28,6 @@ use crate::actors::session::{Input, Sink};
 use crate::actors::sessions::{SessionEnd, SessionsMsg};
 use crate::base::fault::{Fault, FaultCode};
 use crate::base::stdio;
-use crate::handover::{self, HandOverError, InPlace, NewImage, Snapshot};
 use crate::jobs::client::{JobsHandle, News};
 use crate::jobs::{ConsultRequest, JobMode, JobRecord};
 use crate::rollout::{HandOver, NotAdopted, Trigger};
