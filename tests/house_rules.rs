@@ -92,9 +92,6 @@ const LAYERS: &[&str] = &[
     "bin",
 ];
 
-/// What still reaches upwards, as (who, whom). A pair that is not needed any more must go.
-const UPWARDS: &[(&str, &str)] = &[];
-
 /// Types whose statics have a state.
 const STATEFUL: &[&str] = &[
     "Mutex", "RwLock", "Atomic", "OnceLock", "LazyLock", "OnceCell", "LazyCell", "RefCell", "Cell<", "Notify", "Sender",
@@ -221,12 +218,25 @@ fn no_folder_reaches_upwards() {
             }
         }
     }
-    let allowed = |pair: &(String, String)| UPWARDS.contains(&(&pair.0[..], &pair.1[..]));
-    let wrong: Vec<_> = upwards.iter().filter(|(pair, _)| !allowed(pair)).collect();
-    assert!(wrong.is_empty(), "these reach upwards: {wrong:#?}");
-    let needless: Vec<_> =
-        UPWARDS.iter().filter(|(who, whom)| !upwards.contains_key(&((*who).to_owned(), (*whom).to_owned()))).collect();
-    assert!(needless.is_empty(), "nobody needs these exceptions any more: {needless:?}");
+    assert!(upwards.is_empty(), "these reach upwards: {upwards:#?}");
+}
+
+#[test]
+fn the_map_shows_the_layers_as_they_are() {
+    let page = std::fs::read_to_string(root().join("ARCHITECTURE.md")).expect("the map");
+    let table = page.split("\n## Layers\n").nth(1).and_then(|rest| rest.split("\n## ").next()).expect("a chapter");
+    let shown: Vec<&str> =
+        table.lines().filter_map(|line| line.strip_prefix("| `")?.split_once('`').map(|(folder, _)| folder)).collect();
+    assert_eq!(shown, LAYERS);
+    let mut folders: Vec<String> = std::fs::read_dir(root().join("src"))
+        .expect("the sources")
+        .map(|entry| room(&entry.expect("an entry").file_name().to_string_lossy()).to_owned())
+        .filter(|name| name != "lib")
+        .collect();
+    folders.sort();
+    let mut layers = LAYERS.to_vec();
+    layers.sort_unstable();
+    assert_eq!(folders, layers, "each folder has its place");
 }
 
 #[test]
