@@ -20,7 +20,8 @@ use phone_opus::base::ids::Generation;
 use phone_opus::base::state_dir::StateDir;
 use phone_opus::base::stdio::{Input, Output};
 use phone_opus::protocol::envelope;
-use phone_opus::system::{Grace, LINE_LIMIT, OwnTools, System, SystemBuilder};
+use phone_opus::protocol::frame::LINE_LIMIT;
+use phone_opus::system::{Grace, OwnTools, System, SystemBuilder};
 use phone_opus::tools::{
     Annotations, ReplayContract, ReplyText, Tool, ToolCall, ToolDefinition, ToolFuture, ToolReply,
 };

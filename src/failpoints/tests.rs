@@ -315,7 +315,7 @@ fn child_that_meets_a_point() {
 
 fn generation(faults: &Faults, dir: &Path) -> (ExitStatus, bool) {
     let output = Command::new(std::env::current_exe().expect("our own path"))
-        .args(["--exact", "faults::tests::child_that_meets_a_point", "--nocapture", "--test-threads=1"])
+        .args(["--exact", "failpoints::tests::child_that_meets_a_point", "--nocapture", "--test-threads=1"])
         .envs(faults.variables())
         .env(CHILD, "1")
         // Where an abort may leave its core.

@@ -1015,7 +1015,7 @@ fn files_and_directories_are_private_whatever_the_umask() {
     for umask in ["000", "022", "077"] {
         let (_scratch, dir) = scratch();
         let output = Command::new(std::env::current_exe().expect("our own path"))
-            .args(["--exact", "store::sqlite::tests::child_that_makes_a_store_under_a_umask", "--test-threads=1"])
+            .args(["--exact", "jobs::store::sqlite::tests::child_that_makes_a_store_under_a_umask", "--test-threads=1"])
             .env(CHILD, format!("{umask}|{}", dir.root().display()))
             .output()
             .expect("the test binary starts");
