@@ -1,7 +1,7 @@
 //! Files of a directory that may be anybody's work: a checkout can hold whatever git, an archive or another user put there.
 //!
-//! Owns: how a file that is read by its name is opened ([`plain`]), which ignore files count ([`ignores`]), how far a tree is
-//! walked ([`walk`]), where a repository keeps its own data and what it tracks ([`repository`]). May not know: what a walk is
+//! Owns: how a file that is read by its name is opened ([`plain`]), which ignore files count (`ignores`), how far a tree is
+//! walked (`walk`), where a repository keeps its own data and what it tracks (`repository`). May not know: what a walk is
 //! for.
 //!
 //! Invariants: (1) a file is read by its name only if it is a plain one, reached by no link in its last part, and not larger

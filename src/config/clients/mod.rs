@@ -1,7 +1,7 @@
 //! What is known about clients by their names: how long they wait, how much they show, how often they want to hear.
 //!
 //! Owns: the table of known clients, what the configuration says instead, and which of it is stronger. What was observed
-//! about clients is [`observed`]'s. May not know: sessions, tools.
+//! about clients is `observed`'s. May not know: sessions, tools.
 //!
 //! ```text
 //!  weakest ── the table ── observed ── the configuration for everybody ── for this client ── what a call asks ── strongest

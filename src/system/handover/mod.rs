@@ -1,8 +1,7 @@
 //! Handing over to the next image of the program, in place: same process, same descriptors, same children.
 //!
 //! Owns: the snapshot ([`Snapshot`]), the sequence that freezes, passes on and thaws (`sequence`), the `exec`
-//! (`image`), which descriptors and signals come through it (`descriptors`, [`signals`]). May not know: when an upgrade is
-//! wanted and whether the new program is any good.
+//! (`image`). May not know: when an upgrade is wanted and whether the new program is any good.
 //!
 //! ```text
 //!  serving ──freeze──▶ quiet ──workers ended──▶ jobs let go ──still──▶ written ──exec──▶ (next image) restored ──▶ serving
