@@ -218,7 +218,11 @@ impl ArgumentReader {
 fn is_placeholder(value: &Value) -> bool {
     match value {
         Value::Null => true,
-        Value::String(text) => lenient::is_blank(text) || text == "null",
+        // A control character is no way to say nothing: whoever sent it meant something, and is told that it is refused.
+        Value::String(text) => {
+            let controls = text.chars().any(|c| c.is_control() && !c.is_whitespace());
+            (lenient::is_blank(text) && !controls) || text == "null"
+        }
         _ => false,
     }
 }
