@@ -3,14 +3,18 @@
 #![expect(clippy::expect_used, reason = "helpers of tests")]
 
 use std::process::Output;
+use std::time::Duration;
 
 use phone_opus::testkit::scoreboard::{Draw, rows};
 use phone_opus::testkit::{Rig, tried_program};
 use serde_json::{Value, json};
 
+/// Longest one run may take: sixteen seconds alone, and several run beside each other here, each of them with twenty worlds.
+const PATIENCE: Duration = Duration::from_secs(240);
+
 /// Runs the command in a world of its own, in which it makes more of them, and proves that nothing is left of any.
 async fn selftest(arguments: &[&str]) -> Output {
-    let mut rig = Rig::new(tried_program(env!("CARGO_BIN_EXE_phone-opus")));
+    let mut rig = Rig::new(tried_program(env!("CARGO_BIN_EXE_phone-opus"))).with_patience(PATIENCE);
     // Scratch directories of the cases lie in this one's.
     let scratch = rig.path("cases");
     std::fs::create_dir(&scratch).expect("a directory");
