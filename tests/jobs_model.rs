@@ -356,7 +356,12 @@ impl World {
         }
         self.under.clear();
         self.attending.clear();
+        // Who had attention withdrawn may never reach this incarnation.
+        self.let_go = false;
         self.on(JobsEvent::Restarted);
+        for (job, _) in self.core.claims() {
+            assert!(self.attending.contains(&job), "{job} is attended to by nobody");
+        }
         for at in 0..self.calls.len() {
             // Whoever waits asks again; whoever withdrew does not.
             if self.calls[at].ask.take().is_some() && !self.calls[at].withdrawn {

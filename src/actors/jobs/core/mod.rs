@@ -415,9 +415,10 @@ impl JobsCore {
         for ask in asks.keys() {
             self.settle_doubts(*ask, effects);
         }
-        if self.attention == Attention::Paid {
-            effects.extend(self.claims.keys().map(|job| JobsEffect::Attend(*job)));
-        }
+        // Whoever had it withdrawn asked the last incarnation, and may not reach this one to give it back: the hand-over that
+        // was under way fails on a job that is attended to, and is tried again.
+        self.attention = Attention::Paid;
+        effects.extend(self.claims.keys().map(|job| JobsEffect::Attend(*job)));
     }
 }
 

@@ -263,3 +263,18 @@ fn a_new_incarnation_attends_to_all_and_refuses_who_withdrew_from_the_last_one()
     let (ask, asked) = rig.ask(Some(call(1, 2)), JobMode::Sync);
     assert_eq!(asked, [JobsEffect::RefuseWithdrawn(ask)], "it withdrew, and its question came again all the same");
 }
+
+#[test]
+fn attention_that_was_withdrawn_from_the_last_incarnation_is_paid_by_the_next() {
+    for accepting in [false, true] {
+        let mut rig = Rig::default();
+        let job = rig.accepted(call(1, 1));
+        if accepting {
+            rig.ask(Some(call(1, 2)), JobMode::Sync);
+        }
+        rig.on(JobsEvent::LetGo);
+        assert!(!rig.core.is_attentive());
+        assert_eq!(rig.on(JobsEvent::Restarted), [JobsEffect::Attend(job)], "nobody may be there to say `Resume`");
+        assert!(rig.core.is_attentive());
+    }
+}
