@@ -50,6 +50,12 @@ const RULES: &[Rule] = &[
         such_as: "thread_local! { static X: Cell<u8> = Cell::new(0) }",
     },
     Rule {
+        name: "sessions and groups are read in the process table: one led from outside has no number a pid type can hold",
+        never: &["getsid(", "getpgrp(", "getpgid("],
+        but_in: &[],
+        such_as: "let session = rustix::process::getsid(None)?;",
+    },
+    Rule {
         name: "SQL stands in the store",
         never: &["rusqlite", "SELECT ", "INSERT INTO", "DELETE FROM", "CREATE TABLE", "PRAGMA "],
         but_in: &["jobs/store"],

@@ -11,6 +11,15 @@ pub(crate) fn start_time(pid: Pid) -> u64 {
     stat(pid.as_raw_nonzero().get()).map_or(0, |stat| stat.start_time)
 }
 
+/// Whether this process leads its session; `false` where the table cannot be read.
+///
+/// The table is asked and not the system call: a session or group whose leader lives outside this namespace of pids has the
+/// number 0, which no pid type can hold.
+pub(crate) fn leads_session() -> bool {
+    let own = rustix::process::getpid().as_raw_nonzero().get();
+    stat(own).is_some_and(|stat| stat.session == own)
+}
+
 /// The members of a group that are not dead; `None` where the table cannot be read.
 pub(crate) fn living_members(group: Pid) -> Option<Vec<i32>> {
     linux::all(|stat| !stat.is_dead && stat.group == group.as_raw_nonzero().get())

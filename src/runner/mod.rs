@@ -33,6 +33,7 @@ use crate::agents::{
 };
 use crate::base::fault::{Fault, FaultCode};
 use crate::base::ids::{JobId, RunToken, UnixMillis};
+use crate::base::procfs;
 use crate::base::state_dir::StateDir;
 use crate::config::Config;
 use crate::exec::Session;
@@ -594,8 +595,7 @@ impl Runner {
         // runner dies right after.
         let (session, numbering) = (std::process::id(), leftovers::numbering());
         // Only a runner that leads its session: an embedding program may have run this in its own.
-        let leads = rustix::process::getsid(None).is_ok_and(|found| found == rustix::process::getpid());
-        let session = if leads { session } else { 0 };
+        let session = if procfs::leads_session() { session } else { 0 };
         let mark = RunProcess { pid: 0, start_time: 0, token, session, numbering };
         if let Err(error) = insist(STORE_MOMENT, || self.store.set_process(record.id, mark)).await {
             return failed(error.into());

@@ -24,11 +24,12 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal, getpgrp, getpid, kill_process, setsid};
+use rustix::process::{Pid, Signal, getpid, kill_process, setsid};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use crate::base::ids::UnixMillis;
+use crate::base::procfs;
 
 /// The file name the program is called by.
 pub const PROGRAM_NAME: &str = "phone-opus-scripted-agent";
@@ -604,8 +605,9 @@ fn note(log: Option<&Path>, event: &str, args: &[OsString], prompt: &str) -> io:
         .map(|(name, value)| (String::from_utf8_lossy(name.as_bytes()).into_owned(), json!(value.to_string_lossy())))
         .collect();
     let cwd = std::env::current_dir().unwrap_or_default();
+    let pid = Pid::as_raw(Some(getpid()));
     let mut line = json!({
-        "event": event, "pid": Pid::as_raw(Some(getpid())), "pgid": Pid::as_raw(Some(getpgrp())), "argv": argv,
+        "event": event, "pid": pid, "pgid": procfs::stat(pid).map(|stat| stat.group), "argv": argv,
         "env": env, "cwd": cwd.to_string_lossy(), "prompt_bytes": prompt.len(),
         "prompt_head": prompt.chars().take(200).collect::<String>(), "ts_ms": UnixMillis::now(),
     })
