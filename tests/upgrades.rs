@@ -1080,8 +1080,11 @@ async fn memory_and_descriptors_stay_flat_over_many_upgrades() {
         seen.push((descriptors(&host), resident(host.host_pid()).expect("it runs") / 1024));
     }
     println!("descriptors and KiB after each upgrade: {seen:?}");
-    let (first, last) = (seen[2], seen[seen.len() - 1]);
-    assert!(last.0 <= first.0 && last.1 <= first.1 + 1024, "{seen:?}");
+    // A look falls between two requests or into one: what stays is what the least of several looks shows.
+    let least =
+        |looks: &[(usize, u64)]| looks.iter().copied().reduce(|a, b| (a.0.min(b.0), a.1.min(b.1))).expect("looks");
+    let (early, late) = (least(&seen[1..5]), least(&seen[8..]));
+    assert!(late.0 <= early.0 && late.1 <= early.1 + 1024, "{seen:?}");
     rig.give_sign("go");
     host.reply(sent).await.expect_success();
     rig.stop_and_check_invariants([host]).await;
