@@ -1,4 +1,5 @@
-//! Rules of the house that no compiler keeps, as searches through the sources.
+//! Rules of the house that no compiler keeps, as searches through the sources. A program of its own
+//! because it needs nothing of the library: it is built and run in seconds, before anything else.
 //!
 //! Each rule brings a line that breaks it, so that a search that finds nothing any more is noticed.
 
@@ -359,20 +360,33 @@ fn what_the_pages_link_to_is_there() {
     }
 }
 
-/// A test that uses the kit must say so in the manifest: without the feature it would not compile, and without its line
-/// nobody would learn that it was left out.
+/// The files of `tests` that are programs of their own; each says in its head why it must be one.
+const ALONE: &[&str] = &["exec_adoption", "house_rules"];
+
+/// One program is linked once; a file beside it would be linked again, and a module nobody names would not be run.
 #[test]
-fn every_test_that_uses_the_kit_requires_its_feature() {
-    let manifest = std::fs::read_to_string(root().join("Cargo.toml")).expect("the manifest");
-    let declared = |name: &str| manifest.contains(&format!("name = \"{name}\"\nrequired-features = [\"testkit\"]"));
-    let mut with_kit = 0;
-    for path in rust_files(&root().join("tests")) {
-        let text = std::fs::read_to_string(&path).expect("a test");
-        let name = path.file_stem().expect("a name").to_string_lossy().into_owned();
-        let uses = text.lines().any(|line| line.starts_with("use phone_opus::testkit"));
-        with_kit += usize::from(uses);
-        assert_eq!(uses, declared(&name), "{name}: uses the kit, and requires its feature in Cargo.toml");
-        assert!(!text.contains(&["mod ", "rig;"].concat()), "{name} has a rig of its own");
+fn the_tests_are_one_program_and_name_all_their_modules() {
+    let files = std::fs::read_dir(root().join("tests")).expect("tests").map(|entry| entry.expect("an entry").path());
+    let mut alone: Vec<_> = files.filter(|path| path.extension().is_some_and(|end| end == "rs")).collect();
+    alone.sort();
+    let names: Vec<_> = alone.iter().map(|path| path.file_stem().expect("a name").to_string_lossy()).collect();
+    assert_eq!(names, ALONE, "a test is a module of tests/it, by subject");
+    for path in &alone {
+        let text = std::fs::read_to_string(path).expect("a test");
+        let head: String = text.lines().take_while(|line| line.starts_with("//!")).collect();
+        assert!(head.contains("process of its own") || head.contains("program of its own"), "{path:?}: why alone?");
+        assert!(!text.contains("\nuse phone_opus::testkit"), "{path:?}: what uses the kit is a module of tests/it");
     }
-    assert!(with_kit >= 7, "{with_kit} tests use the kit");
+    let it = root().join("tests/it");
+    for path in rust_files(&it).iter().filter(|path| **path != it.join("main.rs")) {
+        let is_folder = path.ends_with("mod.rs");
+        let module = if is_folder { path.parent().expect("a folder") } else { path };
+        let name = module.file_stem().expect("a name").to_string_lossy();
+        let folder = module.parent().expect("a folder");
+        let parent = if folder == it { it.join("main.rs") } else { folder.join("mod.rs") };
+        let declared = std::fs::read_to_string(&parent).expect("its parent");
+        assert!(declared.lines().any(|line| line == format!("mod {name};")), "{parent:?} does not name {name}");
+        let text = std::fs::read_to_string(path).expect("a test");
+        assert!(!text.contains(&["mod ", "rig;"].concat()) || is_folder, "{path:?} has a rig of its own");
+    }
 }

@@ -19,7 +19,7 @@ from harness import ROOT, Scratch, Table, Tapped, Upgrade, phone_opus, program, 
 HERE = os.path.dirname(os.path.abspath(__file__))
 CELLS = ["connect", "list", "call", "parallel", "cancel", "progress", "tasks", "subscribe", "worker crash", "upgrade", "shutdown"]
 
-# What each test of tests/rmcp_client.rs shows.
+# What each test of tests/it/protocol/rmcp_client.rs shows.
 RMCP = {
     "connects_and_ends_in_order": ["connect", "shutdown"],
     "lists_the_tools": ["list"],
@@ -183,8 +183,8 @@ def rmcp(grid):
         return grid.absent("rmcp", "no cargo on PATH")
     with open(os.path.join(ROOT, "Cargo.lock")) as file:
         grid.begin("rmcp", re.search(r'name = "rmcp"\nversion = "([^"]+)"', file.read()).group(1))
-    done = subprocess.run([cargo, "test", "--test", "rmcp_client"], cwd=ROOT, capture_output=True, text=True)
-    seen = re.findall(r"^test (\w+)::(\w+) \.\.\. (\w+)", done.stdout, re.M)
+    done = subprocess.run([cargo, "test", "--test", "it", "protocol::rmcp_client"], cwd=ROOT, capture_output=True, text=True)
+    seen = re.findall(r"^test protocol::rmcp_client::(\w+)::(\w+) \.\.\. (\w+)", done.stdout, re.M)
     for era in ("legacy", "auto", "modern"):
         grid.era = era
         laws = {law: state for module, law, state in seen if module == era}

@@ -2,7 +2,7 @@
 //! agree.
 //!
 //! A transcript is `tests/transcripts/NAME.jsonl`, one message a line in the order of the wire; what differs from run to run
-//! is replaced by something of the same type. `PHONE_OPUS_ACCEPT=1 cargo test --test transcripts` writes them anew: look at
+//! is replaced by something of the same type. `PHONE_OPUS_ACCEPT=1 cargo test --test it transcripts` writes them anew: look at
 //! what changed before it is committed.
 //!
 //! The schemas are data of the protocol's authors and not part of this repository. They are looked for in the directory

@@ -2,7 +2,7 @@
 //! doubled or swapped, what does not fit is refused at once, and whoever is not concerned does not notice.
 //!
 //! The worker process of the systems in this program is this program again: `worker_process` is its entry. Full sizes:
-//! `cargo test --release --test crowds -- --ignored --nocapture`.
+//! `cargo test --release --test it supervision::crowds -- --ignored --nocapture`.
 
 #![cfg(target_os = "linux")]
 #![allow(clippy::expect_used, clippy::panic, clippy::print_stdout, reason = "tools and helpers of tests")]
@@ -56,7 +56,7 @@ const GENERATION: &str = "PHONE_OPUS_TEST_GENERATION";
 
 /// The test harness prints on standard output, so the pipe to the host is moved out of its way.
 const SCRIPT: &str = "exec 3>&1 >/dev/null; PHONE_OPUS_TEST_GENERATION=$2 \
-                      exec \"$0\" --exact worker_process --ignored --nocapture";
+                      exec \"$0\" --exact supervision::crowds::worker_process --ignored --nocapture";
 
 #[test]
 #[ignore = "the worker process of the other tests"]

@@ -1,7 +1,7 @@
 //! Worker processes of the real program killed at random moments under load: nobody is answered twice or not at all, no
 //! agent runs twice, and the next call is served within milliseconds.
 //!
-//! Each test has a small size that runs with the others, and a full one (`cargo test --release --test kills -- --ignored
+//! Each test has a small size that runs with the others, and a full one (`cargo test --release --test it kills -- --ignored
 //! --nocapture`), which prints what it measured.
 
 #![cfg(target_os = "linux")]

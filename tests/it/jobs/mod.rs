@@ -1,0 +1,13 @@
+//! Consults as jobs: who pays, where they look, what they leave, and that none is lost or run twice.
+
+mod answers;
+mod billing;
+mod custody;
+mod disk;
+mod durability;
+mod failures;
+mod hostile_output;
+mod lifetimes;
+mod model;
+mod places;
+mod waiting;

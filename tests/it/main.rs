@@ -1,0 +1,13 @@
+//! Everything that is tried from outside, in one program, so that it is linked once.
+//!
+//! Owns: the list of modules, by subject. A test that has to have a process to itself (exit of any child, open descriptors)
+//! starts this program again with its own name, or is a file of its own beside this folder and says why in its head.
+//! `cargo test --test it jobs::custody` runs one module.
+
+mod failpoints;
+mod jobs;
+mod kit;
+mod program;
+mod protocol;
+mod supervision;
+mod upgrades;

@@ -1,0 +1,5 @@
+//! The program as people and shells meet it: its command line, its terminal, and how it is started.
+
+mod cli;
+mod keyboard;
+mod starts;
