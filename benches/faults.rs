@@ -9,7 +9,7 @@ use std::hint::black_box;
 use std::time::{Duration, Instant};
 
 use futures_util::FutureExt;
-use phone_opus::failpoints::{Counters, Ends, FaultAction, FaultPlan, FaultPoint, Faults, Operation};
+use phone_opus::failpoints::{Ends, FaultAction, FaultCounters, FaultPlan, FaultPoint, Faults, Operation};
 
 /// Hits per measurement: some milliseconds even for the cheapest.
 const HITS: u32 = 4_000_000;
@@ -19,7 +19,7 @@ const ROUNDS: usize = 15;
 
 fn armed(plan: &str) -> Faults {
     let plan = FaultPlan::parse(plan, 0).unwrap_or_default();
-    Faults::arm(plan, Ends::Process, Counters::Memory).unwrap_or_default()
+    Faults::arm(plan, Ends::Process, FaultCounters::Memory).unwrap_or_default()
 }
 
 fn timed(mut hit: impl FnMut()) -> Duration {

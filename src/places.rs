@@ -153,14 +153,14 @@ pub struct Grounds {
 
 /// Why a directory is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Refused {
+pub enum PlaceRefused {
     /// It is a store of secrets.
     Secrets,
     /// Nothing grants it.
     Outside,
 }
 
-impl Refused {
+impl PlaceRefused {
     /// What is said about it, after its name.
     #[must_use]
     pub const fn wrong(self) -> &'static str {
@@ -189,7 +189,7 @@ impl Grounds {
     /// # Errors
     ///
     /// Why not.
-    pub fn judge(&self, dir: &Path) -> Result<(), Refused> {
+    pub fn judge(&self, dir: &Path) -> Result<(), PlaceRefused> {
         self.judge_secrets(dir)?;
         let home = self.home.as_deref();
         // The user named it, whatever it is.
@@ -209,7 +209,7 @@ impl Grounds {
         if began && broad && !said && home.is_some_and(below) {
             return Ok(());
         }
-        Err(Refused::Outside)
+        Err(PlaceRefused::Outside)
     }
 
     /// Whether the owner of this program may.
@@ -217,14 +217,14 @@ impl Grounds {
     /// # Errors
     ///
     /// It is a store of secrets.
-    pub fn judge_secrets(&self, dir: &Path) -> Result<(), Refused> {
+    pub fn judge_secrets(&self, dir: &Path) -> Result<(), PlaceRefused> {
         let own = self.state.as_deref().is_some_and(|state| dir.starts_with(state));
         let home = self.home.as_deref().and_then(|home| dir.strip_prefix(home).ok());
         let first = home.and_then(|below| below.components().next());
         let in_home = first.is_some_and(|name| {
             HOME_SECRETS.contains(&name.as_os_str().to_string_lossy().to_ascii_lowercase().as_str())
         });
-        if own || in_home || is_secret(dir) { Err(Refused::Secrets) } else { Ok(()) }
+        if own || in_home || is_secret(dir) { Err(PlaceRefused::Secrets) } else { Ok(()) }
     }
 }
 
@@ -276,10 +276,11 @@ mod tests {
 
     #[test]
     fn a_directory_is_granted_by_start_roots_or_configuration_and_by_nothing_else() {
-        const OK: Result<(), Refused> = Ok(());
-        const OUT: Result<(), Refused> = Err(Refused::Outside);
-        const SECRET: Result<(), Refused> = Err(Refused::Secrets);
-        type Row = (&'static str, &'static [&'static str], &'static [&'static str], &'static str, Result<(), Refused>);
+        const OK: Result<(), PlaceRefused> = Ok(());
+        const OUT: Result<(), PlaceRefused> = Err(PlaceRefused::Outside);
+        const SECRET: Result<(), PlaceRefused> = Err(PlaceRefused::Secrets);
+        type Row =
+            (&'static str, &'static [&'static str], &'static [&'static str], &'static str, Result<(), PlaceRefused>);
         let table: &[Row] = &[
             // A server in a project.
             ("/home/u/p", &[], &[], "/home/u/p", OK),
@@ -358,9 +359,9 @@ mod tests {
         };
         assert_eq!(judge("p/src"), Ok(()));
         assert_eq!(judge("link-to-p/src/../src"), Ok(()));
-        assert_eq!(judge("p/to-q"), Err(Refused::Outside));
-        assert_eq!(judge("p/../q"), Err(Refused::Outside));
-        assert_eq!(judge("p/keys"), Err(Refused::Secrets));
+        assert_eq!(judge("p/to-q"), Err(PlaceRefused::Outside));
+        assert_eq!(judge("p/../q"), Err(PlaceRefused::Outside));
+        assert_eq!(judge("p/keys"), Err(PlaceRefused::Secrets));
     }
 
     #[test]

@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant};
 
 use phone_opus::exec::local::become_subreaper;
-use phone_opus::exec::{Adopt, CloseBy, LocalExec, Session, SpawnSpec, Stdin};
+use phone_opus::exec::{Adopt, CloseBy, LocalExec, ProcessSession, SpawnSpec, Stdin};
 
 /// Escapes are scripted so that each descendant says its pid and would live for long.
 fn shell(script: &str) -> SpawnSpec {
@@ -34,7 +34,7 @@ async fn a_descendant_in_its_own_session_is_ended_and_reaped_with_the_process() 
         // A short-lived orphan must not stay behind as a zombie either.
         ("setsid sh -c 'echo $$; echo $$' & sleep 0.2; exit 0".to_owned(), false, 0),
     ] {
-        let session = Session::new();
+        let session = ProcessSession::new();
         let (mut process, mut tap) = LocalExec::spawn(shell(&script), session.clone(), CloseBy::Backend).unwrap();
         let mut text = String::new();
         while text.lines().count() < script.matches("setsid").count() * 2 {

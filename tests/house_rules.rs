@@ -294,6 +294,43 @@ fn each_rule_finds_what_breaks_it_and_nothing_that_is_said_about_it() {
     );
 }
 
+/// The names of the public types a source declares.
+fn public_types(text: &str) -> BTreeSet<String> {
+    let name = |line: &str| {
+        let line = line.trim_start();
+        let line = line.strip_prefix("pub(crate) ").or_else(|| line.strip_prefix("pub "))?;
+        let (kind, rest) = line.split_once(' ')?;
+        let name: String = rest.chars().take_while(|c| c.is_ascii_alphanumeric() || *c == '_').collect();
+        ["struct", "enum", "trait", "type", "union"].contains(&kind).then_some(name).filter(|name| !name.is_empty())
+    };
+    // What a macro names has no name here.
+    code(text).iter().filter_map(|(_, line)| name(line)).collect()
+}
+
+#[test]
+fn a_public_type_name_stands_once() {
+    let mut places: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for (file, text) in sources() {
+        for name in public_types(&text) {
+            places.entry(name).or_default().push(file.clone());
+        }
+    }
+    assert!(places.len() > 300, "{} public types were found", places.len());
+    places.retain(|_, files| files.len() > 1);
+    assert!(places.is_empty(), "one word for two things; name what differs: {places:#?}");
+}
+
+#[test]
+fn public_types_are_found_wherever_they_stand() {
+    let found = |text: &str| public_types(text).into_iter().collect::<Vec<_>>();
+    let all =
+        "pub struct A;\npub(crate) enum B<T> {}\nmod m {\n    pub trait C: Send {}\n}\npub type D<'a> = &'a str;\n";
+    assert_eq!(found(all), ["A", "B", "C", "D"]);
+    let none = "struct A;\npub(super) enum B {}\n// pub struct C;\npub fn d() {}\npub(crate) const E: u8 = 0;\n";
+    assert_eq!(found(none), Vec::<String>::new());
+    assert_eq!(found("#[cfg(test)]\nmod tests {\n    pub struct A;\n}\n"), Vec::<String>::new());
+}
+
 fn page(name: &str) -> String {
     std::fs::read_to_string(root().join(name)).unwrap_or_else(|error| panic!("{name}: {error}"))
 }

@@ -19,7 +19,9 @@ use super::jobs::JobsMsg;
 use super::kept::Kept;
 use super::reply::SessionMailbox;
 use super::rollout::RolloutHandle;
-use super::session::{Ended, Gauges, Input, SessionEvent, SessionLoop, SessionParts, SessionSnapshot, Sink};
+use super::session::{
+    ClientInput, ClientOutput, Gauges, SessionEndReply, SessionEvent, SessionLoop, SessionParts, SessionSnapshot,
+};
 use super::sessions::SessionEnd;
 use super::workers::WorkersMsg;
 use crate::base::fault::{Fault, FaultCode};
@@ -113,7 +115,7 @@ struct Connection {
     door: Door,
     session: Arc<Kept<SessionLoop>>,
     mailbox: SessionMailbox,
-    ended: Ended,
+    ended: SessionEndReply,
 }
 
 struct Open {
@@ -152,8 +154,8 @@ impl Connections {
     pub fn open(
         &self,
         door: Door,
-        input: Input,
-        sink: Sink,
+        input: ClientInput,
+        sink: ClientOutput,
     ) -> Result<(SessionNumber, oneshot::Receiver<Result<SessionEnd, Fault>>), Fault> {
         let mut open = self.open_ones();
         if open.closing {

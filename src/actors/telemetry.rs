@@ -15,7 +15,7 @@ use super::kept::{Kept, Lent};
 use crate::base::ids::UnixMillis;
 use crate::failpoints::{Broken, FaultPoint, Faults, Operation};
 use crate::telemetry::counters::Counters;
-use crate::telemetry::log::{Entry, LogWriter, Moment, Torn};
+use crate::telemetry::log::{LogEntry, LogWriter, Moment, Torn};
 use crate::telemetry::{Record, TelemetryHandle};
 
 /// Longest a record waits to be counted and written. It keeps this task and the disk's thread asleep between batches.
@@ -182,14 +182,14 @@ impl Drop for InHand<'_> {
 }
 
 /// Counts records; those that go to the log come back.
-fn count(records: Vec<Record>, counters: &mut Counters, logged: bool) -> Vec<Entry> {
+fn count(records: Vec<Record>, counters: &mut Counters, logged: bool) -> Vec<LogEntry> {
     let mut batch = Vec::new();
     for record in records {
         counters.count(&record);
         let hot = matches!(record, Record::ToolCall(_)).then(|| counters.hot_paths()).flatten();
         if logged && !matches!(record, Record::Request { .. }) {
-            batch.push(Entry::Record(record));
-            batch.extend(hot.map(Entry::HotPaths));
+            batch.push(LogEntry::Record(record));
+            batch.extend(hot.map(LogEntry::HotPaths));
         }
     }
     batch

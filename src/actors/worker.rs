@@ -1,6 +1,6 @@
 //! A worker: one incarnation of the code that executes tools, as its host sees it.
 //!
-//! Owns: how a worker is reached ([`WorkerHandle`]), how it is ended and known to have ended ([`Custody`]), the actor that
+//! Owns: how a worker is reached ([`WorkerHandle`]), how it is ended and known to have ended ([`Lifeline`]), the actor that
 //! supervision sees. May not know: ids on the wire, whether an attempt is a call's first or second, what happens after it
 //! is gone, and whether the tools run in this process or in another; that is [`workers`](super::workers)' choice.
 //!
@@ -86,13 +86,13 @@ pub enum Order {
 
 /// Ends a worker and knows when it has ended. Cheap to clone.
 #[derive(Debug, Clone)]
-pub struct Custody {
+pub struct Lifeline {
     order: Arc<watch::Sender<Option<Order>>>,
     over: watch::Receiver<bool>,
 }
 
-impl Custody {
-    /// Custody of a worker that is about to be started, and the keeper's side of it.
+impl Lifeline {
+    /// The lifeline of a worker that is about to be started, and the keeper's side of it.
     #[must_use]
     pub fn new() -> (Self, Keeping) {
         let (order, orders) = watch::channel(None);
@@ -123,7 +123,7 @@ impl Custody {
     }
 }
 
-/// A keeper's side of [`Custody`].
+/// A keeper's side of [`Lifeline`].
 #[derive(Debug)]
 pub struct Keeping {
     orders: watch::Receiver<Option<Order>>,
@@ -155,10 +155,10 @@ pub struct WorkerArguments {
     pub backend: Backend,
     /// What it is told.
     pub inbox: mpsc::UnboundedReceiver<WorkerMsg>,
-    /// The keeper's side of its custody.
+    /// The keeper's side of its lifeline.
     pub keeping: Keeping,
-    /// Its custody.
-    pub custody: Custody,
+    /// Its lifeline.
+    pub lifeline: Lifeline,
     /// Who hears that it is up, and that it is gone.
     pub workers: ActorRef<WorkersMsg>,
 }
@@ -172,7 +172,7 @@ pub enum WorkerEnded {
 }
 
 /// The actor's state: a worker nobody supervises ends.
-pub struct Held(Custody);
+pub struct Held(Lifeline);
 
 impl Drop for Held {
     fn drop(&mut self) {
@@ -186,7 +186,7 @@ impl Actor for Worker {
     type Arguments = WorkerArguments;
 
     async fn pre_start(&self, me: ActorRef<Self::Msg>, a: Self::Arguments) -> Result<Self::State, ActorProcessingErr> {
-        let WorkerArguments { generation, backend, inbox, mut keeping, custody, workers } = a;
+        let WorkerArguments { generation, backend, inbox, mut keeping, lifeline, workers } = a;
         let farewell = Farewell { generation, told: Some((me, workers.clone())) };
         // The keeper is not the actor's own task: it has to outlive a kill of the actor, to see the process off.
         tokio::spawn(async move {
@@ -195,7 +195,7 @@ impl Actor for Worker {
             keeping.over.send_replace(true);
             farewell.tell(ordered, fault);
         });
-        Ok(Held(custody))
+        Ok(Held(lifeline))
     }
 
     async fn handle(

@@ -113,7 +113,7 @@ pub enum ResumedId {
 
 /// What a run's end means for its job.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Verdict {
+pub struct RunVerdict {
     /// `Succeeded`, `Failed` or `Cancelled`.
     pub state: JobState,
     /// Everything to be said about it; the runner adds the times.
@@ -141,7 +141,7 @@ pub(super) enum Sessions {
 }
 
 /// The verdict on a run of the agent this profile describes.
-pub(super) fn classify(profile: &Profile, mut end: RunEnd) -> Verdict {
+pub(super) fn classify(profile: &Profile, mut end: RunEnd) -> RunVerdict {
     let stderr = stderr_text(&end.stderr_tail);
     let seen = Seen::new(&end, &stderr);
     let (state, fault) = match judge(profile, &seen) {
@@ -178,7 +178,7 @@ pub(super) fn classify(profile: &Profile, mut end: RunEnd) -> Verdict {
     }
     outcome.fault = fault;
     (outcome.response, outcome.response_cut) = response(&mut end.summary, reported_error);
-    Verdict { state, outcome }
+    RunVerdict { state, outcome }
 }
 
 /// The answer; for a failure what was said on the way to it, and then the agent's own words about the failure. Versions

@@ -17,7 +17,7 @@ use super::classify::{Profile, Sessions, classify};
 use super::probe::{self, Asked, Features};
 use super::{
     Agent, AgentCommand, AgentEvent, Credential, Environment, OutputParser, PayerKnown, Payment, ResumedId, RunEnd,
-    RunRequest, StreamJson, Verdict, check_prompt, environment, programs,
+    RunRequest, RunVerdict, StreamJson, check_prompt, environment, programs,
 };
 use crate::base::fault::{Fault, FaultCode};
 use crate::exec::local::DESCRIPTORS_VARIABLE;
@@ -237,7 +237,7 @@ impl Agent for ClaudeCode {
         }
     }
 
-    fn classify(&self, end: RunEnd) -> Verdict {
+    fn classify(&self, end: RunEnd) -> RunVerdict {
         classify(&PROFILE, end)
     }
 }

@@ -15,7 +15,7 @@ const KEPT_CAPACITY: usize = 1 << 20;
 
 /// One line, without its line end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Line<'a> {
+pub enum AgentLine<'a> {
     /// All of it.
     Whole(&'a [u8]),
     /// Longer than the bound; its text is gone.
@@ -42,11 +42,11 @@ impl LineSplitter {
     }
 
     /// Takes the next bytes and gives every line they complete to `each`.
-    pub fn push(&mut self, mut bytes: &[u8], each: &mut dyn FnMut(Line<'_>)) {
+    pub fn push(&mut self, mut bytes: &[u8], each: &mut dyn FnMut(AgentLine<'_>)) {
         while let Some(end) = memchr::memchr(b'\n', bytes) {
             let (line, rest) = (&bytes[..end], &bytes[end + 1..]);
             if self.partial.is_empty() && self.skipped == 0 && line.len() <= self.max {
-                each(Line::Whole(line));
+                each(AgentLine::Whole(line));
             } else {
                 self.keep(line);
                 self.give(each);
@@ -63,7 +63,7 @@ impl LineSplitter {
     }
 
     /// The end of input: what is left is the last line, if there is anything left.
-    pub fn finish(&mut self, each: &mut dyn FnMut(Line<'_>)) {
+    pub fn finish(&mut self, each: &mut dyn FnMut(AgentLine<'_>)) {
         if !self.partial.is_empty() || self.skipped > 0 {
             self.give(each);
         }
@@ -78,12 +78,12 @@ impl LineSplitter {
         }
     }
 
-    fn give(&mut self, each: &mut dyn FnMut(Line<'_>)) {
+    fn give(&mut self, each: &mut dyn FnMut(AgentLine<'_>)) {
         if self.skipped > 0 {
-            each(Line::TooLong { bytes: self.skipped });
+            each(AgentLine::TooLong { bytes: self.skipped });
             self.skipped = 0;
         } else {
-            each(Line::Whole(&self.partial));
+            each(AgentLine::Whole(&self.partial));
         }
         self.partial.clear();
         if self.partial.capacity() > KEPT_CAPACITY {
@@ -99,10 +99,10 @@ mod tests {
     fn split(max: usize, portions: &[&[u8]]) -> Vec<Result<Vec<u8>, u64>> {
         let mut splitter = LineSplitter::new(max);
         let mut lines = Vec::new();
-        let mut each = |line: Line<'_>| {
+        let mut each = |line: AgentLine<'_>| {
             lines.push(match line {
-                Line::Whole(bytes) => Ok(bytes.to_vec()),
-                Line::TooLong { bytes } => Err(bytes),
+                AgentLine::Whole(bytes) => Ok(bytes.to_vec()),
+                AgentLine::TooLong { bytes } => Err(bytes),
             });
         };
         for portion in portions {
@@ -131,10 +131,10 @@ mod tests {
         let portion = vec![b'a'; 1 << 16];
         let mut splitter = LineSplitter::new(MAX_LINE_BYTES);
         let mut seen = Vec::new();
-        let mut each = |line: Line<'_>| {
+        let mut each = |line: AgentLine<'_>| {
             seen.push(match line {
-                Line::Whole(bytes) => (bytes.len() as u64, true),
-                Line::TooLong { bytes } => (bytes, false),
+                AgentLine::Whole(bytes) => (bytes.len() as u64, true),
+                AgentLine::TooLong { bytes } => (bytes, false),
             });
         };
         for _ in 0..(50 << 20) / portion.len() {

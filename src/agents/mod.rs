@@ -39,11 +39,11 @@ mod values;
 mod words;
 
 pub use crate::jobs::journal::{AgentEvent, AgentResult};
-pub use classify::{ResumedId, RunEnd, SpawnFailure, StopCause, Verdict};
+pub use classify::{ResumedId, RunEnd, RunVerdict, SpawnFailure, StopCause};
 pub use claude::{ClaudeCode, PROMPT_PREFIX};
 pub(crate) use environment::refusal as variable_refused;
 pub use environment::{CHAIN as CHAIN_VARIABLE, DEPTH as DEPTH_VARIABLE, Environment, RUN_TOKEN as RUN_TOKEN_VARIABLE};
-pub use lines::{Line, LineSplitter, MAX_LINE_BYTES};
+pub use lines::{AgentLine, LineSplitter, MAX_LINE_BYTES};
 pub use offline::Offline;
 pub use payer::{ExtraUsage, PayerGuard, PayerKnown};
 pub use probe::Features;
@@ -126,7 +126,7 @@ pub trait Agent: Send + Sync {
     fn check_start(&self, started: &AgentEvent, payment: Payment) -> Result<(), Fault>;
 
     /// What the end of a run means.
-    fn classify(&self, end: RunEnd) -> Verdict;
+    fn classify(&self, end: RunEnd) -> RunVerdict;
 }
 
 /// What one run is made from.
@@ -244,10 +244,10 @@ impl OutputReader {
     }
 }
 
-fn feed(parser: &mut dyn OutputParser, line: Line<'_>, out: &mut Vec<AgentEvent>) {
+fn feed(parser: &mut dyn OutputParser, line: AgentLine<'_>, out: &mut Vec<AgentEvent>) {
     match line {
-        Line::Whole(bytes) => parser.line(bytes, out),
-        Line::TooLong { bytes } => out.push(AgentEvent::Garbage { bytes }),
+        AgentLine::Whole(bytes) => parser.line(bytes, out),
+        AgentLine::TooLong { bytes } => out.push(AgentEvent::Garbage { bytes }),
     }
 }
 

@@ -114,7 +114,7 @@ impl Features {
 
 /// The file a binary is, as far as it can be told without reading it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct Fingerprint {
+struct ProgramStamp {
     path: Vec<u8>,
     size: u64,
     mtime: i64,
@@ -122,7 +122,7 @@ struct Fingerprint {
     inode: u64,
 }
 
-impl Fingerprint {
+impl ProgramStamp {
     fn of(program: &Path) -> io::Result<Self> {
         let meta = fs::metadata(program)?;
         Ok(Self {
@@ -146,7 +146,7 @@ impl Fingerprint {
 /// What is kept about one program.
 #[derive(Serialize, Deserialize)]
 struct Cached {
-    fingerprint: Fingerprint,
+    fingerprint: ProgramStamp,
     /// One for each version that was seen behind it, the latest last.
     versions: Vec<Features>,
 }
@@ -176,7 +176,7 @@ pub(super) async fn features(asked: Asked<'_>, state_dir: &Path) -> Features {
 }
 
 async fn probe(asked: Asked<'_>, state_dir: &Path, deadline: Duration) -> Features {
-    let Ok(fingerprint) = Fingerprint::of(asked.program) else { return Features::newest() };
+    let Ok(fingerprint) = ProgramStamp::of(asked.program) else { return Features::newest() };
     let (directory, cache) = place(&fingerprint, state_dir);
     let known = cached(&cache, &fingerprint);
     let (version, help) = if known.is_empty() {
@@ -215,7 +215,7 @@ async fn probe(asked: Asked<'_>, state_dir: &Path, deadline: Duration) -> Featur
 
 /// Forgets what is known about a program: it did not understand what its version was said to.
 pub(super) fn forget(program: &Path, state_dir: &Path) {
-    if let Ok(fingerprint) = Fingerprint::of(program) {
+    if let Ok(fingerprint) = ProgramStamp::of(program) {
         // What is not there is forgotten.
         let _ = fs::remove_file(place(&fingerprint, state_dir).1);
     }
@@ -226,13 +226,13 @@ pub(super) fn was_found(state_dir: &Path) -> bool {
     fs::read_dir(state_dir.join("probe")).is_ok_and(|mut entries| entries.next().is_some())
 }
 
-fn place(fingerprint: &Fingerprint, state_dir: &Path) -> (PathBuf, PathBuf) {
+fn place(fingerprint: &ProgramStamp, state_dir: &Path) -> (PathBuf, PathBuf) {
     let directory = state_dir.join("probe");
     let cache = directory.join(fingerprint.file_name());
     (directory, cache)
 }
 
-fn cached(file: &Path, fingerprint: &Fingerprint) -> Vec<Features> {
+fn cached(file: &Path, fingerprint: &ProgramStamp) -> Vec<Features> {
     let read = || serde_json::from_slice::<Cached>(&fs::read(file).ok()?).ok();
     read().filter(|entry| entry.fingerprint == *fingerprint).map(|entry| entry.versions).unwrap_or_default()
 }

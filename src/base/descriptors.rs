@@ -107,11 +107,11 @@ pub fn close_foreign() {
 
 /// The pipes an earlier image passed on, to be taken once each.
 #[derive(Debug)]
-pub struct Inherited {
+pub struct InheritedPipes {
     left: HashSet<RawFd>,
 }
 
-impl Inherited {
+impl InheritedPipes {
     /// These. For the process that was started with them, once; what is not there is left out.
     #[must_use]
     pub(crate) fn these<'a>(pipes: impl Iterator<Item = &'a PassedPipe>) -> Self {
@@ -143,7 +143,7 @@ impl Inherited {
     }
 }
 
-impl Drop for Inherited {
+impl Drop for InheritedPipes {
     fn drop(&mut self) {
         for fd in self.left.drain() {
             // SAFETY: as in `take`.

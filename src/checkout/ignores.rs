@@ -25,7 +25,7 @@ const ALL_BYTES: usize = 4 << 20;
 
 /// Reads ignore files within the bounds of one walk.
 #[derive(Debug)]
-pub(crate) struct Reader {
+pub(crate) struct IgnoreReader {
     /// Whose files count: ours, root's, and those of whoever owns the directory that is walked. In a directory everybody may
     /// write to, anybody may have left one.
     owners: BTreeSet<u32>,
@@ -41,7 +41,7 @@ pub(crate) struct Patterns {
     count: usize,
 }
 
-impl Reader {
+impl IgnoreReader {
     /// A reader for a walk below this directory.
     pub(crate) fn new(directory: &Metadata) -> Self {
         let owners = BTreeSet::from([rustix::process::geteuid().as_raw(), 0, directory.uid()]);
@@ -122,8 +122,8 @@ mod tests {
     use super::*;
     use crate::testkit::places::{Stand, give_away};
 
-    fn reader(dir: &Path) -> Reader {
-        Reader::new(&fs::metadata(dir).expect("a directory"))
+    fn reader(dir: &Path) -> IgnoreReader {
+        IgnoreReader::new(&fs::metadata(dir).expect("a directory"))
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::hash::{BuildHasher as _, RandomState};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
-use super::ignores::Reader;
+use super::ignores::IgnoreReader;
 use super::plain;
 
 /// Directories above one that are looked at for a repository.
@@ -33,12 +33,12 @@ pub(crate) struct Repository {
 
 impl Repository {
     /// The nearest repository at or above this directory, if it belongs to somebody the reader trusts.
-    pub(crate) fn around(directory: &Path, reader: &Reader) -> Option<Self> {
+    pub(crate) fn around(directory: &Path, reader: &IgnoreReader) -> Option<Self> {
         directory.ancestors().take(PARENTS).find_map(|root| Self::at(root, reader))
     }
 
     /// The repository whose root this directory is.
-    pub(crate) fn at(root: &Path, reader: &Reader) -> Option<Self> {
+    pub(crate) fn at(root: &Path, reader: &IgnoreReader) -> Option<Self> {
         let git = root.join(".git");
         let found = fs::symlink_metadata(&git).ok().filter(|found| reader.trusts(found))?;
         let mut data = Vec::new();
@@ -213,7 +213,7 @@ pub(crate) mod tests {
         let dir = tempfile::tempdir().expect("a directory");
         let root = dir.path();
         fs::create_dir(root.join(".git")).expect("made");
-        let reader = Reader::new(&fs::metadata(root).expect("there"));
+        let reader = IgnoreReader::new(&fs::metadata(root).expect("there"));
         let left_out = |path: &str| {
             let repository = Repository::around(&root.join("src"), &reader).expect("there is one");
             repository.may_leave_out(&root.join(path))
@@ -235,7 +235,7 @@ pub(crate) mod tests {
         fs::create_dir(&root).expect("made");
         fs::write(root.join(".git"), format!("gitdir: {}\n", own.display())).expect("written");
         fs::write(own.join("commondir"), "../..\n").expect("written");
-        let reader = Reader::new(&fs::metadata(&root).expect("there"));
+        let reader = IgnoreReader::new(&fs::metadata(&root).expect("there"));
         let found = Repository::at(&root, &reader).expect("there is one");
         assert_eq!(found.data, [own.clone(), own.join("../..")]);
     }

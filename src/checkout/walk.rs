@@ -7,14 +7,14 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use super::ignores::{Patterns, Reader};
+use super::ignores::{IgnoreReader, Patterns};
 use super::repository;
 
 /// How a walk goes.
 #[derive(Debug, Clone)]
 pub(crate) struct Way {
     /// What is left out because of ignore files.
-    pub(crate) left_out: LeftOut,
+    pub(crate) left_out: Omitted,
     /// Whether names that begin with a dot are passed over.
     pub(crate) skips_hidden: bool,
     /// Whether other file systems below are passed over.
@@ -29,7 +29,7 @@ pub(crate) struct Way {
 
 /// What is left out because of ignore files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum LeftOut {
+pub(crate) enum Omitted {
     /// Whatever a `.gitignore` or `.ignore` names, in a repository or not.
     Named,
     /// What git leaves out: what a `.gitignore` of a repository names and its index does not.
@@ -49,7 +49,7 @@ pub(crate) enum Bound {
 
 /// Something that was met.
 #[derive(Debug)]
-pub(crate) struct Entry {
+pub(crate) struct WalkEntry {
     /// Below the walk's root.
     pub(crate) path: PathBuf,
     /// What it is, no link followed.
@@ -58,7 +58,7 @@ pub(crate) struct Entry {
 
 /// A repository a walk came by.
 #[derive(Debug)]
-pub(crate) struct Repository {
+pub(crate) struct RepositoryDirs {
     /// Its `.git`.
     pub(crate) git: PathBuf,
     /// Where it keeps its own data.
@@ -69,7 +69,7 @@ pub(crate) struct Repository {
 #[derive(Debug, Default)]
 struct Level {
     /// What was listed and not met yet.
-    rest: VecDeque<Entry>,
+    rest: VecDeque<WalkEntry>,
     patterns: Vec<(Kind, Patterns)>,
     /// The repository whose root it is.
     repository: Option<repository::Repository>,
@@ -91,13 +91,13 @@ pub(crate) struct Walk {
     way: Way,
     root: PathBuf,
     device: u64,
-    reader: Reader,
+    reader: IgnoreReader,
     /// Those above the root first.
     levels: Vec<Level>,
     listed: usize,
     ended: Option<Bound>,
     unlisted: bool,
-    repositories: Vec<Repository>,
+    repositories: Vec<RepositoryDirs>,
 }
 
 impl Walk {
@@ -109,7 +109,7 @@ impl Walk {
             way,
             root: root.clone(),
             device: found.dev(),
-            reader: Reader::new(&found),
+            reader: IgnoreReader::new(&found),
             levels: Vec::new(),
             listed: 0,
             ended: None,
@@ -142,13 +142,13 @@ impl Walk {
     }
 
     /// The repositories it came by, one around it included.
-    pub(crate) fn repositories(&self) -> &[Repository] {
+    pub(crate) fn repositories(&self) -> &[RepositoryDirs] {
         &self.repositories
     }
 
     /// What the directories between a repository's root and the walk's say.
     fn look_above(&mut self) {
-        if self.way.left_out == LeftOut::Nothing {
+        if self.way.left_out == Omitted::Nothing {
             return;
         }
         let Some(repository) = repository::Repository::around(&self.root, &self.reader) else { return };
@@ -173,10 +173,10 @@ impl Walk {
     fn open(&mut self, dir: &Path, repository: Option<repository::Repository>) {
         let mut level = Level { repository, ..Level::default() };
         if let Some(repository) = &level.repository {
-            self.repositories.push(Repository { git: repository.root.join(".git"), data: repository.data.clone() });
+            self.repositories.push(RepositoryDirs { git: repository.root.join(".git"), data: repository.data.clone() });
         }
         let mut files = vec![(Kind::GitIgnore, dir.join(".gitignore"))];
-        if self.way.left_out == LeftOut::Named {
+        if self.way.left_out == Omitted::Named {
             files.insert(0, (Kind::Ignore, dir.join(".ignore")));
         }
         // Worktrees share one.
@@ -189,9 +189,9 @@ impl Walk {
         );
         // Without a repository git leaves nothing out.
         let counts = match self.way.left_out {
-            LeftOut::Nothing => false,
-            LeftOut::Named => true,
-            LeftOut::Untracked => {
+            Omitted::Nothing => false,
+            Omitted::Named => true,
+            Omitted::Untracked => {
                 level.repository.is_some() || self.levels.iter().any(|level| level.repository.is_some())
             }
         };
@@ -206,8 +206,8 @@ impl Walk {
     /// Lists a directory.
     fn enter(&mut self, dir: &Path, outside: bool) {
         let repository = match self.way.left_out {
-            LeftOut::Nothing => None,
-            LeftOut::Named | LeftOut::Untracked => repository::Repository::at(dir, &self.reader),
+            Omitted::Nothing => None,
+            Omitted::Named | Omitted::Untracked => repository::Repository::at(dir, &self.reader),
         };
         self.open(dir, repository);
         let mut entries = Vec::new();
@@ -226,7 +226,7 @@ impl Walk {
                     // What vanishes between two looks has changed the directory it was in.
                     let Ok(entry) = entry else { continue };
                     let Ok(kind) = entry.file_type() else { continue };
-                    entries.push(Entry { path: entry.path(), kind });
+                    entries.push(WalkEntry { path: entry.path(), kind });
                 }
             }
             Err(error) => {
@@ -247,7 +247,7 @@ impl Walk {
     }
 
     /// Whether ignore files name it, or what it lies in.
-    fn is_named(&self, entry: &Entry) -> bool {
+    fn is_named(&self, entry: &WalkEntry) -> bool {
         if self.levels.last().is_some_and(|level| level.outside) {
             return true;
         }
@@ -261,18 +261,18 @@ impl Walk {
     }
 
     /// Whether what is named is left out: for git, what is tracked is not.
-    fn may_leave_out(&self, entry: &Entry) -> bool {
+    fn may_leave_out(&self, entry: &WalkEntry) -> bool {
         match self.way.left_out {
-            LeftOut::Nothing => false,
-            LeftOut::Named => true,
-            LeftOut::Untracked => {
+            Omitted::Nothing => false,
+            Omitted::Named => true,
+            Omitted::Untracked => {
                 let repository = self.levels.iter().rev().find_map(|level| level.repository.as_ref());
                 repository.is_some_and(|repository| repository.may_leave_out(&entry.path))
             }
         }
     }
 
-    fn is_passed_over(&self, entry: &Entry) -> bool {
+    fn is_passed_over(&self, entry: &WalkEntry) -> bool {
         let Some(name) = entry.path.file_name() else { return true };
         let hidden = self.way.skips_hidden && name.as_encoded_bytes().starts_with(b".");
         // What belongs to a repository is not part of the tree; any other `.git` is.
@@ -286,9 +286,9 @@ impl Walk {
 }
 
 impl Iterator for Walk {
-    type Item = Entry;
+    type Item = WalkEntry;
 
-    fn next(&mut self) -> Option<Entry> {
+    fn next(&mut self) -> Option<WalkEntry> {
         loop {
             if self.ended.is_some() {
                 return None;
@@ -328,7 +328,7 @@ mod tests {
     use super::super::repository::tests::index;
     use super::*;
 
-    fn way(left_out: LeftOut) -> Way {
+    fn way(left_out: Omitted) -> Way {
         Way {
             left_out,
             skips_hidden: false,
@@ -373,10 +373,10 @@ mod tests {
             ("other/.ignore", "*\n"),
             ("other/z", ""),
         ]);
-        let named = met(dir.path(), way(LeftOut::Named));
+        let named = met(dir.path(), way(Omitted::Named));
         assert_eq!(named, [".gitignore", "own", "sub/.gitignore", "sub/built/y", "sub/kept.log"]);
-        assert_eq!(met(dir.path(), way(LeftOut::Untracked)).len(), 10, "without a repository nothing is left out");
-        assert_eq!(met(dir.path(), way(LeftOut::Nothing)).len(), 10);
+        assert_eq!(met(dir.path(), way(Omitted::Untracked)).len(), 10, "without a repository nothing is left out");
+        assert_eq!(met(dir.path(), way(Omitted::Nothing)).len(), 10);
     }
 
     #[test]
@@ -391,9 +391,9 @@ mod tests {
             (".git/HEAD", ""),
         ]);
         fs::write(dir.path().join(".git/index"), index(&["deep/er/tracked", "tracked"])).expect("written");
-        assert_eq!(met(dir.path(), way(LeftOut::Untracked)), ["deep/er/tracked", "tracked"]);
+        assert_eq!(met(dir.path(), way(Omitted::Untracked)), ["deep/er/tracked", "tracked"]);
         fs::write(dir.path().join(".git/index"), "no index").expect("written");
-        assert_eq!(met(dir.path(), way(LeftOut::Untracked)).len(), 6, "all but the repository's own data");
+        assert_eq!(met(dir.path(), way(Omitted::Untracked)).len(), 6, "all but the repository's own data");
     }
 
     #[test]
@@ -405,8 +405,8 @@ mod tests {
             ("repo/built/a", ""),
             ("repo/built/b.log", ""),
         ]);
-        assert_eq!(met(&dir.path().join("repo/built"), way(LeftOut::Named)), ["a"]);
-        let inner = met(dir.path(), way(LeftOut::Named));
+        assert_eq!(met(&dir.path().join("repo/built"), way(Omitted::Named)), ["a"]);
+        let inner = met(dir.path(), way(Omitted::Named));
         assert!(inner.is_empty(), "{inner:?}");
     }
 
@@ -420,8 +420,8 @@ mod tests {
             ("inner/.gitignore", "b\n"),
             ("inner/b", ""),
         ]);
-        assert_eq!(met(dir.path(), way(LeftOut::Untracked)), [".gitignore", "inner/.gitignore", "inner/a.log"]);
-        let mut walk = Walk::new(dir.path(), way(LeftOut::Untracked)).expect("a directory");
+        assert_eq!(met(dir.path(), way(Omitted::Untracked)), [".gitignore", "inner/.gitignore", "inner/a.log"]);
+        let mut walk = Walk::new(dir.path(), way(Omitted::Untracked)).expect("a directory");
         walk.by_ref().for_each(drop);
         assert_eq!(walk.repositories().len(), 2, "both have data of their own");
     }
@@ -429,14 +429,14 @@ mod tests {
     #[test]
     fn every_bound_ends_it_and_is_told() {
         let dir = tree(&[("a", ""), ("b", ""), ("c", "")]);
-        let mut few = Walk::new(dir.path(), Way { entries: 2, ..way(LeftOut::Named) }).expect("a directory");
+        let mut few = Walk::new(dir.path(), Way { entries: 2, ..way(Omitted::Named) }).expect("a directory");
         few.by_ref().for_each(drop);
         assert_eq!(few.ended(), Some(Bound::Entries));
         let mut late =
-            Walk::new(dir.path(), Way { until: Instant::now(), ..way(LeftOut::Named) }).expect("a directory");
+            Walk::new(dir.path(), Way { until: Instant::now(), ..way(Omitted::Named) }).expect("a directory");
         assert!(late.next().is_none());
         assert_eq!(late.ended(), Some(Bound::Time));
         std::os::unix::fs::symlink(dir.path(), dir.path().join("loop")).expect("linked");
-        assert_eq!(met(dir.path(), way(LeftOut::Named)).len(), 4, "a link is met and not followed");
+        assert_eq!(met(dir.path(), way(Omitted::Named)).len(), 4, "a link is met and not followed");
     }
 }

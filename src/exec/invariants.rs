@@ -2,7 +2,7 @@
 //!
 //! Owns: one `invariant_*` per law. Knows events and the core's public face only.
 
-use super::core::{REORDER_BYTES, REORDER_EVENTS, RING_OUTPUTS, SessionCore};
+use super::core::{ProcessLog, REORDER_BYTES, REORDER_EVENTS, RING_OUTPUTS};
 use super::{ProcessEvent, RING_BYTES};
 
 /// A law that did not hold.
@@ -106,7 +106,7 @@ pub fn invariant_published_is_sent_minus_lagged(
 ///
 /// # Errors
 /// The numbers that are over.
-pub fn invariant_core_is_bounded(core: &SessionCore) -> Result<(), Violation> {
+pub fn invariant_core_is_bounded(core: &ProcessLog) -> Result<(), Violation> {
     let (events, bytes) = core.retained();
     let (waiting, waiting_bytes) = core.waiting();
     if events > RING_OUTPUTS

@@ -29,10 +29,10 @@ pub mod session;
 pub mod wire;
 
 pub use self::client::{ExecClient, ExecError};
-pub use self::core::SessionCore;
+pub use self::core::ProcessLog;
 pub use self::local::{Adopt, CloseBy, LocalExec, LocalProcess, OutputTap, ProcessEnd, SpawnError, SpawnSpec, Stdin};
 pub use self::server::{PeerEnd, ProcessTable, Server};
-pub use self::session::{EventStream, Session};
+pub use self::session::{EventStream, ProcessSession};
 
 use bytes::Bytes;
 

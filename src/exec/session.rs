@@ -1,6 +1,6 @@
 //! A process session as its owners and subscribers hold it.
 //!
-//! Owns: the one [`SessionCore`] behind a lock held for the time of a push or a look, and the wake-up of those who wait.
+//! Owns: the one [`ProcessLog`] behind a lock held for the time of a push or a look, and the wake-up of those who wait.
 //! May not know: where events come from and where they go.
 //!
 //! Invariants: the lock is never held over an await; a subscriber only ever looks at the shared ring, so a slow one costs
@@ -13,37 +13,37 @@ use bytes::Bytes;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::core::{Misplaced, SessionCore};
+use super::core::{Misplaced, ProcessLog};
 use super::{Cursor, OutputStream, ProcessEvent, ReadResult};
 
 /// A shared handle on one session; clones are the same session.
 #[derive(Debug, Clone)]
-pub struct Session {
+pub struct ProcessSession {
     shared: Arc<Shared>,
 }
 
 #[derive(Debug)]
 struct Shared {
-    core: Mutex<SessionCore>,
+    core: Mutex<ProcessLog>,
     wake: watch::Sender<u64>,
 }
 
-impl Default for Session {
+impl Default for ProcessSession {
     fn default() -> Self {
         Self::new()
     }
 }
 
-impl Session {
+impl ProcessSession {
     /// A session in which nothing has happened.
     #[must_use]
     pub fn new() -> Self {
-        Self::over(SessionCore::new())
+        Self::over(ProcessLog::new())
     }
 
     /// A session over a core that may already hold events.
     #[must_use]
-    pub fn over(core: SessionCore) -> Self {
+    pub fn over(core: ProcessLog) -> Self {
         let wake = watch::Sender::new(core.wake());
         Self { shared: Arc::new(Shared { core: Mutex::new(core), wake }) }
     }
@@ -69,7 +69,7 @@ impl Session {
     /// # Errors
     /// After the end of the session; nothing is published.
     pub fn publish_closed(&self) -> Result<(), Misplaced> {
-        self.change(SessionCore::append_closed)
+        self.change(ProcessLog::append_closed)
     }
 
     /// Publishes that the session failed. Does nothing after its end.
@@ -78,7 +78,7 @@ impl Session {
     }
 
     /// Lets `change` work on the core, then wakes everybody who waits if something became visible.
-    pub(crate) fn change<T>(&self, change: impl FnOnce(&mut SessionCore) -> T) -> T {
+    pub(crate) fn change<T>(&self, change: impl FnOnce(&mut ProcessLog) -> T) -> T {
         let (answer, wake) = {
             let mut core = self.lock();
             let answer = change(&mut core);
@@ -94,7 +94,7 @@ impl Session {
     }
 
     /// Lets `look` see the core.
-    pub(crate) fn look<T>(&self, look: impl FnOnce(&SessionCore) -> T) -> T {
+    pub(crate) fn look<T>(&self, look: impl FnOnce(&ProcessLog) -> T) -> T {
         look(&self.lock())
     }
 
@@ -146,13 +146,13 @@ impl Session {
     /// The last position published.
     #[must_use]
     pub fn last_seq(&self) -> u64 {
-        self.look(SessionCore::last_seq)
+        self.look(ProcessLog::last_seq)
     }
 
     /// Whether the terminal event is published.
     #[must_use]
     pub fn has_ended(&self) -> bool {
-        self.look(SessionCore::has_ended)
+        self.look(ProcessLog::has_ended)
     }
 
     /// Whether this is the only handle: nobody subscribed, nobody else publishes.
@@ -160,7 +160,7 @@ impl Session {
         Arc::strong_count(&self.shared) == 1
     }
 
-    fn lock(&self) -> MutexGuard<'_, SessionCore> {
+    fn lock(&self) -> MutexGuard<'_, ProcessLog> {
         // A panic inside the core's short synchronous functions leaves at worst one event out; the session must still end.
         self.shared.core.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -169,7 +169,7 @@ impl Session {
 /// One subscriber's way through a session.
 #[derive(Debug)]
 pub struct EventStream {
-    session: Session,
+    session: ProcessSession,
     wake: watch::Receiver<u64>,
     /// The last position delivered or reported lost.
     seen: u64,
@@ -233,7 +233,7 @@ impl EventStream {
 
     /// The session this stream follows.
     #[must_use]
-    pub fn session(&self) -> &Session {
+    pub fn session(&self) -> &ProcessSession {
         &self.session
     }
 }

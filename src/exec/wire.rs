@@ -90,7 +90,7 @@ impl WireError {
 
 /// A message that was received.
 #[derive(Debug)]
-pub enum Incoming {
+pub enum WireIncoming {
     /// Wants an answer.
     Request {
         /// To be echoed.
@@ -146,7 +146,7 @@ fn present<'de, T: Deserialize<'de>, D: Deserializer<'de>>(deserializer: D) -> R
     T::deserialize(deserializer).map(Some)
 }
 
-impl Incoming {
+impl WireIncoming {
     /// Reads one line.
     ///
     /// # Errors
@@ -170,10 +170,10 @@ impl Incoming {
     }
 }
 
-/// A message to be sent. [`Outgoing::to_line`] gives its text.
+/// A message to be sent. [`WireOutgoing::to_line`] gives its text.
 #[derive(Debug, Serialize)]
 #[serde(untagged)]
-pub enum Outgoing<'a, T> {
+pub enum WireOutgoing<'a, T> {
     /// Wants an answer.
     Request {
         /// Ours.
@@ -206,7 +206,7 @@ pub enum Outgoing<'a, T> {
     },
 }
 
-impl<T: Serialize> Outgoing<'_, T> {
+impl<T: Serialize> WireOutgoing<'_, T> {
     /// The message as one line with its end.
     ///
     /// # Errors
@@ -221,9 +221,9 @@ impl<T: Serialize> Outgoing<'_, T> {
 /// The line of a bad answer.
 ///
 /// # Errors
-/// As [`Outgoing::to_line`].
+/// As [`WireOutgoing::to_line`].
 pub fn error_line(id: &WireId, error: WireError) -> Result<Vec<u8>, serde_json::Error> {
-    let message: Outgoing<'_, ()> = Outgoing::Error { id, error };
+    let message: WireOutgoing<'_, ()> = WireOutgoing::Error { id, error };
     message.to_line()
 }
 
@@ -555,21 +555,21 @@ pub struct EventHead {
 /// `Failed` is in every read's `failure`.
 ///
 /// # Errors
-/// As [`Outgoing::to_line`].
+/// As [`WireOutgoing::to_line`].
 pub fn event_line(process_id: &str, event: &ProcessEvent) -> Result<Option<Vec<u8>>, serde_json::Error> {
     let process_id = process_id.to_owned();
     match event {
         ProcessEvent::Output { seq, stream, bytes } => {
             let params = OutputParams { process_id, seq: *seq, stream: (*stream).into(), chunk: Base64(bytes.clone()) };
-            Outgoing::Notification { method: method::OUTPUT, params }.to_line().map(Some)
+            WireOutgoing::Notification { method: method::OUTPUT, params }.to_line().map(Some)
         }
         ProcessEvent::Exited { seq, code } => {
             let params = ExitedParams { process_id, seq: *seq, exit_code: *code, sandbox_denied: false };
-            Outgoing::Notification { method: method::EXITED, params }.to_line().map(Some)
+            WireOutgoing::Notification { method: method::EXITED, params }.to_line().map(Some)
         }
         ProcessEvent::Closed { seq } => {
             let params = ClosedParams { process_id, seq: *seq };
-            Outgoing::Notification { method: method::CLOSED, params }.to_line().map(Some)
+            WireOutgoing::Notification { method: method::CLOSED, params }.to_line().map(Some)
         }
         ProcessEvent::Failed { .. } | ProcessEvent::Lagged { .. } => Ok(None),
     }
@@ -680,7 +680,7 @@ mod tests {
     #[test]
     fn ids_are_integers_or_strings_and_nothing_else() {
         for good in [r#"{"id":1,"method":"m"}"#, r#"{"method":"m","id":"x","jsonrpc":"2.0","params":null}"#] {
-            assert!(matches!(Incoming::parse(good.as_bytes()), Ok(Incoming::Request { .. })), "{good}");
+            assert!(matches!(WireIncoming::parse(good.as_bytes()), Ok(WireIncoming::Request { .. })), "{good}");
         }
         for bad in [
             r#"{"id":null,"method":"m"}"#,
@@ -692,10 +692,10 @@ mod tests {
             "7",
             "{",
         ] {
-            assert!(Incoming::parse(bad.as_bytes()).is_err(), "{bad}");
+            assert!(WireIncoming::parse(bad.as_bytes()).is_err(), "{bad}");
         }
-        let null = Incoming::parse(br#"{"result":null,"id":3}"#);
-        assert!(matches!(null, Ok(Incoming::Response { outcome: Ok(_), .. })), "{null:?}");
+        let null = WireIncoming::parse(br#"{"result":null,"id":3}"#);
+        assert!(matches!(null, Ok(WireIncoming::Response { outcome: Ok(_), .. })), "{null:?}");
     }
 
     #[test]

@@ -31,9 +31,9 @@ use std::task::{Context, Poll};
 use rustix::process::{Signal, getpid, kill_process};
 use serde::Serialize;
 
-pub use counters::{Counters, CountersError, FAULT_COUNTERS};
+pub use counters::{CountersError, FAULT_COUNTERS, FaultCounters};
 pub use plan::{
-    CRASH_ONCE_KEY, FAULT_SEED, FAULTS, FORCE_ROLLOUT_KEY, FaultPlan, FaultRule, MAX_RULES, Place, PlanError,
+    CRASH_ONCE_KEY, FAULT_SEED, FAULTS, FORCE_ROLLOUT_KEY, FaultPlan, FaultRule, MAX_RULES, PlanError, PlanPlace,
     PlanProblem, When,
 };
 pub use point::{ActionKind, FaultAction, FaultPoint, Operation, Operations, Tools};
@@ -158,7 +158,7 @@ impl Faults {
     /// # Errors
     ///
     /// The plan would end a process that may not be ended, or the counters cannot be used.
-    pub fn arm(plan: FaultPlan, ends: Ends, counters: Counters) -> Result<Self, ArmError> {
+    pub fn arm(plan: FaultPlan, ends: Ends, counters: FaultCounters) -> Result<Self, ArmError> {
         if plan.is_empty() {
             return Ok(Self::none());
         }
@@ -183,7 +183,7 @@ impl Faults {
     ///
     /// It is no plan, or would end this process.
     pub fn armed(plan: &str) -> Result<Self, ArmError> {
-        Self::arm(plan.parse()?, Ends::Nothing, Counters::Memory)
+        Self::arm(plan.parse()?, Ends::Nothing, FaultCounters::Memory)
     }
 
     /// Whether anything can fire.

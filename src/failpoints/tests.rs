@@ -12,7 +12,7 @@ const POINT: FaultPoint = FaultPoint::WorkerBeforeReply;
 
 fn armed(text: &str) -> Faults {
     let plan = FaultPlan::parse(text, 0).unwrap_or_else(|error| panic!("{error}"));
-    Faults::arm(plan, Ends::Process, Counters::Memory).unwrap_or_else(|error| panic!("{error}"))
+    Faults::arm(plan, Ends::Process, FaultCounters::Memory).unwrap_or_else(|error| panic!("{error}"))
 }
 
 fn draw(faults: &Faults, hits: usize) -> Vec<Option<FaultAction>> {
@@ -22,7 +22,7 @@ fn draw(faults: &Faults, hits: usize) -> Vec<Option<FaultAction>> {
 #[test]
 fn nothing_fires_without_a_plan() {
     let empty = FaultPlan::parse(" ; ", 7).expect("a plan of nothing");
-    let empty = Faults::arm(empty, Ends::Nothing, Counters::Memory).expect("armed");
+    let empty = Faults::arm(empty, Ends::Nothing, FaultCounters::Memory).expect("armed");
     for faults in [Faults::none(), Faults::default(), empty] {
         assert!(!faults.is_armed());
         for &point in FaultPoint::ALL {
@@ -130,23 +130,23 @@ fn clones_count_together_and_two_plans_do_not() {
 fn an_embedding_program_is_never_ended() {
     let text = "stdio.read=exit;store.commit#*=kill;worker.start=abort;worker.start=panic;runner.start#*=kill";
     let plan = FaultPlan::parse(text, 0).expect("a plan");
-    let error = Faults::arm(plan.clone(), Ends::Nothing, Counters::Memory).expect_err("it would end the program");
+    let error = Faults::arm(plan.clone(), Ends::Nothing, FaultCounters::Memory).expect_err("it would end the program");
     let rules = ["stdio.read=exit", "store.commit#*=kill", "worker.start=abort"];
     assert_eq!(error, ArmError::EndsProcess { rules: rules.map(str::to_owned).to_vec() });
     let shown = error.to_string();
     assert!(rules.iter().all(|rule| shown.contains(rule)) && !shown.contains("runner.start"), "{shown}");
-    Faults::arm(plan, Ends::Process, Counters::Memory).expect("a process of our own may end");
+    Faults::arm(plan, Ends::Process, FaultCounters::Memory).expect("a process of our own may end");
 
     for &point in FaultPoint::ALL {
         for action in ["exit", "kill", "abort"] {
             let plan = FaultPlan::parse(&format!("{point}={action}"), 0).expect("a plan");
-            let accepted = Faults::arm(plan, Ends::Nothing, Counters::Memory).is_ok();
+            let accepted = Faults::arm(plan, Ends::Nothing, FaultCounters::Memory).is_ok();
             assert_eq!(accepted, point.as_str().starts_with("runner."), "{point}={action}");
         }
     }
     // Runners are processes of their own; met here nevertheless, it is an error and not our end.
     let plan = FaultPlan::parse("runner.start#*=kill", 0).expect("a plan");
-    let faults = Faults::arm(plan, Ends::Nothing, Counters::Memory).expect("armed");
+    let faults = Faults::arm(plan, Ends::Nothing, FaultCounters::Memory).expect("armed");
     let met = faults.meet_blocking(FaultPoint::RunnerStart, Operation::None);
     assert!(matches!(met, Some(Broken::Error(_))), "{met:?}");
 }
@@ -283,13 +283,14 @@ fn only_a_rule_that_names_the_operation_and_ends_a_worker_takes_one_away() {
 fn a_process_armed_by_the_variables_follows_the_same_plan_and_counts() {
     let dir = tempfile::tempdir().expect("a scratch directory");
     let plan = FaultPlan::parse("worker.before_reply#3=drop;stdio.read#p0.5=error", 11).expect("a plan");
-    let counters = Counters::new_file_in(dir.path()).expect("made");
+    let counters = FaultCounters::new_file_in(dir.path()).expect("made");
     let host = Faults::arm(plan.clone(), Ends::Process, counters).expect("armed");
     let variables = host.variables();
     let lookup = |name: &str| variables.iter().find(|(known, _)| *known == name).map(|(_, value)| value.clone());
     let told = FaultPlan::from_environment(lookup).expect("good").expect("a plan");
     assert_eq!(told, plan);
-    let child = Faults::arm(told, Ends::Process, Counters::from_environment(lookup).expect("a path")).expect("armed");
+    let child =
+        Faults::arm(told, Ends::Process, FaultCounters::from_environment(lookup).expect("a path")).expect("armed");
     assert_eq!(child.counters_file(), host.counters_file());
     assert_eq!((draw(&child, 1), draw(&host, 1)), (vec![None], vec![None]));
     assert_eq!(draw(&child, 1), [Some(FaultAction::Drop)]);
@@ -307,7 +308,7 @@ fn child_that_meets_a_point() {
         return;
     }
     let plan = FaultPlan::from_environment(|name| std::env::var_os(name)).expect("good").expect("a plan");
-    let counters = Counters::from_environment(|name| std::env::var_os(name)).expect("a path");
+    let counters = FaultCounters::from_environment(|name| std::env::var_os(name)).expect("a path");
     let faults = Faults::arm(plan, Ends::Process, counters).expect("armed");
     let _ = faults.meet_blocking(POINT, Operation::Tool("consult"));
     println!("\nalive");
@@ -338,7 +339,7 @@ fn a_rule_that_ended_a_process_is_spent_for_the_next_generation() {
         let dir = tempfile::tempdir().expect("a scratch directory");
         let rule = format!("worker.before_reply@tools/call:consult#2={action}");
         let plan = FaultPlan::parse(&rule, 0).expect("a plan");
-        let counters = Counters::new_file_in(dir.path()).expect("made");
+        let counters = FaultCounters::new_file_in(dir.path()).expect("made");
         let host = Faults::arm(plan, Ends::Process, counters).expect("armed");
 
         let (status, alive) = generation(&host, dir.path());

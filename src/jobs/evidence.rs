@@ -124,13 +124,13 @@ fn strike(bell: &Path) {
 
 /// Whether somebody looks after jobs, looked at once for each waiting process.
 #[derive(Debug)]
-pub struct Evidence<'a> {
+pub struct JobEvidence<'a> {
     dir: &'a StateDir,
     now: UnixMillis,
     waiters: HashMap<WaiterId, bool>,
 }
 
-impl<'a> Evidence<'a> {
+impl<'a> JobEvidence<'a> {
     /// As it is from now on.
     #[must_use]
     pub fn new(dir: &'a StateDir) -> Self {
@@ -190,14 +190,14 @@ mod tests {
         // Nobody listens: nothing waits.
         ring(&dir, one.id());
         ring_all(&dir);
-        assert!(Evidence::new(&dir).waits(Some(one.id())));
+        assert!(JobEvidence::new(&dir).waits(Some(one.id())));
         let (other, _) = WaiterLock::take(&dir).expect("taken");
         assert!(bell.exists(), "what lives is left alone by the next");
         drop(other);
         let id = one.id();
         drop(one);
         assert!(!bell.exists() && !dir.waiter_lock(id).exists());
-        assert!(!Evidence::new(&dir).waits(Some(id)));
+        assert!(!JobEvidence::new(&dir).waits(Some(id)));
     }
 
     #[test]

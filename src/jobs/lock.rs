@@ -136,12 +136,12 @@ pub(crate) fn is_held_at(path: &Path) -> Result<bool, LockError> {
 
 /// A permit to run one agent; given back when it is dropped or its process ends in any way.
 #[derive(Debug)]
-pub struct SlotLock {
+pub struct RunPermit {
     slot: usize,
     _held: HeldLock,
 }
 
-impl SlotLock {
+impl RunPermit {
     /// Takes any free one of the first `limit` slots; `None` when all are taken.
     ///
     /// # Errors
@@ -308,13 +308,13 @@ mod tests {
     fn no_more_slots_than_the_limit_are_given() {
         let (_scratch, dir) = state();
         let mut held: Vec<_> =
-            (0..3).map(|_| SlotLock::try_acquire_any(&dir, 3).expect("usable").expect("free")).collect();
-        assert_eq!(held.iter().map(SlotLock::slot).collect::<Vec<_>>(), [0, 1, 2]);
-        assert!(SlotLock::try_acquire_any(&dir, 3).expect("usable").is_none());
+            (0..3).map(|_| RunPermit::try_acquire_any(&dir, 3).expect("usable").expect("free")).collect();
+        assert_eq!(held.iter().map(RunPermit::slot).collect::<Vec<_>>(), [0, 1, 2]);
+        assert!(RunPermit::try_acquire_any(&dir, 3).expect("usable").is_none());
         held.remove(1);
-        let again = eventually("a slot is free", || SlotLock::try_acquire_any(&dir, 3).expect("usable"));
+        let again = eventually("a slot is free", || RunPermit::try_acquire_any(&dir, 3).expect("usable"));
         assert_eq!(again.slot(), 1);
-        assert!(SlotLock::try_acquire_any(&dir, 0).expect("usable").is_none());
+        assert!(RunPermit::try_acquire_any(&dir, 0).expect("usable").is_none());
     }
 
     const CHILD: &str = "PHONE_OPUS_TEST_LOCK_CHILD";

@@ -9,7 +9,7 @@
 
 use std::collections::HashSet;
 
-use super::evidence::{self, Evidence};
+use super::evidence::{self, JobEvidence};
 use super::lock::JobLock;
 use super::outcome_file::{self, LeftOutcome};
 use super::recall::Recall;
@@ -22,13 +22,13 @@ use crate::jobs::store::{StoreHandle, Transition};
 
 /// Whether a queued job has had its time to get a runner, or somebody to wait with it, and has neither: its host died.
 #[must_use]
-pub fn is_orphan(dir: &StateDir, evidence: &mut Evidence<'_>, job: &JobRecord) -> bool {
+pub fn is_orphan(dir: &StateDir, evidence: &mut JobEvidence<'_>, job: &JobRecord) -> bool {
     is_left_alone(dir, evidence, job.id, job.state, job.accepted_at, job.waiter)
 }
 
 fn is_left_alone(
     dir: &StateDir,
-    evidence: &mut Evidence<'_>,
+    evidence: &mut JobEvidence<'_>,
     job: JobId,
     state: JobState,
     accepted_at: UnixMillis,
@@ -54,7 +54,7 @@ pub async fn sweep(
     environment: Option<&str>,
 ) -> Result<Vec<JobRecord>, Fault> {
     let mut orphans = Vec::new();
-    let mut evidence = Evidence::new(dir);
+    let mut evidence = JobEvidence::new(dir);
     for row in store.queue().await? {
         let orphan = is_left_alone(dir, &mut evidence, row.job, row.state, row.accepted_at, row.waiter);
         let lost = row.state == JobState::Running && !JobLock::is_held(dir, row.job).unwrap_or(true);

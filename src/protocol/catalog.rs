@@ -74,7 +74,7 @@ pub type Define = Arc<dyn Fn() -> ToolDefinition + Send + Sync>;
 
 /// Which places a tool's calls may take among those a connection has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Room {
+pub enum CallRoom {
     /// Those all tools share.
     Shared,
     /// Also the few that are kept: it is needed most when the others are taken.
@@ -99,7 +99,7 @@ const PAGE_BYTES: usize = 256 * 1024;
 
 /// All tools, in the order they are listed.
 pub struct Catalog {
-    entries: Vec<(String, Room, Define)>,
+    entries: Vec<(String, CallRoom, Define)>,
     tasks: Vec<TaskSupport>,
     /// The pages per revision, in the order of [`Version::ALL`].
     lists: [OnceLock<Vec<Page>>; Version::ALL.len()],
@@ -121,7 +121,7 @@ impl fmt::Debug for Catalog {
 impl Catalog {
     /// A catalogue of these tools, in this order; no call becomes a task.
     #[must_use]
-    pub fn new(entries: Vec<(String, Room, Define)>) -> Self {
+    pub fn new(entries: Vec<(String, CallRoom, Define)>) -> Self {
         let tasks = vec![TaskSupport::Forbidden; entries.len()];
         Self { entries, tasks, lists: std::array::from_fn(|_| OnceLock::new()) }
     }
@@ -163,8 +163,8 @@ impl Catalog {
 
     /// Which places the tool at a position may take.
     #[must_use]
-    pub fn room(&self, position: usize) -> Room {
-        self.entries.get(position).map_or(Room::Shared, |(_, room, _)| *room)
+    pub fn room(&self, position: usize) -> CallRoom {
+        self.entries.get(position).map_or(CallRoom::Shared, |(_, room, _)| *room)
     }
 
     /// Whether calls of the tool at a position may become tasks.
@@ -248,7 +248,7 @@ mod tests {
                     meta: None,
                 })
             };
-            (name, Room::Shared, define)
+            (name, CallRoom::Shared, define)
         });
         Catalog::new(entries.collect())
     }

@@ -30,7 +30,7 @@ use super::{HandOver, SnapshotFile};
 use crate::agents::Environment;
 use crate::base::fault::Fault;
 use crate::exec::local::{Adopt, CloseBy, LocalExec, SpawnError, SpawnSpec, Stdin};
-use crate::exec::{OutputStream, Session};
+use crate::exec::{OutputStream, ProcessSession};
 use crate::failpoints::{CRASH_ONCE_KEY, FAULT_COUNTERS, FAULT_SEED, FAULTS, FORCE_ROLLOUT_KEY};
 use crate::jobs::store;
 
@@ -55,14 +55,14 @@ const PLAN: [&str; 5] = [FAULTS, FAULT_SEED, FAULT_COUNTERS, CRASH_ONCE_KEY, FOR
 /// Which question a candidate was asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Step {
+pub enum TrialQuestion {
     /// To serve a client of its own.
     Selfcheck,
     /// To restore our snapshot.
     Restore,
 }
 
-impl std::fmt::Display for Step {
+impl std::fmt::Display for TrialQuestion {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
             Self::Selfcheck => "`mcp selfcheck --json`",
@@ -125,7 +125,7 @@ pub enum Verdict {
     #[error("{step} ended with code {code}{}; run it to see why, and install a build that passes.", words(.said))]
     Failed {
         /// At which question.
-        step: Step,
+        step: TrialQuestion,
         /// With which code.
         code: i32,
         /// Its last words, where they may be shown.
@@ -135,7 +135,7 @@ pub enum Verdict {
     #[error("{step} was ended by signal {signal}{}; install a build that passes.", words(.said))]
     Killed {
         /// At which question.
-        step: Step,
+        step: TrialQuestion,
         /// By which signal.
         signal: i32,
         /// Its last words, where they may be shown.
@@ -145,13 +145,13 @@ pub enum Verdict {
     #[error("{step} did not end within {} s and was killed; install a build that does.", DEADLINE.as_secs())]
     Hung {
         /// At which question.
-        step: Step,
+        step: TrialQuestion,
     },
     /// It says something else than the one line.
     #[error("{step} did not print the one line it should; is another program, or a much older version, at this path?")]
     Garbled {
         /// At which question.
-        step: Step,
+        step: TrialQuestion,
     },
     /// It cannot serve.
     #[error("the new version cannot serve here: {reason}. Run `phone-opus doctor` with it, or install another build.")]
@@ -277,7 +277,7 @@ impl Trial {
     /// Safe: what was started is killed, and a snapshot that was written is removed.
     pub async fn check(&self, seen: Fingerprint, how: Option<&dyn HandOver>) -> Result<SelfCheck, Verdict> {
         self.can_be_run().await?;
-        let said = self.ask(Step::Selfcheck, None).await?;
+        let said = self.ask(TrialQuestion::Selfcheck, None).await?;
         if said.snapshot_format != SNAPSHOT_FORMAT {
             return Err(Verdict::SnapshotFormat { candidate: said.snapshot_format });
         }
@@ -291,9 +291,9 @@ impl Trial {
         }
         if let Some(how) = how {
             let snapshot = how.peek().await.map_err(|fault| not_checked(&fault))?;
-            let restored = self.ask(Step::Restore, Some(&snapshot)).await?;
+            let restored = self.ask(TrialQuestion::Restore, Some(&snapshot)).await?;
             if restored.restored != Some(true) {
-                return Err(Verdict::Garbled { step: Step::Restore });
+                return Err(Verdict::Garbled { step: TrialQuestion::Restore });
             }
         }
         let program = self.program.clone();
@@ -320,7 +320,7 @@ impl Trial {
     }
 
     /// Runs it once and reads its line.
-    async fn ask(&self, step: Step, snapshot: Option<&SnapshotFile>) -> Result<SelfCheck, Verdict> {
+    async fn ask(&self, step: TrialQuestion, snapshot: Option<&SnapshotFile>) -> Result<SelfCheck, Verdict> {
         let mut args: Vec<OsString> = ["mcp", "selfcheck", "--json"].map(OsString::from).into();
         let mut stdin = Stdin::Null;
         if let Some(snapshot) = snapshot {
@@ -356,7 +356,7 @@ impl Trial {
                 return Err(Verdict::Killed { step, signal, said: said.last_words(step) });
             }
             (None, 0) => {}
-            (None, PANICKED) if step == Step::Restore => return Err(Verdict::RestorePanicked),
+            (None, PANICKED) if step == TrialQuestion::Restore => return Err(Verdict::RestorePanicked),
             (None, code) => {
                 return Err(match line.and_then(|line| serde_json::from_slice::<Refusal>(line).ok()) {
                     Some(refusal) => refused(refusal),
@@ -401,10 +401,10 @@ pub(super) struct Said {
 }
 
 impl Said {
-    fn last_words(&self, step: Step) -> String {
+    fn last_words(&self, step: TrialQuestion) -> String {
         match step {
-            Step::Selfcheck => clipped(&self.stderr),
-            Step::Restore => String::new(),
+            TrialQuestion::Selfcheck => clipped(&self.stderr),
+            TrialQuestion::Restore => String::new(),
         }
     }
 }
@@ -427,7 +427,7 @@ pub(super) enum NotRun {
 }
 
 impl NotRun {
-    fn verdict(self, step: Step) -> Verdict {
+    fn verdict(self, step: TrialQuestion) -> Verdict {
         match self {
             Self::Hung => Verdict::Hung { step },
             Self::Garbled => Verdict::Garbled { step },
@@ -459,7 +459,7 @@ impl From<SpawnError> for NotRun {
 /// Runs a program to its end, or ends it and everything in its group (and what was adopted) when its time is over or `stop`
 /// says so.
 pub(super) async fn run(spec: SpawnSpec, stop: impl Future<Output = ()>) -> Result<Said, NotRun> {
-    let (mut process, mut tap) = LocalExec::spawn(spec, Session::new(), CloseBy::Backend)?;
+    let (mut process, mut tap) = LocalExec::spawn(spec, ProcessSession::new(), CloseBy::Backend)?;
     let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
     let control = process.control();
     let running = async {

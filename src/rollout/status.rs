@@ -4,7 +4,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::core::Refused;
+use super::core::RefusedCandidate;
 use super::{Fingerprint, LaunchPath, NotAdopted, Trigger};
 use crate::base::ids::UnixMillis;
 use crate::config::RolloutMode;
@@ -114,7 +114,7 @@ impl Status {
     }
 
     /// Notes which file is not checked again.
-    pub fn refused(&mut self, refused: Option<&Refused>) {
+    pub fn refused(&mut self, refused: Option<&RefusedCandidate>) {
         self.rejected = refused.map(|refused| Rejected {
             verdict: refused.verdict.code(),
             reason: refused.verdict.to_string(),

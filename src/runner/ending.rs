@@ -19,10 +19,10 @@ use tokio::signal::unix::Signal;
 use tokio::sync::Notify;
 
 use super::is_passing;
-use crate::agents::Verdict;
+use crate::agents::RunVerdict;
 use crate::base::ids::UnixMillis;
 use crate::base::state_dir::StateDir;
-use crate::exec::{OutputStream, Session};
+use crate::exec::{OutputStream, ProcessSession};
 use crate::jobs::lock::JobLock;
 use crate::jobs::outcome_file::{self, LeftOutcome};
 use crate::jobs::store::{StoreError, StoreHandle};
@@ -64,14 +64,14 @@ pub(super) enum Ended {
 #[derive(Clone)]
 pub(super) struct Told {
     /// The outcome, once it is told.
-    pub(super) session: Session,
+    pub(super) session: ProcessSession,
     /// It was asked for.
     pub(super) fetched: Arc<Notify>,
 }
 
 impl Told {
     pub(super) fn new() -> Self {
-        Self { session: Session::new(), fetched: Arc::new(Notify::new()) }
+        Self { session: ProcessSession::new(), fetched: Arc::new(Notify::new()) }
     }
 }
 
@@ -83,7 +83,7 @@ pub(super) struct Ending<'a> {
     /// The job as it was accepted.
     pub(super) record: &'a JobRecord,
     /// The agent's process.
-    pub(super) agent: &'a Session,
+    pub(super) agent: &'a ProcessSession,
     pub(super) told: &'a Told,
     pub(super) terminate: &'a mut Signal,
 }
@@ -94,7 +94,7 @@ impl Ending<'_> {
     /// # Errors
     ///
     /// The job's journal or state does not take the outcome; asking again is of no use.
-    pub(super) async fn perform(mut self, verdict: &Verdict) -> Result<Ended, StoreError> {
+    pub(super) async fn perform(mut self, verdict: &RunVerdict) -> Result<Ended, StoreError> {
         let job = self.record.id;
         let left = LeftOutcome { job, state: verdict.state, outcome: verdict.outcome.clone(), at: UnixMillis::now() };
         let began = Instant::now();

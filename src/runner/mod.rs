@@ -29,22 +29,22 @@ use self::ending::{Ended, Ending, Told};
 use self::journal::Journal;
 use self::workspace::Watch;
 use crate::agents::{
-    Agent, AgentCommand, AgentRegistry, Environment, ExtraUsage, RunEnd, RunRequest, SpawnFailure, Verdict,
+    Agent, AgentCommand, AgentRegistry, Environment, ExtraUsage, RunEnd, RunRequest, RunVerdict, SpawnFailure,
 };
 use crate::base::fault::{Fault, FaultCode};
 use crate::base::ids::{JobId, RunToken, UnixMillis};
 use crate::base::procfs;
 use crate::base::state_dir::StateDir;
 use crate::config::Config;
-use crate::exec::Session;
+use crate::exec::ProcessSession;
 use crate::exec::local::{
     Adopt, CloseBy, DESCRIPTORS_VARIABLE, LocalExec, LocalProcess, OutputTap, SpawnError, SpawnSpec, Stdin,
     become_subreaper,
 };
 use crate::exec::server::{ProcessTable, Server};
 use crate::failpoints::{Broken, FaultPoint, Faults, Operation};
-use crate::jobs::lock::{JobLock, SlotLock};
-use crate::jobs::store::{Glance, Start, StoreError, StoreHandle};
+use crate::jobs::lock::{JobLock, RunPermit};
+use crate::jobs::store::{Glance, StartOutcome, StoreError, StoreHandle};
 use crate::jobs::{ConsultRequest, JobOutcome, JobRecord, JobState, JournalEvent, RunExit, RunProcess, leftovers};
 
 /// How often the store is looked at for a cancel by another process.
@@ -273,7 +273,7 @@ where
     W: AsyncWrite + Send + Unpin + 'static,
 {
     // The host is answered first: it must not take a runner that waits for the disk for one that is dead.
-    let session = Session::new();
+    let session = ProcessSession::new();
     let (ask, asked) = mpsc::channel(1);
     let told = Told::new();
     let shown = OneProcess { id: options.job.to_string(), session: session.clone(), told: told.clone(), ask };
@@ -400,7 +400,7 @@ fn is_passing(error: &StoreError) -> bool {
 /// The one process a runner shows to its host; it exists before the agent does.
 struct OneProcess {
     id: String,
-    session: Session,
+    session: ProcessSession,
     /// Its outcome, for a host whose caller waits, when the store does not take it. Not pushed: asked for.
     told: Told,
     /// One place: asking twice adds nothing.
@@ -412,7 +412,7 @@ impl ProcessTable for OneProcess {
         vec![self.id.clone()]
     }
 
-    fn session(&self, process_id: &str) -> Option<Session> {
+    fn session(&self, process_id: &str) -> Option<ProcessSession> {
         if process_id == self.id {
             return Some(self.session.clone());
         }
@@ -436,7 +436,7 @@ impl ProcessTable for OneProcess {
 /// What came of a try to start.
 enum Turn {
     /// The job is `running`.
-    Started(SlotLock),
+    Started(RunPermit),
     /// It waits on.
     Later,
     /// It must end.
@@ -462,7 +462,7 @@ impl Signals {
 struct Runner {
     options: RunnerOptions,
     store: StoreHandle,
-    session: Session,
+    session: ProcessSession,
     journal: Journal,
     core: RunnerCore,
     server: Server,
@@ -474,7 +474,7 @@ struct Runner {
 
 impl Runner {
     /// From the turn to the verdict; `None` when the turn has passed by. Whatever was started is over when this returns.
-    async fn work(&mut self, record: &JobRecord) -> Result<Option<Verdict>, RunnerError> {
+    async fn work(&mut self, record: &JobRecord) -> Result<Option<RunVerdict>, RunnerError> {
         let agent = match self.options.agents.get(&record.request.agent) {
             Ok(agent) => agent,
             Err(fault) => return Ok(Some(failed(fault))),
@@ -529,22 +529,22 @@ impl Runner {
         if self.core.tick(Instant::now()).is_some() {
             return Ok(Turn::Over);
         }
-        let Some(slot) = SlotLock::try_acquire_any(&self.options.dir, self.options.max_running)? else {
+        let Some(slot) = RunPermit::try_acquire_any(&self.options.dir, self.options.max_running)? else {
             return Ok(Turn::Later);
         };
         match self.store.start(self.options.job, UnixMillis::now()).await? {
-            Start::Started => Ok(Turn::Started(slot)),
-            Start::SessionBusy { .. } => Ok(Turn::Later),
+            StartOutcome::Started => Ok(Turn::Started(slot)),
+            StartOutcome::SessionBusy { .. } => Ok(Turn::Later),
             // It waited while another run learnt of the limit.
-            Start::Limited(limit) => {
+            StartOutcome::Limited(limit) => {
                 self.core.faulted(limit.fault(UnixMillis::now()));
                 Ok(Turn::Over)
             }
-            Start::Refused { current: JobState::Running } => {
+            StartOutcome::Refused { current: JobState::Running } => {
                 // Our own first try reached the disk although it seemed to fail: nobody else holds the job's lock.
                 Ok(Turn::Started(slot))
             }
-            Start::Refused { current } => {
+            StartOutcome::Refused { current } => {
                 let detail = format!("the job was {} when its turn came.", current.as_str());
                 self.core.faulted(Fault::new(FaultCode::IllegalTransition, detail));
                 Ok(Turn::Over)
@@ -586,7 +586,7 @@ impl Runner {
         self.core.asked_to_end(recorded);
     }
 
-    async fn run_agent(&mut self, agent: &dyn Agent, record: &JobRecord, nothing: RunEnd) -> Verdict {
+    async fn run_agent(&mut self, agent: &dyn Agent, record: &JobRecord, nothing: RunEnd) -> RunVerdict {
         let token = RunToken::random();
         self.journal.write(JournalEvent::Dispatched);
         // The journal goes before the mark: a store that stands still at it stands still for the mark, and nothing is started.
@@ -759,15 +759,15 @@ impl Runner {
 
 /// What came of one try to run the agent.
 struct Tried {
-    verdict: Verdict,
+    verdict: RunVerdict,
     /// It refused an option and did nothing else; this is how it was started.
     refused: Option<AgentCommand>,
     /// It was not started: it would have been by the same arguments as before.
     is_the_same: bool,
 }
 
-impl From<Verdict> for Tried {
-    fn from(verdict: Verdict) -> Self {
+impl From<RunVerdict> for Tried {
+    fn from(verdict: RunVerdict) -> Self {
         Self { verdict, refused: None, is_the_same: false }
     }
 }
@@ -794,8 +794,8 @@ fn spawn_failure(error: &SpawnError) -> SpawnFailure {
     }
 }
 
-fn failed(fault: Fault) -> Verdict {
-    Verdict { state: JobState::Failed, outcome: JobOutcome { fault: Some(fault), ..JobOutcome::default() } }
+fn failed(fault: Fault) -> RunVerdict {
+    RunVerdict { state: JobState::Failed, outcome: JobOutcome { fault: Some(fault), ..JobOutcome::default() } }
 }
 
 /// The variables by which nested consults know of each other.

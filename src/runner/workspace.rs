@@ -19,7 +19,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use crate::base::beside::{Beside, beside};
-use crate::checkout::walk::{LeftOut, Repository, Walk, Way};
+use crate::checkout::walk::{Omitted, RepositoryDirs, Walk, Way};
 
 /// Entries looked at; a directory with more is not judged. A large repository has some ten thousand.
 const ENTRIES: usize = 50_000;
@@ -69,7 +69,7 @@ async fn within(look: Beside<Option<u64>>) -> Option<u64> {
 fn look(root: &Path, most: usize, limit: Duration) -> Option<u64> {
     let until = Instant::now() + limit;
     let way = Way {
-        left_out: LeftOut::Untracked,
+        left_out: Omitted::Untracked,
         skips_hidden: false,
         one_file_system: false,
         passes_over: |_, _| false,
@@ -85,7 +85,7 @@ fn look(root: &Path, most: usize, limit: Duration) -> Option<u64> {
     if walk.ended().is_some() || walk.missed_a_directory() || walk.ignores_left_out() > 0 {
         return None;
     }
-    for Repository { git, data } in walk.repositories() {
+    for RepositoryDirs { git, data } in walk.repositories() {
         add(&mut sum, git, std::fs::symlink_metadata(git).ok().filter(|found| !found.is_dir()).as_ref());
         for own in data {
             sum = sum.wrapping_add(own_data(own, &way)?);
@@ -97,7 +97,7 @@ fn look(root: &Path, most: usize, limit: Duration) -> Option<u64> {
 /// One look at a repository's own data. Its directories count by what is in them: git makes and removes files of its own there
 /// whenever it is asked something.
 fn own_data(own: &Path, way: &Way) -> Option<u64> {
-    let mut walk = Walk::new(own, Way { left_out: LeftOut::Nothing, passes_over: is_bulk, ..way.clone() })?;
+    let mut walk = Walk::new(own, Way { left_out: Omitted::Nothing, passes_over: is_bulk, ..way.clone() })?;
     let root = walk.root().to_owned();
     let mut sum = 0_u64;
     for entry in walk.by_ref() {

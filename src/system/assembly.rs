@@ -23,11 +23,11 @@ use crate::config::clients::{self, Clients};
 use crate::failpoints::Faults;
 use crate::jobs::client::JobsHandle;
 use crate::places::Places;
-use crate::protocol::catalog::{Catalog, Define, Room};
+use crate::protocol::catalog::{CallRoom, Catalog, Define};
 use crate::protocol::session::SessionLimits;
 use crate::protocol::wire::Identity;
 use crate::telemetry::TelemetryHandle;
-use crate::tools::consult::{ConsultTool, Desk};
+use crate::tools::consult::{ConsultTool, Consults};
 use crate::tools::readers::{CancelTool, JobTool, JobsTool};
 use crate::tools::roots::RootsHandle;
 use crate::tools::tasks::TaskDesk;
@@ -62,7 +62,7 @@ impl Assembly {
         workers: Current<WorkersMsg>,
         jobs: JobsHandle,
         jobs_actor: Current<JobsMsg>,
-    ) -> (Served, (Desk, HealthSource)) {
+    ) -> (Served, (Consults, HealthSource)) {
         let gauges = Arc::new(Gauges::default());
         let health = HealthSource {
             gauges: Arc::clone(&gauges),
@@ -76,7 +76,7 @@ impl Assembly {
             rollout: self.rollout.clone(),
             notices: self.notices.into(),
         };
-        let desk = Desk {
+        let desk = Consults {
             jobs,
             agents: AgentNames::new(self.agents.names()),
             clients: Clients::new(Arc::clone(&self.config), self.observed),
@@ -108,7 +108,7 @@ impl Assembly {
                     Arc::new(move || tool.definition())
                 };
                 // What tells how a stuck worker is, and ends what it does, must not wait behind its calls.
-                let room = if tool.target() == Target::Host { Room::Kept } else { Room::Shared };
+                let room = if tool.target() == Target::Host { CallRoom::Kept } else { CallRoom::Shared };
                 (tool.name().to_owned(), room, define)
             })
             .collect();

@@ -14,7 +14,7 @@ use crate::failpoints::Faults;
 use crate::protocol::frame::LINE_LIMIT;
 use crate::protocol::session::SessionLimits;
 use crate::rollout::RolloutSetup;
-use crate::system::handover::Snapshot;
+use crate::system::handover::HostSnapshot;
 use crate::tools::Tool;
 use crate::worker::{Isolation, WorkerPolicy};
 
@@ -47,7 +47,7 @@ pub struct SystemBuilder {
     pub(super) telemetry_log: bool,
     pub(super) faults: Faults,
     pub(super) rollout: Option<RolloutSetup>,
-    pub(super) restore: Option<Snapshot>,
+    pub(super) restore: Option<HostSnapshot>,
     pub(super) notices: Vec<String>,
 }
 
@@ -220,7 +220,7 @@ impl SystemBuilder {
     /// the one it had. Only the process that was started with the snapshot may, and once: it takes over descriptors and
     /// children.
     #[must_use]
-    pub fn restore(mut self, snapshot: Snapshot) -> Self {
+    pub fn restore(mut self, snapshot: HostSnapshot) -> Self {
         self.restore = Some(snapshot);
         self
     }

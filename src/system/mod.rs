@@ -18,20 +18,20 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::watch;
 
 pub use self::builder::{OwnTools, SystemBuilder};
-use self::handover::{HandOverError, InPlace, NewImage, Snapshot};
+use self::handover::{HandOverError, HostSnapshot, InPlace, NewImage};
 use crate::actors::connections::{Connections, Door};
 use crate::actors::current::Current;
 use crate::actors::health::HealthSource;
 use crate::actors::rollout::RolloutHandle;
 use crate::actors::root::{Down, RootMsg};
-use crate::actors::session::{Input, Sink};
+use crate::actors::session::{ClientInput, ClientOutput};
 use crate::actors::sessions::{SessionEnd, SessionsMsg};
 use crate::base::fault::{Fault, FaultCode};
 use crate::base::stdio;
 use crate::jobs::client::{JobsHandle, News};
 use crate::jobs::{ConsultRequest, JobMode, JobRecord};
 use crate::rollout::{HandOver, NotAdopted, Trigger};
-use crate::tools::consult::Desk;
+use crate::tools::consult::Consults;
 
 /// When to use us, as every model that connects is told. Under 600 characters: every session pays for it.
 pub const INSTRUCTIONS: &str = "Ask another coding agent for a second opinion with `consult`: reviews of risky diffs, \
@@ -47,9 +47,9 @@ struct Inner {
     root: ActorRef<RootMsg>,
     connections: Connections,
     sessions: Current<SessionsMsg>,
-    desk: Desk,
+    desk: Consults,
     health: HealthSource,
-    handing: Arc<handover::Desk>,
+    handing: Arc<handover::HandOverDesk>,
     down: watch::Receiver<Option<Down>>,
 }
 
@@ -124,7 +124,7 @@ impl System {
     /// # Cancel safety
     ///
     /// Safe.
-    pub async fn peek(&self) -> Result<Snapshot, HandOverError> {
+    pub async fn peek(&self) -> Result<HostSnapshot, HandOverError> {
         self.inner.handing.peek().await
     }
 
@@ -144,7 +144,7 @@ impl System {
         self.inner.handing.hand_over(to).await
     }
 
-    async fn serve_at(&self, door: Door, input: Input, sink: Sink) -> Result<SessionEnd, Fault> {
+    async fn serve_at(&self, door: Door, input: ClientInput, sink: ClientOutput) -> Result<SessionEnd, Fault> {
         let (number, end) = self.inner.connections.open(door, input, sink)?;
         // When there is no supervisor at this moment, its next incarnation finds the connection.
         let _ = self.inner.sessions.cast(SessionsMsg::Opened(number));
@@ -168,7 +168,7 @@ impl System {
 
     /// What the consult tools share.
     #[must_use]
-    pub fn desk(&self) -> &Desk {
+    pub fn desk(&self) -> &Consults {
         &self.inner.desk
     }
 

@@ -13,7 +13,7 @@ use super::{Grace, Shutdown, System, SystemBuilder};
 use crate::jobs::store;
 use crate::rollout::Digest;
 use crate::rollout::selfcheck::{NAME, SNAPSHOT_FORMAT, SelfCheck, SelfCheckError};
-use crate::system::handover::{Restore, Snapshot, SnapshotError};
+use crate::system::handover::{HostSnapshot, Restore, SnapshotError};
 
 /// Longest the trial of serving may take by itself; who asks has a bound of its own.
 const TRIAL: Duration = Duration::from_secs(4);
@@ -88,7 +88,7 @@ async fn ask<R: AsyncRead + Unpin>(
 ///
 /// A restore would fail too.
 pub fn restore(into: SystemBuilder, from: &Restore) -> Result<(), SelfCheckError> {
-    let restored = Snapshot::read(from).and_then(|snapshot| into.check(&snapshot));
+    let restored = HostSnapshot::read(from).and_then(|snapshot| into.check(&snapshot));
     restored.map_err(|error| match error {
         SnapshotError::Format { format, .. } => SelfCheckError::Format { found: format },
         _ => SelfCheckError::Restore,

@@ -22,7 +22,7 @@ use crate::actors::jobs::{JobsArguments, JobsMsg};
 use crate::actors::kept::Kept;
 use crate::actors::rollout::{RolloutArguments, RolloutHandle, RolloutMsg};
 use crate::actors::root::{Names, Root, RootArguments};
-use crate::actors::session::Sink;
+use crate::actors::session::ClientOutput;
 use crate::actors::sessions::SessionsArguments;
 use crate::actors::workers::process::ProcessBackend;
 use crate::actors::workers::slot::RestartPolicy;
@@ -38,12 +38,12 @@ use crate::jobs::store::{AcceptLimits, StoreHandle};
 use crate::places::Places;
 use crate::rollout::{Carried, Fingerprint, Rollout, RolloutSetup, Status, Trigger};
 use crate::runner::{RunnerCommand, nesting};
-use crate::system::handover::{self, Snapshot, SnapshotError};
+use crate::system::handover::{self, HostSnapshot, SnapshotError};
 use crate::telemetry::counters::Counters;
 use crate::telemetry::{Record, RolloutRecord, TelemetryHandle};
 use crate::tools::Target;
-use crate::tools::consult::Desk;
-use crate::worker::settings::{DeskSettings, Settings};
+use crate::tools::consult::Consults;
+use crate::worker::settings::{DeskSettings, WorkerSettings};
 use crate::worker::{Isolation, WorkerCommand, WorkerPolicy, wire};
 
 impl SystemBuilder {
@@ -52,7 +52,7 @@ impl SystemBuilder {
     /// # Errors
     ///
     /// Something in the snapshot makes no sense to this program.
-    pub fn check(self, snapshot: &Snapshot) -> Result<(), SnapshotError> {
+    pub fn check(self, snapshot: &HostSnapshot) -> Result<(), SnapshotError> {
         let workers = Naming::<WorkersMsg>::new();
         let jobs = Naming::<JobsMsg>::new();
         let host = snapshot.host;
@@ -88,7 +88,7 @@ impl SystemBuilder {
         let connections = Connections::new(served);
         connections.inherit(snapshot.next_session, snapshot.session.as_ref(), snapshot.catalog, snapshot.age())?;
         if snapshot.session.is_some() {
-            let sink: Sink = Box::new(tokio::io::sink());
+            let sink: ClientOutput = Box::new(tokio::io::sink());
             let opened = connections.open(Door::Standard, Box::new(tokio::io::empty()), sink);
             opened.map_err(|fault| SnapshotError::NoSystem { reason: fault.detail })?;
         }
@@ -230,7 +230,7 @@ impl SystemBuilder {
             database: self.state_dir.as_ref().map(StateDir::database),
             telemetry: telemetry.clone(),
         };
-        let handing = handover::Desk {
+        let handing = handover::HandOverDesk {
             rollout: rollout.handle.clone(),
             underway: handover::Underway::default(),
             host,
@@ -315,7 +315,7 @@ fn process_backend(
     policy: WorkerPolicy,
     jobs: JobsHandle,
     served: &Served,
-    desk: Option<&Desk>,
+    desk: Option<&Consults>,
 ) -> ProcessBackend {
     // What is no text cannot be sent, and a consult could not run there either.
     let text = |path: &PathBuf| path.to_str().is_some();
@@ -335,7 +335,7 @@ fn process_backend(
         command,
         variables: served.faults.variables(),
         policy,
-        settings: Settings { host: served.host, line_limit: wire::line_limit(served.line_limit), desk },
+        settings: WorkerSettings { host: served.host, line_limit: wire::line_limit(served.line_limit), desk },
         tools: served
             .tools
             .iter()

@@ -62,7 +62,7 @@ pub struct MethodRow {
 
 /// Everything counted so far.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Snapshot {
+pub struct CountersReport {
     /// Totals.
     pub totals: Totals,
     /// By method and tool.
@@ -164,10 +164,10 @@ impl Counters {
 
     /// Everything counted so far.
     #[must_use]
-    pub fn snapshot(&self) -> Snapshot {
+    pub fn snapshot(&self) -> CountersReport {
         let plain = self.methods.iter().map(|(method, row)| row.shown((*method).to_owned()));
         let tools = self.tools.iter().map(|(tool, row)| row.shown(format!("tools/call:{tool}")));
-        Snapshot { totals: self.totals.clone(), methods: plain.chain(tools).collect() }
+        CountersReport { totals: self.totals.clone(), methods: plain.chain(tools).collect() }
     }
 }
 

@@ -39,7 +39,7 @@ pub const SCHEMA: u32 = 1;
 /// A line of the file. The names are stable.
 #[derive(Debug, Serialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
-pub enum Line {
+pub enum LogLine {
     /// A finished tool call.
     ToolCall {
         /// When it was finished.
@@ -134,7 +134,7 @@ pub enum Line {
 
 /// What is handed to the writing thread.
 #[derive(Debug)]
-pub enum Entry {
+pub enum LogEntry {
     /// A record.
     Record(Record),
     /// A hot-path snapshot.
@@ -169,7 +169,7 @@ impl Moment {
 }
 
 /// Records that are written at once, how, and when they were taken.
-type Batch = (Vec<Entry>, Torn, Moment);
+type Batch = (Vec<LogEntry>, Torn, Moment);
 
 /// The thread that writes the file. Started by the first batch; ends when this is dropped.
 #[derive(Debug)]
@@ -193,7 +193,7 @@ impl LogWriter {
     }
 
     /// Hands a batch to the disk's thread; never waits.
-    pub fn write(&mut self, batch: Vec<Entry>, torn: Torn, taken: Moment) {
+    pub fn write(&mut self, batch: Vec<LogEntry>, torn: Torn, taken: Moment) {
         let count = batch.len() as u64;
         if self.thread.is_none() {
             let (batches, handed) = sync_channel::<Batch>(WAITING_BATCHES);
@@ -249,7 +249,7 @@ impl LogFile {
     }
 
     /// Writes a batch. How many of its records were lost.
-    fn append(&mut self, batch: Vec<Entry>, torn: Torn, taken: Moment) -> u64 {
+    fn append(&mut self, batch: Vec<LogEntry>, torn: Torn, taken: Moment) -> u64 {
         let mut text = std::mem::take(&mut self.text);
         let (mut waiting, mut lost) = (0, 0);
         for entry in batch {
@@ -279,8 +279,8 @@ impl LogFile {
     }
 
     /// Puts an entry's line, if it has one, behind the others.
-    fn line_of(&mut self, text: &mut Vec<u8>, entry: Entry, taken: Moment) {
-        if let Entry::Record(Record::ToolCall(call)) = &entry
+    fn line_of(&mut self, text: &mut Vec<u8>, entry: LogEntry, taken: Moment) {
+        if let LogEntry::Record(Record::ToolCall(call)) = &entry
             && let Some(outcome) = plain_outcome(call)
         {
             plain_tool_call(text, call, taken.wall_at(call.at), outcome);
@@ -346,26 +346,26 @@ impl LogFile {
         Ok(())
     }
 
-    fn line(&mut self, entry: Entry, taken: Moment) -> Option<Line> {
+    fn line(&mut self, entry: LogEntry, taken: Moment) -> Option<LogLine> {
         let now = taken.wall.0;
         Some(match entry {
-            Entry::HotPaths(paths) => Line::HotPathsSnapshot { ts_unix_ms: now, paths },
-            Entry::Record(Record::Request { .. }) => return None,
-            Entry::Record(Record::ToolCall(call)) => {
+            LogEntry::HotPaths(paths) => LogLine::HotPathsSnapshot { ts_unix_ms: now, paths },
+            LogEntry::Record(Record::Request { .. }) => return None,
+            LogEntry::Record(Record::ToolCall(call)) => {
                 let at = taken.wall_at(call.at);
                 self.tool_call(call, at)
             }
-            Entry::Record(Record::WorkerRestart { generation }) => {
-                Line::WorkerRestart { ts_unix_ms: now, generation: generation.0 }
+            LogEntry::Record(Record::WorkerRestart { generation }) => {
+                LogLine::WorkerRestart { ts_unix_ms: now, generation: generation.0 }
             }
-            Entry::Record(Record::JobState { job, state, code, cost_usd }) => Line::JobState {
+            LogEntry::Record(Record::JobState { job, state, code, cost_usd }) => LogLine::JobState {
                 ts_unix_ms: now,
                 job_id: job.to_string(),
                 state: state.as_str(),
                 error_code: code.map(FaultCode::as_str),
                 cost_usd,
             },
-            Entry::Record(Record::Rollout(rollout)) => Line::Rollout {
+            LogEntry::Record(Record::Rollout(rollout)) => LogLine::Rollout {
                 ts_unix_ms: now,
                 outcome: rollout.outcome,
                 verdict: rollout.verdict,
@@ -373,7 +373,7 @@ impl LogFile {
                 version: env!("CARGO_PKG_VERSION"),
                 took_ms: u64::try_from(rollout.took.as_millis()).unwrap_or(u64::MAX),
             },
-            Entry::Record(Record::Fault(fault)) => Line::Fault {
+            LogEntry::Record(Record::Fault(fault)) => LogLine::Fault {
                 ts_unix_ms: now,
                 code: fault.code.as_str(),
                 class: fault.class,
@@ -384,13 +384,13 @@ impl LogFile {
         })
     }
 
-    fn tool_call(&mut self, call: ToolCallRecord, at: UnixMillis) -> Line {
+    fn tool_call(&mut self, call: ToolCallRecord, at: UnixMillis) -> LogLine {
         let code = match call.result {
             FinishedAs::Failed(code) => Some(code),
             FinishedAs::Success | FinishedAs::Cancelled => None,
         };
         let latency = latency_ms(&call);
-        Line::ToolCall {
+        LogLine::ToolCall {
             ts_unix_ms: at.0,
             schema: SCHEMA,
             repo_root: call.path_hint.as_deref().and_then(|path| self.repository(path)),
@@ -465,7 +465,7 @@ fn plain_outcome(call: &ToolCallRecord) -> Option<&'static str> {
     }
 }
 
-/// Appends the line of such a call, the same [`Line::ToolCall`] would be. At the rate a worker can answer, writing it
+/// Appends the line of such a call, the same [`LogLine::ToolCall`] would be. At the rate a worker can answer, writing it
 /// member by member through the serialiser would take a quarter of the host's time.
 fn plain_tool_call(text: &mut Vec<u8>, call: &ToolCallRecord, at: UnixMillis, outcome: &str) {
     fn member(text: &mut Vec<u8>, name: &str, value: &(impl Serialize + ?Sized)) {
@@ -505,8 +505,8 @@ mod tests {
         Moment { at: Instant::now(), wall: UnixMillis(1_234) }
     }
 
-    fn entry() -> Entry {
-        Entry::Record(Record::JobState {
+    fn entry() -> LogEntry {
+        LogEntry::Record(Record::JobState {
             job: JobId::random(),
             state: crate::jobs::JobState::Succeeded,
             code: None,

@@ -111,7 +111,7 @@ struct Intake {
 #[derive(Debug, Default)]
 struct Waiting {
     records: Vec<Record>,
-    questions: Vec<oneshot::Sender<counters::Snapshot>>,
+    questions: Vec<oneshot::Sender<counters::CountersReport>>,
     passing: Vec<oneshot::Sender<counters::CountersSnapshot>>,
 }
 
@@ -127,7 +127,7 @@ pub struct Taken {
     /// Records, oldest first.
     pub records: Vec<Record>,
     /// Whoever wants to know what was counted, these records included.
-    pub questions: Vec<oneshot::Sender<counters::Snapshot>>,
+    pub questions: Vec<oneshot::Sender<counters::CountersReport>>,
     /// Whoever wants to pass on what was counted, once these records are in the file as well.
     pub passing: Vec<oneshot::Sender<counters::CountersSnapshot>>,
 }
@@ -216,7 +216,7 @@ impl TelemetryHandle {
     /// # Cancel safety
     ///
     /// Dropping the future leaves a question nobody hears the answer of.
-    pub async fn snapshot(&self) -> Option<counters::Snapshot> {
+    pub async fn snapshot(&self) -> Option<counters::CountersReport> {
         let (reply, answer) = oneshot::channel();
         self.waiting().questions.push(reply);
         self.intake.wake.notify_one();

@@ -21,9 +21,9 @@ use serde_json::value::RawValue;
 use crate::base::fault::{Fault, FaultCode};
 use crate::base::ids::{CallNumber, JobId, UnixMillis};
 use crate::base::lenient;
-use crate::protocol::catalog::{Annotations, Catalog, Room, TaskSupport, ToolDefinition};
+use crate::protocol::catalog::{Annotations, CallRoom, Catalog, TaskSupport, ToolDefinition};
 use crate::protocol::frame::{Frame, FrameReader};
-use crate::protocol::session::{CallOutcome, Effect, SessionCore, SessionLimits, Wanted};
+use crate::protocol::session::{CallOutcome, SessionCore, SessionEffect, SessionLimits, Wanted};
 use crate::protocol::tasks::{TaskAnswer, TaskAsk, TaskNews, TaskStatus, TaskView};
 use crate::protocol::wire::{Identity, LINE_MOST, ToolReply};
 
@@ -144,8 +144,8 @@ impl World {
             meta: None,
         };
         let catalog = Catalog::new(vec![
-            ("echo".into(), Room::Shared, Arc::new(define)),
-            ("look".into(), Room::Kept, Arc::new(define)),
+            ("echo".into(), CallRoom::Shared, Arc::new(define)),
+            ("look".into(), CallRoom::Kept, Arc::new(define)),
         ])
         .with_tasks([TaskSupport::Optional]);
         let identity = Identity::new("phone-opus", "0", "Ask.");
@@ -253,23 +253,23 @@ impl World {
     }
 
     /// One step of the session, and what follows from it.
-    fn act(&mut self, step: impl FnOnce(&mut SessionCore, Instant, &mut BytesMut, &mut Vec<Effect>)) {
+    fn act(&mut self, step: impl FnOnce(&mut SessionCore, Instant, &mut BytesMut, &mut Vec<SessionEffect>)) {
         let (mut out, mut effects) = (BytesMut::new(), Vec::new());
         step(&mut self.core, self.now, &mut out, &mut effects);
         for effect in effects {
             match effect {
-                Effect::Invoke(call) => self.open.push_back(Open::Call(call.number)),
-                Effect::Ask { number, ask, .. } => self.open.push_back(Open::Ask(number, ask)),
-                Effect::Follow { number, jobs, news, .. } => {
+                SessionEffect::Invoke(call) => self.open.push_back(Open::Call(call.number)),
+                SessionEffect::Ask { number, ask, .. } => self.open.push_back(Open::Ask(number, ask)),
+                SessionEffect::Follow { number, jobs, news, .. } => {
                     self.followed.extend(jobs.into_iter().take(JOBS).map(|job| (number, job, news)));
                 }
-                Effect::Unfollow(number) => self.followed.retain(|(follows, ..)| *follows != number),
+                SessionEffect::Unfollow(number) => self.followed.retain(|(follows, ..)| *follows != number),
                 // What was withdrawn may come out all the same.
-                Effect::Withdraw(_)
-                | Effect::GaveUp { .. }
-                | Effect::Waited { .. }
-                | Effect::Roots(_)
-                | Effect::Finished(_) => {}
+                SessionEffect::Withdraw(_)
+                | SessionEffect::GaveUp { .. }
+                | SessionEffect::Waited { .. }
+                | SessionEffect::Roots(_)
+                | SessionEffect::Finished(_) => {}
             }
         }
         self.account.answered(&out);

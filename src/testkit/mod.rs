@@ -47,7 +47,7 @@ pub use self::agent_process::AgentProcess;
 pub use self::client::{Client, Reply, Sent};
 pub use self::processes::{Process, Role};
 pub use self::rig::{KEY, Rig, Run, give_away, tried_program};
-pub use self::scripted_agent::{Place, Script, Step};
+pub use self::scripted_agent::{ForkPlace, Script, Step};
 pub use self::starts::{NOBODY, Start};
 pub use self::trouble::SmallDisk;
 pub use self::wait::{PATIENCE, Waiting, until, until_seen};

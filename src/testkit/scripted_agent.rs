@@ -174,7 +174,7 @@ pub enum Step {
     /// Ends its stdout and lives on: what it says from here on, the answer too, reaches nobody.
     CloseOutput,
     /// Starts a process that stays behind and holds the pipes.
-    Fork(Place),
+    Fork(ForkPlace),
     /// The provider refuses until this time, in seconds since 1970.
     RateLimit(u64),
     /// Waits before it asks its provider again.
@@ -208,7 +208,7 @@ pub enum Step {
 /// Where a process that stays behind lives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Place {
+pub enum ForkPlace {
     /// In the program's own process group.
     Group,
     /// In a session of its own, where a signal to the group does not reach it.
@@ -537,15 +537,15 @@ impl<O: Write, E: Write> Program<O, E> {
 }
 
 /// Starts a process that inherits the pipes and is not waited for.
-fn fork(place: Place) -> Result<(), End> {
+fn fork(place: ForkPlace) -> Result<(), End> {
     let name = match place {
-        Place::Group => "group",
-        Place::Session => "session",
-        Place::Bare => "bare",
+        ForkPlace::Group => "group",
+        ForkPlace::Session => "session",
+        ForkPlace::Bare => "bare",
     };
     let mut command = Command::new(std::env::current_exe()?);
     command.arg0(PROGRAM_NAME).args([GRANDCHILD, name]).stdin(Stdio::null());
-    if place == Place::Bare {
+    if place == ForkPlace::Bare {
         // By its command line it still belongs to its world.
         command.env_clear().arg(std::env::current_dir()?);
     }
@@ -619,7 +619,7 @@ fn note(log: Option<&Path>, event: &str, args: &[OsString], prompt: &str) -> io:
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::agents::{Agent, AgentEvent, ClaudeCode, OutputReader, PROMPT_PREFIX, RunEnd, RunSummary, Verdict};
+    use crate::agents::{Agent, AgentEvent, ClaudeCode, OutputReader, PROMPT_PREFIX, RunEnd, RunSummary, RunVerdict};
     use crate::base::fault::FaultCode;
     use crate::jobs::{JobState, RunExit};
 
@@ -639,7 +639,7 @@ mod tests {
     }
 
     /// Through parser and classifier, fed in portions that split lines and characters.
-    fn verdict(script: &str) -> (Vec<AgentEvent>, Verdict) {
+    fn verdict(script: &str) -> (Vec<AgentEvent>, RunVerdict) {
         let played = play(ARGS, &format!("{PROMPT_PREFIX}@@script {script} @@"));
         let mut reader = OutputReader::new(ClaudeCode::default().parser());
         let mut events = Vec::new();

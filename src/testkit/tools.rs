@@ -23,7 +23,7 @@ use crate::tools::{
 
 /// One thing that was counted.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Entry {
+pub struct TallyEntry {
     /// The call it belongs to, in its text form.
     pub invocation: String,
     /// The worker it happened in.
@@ -36,7 +36,7 @@ pub struct Tally(Book);
 
 #[derive(Debug, Clone)]
 enum Book {
-    Memory(Arc<Mutex<Vec<Entry>>>),
+    Memory(Arc<Mutex<Vec<TallyEntry>>>),
     File(PathBuf),
 }
 
@@ -67,7 +67,7 @@ impl Tally {
     pub fn count(&self, invocation: InvocationId, generation: Generation) {
         match &self.0 {
             Book::Memory(entries) => {
-                let entry = Entry { invocation: invocation.to_string(), generation };
+                let entry = TallyEntry { invocation: invocation.to_string(), generation };
                 entries.lock().unwrap_or_else(PoisonError::into_inner).push(entry);
             }
             Book::File(path) => {
@@ -85,7 +85,7 @@ impl Tally {
     ///
     /// When the file holds something else.
     #[must_use]
-    pub fn entries(&self) -> Vec<Entry> {
+    pub fn entries(&self) -> Vec<TallyEntry> {
         match &self.0 {
             Book::Memory(entries) => entries.lock().unwrap_or_else(PoisonError::into_inner).clone(),
             Book::File(path) => {
@@ -93,7 +93,7 @@ impl Tally {
                 let entry = |line: &str| {
                     let (invocation, generation) = line.split_once(' ')?;
                     let generation = Generation(generation.parse().ok()?);
-                    Some(Entry { invocation: invocation.to_owned(), generation })
+                    Some(TallyEntry { invocation: invocation.to_owned(), generation })
                 };
                 text.lines().map(|line| entry(line).unwrap_or_else(|| panic!("no entry: {line:?}"))).collect()
             }
@@ -390,7 +390,7 @@ mod tests {
             other.count(first, Generation(2));
             other.count(second, Generation(2));
             assert_eq!((one.total(), one.of(first), other.of(second)), (3, 2, 1));
-            assert_eq!(other.entries()[1], Entry { invocation: first.to_string(), generation: Generation(2) });
+            assert_eq!(other.entries()[1], TallyEntry { invocation: first.to_string(), generation: Generation(2) });
         }
     }
 }

@@ -81,7 +81,7 @@ struct ConsultArguments {
 
 /// What all consult tools share.
 #[derive(Clone)]
-pub struct Desk {
+pub struct Consults {
     /// Jobs.
     pub jobs: JobsHandle,
     /// Who can answer.
@@ -151,7 +151,7 @@ pub(super) async fn within<T: Send + 'static>(
     }
 }
 
-impl Desk {
+impl Consults {
     /// Reads and checks a consult's arguments. Nothing is started while anything is wrong with them.
     ///
     /// # Errors
@@ -247,7 +247,7 @@ impl Desk {
     ///
     /// # Errors
     ///
-    /// As [`Desk::read`].
+    /// As [`Consults::read`].
     ///
     /// # Cancel safety
     ///
@@ -380,13 +380,13 @@ pub(crate) fn shape(args: &mut ArgumentReader, profile: ClientProfile) -> Shape 
 
 /// The tool.
 pub struct ConsultTool {
-    desk: Desk,
+    desk: Consults,
 }
 
 impl ConsultTool {
     /// The tool over these jobs.
     #[must_use]
-    pub fn new(desk: Desk) -> Self {
+    pub fn new(desk: Consults) -> Self {
         Self { desk }
     }
 
@@ -456,7 +456,7 @@ impl Tool for ConsultTool {
     }
 }
 
-async fn consult(desk: &Desk, call: ToolCall) -> Result<ToolReply, Fault> {
+async fn consult(desk: &Consults, call: ToolCall) -> Result<ToolReply, Fault> {
     let client = call.client.name();
     let client = client.as_deref();
     let caller = Caller::Client(call.invocation.session);
@@ -507,7 +507,7 @@ async fn consult(desk: &Desk, call: ToolCall) -> Result<ToolReply, Fault> {
 }
 
 /// Lets a job go on without its caller; a store that is busy for a moment is asked again.
-async fn hand_over(desk: &Desk, job: JobId) -> Result<(), Fault> {
+async fn hand_over(desk: &Consults, job: JobId) -> Result<(), Fault> {
     let mut tries = 0;
     loop {
         match desk.jobs.hand_over(job).await {
@@ -520,13 +520,13 @@ async fn hand_over(desk: &Desk, job: JobId) -> Result<(), Fault> {
 }
 
 /// The reply about a job that is over.
-pub(super) async fn finished(desk: &Desk, record: &JobRecord, shape: Shape) -> ToolReply {
+pub(super) async fn finished(desk: &Consults, record: &JobRecord, shape: Shape) -> ToolReply {
     let context = desk.context(record, None).await;
     reply::job(record, &context, shape)
 }
 
 /// The reply about a run that is over whose outcome the store does not take: who waits gets the answer all the same.
-pub(super) async fn unstored(desk: &Desk, record: &JobRecord, shape: Shape) -> ToolReply {
+pub(super) async fn unstored(desk: &Consults, record: &JobRecord, shape: Shape) -> ToolReply {
     let context = Context { unstored: true, ..desk.context(record, None).await };
     reply::job(record, &context, shape)
 }
@@ -553,7 +553,7 @@ pub(super) enum Until {
 /// A wait for news of a job, with progress reports on its own clock.
 pub(super) struct Watch<'a> {
     pub(super) progress: &'a ToolCall,
-    pub(super) desk: &'a Desk,
+    pub(super) desk: &'a Consults,
     pub(super) began: Instant,
 }
 

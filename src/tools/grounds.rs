@@ -1,6 +1,6 @@
 //! Whether a caller may have a directory looked into, and read the jobs of it.
 //!
-//! Owns: how a [`Desk`] puts the rule of [`places`](crate::places) to a directory: what is looked at, in which order, how long.
+//! Owns: how [`Consults`] put the rule of [`places`](crate::places) to a directory: what is looked at, in which order, how long.
 //! May not know: the rule.
 //!
 //! A client's roots are asked about only when they could decide: most consults ask about the directory of the server.
@@ -8,11 +8,11 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::consult::{Desk, LOOK_BOUND, look_at, within};
+use super::consult::{Consults, LOOK_BOUND, look_at, within};
 use crate::base::fault::{Fault, FaultCode};
 use crate::base::ids::SessionNumber;
 use crate::jobs::{JobRecord, JobSummary};
-use crate::places::{self, Grounds, Refused};
+use crate::places::{self, Grounds, PlaceRefused};
 
 /// Who asks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,7 +29,7 @@ pub(super) type Wrong = (&'static str, &'static str);
 /// What is accepted where there is no directory at all.
 pub(super) const DIRECTORY: &str = "the absolute path of an existing directory";
 
-impl Desk {
+impl Consults {
     /// A directory its caller may have looked into, made canonical.
     pub(super) async fn place(&self, dir: PathBuf, caller: Caller) -> Result<PathBuf, Wrong> {
         if !dir.is_absolute() {
@@ -46,7 +46,7 @@ impl Desk {
     }
 
     /// Whether a caller may look into this resolved directory.
-    async fn judge(&self, dir: PathBuf, caller: Caller) -> Result<(), Refused> {
+    async fn judge(&self, dir: PathBuf, caller: Caller) -> Result<(), PlaceRefused> {
         let Caller::Client(session) = caller else {
             return self.looked(dir, Vec::new(), |grounds, dir| grounds.judge_secrets(dir)).await;
         };
@@ -54,7 +54,7 @@ impl Desk {
         let broad = self.places.is_broad();
         let first = if broad { self.roots.paths(session).await } else { Vec::new() };
         let judged = self.looked(dir.clone(), first, Grounds::judge).await;
-        if broad || judged != Err(Refused::Outside) {
+        if broad || judged != Err(PlaceRefused::Outside) {
             return judged;
         }
         let roots = self.roots.paths(session).await;
@@ -65,16 +65,16 @@ impl Desk {
         &self,
         dir: PathBuf,
         roots: Vec<PathBuf>,
-        judge: fn(&Grounds, &Path) -> Result<(), Refused>,
-    ) -> Result<(), Refused> {
+        judge: fn(&Grounds, &Path) -> Result<(), PlaceRefused>,
+    ) -> Result<(), PlaceRefused> {
         let places = Arc::clone(&self.places);
         let look = move || {
             if dir.ancestors().any(places::is_state) {
-                return Ok(Err(Refused::Secrets));
+                return Ok(Err(PlaceRefused::Secrets));
             }
             Ok(judge(&places.resolve(&roots), &dir))
         };
-        within(LOOK_BOUND, look).await.unwrap_or(Err(Refused::Outside))
+        within(LOOK_BOUND, look).await.unwrap_or(Err(PlaceRefused::Outside))
     }
 
     /// Everything that grants a caller anything, resolved; `None` for who may see everything.

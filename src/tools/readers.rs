@@ -10,7 +10,7 @@ use schemars::{JsonSchema, Schema};
 use serde_json::{Map, Value, json};
 
 use super::arguments::ArgumentReader;
-use super::consult::{Caller, Desk, Until, WAIT_MOST, Waited, Watch, finished, look_at, shape, unstored};
+use super::consult::{Caller, Consults, Until, WAIT_MOST, Waited, Watch, finished, look_at, shape, unstored};
 use super::reply::{self, Context, Detail, Render, Shape};
 use super::{Annotations, ToolCall, ToolDefinition, ToolReply};
 use crate::base::fault::{Fault, FaultCode};
@@ -50,7 +50,7 @@ fn plain(property: &mut Value) {
 }
 
 /// Lets a client that would move a long answer into a file keep it in the conversation.
-pub(super) fn size_hint(desk: &Desk) -> Map<String, Value> {
+pub(super) fn size_hint(desk: &Consults) -> Map<String, Value> {
     // The answer, escaped, and what is said about it; the client takes no more than 500 000.
     let budget = desk.clients.profile(Some("claude-code")).response_chars;
     let most = (budget * 5 / 4 + 20_000).clamp(200_000, 500_000);
@@ -151,7 +151,7 @@ struct JobArguments {
 
 host_tool! {
     /// `consult_job`: reads one job, waiting for it if asked to.
-    JobTool(desk: Desk), "consult_job", Duration::from_secs(WAIT_MOST) + AT_ONCE, true,
+    JobTool(desk: Consults), "consult_job", Duration::from_secs(WAIT_MOST) + AT_ONCE, true,
     |me| ToolDefinition {
         meta: Some(size_hint(&me.desk)),
         ..definition::<JobArguments>(
@@ -164,7 +164,7 @@ host_tool! {
     read_job
 }
 
-async fn read_job(desk: &Desk, call: ToolCall) -> Result<ToolReply, Fault> {
+async fn read_job(desk: &Consults, call: ToolCall) -> Result<ToolReply, Fault> {
     let mut args = ArgumentReader::parse(&call.arguments)?;
     let job = args.uuid::<JobId>("job_id");
     let job = args.require("job_id", job, "the job_id of a consult");
@@ -294,7 +294,7 @@ struct JobsArguments {
 
 host_tool! {
     /// `consult_jobs`: lists jobs.
-    JobsTool(desk: Desk), "consult_jobs", AT_ONCE, false,
+    JobsTool(desk: Consults), "consult_jobs", AT_ONCE, false,
     |me| definition::<JobsArguments>(
         me.name(),
         "List consults",
@@ -304,7 +304,7 @@ host_tool! {
     list_jobs
 }
 
-async fn list_jobs(desk: &Desk, call: ToolCall) -> Result<ToolReply, Fault> {
+async fn list_jobs(desk: &Consults, call: ToolCall) -> Result<ToolReply, Fault> {
     let mut args = ArgumentReader::parse(&call.arguments)?;
     let limit = args.integer("limit", 1..=50).unwrap_or(10);
     let states: Vec<(&str, JobState)> = JobState::ALL.iter().map(|state| (state.as_str(), *state)).collect();
@@ -381,7 +381,7 @@ struct CancelArguments {
 
 host_tool! {
     /// `consult_cancel`: ends a job and everything it started.
-    CancelTool(desk: Desk), "consult_cancel", AT_ONCE, false,
+    CancelTool(desk: Consults), "consult_cancel", AT_ONCE, false,
     |me| definition::<CancelArguments>(
         me.name(),
         "Cancel a consult",
@@ -394,7 +394,7 @@ host_tool! {
 /// How long a cancel waits for the job to be over: the agent's grace and then some.
 const CANCEL_WAIT: Duration = Duration::from_secs(5);
 
-async fn cancel_job(desk: &Desk, call: ToolCall) -> Result<ToolReply, Fault> {
+async fn cancel_job(desk: &Consults, call: ToolCall) -> Result<ToolReply, Fault> {
     let mut args = ArgumentReader::parse(&call.arguments)?;
     let job = args.uuid::<JobId>("job_id");
     let job = args.require("job_id", job, "the job_id of a consult");

@@ -7,7 +7,7 @@
 
 use std::time::Duration;
 
-use super::consult::{Caller, Desk, finished};
+use super::consult::{Caller, Consults, finished};
 use super::reply::{Detail, Render, Shape};
 use crate::base::fault::{Fault, FaultCode};
 use crate::base::ids::{JobId, SessionNumber};
@@ -25,7 +25,7 @@ const CANCEL_WAIT: Duration = Duration::from_secs(10);
 /// Answers what sessions ask about tasks.
 #[derive(Clone)]
 pub struct TaskDesk {
-    desk: Desk,
+    desk: Consults,
     caller: Caller,
 }
 
@@ -41,7 +41,7 @@ const fn status(state: JobState) -> TaskStatus {
 impl TaskDesk {
     /// Tasks over these jobs.
     #[must_use]
-    pub fn new(desk: Desk) -> Self {
+    pub fn new(desk: Consults) -> Self {
         Self { desk, caller: Caller::Owner }
     }
 

@@ -16,7 +16,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
-use super::core::{Effect, Event, WaitingCore};
+use super::core::{WaitingCore, WaitingEffect, WaitingEvent};
 use super::wire::{self, FromWaiting, ToWaiting};
 use crate::agents::{RunEnd, StopCause};
 use crate::base::fault::{Fault, FaultCode};
@@ -24,7 +24,7 @@ use crate::base::ids::{JobId, UnixMillis};
 use crate::base::signals;
 use crate::base::state_dir::StateDir;
 use crate::exec::lines::LineReader;
-use crate::jobs::evidence::{Evidence, WaiterLock};
+use crate::jobs::evidence::{JobEvidence, WaiterLock};
 use crate::jobs::lock::{JobLock, LockError};
 use crate::jobs::store::{CancelState, StoreError, StoreHandle};
 use crate::jobs::{CancelReason, JobOutcome, JobState, sweep};
@@ -109,20 +109,20 @@ where
                 Ok(None) | Err(_) => {
                     host_there = false;
                     process.lifelines.clear();
-                    events.push(Event::HostGone);
+                    events.push(WaitingEvent::HostGone);
                 }
             },
-            Some(job) = frees.recv() => events.push(Event::Freed(job)),
+            Some(job) = frees.recv() => events.push(WaitingEvent::Freed(job)),
             Some(over) = process.runners.join_next() => events.extend(over.ok()),
-            () = rung(bell.as_ref()) => events.push(Event::Rang),
-            () = tokio::time::sleep_until(at), if due.is_some() => events.push(Event::Due),
+            () = rung(bell.as_ref()) => events.push(WaitingEvent::Rang),
+            () = tokio::time::sleep_until(at), if due.is_some() => events.push(WaitingEvent::Due),
         }
         // All there is to be heard first: a burst is one look, and one note in the store.
         while let Some(line) = lines.ready() {
             events.extend(wire::read(&line).map(heard));
         }
         while let Ok(job) = frees.try_recv() {
-            events.push(Event::Freed(job));
+            events.push(WaitingEvent::Freed(job));
         }
         process.handle(std::mem::take(&mut events)).await;
     }
@@ -130,13 +130,13 @@ where
     Ok(())
 }
 
-fn heard(word: ToWaiting) -> Event {
+fn heard(word: ToWaiting) -> WaitingEvent {
     match word {
-        ToWaiting::Wait(job) => Event::Came(job),
-        ToWaiting::Again(job) => Event::CameAgain(job),
-        ToWaiting::Taken(job) => Event::Taken(job),
-        ToWaiting::Yours(job) => Event::Refused(job),
-        ToWaiting::Leave(job) => Event::Left(job),
+        ToWaiting::Wait(job) => WaitingEvent::Came(job),
+        ToWaiting::Again(job) => WaitingEvent::CameAgain(job),
+        ToWaiting::Taken(job) => WaitingEvent::Taken(job),
+        ToWaiting::Yours(job) => WaitingEvent::Refused(job),
+        ToWaiting::Leave(job) => WaitingEvent::Left(job),
     }
 }
 
@@ -185,18 +185,18 @@ struct Process<W> {
     lock: WaiterLock,
     freed: mpsc::UnboundedSender<JobId>,
     /// Runners of ours; each ends as an event.
-    runners: JoinSet<Event>,
+    runners: JoinSet<WaitingEvent>,
     /// What tells runners of ours that their host is there: one that is stuck is not gone.
     lifelines: Vec<(JobId, ChildStdin)>,
     writer: Option<W>,
 }
 
 impl<W: AsyncWrite + Unpin> Process<W> {
-    async fn handle(&mut self, mut events: Vec<Event>) {
+    async fn handle(&mut self, mut events: Vec<WaitingEvent>) {
         let came: Vec<JobId> = events
             .iter()
             .filter_map(|event| match event {
-                Event::Came(job) | Event::CameAgain(job) => Some(*job),
+                WaitingEvent::Came(job) | WaitingEvent::CameAgain(job) => Some(*job),
                 _ => None,
             })
             .collect();
@@ -204,13 +204,13 @@ impl<W: AsyncWrite + Unpin> Process<W> {
             match self.store.wait_with(came, self.lock.id()).await {
                 Ok(others) if others.is_empty() => {}
                 // Cancelled before we could be woken for it, or over: or nobody knows.
-                Ok(_) | Err(_) => events.push(Event::Doubtful),
+                Ok(_) | Err(_) => events.push(WaitingEvent::Doubtful),
             }
         }
         let mut events = std::collections::VecDeque::from(events);
         loop {
             while let Some(event) = events.pop_front() {
-                if let Event::NotYet(job) | Event::RunnerOver(job) = event {
+                if let WaitingEvent::NotYet(job) | WaitingEvent::RunnerOver(job) = event {
                     self.lifelines.retain(|(of, _)| *of != job);
                 }
                 for effect in self.core.step(event, Instant::now()) {
@@ -221,34 +221,34 @@ impl<W: AsyncWrite + Unpin> Process<W> {
                 return;
             }
             events.push_back(match self.store.queue().await {
-                Ok(rows) => Event::Looked(Evidence::new(&self.options.dir).contenders(rows)),
+                Ok(rows) => WaitingEvent::Looked(JobEvidence::new(&self.options.dir).contenders(rows)),
                 Err(error) => {
                     tracing::warn!(%error, "the queue cannot be looked at");
-                    Event::NotSeen
+                    WaitingEvent::NotSeen
                 }
             });
         }
     }
 
-    async fn perform(&mut self, effect: Effect) -> Option<Event> {
+    async fn perform(&mut self, effect: WaitingEffect) -> Option<WaitingEvent> {
         match effect {
-            Effect::Offer(job) => {
+            WaitingEffect::Offer(job) => {
                 self.say(FromWaiting::Turn(job)).await;
                 None
             }
-            Effect::TellOver(job) => {
+            WaitingEffect::TellOver(job) => {
                 self.say(FromWaiting::Over(job)).await;
                 None
             }
-            Effect::TellMoved => {
+            WaitingEffect::TellMoved => {
                 self.say(FromWaiting::Moved).await;
                 None
             }
-            Effect::Start(job) => self.start(job),
-            Effect::Watch(job) => self.watch(job),
-            Effect::Cancel(job, reason) => self.end(job, Some(reason)).await,
-            Effect::Expire(job) => self.end(job, None).await,
-            Effect::Lost(job) => {
+            WaitingEffect::Start(job) => self.start(job),
+            WaitingEffect::Watch(job) => self.watch(job),
+            WaitingEffect::Cancel(job, reason) => self.end(job, Some(reason)).await,
+            WaitingEffect::Expire(job) => self.end(job, None).await,
+            WaitingEffect::Lost(job) => {
                 let why = Fault::new(FaultCode::RunnerLost, "the job's runners ended without having begun it.");
                 if let Err(fault) = sweep::settle(&self.store, &self.options.dir, job, why).await {
                     tracing::error!(%job, %fault, "a job that cannot be run was not settled");
@@ -273,7 +273,7 @@ impl<W: AsyncWrite + Unpin> Process<W> {
     }
 
     /// Has a thread blocked on a run's lock.
-    fn watch(&mut self, job: JobId) -> Option<Event> {
+    fn watch(&mut self, job: JobId) -> Option<WaitingEvent> {
         let (dir, freed) = (self.options.dir.clone(), self.freed.clone());
         let blocked = std::thread::Builder::new().name("watch".to_owned()).stack_size(STACK).spawn(move || {
             signals::leave_to_others();
@@ -283,11 +283,11 @@ impl<W: AsyncWrite + Unpin> Process<W> {
             let _ = freed.send(job);
         });
         // Without a thread it counts as one whose lock was free, and is looked at again instead.
-        blocked.err().map(|_| Event::Freed(job))
+        blocked.err().map(|_| WaitingEvent::Freed(job))
     }
 
     /// Starts a runner that has no host to talk to. Whether its host lives is told by a pipe we hold.
-    fn start(&mut self, job: JobId) -> Option<Event> {
+    fn start(&mut self, job: JobId) -> Option<WaitingEvent> {
         let mut command = self.options.runner.command(job);
         let words = self.options.dir.open_job_log(job).map_or_else(|_| Stdio::null(), Stdio::from);
         let started = command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(words).spawn();
@@ -301,13 +301,13 @@ impl<W: AsyncWrite + Unpin> Process<W> {
             }
             Err(error) => {
                 tracing::warn!(%job, %error, "a runner could not be started; it is tried again");
-                Some(Event::NotYet(job))
+                Some(WaitingEvent::NotYet(job))
             }
         }
     }
 
     /// Ends a job that never began.
-    async fn end(&mut self, job: JobId, reason: Option<CancelReason>) -> Option<Event> {
+    async fn end(&mut self, job: JobId, reason: Option<CancelReason>) -> Option<WaitingEvent> {
         for _ in 0..TRIES {
             match self.try_to_end(job, reason).await {
                 Ok(()) => return None,
@@ -317,7 +317,7 @@ impl<W: AsyncWrite + Unpin> Process<W> {
                 }
             }
         }
-        Some(Event::Came(job))
+        Some(WaitingEvent::Came(job))
     }
 
     async fn try_to_end(&self, job: JobId, reason: Option<CancelReason>) -> Result<(), StoreError> {
@@ -353,10 +353,10 @@ impl<W: AsyncWrite + Unpin> Process<W> {
     }
 }
 
-fn ended(job: JobId, status: Option<ExitStatus>) -> Event {
+fn ended(job: JobId, status: Option<ExitStatus>) -> WaitingEvent {
     if status.and_then(|status| status.code()) == Some(i32::from(NOT_YET)) {
-        Event::NotYet(job)
+        WaitingEvent::NotYet(job)
     } else {
-        Event::RunnerOver(job)
+        WaitingEvent::RunnerOver(job)
     }
 }

@@ -85,7 +85,7 @@ pub enum Question {
 /// What the host answers.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Answer {
+pub enum HostAnswer {
     /// The job, durable.
     Accepted {
         /// As it stands in the store.
@@ -148,7 +148,7 @@ pub struct Asked {
     /// The question.
     pub question: Question,
     /// Told the answer; `None` when none is expected.
-    pub reply: Option<oneshot::Sender<Result<Answer, Fault>>>,
+    pub reply: Option<oneshot::Sender<Result<HostAnswer, Fault>>>,
 }
 
 /// Puts questions to the host. Cheap to clone. Calls are bounded and each has few questions open, so the channel needs no
@@ -161,7 +161,7 @@ pub struct Asker {
 }
 
 /// An answer on its way.
-pub type Waiting = oneshot::Receiver<Result<Answer, Fault>>;
+pub type AnswerReceiver = oneshot::Receiver<Result<HostAnswer, Fault>>;
 
 impl Asker {
     /// An asker, and where its questions come out.
@@ -179,7 +179,7 @@ impl Asker {
 
     /// Puts a question; the answer comes when the receiver is awaited.
     #[must_use]
-    pub fn put(&self, question: Question) -> Waiting {
+    pub fn put(&self, question: Question) -> AnswerReceiver {
         let (reply, answer) = oneshot::channel();
         // A closed channel drops the reply, which its receiver sees.
         let _ = self.to.send(Asked { question, reply: Some(reply) });
@@ -200,7 +200,7 @@ impl Asker {
     /// # Cancel safety
     ///
     /// Dropping the future does not undo the question.
-    pub async fn ask(&self, question: Question) -> Result<Answer, Fault> {
+    pub async fn ask(&self, question: Question) -> Result<HostAnswer, Fault> {
         self.put(question).await.map_err(|_| host_gone())?
     }
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
 
-use super::asks::{Answer, Asker, Question, Waiting, host_gone, misunderstood};
+use super::asks::{AnswerReceiver, Asker, HostAnswer, Question, host_gone, misunderstood};
 use crate::base::fault::Fault;
 use crate::base::ids::{InvocationId, JobId, SessionNumber};
 use crate::jobs::client::{Accepted, Follow, FollowBackend, Glimpse, JobsBackend, JobsHandle, News, View};
@@ -32,7 +32,7 @@ struct Asking {
     /// What the agent was doing when the host last said so.
     phase: String,
     /// News that were asked for.
-    waiting: Option<Waiting>,
+    waiting: Option<AnswerReceiver>,
 }
 
 impl Drop for Asking {
@@ -45,7 +45,7 @@ impl JobsBackend for OfHost {
     fn accept(&self, job: NewJob, caller: Option<InvocationId>) -> BoxFuture<'_, Result<Accepted, Fault>> {
         Box::pin(async move {
             match self.asker.ask(Question::Accept { job: Box::new(job), caller }).await? {
-                Answer::Accepted { record, joined } => Ok(Accepted { record: *record, joined }),
+                HostAnswer::Accepted { record, joined } => Ok(Accepted { record: *record, joined }),
                 _ => Err(misunderstood()),
             }
         })
@@ -57,7 +57,7 @@ impl JobsBackend for OfHost {
             // Made before the question, so that the host hears of its end even when this future is dropped.
             let mut asking = Asking { asker: self.asker.clone(), follow, phase: String::new(), waiting: None };
             match self.asker.ask(Question::Follow { job, follow }).await? {
-                Answer::Following { phase } => asking.phase = phase,
+                HostAnswer::Following { phase } => asking.phase = phase,
                 _ => return Err(misunderstood()),
             }
             Ok(Follow::new(asking))
@@ -67,7 +67,7 @@ impl JobsBackend for OfHost {
     fn record(&self, job: JobId) -> BoxFuture<'_, Result<JobRecord, Fault>> {
         Box::pin(async move {
             match self.asker.ask(Question::Record { job }).await? {
-                Answer::Record { record } => Ok(*record),
+                HostAnswer::Record { record } => Ok(*record),
                 _ => Err(misunderstood()),
             }
         })
@@ -84,7 +84,7 @@ impl JobsBackend for OfHost {
     fn unread(&self, workspace: PathBuf) -> BoxFuture<'_, Result<Vec<JobId>, Fault>> {
         Box::pin(async move {
             match self.asker.ask(Question::Unread { workspace }).await? {
-                Answer::Jobs { jobs } => Ok(jobs),
+                HostAnswer::Jobs { jobs } => Ok(jobs),
                 _ => Err(misunderstood()),
             }
         })
@@ -93,7 +93,7 @@ impl JobsBackend for OfHost {
     fn queue_place(&self, job: JobId) -> BoxFuture<'_, Result<Option<usize>, Fault>> {
         Box::pin(async move {
             match self.asker.ask(Question::QueuePlace { job }).await? {
-                Answer::Place { place } => Ok(place),
+                HostAnswer::Place { place } => Ok(place),
                 _ => Err(misunderstood()),
             }
         })
@@ -110,7 +110,7 @@ impl AskRoots for OfHost {
     fn uris(&self, session: SessionNumber) -> BoxFuture<'_, Vec<String>> {
         Box::pin(async move {
             match self.asker.ask(Question::Roots { session }).await {
-                Ok(Answer::Roots { uris }) => uris,
+                Ok(HostAnswer::Roots { uris }) => uris,
                 Ok(_) | Err(_) => Vec::new(),
             }
         })
@@ -125,7 +125,7 @@ impl FollowBackend for Asking {
     fn glimpse(&self) -> BoxFuture<'_, Option<Glimpse>> {
         Box::pin(async move {
             match self.asker.ask(Question::Live { follow: self.follow }).await {
-                Ok(Answer::Live { glimpse }) => glimpse,
+                Ok(HostAnswer::Live { glimpse }) => glimpse,
                 _ => None,
             }
         })
@@ -147,9 +147,9 @@ impl Asking {
         let answer = waiting.await;
         self.waiting = None;
         match answer.map_err(|_| host_gone())?? {
-            Answer::Finished { record } => Ok(News::Finished(Arc::new(*record))),
-            Answer::Unstored { record } => Ok(News::Unstored(Arc::new(*record))),
-            Answer::Changed { phase } => {
+            HostAnswer::Finished { record } => Ok(News::Finished(Arc::new(*record))),
+            HostAnswer::Unstored { record } => Ok(News::Unstored(Arc::new(*record))),
+            HostAnswer::Changed { phase } => {
                 self.phase = phase;
                 Ok(News::Changed)
             }

@@ -68,7 +68,7 @@ enum Outcome {
 }
 
 /// An attempt that came to its end in a task.
-pub struct Ended {
+pub struct EndedTask {
     key: CallKey,
     tool: Arc<dyn Tool>,
     result: Result<Outcome, ToolPanicked>,
@@ -78,7 +78,7 @@ pub struct Ended {
 pub struct Executor<T> {
     /// Keyed by our own numbers, so the hash need not resist anybody.
     running: HashMap<CallKey, (T, AbortHandle), foldhash::fast::RandomState>,
-    tasks: JoinSet<Ended>,
+    tasks: JoinSet<EndedTask>,
     waiting: VecDeque<Work<T>>,
     concurrent: usize,
     faults: Faults,
@@ -184,7 +184,7 @@ impl<T> Executor<T> {
         let task = self.tasks.spawn(async move {
             let result = AssertUnwindSafe(work).catch_unwind().await;
             let result = result.map_err(|_| ToolPanicked { tool: tool.name().to_owned() });
-            Ended { key, tool, result }
+            EndedTask { key, tool, result }
         });
         self.running.insert(key, (token, task));
     }
@@ -194,7 +194,7 @@ impl<T> Executor<T> {
     /// # Cancel safety
     ///
     /// Safe: nothing is lost when the future is dropped.
-    pub async fn ended(&mut self) -> Ended {
+    pub async fn ended(&mut self) -> EndedTask {
         loop {
             match self.tasks.join_next().await {
                 Some(Ok(ended)) => return ended,
@@ -210,7 +210,7 @@ impl<T> Executor<T> {
     /// # Errors
     ///
     /// It panicked, or one that waited did.
-    pub fn settle(&mut self, ended: Ended, mut settle: impl FnMut(CallKey, T, CallOutcome)) -> Result<(), Mishap> {
+    pub fn settle(&mut self, ended: EndedTask, mut settle: impl FnMut(CallKey, T, CallOutcome)) -> Result<(), Mishap> {
         let result = match ended.result? {
             Outcome::Settled(result) => result,
             // The message is lost, and the token with it.

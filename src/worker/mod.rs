@@ -34,10 +34,10 @@ use serde_json::value::RawValue;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::{mpsc, oneshot};
 
-use self::asks::{Answer, Asked, Asker};
+use self::asks::{Asked, Asker, HostAnswer};
 use self::executor::{CONCURRENT, Executor, Mishap, ToolPanicked, Work};
 use self::outbox::Outbox;
-use self::settings::Settings;
+use self::settings::WorkerSettings;
 use self::wire::{Hello, ToWorker};
 use crate::agents::{AgentNames, Environment};
 use crate::base::fault::{Fault, FaultCode};
@@ -49,7 +49,7 @@ use crate::protocol::frame::LINE_LIMIT;
 use crate::protocol::frame::{Frame, FrameReader};
 use crate::protocol::session::CallOutcome;
 use crate::tools::Tool;
-use crate::tools::consult::{ConsultTool, Desk};
+use crate::tools::consult::{ConsultTool, Consults};
 use crate::tools::progress::{Latest, ProgressListener, ProgressSink};
 
 /// Where a system's worker tools run.
@@ -219,7 +219,7 @@ struct Inside {
     manners: Manners,
     asker: Asker,
     questions: mpsc::UnboundedReceiver<Asked>,
-    asked: HashMap<u64, oneshot::Sender<Result<Answer, Fault>>>,
+    asked: HashMap<u64, oneshot::Sender<Result<HostAnswer, Fault>>>,
     next: u64,
     progress: mpsc::UnboundedSender<Progress>,
     reports: mpsc::UnboundedReceiver<Progress>,
@@ -419,7 +419,7 @@ impl Inside {
 
     fn on_hello(&mut self, hello: &Hello<'_>) -> Result<Turn, ServeError> {
         if hello.protocol == wire::PROTOCOL {
-            let settings: Settings = serde_json::from_str(RawValue::get(hello.settings)).map_err(|error| {
+            let settings: WorkerSettings = serde_json::from_str(RawValue::get(hello.settings)).map_err(|error| {
                 tracing::error!(%error, "the host's settings were not understood");
                 ServeError::Protocol("the settings are none")
             })?;
@@ -427,7 +427,7 @@ impl Inside {
             self.limit = settings.line_limit;
             if let Some(desk) = settings.desk {
                 let config = Arc::new(desk.config);
-                let desk = Desk {
+                let desk = Consults {
                     jobs: client::jobs_of_host(self.asker.clone()),
                     agents: AgentNames::new(desk.agents),
                     clients: Clients::new(Arc::clone(&config), desk.observed),

@@ -10,7 +10,7 @@ use crate::places::Places;
 
 /// Everything the tools of a worker process need to know. It opens no store and reads no configuration.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Settings {
+pub struct WorkerSettings {
     /// The host whose worker it is.
     pub host: HostId,
     /// Longest line on the pipes.

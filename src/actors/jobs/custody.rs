@@ -36,7 +36,7 @@ use super::runner_child::{self, RunnerChild};
 use super::starting::{self, HeldRunner, NotStarted, Started};
 use crate::agents::{AgentEvent, OutputReader};
 use crate::base::base64::Base64;
-use crate::base::descriptors::{Inherited, PassedPipe};
+use crate::base::descriptors::{InheritedPipes, PassedPipe};
 use crate::base::fault::{Fault, FaultCode};
 use crate::base::ids::{InvocationId, JobId};
 use crate::base::state_dir::StateDir;
@@ -44,7 +44,7 @@ use crate::exec::client::{ExecClient, ExecError, Handover};
 use crate::exec::session::EventStream;
 use crate::exec::{Cursor, OutputStream, ProcessEvent};
 use crate::jobs::admission::{Position, plan};
-use crate::jobs::evidence::Evidence;
+use crate::jobs::evidence::JobEvidence;
 use crate::jobs::live::{JobLive, Phase};
 use crate::jobs::store::{StoreError, StoreHandle};
 use crate::jobs::sweep;
@@ -510,7 +510,7 @@ impl Custody {
         if hand_in == HandIn::New && !self.room.is_used() {
             // What cannot be looked at is tried: the runner waits for a store that is busy.
             let Ok(rows) = self.means.store.queue().await else { return Ok(Turn::Yours) };
-            let contenders = Evidence::new(&self.means.dir).contenders(rows);
+            let contenders = JobEvidence::new(&self.means.dir).contenders(rows);
             let limit = self.means.runner.max_running();
             if !matches!(plan(&contenders, limit).position(self.job), Some(Position::Wait { .. })) {
                 return Ok(Turn::Yours);
@@ -879,7 +879,7 @@ pub fn inherit_the_rest(passed: &[CustodySnapshot], waiting: Option<&RoomSnapsho
 
 impl Attachments {
     /// Takes in what another image passed on.
-    pub fn inherit(&self, passed: &CustodySnapshot, pipes: &mut Inherited, means: Means) {
+    pub fn inherit(&self, passed: &CustodySnapshot, pipes: &mut InheritedPipes, means: Means) {
         let judging = || {
             // Its pipes did not come along, so the runner is told nothing any more; its job is settled by what it leaves.
             tracing::error!(job = %passed.job, "the pipes of a runner were not passed on");

@@ -50,7 +50,7 @@ use crate::base::ids::{Generation, InvocationId, JobId, UnixMillis};
 use crate::base::state_dir::StateDir;
 use crate::failpoints::{Broken, FaultPoint, Faults, Operation};
 use crate::jobs::client::Accepted;
-use crate::jobs::evidence::Evidence;
+use crate::jobs::evidence::JobEvidence;
 use crate::jobs::overdue::Overdue;
 use crate::jobs::store::{Accept, AcceptLimits, StoreError, StoreHandle};
 use crate::jobs::sweep;
@@ -548,7 +548,7 @@ impl JobsState {
         // A joined job that nobody runs (its host died between accepting and starting) is run by whoever asks for it.
         let orphan = self.arguments.attachments.get(record.id).is_none()
             && record.environment == self.environment()
-            && sweep::is_orphan(&self.arguments.dir, &mut Evidence::new(&self.arguments.dir), record);
+            && sweep::is_orphan(&self.arguments.dir, &mut JobEvidence::new(&self.arguments.dir), record);
         if orphan { Custodian::Orphan } else { Custodian::Somebody }
     }
 

@@ -25,7 +25,7 @@ use tokio::time::Instant;
 
 use super::custody::Means;
 use super::runner_child::RunnerChild;
-use crate::base::descriptors::{Inherited, PassedPipe};
+use crate::base::descriptors::{InheritedPipes, PassedPipe};
 use crate::base::fault::{Fault, FaultCode};
 use crate::base::ids::JobId;
 use crate::exec::lines::LineReader;
@@ -280,7 +280,7 @@ impl Room {
     }
 
     /// Takes in what another image passed on; whoever enters next talks to it.
-    pub fn inherit(&self, passed: &RoomSnapshot, pipes: &mut Inherited) {
+    pub fn inherit(&self, passed: &RoomSnapshot, pipes: &mut InheritedPipes) {
         let ends = pipes.take(&passed.input).zip(pipes.take(&passed.output));
         match (ends, RunnerChild::inherited(passed.pid)) {
             (Some((input, output)), Some(child)) => self.state().resting = Some((child, Ends { input, output })),

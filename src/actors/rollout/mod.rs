@@ -5,7 +5,7 @@
 //!
 //! Invariants: (1) nothing it does holds anybody up: each thing is a task of its own with a bound; (2) a panic here, or in
 //! anything under way, costs the rollout under way and no more: what is remembered is borrowed ([`Kept`]), and the next
-//! incarnation begins with [`Event::Lost`]; (3) without a rollout under way there is no timer.
+//! incarnation begins with [`RolloutEvent::Lost`]; (3) without a rollout under way there is no timer.
 
 mod handle;
 
@@ -24,7 +24,7 @@ use crate::actors::clock;
 use crate::agents::Environment;
 use crate::base::ids::UnixMillis;
 use crate::rollout::candidate::{DEADLINE, Trial};
-use crate::rollout::core::{Candidate, Effect, Event, SETTLE};
+use crate::rollout::core::{Candidate, RolloutEffect, RolloutEvent, SETTLE};
 use crate::rollout::selfcheck::SelfCheck;
 use crate::rollout::{Digest, Fingerprint, NotAdopted, Rollout, RolloutSetup, Successor, Trigger};
 use crate::telemetry::{Record, RolloutRecord, TelemetryHandle};
@@ -57,7 +57,7 @@ pub enum RolloutMsg {
     /// Somebody wants a rollout, and may wait for its end.
     Asked(Trigger, Option<oneshot::Sender<NotAdopted>>),
     /// What was under way came to this.
-    Happened(Event),
+    Happened(RolloutEvent),
     /// What was under way panicked.
     Broke,
 }
@@ -104,7 +104,7 @@ impl Actor for Rollouts {
             since: clock::now(),
         };
         // What an earlier incarnation had under way.
-        state.step(&me, Event::Lost);
+        state.step(&me, RolloutEvent::Lost);
         Ok(state)
     }
 
@@ -115,10 +115,10 @@ impl Actor for Rollouts {
         state: &mut Self::State,
     ) -> Result<(), ActorProcessingErr> {
         match message {
-            RolloutMsg::LookDue => state.step(&me, Event::LookDue),
+            RolloutMsg::LookDue => state.step(&me, RolloutEvent::LookDue),
             RolloutMsg::Asked(trigger, waiting) => state.asked(&me, trigger, waiting),
             RolloutMsg::Happened(event) => {
-                if let Event::Read { running: Some(running), .. } = event {
+                if let RolloutEvent::Read { running: Some(running), .. } = event {
                     state.running = Some(running);
                 }
                 state.step(&me, event);
@@ -145,10 +145,10 @@ impl RolloutState {
             return;
         }
         self.waiting.extend(waiting);
-        self.step(me, Event::Asked(trigger));
+        self.step(me, RolloutEvent::Asked(trigger));
     }
 
-    fn step(&mut self, me: &ActorRef<RolloutMsg>, event: Event) {
+    fn step(&mut self, me: &ActorRef<RolloutMsg>, event: RolloutEvent) {
         let Some(rollout) = self.lent.as_mut().and_then(Lent::get) else { return };
         let was = rollout.state();
         match rollout.step(event, clock::now()) {
@@ -176,22 +176,22 @@ impl RolloutState {
         }
     }
 
-    fn perform(&mut self, me: &ActorRef<RolloutMsg>, effect: Effect) {
-        if let Effect::Ended(by, why) = effect {
+    fn perform(&mut self, me: &ActorRef<RolloutMsg>, effect: RolloutEffect) {
+        if let RolloutEffect::Ended(by, why) = effect {
             return self.ended(by, why);
         }
         let Some(setup) = self.a.setup.clone() else { return };
         match effect {
-            Effect::Ended(..) => {}
-            Effect::Look => {
+            RolloutEffect::Ended(..) => {}
+            RolloutEffect::Look => {
                 let look = blocking(move || Fingerprint::look(&setup.launch.path));
-                self.begin(me, async { look.await.map_or(Event::Lost, Event::Looked) });
+                self.begin(me, async { look.await.map_or(RolloutEvent::Lost, RolloutEvent::Looked) });
             }
-            Effect::Rest => self.begin(me, async {
+            RolloutEffect::Rest => self.begin(me, async {
                 tokio::time::sleep(SETTLE).await;
-                Event::Rested
+                RolloutEvent::Rested
             }),
-            Effect::Read => {
+            RolloutEffect::Read => {
                 let known = self.running;
                 // Whoever asks has an equal file handed over to as well.
                 let compared = !self.trigger().is_forced();
@@ -201,14 +201,16 @@ impl RolloutState {
                     (file, known.or_else(|| Digest::read(image?).ok()))
                 });
                 self.begin(me, async {
-                    read.await.map_or(Event::Lost, |(file, running)| Event::Read { file, running })
+                    read.await.map_or(RolloutEvent::Lost, |(file, running)| RolloutEvent::Read { file, running })
                 });
             }
-            Effect::Check(candidate) => {
+            RolloutEffect::Check(candidate) => {
                 let (trial, how) = (self.trial(&setup), self.a.handle.how());
-                self.begin(me, async move { Event::Checked(trial.check(candidate.fingerprint, how.as_deref()).await) });
+                self.begin(me, async move {
+                    RolloutEvent::Checked(trial.check(candidate.fingerprint, how.as_deref()).await)
+                });
             }
-            Effect::HandOver(candidate, said) => self.hand_over(me, &setup, candidate, said),
+            RolloutEffect::HandOver(candidate, said) => self.hand_over(me, &setup, candidate, said),
         }
     }
 
@@ -235,15 +237,15 @@ impl RolloutState {
         let program = setup.launch.path.clone();
         tracing::info!(program = %program.display(), version = said.version, "a candidate passed its check");
         self.begin(me, async move {
-            let Some(how) = how else { return Event::NotHandedOver(NotAdopted::NoHandOver) };
+            let Some(how) = how else { return RolloutEvent::NotHandedOver(NotAdopted::NoHandOver) };
             let to = Successor { program, fingerprint: candidate.fingerprint, version: said.version };
             let fault = how.hand_over(to).await;
-            Event::NotHandedOver(NotAdopted::HandOverFailed(Box::new(fault)))
+            RolloutEvent::NotHandedOver(NotAdopted::HandOverFailed(Box::new(fault)))
         });
     }
 
     /// Begins the one thing that is under way. What came of it is a message; a panic is one too.
-    fn begin(&mut self, me: &ActorRef<RolloutMsg>, work: impl Future<Output = Event> + Send + 'static) {
+    fn begin(&mut self, me: &ActorRef<RolloutMsg>, work: impl Future<Output = RolloutEvent> + Send + 'static) {
         let me = me.clone();
         self.tasks.spawn(async move {
             let message = match AssertUnwindSafe(work).catch_unwind().await {

@@ -8,7 +8,7 @@
 use std::time::Duration;
 
 use super::calls::Settling;
-use super::{SessionLoop, Stage};
+use super::{SessionLoop, SessionStage};
 use crate::actors::clock;
 use crate::base::fault::{Fault, FaultCode};
 use crate::base::ids::CallNumber;
@@ -19,8 +19,8 @@ impl SessionLoop {
     /// anew for each call would cost more than the one needless look.
     pub(super) fn set_clock(&mut self) {
         let end = match self.stage {
-            Stage::Open => None,
-            Stage::Lingering(at) | Stage::Draining(at) => Some(at),
+            SessionStage::Open => None,
+            SessionStage::Lingering(at) | SessionStage::Draining(at) => Some(at),
         };
         let wanted = [self.due, end, self.held].into_iter().flatten().min();
         if let Some(at) = wanted.filter(|at| self.clock_at.is_none_or(|set| *at < set)) {
@@ -33,8 +33,8 @@ impl SessionLoop {
         let now = tokio::time::Instant::now();
         self.clock_at = None;
         match self.stage {
-            Stage::Lingering(end) if now >= end => self.close(),
-            Stage::Draining(end) if now >= end => {
+            SessionStage::Lingering(end) if now >= end => self.close(),
+            SessionStage::Draining(end) if now >= end => {
                 self.out.clear();
                 self.whole = 0;
             }

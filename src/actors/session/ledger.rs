@@ -36,8 +36,8 @@ impl<P> Invocation<P> {
         self.knowledge == Knowledge::InFlight && self.generation == generation
     }
 
-    fn settled(self) -> Settled<P> {
-        Settled { payload: self.payload, replays: self.attempts.saturating_sub(1) }
+    fn settled(self) -> SettledCall<P> {
+        SettledCall { payload: self.payload, replays: self.attempts.saturating_sub(1) }
     }
 }
 
@@ -67,7 +67,7 @@ pub struct PassedCall {
 
 /// A call that has left the ledger with an outcome.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Settled<P> {
+pub struct SettledCall<P> {
     /// What the loop kept with it.
     pub payload: P,
     /// Attempts after the first.
@@ -165,13 +165,13 @@ impl<P> Ledger<P> {
     }
 
     /// An attempt came out. The payload of the call, or `None` when the news is stale.
-    pub fn settle(&mut self, key: CallNumber, generation: Generation) -> Option<Settled<P>> {
+    pub fn settle(&mut self, key: CallNumber, generation: Generation) -> Option<SettledCall<P>> {
         let Entry::Occupied(found) = self.entries.entry(key) else { return None };
         found.get().is_in_flight(generation).then(|| found.remove().settled())
     }
 
     /// Removes a call: withdrawn, or answered with a fault.
-    pub fn take(&mut self, key: CallNumber) -> Option<Settled<P>> {
+    pub fn take(&mut self, key: CallNumber) -> Option<SettledCall<P>> {
         self.entries.remove(&key).map(Invocation::settled)
     }
 
@@ -322,7 +322,7 @@ mod tests {
         assert_eq!(ledger.settle(key(1), G1), None, "the lost generation reports late");
         ledger.dispatch(key(1), G2);
         assert_eq!(ledger.settle(key(1), G1), None);
-        assert_eq!(ledger.settle(key(1), G2), Some(Settled { payload: "call", replays: 1 }));
+        assert_eq!(ledger.settle(key(1), G2), Some(SettledCall { payload: "call", replays: 1 }));
         assert_eq!(ledger.settle(key(1), G2), None, "a call leaves once");
     }
 

@@ -49,9 +49,9 @@ use self::flow::Flow;
 pub use self::gauges::Gauges;
 use self::ledger::Ledger;
 pub use self::passed::SessionSnapshot;
-use self::passed::{Following, HostCall, Inherited, Stillness};
+use self::passed::{Following, HostCall, Stillness, TakenOver};
 use self::streams::push;
-pub use self::streams::{Input, Sink};
+pub use self::streams::{ClientInput, ClientOutput};
 use super::child;
 use super::connections::Connections;
 use super::current::Current;
@@ -68,7 +68,7 @@ use crate::base::ids::{CallNumber, Generation, HostId, JobId, SessionNumber};
 use crate::config::clients::Clients;
 use crate::failpoints::{Faults, Operation};
 use crate::protocol::frame::{Frame, FrameReader};
-use crate::protocol::session::{CallOutcome, ClientInfo, Effect, SessionCore};
+use crate::protocol::session::{CallOutcome, ClientInfo, SessionCore, SessionEffect};
 use crate::protocol::tasks::TaskAnswer;
 use crate::telemetry::TelemetryHandle;
 use crate::tools::progress::ProgressSink;
@@ -107,9 +107,9 @@ pub struct SessionParts {
     /// What all sessions add up to.
     pub gauges: Arc<Gauges>,
     /// The client's bytes.
-    pub input: Input,
+    pub input: ClientInput,
     /// Ours.
-    pub sink: Sink,
+    pub sink: ClientOutput,
     /// Longest line taken.
     pub line_limit: usize,
     /// What is to break.
@@ -251,7 +251,7 @@ struct Payload {
 
 /// Where a session stands on its way to its end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Stage {
+enum SessionStage {
     /// The client sends.
     Open,
     /// It sends nothing more; what is in flight may still answer until then.
@@ -282,8 +282,8 @@ pub struct SessionLoop {
     tasks: JoinSet<()>,
     reader: FrameReader,
     line_limit: usize,
-    input: Input,
-    sink: Sink,
+    input: ClientInput,
+    sink: ClientOutput,
     out: BytesMut,
     /// Whole lines of `out`; what follows them was being written when a panic struck.
     whole: usize,
@@ -295,13 +295,13 @@ pub struct SessionLoop {
     unflushed: bool,
     /// Jobs whose end is told by what is not written yet; no more than there are answers in it.
     shown: Vec<JobId>,
-    effects: Vec<Effect>,
+    effects: Vec<SessionEffect>,
     /// What was decided and is not done yet.
-    todo: VecDeque<Effect>,
+    todo: VecDeque<SessionEffect>,
     calls: Vec<CallNumber>,
     /// Calls went to a worker in this turn.
     handed_over: bool,
-    stage: Stage,
+    stage: SessionStage,
     flow: Flow,
     /// Until when reading waits for the worker, while it does.
     held: Option<tokio::time::Instant>,
@@ -328,7 +328,7 @@ pub struct SessionLoop {
     /// Whether it stands still for an upgrade.
     stillness: Stillness,
     /// What another image passed on and is not done yet.
-    inherited: Option<Inherited>,
+    inherited: Option<TakenOver>,
 }
 
 impl SessionLoop {
@@ -369,7 +369,7 @@ impl SessionLoop {
             todo: VecDeque::new(),
             calls: Vec::new(),
             handed_over: false,
-            stage: Stage::Open,
+            stage: SessionStage::Open,
             flow: Flow::default(),
             held: None,
             deadlines,
@@ -422,7 +422,7 @@ impl SessionLoop {
             }
             self.tell_when_quiet();
             let mut reading =
-                self.stage == Stage::Open && self.out.len() <= BACKLOG && self.stillness == Stillness::Moving;
+                self.stage == SessionStage::Open && self.out.len() <= BACKLOG && self.stillness == Stillness::Moving;
             if flow::crowded(self.core.in_flight(), self.core.bytes_in_flight()) {
                 // Calls that were just handed over get their turn before more are read.
                 self.held = self.flow.crowd(clock::now()).map(tokio::time::Instant::from_std);
@@ -508,9 +508,9 @@ impl SessionLoop {
 
     fn is_over(&self) -> bool {
         match self.stage {
-            Stage::Open => false,
-            Stage::Lingering(_) => self.core.in_flight() == 0 && self.out.is_empty(),
-            Stage::Draining(_) => self.out.is_empty(),
+            SessionStage::Open => false,
+            SessionStage::Lingering(_) => self.core.in_flight() == 0 && self.out.is_empty(),
+            SessionStage::Draining(_) => self.out.is_empty(),
         }
     }
 
@@ -629,23 +629,23 @@ impl SessionLoop {
         let mut calls = std::mem::take(&mut self.calls);
         while let Some(effect) = self.todo.pop_front() {
             match effect {
-                Effect::Invoke(call) => match self.tools[call.tool].target() {
+                SessionEffect::Invoke(call) => match self.tools[call.tool].target() {
                     Target::Worker => calls.extend(self.record(call)),
                     Target::Host => self.run_here(call),
                 },
-                Effect::Ask { number, ask, client } => self.ask(number, ask, client),
-                Effect::Withdraw(call) => self.withdraw(call),
-                Effect::Follow { number, jobs, news, client } => self.follow(number, jobs, news, &client),
-                Effect::Unfollow(number) => self.unfollow(number),
-                Effect::Roots(roots) => self.roots.set(self.number, roots),
-                Effect::GaveUp { client, after } => {
+                SessionEffect::Ask { number, ask, client } => self.ask(number, ask, client),
+                SessionEffect::Withdraw(call) => self.withdraw(call),
+                SessionEffect::Follow { number, jobs, news, client } => self.follow(number, jobs, news, &client),
+                SessionEffect::Unfollow(number) => self.unfollow(number),
+                SessionEffect::Roots(roots) => self.roots.set(self.number, roots),
+                SessionEffect::GaveUp { client, after } => {
                     tracing::debug!(client = client.name().as_deref(), ?after, "a client withdrew a call");
                     self.observed(self.clients.gave_up(client.name().as_deref(), after));
                 }
-                Effect::Waited { client, so_long } => {
+                SessionEffect::Waited { client, so_long } => {
                     self.observed(self.clients.waited(client.name().as_deref(), so_long));
                 }
-                Effect::Finished(finished) => {
+                SessionEffect::Finished(finished) => {
                     if finished.tool.is_none() {
                         self.crash_worker_at(Operation::Method(finished.method));
                         self.force_rollout_at(Operation::Method(finished.method));
@@ -666,7 +666,7 @@ impl SessionLoop {
 
     /// The system stops while the client may still wait: it is told, call by call.
     fn stop(&mut self) {
-        if self.stage == Stage::Open {
+        if self.stage == SessionStage::Open {
             self.core.on_stopping(&mut self.out, &mut self.effects);
             self.whole = self.out.len();
             self.perform(None);
@@ -693,16 +693,19 @@ impl SessionLoop {
         self.core.on_closed(clock::now(), &mut self.effects);
         for effect in std::mem::take(&mut self.effects) {
             match effect {
-                Effect::Withdraw(call) => self.withdraw(call),
-                Effect::Finished(finished) => self.count(finished, None),
-                Effect::Unfollow(number) => self.unfollow(number),
+                SessionEffect::Withdraw(call) => self.withdraw(call),
+                SessionEffect::Finished(finished) => self.count(finished, None),
+                SessionEffect::Unfollow(number) => self.unfollow(number),
                 // A closed state machine asks for nothing new.
-                Effect::Invoke(_) | Effect::Ask { .. } | Effect::Follow { .. } | Effect::Roots(_) => {}
-                Effect::GaveUp { .. } | Effect::Waited { .. } => {}
+                SessionEffect::Invoke(_)
+                | SessionEffect::Ask { .. }
+                | SessionEffect::Follow { .. }
+                | SessionEffect::Roots(_) => {}
+                SessionEffect::GaveUp { .. } | SessionEffect::Waited { .. } => {}
             }
         }
-        if !matches!(self.stage, Stage::Draining(_)) {
-            self.stage = Stage::Draining(tokio::time::Instant::now() + DRAIN);
+        if !matches!(self.stage, SessionStage::Draining(_)) {
+            self.stage = SessionStage::Draining(tokio::time::Instant::now() + DRAIN);
         }
     }
 }
@@ -722,7 +725,7 @@ async fn give_way() {
 }
 
 /// Told when a connection is over.
-pub type Ended = oneshot::Sender<Result<SessionEnd, Fault>>;
+pub type SessionEndReply = oneshot::Sender<Result<SessionEnd, Fault>>;
 
 impl Drop for SessionLoop {
     fn drop(&mut self) {

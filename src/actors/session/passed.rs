@@ -22,7 +22,7 @@ use tokio::sync::oneshot;
 use tokio::task::AbortHandle;
 
 use super::ledger::PassedCall;
-use super::{Payload, Serving, SessionEvent, SessionLoop, Stage};
+use super::{Payload, Serving, SessionEvent, SessionLoop, SessionStage};
 use crate::actors::clock;
 use crate::actors::reply::progress_to;
 use crate::base::base64::Base64;
@@ -153,7 +153,7 @@ pub(super) struct Following {
 
 /// What another image passed on for this one to begin again.
 #[derive(Debug, Default)]
-pub(super) struct Inherited {
+pub(super) struct TakenOver {
     tools: Vec<Call>,
     asks: Vec<(CallNumber, TaskAsk, ClientInfo)>,
     follows: Vec<(CallNumber, Vec<JobId>, Wanted, ClientInfo)>,
@@ -212,7 +212,7 @@ impl SessionLoop {
     /// Reads nothing more.
     pub(super) fn freeze(&mut self, reply: oneshot::Sender<()>) {
         // A connection that is ending is not passed on; the dropped reply says so.
-        if self.stage == Stage::Open {
+        if self.stage == SessionStage::Open {
             self.stillness = Stillness::Quieting(Some(reply));
         }
     }
@@ -220,7 +220,7 @@ impl SessionLoop {
     /// Tells whoever froze it once nothing is in flight that another image could not go on with as well.
     pub(super) fn tell_when_quiet(&mut self) {
         let Stillness::Quieting(told) = &mut self.stillness else { return };
-        if self.stage != Stage::Open {
+        if self.stage != SessionStage::Open {
             *told = None;
             return;
         }
@@ -239,7 +239,7 @@ impl SessionLoop {
 
     /// Stands still and says what is passed on; says nothing when the connection is ending.
     pub(super) fn hold_still(&mut self, reply: oneshot::Sender<SessionSnapshot>) {
-        if self.stage == Stage::Open && matches!(self.stillness, Stillness::Quieting(_)) {
+        if self.stage == SessionStage::Open && matches!(self.stillness, Stillness::Quieting(_)) {
             self.stillness = Stillness::Still(VecDeque::new());
             let _ = reply.send(self.snapshot());
         }
@@ -274,7 +274,7 @@ impl SessionLoop {
     /// Takes in what another image passed on. What can only be begun by a running session waits for its first turn.
     pub fn take_over(&mut self, snapshot: &SessionSnapshot) {
         let position = |name: &str| self.tools.iter().position(|tool| tool.name() == name);
-        let mut inherited = Inherited::default();
+        let mut inherited = TakenOver::default();
         for call in &snapshot.calls {
             // The call of a tool that is no more is in nobody's hands, and answered as such.
             let Some(tool) = position(&call.tool) else { continue };

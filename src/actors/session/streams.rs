@@ -12,7 +12,7 @@ use bytes::{Buf, BytesMut};
 use futures_util::future::poll_immediate;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 
-use super::{SessionLoop, Stage};
+use super::{SessionLoop, SessionStage};
 use crate::actors::clock;
 use crate::actors::jobs::JobsMsg;
 use crate::failpoints::{FaultPoint, Operation};
@@ -25,10 +25,10 @@ const LINGER: Duration = Duration::from_millis(500);
 const OUTPUT_KEPT: usize = 256 * 1024;
 
 /// What a connection reads from.
-pub type Input = Box<dyn AsyncRead + Send + Unpin>;
+pub type ClientInput = Box<dyn AsyncRead + Send + Unpin>;
 
 /// What a connection writes to.
-pub type Sink = Box<dyn AsyncWrite + Send + Unpin>;
+pub type ClientOutput = Box<dyn AsyncWrite + Send + Unpin>;
 
 impl SessionLoop {
     /// Writes what the client takes at once.
@@ -102,8 +102,8 @@ impl SessionLoop {
             if let Some(frame) = self.reader.finish() {
                 self.take(frame, clock::now());
             }
-            if self.stage == Stage::Open {
-                self.stage = Stage::Lingering(tokio::time::Instant::now() + LINGER);
+            if self.stage == SessionStage::Open {
+                self.stage = SessionStage::Lingering(tokio::time::Instant::now() + LINGER);
             }
         }
         self.perform(None);
@@ -138,7 +138,7 @@ pub(super) enum Pushed {
 /// # Cancel safety
 ///
 /// Safe: what was not taken is still in `out`.
-pub(super) async fn push(sink: &mut Sink, out: &[u8]) -> std::io::Result<Pushed> {
+pub(super) async fn push(sink: &mut ClientOutput, out: &[u8]) -> std::io::Result<Pushed> {
     if out.is_empty() {
         sink.flush().await.map(|()| Pushed::Flushed)
     } else {

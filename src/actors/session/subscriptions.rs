@@ -11,7 +11,7 @@ use std::panic::AssertUnwindSafe;
 use futures_util::FutureExt;
 
 use super::passed::{Following, HostCall, HostWork};
-use super::{BACKLOG, SessionEvent, SessionLoop, Stage};
+use super::{BACKLOG, SessionEvent, SessionLoop, SessionStage};
 use crate::base::fault::{Fault, FaultCode};
 use crate::base::ids::{CallNumber, JobId};
 use crate::protocol::session::{ClientInfo, Wanted};
@@ -60,7 +60,7 @@ impl SessionLoop {
     /// Says that the tools differ, once the client has read what it was sent before: however often they changed, it lists
     /// them once.
     pub(super) fn say_change(&mut self) {
-        if self.stage == Stage::Open && self.out.len() <= BACKLOG {
+        if self.stage == SessionStage::Open && self.out.len() <= BACKLOG {
             self.owes_change = false;
             self.core.on_tools_changed(&mut self.out);
             self.whole = self.out.len();

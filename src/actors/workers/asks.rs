@@ -10,7 +10,7 @@ use tokio::task::{AbortHandle, JoinSet};
 use crate::base::fault::{Fault, FaultCode};
 use crate::jobs::client::{Accepted, Follow, JobsHandle, News, View};
 use crate::tools::roots::RootsHandle;
-use crate::worker::asks::{Answer, Question};
+use crate::worker::asks::{HostAnswer, Question};
 use crate::worker::executor::CONCURRENT;
 
 /// Questions in progress. A call has one or two open; beyond that many the worker is out of order, and is told so.
@@ -29,7 +29,7 @@ pub(super) struct Answered {
     /// Which question.
     pub(super) id: u64,
     /// The answer.
-    pub(super) answer: Result<Answer, Fault>,
+    pub(super) answer: Result<HostAnswer, Fault>,
     /// A follow that comes back from waiting, or is new.
     follow: Option<(u64, Follow)>,
 }
@@ -53,7 +53,7 @@ impl Asks {
     }
 
     /// Takes a question; an answer that is known at once is given back.
-    pub(super) fn ask(&mut self, id: u64, question: Question) -> Option<Result<Answer, Fault>> {
+    pub(super) fn ask(&mut self, id: u64, question: Question) -> Option<Result<HostAnswer, Fault>> {
         // What is answered at once is never refused: the end of an interest least of all.
         let at_once = matches!(question, Question::Live { .. } | Question::Unfollow { .. });
         let new = matches!(question, Question::Follow { .. });
@@ -71,7 +71,7 @@ impl Asks {
                     match jobs.follow(job).await {
                         Ok(found) => {
                             let phase = found.describe();
-                            Answered { id, answer: Ok(Answer::Following { phase }), follow: Some((follow, found)) }
+                            Answered { id, answer: Ok(HostAnswer::Following { phase }), follow: Some((follow, found)) }
                         }
                         Err(fault) => Answered { id, answer: Err(fault), follow: None },
                     }
@@ -85,9 +85,9 @@ impl Asks {
                 };
                 let task = self.tasks.spawn(async move {
                     let answer = match waiting.next().await {
-                        Ok(News::Finished(record)) => Ok(Answer::Finished { record: Box::new((*record).clone()) }),
-                        Ok(News::Unstored(record)) => Ok(Answer::Unstored { record: Box::new((*record).clone()) }),
-                        Ok(News::Changed) => Ok(Answer::Changed { phase: waiting.describe() }),
+                        Ok(News::Finished(record)) => Ok(HostAnswer::Finished { record: Box::new((*record).clone()) }),
+                        Ok(News::Unstored(record)) => Ok(HostAnswer::Unstored { record: Box::new((*record).clone()) }),
+                        Ok(News::Changed) => Ok(HostAnswer::Changed { phase: waiting.describe() }),
                         Err(fault) => Err(fault),
                     };
                     Answered { id, answer, follow: Some((follow, waiting)) }
@@ -96,7 +96,7 @@ impl Asks {
             }
             Question::Live { follow } => {
                 let glimpse = self.follows.get(&follow).and_then(|followed| followed.view.glimpse());
-                return Some(Ok(Answer::Live { glimpse }));
+                return Some(Ok(HostAnswer::Live { glimpse }));
             }
             Question::Unfollow { follow } => {
                 if let Some(task) = self.follows.remove(&follow).and_then(|followed| followed.waiting) {
@@ -106,30 +106,35 @@ impl Asks {
             Question::Accept { job, caller } => drop(self.tasks.spawn(async move {
                 let accepted = jobs.accept(*job, caller).await;
                 answered(
-                    accepted.map(|Accepted { record, joined }| Answer::Accepted { record: Box::new(record), joined }),
+                    accepted
+                        .map(|Accepted { record, joined }| HostAnswer::Accepted { record: Box::new(record), joined }),
                 )
             })),
             Question::Record { job } => drop(self.tasks.spawn(async move {
-                answered(jobs.record(job).await.map(|record| Answer::Record { record: Box::new(record) }))
+                answered(jobs.record(job).await.map(|record| HostAnswer::Record { record: Box::new(record) }))
             })),
-            Question::QueuePlace { job } => drop(
-                self.tasks
-                    .spawn(async move { answered(jobs.queue_place(job).await.map(|place| Answer::Place { place })) }),
-            ),
+            Question::QueuePlace { job } => {
+                drop(self.tasks.spawn(async move {
+                    answered(jobs.queue_place(job).await.map(|place| HostAnswer::Place { place }))
+                }))
+            }
             Question::Unread { workspace } => drop(
                 self.tasks
-                    .spawn(async move { answered(jobs.unread(workspace).await.map(|jobs| Answer::Jobs { jobs })) }),
+                    .spawn(async move { answered(jobs.unread(workspace).await.map(|jobs| HostAnswer::Jobs { jobs })) }),
             ),
             Question::HandOver { job } => {
-                drop(self.tasks.spawn(async move { answered(jobs.hand_over(job).await.map(|()| Answer::Done)) }))
+                drop(self.tasks.spawn(async move { answered(jobs.hand_over(job).await.map(|()| HostAnswer::Done)) }))
             }
             Question::Roots { session } => {
                 let roots = self.roots.clone();
-                drop(self.tasks.spawn(async move { answered(Ok(Answer::Roots { uris: roots.uris(session).await })) }));
+                drop(
+                    self.tasks
+                        .spawn(async move { answered(Ok(HostAnswer::Roots { uris: roots.uris(session).await })) }),
+                );
             }
             Question::MarkRead { job } => drop(self.tasks.spawn(async move {
                 jobs.mark_read(job).await;
-                answered(Ok(Answer::Done))
+                answered(Ok(HostAnswer::Done))
             })),
         }
         None

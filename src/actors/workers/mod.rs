@@ -30,7 +30,7 @@ use super::child::{self, Child};
 use super::reply::SessionMailbox;
 use super::session::SessionEvent;
 use super::supervision::{Exit, RestartType};
-use super::worker::{Custody, Keeping, Order, Worker, WorkerArguments, WorkerEnded, WorkerHandle, WorkerMsg};
+use super::worker::{Keeping, Lifeline, Order, Worker, WorkerArguments, WorkerEnded, WorkerHandle, WorkerMsg};
 use crate::actors::clock;
 use crate::base::fault::{Fault, FaultCode};
 use crate::base::ids::{Generation, SessionNumber, UnixMillis};
@@ -164,14 +164,14 @@ impl Backend {
     }
 }
 
-/// What outlives the supervisor: the last generation, and custody of the worker there is.
+/// What outlives the supervisor: the last generation, and the lifeline of the worker there is.
 #[derive(Debug, Default)]
 pub struct Roster(Mutex<Entries>);
 
 #[derive(Debug, Default)]
 struct Entries {
     last: Generation,
-    worker: Option<Custody>,
+    worker: Option<Lifeline>,
 }
 
 impl Roster {
@@ -186,16 +186,16 @@ impl Roster {
         self.read(|entries| entries.last)
     }
 
-    fn enter(&self, generation: Generation, custody: Custody) {
-        self.read(|entries| *entries = Entries { last: generation, worker: Some(custody) });
+    fn enter(&self, generation: Generation, lifeline: Lifeline) {
+        self.read(|entries| *entries = Entries { last: generation, worker: Some(lifeline) });
     }
 
     /// Ends the worker of a supervisor that is gone.
     async fn clear(&self) {
-        let Some(custody) = self.read(|entries| entries.worker.take()) else { return };
+        let Some(lifeline) = self.read(|entries| entries.worker.take()) else { return };
         let lost = Fault::new(FaultCode::WorkerLost, "the supervisor of the worker was lost");
-        custody.end(Order::Kill(Box::new(lost)));
-        if !custody.over(END_LIMIT).await {
+        lifeline.end(Order::Kill(Box::new(lost)));
+        if !lifeline.over(END_LIMIT).await {
             tracing::error!("a worker without a supervisor did not end");
         }
     }
@@ -225,7 +225,7 @@ pub struct WorkersArguments {
 struct Current {
     actor: Child<WorkerEnded>,
     handle: WorkerHandle,
-    custody: Custody,
+    lifeline: Lifeline,
     pid: Option<u32>,
 }
 
@@ -313,8 +313,8 @@ impl Actor for Workers {
     async fn post_stop(&self, _me: ActorRef<Self::Msg>, state: &mut Self::State) -> Result<(), ActorProcessingErr> {
         state.slot.stop();
         if let Some(worker) = state.worker.take() {
-            worker.custody.end(Order::Stop);
-            if !worker.custody.over(END_LIMIT).await {
+            worker.lifeline.end(Order::Stop);
+            if !worker.lifeline.over(END_LIMIT).await {
                 tracing::error!("a worker did not end in time");
             }
             worker.actor.kill();
@@ -363,7 +363,7 @@ impl WorkersState {
                 // A dying worker drops its tokens too; then this is late and changes nothing.
                 if let Some(worker) = self.worker.as_ref().filter(|_| generation == self.slot.generation()) {
                     let fault = Fault::new(FaultCode::WorkerLost, "the worker dropped a call without an outcome");
-                    worker.custody.end(Order::Kill(Box::new(fault)));
+                    worker.lifeline.end(Order::Kill(Box::new(fault)));
                 }
             }
             WorkersMsg::Up { generation, pid } => self.up(generation, pid),
@@ -398,8 +398,8 @@ impl WorkersState {
         self.slot.set_aside();
         let snapshot = self.snapshot();
         if let Some(worker) = self.worker.take() {
-            worker.custody.end(Order::Stop);
-            let over = worker.custody.over(END_LIMIT).await;
+            worker.lifeline.end(Order::Stop);
+            let over = worker.lifeline.over(END_LIMIT).await;
             worker.actor.kill();
             if !over {
                 tracing::error!("a worker did not end in time");
@@ -497,21 +497,21 @@ impl WorkersState {
 
     async fn start(&mut self, me: &ActorRef<WorkersMsg>, generation: Generation) -> Result<(), Fault> {
         let (handle, inbox) = WorkerHandle::new();
-        let (custody, keeping) = Custody::new();
+        let (lifeline, keeping) = Lifeline::new();
         // Entered before it is started: nobody may ever find a worker that is not known here.
-        self.roster.enter(generation, custody.clone());
+        self.roster.enter(generation, lifeline.clone());
         let arguments = WorkerArguments {
             generation,
             backend: self.backend.clone(),
             inbox,
             keeping,
-            custody: custody.clone(),
+            lifeline: lifeline.clone(),
             workers: me.clone(),
         };
         let failed = |why: String| Fault::new(FaultCode::WorkerSpawnFailed, why);
         match tokio::time::timeout(START_LIMIT, Worker::spawn_linked(None, Worker, arguments, me.get_cell())).await {
             Ok(Ok((actor, _))) => {
-                self.worker = Some(Current { actor: Child::new(actor), handle, custody, pid: None });
+                self.worker = Some(Current { actor: Child::new(actor), handle, lifeline, pid: None });
                 Ok(())
             }
             Ok(Err(error)) => Err(failed(error.to_string())),
@@ -565,12 +565,12 @@ mod tests {
             }
             let SessionEvent::WorkerUp { generation: up, worker } = heard(&mut news).await else { panic!("no worker") };
             assert_eq!(up, Generation(generation));
-            let custody = arguments.roster.read(|entries| entries.worker.clone()).expect("it is entered");
-            assert!(!custody.over(Duration::ZERO).await, "it lives");
+            let lifeline = arguments.roster.read(|entries| entries.worker.clone()).expect("it is entered");
+            assert!(!lifeline.over(Duration::ZERO).await, "it lives");
             // As brutally as it can be lost.
             workers.kill();
             let _ = joined.await;
-            assert!(custody.over(Duration::from_secs(10)).await, "a worker nobody supervises ends");
+            assert!(lifeline.over(Duration::from_secs(10)).await, "a worker nobody supervises ends");
             assert!(worker.cast(WorkerMsg::SessionOver(SessionNumber(1))).is_err());
         }
         assert_eq!(arguments.roster.last(), Generation(3));

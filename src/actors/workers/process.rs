@@ -46,7 +46,7 @@ use crate::protocol::session::CallOutcome;
 use crate::tools::progress::ProgressSink;
 use crate::tools::roots::RootsHandle;
 use crate::worker::outbox::Outbox;
-use crate::worker::settings::Settings;
+use crate::worker::settings::WorkerSettings;
 use crate::worker::vigil::{Look, Vigil};
 use crate::worker::wire::{self, FromWorker};
 use crate::worker::{WorkerCommand, WorkerPolicy};
@@ -77,7 +77,7 @@ pub struct ProcessBackend {
     /// How long it may be silent.
     pub policy: WorkerPolicy,
     /// What it is told.
-    pub settings: Settings,
+    pub settings: WorkerSettings,
     /// The tools it must be able to run.
     pub tools: Vec<String>,
     /// Answers its questions.
@@ -444,7 +444,7 @@ impl Pump {
         self.given += 1;
     }
 
-    fn answer(&mut self, id: u64, answer: &Result<crate::worker::asks::Answer, Fault>) {
+    fn answer(&mut self, id: u64, answer: &Result<crate::worker::asks::HostAnswer, Fault>) {
         wire::answer(self.out.tail(), self.generation, id, answer, self.backend.settings.line_limit);
     }
 

@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 use super::classify::{Profile, Sessions, classify};
 use super::{
     Agent, AgentCommand, AgentEvent, Credential, Environment, MAX_PROMPT_BYTES, OutputParser, Payment, ResumedId,
-    RunEnd, RunRequest, StreamJson, Verdict, check_prompt, environment,
+    RunEnd, RunRequest, RunVerdict, StreamJson, check_prompt, environment,
 };
 use crate::base::fault::{Fault, FaultCode};
 use crate::base::ids::AgentSessionId;
@@ -108,7 +108,7 @@ impl Agent for Offline {
         Ok(())
     }
 
-    fn classify(&self, end: RunEnd) -> Verdict {
+    fn classify(&self, end: RunEnd) -> RunVerdict {
         classify(&PROFILE, end)
     }
 }
@@ -196,7 +196,7 @@ mod tests {
         dir
     }
 
-    fn run_in(root: &Path, args: &[&str], prompt: &str) -> (i32, Verdict) {
+    fn run_in(root: &Path, args: &[&str], prompt: &str) -> (i32, RunVerdict) {
         let args: Vec<OsString> = args.iter().map(OsString::from).collect();
         let mut stdout = Vec::new();
         let code = answer_in(root, &args, prompt.as_bytes(), &mut stdout).expect("written");

@@ -14,7 +14,7 @@ use grep_searcher::{BinaryDetection, Searcher, SearcherBuilder, sinks};
 
 use super::words::Term;
 use crate::checkout::plain;
-use crate::checkout::walk::{Bound, Entry, LeftOut, Walk, Way};
+use crate::checkout::walk::{Bound, Omitted, Walk, WalkEntry, Way};
 use crate::places;
 
 /// Matching lines kept of one file; the first ones, which in most files are the telling ones.
@@ -164,7 +164,7 @@ pub(super) fn search(root: &Path, terms: &[Term], limits: &Limits) -> Found {
 fn walk(root: &Path, until: Instant) -> Option<Walk> {
     let way = Way {
         // Ignore files count without a repository as well; the user's own are not part of the tree.
-        left_out: LeftOut::Named,
+        left_out: Omitted::Named,
         skips_hidden: true,
         one_file_system: true,
         passes_over: |_, path| is_foreign(path) || places::is_secret(path) || places::is_state(path),
@@ -181,7 +181,7 @@ fn is_foreign(path: &Path) -> bool {
         || path.join("CACHEDIR.TAG").exists()
 }
 
-fn is_unread(entry: &Entry) -> bool {
+fn is_unread(entry: &WalkEntry) -> bool {
     let name = entry.path.file_name().unwrap_or_default().to_string_lossy();
     UNREAD_NAMES.contains(&name.as_ref()) || UNREAD_ENDINGS.iter().any(|ending| name.ends_with(ending))
 }

@@ -46,7 +46,7 @@ pub(crate) enum Command {
         git diff | phone-opus consult -                    the prompt from stdin\n  \
         phone-opus consult --session UUID \"and then?\"      go on in the session of an earlier answer\n  \
         phone-opus consult --background --json \"review\"    a job; read it with `phone-opus jobs show ID --wait 600`")]
-    Consult(ConsultOptions),
+    Consult(ConsultFlags),
     /// List, show, follow, cancel and forget jobs.
     #[command(after_help = "Examples:\n  \
         phone-opus jobs list --all --state running     what is being asked, everywhere\n  \
@@ -271,7 +271,7 @@ pub(crate) struct WaitArguments {
 
 /// `consult`.
 #[derive(Debug, Clone, Args)]
-pub(crate) struct ConsultOptions {
+pub(crate) struct ConsultFlags {
     /// The question; `-` reads it from stdin.
     pub(crate) prompt: String,
     /// Who answers: `claude`, or `offline` (word search without a model).

@@ -18,7 +18,7 @@ use serde_json::{Map, Value, json};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::begin::{self, Kind};
-use crate::cli::ConsultOptions;
+use crate::cli::ConsultFlags;
 use crate::logging;
 use crate::output::{is_lost, print, say};
 use crate::settings::{SetupError, prepare, refused, runtime, say_never_met};
@@ -33,7 +33,7 @@ const CANCEL_WAIT: Duration = Duration::from_secs(10);
 const PROGRESS: Duration = Duration::from_secs(1);
 
 /// Asks, shows progress on stderr and the answer on stdout.
-pub(crate) fn run(options: &ConsultOptions) -> ExitCode {
+pub(crate) fn run(options: &ConsultFlags) -> ExitCode {
     logging::start();
     match ask(options) {
         Ok(code) => code,
@@ -41,7 +41,7 @@ pub(crate) fn run(options: &ConsultOptions) -> ExitCode {
     }
 }
 
-fn ask(options: &ConsultOptions) -> Result<ExitCode, SetupError> {
+fn ask(options: &ConsultFlags) -> Result<ExitCode, SetupError> {
     let prepared = prepare(&options.common, &options.overrides)?;
     let prompt = if options.prompt == "-" {
         let mut bytes = Vec::new();
@@ -93,7 +93,7 @@ fn failed(fault: &Fault) -> ExitCode {
 }
 
 /// The options as the tool's arguments: one reader checks both.
-fn arguments(options: &ConsultOptions, prompt: String) -> Result<Value, Fault> {
+fn arguments(options: &ConsultFlags, prompt: String) -> Result<Value, Fault> {
     let mut object = Map::new();
     let mut put = |name: &str, value: Value| {
         if !value.is_null() {
@@ -141,7 +141,7 @@ async fn cancelled(system: &System, asked: Option<JobId>) {
 
 async fn consult(
     system: &System,
-    options: &ConsultOptions,
+    options: &ConsultFlags,
     prompt: String,
     asked: &Cell<Option<JobId>>,
 ) -> Result<ExitCode, Fault> {

@@ -27,7 +27,7 @@ use phone_opus::testkit::scripted_agent;
 
 use crate::begin::{Image, Kind, begin, first_process};
 use crate::cli::{Cli, Command, McpCommand};
-use crate::started::Started;
+use crate::started::StartedAs;
 
 fn main() -> ExitCode {
     #[cfg(feature = "testkit")]
@@ -36,11 +36,11 @@ fn main() -> ExitCode {
     }
     name_ourselves();
     let code = match started::by_a_host(std::env::args_os().skip(1)) {
-        Some(Started::Worker(generation)) => {
+        Some(StartedAs::Worker(generation)) => {
             begin(Kind::Worker, Image::First);
             return worker::run(generation);
         }
-        Some(Started::Runner(options)) => {
+        Some(StartedAs::Runner(options)) => {
             begin(Kind::Runner, Image::First);
             serve::background_consult(&options)
         }

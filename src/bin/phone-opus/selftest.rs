@@ -10,7 +10,7 @@ use phone_opus::testkit::custody_board;
 use phone_opus::testkit::invariants::Violation;
 use phone_opus::testkit::processes;
 use phone_opus::testkit::scoreboard::rows::{controls, place};
-use phone_opus::testkit::scoreboard::{self, Draw, Row, Score, rows};
+use phone_opus::testkit::scoreboard::{self, Draw, FaultRow, Score, rows};
 use serde_json::{Value, json};
 
 use crate::cli::SelftestOptions;
@@ -19,7 +19,7 @@ use crate::settings::{SetupError, program, refused, runtime};
 
 /// What is to be played.
 enum Game {
-    Rows(Vec<Row>),
+    Rows(Vec<FaultRow>),
     Soak(Duration),
     Replay,
 }
@@ -74,7 +74,7 @@ fn play(options: &SelftestOptions) -> Result<ExitCode, SetupError> {
 }
 
 /// Shows the custody scoreboard; exit code 1 when a cell is wrong.
-fn custody(rows: &[custody_board::Row], as_json: bool) -> ExitCode {
+fn custody(rows: &[custody_board::CustodyRow], as_json: bool) -> ExitCode {
     let wrong = rows.iter().filter(|row| row.right == Some(false)).count();
     if as_json {
         let cells: Vec<Value> =
@@ -89,13 +89,13 @@ fn custody(rows: &[custody_board::Row], as_json: bool) -> ExitCode {
 }
 
 /// The rows that are asked for.
-fn chosen(options: &SelftestOptions) -> Vec<Row> {
+fn chosen(options: &SelftestOptions) -> Vec<FaultRow> {
     let all = if options.control { controls() } else { rows() };
-    let only = |row: &Row| options.only.iter().all(|text| row.name().contains(text.as_str()));
+    let only = |row: &FaultRow| options.only.iter().all(|text| row.name().contains(text.as_str()));
     all.into_iter().filter(only).collect()
 }
 
-fn list(rows: &[Row], as_json: bool) {
+fn list(rows: &[FaultRow], as_json: bool) {
     if as_json {
         let rows: Vec<Value> = rows
             .iter()
@@ -152,7 +152,7 @@ struct Board {
 }
 
 impl Board {
-    async fn rows(&mut self, program: &Path, rows: Vec<Row>, at_once: usize) {
+    async fn rows(&mut self, program: &Path, rows: Vec<FaultRow>, at_once: usize) {
         let seed = self.seed;
         let mut scores: Vec<Option<Score>> = rows.iter().map(|_| None).collect();
         let shown = !self.json && std::io::stderr().is_terminal();
@@ -168,7 +168,7 @@ impl Board {
         if shown {
             say_over("");
         }
-        let variables = |row: &Row| {
+        let variables = |row: &FaultRow| {
             format!(
                 "PHONE_OPUS_FAULTS='{}' PHONE_OPUS_FAULT_SEED={seed} PHONE_OPUS_ISOLATION={} phone-opus mcp serve, or \
                  phone-opus selftest --seed {seed}{} --only '{}'",

@@ -11,7 +11,7 @@ use phone_opus::base::state_dir::StateDir;
 use phone_opus::base::stdio::{Input, Output};
 use phone_opus::rollout::Trigger;
 use phone_opus::runner::{self, RunnerEnd, RunnerOptions};
-use phone_opus::system::handover::{NewImage, Restore, Snapshot};
+use phone_opus::system::handover::{HostSnapshot, NewImage, Restore};
 use phone_opus::system::{Grace, Shutdown, System};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
@@ -36,7 +36,7 @@ pub(crate) fn serve(options: &ServeOptions) -> ExitCode {
 }
 
 fn serve_client(options: &ServeOptions) -> Result<ExitCode, SetupError> {
-    let passed_on = options.restore.as_deref().map(|word| Snapshot::take(&Restore::parse(word))).transpose()?;
+    let passed_on = options.restore.as_deref().map(|word| HostSnapshot::take(&Restore::parse(word))).transpose()?;
     let mut prepared = match &passed_on {
         Some(before) => prepare_after(before, &options.common, &options.overrides)?,
         None => prepare(&options.common, &options.overrides)?,

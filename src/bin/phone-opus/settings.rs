@@ -13,9 +13,9 @@ use phone_opus::base::signals;
 use phone_opus::base::state_dir::StateDir;
 use phone_opus::checkout::plain;
 use phone_opus::config::{Config, ConfigError, FILE_BYTES, PROJECT_FILE, Settings, WorkerIsolation};
-use phone_opus::failpoints::{ArmError, Counters, Ends, FAULT_COUNTERS, FaultPlan, Faults, PlanError, Tools};
+use phone_opus::failpoints::{ArmError, Ends, FAULT_COUNTERS, FaultCounters, FaultPlan, Faults, PlanError, Tools};
 use phone_opus::rollout::{Fingerprint, LOOK_EVERY, LaunchPath, RolloutSetup};
-use phone_opus::system::handover::{Snapshot, SnapshotError};
+use phone_opus::system::handover::{HostSnapshot, SnapshotError};
 use phone_opus::system::{System, SystemBuilder};
 use phone_opus::tools;
 use phone_opus::tools::consult::default_cwd;
@@ -91,7 +91,11 @@ pub(crate) fn prepare(common: &Common, overrides: &Overrides) -> Result<Prepared
 
 /// The same for a program that takes the place of another image. That one's client is connected, so nothing stops this one
 /// that the image before could do without: what cannot be read any more is as it was, and health says so.
-pub(crate) fn prepare_after(before: &Snapshot, common: &Common, overrides: &Overrides) -> Result<Prepared, SetupError> {
+pub(crate) fn prepare_after(
+    before: &HostSnapshot,
+    common: &Common,
+    overrides: &Overrides,
+) -> Result<Prepared, SetupError> {
     let mut notices = Vec::new();
     let config = match (config(overrides), before.config()) {
         (Ok(config), _) => config,
@@ -187,7 +191,7 @@ pub(crate) fn armed(dir: &StateDir, counts: Option<&Path>) -> Result<Faults, Set
             dir.root().join(format!("faults-{}", HostId::random()))
         }
     };
-    Ok(Faults::arm(plan, Ends::Process, Counters::File(counters))?)
+    Ok(Faults::arm(plan, Ends::Process, FaultCounters::File(counters))?)
 }
 
 /// Names the rules of a plan that nobody has met: a test whose fault did not happen has shown nothing.
@@ -205,8 +209,8 @@ pub(crate) fn inherited() -> Result<Faults, SetupError> {
         return Ok(Faults::none());
     };
     let counters = match std::env::var_os(FAULT_COUNTERS) {
-        Some(path) => Counters::File(path.into()),
-        None => Counters::Memory,
+        Some(path) => FaultCounters::File(path.into()),
+        None => FaultCounters::Memory,
     };
     Ok(Faults::arm(plan, Ends::Process, counters)?)
 }

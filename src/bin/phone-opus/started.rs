@@ -15,7 +15,7 @@ use crate::cli::RunnerArguments;
 
 /// What a host started this process as.
 #[derive(Debug)]
-pub(crate) enum Started {
+pub(crate) enum StartedAs {
     /// A worker.
     Worker(Generation),
     /// A runner.
@@ -23,16 +23,16 @@ pub(crate) enum Started {
 }
 
 /// What these words start, where they are a host's own.
-pub(crate) fn by_a_host(words: impl Iterator<Item = OsString>) -> Option<Started> {
+pub(crate) fn by_a_host(words: impl Iterator<Item = OsString>) -> Option<StartedAs> {
     let words: Vec<OsString> = words.collect();
     let (mcp, rest) = words.split_first()?;
     let (command, options) = rest.split_first()?;
     match (mcp.to_str()?, command.to_str()?) {
         ("mcp", "worker") => match options {
-            [name, generation] if name == "--generation" => Some(Started::Worker(Generation(read(generation)?))),
+            [name, generation] if name == "--generation" => Some(StartedAs::Worker(Generation(read(generation)?))),
             _ => None,
         },
-        ("mcp", "background-consult") => runner(options).map(|found| Started::Runner(Box::new(found))),
+        ("mcp", "background-consult") => runner(options).map(|found| StartedAs::Runner(Box::new(found))),
         _ => None,
     }
 }
@@ -96,10 +96,10 @@ mod tests {
         let words = std::iter::once("phone-opus").chain(line.split(' '));
         match Cli::try_parse_from(words).ok()?.command {
             Command::Mcp { command: McpCommand::Worker { generation } } => {
-                Some(format!("{:?}", Started::Worker(Generation(generation))))
+                Some(format!("{:?}", StartedAs::Worker(Generation(generation))))
             }
             Command::Mcp { command: McpCommand::BackgroundConsult(options) } => {
-                Some(format!("{:?}", Started::Runner(Box::new(options))))
+                Some(format!("{:?}", StartedAs::Runner(Box::new(options))))
             }
             _ => None,
         }

@@ -31,13 +31,13 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use super::core::{SessionCore, Urgency};
+use super::core::{ProcessLog, Urgency};
 use super::lines::LineReader;
-use super::session::{EventStream, Session};
+use super::session::{EventStream, ProcessSession};
 use super::wire::{
-    self, EventHead, Incoming, InitializeParams, InitializeResult, Outgoing, ReadAnswer, ReadParams, SignalParams,
-    TerminateAnswer, TerminateParams, WireError, WireId, WireSignal, WireWriteStatus, WriteAnswer, WriteParams, code,
-    method,
+    self, EventHead, InitializeParams, InitializeResult, ReadAnswer, ReadParams, SignalParams, TerminateAnswer,
+    TerminateParams, WireError, WireId, WireIncoming, WireOutgoing, WireSignal, WireWriteStatus, WriteAnswer,
+    WriteParams, code, method,
 };
 use super::{Cursor, ReadResult};
 use crate::base::base64::Base64;
@@ -172,15 +172,15 @@ impl ExecClient {
         let mut lines = LineReader::after(&[], reader);
         let handshake = async {
             let params = InitializeParams { client_name: client_name.to_owned(), resume_session_id: None };
-            let hello = Outgoing::Request { id: FIRST_ID, method: method::INITIALIZE, params };
+            let hello = WireOutgoing::Request { id: FIRST_ID, method: method::INITIALIZE, params };
             write_line(&mut writer, &hello).await?;
             loop {
                 let Some(line) = lines.next().await.map_err(|error| disconnected(error.to_string()))? else {
                     return Err(disconnected("it ended during the handshake"));
                 };
                 // Whatever else comes before the answer is about sessions nobody has subscribed to yet.
-                match Incoming::parse(&line) {
-                    Ok(Incoming::Response { id: WireId::Number(FIRST_ID), outcome }) => {
+                match WireIncoming::parse(&line) {
+                    Ok(WireIncoming::Response { id: WireId::Number(FIRST_ID), outcome }) => {
                         let answer =
                             outcome.map_err(|error| ExecError::Refused { method: method::INITIALIZE, error })?;
                         let _: InitializeResult = read_answer(method::INITIALIZE, &answer)?;
@@ -192,7 +192,7 @@ impl ExecClient {
                     }
                 }
             }
-            let ready = Outgoing::Notification { method: method::INITIALIZED, params: serde_json::Map::new() };
+            let ready = WireOutgoing::Notification { method: method::INITIALIZED, params: serde_json::Map::new() };
             write_line(&mut writer, &ready).await
         };
         match tokio::time::timeout(HANDSHAKE_DEADLINE, handshake).await {
@@ -381,7 +381,7 @@ fn read_answer<T: DeserializeOwned>(method: &'static str, answer: &RawValue) -> 
 
 async fn write_line<T: Serialize>(
     writer: &mut (impl AsyncWrite + Unpin),
-    message: &Outgoing<'_, T>,
+    message: &WireOutgoing<'_, T>,
 ) -> Result<(), ExecError> {
     let line = message.to_line().map_err(|error| disconnected(error.to_string()))?;
     writer.write_all(&line).await.map_err(|error| disconnected(error.to_string()))?;
@@ -413,7 +413,7 @@ enum Waiting {
 
 /// One followed process.
 struct Route {
-    session: Session,
+    session: ProcessSession,
     reading: Option<Reading>,
     /// The gap at the head and since when it is there.
     gap: Option<(u64, Instant)>,
@@ -435,7 +435,7 @@ struct Reading {
 
 impl Route {
     /// A route that reads at once, for what was pushed before it existed.
-    fn new(session: Session, now: Instant) -> Self {
+    fn new(session: ProcessSession, now: Instant) -> Self {
         Self {
             session,
             reading: None,
@@ -468,7 +468,7 @@ impl Route {
         if let Some(reading) = self.reading {
             return reading.until;
         }
-        let wanted = match (self.session.look(SessionCore::need_read), self.gap) {
+        let wanted = match (self.session.look(ProcessLog::need_read), self.gap) {
             (Some(need), Some((_, since))) if need.urgency == Urgency::Patient => since + GAP_PATIENCE,
             (Some(_), Some((_, since))) => since,
             _ => self.quiet_at,
@@ -585,7 +585,7 @@ impl Driver {
     fn send(&mut self, method: &str, params: impl Serialize) -> Result<i64, ExecError> {
         let id = self.next_id;
         let line =
-            Outgoing::Request { id, method, params }.to_line().map_err(|error| disconnected(error.to_string()))?;
+            WireOutgoing::Request { id, method, params }.to_line().map_err(|error| disconnected(error.to_string()))?;
         self.outbox.try_send(line).map_err(|_| ExecError::Busy { what: "line for a peer that does not read" })?;
         self.next_id += 1;
         Ok(id)
@@ -598,7 +598,7 @@ impl Driver {
         if self.routes.len() >= ROUTES {
             return Err(ExecError::Busy { what: "process" });
         }
-        let session = Session::over(SessionCore::resumed_after(cursor.seen()));
+        let session = ProcessSession::over(ProcessLog::resumed_after(cursor.seen()));
         let stream = session.subscribe(cursor);
         self.routes.insert(process_id, Route::new(session, Instant::now()));
         Ok(stream)
@@ -606,18 +606,18 @@ impl Driver {
 
     /// Takes one line. An error ends the connection.
     fn accept(&mut self, line: &[u8]) -> Result<(), String> {
-        match Incoming::parse(line) {
-            Ok(Incoming::Notification { method, params }) => {
+        match WireIncoming::parse(line) {
+            Ok(WireIncoming::Notification { method, params }) => {
                 self.nonsense = 0;
                 self.notified(&method, &params);
             }
-            Ok(Incoming::Response { id: WireId::Number(id), outcome }) => {
+            Ok(WireIncoming::Response { id: WireId::Number(id), outcome }) => {
                 self.nonsense = 0;
                 self.answered(id, outcome);
             }
             // Ours are numbers, so this answers nothing of ours.
-            Ok(Incoming::Response { .. }) => {}
-            Ok(Incoming::Request { id, method, .. }) => {
+            Ok(WireIncoming::Response { .. }) => {}
+            Ok(WireIncoming::Request { id, method, .. }) => {
                 let error = WireError::new(code::UNKNOWN_METHOD, format!("the method {method:?} is unknown"));
                 if let Ok(line) = wire::error_line(&id, error) {
                     let _ = self.outbox.try_send(line);

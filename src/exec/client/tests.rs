@@ -45,7 +45,7 @@ fn text_of(events: &[ProcessEvent]) -> String {
 
 /// One real process, served as the runner serves its agent.
 struct OneProcess {
-    session: Session,
+    session: ProcessSession,
     control: ProcessControl,
 }
 
@@ -54,7 +54,7 @@ impl ProcessTable for OneProcess {
         vec!["job".to_owned()]
     }
 
-    fn session(&self, process_id: &str) -> Option<Session> {
+    fn session(&self, process_id: &str) -> Option<ProcessSession> {
         (process_id == "job").then(|| self.session.clone())
     }
 
@@ -77,7 +77,7 @@ impl ProcessTable for OneProcess {
 
 struct Remote {
     process: LocalProcess,
-    session: Session,
+    session: ProcessSession,
     server: Server,
     client: ExecClient,
 }
@@ -93,7 +93,7 @@ impl Remote {
             adopt: Adopt::No,
             descriptors: None,
         };
-        let session = Session::new();
+        let session = ProcessSession::new();
         let (process, tap) = LocalExec::spawn(spec, session.clone(), CloseBy::Backend).unwrap();
         drop(tap);
         let (ours, theirs) = tokio::io::duplex(1 << 16);
@@ -569,7 +569,7 @@ async fn a_connection_is_handed_over_in_the_middle_of_a_line() {
 
 #[tokio::test]
 async fn the_wake_value_only_grows_watched_or_not() {
-    let session = Session::new();
+    let session = ProcessSession::new();
     session.publish_output(OutputStream::Stdout, Bytes::from_static(b"a")).unwrap();
     let before = *session.wake().borrow();
     assert!(before > 0, "a change nobody watched is kept");

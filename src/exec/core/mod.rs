@@ -70,7 +70,7 @@ pub enum Urgency {
 
 /// The ordered events of one process. See the module's text.
 #[derive(Debug, Default)]
-pub struct SessionCore {
+pub struct ProcessLog {
     /// Every position up to here is published or lost.
     published: u64,
     /// Retained output, positions ascending.
@@ -119,7 +119,7 @@ impl Pending {
     }
 }
 
-impl SessionCore {
+impl ProcessLog {
     /// A session in which nothing has happened.
     #[must_use]
     pub fn new() -> Self {
@@ -174,7 +174,7 @@ impl SessionCore {
 
     /// The peer says that this happened.
     ///
-    /// A `Failed` fails the session as [`SessionCore::fail`] does; a `Lagged` says nothing that a read would not say better.
+    /// A `Failed` fails the session as [`ProcessLog::fail`] does; a `Lagged` says nothing that a read would not say better.
     pub fn receive(&mut self, event: ProcessEvent) {
         match event {
             ProcessEvent::Output { seq, stream, bytes } => self.take(seq, Pending::Output(stream, bytes)),

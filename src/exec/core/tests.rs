@@ -15,16 +15,16 @@ fn output(seq: u64) -> ProcessEvent {
     ProcessEvent::Output { seq, stream, bytes: bytes(&format!("chunk {seq}")) }
 }
 
-fn feed(core: &mut SessionCore, event: &ProcessEvent) {
+fn feed(core: &mut ProcessLog, event: &ProcessEvent) {
     core.receive(event.clone());
 }
 
-fn feed_output(core: &mut SessionCore, seq: u64, bytes: Bytes) {
+fn feed_output(core: &mut ProcessLog, seq: u64, bytes: Bytes) {
     core.receive(ProcessEvent::Output { seq, stream: OutputStream::Stdout, bytes });
 }
 
 /// Everything a subscriber gets from `after` on.
-fn all_after(core: &SessionCore, mut after: u64) -> Vec<ProcessEvent> {
+fn all_after(core: &ProcessLog, mut after: u64) -> Vec<ProcessEvent> {
     let mut events = Vec::new();
     while let Some(event) = core.next_event(after) {
         after = event.reached().unwrap_or(after);
@@ -57,7 +57,7 @@ fn every_order_of_a_short_run_is_published_in_order() {
     let mut orders = 0;
     permute(&mut short_run(), &mut Vec::new(), &mut |order| {
         orders += 1;
-        let mut core = SessionCore::new();
+        let mut core = ProcessLog::new();
         for event in order {
             feed(&mut core, event);
             feed(&mut core, event);
@@ -70,7 +70,7 @@ fn every_order_of_a_short_run_is_published_in_order() {
 
 #[test]
 fn late_and_impossible_events_change_nothing() {
-    let mut core = SessionCore::new();
+    let mut core = ProcessLog::new();
     for event in short_run() {
         feed(&mut core, &event);
     }
@@ -89,7 +89,7 @@ fn late_and_impossible_events_change_nothing() {
 
 #[test]
 fn position_zero_and_a_far_future_position_disturb_nothing() {
-    let mut core = SessionCore::new();
+    let mut core = ProcessLog::new();
     feed_output(&mut core, 0, bytes("zero"));
     feed_output(&mut core, 100_000, bytes("far"));
     feed_output(&mut core, u64::MAX, bytes("farther"));
@@ -103,7 +103,7 @@ fn position_zero_and_a_far_future_position_disturb_nothing() {
 
 #[test]
 fn a_lost_event_is_read_back_and_published_in_its_place() {
-    let mut core = SessionCore::new();
+    let mut core = ProcessLog::new();
     feed(&mut core, &output(1));
     feed(&mut core, &output(3));
     assert_eq!(core.need_read(), Some(NeedRead { after: 1, urgency: Urgency::Patient }));
@@ -124,7 +124,7 @@ fn a_lost_close_and_a_lost_exit_are_told_by_the_read_that_lacks_them() {
     let exited = ReadExit::Exited { code: Some(7), seq: None };
     // (what arrived, the read's chunks)
     for arrived in [vec![1], vec![1, 2], vec![1, 2, 4], vec![4], vec![]] {
-        let mut core = SessionCore::new();
+        let mut core = ProcessLog::new();
         for seq in arrived.clone() {
             feed(&mut core, &output(seq));
         }
@@ -137,7 +137,7 @@ fn a_lost_close_and_a_lost_exit_are_told_by_the_read_that_lacks_them() {
 
 #[test]
 fn evicted_output_becomes_one_lagged_and_publication_goes_on() {
-    let mut core = SessionCore::new();
+    let mut core = ProcessLog::new();
     feed(&mut core, &output(1));
     feed(&mut core, &output(9));
     core.receive_read(
@@ -155,7 +155,7 @@ fn evicted_output_becomes_one_lagged_and_publication_goes_on() {
 
 #[test]
 fn an_exit_in_the_middle_of_evicted_output_keeps_its_code() {
-    let mut core = SessionCore::new();
+    let mut core = ProcessLog::new();
     core.receive_read(
         0,
         ReadResult {
@@ -173,7 +173,7 @@ fn an_exit_in_the_middle_of_evicted_output_keeps_its_code() {
 
 #[test]
 fn an_unreadable_event_leaves_a_gap_that_is_asked_for() {
-    let mut core = SessionCore::new();
+    let mut core = ProcessLog::new();
     feed(&mut core, &output(1));
     core.receive_unreadable(2);
     assert_eq!(core.need_read().map(|need| need.after), Some(1));
@@ -185,7 +185,7 @@ fn an_unreadable_event_leaves_a_gap_that_is_asked_for() {
 #[test]
 fn failing_publishes_what_waited_and_then_exactly_one_terminal() {
     for first_closed in [true, false] {
-        let mut core = SessionCore::new();
+        let mut core = ProcessLog::new();
         feed(&mut core, &output(1));
         feed(&mut core, &output(3));
         if first_closed {
@@ -211,7 +211,7 @@ fn failing_publishes_what_waited_and_then_exactly_one_terminal() {
 
 #[test]
 fn the_ring_keeps_the_tail_the_exit_and_the_end() {
-    let mut core = SessionCore::new();
+    let mut core = ProcessLog::new();
     core.append_output(OutputStream::Stdout, bytes("first")).unwrap();
     core.append_exited(4).unwrap();
     for _ in 0..2000 {
@@ -233,7 +233,7 @@ fn the_ring_keeps_the_tail_the_exit_and_the_end() {
     assert_eq!(core.retained().0, RING_OUTPUTS);
 
     // The byte bound, with full chunks.
-    let mut core = SessionCore::new();
+    let mut core = ProcessLog::new();
     for _ in 0..40 {
         core.append_output(OutputStream::Stdout, Bytes::from(vec![b'x'; CHUNK_BYTES])).unwrap();
         invariant_core_is_bounded(&core).unwrap();
@@ -243,7 +243,7 @@ fn the_ring_keeps_the_tail_the_exit_and_the_end() {
 
 #[test]
 fn a_read_returns_whole_chunks_and_says_where_to_go_on() {
-    let mut core = SessionCore::new();
+    let mut core = ProcessLog::new();
     for text in ["aaaa", "bbbb", "cccc"] {
         core.append_output(OutputStream::Stdout, bytes(text)).unwrap();
     }
@@ -278,7 +278,7 @@ fn a_read_returns_whole_chunks_and_says_where_to_go_on() {
 
 #[test]
 fn a_failed_session_still_gives_what_it_has_and_does_not_invent_an_exit() {
-    let mut core = SessionCore::new();
+    let mut core = ProcessLog::new();
     feed(&mut core, &output(1));
     core.fail("gone");
     let result = core.read(0, None);
@@ -288,7 +288,7 @@ fn a_failed_session_still_gives_what_it_has_and_does_not_invent_an_exit() {
 
 #[test]
 fn a_flood_behind_a_hole_is_bounded_and_never_fails_the_session() {
-    let mut core = SessionCore::new();
+    let mut core = ProcessLog::new();
     let big = Bytes::from(vec![b'x'; 10_000]);
     for seq in 2..3000 {
         feed_output(&mut core, seq, big.clone());
@@ -302,7 +302,7 @@ fn a_flood_behind_a_hole_is_bounded_and_never_fails_the_session() {
 
 #[test]
 fn a_late_and_a_resumed_subscriber_start_where_they_should() {
-    let mut core = SessionCore::resumed_after(40);
+    let mut core = ProcessLog::resumed_after(40);
     feed(&mut core, &output(40));
     feed(&mut core, &output(42));
     feed(&mut core, &output(41));
@@ -355,7 +355,7 @@ fn one_schedule(seed: u64) {
     let fails = random.u8(0..8) == 0;
     let mut peer = Peer { sent, happened: 0, evicted_before: 0, says_exit_position: random.bool() };
     let mut wire: Vec<ProcessEvent> = Vec::new();
-    let mut core = SessionCore::new();
+    let mut core = ProcessLog::new();
     let mut live = Vec::new();
     let mut seen = 0;
     let mut wake = 0;
@@ -449,7 +449,7 @@ fn every_random_schedule_publishes_what_was_sent_minus_announced_losses() {
 fn whatever_a_peer_invents_the_session_stays_bounded_and_ends_once() {
     for seed in 0..300 {
         let mut random = fastrand::Rng::with_seed(seed);
-        let mut core = SessionCore::new();
+        let mut core = ProcessLog::new();
         for _ in 0..200 {
             let seq = if random.u8(0..10) == 0 { random.u64(..) } else { random.u64(0..40) };
             match random.u8(0..6) {

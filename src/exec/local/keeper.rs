@@ -22,7 +22,7 @@ use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::Instant;
 
-use super::super::session::Session;
+use super::super::session::ProcessSession;
 use super::group::{Group, GroupState, Look};
 use super::pipes::PumpEnd;
 use super::{Adopt, CloseBy, GRACE, KILL_BOUND, PIPE_BOUND, ProcessEnd, Stop};
@@ -41,7 +41,7 @@ const ADOPTED_PAUSE: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub(super) struct Fuse {
     pub(super) group: Arc<Group>,
-    pub(super) session: Session,
+    pub(super) session: ProcessSession,
 }
 
 impl Drop for Fuse {

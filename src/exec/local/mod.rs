@@ -141,7 +141,7 @@ pub enum Adopt {
 pub enum CloseBy {
     /// This module, as soon as the process is over.
     Backend,
-    /// The owner of the session, by [`Session::publish_closed`](super::Session::publish_closed), when it has done what must
+    /// The owner of the session, by [`ProcessSession::publish_closed`](super::ProcessSession::publish_closed), when it has done what must
     /// come before.
     Owner,
 }

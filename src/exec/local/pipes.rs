@@ -12,7 +12,7 @@ use tokio::process::ChildStdin;
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::time::Instant;
 
-use super::super::session::Session;
+use super::super::session::ProcessSession;
 use super::super::{CHUNK_BYTES, OutputStream};
 use super::STDIN_BYTES;
 
@@ -26,7 +26,7 @@ const LATE_BYTES: usize = 1024 * 1024;
 /// Carries one pipe to the session and the tap.
 pub(super) struct Pump {
     stream: OutputStream,
-    session: Session,
+    session: ProcessSession,
     /// `None` once nobody reads the tap.
     tap: Option<mpsc::Sender<(OutputStream, Bytes)>>,
     /// Set when the group is empty: from then on nobody legitimate writes.
@@ -42,7 +42,7 @@ pub(super) enum PumpEnd {
 impl Pump {
     pub(super) fn new(
         stream: OutputStream,
-        session: &Session,
+        session: &ProcessSession,
         tap: &mpsc::Sender<(OutputStream, Bytes)>,
         until: &watch::Sender<Option<Instant>>,
     ) -> Self {

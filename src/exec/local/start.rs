@@ -14,7 +14,7 @@ use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 
 use super::super::OutputStream;
-use super::super::session::Session;
+use super::super::session::ProcessSession;
 use super::begin::{EndsWithUs, as_a_program};
 use super::group::{Group, GroupState};
 use super::keeper::{AbortOnDrop, Fuse, Keeper};
@@ -105,7 +105,11 @@ impl LocalExec {
     ///
     /// # Panics
     /// Outside a tokio runtime with I/O and time, as everything that makes tokio pipes does.
-    pub fn spawn(spec: SpawnSpec, session: Session, close: CloseBy) -> Result<(LocalProcess, OutputTap), SpawnError> {
+    pub fn spawn(
+        spec: SpawnSpec,
+        session: ProcessSession,
+        close: CloseBy,
+    ) -> Result<(LocalProcess, OutputTap), SpawnError> {
         // An ENOENT of spawn does not say whether the program or the directory is missing, so this is asked first.
         match std::fs::metadata(&spec.cwd) {
             Ok(found) if !found.is_dir() => return Err(SpawnError::CwdNotADirectory { cwd: spec.cwd }),

@@ -6,8 +6,8 @@ use rustix::process::WaitOptions;
 use tokio::time::Instant;
 
 use super::super::invariants::{invariant_exactly_one_terminal_and_last, invariant_positions_have_no_gap};
-use super::super::session::Session;
-use super::super::{Cursor, ProcessEvent, RING_BYTES, RING_EVENTS, SessionCore};
+use super::super::session::ProcessSession;
+use super::super::{Cursor, ProcessEvent, ProcessLog, RING_BYTES, RING_EVENTS};
 use super::*;
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -37,7 +37,7 @@ fn with_stdin(mut spec: SpawnSpec, stdin: Stdin) -> SpawnSpec {
 struct Run {
     process: LocalProcess,
     tap: OutputTap,
-    session: Session,
+    session: ProcessSession,
     stdout: Vec<u8>,
     stderr: Vec<u8>,
 }
@@ -48,7 +48,7 @@ impl Run {
     }
 
     fn start_closed_by(spec: SpawnSpec, close: CloseBy) -> Self {
-        let session = Session::new();
+        let session = ProcessSession::new();
         let (process, tap) = LocalExec::spawn(spec, session.clone(), close).unwrap();
         Self { process, tap, session, stdout: Vec::new(), stderr: Vec::new() }
     }
@@ -88,7 +88,7 @@ impl Run {
     }
 }
 
-async fn all_events(session: &Session) -> Vec<ProcessEvent> {
+async fn all_events(session: &ProcessSession) -> Vec<ProcessEvent> {
     let mut stream = session.subscribe(Cursor::start());
     let mut events = Vec::new();
     while let Some(event) = tokio::time::timeout(PATIENCE, stream.next()).await.expect("the session ends") {
@@ -159,7 +159,7 @@ async fn a_start_that_cannot_work_says_why_and_leaves_the_session_alone() {
     std::fs::write(&file, "not a program").unwrap();
     let at = |cwd: PathBuf| SpawnSpec { cwd, ..shell("true") };
     let huge = "x".repeat(4 * 1024 * 1024);
-    let session = Session::new();
+    let session = ProcessSession::new();
     let attempt = |spec| LocalExec::spawn(spec, session.clone(), CloseBy::Backend).map(|_| ()).unwrap_err();
 
     assert!(matches!(attempt(at(scratch.path().join("none"))), SpawnError::CwdMissing { .. }));
@@ -356,7 +356,7 @@ async fn a_hundred_megabytes_arrive_whole_and_are_never_held_at_once() {
     let events = run.events().await;
     assert!(matches!(events[0], ProcessEvent::Lagged { from: 1, .. }));
     assert!(events.len() <= RING_EVENTS + 2);
-    let (_, bytes) = run.session.look(SessionCore::retained);
+    let (_, bytes) = run.session.look(ProcessLog::retained);
     assert!(bytes <= RING_BYTES);
 }
 

@@ -26,11 +26,11 @@ use tokio::task::JoinSet;
 use uuid::Uuid;
 
 use super::lines::LineReader;
-use super::session::{EventStream, Session};
+use super::session::{EventStream, ProcessSession};
 use super::wire::{
-    self, Incoming, InitializeParams, InitializeResult, Outgoing, ReadAnswer, ReadParams, SignalParams, StartParams,
-    StartResult, TerminateAnswer, TerminateParams, WireError, WireId, WireSignal, WireWriteStatus, WriteAnswer,
-    WriteParams, code, method,
+    self, InitializeParams, InitializeResult, ReadAnswer, ReadParams, SignalParams, StartParams, StartResult,
+    TerminateAnswer, TerminateParams, WireError, WireId, WireIncoming, WireOutgoing, WireSignal, WireWriteStatus,
+    WriteAnswer, WriteParams, code, method,
 };
 use super::{Cursor, ProcessEvent};
 
@@ -62,7 +62,7 @@ pub trait ProcessTable: Send + Sync + 'static {
     }
 
     /// The session of a process.
-    fn session(&self, process_id: &str) -> Option<Session>;
+    fn session(&self, process_id: &str) -> Option<ProcessSession>;
 
     /// Asks for the end of a process; returns whether there was anything to end.
     fn terminate(&self, process_id: &str) -> bool;
@@ -241,7 +241,7 @@ impl Outbox {
 
     fn answer<T: Serialize>(&self, id: &WireId, outcome: Result<T, WireError>) -> Result<(), PeerEnd> {
         let line = match outcome {
-            Ok(result) => Outgoing::Result { id, result }.to_line(),
+            Ok(result) => WireOutgoing::Result { id, result }.to_line(),
             Err(error) => wire::error_line(id, error),
         };
         match line {
@@ -317,13 +317,13 @@ impl<T: ProcessTable> Dispatcher<T> {
 
     fn accept(&mut self, line: &[u8]) -> Result<(), PeerEnd> {
         let broke = |reason: String| Err(PeerEnd::Broke { reason });
-        match Incoming::parse(line) {
+        match WireIncoming::parse(line) {
             Err(error) => {
                 let error = WireError::new(code::INVALID_REQUEST, error.to_string());
                 self.outbox.answer::<()>(&wire::UNREADABLE_ID, Err(error))
             }
-            Ok(Incoming::Response { .. }) => broke("an answer to nothing".to_owned()),
-            Ok(Incoming::Notification { method, .. }) if method == method::INITIALIZED => match self.stage {
+            Ok(WireIncoming::Response { .. }) => broke("an answer to nothing".to_owned()),
+            Ok(WireIncoming::Notification { method, .. }) if method == method::INITIALIZED => match self.stage {
                 Stage::Fresh => broke("initialized came before initialize".to_owned()),
                 Stage::Greeted => {
                     self.stage = Stage::Ready;
@@ -334,8 +334,8 @@ impl<T: ProcessTable> Dispatcher<T> {
                 }
                 Stage::Ready => Ok(()),
             },
-            Ok(Incoming::Notification { method, .. }) => broke(format!("the notification {method:?} is unknown")),
-            Ok(Incoming::Request { id, method, params }) => match self.request(&id, &method, &params) {
+            Ok(WireIncoming::Notification { method, .. }) => broke(format!("the notification {method:?} is unknown")),
+            Ok(WireIncoming::Request { id, method, params }) => match self.request(&id, &method, &params) {
                 Ok(Answer::Now(line)) => self.outbox.send(Out::Line(line)),
                 Ok(Answer::Later) => Ok(()),
                 Err(error) => self.outbox.answer::<()>(&id, Err(error)),
@@ -491,7 +491,7 @@ enum Answer {
 
 impl Answer {
     fn now<T: Serialize>(id: &WireId, result: T) -> Result<Self, WireError> {
-        Outgoing::Result { id, result }
+        WireOutgoing::Result { id, result }
             .to_line()
             .map(Self::Now)
             .map_err(|error| WireError::new(code::INTERNAL, error.to_string()))

@@ -21,9 +21,9 @@ struct Table {
 
 #[derive(Default)]
 struct Shared {
-    session: Session,
+    session: ProcessSession,
     terminated: AtomicUsize,
-    started: Mutex<HashMap<String, Session>>,
+    started: Mutex<HashMap<String, ProcessSession>>,
     /// What was written, in order.
     written: Mutex<Vec<(String, Bytes)>>,
     /// Writes to `slow` wait for this.
@@ -35,7 +35,7 @@ impl ProcessTable for Table {
         vec!["p".to_owned()]
     }
 
-    fn session(&self, process_id: &str) -> Option<Session> {
+    fn session(&self, process_id: &str) -> Option<ProcessSession> {
         if process_id == "p" {
             return Some(self.shared.session.clone());
         }
@@ -48,7 +48,7 @@ impl ProcessTable for Table {
     }
 
     async fn start(&self, params: StartParams) -> Result<StartResult, WireError> {
-        let session = Session::new();
+        let session = ProcessSession::new();
         session.publish_output(OutputStream::Stdout, Bytes::from_static(b"started")).unwrap();
         self.shared.started.lock().unwrap().insert(params.process_id.clone(), session);
         Ok(StartResult { process_id: params.process_id, sandbox_type: None })
@@ -64,10 +64,10 @@ impl ProcessTable for Table {
 }
 
 /// A table that only shows its process.
-struct Shown(Session);
+struct Shown(ProcessSession);
 
 impl ProcessTable for Shown {
-    fn session(&self, _process_id: &str) -> Option<Session> {
+    fn session(&self, _process_id: &str) -> Option<ProcessSession> {
         Some(self.0.clone())
     }
 
@@ -376,7 +376,7 @@ async fn writes_of_one_process_keep_their_order_and_do_not_hold_up_others() {
 
 #[tokio::test]
 async fn a_table_that_only_shows_refuses_everything_else() {
-    let (server, mut peer) = Peer::ready(Shown(Session::new()), 1 << 16).await;
+    let (server, mut peer) = Peer::ready(Shown(ProcessSession::new()), 1 << 16).await;
     let start = json!({"processId": "n", "argv": ["x"], "cwd": "file:///", "env": {}, "tty": false});
     let write = json!({"processId": "p", "chunk": "YQ=="});
     for (id, name, params) in [

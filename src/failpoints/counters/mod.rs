@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 use rustix::fs::{FlockOperation, OFlags, flock};
 use rustix::io::Errno;
 
-use super::plan::{Place, PlanError, PlanProblem, digest};
+use super::plan::{PlanError, PlanPlace, PlanProblem, digest};
 use crate::base::state_dir::{PRIVATE_FILE, open_private};
 
 /// The file in which a process counts together with the one that started it.
@@ -37,7 +37,7 @@ const MOST_BYTES: u64 = 16 * 1024;
 
 /// Where counts are kept.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Counters {
+pub enum FaultCounters {
     /// In this process.
     Memory,
     /// In this file, shared by all processes that name it. It is made if it is not there, and begun anew if it belongs
@@ -61,7 +61,7 @@ impl CountersError {
     }
 }
 
-impl Counters {
+impl FaultCounters {
     /// The file this process is told of, or memory.
     ///
     /// # Errors
@@ -76,7 +76,7 @@ impl Counters {
         }
         Err(PlanError {
             problems: vec![PlanProblem {
-                place: Place { variable: Some(FAULT_COUNTERS), rule: None },
+                place: PlanPlace { variable: Some(FAULT_COUNTERS), rule: None },
                 text: path.display().to_string(),
                 wrong: "is not an absolute path".to_owned(),
                 accepted: "the absolute path of a file of our own".to_owned(),
@@ -131,11 +131,11 @@ struct SharedFile {
 }
 
 impl Tally {
-    pub(super) fn new(counters: Counters, plan: u64, rules: usize) -> Result<Self, CountersError> {
+    pub(super) fn new(counters: FaultCounters, plan: u64, rules: usize) -> Result<Self, CountersError> {
         let memory = (0..rules).map(|_| Cell::default()).collect();
         let file = match counters {
-            Counters::Memory => None,
-            Counters::File(path) => {
+            FaultCounters::Memory => None,
+            FaultCounters::File(path) => {
                 let file = SharedFile { path, plan, given_up: AtomicBool::new(false) };
                 file.locked().map_err(|error| CountersError::new(&file.path, &error))?;
                 Some(file)

@@ -6,7 +6,7 @@ use super::*;
 const PLAN: u64 = 0x1234_5678_9abc_def0;
 
 fn file_tally(path: &Path, plan: u64, rules: usize) -> Tally {
-    Tally::new(Counters::File(path.to_owned()), plan, rules).expect("a file that can be used")
+    Tally::new(FaultCounters::File(path.to_owned()), plan, rules).expect("a file that can be used")
 }
 
 fn scratch() -> (tempfile::TempDir, PathBuf) {
@@ -43,7 +43,7 @@ fn eight_threads_see_each_count_once() {
     const THREADS: u64 = 8;
     const EACH: u64 = 400;
     let (_dir, path) = scratch();
-    let tallies = [Tally::new(Counters::Memory, PLAN, 2).expect("memory"), file_tally(&path, PLAN, 2)];
+    let tallies = [Tally::new(FaultCounters::Memory, PLAN, 2).expect("memory"), file_tally(&path, PLAN, 2)];
     for shared in tallies {
         let mut seen: Vec<u64> = std::thread::scope(|scope| {
             let threads: Vec<_> = (0..THREADS)
@@ -162,7 +162,7 @@ fn a_place_that_cannot_hold_counts_is_refused_at_once() {
     fs::write(&target, "somebody's").expect("written");
     symlink(&target, &path).expect("linked");
     for path in [path, dir.path().to_owned(), dir.path().join("no/such/directory"), PathBuf::from("/dev/null")] {
-        let error = Tally::new(Counters::File(path.clone()), PLAN, 1).expect_err("it cannot be used");
+        let error = Tally::new(FaultCounters::File(path.clone()), PLAN, 1).expect_err("it cannot be used");
         assert!(error.to_string().starts_with(&format!("use {} to count faults: ", path.display())), "{error}");
     }
     assert_eq!(fs::read_to_string(&target).expect("readable"), "somebody's");
@@ -171,25 +171,25 @@ fn a_place_that_cannot_hold_counts_is_refused_at_once() {
 #[test]
 fn a_new_file_is_private_and_nobodys() {
     let dir = tempfile::tempdir().expect("a scratch directory");
-    let made: Vec<Counters> = (0..2).map(|_| Counters::new_file_in(dir.path()).expect("made")).collect();
+    let made: Vec<FaultCounters> = (0..2).map(|_| FaultCounters::new_file_in(dir.path()).expect("made")).collect();
     assert_ne!(made[0], made[1]);
     for counters in made {
-        let Counters::File(path) = &counters else { panic!("a file") };
+        let FaultCounters::File(path) = &counters else { panic!("a file") };
         assert_eq!(fs::metadata(path).expect("there").permissions().mode() & 0o777, 0o600);
         assert_eq!(raise(&Tally::new(counters, PLAN, 1).expect("usable")), 1);
     }
-    Counters::new_file_in(&dir.path().join("nowhere")).expect_err("there is no such directory");
+    FaultCounters::new_file_in(&dir.path().join("nowhere")).expect_err("there is no such directory");
 }
 
 #[test]
 fn the_environment_names_the_file_by_an_absolute_path() {
     let counters = |value: &str| {
         let value = OsString::from(value);
-        Counters::from_environment(move |name| (name == FAULT_COUNTERS).then(|| value.clone()))
+        FaultCounters::from_environment(move |name| (name == FAULT_COUNTERS).then(|| value.clone()))
     };
-    assert_eq!(Counters::from_environment(|_| None), Ok(Counters::Memory));
-    assert_eq!(counters(""), Ok(Counters::Memory));
-    assert_eq!(counters("/a/b"), Ok(Counters::File("/a/b".into())));
+    assert_eq!(FaultCounters::from_environment(|_| None), Ok(FaultCounters::Memory));
+    assert_eq!(counters(""), Ok(FaultCounters::Memory));
+    assert_eq!(counters("/a/b"), Ok(FaultCounters::File("/a/b".into())));
     let error = counters("a/b").expect_err("relative").to_string();
     assert!(error.starts_with("PHONE_OPUS_FAULT_COUNTERS: \"a/b\" is not an absolute path; accepted: "), "{error}");
 }

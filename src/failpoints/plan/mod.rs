@@ -95,14 +95,14 @@ pub struct FaultPlan {
 
 /// Where in a plan something is wrong.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Place {
+pub struct PlanPlace {
     /// The variable, if the plan came from one.
     pub variable: Option<&'static str>,
     /// The rule, counted from 1, and the column in the whole text, in bytes from 1.
     pub rule: Option<(usize, usize)>,
 }
 
-impl fmt::Display for Place {
+impl fmt::Display for PlanPlace {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match (self.variable, self.rule) {
             (Some(variable), None) => f.write_str(variable),
@@ -117,7 +117,7 @@ impl fmt::Display for Place {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PlanProblem {
     /// Where.
-    pub place: Place,
+    pub place: PlanPlace,
     /// The text that is wrong, as it stands there.
     pub text: String,
     /// What is wrong with it.
@@ -387,7 +387,7 @@ impl<'t> Reader<'t> {
         accepted: impl fmt::Display,
     ) {
         self.problems.push(PlanProblem {
-            place: Place { variable: self.variable, rule: piece.map(|piece| (piece.rule, piece.at + 1)) },
+            place: PlanPlace { variable: self.variable, rule: piece.map(|piece| (piece.rule, piece.at + 1)) },
             text: text.into(),
             wrong: wrong.to_string(),
             accepted: accepted.to_string(),

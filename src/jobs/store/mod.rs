@@ -113,7 +113,7 @@ pub enum Transition {
 /// What became of an attempt to start a job.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[must_use]
-pub enum Start {
+pub enum StartOutcome {
     /// The job is running, and that is durable: no power failure can make it look unstarted.
     Started,
     /// Another run of the same agent session is not over; try again later.
@@ -542,7 +542,7 @@ pub trait Store: Send {
     /// # Errors
     ///
     /// `UnknownJob`; the store cannot be used.
-    fn start(&mut self, job: JobId, at: UnixMillis) -> Result<Start, StoreError>;
+    fn start(&mut self, job: JobId, at: UnixMillis) -> Result<StartOutcome, StoreError>;
 
     /// Records the process of the agent, for a sweep to recognise. Refused unless the job is running.
     ///

@@ -19,7 +19,7 @@ use tokio::sync::oneshot;
 
 use super::{
     Accept, AcceptLimits, BUSY_BOUND, CancelState, ChainCost, DataVersion, DayCost, Glance, JobCounts, JobFilter,
-    Limit, Pruned, QueueRow, RetentionPolicy, SqliteStore, Start, Store, StoreError, Transition,
+    Limit, Pruned, QueueRow, RetentionPolicy, SqliteStore, StartOutcome, Store, StoreError, Transition,
 };
 use crate::base::ids::{InvocationId, JobId, UnixMillis, WaiterId};
 use crate::base::signals;
@@ -70,11 +70,11 @@ struct Shared {
 enum Life {
     /// Nobody has asked for anything yet.
     Unstarted,
-    Running(Worker),
+    Running(StoreThread),
     Closed,
 }
 
-struct Worker {
+struct StoreThread {
     /// Counts the threads of a handle, from 0.
     number: u32,
     commands: SyncSender<Command>,
@@ -118,7 +118,7 @@ impl StoreHandle {
     /// Closing goes on when the future is dropped; only the waiting ends.
     pub async fn close(&self) {
         let life = std::mem::replace(&mut *self.shared.life(), Life::Closed);
-        if let Life::Running(Worker { commands, thread, ended, .. }) = life {
+        if let Life::Running(StoreThread { commands, thread, ended, .. }) = life {
             drop(commands);
             // Answered or dropped, either way the thread has nothing left to do but to return.
             if tokio::time::timeout(self.shared.patience, ended).await.is_ok() {
@@ -177,7 +177,7 @@ impl Shared {
     fn send(&self, command: Command) -> Result<u32, StoreError> {
         let mut life = self.life();
         if let Life::Unstarted = &*life {
-            *life = Life::Running(Worker::start(0, &self.factory, &self.faults)?);
+            *life = Life::Running(StoreThread::start(0, &self.factory, &self.faults)?);
         }
         let Life::Running(worker) = &mut *life else { return Err(StoreError::Closed) };
         match worker.commands.try_send(command) {
@@ -185,7 +185,7 @@ impl Shared {
             Err(TrySendError::Full(_)) => return Err(StoreError::Overloaded),
             // The thread died although it catches panics: a store panicked while it was dropped.
             Err(TrySendError::Disconnected(command)) => {
-                *worker = Worker::start(worker.number, &self.factory, &self.faults)?;
+                *worker = StoreThread::start(worker.number, &self.factory, &self.faults)?;
                 worker.commands.try_send(command).map_err(|_| StoreError::Panicked)?;
             }
         }
@@ -201,7 +201,7 @@ impl Shared {
         if worker.number != stuck || stuck >= LEFT_BEHIND {
             return;
         }
-        match Worker::start(stuck + 1, &self.factory, &self.faults) {
+        match StoreThread::start(stuck + 1, &self.factory, &self.faults) {
             Ok(next) => {
                 tracing::error!("the job store did not answer in time; it is opened anew");
                 *worker = next;
@@ -211,7 +211,7 @@ impl Shared {
     }
 }
 
-impl Worker {
+impl StoreThread {
     fn start(number: u32, factory: &Factory, faults: &Faults) -> Result<Self, StoreError> {
         let (factory, faults) = (Arc::clone(factory), faults.clone());
         let (commands, queue) = sync_channel(QUEUED_VERBS);
@@ -229,7 +229,7 @@ impl Worker {
 }
 
 fn run(factory: &Factory, faults: &Faults, queue: &Receiver<Command>) {
-    let mut slot = Slot::Empty;
+    let mut slot = Opened::Empty;
     while let Ok(command) = queue.recv() {
         // Whatever a panic leaves behind is dropped here, and the store with it.
         let after = catch_unwind(AssertUnwindSafe(|| {
@@ -246,7 +246,7 @@ fn run(factory: &Factory, faults: &Faults, queue: &Receiver<Command>) {
             command.perform(&mut slot);
         }));
         if after.is_err() {
-            slot = Slot::Empty;
+            slot = Opened::Empty;
         }
     }
 }
@@ -271,13 +271,13 @@ impl Command {
 }
 
 /// What the thread has in place of a store.
-enum Slot {
+enum Opened {
     Empty,
     Open(Box<dyn Store>),
     Failed { error: StoreError, at: Instant },
 }
 
-impl Slot {
+impl Opened {
     fn open(&mut self, factory: &Factory) {
         match self {
             Self::Open(_) => return,
@@ -307,7 +307,7 @@ macro_rules! verbs {
         }
 
         impl Command {
-            fn perform(self, slot: &mut Slot) {
+            fn perform(self, slot: &mut Opened) {
                 match self {
                     $(Self::$command { $($name,)* reply } => {
                         // Nobody waiting any more is no reason not to do it.
@@ -363,7 +363,7 @@ verbs! {
     /// The jobs that match, unread first, then newest first.
     List: list(filter: JobFilter) -> Vec<JobSummary> = |store| store.list(&filter);
     /// Moves a job from `queued` to `running`: [`Store::start`].
-    Start: start(job: JobId, at: UnixMillis) -> Start = |store| store.start(job, at);
+    Start: start(job: JobId, at: UnixMillis) -> StartOutcome = |store| store.start(job, at);
     /// Records the process of the agent.
     SetProcess: set_process(job: JobId, process: RunProcess) -> Transition = |store| store.set_process(job, process);
     /// Moves a job to a terminal state: [`Store::finish`].
@@ -460,7 +460,7 @@ mod tests {
         fn clear_limits(&mut self) -> Result<usize, StoreError> {
             self.inner.clear_limits()
         }
-        fn start(&mut self, job: JobId, at: UnixMillis) -> Result<Start, StoreError> {
+        fn start(&mut self, job: JobId, at: UnixMillis) -> Result<StartOutcome, StoreError> {
             self.inner.start(job, at)
         }
         fn set_process(&mut self, job: JobId, process: RunProcess) -> Result<Transition, StoreError> {

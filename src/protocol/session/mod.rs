@@ -39,7 +39,7 @@ pub use self::passed::{ClientSnapshot, CoreSnapshot, Unreadable};
 pub use self::roots::Roots;
 use self::roots::RootsTalk;
 use self::standing::Standings;
-use super::catalog::{Catalog, Room};
+use super::catalog::{CallRoom, Catalog};
 use super::envelope::{self, IdToken, Incoming};
 use super::frame::Frame;
 use super::method::Method;
@@ -55,7 +55,7 @@ use crate::base::lenient;
 #[derive(Debug, Clone, Copy)]
 pub struct SessionLimits {
     /// Calls in flight. Sixteen full bursts of the busiest client seen (64 calls); then `busy`, but for tools that have
-    /// places kept for them ([`Room::Kept`]).
+    /// places kept for them ([`CallRoom::Kept`]).
     pub calls: usize,
     /// Bytes of arguments in flight; then `busy`.
     pub call_bytes: usize,
@@ -124,7 +124,7 @@ pub struct Call {
 
 /// What the session asks of the loop around it.
 #[derive(Debug)]
-pub enum Effect {
+pub enum SessionEffect {
     /// Execute this call.
     Invoke(Call),
     /// Find this out about tasks, for the request of this number.
@@ -353,7 +353,7 @@ impl SessionCore {
     }
 
     /// One line of input.
-    pub fn on_frame(&mut self, frame: &Frame, now: Instant, out: &mut BytesMut, effects: &mut Vec<Effect>) {
+    pub fn on_frame(&mut self, frame: &Frame, now: Instant, out: &mut BytesMut, effects: &mut Vec<SessionEffect>) {
         let line = match frame {
             Frame::Line(line) => line,
             Frame::TooLong { head } => {
@@ -381,7 +381,7 @@ impl SessionCore {
         line: &Bytes,
         origin: Origin,
         out: &mut BytesMut,
-        effects: &mut Vec<Effect>,
+        effects: &mut Vec<SessionEffect>,
     ) {
         match message {
             Incoming::Request { id, method, params } => {
@@ -430,12 +430,12 @@ impl SessionCore {
         let room = match &work {
             Work::Tool { tool, .. } | Work::Created { tool, .. } => self.catalog.room(*tool),
             // What is asked about a task is what a tool that looks or cancels is called for.
-            Work::Ask(_) => Room::Kept,
-            Work::Listen { .. } | Work::Gone => Room::Shared,
+            Work::Ask(_) => CallRoom::Kept,
+            Work::Listen { .. } | Work::Gone => CallRoom::Shared,
         };
         let (kept_calls, kept_bytes) = match room {
-            Room::Shared => (0, 0),
-            Room::Kept => (KEPT_CALLS, KEPT_BYTES),
+            CallRoom::Shared => (0, 0),
+            CallRoom::Kept => (KEPT_CALLS, KEPT_BYTES),
         };
         if self.pending.len() >= self.limits.calls + kept_calls
             || self.call_bytes + bytes > self.limits.call_bytes + kept_bytes
@@ -477,7 +477,7 @@ impl SessionCore {
         params: Option<&str>,
         origin: Origin,
         out: &mut BytesMut,
-        effects: &mut Vec<Effect>,
+        effects: &mut Vec<SessionEffect>,
     ) {
         // Everything else is none of our business: a request method without an id must not start anything.
         match method {
@@ -489,19 +489,19 @@ impl SessionCore {
         let Some(Ok([Some(id)])) = params.map(|params| envelope::object(params, ["requestId"])) else { return };
         let Some(number) = IdToken::from_json(id).and_then(|id| self.by_id.get(&id).copied()) else { return };
         if let Some(call) = self.forget(number) {
-            effects.push(Effect::Withdraw(CallNumber(number)));
+            effects.push(SessionEffect::Withdraw(CallNumber(number)));
             let finished = call.finished(origin.now, FinishedAs::Cancelled);
             if call.work.tool().is_some() {
-                effects.push(Effect::GaveUp { client: call.client, after: finished.latency });
+                effects.push(SessionEffect::GaveUp { client: call.client, after: finished.latency });
             }
-            effects.push(Effect::Finished(finished));
+            effects.push(SessionEffect::Finished(finished));
             if let Some(batch) = call.batch {
                 self.close_share(batch, out);
             }
         } else if let Some(id) = self.standings.end(number) {
             // A subscription its client ends gets no result.
             self.by_id.remove(&id);
-            effects.push(Effect::Unfollow(CallNumber(number)));
+            effects.push(SessionEffect::Unfollow(CallNumber(number)));
         }
     }
 
@@ -513,10 +513,16 @@ impl SessionCore {
     }
 
     /// News of a task that is followed under this number.
-    pub fn on_task(&mut self, number: CallNumber, news: &TaskNews, out: &mut BytesMut, effects: &mut Vec<Effect>) {
+    pub fn on_task(
+        &mut self,
+        number: CallNumber,
+        news: &TaskNews,
+        out: &mut BytesMut,
+        effects: &mut Vec<SessionEffect>,
+    ) {
         if self.standings.on_task(number.0, news, out) {
             self.standings.end(number.0);
-            effects.push(Effect::Unfollow(number));
+            effects.push(SessionEffect::Unfollow(number));
         }
     }
 
@@ -529,25 +535,25 @@ impl SessionCore {
     }
 
     /// The server goes away for good while the client may still listen: its subscriptions end with a result.
-    pub fn on_stopping(&mut self, out: &mut BytesMut, effects: &mut Vec<Effect>) {
+    pub fn on_stopping(&mut self, out: &mut BytesMut, effects: &mut Vec<SessionEffect>) {
         self.standings.say_goodbye(out, &self.identity);
         self.end_standings(effects);
     }
 
-    fn end_standings(&mut self, effects: &mut Vec<Effect>) {
+    fn end_standings(&mut self, effects: &mut Vec<SessionEffect>) {
         let ended = self.standings.end_all();
         self.by_id.retain(|_, number| self.pending.contains_key(number));
-        effects.extend(ended.into_iter().map(|number| Effect::Unfollow(CallNumber(number))));
+        effects.extend(ended.into_iter().map(|number| SessionEffect::Unfollow(CallNumber(number))));
     }
 
     /// The connection is over: nobody waits for anything any more.
-    pub fn on_closed(&mut self, now: Instant, effects: &mut Vec<Effect>) {
+    pub fn on_closed(&mut self, now: Instant, effects: &mut Vec<SessionEffect>) {
         let mut open: Vec<u64> = self.pending.keys().copied().collect();
         open.sort_unstable();
         for number in open {
             if let Some(call) = self.forget(number) {
-                effects.push(Effect::Withdraw(CallNumber(number)));
-                effects.push(Effect::Finished(call.finished(now, FinishedAs::Cancelled)));
+                effects.push(SessionEffect::Withdraw(CallNumber(number)));
+                effects.push(SessionEffect::Finished(call.finished(now, FinishedAs::Cancelled)));
             }
         }
         self.end_standings(effects);

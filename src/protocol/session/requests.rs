@@ -13,7 +13,7 @@ use bytes::{Bytes, BytesMut};
 
 use super::meta::{self, Meta, Refusal, invalid};
 use super::tasks::{ask, asks_for_tasks, filter, in_background};
-use super::{Call, Effect, Finished, FinishedAs, Origin, SessionCore, Work, shortened};
+use super::{Call, Finished, FinishedAs, Origin, SessionCore, SessionEffect, Work, shortened};
 use crate::base::fault::{Fault, FaultCode};
 use crate::base::lenient;
 use crate::protocol::envelope::{self, IdToken};
@@ -36,7 +36,7 @@ impl SessionCore {
         line: &Bytes,
         origin: Origin,
         out: &mut BytesMut,
-        effects: &mut Vec<Effect>,
+        effects: &mut Vec<SessionEffect>,
     ) {
         self.answered = true;
         let answer = if self.by_id.contains_key(&id) {
@@ -59,7 +59,7 @@ impl SessionCore {
                 FinishedAs::Failed(refusal.fault.code)
             }
         };
-        effects.push(Effect::Finished(Finished {
+        effects.push(SessionEffect::Finished(Finished {
             method: Method::parse(method).map_or("other", Method::as_str),
             tool: None,
             request_id: None,
@@ -78,7 +78,7 @@ impl SessionCore {
         params: Option<&str>,
         origin: Origin,
         out: &mut BytesMut,
-        effects: &mut Vec<Effect>,
+        effects: &mut Vec<SessionEffect>,
     ) -> Result<Dispatched, Box<Refusal>> {
         let members = ["_meta", "cursor", "taskId", "notifications", "protocolVersion"];
         let [meta, cursor, task, wishes, wanted] = envelope::object(params.unwrap_or("{}"), members)
@@ -139,7 +139,7 @@ impl SessionCore {
                     return Err(Fault::new(FaultCode::UnknownMethod, "this server has no tasks.").into());
                 }
                 let number = self.pend(id, version, client.clone(), Work::Ask(method), 0, origin)?;
-                effects.push(Effect::Ask { number, ask, client });
+                effects.push(SessionEffect::Ask { number, ask, client });
                 Ok(Dispatched::InFlight)
             }
             Method::Initialize | Method::Ping | Method::ToolsCall => Err(unknown().into()),
@@ -152,7 +152,7 @@ impl SessionCore {
         params: &str,
         line: &Bytes,
         origin: Origin,
-        effects: &mut Vec<Effect>,
+        effects: &mut Vec<SessionEffect>,
     ) -> Result<Dispatched, Box<Refusal>> {
         let [name, arguments, meta, task] = envelope::object(params, ["name", "arguments", "_meta", "task"])
             .map_err(|_| invalid("the member params must be an object."))?;
@@ -185,7 +185,7 @@ impl SessionCore {
             let arguments = lenient::text(&arguments);
             pending.structured = matches!(envelope::object(&arguments, ["render"]), Ok([Some("\"json\"")]));
         }
-        effects.push(Effect::Invoke(Call { number, tool, arguments, client, wants_progress }));
+        effects.push(SessionEffect::Invoke(Call { number, tool, arguments, client, wants_progress }));
         Ok(Dispatched::InFlight)
     }
 }

@@ -14,7 +14,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 use super::meta::{Meta, Refusal, invalid};
 use super::requests::Dispatched;
 use super::standing::{self, Filter};
-use super::{ClientInfo, Effect, FinishedAs, Origin, Pending, SessionCore, Wanted, Work, shortened};
+use super::{ClientInfo, FinishedAs, Origin, Pending, SessionCore, SessionEffect, Wanted, Work, shortened};
 use crate::base::fault::{Fault, FaultCode};
 use crate::base::ids::{CallNumber, JobId};
 use crate::base::lenient;
@@ -63,7 +63,7 @@ impl SessionCore {
         client: ClientInfo,
         origin: Origin,
         out: &mut BytesMut,
-        effects: &mut Vec<Effect>,
+        effects: &mut Vec<SessionEffect>,
     ) -> Result<Dispatched, Box<Refusal>> {
         let asked = self.pending.values().filter(|pending| matches!(pending.work, Work::Listen { .. })).count();
         if self.standings.streams() + asked >= standing::STREAMS {
@@ -75,7 +75,7 @@ impl SessionCore {
             Some(jobs) if self.catalog.offers_tasks() => {
                 let work = Work::Listen { tools: filter.tools };
                 let number = self.pend(id, Version::MODERN, client.clone(), work, 0, origin)?;
-                effects.push(Effect::Ask { number, ask: TaskAsk::Which(jobs), client });
+                effects.push(SessionEffect::Ask { number, ask: TaskAsk::Which(jobs), client });
             }
             tasks => {
                 let number = self.next_call;
@@ -96,7 +96,7 @@ impl SessionCore {
         answer: Result<TaskAnswer, Box<Fault>>,
         now: Instant,
         out: &mut BytesMut,
-        effects: &mut Vec<Effect>,
+        effects: &mut Vec<SessionEffect>,
     ) {
         let Some(pending) = self.pending.get_mut(&number.0) else { return };
         let answer = match answer {
@@ -116,7 +116,7 @@ impl SessionCore {
                 self.by_id.insert(pending.id.clone(), number.0);
                 self.standings.open_stream(number.0, pending.id, tools);
                 if !jobs.is_empty() {
-                    effects.push(Effect::Follow { number, jobs, news: Wanted::Status, client: pending.client });
+                    effects.push(SessionEffect::Follow { number, jobs, news: Wanted::Status, client: pending.client });
                 }
             }
             (Work::Created { progress, last_progress, protocol, .. }, TaskAnswer::Task(task)) => {
@@ -139,7 +139,7 @@ impl SessionCore {
                 });
                 let news = if token.is_some() { Wanted::Progress } else { Wanted::End };
                 if protocol == TaskProtocol::Core && self.standings.tell_of_task(number.0, token, last) {
-                    effects.push(Effect::Follow { number, jobs, news, client });
+                    effects.push(SessionEffect::Follow { number, jobs, news, client });
                 }
             }
             (Work::Ask(method), answer) => {

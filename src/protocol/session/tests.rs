@@ -43,8 +43,8 @@ impl Rig {
             meta: None,
         };
         let catalog = Catalog::new(vec![
-            ("echo".into(), Room::Shared, Arc::new(define)),
-            ("look".into(), Room::Kept, Arc::new(define)),
+            ("echo".into(), CallRoom::Shared, Arc::new(define)),
+            ("look".into(), CallRoom::Kept, Arc::new(define)),
         ])
         .with_tasks([tasks]);
         let identity = Identity::new("phone-opus", "0", "Ask.");
@@ -128,18 +128,18 @@ impl Rig {
         self.settle(call, CallOutcome::Reply(Box::new(ToolReply::text(text))))
     }
 
-    fn take(&mut self, effects: Vec<Effect>, out: &BytesMut) -> String {
+    fn take(&mut self, effects: Vec<SessionEffect>, out: &BytesMut) -> String {
         for effect in effects {
             match effect {
-                Effect::Invoke(call) => self.invoked.push(call),
-                Effect::Ask { number, ask, .. } => self.asked.push((number, ask)),
-                Effect::Withdraw(call) => self.withdrawn.push(call),
-                Effect::Follow { number, jobs, news, .. } => self.followed.push((number, jobs, news)),
-                Effect::Unfollow(number) => self.unfollowed.push(number),
-                Effect::GaveUp { after, .. } => self.gave_up.push(after),
-                Effect::Roots(roots) => self.roots.push(roots),
-                Effect::Waited { so_long, .. } => self.waited.push(so_long),
-                Effect::Finished(finished) => self.finished.push(finished),
+                SessionEffect::Invoke(call) => self.invoked.push(call),
+                SessionEffect::Ask { number, ask, .. } => self.asked.push((number, ask)),
+                SessionEffect::Withdraw(call) => self.withdrawn.push(call),
+                SessionEffect::Follow { number, jobs, news, .. } => self.followed.push((number, jobs, news)),
+                SessionEffect::Unfollow(number) => self.unfollowed.push(number),
+                SessionEffect::GaveUp { after, .. } => self.gave_up.push(after),
+                SessionEffect::Roots(roots) => self.roots.push(roots),
+                SessionEffect::Waited { so_long, .. } => self.waited.push(so_long),
+                SessionEffect::Finished(finished) => self.finished.push(finished),
             }
         }
         self.core.invariant_calls_are_consistent_and_bounded().expect("the invariant holds");

@@ -48,7 +48,7 @@ pub struct Candidate {
 
 /// A candidate that did not pass.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Refused {
+pub struct RefusedCandidate {
     /// It.
     pub candidate: Candidate,
     /// Why.
@@ -57,7 +57,7 @@ pub struct Refused {
 
 /// What happened.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Event {
+pub enum RolloutEvent {
     /// A request was handled, and the last look is long enough ago.
     LookDue,
     /// Somebody wants a rollout.
@@ -81,18 +81,18 @@ pub enum Event {
     Lost,
 }
 
-/// What is to be done. After each but [`Effect::Ended`] exactly one event is expected.
+/// What is to be done. After each but [`RolloutEffect::Ended`] exactly one event is expected.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Effect {
-    /// Look at the launch path: [`Event::Looked`].
+pub enum RolloutEffect {
+    /// Look at the launch path: [`RolloutEvent::Looked`].
     Look,
-    /// Wait for [`SETTLE`]: [`Event::Rested`].
+    /// Wait for [`SETTLE`]: [`RolloutEvent::Rested`].
     Rest,
-    /// Read the file: [`Event::Read`].
+    /// Read the file: [`RolloutEvent::Read`].
     Read,
-    /// Check this: [`Event::Checked`].
+    /// Check this: [`RolloutEvent::Checked`].
     Check(Candidate),
-    /// Hand over to this: [`Event::NotHandedOver`], or nothing ever again.
+    /// Hand over to this: [`RolloutEvent::NotHandedOver`], or nothing ever again.
     HandOver(Candidate, SelfCheck),
     /// It is over, and nothing was adopted.
     Ended(Trigger, NotAdopted),
@@ -135,7 +135,7 @@ pub struct Rollout {
     trigger: Trigger,
     /// Another file, or the same at another time, with the running image's content.
     same: Option<Fingerprint>,
-    refused: Option<Refused>,
+    refused: Option<RefusedCandidate>,
     /// Rollouts that broke off, in a row.
     broken_off: u32,
     not_before: Option<Instant>,
@@ -183,7 +183,7 @@ impl Rollout {
 
     /// The candidate that was refused last, as long as it is remembered.
     #[must_use]
-    pub const fn refused(&self) -> Option<&Refused> {
+    pub const fn refused(&self) -> Option<&RefusedCandidate> {
         self.refused.as_ref()
     }
 
@@ -192,55 +192,55 @@ impl Rollout {
     /// # Errors
     ///
     /// `illegal_transition` for an event that does not belong to the state; nothing is changed.
-    pub fn step(&mut self, event: Event, now: Instant) -> Result<Vec<Effect>, Fault> {
+    pub fn step(&mut self, event: RolloutEvent, now: Instant) -> Result<Vec<RolloutEffect>, Fault> {
         match (self.phase.clone(), event) {
-            (Phase::Idle, Event::LookDue) => Ok(self.look_due(now)),
+            (Phase::Idle, RolloutEvent::LookDue) => Ok(self.look_due(now)),
             // A look is taken already.
-            (_, Event::LookDue) => Ok(Vec::new()),
-            (Phase::Idle, Event::Asked(trigger)) => Ok(self.begin(trigger)),
-            (_, Event::Asked(trigger)) => {
+            (_, RolloutEvent::LookDue) => Ok(Vec::new()),
+            (Phase::Idle, RolloutEvent::Asked(trigger)) => Ok(self.begin(trigger)),
+            (_, RolloutEvent::Asked(trigger)) => {
                 if trigger.is_forced() {
                     self.trigger = trigger;
                 }
                 Ok(Vec::new())
             }
-            (Phase::Looking { before, looks }, Event::Looked(seen)) => Ok(self.looked(before, seen, looks)),
-            (Phase::Settling { seen, looks }, Event::Rested) => {
+            (Phase::Looking { before, looks }, RolloutEvent::Looked(seen)) => Ok(self.looked(before, seen, looks)),
+            (Phase::Settling { seen, looks }, RolloutEvent::Rested) => {
                 self.phase = Phase::Looking { before: Some(seen), looks };
-                Ok(vec![Effect::Look])
+                Ok(vec![RolloutEffect::Look])
             }
-            (Phase::Reading { seen, looks }, Event::Read { file, running }) => {
+            (Phase::Reading { seen, looks }, RolloutEvent::Read { file, running }) => {
                 Ok(self.read(seen, looks, file, running, now))
             }
-            (Phase::Checking { candidate, looks }, Event::Checked(checked)) => {
+            (Phase::Checking { candidate, looks }, RolloutEvent::Checked(checked)) => {
                 Ok(self.checked(candidate, looks, checked, now))
             }
-            (Phase::HandingOver, Event::NotHandedOver(why)) => Ok(self.broke_off(why, now)),
-            (Phase::Idle, Event::Lost) => Ok(Vec::new()),
-            (_, Event::Lost) => Ok(self.broke_off(NotAdopted::Interrupted, now)),
+            (Phase::HandingOver, RolloutEvent::NotHandedOver(why)) => Ok(self.broke_off(why, now)),
+            (Phase::Idle, RolloutEvent::Lost) => Ok(Vec::new()),
+            (_, RolloutEvent::Lost) => Ok(self.broke_off(NotAdopted::Interrupted, now)),
             (phase, event) => {
                 Err(Fault::new(FaultCode::IllegalTransition, format!("a rollout in {phase:?} was told {event:?}.")))
             }
         }
     }
 
-    fn look_due(&mut self, now: Instant) -> Vec<Effect> {
+    fn look_due(&mut self, now: Instant) -> Vec<RolloutEffect> {
         if !self.watches() || self.not_before.is_some_and(|not_before| now < not_before) {
             return Vec::new();
         }
         self.begin(Trigger::Watch)
     }
 
-    fn begin(&mut self, trigger: Trigger) -> Vec<Effect> {
+    fn begin(&mut self, trigger: Trigger) -> Vec<RolloutEffect> {
         if self.mode == RolloutMode::Off {
-            return vec![Effect::Ended(trigger, NotAdopted::Off)];
+            return vec![RolloutEffect::Ended(trigger, NotAdopted::Off)];
         }
         self.trigger = trigger;
         self.phase = Phase::Looking { before: None, looks: 0 };
-        vec![Effect::Look]
+        vec![RolloutEffect::Look]
     }
 
-    fn looked(&mut self, before: Option<Fingerprint>, seen: Option<Fingerprint>, looks: u32) -> Vec<Effect> {
+    fn looked(&mut self, before: Option<Fingerprint>, seen: Option<Fingerprint>, looks: u32) -> Vec<RolloutEffect> {
         let forced = self.trigger.is_forced();
         let Some(seen) = seen else {
             // Some installers remove the old file first.
@@ -260,17 +260,17 @@ impl Rollout {
         if before == Some(seen) { self.read_now(seen, looks) } else { self.settle(seen, looks) }
     }
 
-    fn settle(&mut self, seen: Fingerprint, looks: u32) -> Vec<Effect> {
+    fn settle(&mut self, seen: Fingerprint, looks: u32) -> Vec<RolloutEffect> {
         if looks >= MOST_LOOKS {
             return self.end(NotAdopted::Unsettled);
         }
         self.phase = Phase::Settling { seen, looks: looks + 1 };
-        vec![Effect::Rest]
+        vec![RolloutEffect::Rest]
     }
 
-    fn read_now(&mut self, seen: Fingerprint, looks: u32) -> Vec<Effect> {
+    fn read_now(&mut self, seen: Fingerprint, looks: u32) -> Vec<RolloutEffect> {
         self.phase = Phase::Reading { seen, looks };
-        vec![Effect::Read]
+        vec![RolloutEffect::Read]
     }
 
     fn read(
@@ -280,7 +280,7 @@ impl Rollout {
         file: Option<Digest>,
         running: Option<Digest>,
         now: Instant,
-    ) -> Vec<Effect> {
+    ) -> Vec<RolloutEffect> {
         let Some(digest) = file else {
             // Its mode forbids it, or it is gone again.
             return self.refuse_unread(seen, now);
@@ -302,11 +302,11 @@ impl Rollout {
             }
         }
         self.phase = Phase::Checking { candidate, looks };
-        vec![Effect::Check(candidate)]
+        vec![RolloutEffect::Check(candidate)]
     }
 
     /// A file that cannot be read cannot be told from itself later, but by how it looks.
-    fn refuse_unread(&mut self, seen: Fingerprint, now: Instant) -> Vec<Effect> {
+    fn refuse_unread(&mut self, seen: Fingerprint, now: Instant) -> Vec<RolloutEffect> {
         let candidate = Candidate { fingerprint: seen, digest: Digest::of("") };
         let verdict = Verdict::Unreadable(std::io::ErrorKind::PermissionDenied);
         self.checked(candidate, 0, Err(verdict), now)
@@ -318,15 +318,15 @@ impl Rollout {
         looks: u32,
         checked: Result<SelfCheck, Verdict>,
         now: Instant,
-    ) -> Vec<Effect> {
+    ) -> Vec<RolloutEffect> {
         match checked {
             Ok(said) => {
                 self.phase = Phase::HandingOver;
-                vec![Effect::HandOver(candidate, said)]
+                vec![RolloutEffect::HandOver(candidate, said)]
             }
             Err(Verdict::Replaced) => self.settle(candidate.fingerprint, looks),
             Err(verdict) if verdict.condemns() => {
-                self.refused = Some(Refused { candidate, verdict: verdict.clone() });
+                self.refused = Some(RefusedCandidate { candidate, verdict: verdict.clone() });
                 self.end(NotAdopted::Rejected(verdict))
             }
             Err(verdict) => self.broke_off(NotAdopted::Rejected(verdict), now),
@@ -334,16 +334,16 @@ impl Rollout {
     }
 
     /// Through no fault of the file: it is left alone for a while, and longer each time.
-    fn broke_off(&mut self, why: NotAdopted, now: Instant) -> Vec<Effect> {
+    fn broke_off(&mut self, why: NotAdopted, now: Instant) -> Vec<RolloutEffect> {
         let wait = BACKOFF.saturating_mul(1 << self.broken_off.min(16)).min(BACKOFF_MOST);
         self.broken_off += 1;
         self.not_before = now.checked_add(wait);
         self.end(why)
     }
 
-    fn end(&mut self, why: NotAdopted) -> Vec<Effect> {
+    fn end(&mut self, why: NotAdopted) -> Vec<RolloutEffect> {
         self.phase = Phase::Idle;
-        vec![Effect::Ended(self.trigger, why)]
+        vec![RolloutEffect::Ended(self.trigger, why)]
     }
 }
 

@@ -7,23 +7,23 @@
 
 use std::sync::{Arc, Weak};
 
-use super::{Desk, NewImage};
+use super::{HandOverDesk, NewImage};
 use crate::base::fault::{Fault, FaultCode, chain};
 use crate::rollout::{HandOver, Handing, SnapshotFile, Successor};
 
 /// Replaces this process's image.
 pub(crate) struct InPlace {
-    desk: Weak<Desk>,
+    desk: Weak<HandOverDesk>,
     image: NewImage,
 }
 
 impl InPlace {
     /// The candidate is started as this image says, whatever its own program is.
-    pub(crate) fn new(desk: &Arc<Desk>, image: NewImage) -> Self {
+    pub(crate) fn new(desk: &Arc<HandOverDesk>, image: NewImage) -> Self {
         Self { desk: Arc::downgrade(desk), image }
     }
 
-    fn desk(&self) -> Result<Arc<Desk>, Fault> {
+    fn desk(&self) -> Result<Arc<HandOverDesk>, Fault> {
         self.desk.upgrade().ok_or_else(|| Fault::new(FaultCode::Stopping, "the system is gone."))
     }
 }

@@ -1,6 +1,6 @@
 //! Handing over to the next image of the program, in place: same process, same descriptors, same children.
 //!
-//! Owns: the snapshot ([`Snapshot`]), the sequence that freezes, passes on and thaws (`sequence`), the `exec`
+//! Owns: the snapshot ([`HostSnapshot`]), the sequence that freezes, passes on and thaws (`sequence`), the `exec`
 //! (`image`). May not know: when an upgrade is wanted and whether the new program is any good.
 //!
 //! ```text
@@ -26,14 +26,14 @@ use serde::{Deserialize, Serialize};
 pub use self::image::{NewImage, RESTORE};
 pub(crate) use self::in_place::InPlace;
 pub use self::sequence::HandOverError;
-pub(crate) use self::sequence::{Desk, Underway};
+pub(crate) use self::sequence::{HandOverDesk, Underway};
 use crate::actors::connections::Connections;
 use crate::actors::jobs::attachments::Attachments;
 use crate::actors::jobs::custody::{CustodySnapshot, Means, inherit_the_rest};
 use crate::actors::jobs::room::RoomSnapshot;
 use crate::actors::session::{Gauges, SessionSnapshot};
 use crate::actors::workers::WorkersSnapshot;
-use crate::base::descriptors::{Inherited, PassedPipe};
+use crate::base::descriptors::{InheritedPipes, PassedPipe};
 use crate::base::ids::{HostId, UnixMillis};
 use crate::base::state_dir::StateDir;
 use crate::config::Config;
@@ -92,7 +92,7 @@ struct Head {
 
 /// Everything an image passes on to the next one, besides descriptors and children.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Snapshot {
+pub struct HostSnapshot {
     #[serde(flatten)]
     head: Head,
     taken_at: UnixMillis,
@@ -126,7 +126,7 @@ pub struct Snapshot {
     pub(crate) state_dir: Option<String>,
 }
 
-impl Snapshot {
+impl HostSnapshot {
     fn head() -> Head {
         Head { format: FORMAT, program: env!("CARGO_PKG_VERSION").to_owned() }
     }
@@ -136,7 +136,7 @@ impl Snapshot {
     #[must_use]
     pub fn of_nothing() -> Self {
         Self {
-            head: Snapshot::head(),
+            head: HostSnapshot::head(),
             taken_at: UnixMillis::now(),
             host: HostId::random(),
             uptime: Duration::from_secs(7),
@@ -216,7 +216,7 @@ impl Snapshot {
         gauges.inherit(self.stale, self.replays, &self.broken_laws);
         telemetry.lose(self.dropped);
         inherit_the_rest(&self.jobs, self.waiting.as_ref());
-        let mut pipes = Inherited::these(self.pipes());
+        let mut pipes = InheritedPipes::these(self.pipes());
         if let Some(waiting) = &self.waiting {
             attachments.room().inherit(waiting, &mut pipes);
         }
@@ -254,7 +254,7 @@ impl Snapshot {
     ///
     /// # Errors
     ///
-    /// As [`Snapshot::take`].
+    /// As [`HostSnapshot::take`].
     pub fn read(from: &Restore) -> Result<Self, SnapshotError> {
         Self::parse(&from.bytes().map_err(|source| SnapshotError::File { file: from.to_string(), source })?)
     }
@@ -276,8 +276,8 @@ mod tests {
     use super::*;
     use crate::system::System;
 
-    fn snapshot() -> Snapshot {
-        Snapshot { fault_counts: Some(PathBuf::from("/counts")), ..Snapshot::of_nothing() }
+    fn snapshot() -> HostSnapshot {
+        HostSnapshot { fault_counts: Some(PathBuf::from("/counts")), ..HostSnapshot::of_nothing() }
     }
 
     #[test]
@@ -286,15 +286,15 @@ mod tests {
         let written = snapshot();
         for place in [Nameless::Anywhere, Nameless::InDirectory] {
             let file = written.write(dir.path(), place).expect("it is written");
-            assert_eq!(Snapshot::read(&file.here()).expect("it is read"), written);
+            assert_eq!(HostSnapshot::read(&file.here()).expect("it is read"), written);
             assert_eq!(fs::read_dir(dir.path()).expect("a directory").count(), 0);
         }
         // As an older version passes it on.
         let path = dir.path().join("handover-x.json");
         fs::write(&path, serde_json::to_vec(&written).expect("JSON")).expect("written");
         let named = Restore::Path(path);
-        assert_eq!(Snapshot::take(&named).expect("it is taken"), written);
-        assert!(matches!(Snapshot::take(&named), Err(SnapshotError::File { .. })));
+        assert_eq!(HostSnapshot::take(&named).expect("it is taken"), written);
+        assert!(matches!(HostSnapshot::take(&named), Err(SnapshotError::File { .. })));
     }
 
     #[test]
@@ -305,7 +305,7 @@ mod tests {
         for added in ["config", "state_dir"] {
             members.remove(added);
         }
-        let old = Snapshot::parse(value.to_string().as_bytes()).expect("it is understood");
+        let old = HostSnapshot::parse(value.to_string().as_bytes()).expect("it is understood");
         assert_eq!((old.config(), old.state_dir()), (None, None));
         for (config, kept) in [
             (serde_json::json!({"max_running": 7, "of_a_later_version": [1]}), Some(7)),
@@ -313,7 +313,7 @@ mod tests {
             (serde_json::json!("none"), None),
         ] {
             value["config"] = config;
-            let read = Snapshot::parse(value.to_string().as_bytes()).expect("it is understood");
+            let read = HostSnapshot::parse(value.to_string().as_bytes()).expect("it is understood");
             assert_eq!(read.config().map(|config| config.max_running), kept);
         }
     }
@@ -333,7 +333,7 @@ mod tests {
         ] {
             let path = dir.path().join("handover-x.json");
             fs::write(&path, text).expect("written");
-            let error = Snapshot::take(&Restore::Path(path.clone())).expect_err("it is refused").to_string();
+            let error = HostSnapshot::take(&Restore::Path(path.clone())).expect_err("it is refused").to_string();
             assert!(error.contains(wants), "{error}");
             assert!(!path.exists());
         }

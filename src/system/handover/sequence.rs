@@ -19,7 +19,7 @@ use futures_util::FutureExt;
 use tokio::sync::oneshot;
 
 use super::image::NewImage;
-use super::{Nameless, Snapshot, SnapshotError, SnapshotFile};
+use super::{HostSnapshot, Nameless, SnapshotError, SnapshotFile};
 use crate::actors::child;
 use crate::actors::connections::{Connections, Unfit};
 use crate::actors::current::Current;
@@ -116,7 +116,7 @@ impl Drop for Turn<'_> {
 }
 
 /// What a hand-over works with.
-pub(crate) struct Desk {
+pub(crate) struct HandOverDesk {
     pub(crate) underway: Underway,
     pub(crate) host: HostId,
     pub(crate) started: Instant,
@@ -150,9 +150,9 @@ async fn within<T>(limit: Duration, answer: oneshot::Receiver<T>, why: &'static 
     }
 }
 
-impl Desk {
+impl HandOverDesk {
     /// What a hand-over would pass on now. Nothing stops.
-    pub(crate) async fn peek(&self) -> Result<Snapshot, HandOverError> {
+    pub(crate) async fn peek(&self) -> Result<HostSnapshot, HandOverError> {
         let session = self.connections.fit()?;
         let (reply, answer) = oneshot::channel();
         let _ = session.send(SessionEvent::Peek(reply));
@@ -177,12 +177,12 @@ impl Desk {
         session: SessionSnapshot,
         workers: WorkersSnapshot,
         jobs: Vec<CustodySnapshot>,
-    ) -> Snapshot {
+    ) -> HostSnapshot {
         let (next_session, catalog) = self.connections.passed_on();
         // Telemetry that is not there costs what it counted, never the hand-over (L10).
         let telemetry = tokio::time::timeout(PART, self.telemetry.pass_on()).await.ok().flatten();
-        Snapshot {
-            head: Snapshot::head(),
+        HostSnapshot {
+            head: HostSnapshot::head(),
             taken_at: UnixMillis::now(),
             host: self.host,
             uptime: self.started.elapsed(),
@@ -275,7 +275,7 @@ impl Desk {
         }
 
         let waiting = self.attachments.room().let_go().await;
-        let snapshot = Snapshot { waiting, ..self.snapshot(session, workers, jobs).await };
+        let snapshot = HostSnapshot { waiting, ..self.snapshot(session, workers, jobs).await };
         let pipes: Vec<PassedPipe> = snapshot.pipes().copied().collect();
         let written = snapshot.write(dir.root(), self.place().await?)?;
         let failed = self.become_it(to, &written, &pipes).await;

@@ -25,7 +25,7 @@ use serde_json::json;
 use super::client::{Client, Exchange, Sent};
 use super::processes::{self, Role};
 use super::rig::{KEY, Rig, Run};
-use super::scripted_agent::{Place, Script, Step};
+use super::scripted_agent::{ForkPlace, Script, Step};
 use super::wait::{PATIENCE, Waiting};
 use crate::agents::MAX_PROMPT_BYTES;
 
@@ -48,7 +48,7 @@ const PLANTED: [(&str, &str, &str); 3] = [
 
 /// One cell of the scoreboard.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Row {
+pub struct CustodyRow {
     /// What was asked.
     pub cell: &'static str,
     /// What was seen.
@@ -78,7 +78,7 @@ type Seen = (String, Option<bool>);
 /// # Cancel safety
 ///
 /// Safe: a world that is dropped ends its processes.
-pub async fn run(program: impl Into<PathBuf>) -> Vec<Row> {
+pub async fn run(program: impl Into<PathBuf>) -> Vec<CustodyRow> {
     let program = program.into();
     let program = program.as_path();
     let deaf = [Step::IgnoreTerm];
@@ -110,7 +110,7 @@ pub async fn run(program: impl Into<PathBuf>) -> Vec<Row> {
 
 /// The rows as a Markdown table.
 #[must_use]
-pub fn markdown(rows: &[Row]) -> String {
+pub fn markdown(rows: &[CustodyRow]) -> String {
     let mut table = "| | seen | |\n| --- | --- | --- |\n".to_owned();
     for row in rows {
         let verdict = match row.right {
@@ -123,7 +123,7 @@ pub fn markdown(rows: &[Row]) -> String {
     table
 }
 
-async fn row(cell: &'static str, asked: impl Future<Output = Seen>) -> Row {
+async fn row(cell: &'static str, asked: impl Future<Output = Seen>) -> CustodyRow {
     let (seen, right) = match AssertUnwindSafe(asked).catch_unwind().await {
         Ok(seen) => seen,
         Err(panic) => {
@@ -132,7 +132,7 @@ async fn row(cell: &'static str, asked: impl Future<Output = Seen>) -> Row {
             (line.chars().take(300).collect(), Some(false))
         }
     };
-    Row { cell, seen, right }
+    CustodyRow { cell, seen, right }
 }
 
 fn world(program: &Path) -> Rig {
@@ -237,9 +237,9 @@ async fn begun(rig: &Rig, host: &mut Client, manners: &[Step]) -> (Option<Sent>,
     let mut steps = manners.to_vec();
     steps.extend([
         Step::Text("at work".into()),
-        Step::Fork(Place::Group),
-        Step::Fork(Place::Session),
-        Step::Fork(Place::Bare),
+        Step::Fork(ForkPlace::Group),
+        Step::Fork(ForkPlace::Session),
+        Step::Fork(ForkPlace::Bare),
         Step::Touch(rig.sign("begun")),
         Step::Hang,
     ]);
@@ -423,8 +423,8 @@ mod tests {
     #[tokio::test]
     async fn a_cell_that_fails_is_a_row_that_says_why() {
         let failed = row("x", async { panic!("waited in vain\nand more") }).await;
-        assert_eq!(failed, Row { cell: "x", seen: "waited in vain".into(), right: Some(false) });
-        let table = markdown(&[failed, Row { cell: "y", seen: "a|b".into(), right: None }]);
+        assert_eq!(failed, CustodyRow { cell: "x", seen: "waited in vain".into(), right: Some(false) });
+        let table = markdown(&[failed, CustodyRow { cell: "y", seen: "a|b".into(), right: None }]);
         assert_eq!(
             table.lines().skip(2).collect::<Vec<_>>(),
             ["| x | waited in vain | **wrong** |", "| y | a\\|b | unseen |"]

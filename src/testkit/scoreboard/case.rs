@@ -16,11 +16,11 @@ use std::time::Duration;
 use rustix::process::{Signal, kill_process};
 use serde_json::{Value, json};
 
-use super::rows::{Answer, Control, OVER, Row, needs_upgrade};
+use super::rows::{Control, ExpectedAnswer, FaultRow, OVER, needs_upgrade};
 use super::{PATIENCE, Recovered, Score};
 use crate::base::ids::UnixMillis;
 use crate::config::WorkerIsolation;
-use crate::failpoints::{ActionKind, Counters, Ends, FAULT_COUNTERS, FaultPlan, FaultPoint, Faults};
+use crate::failpoints::{ActionKind, Ends, FAULT_COUNTERS, FaultCounters, FaultPlan, FaultPoint, Faults};
 use crate::jobs::{JobRecord, JobState};
 use crate::testkit::client::{Client, Exchange, REVISION, Reply, Sent};
 use crate::testkit::invariants::Violation;
@@ -70,7 +70,8 @@ impl World {
         let rig = rig.with(FAULT_COUNTERS, counts.display().to_string());
         let plan = FaultPlan::parse(plan, seed).unwrap_or_else(|error| panic!("{error}"));
         // Only to read the counts: nothing in this process meets a point of it.
-        let faults = Faults::arm(plan, Ends::Process, Counters::File(counts)).unwrap_or_else(|error| panic!("{error}"));
+        let faults =
+            Faults::arm(plan, Ends::Process, FaultCounters::File(counts)).unwrap_or_else(|error| panic!("{error}"));
         Self { rig, faults, patience, broken: Vec::new() }
     }
 
@@ -183,11 +184,11 @@ impl World {
 /// # Panics
 ///
 /// When something that is waited for does not come, or answers other than it must.
-pub(super) async fn play(program: &Path, seed: u64, row: &Row) -> Score {
+pub(super) async fn play(program: &Path, seed: u64, row: &FaultRow) -> Score {
     let mut world = World::new(program, &row.plan(), seed, row.isolation, PATIENCE);
     let mut score = Score::default();
     let mut host = world.rig.host();
-    if row.expect.answer == Answer::Ends {
+    if row.expect.answer == ExpectedAnswer::Ends {
         host.expect_end();
     }
     let told = consult(&mut world, &mut host, row).await;
@@ -208,10 +209,10 @@ pub(super) async fn play(program: &Path, seed: u64, row: &Row) -> Score {
     control(&mut world, row);
     let expect = row.expect;
     let answer = match expect.answer {
-        Answer::Ends => told == ENDED || told.starts_with(SUCCESS),
-        Answer::Success => told == SUCCESS,
-        Answer::Fault(code) => told == code.as_str(),
-        Answer::Withdrawn => told == WITHDRAWN,
+        ExpectedAnswer::Ends => told == ENDED || told.starts_with(SUCCESS),
+        ExpectedAnswer::Success => told == SUCCESS,
+        ExpectedAnswer::Fault(code) => told == code.as_str(),
+        ExpectedAnswer::Withdrawn => told == WITHDRAWN,
     };
     world.expect(answer, || format!("the caller was told `{told}`, and `{}` is promised", expect.answer));
     // A run that was under way when its host ended is over by now. The last one is that of the consult afterwards.
@@ -245,7 +246,7 @@ const ENDED: &str = "ended";
 const WITHDRAWN: &str = "withdrawn";
 
 /// The struck consult: what its caller was told.
-async fn consult(world: &mut World, host: &mut Client, row: &Row) -> String {
+async fn consult(world: &mut World, host: &mut Client, row: &FaultRow) -> String {
     let hello = host.send_greeting(REVISION).await;
     if host.answer_or_end(hello).await.is_none() {
         host.give_up_on(hello);
@@ -269,7 +270,7 @@ async fn consult(world: &mut World, host: &mut Client, row: &Row) -> String {
         }
         world.rig.give_sign("go");
     }
-    if row.expect.answer == Answer::Withdrawn {
+    if row.expect.answer == ExpectedAnswer::Withdrawn {
         return withdraw(world, host, call).await;
     }
     let Some(answer) = host.answer_or_end(call).await else {
@@ -277,7 +278,7 @@ async fn consult(world: &mut World, host: &mut Client, row: &Row) -> String {
         return ENDED.to_owned();
     };
     let told = word(&Reply(answer), "struck");
-    if row.expect.answer == Answer::Ends {
+    if row.expect.answer == ExpectedAnswer::Ends {
         host.silence().await;
         return format!("{told}, then {ENDED}");
     }
@@ -335,7 +336,7 @@ async fn served(world: &World, host: &mut Client, by: Recovered) -> Recovered {
 }
 
 /// Breaks a law on purpose, in rows that must fail.
-fn control(world: &mut World, row: &Row) {
+fn control(world: &mut World, row: &FaultRow) {
     match row.control {
         None | Some(Control::WrongAnswer) => {}
         Some(Control::OpenFile) => {

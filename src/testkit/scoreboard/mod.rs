@@ -25,7 +25,7 @@ use std::time::{Duration, Instant};
 use futures_util::FutureExt;
 use tokio::task::{JoinSet, LocalSet};
 
-pub use self::rows::{Answer, Control, Expectation, Row, rows};
+pub use self::rows::{Control, Expectation, ExpectedAnswer, FaultRow, rows};
 pub use self::soak::Draw;
 use super::invariants::Violation;
 
@@ -100,7 +100,7 @@ impl Score {
 /// # Cancel safety
 ///
 /// Dropping the future ends the cases, and their processes with them.
-pub async fn run(program: &Path, seed: u64, rows: &[Row], at_once: usize, mut told: impl FnMut(usize, Score)) {
+pub async fn run(program: &Path, seed: u64, rows: &[FaultRow], at_once: usize, mut told: impl FnMut(usize, Score)) {
     // Whoever waits for a bound goes first, so that the end is not one long wait.
     let mut order: Vec<usize> = (0..rows.len()).collect();
     order.sort_by_key(|place| std::cmp::Reverse(rows[*place].weight()));
@@ -112,7 +112,7 @@ pub async fn run(program: &Path, seed: u64, rows: &[Row], at_once: usize, mut to
 }
 
 /// Plays one row.
-pub async fn play(program: &Path, seed: u64, row: &Row) -> Score {
+pub async fn play(program: &Path, seed: u64, row: &FaultRow) -> Score {
     bounded(CASE_LIMIT, case::play(program, seed, row)).await
 }
 

@@ -15,7 +15,7 @@ use crate::failpoints::{ActionKind, FaultAction, FaultPlan, FaultPoint, FaultRul
 
 /// What the caller of the struck consult is told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Answer {
+pub enum ExpectedAnswer {
     /// The agent's answer: what was lost was made good.
     Success,
     /// Exactly one fault, of this code.
@@ -26,7 +26,7 @@ pub enum Answer {
     Withdrawn,
 }
 
-impl fmt::Display for Answer {
+impl fmt::Display for ExpectedAnswer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Success => f.write_str("success"),
@@ -41,7 +41,7 @@ impl fmt::Display for Answer {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Expectation {
     /// What the caller of the struck consult is told.
-    pub answer: Answer,
+    pub answer: ExpectedAnswer,
     /// The worker's generation when a later consult has been answered: by the same host, or by the next one when the
     /// connection ended.
     pub generation: u64,
@@ -60,7 +60,7 @@ pub enum Control {
 
 /// One row.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Row {
+pub struct FaultRow {
     /// What is struck, and when.
     pub rule: FaultRule,
     /// Where the host's tools run.
@@ -71,7 +71,7 @@ pub struct Row {
     pub control: Option<Control>,
 }
 
-impl Row {
+impl FaultRow {
     /// Its name: the rule, and where tools run.
     #[must_use]
     pub fn name(&self) -> String {
@@ -94,7 +94,7 @@ impl Row {
     pub fn weight(&self) -> u8 {
         match self.rule.action.kind() {
             ActionKind::Hang | ActionKind::Silence | ActionKind::StopReading | ActionKind::Drop => 2,
-            kind if kind.ends_process() && self.expect.answer == Answer::Ends => 3,
+            kind if kind.ends_process() && self.expect.answer == ExpectedAnswer::Ends => 3,
             _ => 1,
         }
     }
@@ -197,7 +197,7 @@ pub const fn action(kind: ActionKind, delay: Duration, code: u8) -> FaultAction 
 
 /// Every row: each point anything meets, with each action it accepts, in either place where a worker is concerned.
 #[must_use]
-pub fn rows() -> Vec<Row> {
+pub fn rows() -> Vec<FaultRow> {
     let mut rows = Vec::new();
     for &point in FaultPoint::ALL.iter().filter(|point| point.is_reached()) {
         for &(operation, time) in strikes(point) {
@@ -213,7 +213,7 @@ pub fn rows() -> Vec<Row> {
                         action: action(kind, DELAY, 1),
                     };
                     let expect = expected(point, operation, kind, isolation);
-                    rows.push(Row { rule, isolation, expect, control: None });
+                    rows.push(FaultRow { rule, isolation, expect, control: None });
                 }
             }
         }
@@ -223,16 +223,16 @@ pub fn rows() -> Vec<Row> {
 
 /// Rows that break a law on purpose.
 #[must_use]
-pub fn controls() -> Vec<Row> {
+pub fn controls() -> Vec<FaultRow> {
     let plan = FaultPlan::parse("worker.before_execute@tools/call:consult=panic", 0);
     let Some(rule) = plan.ok().and_then(|plan| plan.rules().first().cloned()) else { return Vec::new() };
-    let expect = Expectation { answer: Answer::Success, generation: 2, runs: (1, 1) };
+    let expect = Expectation { answer: ExpectedAnswer::Success, generation: 2, runs: (1, 1) };
     [Control::OpenFile, Control::WrongAnswer]
-        .map(|control| Row {
+        .map(|control| FaultRow {
             rule: rule.clone(),
             isolation: WorkerIsolation::InProcess,
             expect: match control {
-                Control::WrongAnswer => Expectation { answer: Answer::Fault(FaultCode::Busy), ..expect },
+                Control::WrongAnswer => Expectation { answer: ExpectedAnswer::Fault(FaultCode::Busy), ..expect },
                 _ => expect,
             },
             control: Some(control),
@@ -253,9 +253,9 @@ pub fn expected(
     let separate = isolation == WorkerIsolation::Process;
     let told = |answer, generation, runs| Expectation { answer, generation, runs };
     // Nobody noticed, or everything was made good by a worker of this generation.
-    let good = |generation| told(Answer::Success, generation, (1, 1));
-    let fault = |code, runs| told(Answer::Fault(code), 1, (runs, runs));
-    let ends = |fewest, most| told(Answer::Ends, 1, (fewest, most));
+    let good = |generation| told(ExpectedAnswer::Success, generation, (1, 1));
+    let fault = |code, runs| told(ExpectedAnswer::Fault(code), 1, (runs, runs));
+    let ends = |fewest, most| told(ExpectedAnswer::Ends, 1, (fewest, most));
     match (point, kind) {
         // Ended where the actors live: nobody is left to answer. How far the job was decides whether its agent was run.
         (P::StdioRead | P::SessionDispatch | P::LedgerRecord | P::WorkersSupervise | P::JobsBeforeAccept, kind)
@@ -287,7 +287,7 @@ pub fn expected(
             // The others are the runner's: before `running` another one may try, afterwards none may.
             Some("start") => good(1),
             Some("set_process") => fault(FaultCode::RunnerLost, 0),
-            Some("append") => told(Answer::Fault(FaultCode::RunnerLost), 1, (0, 1)),
+            Some("append") => told(ExpectedAnswer::Fault(FaultCode::RunnerLost), 1, (0, 1)),
             _ => fault(FaultCode::RunnerLost, 1),
         },
         // The stream itself fails. What was read before is served as far as half a second goes.
@@ -306,8 +306,8 @@ pub fn expected(
         (P::WorkerBeforeExecute | P::WorkerBeforeReply | P::WorkerAfterReply, A::Delay) => good(1),
         (P::WorkerBeforeExecute, A::Error) => fault(FaultCode::Injected, 0),
         (P::WorkerBeforeReply, A::Error) => fault(FaultCode::Injected, 1),
-        (P::WorkerBeforeExecute, A::Hang) => told(Answer::Withdrawn, 1, (0, 0)),
-        (P::WorkerBeforeReply, A::Hang) => told(Answer::Withdrawn, 1, (1, 1)),
+        (P::WorkerBeforeExecute, A::Hang) => told(ExpectedAnswer::Withdrawn, 1, (0, 0)),
+        (P::WorkerBeforeReply, A::Hang) => told(ExpectedAnswer::Withdrawn, 1, (1, 1)),
         // Another worker has the call or its job. A silent one is found out after 10 s with work, in its own process;
         // one in this process that stands still after a reply, after 5 s.
         (P::WorkerBeforeExecute | P::WorkerBeforeReply | P::WorkerAfterReply, _) => good(2),
@@ -320,7 +320,7 @@ pub fn expected(
         (P::JobsSupervise, _) => good(2),
         (P::JobsBeforeAccept, A::Error) => fault(FaultCode::Injected, 0),
         // The caller was told that it failed, so it lets go of its job, which may have begun.
-        (P::JobsAfterAccept, A::Error) => told(Answer::Fault(FaultCode::Injected), 1, (0, 1)),
+        (P::JobsAfterAccept, A::Error) => told(ExpectedAnswer::Fault(FaultCode::Injected), 1, (0, 1)),
         // Question or answer are lost: whoever asked asks again, and joins.
         (P::JobsBeforeAccept | P::JobsAfterAccept, A::Drop) => good(1),
         (P::JobsBeforeAccept | P::JobsAfterAccept, _) => good(2),
@@ -383,7 +383,7 @@ mod tests {
         for row in rows() {
             let Expectation { answer, runs: (fewest, most), generation } = row.expect;
             assert!(fewest <= most && most <= 1 && (1..=2).contains(&generation), "{}", row.name());
-            assert!(answer != Answer::Success || fewest == 1, "{}", row.name());
+            assert!(answer != ExpectedAnswer::Success || fewest == 1, "{}", row.name());
         }
     }
 }

@@ -44,7 +44,7 @@ const AGAIN_MOST: Duration = Duration::from_secs(1);
 
 /// Everything that can wake it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Event {
+pub enum WaitingEvent {
     /// The host hands in a job.
     Came(JobId),
     /// The host hands in a job again, not knowing what was said about it since.
@@ -77,7 +77,7 @@ pub enum Event {
 
 /// What is to be done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Effect {
+pub enum WaitingEffect {
     /// Tell the host that it is this job's turn.
     Offer(JobId),
     /// Start its runner.
@@ -161,7 +161,7 @@ impl WaitingCore {
         self.jobs.is_empty() && self.host_gone.is_some()
     }
 
-    /// When it wants to hear [`Event::Due`], if nothing else happens before.
+    /// When it wants to hear [`WaitingEvent::Due`], if nothing else happens before.
     #[must_use]
     pub fn wake_at(&self) -> Option<Instant> {
         let offers = self.jobs.values().filter_map(|held| match held.stage {
@@ -186,30 +186,30 @@ impl WaitingCore {
     }
 
     /// Something happened.
-    pub fn step(&mut self, event: Event, now: Instant) -> Vec<Effect> {
+    pub fn step(&mut self, event: WaitingEvent, now: Instant) -> Vec<WaitingEffect> {
         match event {
-            Event::Came(job) => self.came(job, now),
-            Event::CameAgain(job) => return self.came_again(job, now),
-            Event::Doubtful | Event::Rang => self.look = true,
-            Event::Taken(job) | Event::Left(job) => {
+            WaitingEvent::Came(job) => self.came(job, now),
+            WaitingEvent::CameAgain(job) => return self.came_again(job, now),
+            WaitingEvent::Doubtful | WaitingEvent::Rang => self.look = true,
+            WaitingEvent::Taken(job) | WaitingEvent::Left(job) => {
                 self.jobs.remove(&job);
                 self.soon(now);
             }
-            Event::Refused(job) => return self.refused(job),
-            Event::HostGone => return self.host_went(now),
-            Event::Freed(job) => {
+            WaitingEvent::Refused(job) => return self.refused(job),
+            WaitingEvent::HostGone => return self.host_went(now),
+            WaitingEvent::Freed(job) => {
                 self.watched.remove(&job);
                 self.freed.insert(job);
                 self.full = false;
                 self.look = true;
             }
-            Event::NotYet(job) => {
+            WaitingEvent::NotYet(job) => {
                 if let Some(held) = self.jobs.get_mut(&job) {
                     held.stage = Stage::Waiting;
                 }
                 self.later(now);
             }
-            Event::RunnerOver(job) => {
+            WaitingEvent::RunnerOver(job) => {
                 // Over, or somebody else's: the next look tells, and a job that is still queued waits on.
                 self.look = true;
                 if let Some(held) = self.jobs.get_mut(&job) {
@@ -217,15 +217,15 @@ impl WaitingCore {
                     held.failed += 1;
                     if held.failed >= RUNNER_STARTS {
                         self.jobs.remove(&job);
-                        let mut effects = vec![Effect::Lost(job)];
-                        self.tell(Effect::TellOver(job), &mut effects);
+                        let mut effects = vec![WaitingEffect::Lost(job)];
+                        self.tell(WaitingEffect::TellOver(job), &mut effects);
                         return effects;
                     }
                 }
             }
-            Event::Looked(contenders) => return self.looked(contenders, now),
-            Event::NotSeen => self.later(now),
-            Event::Due => return self.due(now),
+            WaitingEvent::Looked(contenders) => return self.looked(contenders, now),
+            WaitingEvent::NotSeen => self.later(now),
+            WaitingEvent::Due => return self.due(now),
         }
         Vec::new()
     }
@@ -236,46 +236,46 @@ impl WaitingCore {
         self.look |= !self.full;
     }
 
-    fn came_again(&mut self, job: JobId, now: Instant) -> Vec<Effect> {
+    fn came_again(&mut self, job: JobId, now: Instant) -> Vec<WaitingEffect> {
         self.came(job, now);
         match self.jobs.get_mut(&job) {
             Some(Held { stage: stage @ Stage::Offered(_), .. }) => {
                 *stage = Stage::Offered(now);
-                vec![Effect::Offer(job)]
+                vec![WaitingEffect::Offer(job)]
             }
             _ => Vec::new(),
         }
     }
 
-    fn refused(&mut self, job: JobId) -> Vec<Effect> {
+    fn refused(&mut self, job: JobId) -> Vec<WaitingEffect> {
         match self.jobs.get_mut(&job) {
             Some(held) if matches!(held.stage, Stage::Offered(_)) => {
                 held.stage = Stage::Started;
-                vec![Effect::Start(job)]
+                vec![WaitingEffect::Start(job)]
             }
             _ => Vec::new(),
         }
     }
 
-    fn host_went(&mut self, now: Instant) -> Vec<Effect> {
+    fn host_went(&mut self, now: Instant) -> Vec<WaitingEffect> {
         self.host_gone.get_or_insert(now);
         self.look = true;
         // Whether it had begun to start them nobody knows; the job's lock decides between its runner and ours.
         self.take_over(|_| true)
     }
 
-    fn take_over(&mut self, since: impl Fn(Instant) -> bool) -> Vec<Effect> {
+    fn take_over(&mut self, since: impl Fn(Instant) -> bool) -> Vec<WaitingEffect> {
         let mut effects = Vec::new();
         for (job, held) in &mut self.jobs {
             if matches!(held.stage, Stage::Offered(at) if since(at)) {
                 held.stage = Stage::Started;
-                effects.push(Effect::Start(*job));
+                effects.push(WaitingEffect::Start(*job));
             }
         }
         effects
     }
 
-    fn due(&mut self, now: Instant) -> Vec<Effect> {
+    fn due(&mut self, now: Instant) -> Vec<WaitingEffect> {
         if self.again_at.is_some_and(|at| at <= now) {
             self.again_at = None;
             self.look = true;
@@ -289,13 +289,13 @@ impl WaitingCore {
         let old: Vec<JobId> = self.jobs.iter().filter(|(_, held)| expired(held)).map(|(job, _)| *job).collect();
         for job in old {
             self.jobs.remove(&job);
-            effects.push(Effect::Expire(job));
-            self.tell(Effect::TellOver(job), &mut effects);
+            effects.push(WaitingEffect::Expire(job));
+            self.tell(WaitingEffect::TellOver(job), &mut effects);
         }
         effects
     }
 
-    fn looked(&mut self, contenders: Vec<Contender>, now: Instant) -> Vec<Effect> {
+    fn looked(&mut self, contenders: Vec<Contender>, now: Instant) -> Vec<WaitingEffect> {
         let mut effects = Vec::new();
         self.forget_the_over(&contenders, now, &mut effects);
         let plan = plan(&contenders, self.limit);
@@ -309,10 +309,10 @@ impl WaitingCore {
             let Some(held) = self.jobs.get_mut(&job).filter(|held| held.stage == Stage::Waiting) else { continue };
             if self.host_gone.is_some() {
                 held.stage = Stage::Started;
-                effects.push(Effect::Start(job));
+                effects.push(WaitingEffect::Start(job));
             } else {
                 held.stage = Stage::Offered(now);
-                effects.push(Effect::Offer(job));
+                effects.push(WaitingEffect::Offer(job));
             }
         }
         let running = || contenders.iter().filter(|one| one.alive && one.row.state == JobState::Running);
@@ -322,14 +322,14 @@ impl WaitingCore {
                 // Its lock was free a moment ago and is held again: somebody settles it.
                 under_way = true;
             } else if self.watched.insert(job) {
-                effects.push(Effect::Watch(job));
+                effects.push(WaitingEffect::Watch(job));
             }
         }
         self.freed.clear();
         self.full = !under_way && running().count() >= self.limit;
         if mine != self.order {
             self.order = mine;
-            self.tell(Effect::TellMoved, &mut effects);
+            self.tell(WaitingEffect::TellMoved, &mut effects);
         }
         if under_way && !self.jobs.is_empty() {
             self.later(now);
@@ -341,7 +341,7 @@ impl WaitingCore {
     }
 
     /// Lets go of what is not queued any more, and ends what is to be ended.
-    fn forget_the_over(&mut self, contenders: &[Contender], now: Instant, effects: &mut Vec<Effect>) {
+    fn forget_the_over(&mut self, contenders: &[Contender], now: Instant, effects: &mut Vec<WaitingEffect>) {
         let callers_lost = self.host_gone.is_some_and(|at| at + CALLER_GRACE <= now);
         let mut queued = HashSet::new();
         for row in contenders.iter().map(|one| &one.row).filter(|row| row.state == JobState::Queued) {
@@ -351,7 +351,7 @@ impl WaitingCore {
             let reason = row.cancel_requested.or(lost);
             // What was offered or started is with a runner, which finds the request itself.
             match reason.filter(|_| held.stage == Stage::Waiting) {
-                Some(reason) => effects.push(Effect::Cancel(row.job, reason)),
+                Some(reason) => effects.push(WaitingEffect::Cancel(row.job, reason)),
                 None => drop(queued.insert(row.job)),
             }
         }
@@ -360,12 +360,12 @@ impl WaitingCore {
             // A host that was offered it knows.
             let told = self.jobs.remove(&job).is_some_and(|held| held.stage == Stage::Waiting);
             if told {
-                self.tell(Effect::TellOver(job), effects);
+                self.tell(WaitingEffect::TellOver(job), effects);
             }
         }
     }
 
-    fn tell(&self, word: Effect, effects: &mut Vec<Effect>) {
+    fn tell(&self, word: WaitingEffect, effects: &mut Vec<WaitingEffect>) {
         if self.host_gone.is_none() {
             effects.push(word);
         }

@@ -27,13 +27,13 @@ const fn ms(ms: u64) -> Duration {
 }
 
 /// One that holds the queued ones of these rows, has seen them, and what it did then.
-fn holding(limit: usize, rows: &[Contender], now: Instant) -> (WaitingCore, Vec<Effect>) {
+fn holding(limit: usize, rows: &[Contender], now: Instant) -> (WaitingCore, Vec<WaitingEffect>) {
     let mut core = WaitingCore::new(limit);
     for row in rows.iter().filter(|one| one.row.state == JobState::Queued) {
-        assert_eq!(core.step(Event::Came(row.row.job), now), []);
+        assert_eq!(core.step(WaitingEvent::Came(row.row.job), now), []);
     }
     assert!(core.take_look());
-    let effects = core.step(Event::Looked(rows.to_vec()), now);
+    let effects = core.step(WaitingEvent::Looked(rows.to_vec()), now);
     (core, effects)
 }
 
@@ -44,14 +44,14 @@ fn with_every_slot_taken_it_is_blocked_on_the_runs_and_on_no_clock() {
         [row(1, JobState::Running), row(2, JobState::Running), row(3, JobState::Queued), row(4, JobState::Queued)];
     let (mut core, effects) = holding(2, &rows, now);
     let job = |at: usize| rows[at].row.job;
-    assert_eq!(effects, [Effect::Watch(job(0)), Effect::Watch(job(1)), Effect::TellMoved]);
+    assert_eq!(effects, [WaitingEffect::Watch(job(0)), WaitingEffect::Watch(job(1)), WaitingEffect::TellMoved]);
     assert_eq!(core.wake_at(), Some(now + QUEUE_BOUND), "a day, and nothing before");
     // A thousand more are looked at by nobody.
     for _ in 0..1000 {
-        core.step(Event::Came(JobId::random()), now);
+        core.step(WaitingEvent::Came(JobId::random()), now);
         assert!(!core.take_look());
     }
-    core.step(Event::Freed(job(0)), now);
+    core.step(WaitingEvent::Freed(job(0)), now);
     assert!(core.take_look());
 }
 
@@ -61,23 +61,27 @@ fn whose_turn_it_is_is_offered_once_and_started_by_us_when_the_host_does_not() {
     let rows = [row(1, JobState::Queued), row(2, JobState::Queued)];
     let first = rows[0].row.job;
     let (mut core, effects) = holding(1, &rows, now);
-    assert_eq!(effects, [Effect::Offer(first), Effect::TellMoved]);
-    assert_eq!(core.step(Event::Looked(rows.to_vec()), now + ms(4)), [], "it was offered");
-    assert_eq!(core.step(Event::Due, now + ms(1999)), []);
-    assert_eq!(core.step(Event::Due, now + ms(2000)), [Effect::Start(first)], "a stuck host holds up nobody");
-    assert_eq!(core.step(Event::Due, now + ms(9000)), []);
+    assert_eq!(effects, [WaitingEffect::Offer(first), WaitingEffect::TellMoved]);
+    assert_eq!(core.step(WaitingEvent::Looked(rows.to_vec()), now + ms(4)), [], "it was offered");
+    assert_eq!(core.step(WaitingEvent::Due, now + ms(1999)), []);
+    assert_eq!(
+        core.step(WaitingEvent::Due, now + ms(2000)),
+        [WaitingEffect::Start(first)],
+        "a stuck host holds up nobody"
+    );
+    assert_eq!(core.step(WaitingEvent::Due, now + ms(9000)), []);
 
-    type Case = (&'static str, fn(JobId) -> Event, bool);
+    type Case = (&'static str, fn(JobId) -> WaitingEvent, bool);
     let cases: [Case; 3] = [
-        ("refused", Event::Refused, true),
-        ("the host is gone", |_| Event::HostGone, true),
-        ("taken", Event::Taken, false),
+        ("refused", WaitingEvent::Refused, true),
+        ("the host is gone", |_| WaitingEvent::HostGone, true),
+        ("taken", WaitingEvent::Taken, false),
     ];
     for (what, event, started) in cases {
         let (mut core, _) = holding(1, &rows, now);
-        let expected = if started { vec![Effect::Start(first)] } else { Vec::new() };
+        let expected = if started { vec![WaitingEffect::Start(first)] } else { Vec::new() };
         assert_eq!(core.step(event(first), now), expected, "{what}");
-        assert_eq!(core.step(Event::Refused(first), now), [], "{what}: and no second time");
+        assert_eq!(core.step(WaitingEvent::Refused(first), now), [], "{what}: and no second time");
     }
 }
 
@@ -86,20 +90,20 @@ fn a_start_under_way_is_looked_at_again_less_and_less_often_and_then_no_more() {
     let now = Instant::now();
     let mut rows = [row(1, JobState::Queued), row(2, JobState::Queued)];
     let (mut core, _) = holding(1, &rows, now);
-    core.step(Event::Taken(rows[0].row.job), now);
+    core.step(WaitingEvent::Taken(rows[0].row.job), now);
     let (mut at, mut looks) = (now, 0);
     while at < now + ms(10_000) {
         at = core.wake_at().expect("it looks again");
-        core.step(Event::Due, at);
+        core.step(WaitingEvent::Due, at);
         if core.take_look() {
             looks += 1;
-            core.step(Event::Looked(rows.to_vec()), at);
+            core.step(WaitingEvent::Looked(rows.to_vec()), at);
         }
     }
     assert!((10..25).contains(&looks), "{looks} looks in ten seconds");
     rows[0].row.state = JobState::Running;
-    let effects = core.step(Event::Looked(rows.to_vec()), at);
-    assert_eq!(effects, [Effect::Watch(rows[0].row.job)]);
+    let effects = core.step(WaitingEvent::Looked(rows.to_vec()), at);
+    assert_eq!(effects, [WaitingEffect::Watch(rows[0].row.job)]);
     assert_eq!(core.wake_at(), Some(now + QUEUE_BOUND));
 }
 
@@ -111,11 +115,11 @@ fn a_cancel_ends_what_waits_and_leaves_what_was_offered_to_its_runner() {
     for one in &mut rows {
         one.row.cancel_requested = Some(CancelReason::Requested);
     }
-    core.step(Event::Rang, now);
+    core.step(WaitingEvent::Rang, now);
     assert!(core.take_look());
-    let effects = core.step(Event::Looked(rows.to_vec()), now);
+    let effects = core.step(WaitingEvent::Looked(rows.to_vec()), now);
     let second = rows[1].row.job;
-    assert_eq!(effects[..2], [Effect::Cancel(second, CancelReason::Requested), Effect::TellOver(second)]);
+    assert_eq!(effects[..2], [WaitingEffect::Cancel(second, CancelReason::Requested), WaitingEffect::TellOver(second)]);
     assert_eq!(core.len(), 1);
 }
 
@@ -125,20 +129,31 @@ fn a_lost_host_ends_synchronous_jobs_after_two_seconds_and_background_jobs_never
     let mut rows = [row(1, JobState::Running), row(2, JobState::Queued), row(3, JobState::Queued)];
     rows[1].row.mode = JobMode::Sync;
     let (mut core, _) = holding(1, &rows, now);
-    assert_eq!(core.step(Event::HostGone, now), []);
+    assert_eq!(core.step(WaitingEvent::HostGone, now), []);
     assert!(core.take_look());
-    assert_eq!(core.step(Event::Looked(rows.to_vec()), now + ms(10)), [], "they may come back, or be handed over");
+    assert_eq!(
+        core.step(WaitingEvent::Looked(rows.to_vec()), now + ms(10)),
+        [],
+        "they may come back, or be handed over"
+    );
     assert_eq!(core.wake_at(), Some(now + CALLER_GRACE));
-    core.step(Event::Due, now + CALLER_GRACE);
+    core.step(WaitingEvent::Due, now + CALLER_GRACE);
     assert!(core.take_look());
-    let effects = core.step(Event::Looked(rows.to_vec()), now + CALLER_GRACE);
-    assert_eq!(effects, [Effect::Cancel(rows[1].row.job, CancelReason::CallerLost)], "and nobody is there to be told");
+    let effects = core.step(WaitingEvent::Looked(rows.to_vec()), now + CALLER_GRACE);
+    assert_eq!(
+        effects,
+        [WaitingEffect::Cancel(rows[1].row.job, CancelReason::CallerLost)],
+        "and nobody is there to be told"
+    );
     assert!(!core.is_over());
     rows[0].row.state = JobState::Succeeded;
-    core.step(Event::Freed(rows[0].row.job), now + ms(5000));
-    assert_eq!(core.step(Event::Looked(rows[2..].to_vec()), now + ms(5000)), [Effect::Start(rows[2].row.job)]);
+    core.step(WaitingEvent::Freed(rows[0].row.job), now + ms(5000));
+    assert_eq!(
+        core.step(WaitingEvent::Looked(rows[2..].to_vec()), now + ms(5000)),
+        [WaitingEffect::Start(rows[2].row.job)]
+    );
     rows[2].row.state = JobState::Running;
-    core.step(Event::Looked(rows[2..].to_vec()), now + ms(5010));
+    core.step(WaitingEvent::Looked(rows[2..].to_vec()), now + ms(5010));
     assert!(core.is_over(), "what runs needs nobody");
 }
 
@@ -150,12 +165,12 @@ fn a_job_whose_session_is_busy_is_woken_by_the_end_of_that_run() {
         one.row.session = Some(SessionKey { agent: "a".into(), session: "s".into() });
     }
     let (mut core, effects) = holding(3, &rows, now);
-    assert_eq!(effects, [Effect::Watch(rows[0].row.job), Effect::TellMoved]);
+    assert_eq!(effects, [WaitingEffect::Watch(rows[0].row.job), WaitingEffect::TellMoved]);
     assert_eq!(core.wake_at(), Some(now + QUEUE_BOUND));
-    core.step(Event::Freed(rows[0].row.job), now);
+    core.step(WaitingEvent::Freed(rows[0].row.job), now);
     assert!(core.take_look());
-    let effects = core.step(Event::Looked(rows[1..].to_vec()), now);
-    assert_eq!(effects, [Effect::Offer(rows[1].row.job)]);
+    let effects = core.step(WaitingEvent::Looked(rows[1..].to_vec()), now);
+    assert_eq!(effects, [WaitingEffect::Offer(rows[1].row.job)]);
 }
 
 #[test]
@@ -164,17 +179,20 @@ fn a_runner_that_keeps_dying_and_a_job_that_waits_a_day_come_to_an_end() {
     let rows = [row(1, JobState::Queued)];
     let job = rows[0].row.job;
     let (mut core, _) = holding(1, &rows, now);
-    core.step(Event::HostGone, now);
-    assert_eq!(core.step(Event::NotYet(job), now), [], "no slot is no failure");
-    assert_eq!(core.step(Event::RunnerOver(job), now), []);
-    assert_eq!(core.step(Event::Looked(rows.to_vec()), now), [Effect::Start(job)]);
-    assert_eq!(core.step(Event::RunnerOver(job), now), [Effect::Lost(job)]);
+    core.step(WaitingEvent::HostGone, now);
+    assert_eq!(core.step(WaitingEvent::NotYet(job), now), [], "no slot is no failure");
+    assert_eq!(core.step(WaitingEvent::RunnerOver(job), now), []);
+    assert_eq!(core.step(WaitingEvent::Looked(rows.to_vec()), now), [WaitingEffect::Start(job)]);
+    assert_eq!(core.step(WaitingEvent::RunnerOver(job), now), [WaitingEffect::Lost(job)]);
     assert!(core.is_over());
 
     let rows = [row(1, JobState::Running), row(2, JobState::Queued)];
     let (mut core, _) = holding(1, &rows, now);
     let job = rows[1].row.job;
-    assert_eq!(core.step(Event::Due, now + QUEUE_BOUND), [Effect::Expire(job), Effect::TellOver(job)]);
+    assert_eq!(
+        core.step(WaitingEvent::Due, now + QUEUE_BOUND),
+        [WaitingEffect::Expire(job), WaitingEffect::TellOver(job)]
+    );
 }
 
 #[test]
@@ -183,15 +201,15 @@ fn what_another_image_of_the_host_hands_in_again_is_offered_again() {
     let rows = [row(1, JobState::Queued), row(2, JobState::Queued)];
     let (mut core, _) = holding(1, &rows, now);
     let (first, second) = (rows[0].row.job, rows[1].row.job);
-    assert_eq!(core.step(Event::CameAgain(first), now), [Effect::Offer(first)]);
-    assert_eq!(core.step(Event::CameAgain(second), now), []);
+    assert_eq!(core.step(WaitingEvent::CameAgain(first), now), [WaitingEffect::Offer(first)]);
+    assert_eq!(core.step(WaitingEvent::CameAgain(second), now), []);
     assert_eq!(core.len(), 2);
     // One that ended while nobody listened: the store calls it doubtful, and a look tells.
     let gone = JobId::random();
-    core.step(Event::CameAgain(gone), now);
-    core.step(Event::Doubtful, now);
+    core.step(WaitingEvent::CameAgain(gone), now);
+    core.step(WaitingEvent::Doubtful, now);
     assert!(core.take_look());
-    assert!(core.step(Event::Looked(rows.to_vec()), now).contains(&Effect::TellOver(gone)));
+    assert!(core.step(WaitingEvent::Looked(rows.to_vec()), now).contains(&WaitingEffect::TellOver(gone)));
 }
 
 /// Several waiting processes, their hosts and runners on one queue, in miniature.
@@ -227,25 +245,25 @@ impl World {
         self.rows.iter().filter(|one| one.alive && one.row.state == JobState::Running).count()
     }
 
-    fn tell(&mut self, holder: usize, event: Event) {
+    fn tell(&mut self, holder: usize, event: WaitingEvent) {
         let mut events = vec![event];
         while let Some(event) = events.pop() {
             let Some((core, host)) = self.holders[holder].as_mut() else { return };
             let host = *host;
             let effects = core.step(event, self.now);
             if core.take_look() {
-                events.push(Event::Looked(self.rows.clone()));
+                events.push(WaitingEvent::Looked(self.rows.clone()));
             }
             for effect in effects {
                 match effect {
-                    Effect::Offer(job) if host => {
+                    WaitingEffect::Offer(job) if host => {
                         self.starting.push((None, job));
-                        events.push(Event::Taken(job));
+                        events.push(WaitingEvent::Taken(job));
                     }
-                    Effect::Offer(_) | Effect::TellOver(_) | Effect::TellMoved => {}
-                    Effect::Start(job) => self.starting.push((Some(holder), job)),
-                    Effect::Watch(job) => self.blocked.push((holder, job)),
-                    Effect::Cancel(job, _) | Effect::Expire(job) | Effect::Lost(job) => {
+                    WaitingEffect::Offer(_) | WaitingEffect::TellOver(_) | WaitingEffect::TellMoved => {}
+                    WaitingEffect::Start(job) => self.starting.push((Some(holder), job)),
+                    WaitingEffect::Watch(job) => self.blocked.push((holder, job)),
+                    WaitingEffect::Cancel(job, _) | WaitingEffect::Expire(job) | WaitingEffect::Lost(job) => {
                         self.rows.retain(|one| one.row.job != job);
                     }
                 }
@@ -264,7 +282,7 @@ impl World {
         self.of.insert(new.row.job, holder);
         let job = new.row.job;
         self.rows.push(new);
-        self.tell(holder, Event::Came(job));
+        self.tell(holder, WaitingEvent::Came(job));
     }
 
     /// One of the runners that are being started gets as far as it gets.
@@ -281,9 +299,9 @@ impl World {
             self.rows[at].row.state = JobState::Running;
             *self.started.entry(job).or_default() += 1;
         } else if let Some(holder) = by {
-            self.tell(holder, Event::NotYet(job));
+            self.tell(holder, WaitingEvent::NotYet(job));
         } else if let Some(holder) = self.of.get(&job).copied() {
-            self.tell(holder, Event::Came(job));
+            self.tell(holder, WaitingEvent::Came(job));
         }
     }
 
@@ -292,7 +310,7 @@ impl World {
         let (freed, left): (Vec<_>, Vec<_>) = self.blocked.drain(..).partition(|(_, run)| *run == job);
         self.blocked = left;
         for (holder, run) in freed {
-            self.tell(holder, Event::Freed(run));
+            self.tell(holder, WaitingEvent::Freed(run));
         }
     }
 
@@ -303,7 +321,7 @@ impl World {
         let of = &self.of;
         self.rows.retain(|one| one.row.state != JobState::Queued || of.get(&one.row.job) != Some(&holder));
         for other in 0..self.holders.len() {
-            self.tell(other, Event::Rang);
+            self.tell(other, WaitingEvent::Rang);
         }
     }
 
@@ -318,7 +336,7 @@ impl World {
             let Some(at) = due.filter(|at| *at < self.now + ms(60_000)) else { return };
             self.now = self.now.max(at);
             for holder in 0..self.holders.len() {
-                self.tell(holder, Event::Due);
+                self.tell(holder, WaitingEvent::Due);
             }
         }
         panic!("never still: {:?}", self.holders);
@@ -357,12 +375,12 @@ fn whatever_happens_nobody_sleeps_who_could_run_and_nobody_runs_twice() {
                     let which = rng.usize(..world.starting.len());
                     world.begin(which);
                 }
-                12 => world.tell(holder, Event::Rang),
+                12 => world.tell(holder, WaitingEvent::Rang),
                 13 => {
                     if let Some((_, host)) = world.holders[holder].as_mut() {
                         *host = false;
                     }
-                    world.tell(holder, Event::HostGone);
+                    world.tell(holder, WaitingEvent::HostGone);
                 }
                 14 if rng.u8(..4) == 0 => world.kill(holder),
                 _ => world.settle(),

@@ -30,7 +30,7 @@ pub use self::read::{read_host, read_worker};
 pub use self::write::{
     TooLarge, alive, answer, ask, check, execute, hello, panicked, progress, ready, session_over, settled, withdraw,
 };
-use super::asks::{Answer, Question};
+use super::asks::{HostAnswer, Question};
 use crate::base::fault::{Fault, FaultCode};
 use crate::base::ids::{CallKey, CallNumber, Generation, HostId, InvocationId, JobId, SessionNumber};
 use crate::protocol::session::{CallOutcome, ClientInfo};
@@ -83,7 +83,7 @@ pub enum ToWorker<'a> {
         /// Which question.
         id: u64,
         /// The answer.
-        answer: Result<Answer, Fault>,
+        answer: Result<HostAnswer, Fault>,
     },
     /// Are you alive?
     Check {
@@ -163,7 +163,7 @@ pub enum FromWorker<'a> {
     },
     /// An attempt came out.
     #[serde(borrow)]
-    Settled(Settled<'a>),
+    Settled(SettledAttempt<'a>),
     /// An attempt made progress.
     Progress {
         /// The generation.
@@ -206,7 +206,7 @@ pub enum FromWorker<'a> {
 
 /// How an attempt came out: a reply or a fault.
 #[derive(Debug, Deserialize)]
-pub struct Settled<'a> {
+pub struct SettledAttempt<'a> {
     /// The generation.
     pub g: Generation,
     /// The session.
@@ -236,7 +236,7 @@ pub struct Settled<'a> {
     pub structured: Option<Json<'a>>,
 }
 
-impl Settled<'_> {
+impl SettledAttempt<'_> {
     /// The outcome; its text is a slice of `line`, which this was read from. `None` when it has neither text nor fault.
     #[must_use]
     pub fn outcome(self, line: &Bytes) -> Option<CallOutcome> {

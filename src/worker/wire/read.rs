@@ -3,7 +3,7 @@
 //! Owns: what is a message, and the short way to those that are on the path of every call. May not know: who reads, and what
 //! comes of it.
 
-use super::{Execute, ExecuteHead, FromWorker, Json, Settled, ToWorker};
+use super::{Execute, ExecuteHead, FromWorker, Json, SettledAttempt, ToWorker};
 use crate::base::ids::{Generation, SessionNumber};
 use crate::protocol::scan;
 
@@ -84,7 +84,7 @@ pub fn read_worker(line: &str) -> Result<FromWorker<'_>, serde_json::Error> {
 }
 
 /// An outcome as nearly every one is written: a text and nothing else. The parser reads all others.
-fn plain_settled(line: &str) -> Option<Settled<'_>> {
+fn plain_settled(line: &str) -> Option<SettledAttempt<'_>> {
     const TEXT: &[u8] = b",\"text\":";
     let body = line.strip_prefix("{\"settled\":")?;
     let bytes = body.as_bytes();
@@ -95,7 +95,7 @@ fn plain_settled(line: &str) -> Option<Settled<'_>> {
         return None;
     }
     let text = Some(Json(&body[start..end]));
-    Some(Settled { g, s, c, fault: None, code: None, job: None, path: None, text, structured: None, end: false })
+    Some(SettledAttempt { g, s, c, fault: None, code: None, job: None, path: None, text, structured: None, end: false })
 }
 
 fn no_message() -> serde_json::Error {

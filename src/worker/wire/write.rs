@@ -5,9 +5,9 @@
 use bytes::{BufMut, Bytes, BytesMut};
 use serde::Serialize;
 
-use super::super::asks::{Answer, Question};
+use super::super::asks::{HostAnswer, Question};
 use super::super::outbox::Outbox;
-use super::super::settings::Settings;
+use super::super::settings::WorkerSettings;
 use super::PROTOCOL;
 use crate::base::fault::{Fault, FaultCode};
 use crate::base::ids::{CallKey, Generation, SessionNumber};
@@ -58,7 +58,7 @@ fn bounded(out: &mut BytesMut, start: usize, limit: usize) -> Result<(), TooLarg
 /// # Errors
 ///
 /// The settings hold something that is no JSON: a path that is not UTF-8.
-pub fn hello(out: &mut BytesMut, generation: Generation, settings: &Settings) -> Result<(), serde_json::Error> {
+pub fn hello(out: &mut BytesMut, generation: Generation, settings: &WorkerSettings) -> Result<(), serde_json::Error> {
     let settings = serde_json::to_string(settings)?;
     number(out, "{\"hello\":{\"protocol\":", u64::from(PROTOCOL));
     number(out, ",\"g\":", generation.0);
@@ -127,7 +127,7 @@ pub fn check(out: &mut BytesMut, generation: Generation, n: u64) {
 }
 
 /// `answer`; one that cannot be written or is too large becomes a fault.
-pub fn answer(out: &mut BytesMut, generation: Generation, id: u64, answer: &Result<Answer, Fault>, limit: usize) {
+pub fn answer(out: &mut BytesMut, generation: Generation, id: u64, answer: &Result<HostAnswer, Fault>, limit: usize) {
     let text = match serde_json::to_string(answer) {
         Ok(text) if text.len() + 128 <= limit => text,
         Ok(text) => {
@@ -145,7 +145,7 @@ pub fn answer(out: &mut BytesMut, generation: Generation, id: u64, answer: &Resu
 
 fn refusal(why: &dyn std::error::Error) -> String {
     let fault = Fault::new(FaultCode::Internal, format!("the host failed to {why}."));
-    let answer: Result<Answer, Fault> = Err(fault);
+    let answer: Result<HostAnswer, Fault> = Err(fault);
     serde_json::to_string(&answer).unwrap_or_else(|_| "null".to_owned())
 }
 
@@ -329,7 +329,7 @@ mod tests {
     #[test]
     fn an_answer_that_cannot_be_sent_is_a_fault() {
         let mut out = Outbox::default();
-        let jobs = Answer::Jobs { jobs: vec![JobId::random(); 100] };
+        let jobs = HostAnswer::Jobs { jobs: vec![JobId::random(); 100] };
         answer(out.tail(), G, 4, &Ok(jobs), 1024);
         let line = line(out);
         let Ok(ToWorker::Answer { id: 4, answer: Err(fault), .. }) = read_host(&line) else { panic!("{line:?}") };

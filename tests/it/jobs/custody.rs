@@ -14,7 +14,7 @@ use phone_opus::jobs::{JobMode, JobRecord, JobState};
 use phone_opus::testkit::client::Exchange;
 use phone_opus::testkit::rig::FAULTS;
 use phone_opus::testkit::{
-    Client, Place, Process, Reply, Rig, Role, Script, Sent, Signal, Step, Waiting, tried_program,
+    Client, ForkPlace, Process, Reply, Rig, Role, Script, Sent, Signal, Step, Waiting, tried_program,
 };
 use serde_json::{Value, json};
 
@@ -122,7 +122,7 @@ impl Storm {
     fn steps(&mut self) -> Vec<Step> {
         let mut steps = vec![Step::Text("at work".into())];
         if self.rng.u8(..4) == 0 {
-            steps.extend([Step::IgnoreTerm, Step::Fork(Place::Group), Step::Fork(Place::Session)]);
+            steps.extend([Step::IgnoreTerm, Step::Fork(ForkPlace::Group), Step::Fork(ForkPlace::Session)]);
         }
         for _ in 0..self.rng.u8(..4) {
             steps.extend([Step::ToolUse("Grep".into()), Step::DelayMs(self.rng.u64(..120))]);
@@ -417,7 +417,8 @@ async fn clients_that_end_their_server_as_real_ones_do_leave_what_was_promised_a
     let mut ended = Vec::new();
     for (cell, (ending, background, delay_ms)) in cells.iter().copied().enumerate() {
         let mut host = rig.serve().await;
-        let mut steps = vec![Step::Text("at work".into()), Step::Fork(Place::Group), Step::Fork(Place::Session)];
+        let mut steps =
+            vec![Step::Text("at work".into()), Step::Fork(ForkPlace::Group), Step::Fork(ForkPlace::Session)];
         steps.push(Step::Touch(rig.sign(&format!("begun {cell}"))));
         steps.push(if background { Step::WaitForFile(rig.sign("go")) } else { Step::Hang });
         let prompt = rig.prompt(Script { answer: Some(format!("answer {cell}")), steps, ..Script::default() });

@@ -12,7 +12,7 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use phone_opus::base::ids::{ChainId, JobId, RunToken, UnixMillis};
-use phone_opus::jobs::store::{AcceptLimits, SqliteStore, Start, Store, Transition};
+use phone_opus::jobs::store::{AcceptLimits, SqliteStore, StartOutcome, Store, Transition};
 use phone_opus::jobs::{ConsultRequest, JobMode, JobOutcome, JobState, JournalEvent, NewJob, RunProcess};
 use phone_opus::testkit::client::REVISION;
 use phone_opus::testkit::{Client, PATIENCE, Rig, Role, Step, Waiting, tried_program, until};
@@ -232,7 +232,7 @@ fn ten_thousand(dir: &phone_opus::base::state_dir::StateDir, here: &Path) -> Vec
         if n >= 9_990 {
             continue;
         }
-        assert_eq!(store.start(job.id, at), Ok(Start::Started));
+        assert_eq!(store.start(job.id, at), Ok(StartOutcome::Started));
         let mark = RunProcess { pid: 1, start_time: 1, token: RunToken::random(), session: 1, numbering: 1 };
         assert_eq!(store.set_process(job.id, mark), Ok(Transition::Done));
         let journal = vec![(at, JournalEvent::Dispatched), (at, JournalEvent::ProcessStarted { pid: 1 })];

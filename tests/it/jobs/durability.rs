@@ -9,7 +9,9 @@ use std::time::{Duration, Instant};
 
 use phone_opus::base::ids::JobId;
 use phone_opus::jobs::{JobRecord, JobState, reserve};
-use phone_opus::testkit::{Client, PATIENCE, Place, Reply, Rig, Role, Script, Step, Waiting, processes, tried_program};
+use phone_opus::testkit::{
+    Client, ForkPlace, PATIENCE, Reply, Rig, Role, Script, Step, Waiting, processes, tried_program,
+};
 use serde_json::{Value, json};
 
 fn new_rig() -> Rig {
@@ -291,7 +293,7 @@ async fn children_without_an_environment_are_ended_with_the_job_of_a_lost_runner
         let mut rig = new_rig();
         let mut host = rig.serve().await;
         let mut steps = vec![Step::IgnoreTerm];
-        steps.extend([Place::Group, Place::Session, Place::Bare].map(Step::Fork));
+        steps.extend([ForkPlace::Group, ForkPlace::Session, ForkPlace::Bare].map(Step::Fork));
         steps.extend([Step::Touch(rig.sign("begun")), Step::Hang]);
         let job = host.consult_in_background(&rig.doing(steps)).await;
         rig.wait_for_sign("begun").await;

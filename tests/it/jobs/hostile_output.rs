@@ -7,7 +7,7 @@
 
 use std::time::Duration;
 
-use phone_opus::testkit::{Client, Place, Process, Reply, Rig, Role, Script, Step, Waiting, tried_program};
+use phone_opus::testkit::{Client, ForkPlace, Process, Reply, Rig, Role, Script, Step, Waiting, tried_program};
 use serde_json::{Map, Value, json};
 
 /// What a host may take beyond what it had at rest, whatever an agent writes: buffers and news that do not grow with it. What an
@@ -187,7 +187,7 @@ async fn a_result_is_no_answer_while_what_the_agent_started_still_runs() {
     let mut host = rig.serve().await;
     let result = Step::Result(fields(&json!({"result": "42"})));
     // The agent is gone, two that it started are not, and hold its pipes.
-    let left = vec![result.clone(), Step::Fork(Place::Group), Step::Fork(Place::Session), Step::Exit(0)];
+    let left = vec![result.clone(), Step::Fork(ForkPlace::Group), Step::Fork(ForkPlace::Session), Step::Exit(0)];
     let reply = host.call("consult", json!({"prompt": rig.doing(left), "detail": "full"})).await.expect_success();
     assert_eq!((&reply["response"], &reply["exit"]["reaped"]), (&json!("42"), &json!(2)), "{:#}", reply.0);
     assert_eq!(rig.agents().len(), 0, "{:?}", rig.agents());
@@ -208,7 +208,7 @@ async fn a_result_is_no_answer_while_what_the_agent_started_still_runs() {
 async fn an_agent_that_falls_silent_is_ended_as_stalled_with_what_it_had_said() {
     let mut rig = new_rig().with("PHONE_OPUS_STALL_S", "10");
     let mut host = rig.serve().await;
-    let quiet = vec![Step::Text("at work".into()), Step::IgnoreTerm, Step::Fork(Place::Group), Step::Hang];
+    let quiet = vec![Step::Text("at work".into()), Step::IgnoreTerm, Step::Fork(ForkPlace::Group), Step::Hang];
     let quiet = host.start("consult", json!({"prompt": rig.doing(quiet)})).await;
     // Slow is not silent.
     let slow = (0..6).flat_map(|_| [Step::DelayMs(2500), Step::Thinking]).collect();

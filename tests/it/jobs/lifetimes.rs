@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use phone_opus::base::fault::FaultCode;
 use phone_opus::jobs::{JobMode, JobRecord, JobState};
-use phone_opus::testkit::{PATIENCE, Place, Rig, Role, Script, Signal, Step, tried_program, until};
+use phone_opus::testkit::{ForkPlace, PATIENCE, Rig, Role, Script, Signal, Step, tried_program, until};
 use serde_json::json;
 use tokio::io::AsyncWriteExt;
 
@@ -27,8 +27,8 @@ fn stubborn(rig: &Rig) -> Vec<Step> {
     vec![
         Step::Text("at work".into()),
         Step::IgnoreTerm,
-        Step::Fork(Place::Group),
-        Step::Fork(Place::Session),
+        Step::Fork(ForkPlace::Group),
+        Step::Fork(ForkPlace::Session),
         Step::Touch(rig.sign("begun")),
         Step::Hang,
     ]
@@ -84,7 +84,7 @@ async fn a_cancel_ends_an_agent_that_ignores_it_and_everything_it_started() {
 async fn an_answer_comes_with_no_process_left_behind_it() {
     let mut rig = new_rig();
     let mut host = rig.serve().await;
-    let reply = host.consult(&rig.doing(vec![Step::Fork(Place::Group), Step::Fork(Place::Session)])).await;
+    let reply = host.consult(&rig.doing(vec![Step::Fork(ForkPlace::Group), Step::Fork(ForkPlace::Session)])).await;
     reply.expect_success();
     assert_eq!(rig.agents().len(), 0, "{:?}", rig.agents());
     rig.stop_and_check_invariants([host]).await;

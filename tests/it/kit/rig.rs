@@ -37,7 +37,7 @@ async fn every_process_of_a_consult_is_found_by_its_role() {
     }
     let mut rig = new_rig();
     let mut host = rig.serve().await;
-    let steps = vec![Step::Fork(phone_opus::testkit::Place::Group), Step::Touch(rig.sign("begun")), Step::Hang];
+    let steps = vec![Step::Fork(phone_opus::testkit::ForkPlace::Group), Step::Touch(rig.sign("begun")), Step::Hang];
     let job = host.consult_in_background(&rig.doing(steps)).await;
     rig.wait_for_sign("begun").await;
     for (role, count) in [

@@ -9,7 +9,9 @@ use phone_opus::agents::{
 use phone_opus::base::ids::{AgentSessionId, ChainId, RunToken};
 use phone_opus::jobs::{Billing, ConsultRequest, JobState, RunExit};
 use phone_opus::testkit::processes::{are_visible, group_lives};
-use phone_opus::testkit::{AgentProcess, Place, Rig, Role, Script, Signal, Step, scripted_agent, tried_program, until};
+use phone_opus::testkit::{
+    AgentProcess, ForkPlace, Rig, Role, Script, Signal, Step, scripted_agent, tried_program, until,
+};
 use serde_json::json;
 
 /// A world of its own around the program.
@@ -138,7 +140,7 @@ async fn it_kills_itself() {
 #[tokio::test]
 async fn a_grandchild_of_its_group_outlives_it_and_is_reached() {
     let rig = new_rig();
-    let mut agent = rig.play(&doing(vec![Step::Fork(Place::Group)])).await;
+    let mut agent = rig.play(&doing(vec![Step::Fork(ForkPlace::Group)])).await;
     assert!(agent.wait().await.success());
     assert!(group_lives(agent.group()));
     agent.signal(Signal::KILL);
@@ -150,7 +152,7 @@ async fn a_grandchild_of_its_group_outlives_it_and_is_reached() {
 #[tokio::test]
 async fn a_grandchild_of_its_own_session_is_not_reached() {
     let rig = new_rig();
-    let mut agent = rig.play(&doing(vec![Step::Fork(Place::Session)])).await;
+    let mut agent = rig.play(&doing(vec![Step::Fork(ForkPlace::Session)])).await;
     assert!(agent.wait().await.success());
     if !are_visible() {
         println!("skipped: without /proc the grandchild cannot be found to end it");
@@ -258,7 +260,7 @@ async fn each_step_does_what_it_says_and_nothing_else() {
         (Step::HalfUtf8, With(0, "half a character: \u{fffd}{", "")),
         (Step::Stderr("last words".into()), With(0, "", "last words")),
         (Step::HugeStderr(200_000), With(0, "", "xxxxxxxx")),
-        (Step::Fork(Place::Group), When(Signal::KILL)),
+        (Step::Fork(ForkPlace::Group), When(Signal::KILL)),
         (Step::RateLimit(1_900_000_000), With(0, "\"resetsAt\":1900000000", "")),
         (retry, With(0, "\"retry_delay_ms\":40", "")),
         (Step::ApiError("overloaded".into()), With(0, "\"error\":\"overloaded\"", "")),

@@ -79,7 +79,7 @@ async fn a_descriptor_the_server_was_started_with_is_held_by_none_of_its_childre
     let mut rig = rig.with_start(Start::plain().holding(&pipe, 7));
     let mut host = rig.serve().await;
     let prompt = rig.doing(vec![
-        Step::Fork(phone_opus::testkit::Place::Group),
+        Step::Fork(phone_opus::testkit::ForkPlace::Group),
         Step::Touch(rig.sign("begun")),
         Step::WaitForFile(rig.sign("go")),
     ]);
@@ -548,8 +548,11 @@ async fn the_first_process_of_a_container_reaps_whoever_falls_to_it() {
     let start = or_skip!(Start::plain().as_first_process());
     let mut rig = new_rig().with_start(start);
     let mut host = rig.serve().await;
-    let prompt =
-        rig.doing(vec![Step::Fork(phone_opus::testkit::Place::Session), Step::Touch(rig.sign("begun")), Step::Hang]);
+    let prompt = rig.doing(vec![
+        Step::Fork(phone_opus::testkit::ForkPlace::Session),
+        Step::Touch(rig.sign("begun")),
+        Step::Hang,
+    ]);
     let sent = host.start("consult", json!({"prompt": prompt})).await;
     rig.wait_for_sign("begun").await;
     rig.kill(Role::Runner);

@@ -16,7 +16,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use fastrand::Rng;
-use phone_opus::failpoints::{Counters, Ends, FaultPlan, Faults};
+use phone_opus::failpoints::{Ends, FaultCounters, FaultPlan, Faults};
 use phone_opus::system::{Grace, Shutdown, System};
 use phone_opus::testkit::invariants::{
     invariant_attempts_follow_their_contract, invariant_effects_happen_once, invariant_generations_never_go_back,
@@ -302,7 +302,7 @@ async fn run(seed: u64, deadline: Duration) -> Result<Ran, String> {
     let mut rng = Rng::with_seed(seed);
     let plan = plan(&mut rng);
     let faults = FaultPlan::parse(&plan, seed).expect("the rules are written well");
-    let faults = Faults::arm(faults, Ends::Nothing, Counters::Memory).expect("armed");
+    let faults = Faults::arm(faults, Ends::Nothing, FaultCounters::Memory).expect("armed");
     let told = |law: String| format!("seed {seed}, plan {plan:?}: {law}");
     let tools = tools(deadline);
     let system = System::builder()

@@ -2,7 +2,7 @@
 
 #![expect(clippy::expect_used, reason = "helpers of tests")]
 
-use phone_opus::failpoints::{Counters, Ends, FaultPlan, Faults};
+use phone_opus::failpoints::{Ends, FaultCounters, FaultPlan, Faults};
 use phone_opus::system::System;
 use phone_opus::testkit::{Client, Rig, tried_program, until};
 use serde_json::{Value, json};
@@ -18,7 +18,7 @@ async fn connect(system: &System) -> Client {
 
 fn faults(plan: &str) -> Faults {
     let plan = FaultPlan::parse(plan, 0).expect("a plan");
-    Faults::arm(plan, Ends::Nothing, Counters::Memory).expect("armed")
+    Faults::arm(plan, Ends::Nothing, FaultCounters::Memory).expect("armed")
 }
 
 async fn stop(system: System, rig: Rig, clients: impl IntoIterator<Item = Client>) {

@@ -14,7 +14,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use phone_opus::system::handover::Snapshot;
+use phone_opus::system::handover::HostSnapshot;
 use phone_opus::testkit::client::envelope;
 use phone_opus::testkit::processes::resident;
 use phone_opus::testkit::{
@@ -982,7 +982,7 @@ async fn no_directory_ever_lists_a_snapshot_wherever_it_lies() {
 async fn what_an_older_version_hands_over_in_a_file_with_a_name_is_taken_once() {
     let mut rig = new_rig();
     let file = rig.path("handover-old.json");
-    let mut value = serde_json::to_value(Snapshot::of_nothing()).expect("JSON");
+    let mut value = serde_json::to_value(HostSnapshot::of_nothing()).expect("JSON");
     let members = value.as_object_mut().expect("an object");
     for added_since in ["config", "state_dir"] {
         members.remove(added_since).expect("it is a member");

@@ -17,12 +17,12 @@ use std::time::{Duration, Instant};
 
 use phone_opus::base::fault::{Fault, FaultCode};
 use phone_opus::config::{Config, RolloutMode};
-use phone_opus::failpoints::{Counters, Ends, FORCE_ROLLOUT_KEY, FaultPlan, Faults};
+use phone_opus::failpoints::{Ends, FORCE_ROLLOUT_KEY, FaultCounters, FaultPlan, Faults};
 use phone_opus::rollout::selfcheck::SNAPSHOT_FORMAT;
 use phone_opus::rollout::{
     HandOver, Handing, LaunchPath, NotAdopted, RolloutSetup, SnapshotFile, Successor, Trigger, Verdict,
 };
-use phone_opus::system::handover::{Nameless, Snapshot};
+use phone_opus::system::handover::{HostSnapshot, Nameless};
 use phone_opus::system::{System, SystemBuilder};
 use phone_opus::testkit::{Client, Rig, Role, tried_program, until, until_seen};
 use serde_json::{Value, json};
@@ -71,7 +71,7 @@ impl HandOver for Recorder {
             let number = self.peeks.fetch_add(1, Ordering::Relaxed);
             assert!(!self.panics.swap(false, Ordering::Relaxed), "the snapshot panics");
             let place = if number.is_multiple_of(2) { Nameless::Anywhere } else { Nameless::InDirectory };
-            let mut snapshot = serde_json::to_value(Snapshot::of_nothing()).expect("JSON");
+            let mut snapshot = serde_json::to_value(HostSnapshot::of_nothing()).expect("JSON");
             snapshot["format"] = json!(self.format);
             let text = snapshot.to_string();
             Ok(SnapshotFile::holding(text.as_bytes(), &self.dir, place).expect("it is held"))
@@ -413,7 +413,7 @@ async fn a_rollout_that_is_stopped_with_the_workers_is_broken_off_with_its_candi
     let rig = new_rig();
     let launch = Launch::new(&rig);
     let plan = FaultPlan::parse("workers.supervise@up=error", 0).expect("a plan");
-    let faults = Faults::arm(plan, Ends::Nothing, Counters::Memory).expect("armed");
+    let faults = Faults::arm(plan, Ends::Nothing, FaultCounters::Memory).expect("armed");
     let system = start(launched(&rig, &launch).faults(faults), &Recorder::new(&rig)).await;
     let begun = rig.sign("begun");
     launch.install_script(&format!("touch {}; exec sleep 1000", begun.display()));
@@ -510,7 +510,7 @@ async fn the_variable_forces_one_rollout_at_the_first_such_operation_across_imag
         let faults = || {
             let plan = FaultPlan::from_environment(|name| (name == FORCE_ROLLOUT_KEY).then(|| operation.into()));
             let plan = plan.expect("a plan").expect("one");
-            Faults::arm(plan, Ends::Nothing, Counters::File(counts.clone())).expect("armed")
+            Faults::arm(plan, Ends::Nothing, FaultCounters::File(counts.clone())).expect("armed")
         };
         // The second system counts where the first one did, as an image that takes over does.
         for (image, expected) in [("old", 1), ("new", 1)] {

@@ -9,7 +9,7 @@ use crate::base::fault::{Fault, FaultCode};
 use crate::base::ids::{AgentSessionId, ChainId, HostId, InvocationId, RunToken, SessionNumber};
 use crate::jobs::journal::AgentEvent;
 use crate::jobs::store::{
-    Accept, AcceptLimits, Ages, CancelState, JobFilter, LIMIT_MOST, RetentionPolicy, Start, Store, Transition,
+    Accept, AcceptLimits, Ages, CancelState, JobFilter, LIMIT_MOST, RetentionPolicy, StartOutcome, Store, Transition,
 };
 use crate::jobs::{
     Billing, CancelReason, ConsultRequest, JobMode, JobOutcome, JobState, JournalEvent, NewJob, RunProcess,
@@ -72,7 +72,7 @@ fn insert(store: &mut SqliteStore, job: &NewJob) -> JobId {
 
 fn started(store: &mut SqliteStore, job: &NewJob) -> JobId {
     let id = insert(store, job);
-    assert_eq!(store.start(id, at(2)), Ok(Start::Started));
+    assert_eq!(store.start(id, at(2)), Ok(StartOutcome::Started));
     id
 }
 
@@ -343,14 +343,14 @@ fn a_usage_limit_refuses_whoever_would_run_into_it_until_it_is_over_or_proved_wr
     // Who asks now is refused, and so is who waits already; another way of paying is another limit.
     let new = NewJob { accepted_at: at(10), ..new_job("/w", "p") };
     assert_eq!(store.accept(&new, LIMITS), Ok(Accept::Limited(limit.clone())));
-    assert_eq!(store.start(waiting, at(10)), Ok(Start::Limited(limit.clone())));
+    assert_eq!(store.start(waiting, at(10)), Ok(StartOutcome::Limited(limit.clone())));
     let mut by_key = new.clone();
     by_key.request.billing = Billing::ApiKey;
     assert!(matches!(store.accept(&by_key, LIMITS), Ok(Accept::Inserted(_))));
     // It is over when its time has come, and when a run that was under way proves it wrong.
     let later = NewJob { accepted_at: at(HOUR + 1), ..new_job("/w", "p") };
     assert!(matches!(store.accept(&later, LIMITS), Ok(Accept::Inserted(_))));
-    assert_eq!(store.start(waiting, at(HOUR + 1)), Ok(Start::Started));
+    assert_eq!(store.start(waiting, at(HOUR + 1)), Ok(StartOutcome::Started));
     assert_eq!(store.finish(waiting, JobState::Succeeded, &JobOutcome::default(), at(HOUR + 2)), Ok(Transition::Done));
     assert_eq!(store.limits(at(10)), Ok(Vec::new()));
     // A time nobody can mean, and a refusal by ourselves, teach nothing.
@@ -376,7 +376,7 @@ fn a_limit_is_of_an_account_and_where_it_says_so_of_a_family_of_models() {
     };
     let ended = |store: &mut SqliteStore, new: &NewJob, state, outcome: &JobOutcome| {
         let job = insert(store, new);
-        assert_eq!(store.start(job, at(10)), Ok(Start::Started));
+        assert_eq!(store.start(job, at(10)), Ok(StartOutcome::Started));
         assert_eq!(store.finish(job, state, outcome, at(11)), Ok(Transition::Done));
     };
     let refused = |limit: &str| JobOutcome {
@@ -426,7 +426,7 @@ fn a_full_queue_refuses_new_jobs_and_still_lets_old_ones_be_joined() {
     let second = insert(&mut store, &new_job("/w", "p"));
     assert_eq!(store.accept(&new_job("/w", "p"), limits), Ok(Accept::QueueFull { queued: 2 }));
     assert!(matches!(store.accept(&keyed("/w", "p", "k"), limits), Ok(Accept::Joined(_))));
-    assert_eq!(store.start(second, at(2)), Ok(Start::Started));
+    assert_eq!(store.start(second, at(2)), Ok(StartOutcome::Started));
     assert!(matches!(store.accept(&new_job("/w", "p"), limits), Ok(Accept::Inserted(_))), "running ones do not count");
 }
 
@@ -478,8 +478,8 @@ fn the_store_allows_exactly_the_transitions_that_are_drawn() {
             let before = store.job(id).expect("there");
             let done = if to == JobState::Running {
                 match store.start(id, at(9)).expect("usable") {
-                    Start::Started => Transition::Done,
-                    Start::Refused { current } => Transition::Refused { current },
+                    StartOutcome::Started => Transition::Done,
+                    StartOutcome::Refused { current } => Transition::Refused { current },
                     other => panic!("no session is shared, no limit reached: {other:?}"),
                 }
             } else {
@@ -523,12 +523,12 @@ fn a_second_run_of_a_session_cannot_start_before_the_first_is_over() {
     let mut other_agent = resuming("/b", session);
     other_agent.request.agent = "codex".into();
     let other_agent = insert(&mut store, &other_agent);
-    assert_eq!(store.start(first, at(2)), Ok(Start::Started));
-    assert_eq!(store.start(second, at(2)), Ok(Start::SessionBusy { by: first }));
-    assert_eq!(store.start(first, at(2)), Ok(Start::Refused { current: JobState::Running }));
-    assert_eq!(store.start(other_agent, at(2)), Ok(Start::Started));
+    assert_eq!(store.start(first, at(2)), Ok(StartOutcome::Started));
+    assert_eq!(store.start(second, at(2)), Ok(StartOutcome::SessionBusy { by: first }));
+    assert_eq!(store.start(first, at(2)), Ok(StartOutcome::Refused { current: JobState::Running }));
+    assert_eq!(store.start(other_agent, at(2)), Ok(StartOutcome::Started));
     assert_eq!(store.finish(first, JobState::Failed, &JobOutcome::default(), at(3)), Ok(Transition::Done));
-    assert_eq!(store.start(second, at(4)), Ok(Start::Started));
+    assert_eq!(store.start(second, at(4)), Ok(StartOutcome::Started));
 }
 
 #[test]
@@ -540,7 +540,7 @@ fn a_session_that_a_run_has_begun_is_busy_before_the_run_has_ended() {
         AgentEvent::Started { session_id: Some(session.to_string()), model: None, key_source: None, version: None };
     store.append(first, &[(at(3), JournalEvent::Agent { event: begun })]).expect("appended");
     let second = insert(&mut store, &resuming("/a", session));
-    assert_eq!(store.start(second, at(4)), Ok(Start::SessionBusy { by: first }));
+    assert_eq!(store.start(second, at(4)), Ok(StartOutcome::SessionBusy { by: first }));
 }
 
 #[test]
@@ -630,7 +630,7 @@ fn handing_over_and_the_process_are_recorded_while_the_job_lives() {
     let process = RunProcess { pid: 12, start_time: 99, token: RunToken::random(), session: 11, numbering: u64::MAX };
     assert_eq!(store.set_process(job, process), Ok(Transition::Refused { current: JobState::Queued }));
     assert_eq!(store.hand_over(job), Ok(Transition::Done));
-    assert_eq!(store.start(job, at(2)), Ok(Start::Started));
+    assert_eq!(store.start(job, at(2)), Ok(StartOutcome::Started));
     assert_eq!(store.set_process(job, process), Ok(Transition::Done));
     let record = store.job(job).expect("there");
     assert_eq!((record.mode, record.process), (JobMode::Background, Some(process)));
@@ -839,7 +839,7 @@ fn acceptances_starts_and_ends_are_synced_and_the_log_is_write_ahead() {
     };
     let job = insert(&mut store, &new_job("/w", "p"));
     assert_eq!(pragma(&mut store, "synchronous"), "2", "after an acceptance");
-    assert_eq!(store.start(job, at(2)), Ok(Start::Started));
+    assert_eq!(store.start(job, at(2)), Ok(StartOutcome::Started));
     assert_eq!(pragma(&mut store, "synchronous"), "2", "after a start");
     store.append(job, &[event("x")]).expect("appended");
     assert_eq!(pragma(&mut store, "synchronous"), "1", "after an append");
@@ -960,7 +960,7 @@ fn a_held_write_lock_is_waited_for_and_a_reader_is_not_held_up() {
     store.connection().expect("open").connection.busy_timeout(Duration::from_millis(20)).expect("set");
     assert_eq!(store.start(job, at(2)), Err(StoreError::Busy));
     transaction.rollback().expect("rolled back");
-    assert_eq!(store.start(job, at(2)), Ok(Start::Started), "nothing was left half done");
+    assert_eq!(store.start(job, at(2)), Ok(StartOutcome::Started), "nothing was left half done");
 }
 
 #[test]

@@ -18,7 +18,8 @@ use crate::jobs::journal::AgentEvent;
 use crate::jobs::limits::Scope;
 use crate::jobs::store::{
     Accept, AcceptLimits, Ages, CHAINS_MOST, CancelState, ChainCost, DataVersion, DayCost, Glance, JobCounts,
-    JobFilter, LIMIT_MOST, Limit, MOST_LISTED, Pruned, QueueRow, RetentionPolicy, Start, Store, StoreError, Transition,
+    JobFilter, LIMIT_MOST, Limit, MOST_LISTED, Pruned, QueueRow, RetentionPolicy, StartOutcome, Store, StoreError,
+    Transition,
 };
 use crate::jobs::{
     Billing, CancelReason, JobMode, JobOutcome, JobRecord, JobState, JobSummary, JournalEntry, JournalEvent, NewJob,
@@ -480,7 +481,7 @@ impl Store for SqliteStore {
         })
     }
 
-    fn start(&mut self, job: JobId, at: UnixMillis) -> Result<Start, StoreError> {
+    fn start(&mut self, job: JobId, at: UnixMillis) -> Result<StartOutcome, StoreError> {
         self.write(Durability::Full, |transaction| {
             let (sequence, current) = locate(transaction, job)?;
             let busy = transaction
@@ -489,13 +490,13 @@ impl Store for SqliteStore {
                 .next()
                 .transpose()?;
             if let (JobState::Queued, Some(by)) = (current, busy) {
-                return Ok(Start::SessionBusy { by });
+                return Ok(StartOutcome::SessionBusy { by });
             }
             if current == JobState::Queued
                 && let Some(usage) = usage(transaction, sequence)?
                 && let Some(limit) = limit(transaction, &usage, at)?
             {
-                return Ok(Start::Limited(limit));
+                return Ok(StartOutcome::Limited(limit));
             }
             let turn = next_turn(transaction)?;
             let changed = transaction
@@ -504,7 +505,7 @@ impl Store for SqliteStore {
                      WHERE sequence = ?1 AND state = 'queued'",
                 )?
                 .execute(params![sequence, at.0, turn])?;
-            Ok(if changed == 0 { Start::Refused { current } } else { Start::Started })
+            Ok(if changed == 0 { StartOutcome::Refused { current } } else { StartOutcome::Started })
         })
     }
 
