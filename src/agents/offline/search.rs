@@ -9,8 +9,7 @@ use std::io::Read as _;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use grep_regex::{RegexMatcher, RegexMatcherBuilder};
-use grep_searcher::{BinaryDetection, Searcher, SearcherBuilder, sinks};
+use aho_corasick::AhoCorasick;
 
 use super::words::Term;
 use crate::checkout::plain;
@@ -35,6 +34,9 @@ const UNREAD_DIRECTORIES: &[&str] = &["node_modules", "__pycache__"];
 
 /// Entries listed at most, over all directories: many times the files that are read.
 const MAX_ENTRIES: usize = 400_000;
+
+/// What some editors put before a text in UTF-8.
+const BYTE_ORDER_MARK: &[u8] = b"\xEF\xBB\xBF";
 
 /// How much is read at most. Reaching a bound ends the walk, and the answer says so.
 #[derive(Debug, Clone)]
@@ -117,14 +119,13 @@ struct Candidate {
 /// Searches everything below `root` that its ignore files do not exclude.
 pub(super) fn search(root: &Path, terms: &[Term], limits: &Limits) -> Found {
     let mut found = Found::default();
-    let needles: Vec<&str> = terms.iter().map(|term| term.needle.as_str()).collect();
-    let matcher = RegexMatcherBuilder::new().case_insensitive(true).build_literals(&needles);
-    let Ok(matcher) = matcher else { return found };
     if terms.is_empty() {
         return found;
     }
+    let needles = terms.iter().map(|term| term.needle.as_str());
+    // A needle is in lower case (ASCII), and so is what a term compares it with.
+    let Ok(needles) = AhoCorasick::builder().ascii_case_insensitive(true).build(needles) else { return found };
     let started = Instant::now();
-    let mut searcher = SearcherBuilder::new().line_number(true).binary_detection(BinaryDetection::quit(0)).build();
     let mut candidates = Vec::new();
     let Some(mut walk) = walk(root, started + limits.time) else { return found };
     let from = walk.root().to_owned();
@@ -149,7 +150,7 @@ pub(super) fn search(root: &Path, terms: &[Term], limits: &Limits) -> Found {
         found.files += 1;
         found.bytes += bytes.len() as u64;
         let path = entry.path.strip_prefix(&from).unwrap_or(&entry.path).to_string_lossy().into_owned();
-        candidates.extend(candidate(path, &bytes, terms, &matcher, &mut searcher));
+        candidates.extend(candidate(path, &bytes, terms, &needles));
     }
     found.ignores_left_out = walk.ignores_left_out();
     found.stopped = found.stopped.or(walk.ended().map(|bound| match bound {
@@ -197,31 +198,26 @@ fn read(path: &Path, most: u64) -> Option<Vec<u8>> {
     Some(bytes)
 }
 
-fn candidate(
-    path: String,
-    bytes: &[u8],
-    terms: &[Term],
-    matcher: &RegexMatcher,
-    searcher: &mut Searcher,
-) -> Option<Candidate> {
-    // A binary file ends the search at its first NUL; what came before it is no text either.
+fn candidate(path: String, bytes: &[u8], terms: &[Term], needles: &AhoCorasick) -> Option<Candidate> {
+    // A binary file: what stands before its first NUL is no text either.
     if memchr::memchr(0, bytes).is_some() {
         return None;
     }
     let prose = is_prose(&path);
     let tests_from = tests_from(bytes);
     let mut hits = Vec::new();
-    let sink = sinks::Lossy(|line, text| {
+    for (line, text) in lines_with(needles, bytes) {
+        let text = String::from_utf8_lossy(text);
         let lower = text.to_ascii_lowercase();
-        let terms = bits(terms, |term| term.is_in(text, &lower));
+        let terms = bits(terms, |term| term.is_in(&text, &lower));
         if terms != 0 {
-            let factor = line_factor(text, prose) * if line >= tests_from { 0.6 } else { 1.0 };
+            let factor = line_factor(&text, prose) * if line >= tests_from { 0.6 } else { 1.0 };
             hits.push(Hit { line, terms, factor });
         }
-        Ok(hits.len() < MAX_HITS)
-    });
-    // Reading from memory cannot fail; if the search does, what it found so far counts.
-    let _ = searcher.search_slice(matcher, bytes, sink);
+        if hits.len() >= MAX_HITS {
+            break;
+        }
+    }
     let lower = path.to_ascii_lowercase();
     let (directories, name) = lower.rsplit_once('/').unwrap_or(("", &lower));
     let named = bits(terms, |term| if term.is_path { lower.ends_with(&term.needle) } else { term.is_in(name, name) });
@@ -233,6 +229,22 @@ fn candidate(
     }
     let all = hits.iter().fold(0, |all, hit| all | hit.terms) | named & path_bits(terms);
     (!hits.is_empty()).then_some(Candidate { path, hits, terms: all, named, placed })
+}
+
+/// The lines that hold a needle, with their numbers from 1.
+fn lines_with<'a>(needles: &'a AhoCorasick, bytes: &'a [u8]) -> impl Iterator<Item = (u64, &'a [u8])> {
+    let bytes = bytes.strip_prefix(BYTE_ORDER_MARK).unwrap_or(bytes);
+    let (mut rest, mut line) = (bytes, 1);
+    std::iter::from_fn(move || {
+        let found = needles.find(rest)?;
+        let begins = memchr::memrchr(b'\n', &rest[..found.start()]).map_or(0, |at| at + 1);
+        line += memchr::memchr_iter(b'\n', &rest[..begins]).count() as u64;
+        let ends = memchr::memchr(b'\n', &rest[found.end()..]).map_or(rest.len(), |at| found.end() + at);
+        let hit = (line, &rest[begins..ends]);
+        rest = rest.get(ends + 1..).unwrap_or_default();
+        line += 1;
+        Some(hit)
+    })
 }
 
 fn bits(terms: &[Term], has: impl Fn(&Term) -> bool) -> u64 {
@@ -382,9 +394,22 @@ fn worth(candidates: &[Candidate], terms: &[Term], files: usize) -> Vec<f64> {
         .enumerate()
         .map(|(bit, term)| {
             let having = candidates.iter().filter(|file| file.terms & (1 << bit) != 0).count();
-            term.weight * (1.0 + files as f64 / (having as f64 + 0.5)).ln()
+            term.weight * logarithm(1.0 + files as f64 / (having as f64 + 0.5))
         })
         .collect()
+}
+
+/// The natural logarithm of a number from 1 on, to nine digits. The one of the system is in a library of its own, which every
+/// server and every runner of this program would load at its start for this one use.
+fn logarithm(number: f64) -> f64 {
+    let (mut rest, mut doublings) = (number, 0_u32);
+    while rest > std::f64::consts::SQRT_2 && rest.is_finite() {
+        rest /= 2.0;
+        doublings += 1;
+    }
+    let ratio = (rest - 1.0) / (rest + 1.0);
+    let series = [1.0, 3.0, 5.0, 7.0, 9.0, 11.0].iter().rev().fold(0.0, |sum, odd| sum * ratio * ratio + 1.0 / odd);
+    f64::from(doublings) * std::f64::consts::LN_2 + 2.0 * ratio * series
 }
 
 /// The positions of the set bits.
@@ -441,5 +466,33 @@ fn passage(hits: &[Hit], worth: &[f64]) -> Passage {
         lines: hits.iter().map(|hit| hit.line).collect(),
         terms,
         score: sum * (1.0 + 0.25 * f64::from(together - 1)) * tightness,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn found(needles: &[&str], text: &[u8]) -> Vec<(u64, String)> {
+        let needles = AhoCorasick::builder().ascii_case_insensitive(true).build(needles).expect("few words");
+        lines_with(&needles, text).map(|(line, text)| (line, String::from_utf8_lossy(text).into_owned())).collect()
+    }
+
+    #[test]
+    fn the_logarithm_is_the_one_of_the_library() {
+        for number in [1.0, 1.1, std::f64::consts::SQRT_2, 1.5, 2.0, 3.0, 40.0, 777.5, 20_001.0, 1e15] {
+            assert!((logarithm(number) - f64::ln(number)).abs() < 1e-8, "{number}: {}", logarithm(number));
+        }
+    }
+
+    #[test]
+    fn each_line_with_a_needle_is_found_once_with_its_number() {
+        let text = b"\xEF\xBB\xBFthe Worker, a worker\n\nnothing\r\nRESTART a worker\r\n\nlast restart";
+        let lines = [(1, "the Worker, a worker"), (4, "RESTART a worker\r"), (6, "last restart")];
+        assert_eq!(found(&["worker", "restart", "art"], text), lines.map(|(line, text)| (line, text.to_owned())));
+        assert_eq!(found(&["worker"], b"worker"), [(1, "worker".to_owned())]);
+        assert_eq!(found(&["worker"], b"\nworker\n\n"), [(2, "worker".to_owned())]);
+        assert!(found(&["worker"], b"").is_empty());
+        assert!(found(&["worker"], b"work\ner").is_empty());
     }
 }
