@@ -83,7 +83,8 @@ impl ClaudeCode {
         Self { variables: variables.into_iter().collect(), ..self }
     }
 
-    /// What this program can do when it is called in this directory, as a consult finds it out and keeps it in `state_dir`.
+    /// What this program can do when it is called in this directory, as a consult finds it out and keeps it in `state_dir`: a
+    /// consult does not ask again where all it uses is known to be there.
     /// Runs it with `--version`, and with `--help` where that is needed.
     ///
     /// # Cancel safety
@@ -185,7 +186,7 @@ impl Agent for ClaudeCode {
                 cwd: &run.request.cwd,
                 descriptors: descriptors(run.environment),
             };
-            let features = probe::features(asked, state_dir).await;
+            let features = probe::for_a_run(asked, state_dir, run.request.session_id.is_some()).await;
             let mut stdin = String::with_capacity(PROMPT_PREFIX.len() + run.request.prompt.len());
             stdin.push_str(PROMPT_PREFIX);
             stdin.push_str(&run.request.prompt);

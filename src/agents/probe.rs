@@ -5,12 +5,13 @@
 //!
 //! The file that is called may be a shim, which stays as it is while what stands behind it is upgraded, downgraded or chosen
 //! by the directory it is called in. So the version is asked at each run, in the run's directory and environment; what the
-//! version can do is asked once and kept.
+//! version can do is asked once and kept. One question is left out: where every version seen behind the file knows all that a
+//! run uses, another one knows it too, or refuses it before it has done anything, and is asked then.
 //!
 //! Invariants: (1) a probe never fails a run: what cannot be found out is assumed to be the newest known version, whose
 //! `unknown option` says the rest; (2) at most 10 s and 256 KiB; (3) nothing it started is left when it returns or is
-//! dropped, or when this process is killed: it ends with us, and bears the run's mark; (4) a cached answer counts only for
-//! the very file and the very version it was got from.
+//! dropped, or when this process is killed: it ends with us, and bears the run's mark; (4) a cached answer takes nothing away
+//! from a run but for the very file and the very version it was got from: what is missing is asked for at each run.
 
 use std::ffi::OsString;
 use std::fs::{self, DirBuilder, OpenOptions};
@@ -163,6 +164,24 @@ pub(super) struct Asked<'a> {
     pub(super) cwd: &'a Path,
     /// The soft limit of descriptors; ours when `None`.
     pub(super) descriptors: Option<u64>,
+}
+
+/// What a run of this program may use. The program is not started for it where nothing but a refusal could be new.
+///
+/// # Cancel safety
+///
+/// As [`features`].
+pub(super) async fn for_a_run(asked: Asked<'_>, state_dir: &Path, resumes: bool) -> Features {
+    // Whether a session goes on under its own id is told by no refusal.
+    if !resumes && let Ok(fingerprint) = ProgramStamp::of(asked.program) {
+        let mut known = cached(&place(&fingerprint, state_dir).1, &fingerprint);
+        if known.iter().all(|version| version.missing().is_empty())
+            && let Some(latest) = known.pop()
+        {
+            return latest;
+        }
+    }
+    features(asked, state_dir).await
 }
 
 /// What this program can do: from itself, and from the cache what this version of it has said before. What cannot be found
@@ -425,6 +444,34 @@ mod tests {
         forget(&shim, &state);
         assert!(!ask(root.join("v1")).await.restricted);
         assert!(was_found(&state) && !was_found(&root.join("nowhere")));
+    }
+
+    #[tokio::test]
+    async fn a_run_starts_no_question_where_every_known_version_has_all_it_uses() {
+        let dir = tempfile::tempdir().expect("scratch");
+        let program = agent(dir.path(), HELP);
+        let state = dir.path().join("state");
+        let env = path_env();
+        let asked = Asked { program: &program, env: &env, cwd: Path::new("/"), descriptors: None };
+        let first = for_a_run(asked, &state, false).await;
+        assert_eq!((calls(dir.path()), first.missing()), (2, vec![]), "nothing was known");
+        assert_eq!((for_a_run(asked, &state, false).await, calls(dir.path())), (first.clone(), 2));
+        // What only a resumed session needs to know is told by the version alone.
+        assert_eq!((for_a_run(asked, &state, true).await, calls(dir.path())), (first, 3));
+        // A refusal, and what stands there now has less: from then on it is asked each time.
+        forget(&program, &state);
+        agent(dir.path(), "--output-format --restricted");
+        let less = for_a_run(asked, &state, false).await;
+        assert!(less.restricted && !less.tools && calls(dir.path()) == 5, "{less:?}");
+        assert_eq!((for_a_run(asked, &state, false).await, calls(dir.path())), (less, 6));
+        // Another file is another program.
+        let other = script(
+            dir.path(),
+            "other",
+            &fs::read_to_string(&program).expect("a script").replacen("#!/bin/sh\n", "", 1),
+        );
+        for_a_run(Asked { program: &other, ..asked }, &state, false).await;
+        assert_eq!(calls(dir.path()), 8);
     }
 
     #[tokio::test]
