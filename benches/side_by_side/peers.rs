@@ -147,12 +147,12 @@ pub(crate) fn prepare(choice: &PeerChoice) -> Result<Peer, String> {
     }
 }
 
-/// Builds one server in the release profile and returns its executable, wherever cargo was told to put it.
+/// Builds one server in the profile that is shipped and returns its executable, wherever cargo was told to put it.
 fn build(target: &str) -> Result<PathBuf, String> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let manifest = Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.toml");
     let output = Command::new(cargo)
-        .args(["build", "--release", "--quiet", "--message-format=json-render-diagnostics"])
+        .args(["build", "--profile", "dist", "--quiet", "--message-format=json-render-diagnostics"])
         .args(if target == OURS { &["--features", "bench-server", "--bin"][..] } else { &["--example"] })
         .arg(target)
         .arg("--manifest-path")
