@@ -127,7 +127,12 @@ pub(super) const LOOK_BOUND: Duration = Duration::from_secs(2);
 ///
 /// Safe: the look is not ended, but nobody waits for it.
 pub(super) async fn look_at(dir: PathBuf) -> Result<PathBuf, &'static str> {
-    let look = move || match std::fs::metadata(&dir) {
+    within(LOOK_BOUND, move || resolved(dir)).await
+}
+
+/// Looks at a directory, and makes it canonical. It may hang.
+pub(super) fn resolved(dir: PathBuf) -> Result<PathBuf, &'static str> {
+    match std::fs::metadata(&dir) {
         Ok(found) if found.is_dir() && !may_be_entered(&dir) => {
             Err("may not be entered by the user this server runs as")
         }
@@ -135,8 +140,7 @@ pub(super) async fn look_at(dir: PathBuf) -> Result<PathBuf, &'static str> {
         Ok(_) => Err("is not a directory"),
         Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => Err("cannot be looked at"),
         Err(_) => Err("does not exist"),
-    };
-    within(LOOK_BOUND, look).await
+    }
 }
 
 pub(super) async fn within<T: Send + 'static>(

@@ -8,7 +8,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::consult::{Consults, LOOK_BOUND, look_at, within};
+use super::consult::{Consults, LOOK_BOUND, resolved, within};
 use crate::base::fault::{Fault, FaultCode};
 use crate::base::ids::SessionNumber;
 use crate::jobs::{JobRecord, JobSummary};
@@ -26,6 +26,12 @@ pub enum Caller {
 /// What is wrong with a directory, and what is accepted instead.
 pub(super) type Wrong = (&'static str, &'static str);
 
+/// How a directory that was named becomes a resolved one.
+type Resolve = fn(PathBuf) -> Result<PathBuf, &'static str>;
+
+/// A resolved directory, and whether its caller may have it looked into.
+type Judged = (PathBuf, Result<(), PlaceRefused>);
+
 /// What is accepted where there is no directory at all.
 pub(super) const DIRECTORY: &str = "the absolute path of an existing directory";
 
@@ -35,46 +41,53 @@ impl Consults {
         if !dir.is_absolute() {
             return Err(("is not absolute", DIRECTORY));
         }
-        let found = look_at(dir).await.map_err(|wrong| (wrong, DIRECTORY))?;
+        let (found, judged) = self.judge(dir, resolved, caller).await.map_err(|wrong| (wrong, DIRECTORY))?;
         if found.to_str().is_none() {
             return Err(("is not UTF-8", "a directory whose path is, links followed"));
         }
-        match self.judge(found.clone(), caller).await {
-            Ok(()) => Ok(found),
-            Err(refused) => Err((refused.wrong(), refused.accepted())),
-        }
+        judged.map_err(|refused| (refused.wrong(), refused.accepted()))?;
+        Ok(found)
     }
 
-    /// Whether a caller may look into this resolved directory.
-    async fn judge(&self, dir: PathBuf, caller: Caller) -> Result<(), PlaceRefused> {
+    /// Whether a caller may look into this directory, and the directory resolved.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with it, as `resolve` says, or that it hangs.
+    async fn judge(&self, dir: PathBuf, resolve: Resolve, caller: Caller) -> Result<Judged, &'static str> {
         let Caller::Client(session) = caller else {
-            return self.looked(dir, Vec::new(), |grounds, dir| grounds.judge_secrets(dir)).await;
+            return self.looked(dir, resolve, Vec::new(), |grounds, dir| grounds.judge_secrets(dir)).await;
         };
         // A start directory that grants nothing by itself gives way to roots, so they come first there.
         let broad = self.places.is_broad();
         let first = if broad { self.roots.paths(session).await } else { Vec::new() };
-        let judged = self.looked(dir.clone(), first, Grounds::judge).await;
+        let (found, judged) = self.looked(dir, resolve, first, Grounds::judge).await?;
         if broad || judged != Err(PlaceRefused::Outside) {
-            return judged;
+            return Ok((found, judged));
         }
         let roots = self.roots.paths(session).await;
-        if roots.is_empty() { judged } else { self.looked(dir, roots, Grounds::judge).await }
+        if roots.is_empty() { Ok((found, judged)) } else { self.looked(found, Ok, roots, Grounds::judge).await }
     }
 
+    /// One look for all there is to see, on a thread that may hang.
     async fn looked(
         &self,
         dir: PathBuf,
+        resolve: Resolve,
         roots: Vec<PathBuf>,
         judge: fn(&Grounds, &Path) -> Result<(), PlaceRefused>,
-    ) -> Result<(), PlaceRefused> {
+    ) -> Result<Judged, &'static str> {
         let places = Arc::clone(&self.places);
         let look = move || {
-            if dir.ancestors().any(places::is_state) {
-                return Ok(Err(PlaceRefused::Secrets));
-            }
-            Ok(judge(&places.resolve(&roots), &dir))
+            let dir = resolve(dir)?;
+            let judged = if dir.ancestors().any(places::is_state) {
+                Err(PlaceRefused::Secrets)
+            } else {
+                judge(&places.resolve(&roots), &dir)
+            };
+            Ok((dir, judged))
         };
-        within(LOOK_BOUND, look).await.unwrap_or(Err(PlaceRefused::Outside))
+        within(LOOK_BOUND, look).await
     }
 
     /// Everything that grants a caller anything, resolved; `None` for who may see everything.
@@ -98,7 +111,8 @@ impl Consults {
         if caller == Caller::Owner || self.is_ours(&record.workspace) {
             return Ok(());
         }
-        self.judge(record.workspace.clone(), caller).await.map_err(|refused| {
+        let judged = self.judge(record.workspace.clone(), Ok, caller).await;
+        judged.map_or(Err(PlaceRefused::Outside), |(_, judged)| judged).map_err(|refused| {
             let (wrong, accepted) = (refused.wrong(), refused.accepted());
             let detail = format!("the job's directory {wrong}; accepted: jobs of {accepted}.");
             Fault::new(FaultCode::InvalidInput, detail).job(record.id)
