@@ -5,12 +5,13 @@
 
 use std::fmt;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::base::ids::{Generation, JobId, UnixMillis};
 
 /// What kind of thing went wrong.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum FaultClass {
     /// The message or its arguments were not acceptable.
@@ -36,7 +37,7 @@ pub enum FaultClass {
 }
 
 /// Which part was at work when it went wrong.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Stage {
     /// The host process outside its workers.
@@ -60,7 +61,7 @@ pub enum Stage {
 macro_rules! fault_codes {
     ($($(#[$doc:meta])* $name:ident = $text:literal, $class:ident, $stage:ident, $retry:ident;)*) => {
         /// Every fault there is. The texts are stable: clients may match on them.
-        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
         pub enum FaultCode {
             $($(#[$doc])* #[serde(rename = $text)] $name,)*
         }
@@ -222,7 +223,7 @@ impl fmt::Display for FaultCode {
 }
 
 /// One fault, as it is recorded, reported in health and shown to callers.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Fault {
     /// What kind of thing went wrong.
     pub class: FaultClass,

@@ -14,6 +14,7 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::agents::ExtraUsage;
@@ -115,7 +116,7 @@ pub const PROJECT_FILE: &str = ".phone-opus.toml";
 pub const FILE_BYTES: usize = 64 * 1024;
 
 /// A project's file that was left out.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct LeftOut {
     /// The file.
     pub place: String,

@@ -30,6 +30,7 @@ pub mod sweep;
 
 use std::path::PathBuf;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -38,7 +39,7 @@ use crate::base::ids::{AgentSessionId, ChainId, InvocationId, JobId, RunToken, U
 use crate::jobs::journal::AgentEvent;
 
 /// Where a job stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum JobState {
     /// Accepted and durable; no agent has been started.
@@ -106,7 +107,7 @@ impl JobState {
 }
 
 /// Whether somebody waits for the answer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum JobMode {
     /// The caller waits; when it is gone the job is cancelled.
@@ -313,6 +314,33 @@ pub struct JobRecord {
 }
 
 impl JobRecord {
+    /// A job in this state, and nothing else to be said of it: what tests begin with.
+    #[cfg(test)]
+    pub(crate) fn plain(state: JobState, request: ConsultRequest) -> Self {
+        Self {
+            id: JobId::random(),
+            sequence: 1,
+            invocation: None,
+            request_key: None,
+            workspace: request.cwd.clone(),
+            mode: JobMode::Sync,
+            state,
+            request,
+            chain: ChainId::random(),
+            depth: 0,
+            accepted_at: UnixMillis(1),
+            started_at: None,
+            finished_at: None,
+            cancel_requested: None,
+            process: None,
+            outcome: None,
+            read_at: None,
+            last_event: 0,
+            waiter: None,
+            environment: None,
+        }
+    }
+
     /// Whether the job is over without an agent having been started for it.
     ///
     /// A runner that says so has no exit to tell of. One that is gone says nothing, so then there must be no mark either,
@@ -401,7 +429,7 @@ impl CancelReason {
 }
 
 /// How the agent's process ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct RunExit {
     /// Exit code, 128 + n for death by signal n.
     pub code: i32,
@@ -413,7 +441,7 @@ pub struct RunExit {
 }
 
 /// One refused tool use of the agent.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct PermissionDenial {
     /// The tool that was refused.
     pub tool: String,

@@ -216,32 +216,10 @@ fn told_bytes(record: &JobRecord, left: &LeftOutcome) -> Option<Vec<u8>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::base::ids::{ChainId, JobId};
-    use crate::jobs::{ConsultRequest, JobMode, JobOutcome, JobState};
+    use crate::jobs::{ConsultRequest, JobOutcome, JobState};
 
     fn record(prompt: &str) -> JobRecord {
-        JobRecord {
-            id: JobId::random(),
-            sequence: 1,
-            invocation: None,
-            request_key: None,
-            workspace: "/w".into(),
-            mode: JobMode::Sync,
-            state: JobState::Running,
-            request: ConsultRequest::new(prompt).cwd("/w"),
-            chain: ChainId::random(),
-            depth: 0,
-            accepted_at: UnixMillis(1),
-            started_at: None,
-            finished_at: None,
-            cancel_requested: None,
-            process: None,
-            outcome: None,
-            read_at: None,
-            last_event: 0,
-            waiter: None,
-            environment: None,
-        }
+        JobRecord::plain(JobState::Running, ConsultRequest::new(prompt).cwd("/w"))
     }
 
     #[test]

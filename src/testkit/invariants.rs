@@ -439,32 +439,21 @@ mod tests {
 
     use super::*;
     use crate::base::fault::Fault;
-    use crate::base::ids::{ChainId, JobId, RunToken, UnixMillis};
-    use crate::jobs::{ConsultRequest, JobMode, JobOutcome, RunProcess};
+    use crate::base::ids::{JobId, RunToken, UnixMillis};
+    use crate::jobs::{ConsultRequest, JobOutcome, RunProcess};
 
     /// A job that was run from 100 to 200 and succeeded.
     fn job() -> JobRecord {
+        let process = RunProcess { pid: 1, start_time: 1, token: RunToken::random(), session: 1, numbering: 1 };
         JobRecord {
-            id: JobId::random(),
-            sequence: 1,
             invocation: Some("host:1:1".into()),
             request_key: Some("key".into()),
-            workspace: "/w".into(),
-            mode: JobMode::Sync,
-            state: JobState::Succeeded,
-            request: ConsultRequest::new("why?"),
-            chain: ChainId::random(),
-            depth: 0,
             accepted_at: UnixMillis(90),
             started_at: Some(UnixMillis(100)),
             finished_at: Some(UnixMillis(200)),
-            cancel_requested: None,
-            process: Some(RunProcess { pid: 1, start_time: 1, token: RunToken::random(), session: 1, numbering: 1 }),
+            process: Some(process),
             outcome: Some(JobOutcome::default()),
-            read_at: None,
-            last_event: 0,
-            waiter: None,
-            environment: None,
+            ..JobRecord::plain(JobState::Succeeded, ConsultRequest::new("why?").cwd("/w"))
         }
     }
 

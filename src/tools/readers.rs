@@ -7,16 +7,17 @@ use std::time::{Duration, Instant};
 
 use schemars::generate::SchemaSettings;
 use schemars::{JsonSchema, Schema};
+use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 use super::arguments::ArgumentReader;
 use super::consult::{Caller, Consults, Until, WAIT_MOST, Waited, Watch, finished, look_at, shape, unstored};
-use super::reply::{self, Context, Detail, Render, Shape};
+use super::reply::{self, Context, Detail, Shape};
 use super::{Annotations, ToolCall, ToolDefinition, ToolReply};
 use crate::base::fault::{Fault, FaultCode};
 use crate::base::ids::{JobId, UnixMillis};
 use crate::jobs::store::{CancelState, JobFilter, MOST_LISTED};
-use crate::jobs::{JobState, JobSummary, JournalEntry, JournalEvent};
+use crate::jobs::{JobMode, JobRecord, JobState, JobSummary};
 
 /// Journal entries one reply shows.
 const EVENTS_SHOWN: usize = 50;
@@ -220,54 +221,22 @@ async fn read_job(desk: &Consults, call: ToolCall) -> Result<ToolReply, Fault> {
         let detail = format!("`page` is {page}; accepted: 1 to {pages}.");
         return Err(Fault::new(FaultCode::InvalidInput, detail).job(job));
     }
-    let context = Context { page, ..desk.context(&record, Some(&follow)).await };
-    let whole = reply::job(&record, &context, Shape { structured: true, ..shape });
-    Ok(with_events(whole, &events, shape))
+    let context = Context { page, events, ..desk.context(&record, Some(&follow)).await };
+    Ok(reply::job(&record, &context, shape))
+}
+
+/// A job about which there is nothing new.
+#[derive(Serialize)]
+struct Unchanged<'a> {
+    status: &'a JobState,
+    phase: &'a str,
 }
 
 /// A lapsed wait costs next to nothing to read.
 fn unchanged(state: &JobState, job: JobId, phase: &str, waited: Duration, shape: Shape) -> ToolReply {
-    let value = json!({"status": state.as_str(), "phase": phase});
+    let told = Unchanged { status: state, phase };
     let text = format!("Still {} after {} s: {phase}.", state.as_str(), waited.as_secs());
-    ToolReply { job: Some(job), ..reply::object(&value, text, shape) }
-}
-
-fn with_events(mut reply: ToolReply, events: &[JournalEntry], shape: Shape) -> ToolReply {
-    if events.is_empty() {
-        reply.structured = reply.structured.filter(|_| shape.structured);
-        return reply;
-    }
-    let shown: Vec<Value> =
-        events.iter().map(|entry| json!({"seq": entry.seq, "at": entry.at, "event": entry.event})).collect();
-    let Some(Ok(Value::Object(mut object))) = reply.structured.as_deref().map(serde_json::from_str) else {
-        return reply;
-    };
-    object.insert("last_seq".to_owned(), json!(events.last().map(|entry| entry.seq)));
-    object.insert("events".to_owned(), Value::Array(shown));
-    let mut object = Value::Object(object);
-    reply::tidy(&mut object);
-    let structured = object.to_string();
-    reply.text = match (reply.text, shape.render) {
-        (_, Render::Json) => super::ReplyText::Plain(structured.clone()),
-        (super::ReplyText::Plain(mut text), Render::Porcelain) => {
-            text.push_str("\n\nEvents:");
-            for entry in events {
-                let _ = write!(text, "\n{:>4} {}", entry.seq, described(&entry.event));
-            }
-            super::ReplyText::Plain(text)
-        }
-        (other, Render::Porcelain) => other,
-    };
-    reply.structured = shape.structured.then_some(structured);
-    reply
-}
-
-/// One line about an event. Everything it says is in the structured form too.
-fn described(event: &JournalEvent) -> String {
-    match event {
-        JournalEvent::Agent { event } => serde_json::to_string(event).unwrap_or_default(),
-        other => serde_json::to_string(other).unwrap_or_default(),
-    }
+    ToolReply { job: Some(job), ..reply::object(&told, text, shape) }
 }
 
 /// The arguments of `consult_jobs`.
@@ -333,8 +302,11 @@ async fn list_jobs(desk: &Consults, call: ToolCall) -> Result<ToolReply, Fault> 
     let mut rows = if workspace.is_some() { rows } else { desk.allowed(rows, caller).await };
     rows.truncate(limit);
     let where_ = workspace.as_ref().map_or("all workspaces".to_owned(), |dir| dir.display().to_string());
-    let jobs: Vec<Value> = rows.iter().map(|row| summary(row, shape.detail)).collect();
-    let value = json!({"scope": scope, "workspace": workspace.map(|dir| dir.display().to_string()), "jobs": jobs});
+    let told = Listing {
+        scope,
+        workspace: workspace.map(|dir| dir.display().to_string()),
+        jobs: rows.iter().map(|row| ListedJob::new(row, shape.detail)).collect(),
+    };
     let mut text = if rows.is_empty() { format!("No jobs in {where_}.") } else { format!("Jobs in {where_}:\n") };
     let now = UnixMillis::now();
     for row in &rows {
@@ -344,25 +316,65 @@ async fn list_jobs(desk: &Consults, call: ToolCall) -> Result<ToolReply, Fault> 
             writeln!(text, "{} {}{unread} {age} s ago {}: {}", row.id, row.state.as_str(), row.agent, row.prompt_head);
     }
     if shape.detail == Detail::Full {
-        let _ = write!(text, "\n{}", serde_json::to_string_pretty(&value).unwrap_or_default());
+        let _ = write!(text, "\n{:#}", reply::structured(&told));
     }
-    Ok(reply::object(&value, text.trim_end().to_owned(), shape))
+    Ok(reply::object(&told, text.trim_end().to_owned(), shape))
 }
 
-/// A job's row.
+/// What a listing tells.
+#[derive(Serialize)]
+struct Listing<'a> {
+    scope: &'a str,
+    workspace: Option<String>,
+    jobs: Vec<ListedJob<'a>>,
+}
+
+/// A job's row in a listing.
+#[derive(Serialize)]
+struct ListedJob<'a> {
+    job_id: JobId,
+    state: JobState,
+    unread: bool,
+    agent: &'a str,
+    prompt: &'a str,
+    accepted_at: UnixMillis,
+    #[serde(flatten)]
+    full: Option<ListedInFull<'a>>,
+}
+
+/// What a row has under `full` only.
+#[derive(Serialize)]
+struct ListedInFull<'a> {
+    mode: JobMode,
+    workspace: String,
+    session_id: Option<&'a str>,
+    finished_at: Option<UnixMillis>,
+}
+
+impl<'a> ListedJob<'a> {
+    fn new(row: &'a JobSummary, detail: Detail) -> Self {
+        let full = ListedInFull {
+            mode: row.mode,
+            workspace: row.workspace.display().to_string(),
+            session_id: row.session_id.as_deref(),
+            finished_at: row.finished_at,
+        };
+        Self {
+            job_id: row.id,
+            state: row.state,
+            unread: row.unread,
+            agent: &row.agent,
+            prompt: &row.prompt_head,
+            accepted_at: row.accepted_at,
+            full: (detail == Detail::Full).then_some(full),
+        }
+    }
+}
+
+/// A job's row as JSON.
 #[must_use]
 pub fn summary(row: &JobSummary, detail: Detail) -> Value {
-    let mut value = json!({
-        "job_id": row.id, "state": row.state, "unread": row.unread, "agent": row.agent,
-        "prompt": row.prompt_head, "accepted_at": row.accepted_at,
-    });
-    if let (Value::Object(object), Detail::Full) = (&mut value, detail) {
-        object.insert("mode".to_owned(), json!(row.mode));
-        object.insert("workspace".to_owned(), json!(row.workspace.display().to_string()));
-        object.insert("session_id".to_owned(), json!(row.session_id));
-        object.insert("finished_at".to_owned(), json!(row.finished_at));
-    }
-    value
+    reply::structured(&ListedJob::new(row, detail))
 }
 
 /// The arguments of `consult_cancel`.
@@ -414,33 +426,99 @@ async fn cancel_job(desk: &Consults, call: ToolCall) -> Result<ToolReply, Fault>
         watch.until(&mut follow, CANCEL_WAIT, Until::Finished).await?;
     }
     let record = desk.jobs.record(job).await?;
-    let reaped = record.outcome.as_ref().and_then(|outcome| outcome.exit).map(|exit| exit.reaped);
-    let value = json!({
-        "job_id": job, "status": record.state, "already_over": was.is_some(), "reaped": reaped,
-        "session_id": record.outcome.as_ref().and_then(|outcome| outcome.session_id.as_deref()),
-        "resumable": record.outcome.as_ref().and_then(|outcome| outcome.resumable),
-    });
-    let text = match was {
-        Some(state) => format!("Job {job} was already {}; nothing was changed.", state.as_str()),
-        None if record.state.is_terminal() => {
-            let mut text = format!("Job {job} is {}; nothing of it is left running", record.state.as_str());
-            if let Some(reaped) = reaped.filter(|reaped| *reaped > 0) {
-                let _ = write!(text, " ({reaped} processes had to be ended)");
-            }
-            text.push('.');
-            match (value["session_id"].as_str(), value["resumable"].as_bool()) {
-                (Some(session), Some(true)) => {
-                    let _ = write!(text, " Its session can be resumed: session_id {session}.");
-                }
-                (Some(session), _) => {
-                    let _ = write!(text, " Its session was {session}.");
-                }
-                (None, _) => {}
-            }
-            text
-        }
-        None => format!("Job {job} is being ended; consult_job tells when it is over."),
-    };
     let tells_end = record.state.is_terminal();
-    Ok(ToolReply { job: Some(job), tells_end, ..reply::object(&value, text, shape) })
+    let told = Cancelled::new(&record, was);
+    let text = told.text(was);
+    Ok(ToolReply { job: Some(job), tells_end, ..reply::object(&told, text, shape) })
+}
+
+/// What became of a job that was to be cancelled.
+#[derive(Serialize)]
+struct Cancelled<'a> {
+    job_id: JobId,
+    status: JobState,
+    already_over: bool,
+    reaped: Option<u32>,
+    session_id: Option<&'a str>,
+    resumable: Option<bool>,
+}
+
+impl<'a> Cancelled<'a> {
+    /// A job as it stands after a cancel that met it in this state, where it was over.
+    fn new(record: &'a JobRecord, was: Option<JobState>) -> Self {
+        let outcome = record.outcome.as_ref();
+        Self {
+            job_id: record.id,
+            status: record.state,
+            already_over: was.is_some(),
+            reaped: outcome.and_then(|outcome| outcome.exit).map(|exit| exit.reaped),
+            session_id: outcome.and_then(|outcome| outcome.session_id.as_deref()),
+            resumable: outcome.and_then(|outcome| outcome.resumable),
+        }
+    }
+
+    fn text(&self, was: Option<JobState>) -> String {
+        let job = self.job_id;
+        if let Some(state) = was {
+            return format!("Job {job} was already {}; nothing was changed.", state.as_str());
+        }
+        if !self.status.is_terminal() {
+            return format!("Job {job} is being ended; consult_job tells when it is over.");
+        }
+        let ended = match self.reaped.filter(|reaped| *reaped > 0) {
+            Some(reaped) => format!(" ({reaped} processes had to be ended)"),
+            None => String::new(),
+        };
+        let session = match (self.session_id, self.resumable) {
+            (Some(session), Some(true)) => format!(" Its session can be resumed: session_id {session}."),
+            (Some(session), _) => format!(" Its session was {session}."),
+            (None, _) => String::new(),
+        };
+        format!("Job {job} is {}; nothing of it is left running{ended}.{session}", self.status.as_str())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::jobs::{ConsultRequest, JobOutcome, RunExit};
+
+    #[test]
+    fn a_cancel_says_what_became_of_the_job_and_of_its_session() {
+        use JobState::{Cancelled as Over, Running, Succeeded};
+        let ended = |reaped, session: Option<&str>, resumable| JobOutcome {
+            exit: Some(RunExit { code: 143, signal: Some(15), reaped }),
+            session_id: session.map(str::to_owned),
+            resumable,
+            ..JobOutcome::default()
+        };
+        let is = "is cancelled; nothing of it is left running";
+        for (state, was, outcome, text) in [
+            (Running, None, None, "is being ended; consult_job tells when it is over.".to_owned()),
+            (Succeeded, Some(Succeeded), None, "was already succeeded; nothing was changed.".to_owned()),
+            (Over, None, None, format!("{is}.")),
+            (Over, None, Some(ended(0, None, None)), format!("{is}.")),
+            (Over, None, Some(ended(2, None, None)), format!("{is} (2 processes had to be ended).")),
+            (
+                Over,
+                None,
+                Some(ended(0, Some("s1"), Some(true))),
+                format!("{is}. Its session can be resumed: session_id s1."),
+            ),
+            (
+                Over,
+                None,
+                Some(ended(1, Some("s1"), None)),
+                format!("{is} (1 processes had to be ended). Its session was s1."),
+            ),
+        ] {
+            let record = JobRecord { outcome, ..JobRecord::plain(state, ConsultRequest::new("why?").cwd("/w")) };
+            let told = Cancelled::new(&record, was);
+            assert_eq!(told.text(was), format!("Job {} {text}", record.id));
+            let keys = ["already_over", "job_id", "reaped", "resumable", "session_id", "status"];
+            let value = reply::structured(&told);
+            assert_eq!(value.as_object().expect("an object").keys().collect::<Vec<_>>(), keys);
+            assert_eq!(value["already_over"], was.is_some());
+        }
+    }
 }
