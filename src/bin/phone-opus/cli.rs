@@ -3,10 +3,11 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
+use clap::{Args, Parser, Subcommand};
 use phone_opus::agents::ExtraUsage;
 use phone_opus::base::ids::{AgentSessionId, JobId};
-use phone_opus::config::WorkerIsolation;
+use phone_opus::config::{Config, Key, Words, WorkerIsolation};
 use phone_opus::jobs::{Billing, JobState};
 
 /// Lets one coding agent phone another one.
@@ -140,61 +141,19 @@ pub(crate) struct Common {
 /// Numbers and paths, over environment and files.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct Overrides {
-    /// Claude Code's program [env: PHONE_OPUS_CLAUDE_BIN].
-    #[arg(long, value_name = "PATH")]
+    #[arg(long, value_name = "PATH", help = Key::claude_bin.help())]
     pub(crate) claude_bin: Option<PathBuf>,
-    /// Who pays [env: PHONE_OPUS_BILLING].
-    #[arg(long, value_enum)]
-    pub(crate) billing: Option<BillingWord>,
-    /// Agent runs at once [env: PHONE_OPUS_MAX_RUNNING].
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_parser = words::<Billing>(), help = Key::billing.help())]
+    pub(crate) billing: Option<Billing>,
+    #[arg(long, value_name = "N", help = Key::max_running.help())]
     pub(crate) max_running: Option<u64>,
-}
-
-/// Where tools run.
-#[derive(Debug, Clone, Copy, ValueEnum)]
-#[value(rename_all = "snake_case")]
-pub(crate) enum IsolationWord {
-    /// In the server's own process.
-    InProcess,
-    /// In a process of their own.
-    Process,
-}
-
-impl From<IsolationWord> for WorkerIsolation {
-    fn from(word: IsolationWord) -> Self {
-        match word {
-            IsolationWord::InProcess => Self::InProcess,
-            IsolationWord::Process => Self::Process,
-        }
-    }
-}
-
-/// Who pays.
-#[derive(Debug, Clone, Copy, ValueEnum)]
-#[value(rename_all = "snake_case")]
-pub(crate) enum BillingWord {
-    /// The user's login; API keys are withheld.
-    Subscription,
-    /// The API key of the environment.
-    ApiKey,
-}
-
-impl From<BillingWord> for Billing {
-    fn from(word: BillingWord) -> Self {
-        match word {
-            BillingWord::Subscription => Self::Subscription,
-            BillingWord::ApiKey => Self::ApiKey,
-        }
-    }
 }
 
 /// `mcp serve`.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct ServeOptions {
-    /// Where tools run [env: PHONE_OPUS_ISOLATION] [default: in_process].
-    #[arg(long, value_enum)]
-    pub(crate) isolation: Option<IsolationWord>,
+    #[arg(long, value_parser = words::<WorkerIsolation>(), help = Key::isolation.help())]
+    pub(crate) isolation: Option<WorkerIsolation>,
     /// What the image before this one passed on (given by it when it is replaced in place).
     #[arg(long, value_name = "WHERE", hide = true)]
     pub(crate) restore: Option<OsString>,
@@ -227,13 +186,13 @@ pub(crate) struct RunnerArguments {
     #[arg(long, value_name = "DIR")]
     pub(crate) state_dir: PathBuf,
     /// Agent runs at once.
-    #[arg(long, default_value_t = 3)]
+    #[arg(long, default_value_t = Config::default().max_running)]
     pub(crate) max_running: usize,
     /// Seconds of silence after which the agent is taken for stuck.
-    #[arg(long, default_value_t = 420)]
+    #[arg(long, default_value_t = Config::default().stall.as_secs())]
     pub(crate) stall_s: u64,
     /// What becomes of a run that would be paid for beyond its plan.
-    #[arg(long, value_name = "allow|stop", default_value = "allow", value_parser = extra_usage)]
+    #[arg(long, default_value = Config::default().extra_usage.as_str(), value_parser = words::<ExtraUsage>())]
     pub(crate) extra_usage: ExtraUsage,
     /// Claude Code's program.
     #[arg(long, value_name = "PATH")]
@@ -253,16 +212,16 @@ pub(crate) struct WaitArguments {
     #[arg(long, value_name = "DIR")]
     pub(crate) state_dir: PathBuf,
     /// Agent runs at once.
-    #[arg(long, default_value_t = 3)]
+    #[arg(long, default_value_t = Config::default().max_running)]
     pub(crate) max_running: usize,
     /// Seconds of silence after which an agent is taken for stuck.
-    #[arg(long, default_value_t = 420)]
+    #[arg(long, default_value_t = Config::default().stall.as_secs())]
     pub(crate) stall_s: u64,
     /// Claude Code's program.
     #[arg(long, value_name = "PATH")]
     pub(crate) claude_bin: Option<PathBuf>,
     /// What becomes of a run that would be paid for beyond its plan.
-    #[arg(long, value_name = "allow|stop", default_value = "allow", value_parser = extra_usage)]
+    #[arg(long, default_value = Config::default().extra_usage.as_str(), value_parser = words::<ExtraUsage>())]
     pub(crate) extra_usage: ExtraUsage,
     /// A variable that is handed on to agents.
     #[arg(long, value_name = "NAME")]
@@ -495,6 +454,8 @@ fn at_once(text: &str) -> Result<usize, String> {
     text.parse().ok().filter(|count| (1..=64).contains(count)).ok_or_else(|| "accepted: 1 to 64".to_owned())
 }
 
-fn extra_usage(text: &str) -> Result<ExtraUsage, String> {
-    ExtraUsage::parse(text).ok_or_else(|| "accepted: allow, stop".to_owned())
+/// Reads one of a key's words; the help lists them.
+fn words<T: Words + Send + Sync>() -> impl TypedValueParser<Value = T> {
+    let known = T::WORDS.iter().map(|(word, _, what)| PossibleValue::new(*word).help(*what));
+    PossibleValuesParser::new(known).try_map(|word| T::of_word(&word))
 }

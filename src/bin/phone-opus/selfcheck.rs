@@ -71,7 +71,7 @@ fn check(options: &SelfcheckOptions) -> Result<Result<SelfCheck, SelfCheckError>
     let prepared = || -> Result<Prepared, SetupError> {
         let mut prepared = configure(&options.serve.common, &options.serve.overrides)?;
         if let Some(isolation) = options.serve.isolation {
-            prepared.config.isolation = isolation.into();
+            prepared.config.isolation = isolation;
         }
         prepared.dir = StateDir::at(NOWHERE);
         Ok(prepared)

@@ -42,7 +42,7 @@ fn serve_client(options: &ServeOptions) -> Result<ExitCode, SetupError> {
         None => prepare(&options.common, &options.overrides)?,
     };
     if let Some(isolation) = options.isolation {
-        prepared.config.isolation = isolation.into();
+        prepared.config.isolation = isolation;
     }
     let runtime = runtime()?;
     let code = runtime.block_on(async {

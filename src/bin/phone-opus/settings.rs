@@ -163,7 +163,7 @@ fn config(overrides: &Overrides) -> Result<Config, SetupError> {
     sources.push(("the environment".to_owned(), Settings::from_environment(|name| std::env::var_os(name))?));
     let flags = Settings {
         claude_bin: overrides.claude_bin.clone(),
-        billing: overrides.billing.map(Into::into),
+        billing: overrides.billing,
         max_running: overrides.max_running,
         ..Settings::default()
     };
