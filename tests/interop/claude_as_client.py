@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 
-from harness import Mock, Scratch, Table, Tapped, Upgrade, claude, mock_model, phone_opus, scripted, skip
+from harness import Mock, Tapped, Upgrade, check_client, claude, end_in_a_consult, mock_model, phone_opus, scripted
 
 KEY = "sk-dummy-key-0451"
 
@@ -235,34 +235,12 @@ def killed(scratch, mock, table, inner, how):
         cwd=scratch.work, env=environment(scratch, mock))
     client.stdin.write(b"please")
     client.stdin.close()
-    end = time.monotonic() + 20
-    while time.monotonic() < end and not any("stream-json" in line for line in scratch.processes().values()):
-        time.sleep(0.02)
-    reached = time.monotonic() < end
-    began = time.monotonic()
-    client.send_signal(how)
-    code = client.wait(20)
-    alive = scratch.left(within=6)
-    table.add("client gets %s in a consult: nothing left" % how.name, reached and not alive,
-              "exit %s, all gone after %.1f s%s" % (code, time.monotonic() - began, "; left: %s" % alive if alive else ""),
-              cell="shutdown")
+    end_in_a_consult(scratch, table, how, client, lambda: any("stream-json" in line for line in scratch.processes().values()))
 
 
 def main():
-    if not os.path.isdir("/proc/self"):
-        skip("no /proc here, so what is left of a run cannot be seen")
     mock_model(), claude(), phone_opus()
-    table = Table("The real Claude Code as a client of phone-opus", "Claude Code")
-    with Scratch() as scratch:
-        mock = Mock(scratch)
-        try:
-            checks(scratch, mock, table)
-        except (subprocess.TimeoutExpired, OSError, KeyError, IndexError, ValueError, StopIteration) as error:
-            table.add("went through", False, repr(error))
-        finally:
-            mock.stop()
-            scratch.end_all()
-    return table.end()
+    return check_client("Claude Code", Mock, checks)
 
 
 if __name__ == "__main__":

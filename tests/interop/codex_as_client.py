@@ -5,9 +5,8 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
-from harness import Mock, Scratch, Table, Tapped, Upgrade, codex, mock_responses, phone_opus, skip
+from harness import Mock, Tapped, Upgrade, check_client, codex, end_in_a_consult, mock_responses, phone_opus
 
 KEY = "dummy-key-0452"
 DONE = {"text": "Done."}
@@ -160,34 +159,12 @@ def killed(scratch, mock, table, how):
         cwd=scratch.work, env=environment(scratch))
     client.stdin.write(b"please")
     client.stdin.close()
-    end = time.monotonic() + 20
-    while time.monotonic() < end and not os.path.exists(here):
-        time.sleep(0.02)
-    reached = os.path.exists(here)
-    began = time.monotonic()
-    client.send_signal(how)
-    code = client.wait(20)
-    alive = scratch.left(within=6)
-    table.add("client gets %s in a consult: nothing left" % how.name, reached and not alive,
-              "exit %s, all gone after %.1f s%s" % (code, time.monotonic() - began, "; left: %s" % alive if alive else ""),
-              cell="shutdown")
+    end_in_a_consult(scratch, table, how, client, lambda: os.path.exists(here))
 
 
 def main():
-    if not os.path.isdir("/proc/self"):
-        skip("no /proc here, so what is left of a run cannot be seen")
     codex(), phone_opus()
-    table = Table("The real Codex as a client of phone-opus", "Codex")
-    with Scratch() as scratch:
-        mock = Mock(scratch, mock_responses(), "/responses")
-        try:
-            checks(scratch, mock, table)
-        except (subprocess.TimeoutExpired, OSError, KeyError, IndexError, ValueError, StopIteration) as error:
-            table.add("went through", False, repr(error), cell="call")
-        finally:
-            mock.stop()
-            scratch.end_all()
-    return table.end()
+    return check_client("Codex", lambda scratch: Mock(scratch, mock_responses(), "/responses"), checks)
 
 
 if __name__ == "__main__":

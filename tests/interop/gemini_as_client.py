@@ -5,9 +5,8 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
-from harness import Mock, Scratch, Table, Tapped, Upgrade, gemini, mock_gemini, phone_opus, skip
+from harness import Mock, Tapped, Upgrade, check_client, end_in_a_consult, gemini, mock_gemini, phone_opus
 
 KEY = "dummy-key-0453"
 DONE = {"text": "Done."}
@@ -144,17 +143,7 @@ def killed(scratch, mock, table, how):
     client = subprocess.Popen(
         command([{"call": call("consult", prompt=played_by({"steps": [{"touch": here}, "hang"]}))}, DONE]),
         stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=scratch.work, env=environment(scratch, mock))
-    end = time.monotonic() + 30
-    while time.monotonic() < end and not os.path.exists(here):
-        time.sleep(0.02)
-    reached = os.path.exists(here)
-    began = time.monotonic()
-    client.send_signal(how)
-    code = client.wait(20)
-    alive = scratch.left(within=6)
-    table.add("client gets %s in a consult: nothing left" % how.name, reached and not alive,
-              "exit %s, all gone after %.1f s%s" % (code, time.monotonic() - began, "; left: %s" % alive if alive else ""),
-              cell="shutdown")
+    end_in_a_consult(scratch, table, how, client, lambda: os.path.exists(here), within=30)
 
 
 class Model(Mock):
@@ -175,20 +164,8 @@ class Model(Mock):
 
 
 def main():
-    if not os.path.isdir("/proc/self"):
-        skip("no /proc here, so what is left of a run cannot be seen")
     gemini(), phone_opus()
-    table = Table("The real Gemini CLI as a client of phone-opus", "Gemini CLI")
-    with Scratch() as scratch:
-        mock = Model(scratch)
-        try:
-            checks(scratch, mock, table)
-        except (subprocess.TimeoutExpired, OSError, KeyError, IndexError, ValueError, StopIteration) as error:
-            table.add("went through", False, repr(error), cell="call")
-        finally:
-            mock.stop()
-            scratch.end_all()
-    return table.end()
+    return check_client("Gemini CLI", Model, checks)
 
 
 if __name__ == "__main__":

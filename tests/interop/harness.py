@@ -342,6 +342,39 @@ class Mock:
         self.process.wait()
 
 
+def check_client(name, stand_in, checks):
+    """Has a real client checked against a stand-in model; returns the exit code. Nothing of either is left behind."""
+    if not os.path.isdir("/proc/self"):
+        skip("no /proc here, so what is left of a run cannot be seen")
+    table = Table("The real %s as a client of phone-opus" % name, name)
+    with Scratch() as scratch:
+        mock = stand_in(scratch)
+        try:
+            checks(scratch, mock, table)
+        except (subprocess.TimeoutExpired, OSError, KeyError, IndexError, ValueError, StopIteration) as error:
+            table.add("went through", False, repr(error), cell="call")
+        finally:
+            mock.stop()
+            scratch.end_all()
+    return table.end()
+
+
+def end_in_a_consult(scratch, table, how, client, waits, within=20):
+    """Ends a client by a signal as soon as it waits for a consult that never ends; nothing may be left of it."""
+    end = time.monotonic() + within
+    reached = waits()
+    while not reached and time.monotonic() < end:
+        time.sleep(0.02)
+        reached = waits()
+    began = time.monotonic()
+    client.send_signal(how)
+    code = client.wait(20)
+    alive = scratch.left(within=6)
+    table.add("client gets %s in a consult: nothing left" % how.name, reached and not alive,
+              "exit %s, all gone after %.1f s%s" % (code, time.monotonic() - began, "; left: %s" % alive if alive else ""),
+              cell="shutdown")
+
+
 def scripted(text, steps):
     """A prompt with its script; without steps the server-wide script counts."""
     return text if steps is None else "%s @@mock %s @@" % (text, json.dumps(steps))
