@@ -12,6 +12,8 @@
 mod floor;
 #[path = "consult/server.rs"]
 mod server;
+#[path = "common/shipped.rs"]
+mod shipped;
 #[path = "consult/world.rs"]
 mod world;
 
@@ -33,20 +35,16 @@ struct Options {
 }
 
 impl Options {
-    fn read() -> Self {
-        let mut options = Self {
-            programs: vec![PathBuf::from(env!("CARGO_BIN_EXE_phone-opus"))],
-            only: Vec::new(),
-            rounds: 4,
-            dir: std::env::temp_dir(),
-            waiting: 1000,
-        };
+    fn read() -> Result<Self, Trouble> {
+        let mut options =
+            Self { programs: Vec::new(), only: Vec::new(), rounds: 4, dir: std::env::temp_dir(), waiting: 1000 };
+        let mut against = None;
         let mut words = std::env::args().skip(1);
         while let Some(word) = words.next() {
             let mut value = || words.next().unwrap_or_default();
             match word.as_str() {
-                "--program" => options.programs[0] = value().into(),
-                "--against" => options.programs.push(value().into()),
+                "--program" => options.programs.insert(0, value().into()),
+                "--against" => against = Some(value()),
                 "--only" => options.only = value().split(',').map(str::to_owned).collect(),
                 "--rounds" => options.rounds = value().parse().unwrap_or(options.rounds),
                 "--dir" => options.dir = value().into(),
@@ -54,7 +52,11 @@ impl Options {
                 _ => {}
             }
         }
-        options
+        if options.programs.is_empty() {
+            options.programs.push(shipped::build("phone-opus", &["--bin"])?);
+        }
+        options.programs.extend(against.map(PathBuf::from));
+        Ok(options)
     }
 
     fn wants(&self, figure: &str) -> bool {
@@ -96,7 +98,10 @@ fn main() {
     if !std::path::Path::new("/proc/self/smaps_rollup").exists() {
         return show("needs Linux");
     }
-    let options = Options::read();
+    let options = match Options::read() {
+        Ok(options) => options,
+        Err(trouble) => return show(&trouble.to_string()),
+    };
     type Figure = fn(&Options) -> Result<(), Trouble>;
     let figures: [(&str, Figure); 6] =
         [("C1", answer), ("C2", spawn), ("C3", memory), ("C4", waiting), ("C5", crowd), ("C6", accept)];

@@ -40,6 +40,9 @@ mod server;
 #[path = "side_by_side/sheet.rs"]
 mod sheet;
 #[cfg(target_os = "linux")]
+#[path = "common/shipped.rs"]
+mod shipped;
+#[cfg(target_os = "linux")]
 #[path = "side_by_side/targets.rs"]
 mod targets;
 #[cfg(target_os = "linux")]

@@ -427,3 +427,93 @@ fn the_tests_are_one_program_and_name_all_their_modules() {
         assert!(!text.contains(&["mod ", "rig;"].concat()) || is_folder, "{path:?} has a rig of its own");
     }
 }
+
+/// The identifiers of a mangled name as far as they are this crate's, or of a program of its: those of its first path, and what
+/// follows them in a method of a type of its own.
+fn own_names(mangled: &str) -> Vec<&str> {
+    let Some((before, rest)) = mangled.split_once("Cs*_10phone_opus") else { return Vec::new() };
+    let is_method = before.rsplit(['.', '*']).next().is_some_and(|kind| {
+        let kind = kind.trim_start_matches(['_', 'R', 'N', 'C', 'v']);
+        kind.starts_with('M') && !kind.contains('I')
+    });
+    let mut rest = rest.split("Cs*_").next().unwrap_or_default();
+    let mut names = Vec::new();
+    while let Some(first) = rest.bytes().next() {
+        let digits = rest.bytes().take_while(u8::is_ascii_digit).count();
+        let number = rest[..digits].parse().ok().filter(|_| first != b'0');
+        let name = number.and_then(|length: usize| {
+            let begins = digits + usize::from(rest[digits..].starts_with('_'));
+            rest.get(begins..begins + length).map(|name| (name, begins + length))
+        });
+        let behind = match name {
+            Some((name, end)) => {
+                names.push(name);
+                end
+            }
+            None if !is_method || first == b'E' => break,
+            // What refers back, or tells namesakes apart, ends with a line.
+            None if first == b'B' || first == b's' => rest.find('_').map_or(1, |end| end + 1),
+            None => 1,
+        };
+        rest = &rest[behind..];
+    }
+    names
+}
+
+/// The words of a text.
+fn words(text: &str) -> BTreeSet<&str> {
+    text.split(|one: char| !one.is_alphanumeric() && one != '_').collect()
+}
+
+/// What stands before a name where it is given.
+const DEFINES: &[&str] = &["fn", "mod", "struct", "enum", "trait", "type", "const", "static"];
+
+/// Whether a function of this name may be in the sources still: its modules are where they were, the name after them is given
+/// in the last one's file, and all the others stand somewhere.
+fn is_alive(mangled: &str, all: &BTreeSet<&str>) -> bool {
+    let names = own_names(mangled);
+    let in_place = [("src", "lib.rs"), ("src/bin/phone-opus", "main.rs")].iter().any(|(base, first)| {
+        let (mut folder, mut file) = (root().join(base), root().join(base).join(first));
+        for name in &names {
+            let below = folder.join(name);
+            let next = [below.join("mod.rs"), below.with_extension("rs")].into_iter().find(|file| file.is_file());
+            let Some(next) = next else {
+                let text = std::fs::read_to_string(file).expect("a source");
+                return DEFINES.iter().any(|kind| {
+                    let given = format!("{kind} {name}");
+                    let mut found = text.split(&given).skip(1);
+                    found.any(|after| !after.starts_with(|one: char| one.is_alphanumeric() || one == '_'))
+                });
+            };
+            (folder, file) = (below, next);
+        }
+        true
+    });
+    in_place && names.iter().all(|name| all.contains(name))
+}
+
+#[test]
+fn the_list_of_functions_for_the_linker_is_not_out_of_date() {
+    let script = root().join("linker/hot.ld");
+    // A package goes without it.
+    let Ok(listed) = std::fs::read_to_string(script) else { return };
+    let sources = sources();
+    let all: BTreeSet<&str> = sources.iter().flat_map(|(_, text)| words(text)).collect();
+    let ours: Vec<&str> = listed.lines().filter(|line| line.contains("Cs*_10phone_opus")).collect();
+    assert!(ours.len() > 100, "the list names functions of ours");
+    let stale: Vec<String> =
+        ours.iter().filter(|line| !is_alive(line, &all)).map(|line| own_names(line).join("::")).collect();
+    assert!(
+        stale.len() * 10 < ours.len(),
+        "{} of {} names are nobody's any more, so make linker/hot.ld anew (linker/hot_functions.py): {:?} ...",
+        stale.len(),
+        ours.len(),
+        &stale[..10]
+    );
+    let name = "    *(.text.[_u]*RNvMs_NtNtCs*_10phone_opus6actors7sessionNtB4_11SessionLoop8on_event*)";
+    assert_eq!(own_names(name), ["actors", "session", "SessionLoop", "on_event"]);
+    assert!(is_alive(name, &BTreeSet::from(["actors", "session", "SessionLoop", "on_event"])));
+    assert!(!is_alive(name, &BTreeSet::from(["actors", "session", "SessionLoop"])), "the method has another name");
+    let moved = name.replace("6actors", "4base");
+    assert!(!is_alive(&moved, &BTreeSet::from(["base", "session", "SessionLoop", "on_event"])), "another folder");
+}

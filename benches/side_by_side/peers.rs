@@ -3,10 +3,9 @@
 //! Owns: names, cargo targets, known limits.
 //! May not know: what is measured.
 
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::path::PathBuf;
 
-use serde_json::Value;
+use crate::shipped;
 
 /// Bytes of the longest line phone-opus and the floor take by default.
 const OUR_MAX_LINE: usize = 8 * 1024 * 1024;
@@ -139,35 +138,14 @@ pub(crate) fn prepare(choice: &PeerChoice) -> Result<Peer, String> {
         }),
         PeerChoice::Example(example) => Ok(Peer {
             label: example.label.to_owned(),
-            argv: vec![build(example.target)?],
+            argv: vec![if example.target == OURS {
+                shipped::build(example.target, &["--features", "bench-server", "--bin"])?
+            } else {
+                shipped::build(example.target, &["--example"])?
+            }],
             max_line: Some(example.max_line),
             place: example.place,
             variables: example.variables,
         }),
     }
-}
-
-/// Builds one server in the profile that is shipped and returns its executable, wherever cargo was told to put it.
-fn build(target: &str) -> Result<PathBuf, String> {
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let manifest = Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.toml");
-    let output = Command::new(cargo)
-        .args(["build", "--profile", "dist", "--quiet", "--message-format=json-render-diagnostics"])
-        .args(if target == OURS { &["--features", "bench-server", "--bin"][..] } else { &["--example"] })
-        .arg(target)
-        .arg("--manifest-path")
-        .arg(manifest)
-        .stdin(Stdio::null())
-        .stderr(Stdio::inherit())
-        .output()
-        .map_err(|error| format!("cargo does not run: {error}"))?;
-    if !output.status.success() {
-        return Err(format!("{target} does not build"));
-    }
-    String::from_utf8_lossy(&output.stdout)
-        .lines()
-        .filter_map(|line| serde_json::from_str::<Value>(line).ok())
-        .filter(|message| message["target"]["name"] == target)
-        .find_map(|message| message["executable"].as_str().map(PathBuf::from))
-        .ok_or_else(|| format!("cargo named no executable for {target}"))
 }

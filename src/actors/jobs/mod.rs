@@ -196,7 +196,8 @@ impl Actor for Jobs {
         message: Self::Msg,
         state: &mut Self::State,
     ) -> Result<(), ActorProcessingErr> {
-        child::in_time(state.act(me, message)).await?
+        // Boxed, as all that may be done for a message is large: five kilobytes, moved six times before anything happens.
+        child::in_time(Box::pin(state.act(me, message))).await?
     }
 
     async fn handle_supervisor_evt(
