@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 
 use crate::actors::reply::AttemptReply;
@@ -35,32 +35,31 @@ pub(super) async fn keep(
     up: impl FnOnce(Option<u32>) + Send + 'static,
     faults: Faults,
 ) -> Fault {
+    let (end, told_to_end) = oneshot::channel();
     let mut looping = JoinSet::new();
-    looping.spawn(async move {
-        match tokio::time::timeout(HELD_UP, faults.meet(FaultPoint::WorkerStart, Operation::None)).await {
-            Ok(None) => {}
-            Ok(Some(broken)) => return Mishap::Broken(NO_CALL, broken),
-            Err(_) => return Mishap::Broken(NO_CALL, Broken::Silence),
-        }
-        up(None);
-        run(inbox, faults).await
-    });
+    looping.spawn(run(inbox, faults, up, told_to_end));
     let ordered = tokio::select! {
         biased;
         ended = looping.join_next() => return why(ended, None),
         order = keeping.ordered() => order,
     };
+    drop(end);
+    let in_order = tokio::time::timeout(END_LIMIT * 2, looping.join_next()).await;
+    if let Ok(ended) = in_order {
+        return why(ended, Some(ordered));
+    }
+    // The loop itself is stuck, in a tool's first poll.
     looping.abort_all();
     why(looping.join_next().await, Some(ordered))
 }
 
-fn why(ended: Option<Result<Mishap, tokio::task::JoinError>>, ordered: Option<Order>) -> Fault {
+fn why(ended: Option<Result<Option<Mishap>, tokio::task::JoinError>>, ordered: Option<Order>) -> Fault {
     let lost = |detail: String| Fault::new(FaultCode::WorkerLost, detail);
     match (ended, ordered) {
         // A panic may be known only by the tokens it dropped, and the order to end be the answer to that.
-        (Some(Ok(Mishap::Panicked(panicked))), _) => lost(format!("{panicked}.")),
+        (Some(Ok(Some(Mishap::Panicked(panicked)))), _) => lost(format!("{panicked}.")),
         // It has no pipe that could be torn or fall silent; all it can do is end.
-        (Some(Ok(Mishap::Broken(..))), _) => lost("a fault point broke the worker.".to_owned()),
+        (Some(Ok(Some(Mishap::Broken(..)))), _) => lost("a fault point broke the worker.".to_owned()),
         (Some(Err(error)), _) if error.is_panic() => lost("the worker's loop panicked.".to_owned()),
         (_, Some(Order::Kill(fault))) => *fault,
         (_, Some(Order::Stop) | None) => lost("the worker was ended.".to_owned()),
@@ -75,26 +74,52 @@ fn work(Attempt { key, reply, tool, call }: Attempt) -> Work<AttemptReply> {
     Work { key, token: reply, tool, call }
 }
 
-/// Runs what it is given until a tool panics. For ever when none does: an order ends it from outside.
-async fn run(mut inbox: mpsc::UnboundedReceiver<WorkerMsg>, faults: Faults) -> Mishap {
-    let mut executor = Executor::new(CONCURRENT, faults);
+/// Runs what it is given until a tool panics or it is told to end (then there is no mishap). No attempt is being polled when
+/// it returns, unless it is stuck: on a runtime of several threads, one whose task was only aborted would go on until its
+/// next await, beside the next worker's.
+async fn run(
+    mut inbox: mpsc::UnboundedReceiver<WorkerMsg>,
+    faults: Faults,
+    up: impl FnOnce(Option<u32>),
+    told_to_end: oneshot::Receiver<()>,
+) -> Option<Mishap> {
+    let mut executor = Executor::new(CONCURRENT, faults.clone());
+    let mishap = tokio::select! {
+        biased;
+        _ = told_to_end => None,
+        mishap = turns(&mut executor, &mut inbox, faults, up) => Some(mishap),
+    };
+    let _ = tokio::time::timeout(END_LIMIT, executor.end()).await;
+    mishap
+}
+
+async fn turns(
+    executor: &mut Executor<AttemptReply>,
+    inbox: &mut mpsc::UnboundedReceiver<WorkerMsg>,
+    faults: Faults,
+    up: impl FnOnce(Option<u32>),
+) -> Mishap {
+    match tokio::time::timeout(HELD_UP, faults.meet(FaultPoint::WorkerStart, Operation::None)).await {
+        Ok(None) => {}
+        Ok(Some(broken)) => return Mishap::Broken(NO_CALL, broken),
+        Err(_) => return Mishap::Broken(NO_CALL, Broken::Silence),
+    }
+    up(None);
     loop {
         if executor.has_settled()
             && let Some(broken) =
                 tokio::time::timeout(HELD_UP, executor.after_replies()).await.unwrap_or(Some(Broken::Silence))
         {
-            let _ = tokio::time::timeout(END_LIMIT, executor.end()).await;
             return Mishap::Broken(NO_CALL, broken);
         }
         let done = tokio::select! {
             // What has ended before what is to begin: it makes room.
             biased;
             ended = executor.ended(), if executor.is_running() => executor.settle(ended, settle),
-            Some(message) = inbox.recv() => handle(&mut executor, message),
+            Some(message) = inbox.recv() => handle(executor, message),
             else => std::future::pending().await,
         };
         if let Err(mishap) = done {
-            let _ = tokio::time::timeout(END_LIMIT, executor.end()).await;
             return mishap;
         }
     }
@@ -111,5 +136,83 @@ fn handle(executor: &mut Executor<AttemptReply>, message: WorkerMsg) -> Result<(
         WorkerMsg::SessionOver(session) => {
             executor.withdraw(|running| running.session == session, AttemptReply::forget, settle)
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use bytes::Bytes;
+    use serde_json::json;
+
+    use super::*;
+    use crate::actors::worker::{Lifeline, WorkerHandle};
+    use crate::base::ids::{Generation, HostId, InvocationId};
+    use crate::protocol::session::ClientInfo;
+    use crate::tools::progress::ProgressSink;
+    use crate::tools::{Annotations, Tool, ToolCall, ToolDefinition, ToolFuture};
+
+    /// Is busy for a while between two awaits, and says when it begins and ends that.
+    struct Busy {
+        begun: Arc<AtomicBool>,
+        done: Arc<AtomicBool>,
+    }
+
+    impl Tool for Busy {
+        fn name(&self) -> &str {
+            "busy"
+        }
+
+        fn definition(&self) -> ToolDefinition {
+            ToolDefinition {
+                name: "busy".to_owned(),
+                title: String::new(),
+                description: String::new(),
+                input_schema: json!({}),
+                annotations: Annotations { read_only: true, destructive: false, idempotent: true, open_world: false },
+                meta: None,
+            }
+        }
+
+        fn call(&self, _: ToolCall) -> ToolFuture {
+            let (begun, done) = (Arc::clone(&self.begun), Arc::clone(&self.done));
+            Box::pin(async move {
+                tokio::task::yield_now().await;
+                begun.store(true, Ordering::SeqCst);
+                std::thread::sleep(Duration::from_millis(50));
+                done.store(true, Ordering::SeqCst);
+                std::future::pending().await
+            })
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 3)]
+    async fn a_worker_that_was_told_to_end_has_ended_when_none_of_its_attempts_is_being_polled() {
+        let (begun, done) = (Arc::default(), Arc::default());
+        let tool = Busy { begun: Arc::clone(&begun), done: Arc::clone(&done) };
+        let (handle, inbox) = WorkerHandle::new();
+        let (lifeline, mut keeping) = Lifeline::new();
+        let (to, _mailbox) = mpsc::unbounded_channel();
+        let key = CallKey { session: SessionNumber(1), call: CallNumber(1) };
+        let call = ToolCall {
+            invocation: InvocationId { host: HostId::random(), session: key.session, call: 1 },
+            generation: Generation(1),
+            evidence: None,
+            arguments: Bytes::new(),
+            client: ClientInfo::Unknown,
+            progress: ProgressSink::closed(),
+            waited: Duration::ZERO,
+        };
+        let reply = AttemptReply::new(to, key.call, Generation(1));
+        handle.cast(WorkerMsg::Execute(Box::new(Attempt { key, reply, tool: Arc::new(tool), call }))).unwrap();
+        let kept = tokio::spawn(async move { keep(inbox, &mut keeping, |_| {}, Faults::none()).await });
+        while !begun.load(Ordering::SeqCst) {
+            tokio::task::yield_now().await;
+        }
+        lifeline.end(Order::Stop);
+        kept.await.unwrap();
+        assert!(done.load(Ordering::SeqCst), "the attempt went on beside the next worker's");
     }
 }
