@@ -9,7 +9,7 @@ use std::hint::black_box;
 use std::time::{Duration, Instant};
 
 use futures_util::FutureExt;
-use phone_opus::failpoints::{Ends, FaultAction, FaultCounters, FaultPlan, FaultPoint, Faults, Operation};
+use phone_opus::internals::failpoints::{Ends, FaultAction, FaultCounters, FaultPlan, FaultPoint, Faults, Operation};
 
 /// Hits per measurement: some milliseconds even for the cheapest.
 const HITS: u32 = 4_000_000;

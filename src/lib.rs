@@ -1,4 +1,53 @@
-//! phone-opus lets a coding agent phone another one.
+//! phone-opus lets a coding agent phone another one: an MCP server whose tool `consult` runs an agent's program read-only and
+//! hands back its answer, and loses no consult and no connection when one of its parts crashes.
+//!
+//! The program `phone-opus` is what most people want. This library is the same actor system inside your own program: it
+//! serves MCP clients on any streams, runs your tools under supervision, and takes consults from your own code. It owns no
+//! globals: your program keeps its signals, its logger, its environment and its exit, and two systems can run side by side.
+//!
+//! A tool says what it does and when a call may be run again after a crash. A [`System`] serves it:
+//!
+//! ```
+//! use phone_opus::{Annotations, ReplayContract, Shutdown, System, Tool, ToolCall, ToolDefinition, ToolFuture, ToolReply};
+//! use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
+//!
+//! struct Greet;
+//!
+//! impl Tool for Greet {
+//!     fn name(&self) -> &str { "greet" }
+//!     fn definition(&self) -> ToolDefinition {
+//!         ToolDefinition {
+//!             name: "greet".into(), title: "Greet".into(), description: "Says hello.".into(),
+//!             input_schema: serde_json::json!({"type": "object"}),
+//!             annotations: Annotations { read_only: true, destructive: false, idempotent: true, open_world: false },
+//!             meta: None,
+//!         }
+//!     }
+//!     fn contract(&self) -> ReplayContract { ReplayContract::Convergent }   // twice is as good as once
+//!     fn call(&self, _: ToolCall) -> ToolFuture { Box::pin(async { Ok(ToolReply::text("Hello!")) }) }
+//! }
+//!
+//! # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let system = System::builder().tool(Greet).start().await?;
+//! let (client, server) = tokio::io::duplex(64 * 1024);                     // or any other pair of streams
+//! let (reader, writer) = tokio::io::split(server);
+//! tokio::spawn({ let system = system.clone(); async move { system.serve(reader, writer).await } });
+//!
+//! let (answers, mut requests) = tokio::io::split(client);
+//! let call = r#"{"jsonrpc":"2.0","id":2,"method":"tools/call","params":{"name":"greet","arguments":{}}}"#;
+//! # let hello = r#"{"jsonrpc":"2.0","id":1,"method":"initialize","params":{"protocolVersion":"2025-11-25","capabilities":{},"clientInfo":{"name":"doc","version":"1"}}}"#;
+//! # requests.write_all(format!("{hello}\n").as_bytes()).await?;
+//! requests.write_all(format!("{call}\n").as_bytes()).await?;               // after the handshake
+//! # let mut answers = BufReader::new(answers).lines();
+//! # answers.next_line().await?;
+//! let answer = answers.next_line().await?.unwrap_or_default();
+//! assert!(answer.contains("Hello!"));
+//! assert!(matches!(system.shutdown(Default::default()).await, Shutdown::InOrder));
+//! # Ok(()) }
+//! ```
+//!
+//! `examples/` has three programs: one that consults an agent, one with a tool that must not run twice, and one whose tools
+//! run in a worker process. [`SystemBuilder`] lists what a system can be given.
 
 #[cfg(panic = "abort")]
 compile_error!("phone-opus survives panics of its actors and must be built with panic = \"unwind\"");
@@ -6,22 +55,58 @@ compile_error!("phone-opus survives panics of its actors and must be built with 
 #[cfg(not(unix))]
 compile_error!("phone-opus runs on Linux and macOS; Windows is not supported");
 
-pub mod actors;
-pub mod agents;
-pub mod base;
-pub mod checkout;
-pub mod config;
-pub mod exec;
-pub mod failpoints;
-pub mod jobs;
-pub mod places;
-pub mod protocol;
-pub mod rollout;
-pub mod runner;
-pub mod system;
-pub mod telemetry;
+mod actors;
+mod agents;
+mod base;
+mod checkout;
+mod config;
+mod exec;
+mod failpoints;
+mod jobs;
+mod places;
+mod protocol;
+mod rollout;
+mod runner;
+mod system;
+mod telemetry;
 #[cfg(feature = "testkit")]
 pub mod testkit;
-pub mod tools;
-pub mod waiting;
-pub mod worker;
+mod tools;
+mod waiting;
+mod worker;
+
+pub use actors::health::HealthSource;
+pub use actors::root::Down;
+pub use actors::sessions::SessionEnd;
+pub use actors::supervision::slot::RestartPolicy;
+pub use agents::{AgentRegistry, ClaudeCode, Environment, Offline};
+pub use base::fault::{Fault, FaultClass, FaultCode, Stage};
+pub use base::ids::{AgentSessionId, Generation, InvocationId, JobId};
+pub use base::state_dir::StateDir;
+pub use base::stdio::{Input, Output};
+pub use config::{Config, RolloutMode};
+pub use failpoints::{FaultPlan, Faults};
+pub use jobs::client::{Follow, JobsHandle, News};
+pub use jobs::{Billing, ConsultRequest, JobMode, JobOutcome, JobRecord, JobState};
+pub use protocol::session::SessionLimits;
+pub use rollout::{LaunchPath, NotAdopted, RolloutSetup, Trigger};
+pub use system::handover::{HandOverError, HostSnapshot, NewImage};
+pub use system::{Grace, OwnTools, Shutdown, System, SystemBuilder};
+pub use tools::progress::ProgressSink;
+pub use tools::{
+    Annotations, Evidence, ProbeFuture, ReplayContract, ReplyText, Target, TaskSupport, Tool, ToolCall, ToolDefinition,
+    ToolFuture, ToolReply,
+};
+pub use worker::{Isolation, ServeError, WorkerCommand, WorkerEnd, WorkerPolicy, host_gone, serve as serve_worker};
+
+/// The rest, for the program, the tests and the benches of this package. No API: it changes without notice.
+#[doc(hidden)]
+pub mod internals {
+    macro_rules! open {
+        ($($room:ident)*) => { $(pub mod $room { pub use crate::$room::*; })* };
+    }
+    open! {
+        actors agents base checkout config exec failpoints jobs places protocol rollout runner system telemetry tools
+        waiting worker
+    }
+}

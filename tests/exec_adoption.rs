@@ -3,8 +3,8 @@
 
 use std::time::{Duration, Instant};
 
-use phone_opus::exec::local::become_subreaper;
-use phone_opus::exec::{Adopt, CloseBy, LocalExec, ProcessSession, SpawnSpec, Stdin};
+use phone_opus::internals::exec::local::become_subreaper;
+use phone_opus::internals::exec::{Adopt, CloseBy, LocalExec, ProcessSession, SpawnSpec, Stdin};
 
 /// Escapes are scripted so that each descendant says its pid and would live for long.
 fn shell(script: &str) -> SpawnSpec {

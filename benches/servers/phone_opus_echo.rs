@@ -13,19 +13,19 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use phone_opus::actors::workers::slot::RestartPolicy;
-use phone_opus::agents::AgentRegistry;
-use phone_opus::base::fault::{Fault, FaultCode};
-use phone_opus::base::ids::Generation;
-use phone_opus::base::state_dir::StateDir;
-use phone_opus::base::stdio::{Input, Output};
-use phone_opus::protocol::envelope;
-use phone_opus::protocol::frame::LINE_LIMIT;
-use phone_opus::system::{Grace, OwnTools, System, SystemBuilder};
-use phone_opus::tools::{
+use phone_opus::internals::actors::workers::slot::RestartPolicy;
+use phone_opus::internals::agents::AgentRegistry;
+use phone_opus::internals::base::fault::{Fault, FaultCode};
+use phone_opus::internals::base::ids::Generation;
+use phone_opus::internals::base::state_dir::StateDir;
+use phone_opus::internals::base::stdio::{Input, Output};
+use phone_opus::internals::protocol::envelope;
+use phone_opus::internals::protocol::frame::LINE_LIMIT;
+use phone_opus::internals::system::{Grace, OwnTools, System, SystemBuilder};
+use phone_opus::internals::tools::{
     Annotations, ReplayContract, ReplyText, Tool, ToolCall, ToolDefinition, ToolFuture, ToolReply,
 };
-use phone_opus::worker::{self, Isolation, WorkerCommand};
+use phone_opus::internals::worker::{self, Isolation, WorkerCommand};
 
 /// One of the three tools every server here offers.
 #[derive(Clone, Copy)]
@@ -197,7 +197,7 @@ fn work(generation: Generation) -> ExitCode {
             (Err(error), _) | (_, Err(error)) => return failed("the standard streams", &error),
         };
         let tools = TOOLS.map(|tool| -> Arc<dyn Tool> { Arc::new(tool) });
-        match worker::serve(generation, tools, phone_opus::failpoints::Faults::none(), input, output).await {
+        match worker::serve(generation, tools, phone_opus::internals::failpoints::Faults::none(), input, output).await {
             Ok(_) => ExitCode::SUCCESS,
             Err(error) => failed("the worker", &error),
         }

@@ -20,8 +20,8 @@ use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
 use std::process::{Command, ExitCode, ExitStatus};
 use std::sync::OnceLock;
 
-use phone_opus::base::{descriptors, signals};
-use phone_opus::exec::local::DESCRIPTORS_VARIABLE;
+use phone_opus::internals::base::{descriptors, signals};
+use phone_opus::internals::exec::local::DESCRIPTORS_VARIABLE;
 use rustix::process::{Pid, Resource, Rlimit, Signal as Kill, WaitOptions, getrlimit, kill_process, setrlimit, wait};
 use tokio::signal::unix::{SignalKind, signal};
 

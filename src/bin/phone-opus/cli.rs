@@ -5,10 +5,10 @@ use std::path::PathBuf;
 
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand};
-use phone_opus::agents::ExtraUsage;
-use phone_opus::base::ids::{AgentSessionId, JobId};
-use phone_opus::config::{Config, Key, Words, WorkerIsolation};
-use phone_opus::jobs::{Billing, JobState};
+use phone_opus::internals::agents::ExtraUsage;
+use phone_opus::internals::base::ids::{AgentSessionId, JobId};
+use phone_opus::internals::config::{Config, Key, Words, WorkerIsolation};
+use phone_opus::internals::jobs::{Billing, JobState};
 
 /// Lets one coding agent phone another one.
 ///

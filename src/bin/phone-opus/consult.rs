@@ -5,15 +5,15 @@ use std::io::{IsTerminal, Read};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use phone_opus::agents::MAX_PROMPT_BYTES;
-use phone_opus::base::fault::{Fault, FaultCode};
-use phone_opus::base::ids::JobId;
-use phone_opus::jobs::client::News;
-use phone_opus::jobs::{JobRecord, JobState};
-use phone_opus::protocol::wire::ReplyText;
-use phone_opus::system::{Grace, System};
-use phone_opus::tools::consult::Caller;
-use phone_opus::tools::reply::{self, Context, Detail, Reader, Render, Shape};
+use phone_opus::internals::agents::MAX_PROMPT_BYTES;
+use phone_opus::internals::base::fault::{Fault, FaultCode};
+use phone_opus::internals::base::ids::JobId;
+use phone_opus::internals::jobs::client::News;
+use phone_opus::internals::jobs::{JobRecord, JobState};
+use phone_opus::internals::protocol::wire::ReplyText;
+use phone_opus::internals::system::{Grace, System};
+use phone_opus::internals::tools::consult::Caller;
+use phone_opus::internals::tools::reply::{self, Context, Detail, Reader, Render, Shape};
 use serde_json::{Map, Value, json};
 use tokio::signal::unix::{SignalKind, signal};
 

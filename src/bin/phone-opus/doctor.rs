@@ -3,10 +3,10 @@
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use phone_opus::agents::{Agent as _, ClaudeCode, Features};
-use phone_opus::config::RolloutMode;
-use phone_opus::jobs::Billing;
-use phone_opus::jobs::store::StoreHandle;
+use phone_opus::internals::agents::{Agent as _, ClaudeCode, Features};
+use phone_opus::internals::config::RolloutMode;
+use phone_opus::internals::jobs::Billing;
+use phone_opus::internals::jobs::store::StoreHandle;
 use serde_json::{Value, json};
 
 use crate::cli::DoctorOptions;

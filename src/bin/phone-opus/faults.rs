@@ -2,8 +2,8 @@
 
 use std::process::ExitCode;
 
-use phone_opus::failpoints::{FaultPoint, Operations, Tools};
-use phone_opus::tools;
+use phone_opus::internals::failpoints::{FaultPoint, Operations, Tools};
+use phone_opus::internals::tools;
 use serde_json::{Value, json};
 
 use crate::cli::FaultsCommand;

@@ -3,15 +3,17 @@
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use phone_opus::agents::AgentEvent;
-use phone_opus::base::fault::{Fault, FaultCode};
-use phone_opus::base::ids::{JobId, UnixMillis};
-use phone_opus::base::state_dir::StateDir;
-use phone_opus::jobs::store::{Ages, CancelState, JobFilter, Pruned, RetentionPolicy, StoreError, StoreHandle};
-use phone_opus::jobs::{CancelReason, JobRecord, JournalEvent, reserve, sweep};
-use phone_opus::protocol::wire::ReplyText;
-use phone_opus::tools::readers::summary;
-use phone_opus::tools::reply::{self, Context, Detail, Reader, Render, Shape};
+use phone_opus::internals::agents::AgentEvent;
+use phone_opus::internals::base::fault::{Fault, FaultCode};
+use phone_opus::internals::base::ids::{JobId, UnixMillis};
+use phone_opus::internals::base::state_dir::StateDir;
+use phone_opus::internals::jobs::store::{
+    Ages, CancelState, JobFilter, Pruned, RetentionPolicy, StoreError, StoreHandle,
+};
+use phone_opus::internals::jobs::{CancelReason, JobRecord, JournalEvent, reserve, sweep};
+use phone_opus::internals::protocol::wire::ReplyText;
+use phone_opus::internals::tools::readers::summary;
+use phone_opus::internals::tools::reply::{self, Context, Detail, Reader, Render, Shape};
 use serde_json::{Value, json};
 
 use crate::cli::JobsCommand;

@@ -20,8 +20,8 @@ mod worker;
 use std::process::ExitCode;
 
 use clap::Parser;
-use phone_opus::agents::offline;
-use phone_opus::base::ids::Generation;
+use phone_opus::internals::agents::offline;
+use phone_opus::internals::base::ids::Generation;
 #[cfg(feature = "testkit")]
 use phone_opus::testkit::scripted_agent;
 

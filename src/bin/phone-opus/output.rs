@@ -13,7 +13,7 @@ use std::os::fd::BorrowedFd;
 use std::process::ExitCode;
 use std::sync::OnceLock;
 
-use phone_opus::base::lenient;
+use phone_opus::internals::base::lenient;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::{Errno, write};
 use rustix::stdio::{stderr, stdout};

@@ -6,11 +6,11 @@
 use std::ffi::OsString;
 use std::process::ExitCode;
 
-use phone_opus::base::state_dir::StateDir;
-use phone_opus::failpoints::{FaultPoint, Operation};
-use phone_opus::rollout::selfcheck::{SelfCheck, SelfCheckError};
-use phone_opus::system::handover::Restore;
-use phone_opus::system::selfcheck;
+use phone_opus::internals::base::state_dir::StateDir;
+use phone_opus::internals::failpoints::{FaultPoint, Operation};
+use phone_opus::internals::rollout::selfcheck::{SelfCheck, SelfCheckError};
+use phone_opus::internals::system::handover::Restore;
+use phone_opus::internals::system::selfcheck;
 use serde::Serialize;
 
 use crate::cli::SelfcheckOptions;
@@ -42,7 +42,7 @@ pub(crate) fn run(options: &SelfcheckOptions) -> ExitCode {
     }
 }
 
-/// Keeps the run of a candidate; see `phone_opus::rollout::keep`.
+/// Keeps the run of a candidate; see `phone_opus::internals::rollout::keep`.
 pub(crate) fn keep(parent: i32, command: Vec<OsString>) -> ExitCode {
     let mut words = command.into_iter();
     let Some(program) = words.next() else { return ExitCode::from(2) };
@@ -50,7 +50,7 @@ pub(crate) fn keep(parent: i32, command: Vec<OsString>) -> ExitCode {
         Ok(runtime) => runtime,
         Err(error) => return refused(&error),
     };
-    match runtime.block_on(phone_opus::rollout::keep(parent, program.into(), words.collect())) {
+    match runtime.block_on(phone_opus::internals::rollout::keep(parent, program.into(), words.collect())) {
         Ok(Some(report)) => {
             print(&report);
             ExitCode::SUCCESS

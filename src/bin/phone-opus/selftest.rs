@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use phone_opus::config::WorkerIsolation;
+use phone_opus::internals::config::WorkerIsolation;
 use phone_opus::testkit::custody_board;
 use phone_opus::testkit::invariants::Violation;
 use phone_opus::testkit::processes;

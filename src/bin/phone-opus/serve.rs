@@ -5,14 +5,14 @@ use std::ffi::OsString;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use phone_opus::agents::Environment;
-use phone_opus::base::signals;
-use phone_opus::base::state_dir::StateDir;
-use phone_opus::base::stdio::{Input, Output};
-use phone_opus::rollout::Trigger;
-use phone_opus::runner::{self, RunnerEnd, RunnerOptions};
-use phone_opus::system::handover::{HostSnapshot, NewImage, Restore};
-use phone_opus::system::{Grace, Shutdown, System};
+use phone_opus::internals::agents::Environment;
+use phone_opus::internals::base::signals;
+use phone_opus::internals::base::state_dir::StateDir;
+use phone_opus::internals::base::stdio::{Input, Output};
+use phone_opus::internals::rollout::Trigger;
+use phone_opus::internals::runner::{self, RunnerEnd, RunnerOptions};
+use phone_opus::internals::system::handover::{HostSnapshot, NewImage, Restore};
+use phone_opus::internals::system::{Grace, Shutdown, System};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::begin::{self, Kind};

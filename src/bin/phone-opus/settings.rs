@@ -6,20 +6,22 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use phone_opus::agents::{AgentRegistry, ClaudeCode, Environment, MAX_PROMPT_BYTES, Offline};
-pub(crate) use phone_opus::base::fault::chain;
-use phone_opus::base::ids::HostId;
-use phone_opus::base::signals;
-use phone_opus::base::state_dir::StateDir;
-use phone_opus::checkout::plain;
-use phone_opus::config::{Config, ConfigError, FILE_BYTES, PROJECT_FILE, Settings, WorkerIsolation};
-use phone_opus::failpoints::{ArmError, Ends, FAULT_COUNTERS, FaultCounters, FaultPlan, Faults, PlanError, Tools};
-use phone_opus::rollout::{Fingerprint, LOOK_EVERY, LaunchPath, RolloutSetup};
-use phone_opus::system::handover::{HostSnapshot, SnapshotError};
-use phone_opus::system::{System, SystemBuilder};
-use phone_opus::tools;
-use phone_opus::tools::consult::default_cwd;
-use phone_opus::worker::{Isolation, WorkerCommand};
+use phone_opus::internals::agents::{AgentRegistry, ClaudeCode, Environment, MAX_PROMPT_BYTES, Offline};
+pub(crate) use phone_opus::internals::base::fault::chain;
+use phone_opus::internals::base::ids::HostId;
+use phone_opus::internals::base::signals;
+use phone_opus::internals::base::state_dir::StateDir;
+use phone_opus::internals::checkout::plain;
+use phone_opus::internals::config::{Config, ConfigError, FILE_BYTES, PROJECT_FILE, Settings, WorkerIsolation};
+use phone_opus::internals::failpoints::{
+    ArmError, Ends, FAULT_COUNTERS, FaultCounters, FaultPlan, Faults, PlanError, Tools,
+};
+use phone_opus::internals::rollout::{Fingerprint, LOOK_EVERY, LaunchPath, RolloutSetup};
+use phone_opus::internals::system::handover::{HostSnapshot, SnapshotError};
+use phone_opus::internals::system::{System, SystemBuilder};
+use phone_opus::internals::tools;
+use phone_opus::internals::tools::consult::default_cwd;
+use phone_opus::internals::worker::{Isolation, WorkerCommand};
 
 use crate::begin;
 use crate::cli::{Common, Overrides};
@@ -49,7 +51,7 @@ pub(crate) enum SetupError {
     Config(#[from] ConfigError),
     /// The state directory cannot be used.
     #[error("the state directory: failed to {}", chain(.0))]
-    StateDir(#[from] phone_opus::base::state_dir::StateDirError),
+    StateDir(#[from] phone_opus::internals::base::state_dir::StateDirError),
     /// A fault plan cannot be used.
     #[error(transparent)]
     FaultPlan(#[from] PlanError),

@@ -8,8 +8,8 @@
 use std::ffi::{OsStr, OsString};
 use std::str::FromStr;
 
-use phone_opus::agents::ExtraUsage;
-use phone_opus::base::ids::Generation;
+use phone_opus::internals::agents::ExtraUsage;
+use phone_opus::internals::base::ids::Generation;
 
 use crate::cli::RunnerArguments;
 

@@ -3,11 +3,11 @@
 use std::process::ExitCode;
 use std::time::Duration;
 
-use phone_opus::base::state_dir::StateDir;
-use phone_opus::base::stdio::{Input, Output};
-use phone_opus::config::Config;
-use phone_opus::runner::RunnerCommand;
-use phone_opus::waiting::process::{self, WaitingOptions};
+use phone_opus::internals::base::state_dir::StateDir;
+use phone_opus::internals::base::stdio::{Input, Output};
+use phone_opus::internals::config::Config;
+use phone_opus::internals::runner::RunnerCommand;
+use phone_opus::internals::waiting::process::{self, WaitingOptions};
 
 use crate::begin::{self, Kind};
 use crate::cli::WaitArguments;

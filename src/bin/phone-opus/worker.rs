@@ -3,9 +3,9 @@
 use std::process::ExitCode;
 use std::time::Duration;
 
-use phone_opus::base::ids::Generation;
-use phone_opus::base::stdio::{Input, Output};
-use phone_opus::worker::{self, WorkerEnd};
+use phone_opus::internals::base::ids::Generation;
+use phone_opus::internals::base::stdio::{Input, Output};
+use phone_opus::internals::worker::{self, WorkerEnd};
 
 use crate::begin::{self, Kind};
 use crate::logging;

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use phone_opus::base::ids::AgentSessionId;
+use phone_opus::internals::base::ids::AgentSessionId;
 use phone_opus::testkit::{Reply, Rig, Script, Step, tried_program};
 use serde_json::{Map, Value, json};
 

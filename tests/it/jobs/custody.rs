@@ -9,8 +9,8 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use phone_opus::base::ids::JobId;
-use phone_opus::jobs::{JobMode, JobRecord, JobState};
+use phone_opus::internals::base::ids::JobId;
+use phone_opus::internals::jobs::{JobMode, JobRecord, JobState};
 use phone_opus::testkit::client::Exchange;
 use phone_opus::testkit::rig::FAULTS;
 use phone_opus::testkit::{

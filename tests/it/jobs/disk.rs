@@ -11,9 +11,9 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use phone_opus::base::ids::{ChainId, JobId, RunToken, UnixMillis};
-use phone_opus::jobs::store::{AcceptLimits, SqliteStore, StartOutcome, Store, Transition};
-use phone_opus::jobs::{ConsultRequest, JobMode, JobOutcome, JobState, JournalEvent, NewJob, RunProcess};
+use phone_opus::internals::base::ids::{ChainId, JobId, RunToken, UnixMillis};
+use phone_opus::internals::jobs::store::{AcceptLimits, SqliteStore, StartOutcome, Store, Transition};
+use phone_opus::internals::jobs::{ConsultRequest, JobMode, JobOutcome, JobState, JournalEvent, NewJob, RunProcess};
 use phone_opus::testkit::client::REVISION;
 use phone_opus::testkit::{Client, PATIENCE, Rig, Role, Step, Waiting, tried_program, until};
 use serde_json::{Value, json};
@@ -207,7 +207,7 @@ async fn hosts_and_runners_that_write_at_once_lose_nothing() {
 }
 
 /// Ten thousand jobs in fifty workspaces, all but a few of them over, with the journal of a short run each.
-fn ten_thousand(dir: &phone_opus::base::state_dir::StateDir, here: &Path) -> Vec<JobId> {
+fn ten_thousand(dir: &phone_opus::internals::base::state_dir::StateDir, here: &Path) -> Vec<JobId> {
     let mut store = SqliteStore::in_dir(dir).expect("a store");
     let mut jobs = Vec::new();
     for n in 0..10_000_i64 {

@@ -7,8 +7,8 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use phone_opus::base::ids::JobId;
-use phone_opus::jobs::{JobRecord, JobState, reserve};
+use phone_opus::internals::base::ids::JobId;
+use phone_opus::internals::jobs::{JobRecord, JobState, reserve};
 use phone_opus::testkit::{
     Client, ForkPlace, PATIENCE, Reply, Rig, Role, Script, Step, Waiting, processes, tried_program,
 };

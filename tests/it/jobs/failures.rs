@@ -1,7 +1,7 @@
 //! Bad input and bad agents: every fault is classified, and the session goes on.
 
-use phone_opus::agents::MAX_PROMPT_BYTES;
-use phone_opus::base::ids::UnixMillis;
+use phone_opus::internals::agents::MAX_PROMPT_BYTES;
+use phone_opus::internals::base::ids::UnixMillis;
 use phone_opus::testkit::{Client, Reply, Rig, Script, Step, tried_program};
 use serde_json::{Value, json};
 

@@ -7,8 +7,8 @@
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use phone_opus::base::fault::FaultCode;
-use phone_opus::jobs::{JobMode, JobRecord, JobState};
+use phone_opus::internals::base::fault::FaultCode;
+use phone_opus::internals::jobs::{JobMode, JobRecord, JobState};
 use phone_opus::testkit::{ForkPlace, PATIENCE, Rig, Role, Script, Signal, Step, tried_program, until};
 use serde_json::json;
 use tokio::io::AsyncWriteExt;

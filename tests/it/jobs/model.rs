@@ -10,9 +10,9 @@
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use fastrand::Rng;
-use phone_opus::actors::jobs::core::{AskId, Custodian, Found, JobsCore, JobsEffect, JobsEvent};
-use phone_opus::base::ids::{HostId, InvocationId, JobId, SessionNumber};
-use phone_opus::jobs::{JobMode, JobState};
+use phone_opus::internals::actors::jobs::core::{AskId, Custodian, Found, JobsCore, JobsEffect, JobsEvent};
+use phone_opus::internals::base::ids::{HostId, InvocationId, JobId, SessionNumber};
+use phone_opus::internals::jobs::{JobMode, JobState};
 
 /// Seeds that once failed; they run first.
 const SEEDS_THAT_FAILED: &[u64] = &[];

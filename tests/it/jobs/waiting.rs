@@ -6,7 +6,7 @@
 
 use std::time::{Duration, Instant};
 
-use phone_opus::jobs::{JobRecord, JobState};
+use phone_opus::internals::jobs::{JobRecord, JobState};
 use phone_opus::testkit::{Client, PATIENCE, Process, Rig, Role, Signal, Waiting, tried_program, until};
 use serde_json::json;
 

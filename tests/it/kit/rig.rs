@@ -5,6 +5,7 @@
 
 use std::time::Duration;
 
+use phone_opus::internals::tools::{ReplayContract, Tool};
 use phone_opus::testkit::invariants::{
     invariant_attempts_follow_their_contract, invariant_effects_happen_once, invariant_nothing_is_left_alive,
 };
@@ -12,7 +13,6 @@ use phone_opus::testkit::processes::are_visible;
 use phone_opus::testkit::rig::{FAULT_SEED, FAULTS};
 use phone_opus::testkit::tools::{Crash, Tally, TestTool, blocks, counter, dying_counter, echo, probed};
 use phone_opus::testkit::{Client, Rig, Role, Script, Signal, Step, tried_program, until};
-use phone_opus::tools::{ReplayContract, Tool};
 use serde_json::json;
 
 /// A world of its own around the program.
@@ -220,7 +220,7 @@ async fn a_tool_that_blocks_its_thread_answers_when_it_is_done() {
 
 #[test]
 fn a_second_attempt_is_seen_by_the_contract_it_breaks() {
-    use phone_opus::base::ids::{Generation, HostId, InvocationId, SessionNumber};
+    use phone_opus::internals::base::ids::{Generation, HostId, InvocationId, SessionNumber};
     let call = InvocationId { host: HostId::random(), session: SessionNumber(1), call: 1 };
     let attempts = |generations: &[u64]| {
         let tally = Tally::new();

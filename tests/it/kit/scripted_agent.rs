@@ -3,11 +3,11 @@
 use std::collections::BTreeSet;
 use std::os::unix::process::ExitStatusExt as _;
 
-use phone_opus::agents::{
+use phone_opus::internals::agents::{
     Agent as _, AgentEvent, ClaudeCode, Environment, OutputReader, RunEnd, RunRequest, RunSummary,
 };
-use phone_opus::base::ids::{AgentSessionId, ChainId, RunToken};
-use phone_opus::jobs::{Billing, ConsultRequest, JobState, RunExit};
+use phone_opus::internals::base::ids::{AgentSessionId, ChainId, RunToken};
+use phone_opus::internals::jobs::{Billing, ConsultRequest, JobState, RunExit};
 use phone_opus::testkit::processes::{are_visible, group_lives};
 use phone_opus::testkit::{
     AgentProcess, ForkPlace, Rig, Role, Script, Signal, Step, scripted_agent, tried_program, until,

@@ -262,7 +262,7 @@ async fn faults_list_tells_every_point_what_it_accepts_and_in_which_operations()
     let listed: Value = serde_json::from_slice(&output.stdout).expect("JSON");
     let points = listed["points"].as_array().expect("a list");
     let text = String::from_utf8(rig.run(&["faults", "list"]).await.stdout).expect("text");
-    assert_eq!(points.len(), phone_opus::failpoints::FaultPoint::ALL.len());
+    assert_eq!(points.len(), phone_opus::internals::failpoints::FaultPoint::ALL.len());
     for point in points {
         assert!(
             text.contains(point["point"].as_str().expect("a name"))

@@ -7,10 +7,10 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use phone_opus::base::ids::UnixMillis;
-use phone_opus::base::state_dir::StateDir;
-use phone_opus::config::clients::Clients;
-use phone_opus::system::{Grace, Shutdown, System};
+use phone_opus::internals::base::ids::UnixMillis;
+use phone_opus::internals::base::state_dir::StateDir;
+use phone_opus::internals::config::clients::Clients;
+use phone_opus::internals::system::{Grace, Shutdown, System};
 use phone_opus::testkit::client::envelope;
 use phone_opus::testkit::invariants::invariant_one_answer_each;
 use phone_opus::testkit::{Client, Reply, Rig, Role, Script, Step, tools, tried_program, until};

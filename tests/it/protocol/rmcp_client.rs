@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use phone_opus::jobs::JobState;
+use phone_opus::internals::jobs::JobState;
 use phone_opus::testkit::{PATIENCE, Rig, Script, Step, tools, tried_program, until, until_seen};
 use rmcp::model::{
     CallToolRequestParams, CallToolResponse, CallToolResult, CancelTaskParams, ClientCapabilities, ClientConfig,

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use phone_opus::agents::{MAX_PROMPT_BYTES, PROMPT_PREFIX};
+use phone_opus::internals::agents::{MAX_PROMPT_BYTES, PROMPT_PREFIX};
 use phone_opus::testkit::client::envelope;
 use phone_opus::testkit::{KEY, PATIENCE, Reply, Rig, Script, Step, processes, tried_program, until};
 use serde_json::{Value, json};

@@ -14,7 +14,7 @@ use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use phone_opus::system::{Grace, Shutdown};
+use phone_opus::internals::system::{Grace, Shutdown};
 use phone_opus::testkit::client::envelope;
 use phone_opus::testkit::{PATIENCE, Rig, Step, tried_program};
 use serde_json::{Map, Value, json};
@@ -233,7 +233,7 @@ impl Redaction {
         let mut out = String::new();
         let mut rest = text.as_str();
         while let Some(first) = rest.chars().next() {
-            let token = rest.get(..36).filter(|token| token.parse::<phone_opus::base::ids::JobId>().is_ok());
+            let token = rest.get(..36).filter(|token| token.parse::<phone_opus::internals::base::ids::JobId>().is_ok());
             if let Some(token) = token {
                 let nth = self.ids.len() + 1;
                 let unknown = "00000000-0000-4000-8000-000000000000";

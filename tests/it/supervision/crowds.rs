@@ -11,15 +11,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use phone_opus::base::ids::Generation;
-use phone_opus::base::stdio::Input;
-use phone_opus::failpoints::Faults;
-use phone_opus::system::SystemBuilder;
+use phone_opus::internals::base::ids::Generation;
+use phone_opus::internals::base::stdio::Input;
+use phone_opus::internals::failpoints::Faults;
+use phone_opus::internals::system::SystemBuilder;
+use phone_opus::internals::worker::{self, Isolation, WorkerCommand};
 use phone_opus::testkit::client::REVISION;
 use phone_opus::testkit::processes::resident;
 use phone_opus::testkit::tools::echo;
 use phone_opus::testkit::{Client, Rig, Role, Sent, tried_program, until};
-use phone_opus::worker::{self, Isolation, WorkerCommand};
 use serde_json::json;
 
 /// Calls one connection may have in flight.

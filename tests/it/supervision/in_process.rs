@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use phone_opus::actors::workers::slot::RestartPolicy;
-use phone_opus::jobs::ConsultRequest;
+use phone_opus::internals::actors::workers::slot::RestartPolicy;
+use phone_opus::internals::jobs::ConsultRequest;
 use phone_opus::testkit::client::REVISION;
 use phone_opus::testkit::tools::{boom, cursed, early_boom, echo, stuck, stumbles};
 use phone_opus::testkit::{Client, Rig, tried_program, until};

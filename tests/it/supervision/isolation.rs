@@ -10,15 +10,17 @@ use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
 
-use phone_opus::actors::workers::slot::RestartPolicy;
-use phone_opus::base::fault::{Fault, FaultCode};
-use phone_opus::base::ids::Generation;
-use phone_opus::base::stdio::Input;
-use phone_opus::failpoints::Faults;
-use phone_opus::system::{System, SystemBuilder};
+use phone_opus::internals::actors::workers::slot::RestartPolicy;
+use phone_opus::internals::base::fault::{Fault, FaultCode};
+use phone_opus::internals::base::ids::Generation;
+use phone_opus::internals::base::stdio::Input;
+use phone_opus::internals::failpoints::Faults;
+use phone_opus::internals::system::{System, SystemBuilder};
+use phone_opus::internals::tools::{
+    Annotations, ReplayContract, Tool, ToolCall, ToolDefinition, ToolFuture, ToolReply,
+};
+use phone_opus::internals::worker::{self, Isolation, WorkerCommand, WorkerPolicy};
 use phone_opus::testkit::{Client, PATIENCE, Process, Reply, Rig, tried_program, until, until_seen};
-use phone_opus::tools::{Annotations, ReplayContract, Tool, ToolCall, ToolDefinition, ToolFuture, ToolReply};
-use phone_opus::worker::{self, Isolation, WorkerCommand, WorkerPolicy};
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 
@@ -115,7 +117,7 @@ fn act(deed: &str) -> Result<ToolReply, Fault> {
         }
         "garbage" => to_host(b"this is no message\n"),
         "long line" => {
-            to_host(&vec![b'x'; worker::wire::line_limit(phone_opus::protocol::frame::LINE_LIMIT) + 1]);
+            to_host(&vec![b'x'; worker::wire::line_limit(phone_opus::internals::protocol::frame::LINE_LIMIT) + 1]);
             to_host(b"\n");
         }
         other => panic!("no such deed: {other}"),

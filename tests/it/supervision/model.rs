@@ -16,13 +16,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use fastrand::Rng;
-use phone_opus::failpoints::{Ends, FaultCounters, FaultPlan, Faults};
-use phone_opus::system::{Grace, Shutdown, System};
+use phone_opus::internals::failpoints::{Ends, FaultCounters, FaultPlan, Faults};
+use phone_opus::internals::system::{Grace, Shutdown, System};
+use phone_opus::internals::tools::{Evidence, ReplayContract, ToolReply};
 use phone_opus::testkit::invariants::{
     invariant_attempts_follow_their_contract, invariant_effects_happen_once, invariant_generations_never_go_back,
 };
 use phone_opus::testkit::tools::{Tally, TestTool};
-use phone_opus::tools::{Evidence, ReplayContract, ToolReply};
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, DuplexStream, WriteHalf};
 

@@ -2,8 +2,8 @@
 
 #![expect(clippy::expect_used, reason = "helpers of tests")]
 
-use phone_opus::failpoints::{Ends, FaultCounters, FaultPlan, Faults};
-use phone_opus::system::System;
+use phone_opus::internals::failpoints::{Ends, FaultCounters, FaultPlan, Faults};
+use phone_opus::internals::system::System;
 use phone_opus::testkit::{Client, Rig, tried_program, until};
 use serde_json::{Value, json};
 
@@ -215,8 +215,8 @@ async fn a_system_that_is_killed_tells_whoever_serves_a_connection() {
     });
     tokio::task::yield_now().await;
     // No time at all: the root is killed.
-    let down = system.shutdown(phone_opus::system::Grace(std::time::Duration::ZERO)).await;
-    assert!(matches!(down, phone_opus::system::Shutdown::Killed), "{down:?}");
+    let down = system.shutdown(phone_opus::internals::system::Grace(std::time::Duration::ZERO)).await;
+    assert!(matches!(down, phone_opus::internals::system::Shutdown::Killed), "{down:?}");
     let served = tokio::time::timeout(std::time::Duration::from_secs(10), serving).await.expect("it returns");
     drop(served.expect("without a panic"));
     drop(ours);

@@ -14,7 +14,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use phone_opus::system::handover::HostSnapshot;
+use phone_opus::internals::system::handover::HostSnapshot;
 use phone_opus::testkit::client::envelope;
 use phone_opus::testkit::processes::resident;
 use phone_opus::testkit::{

@@ -15,15 +15,15 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use phone_opus::base::fault::{Fault, FaultCode};
-use phone_opus::config::{Config, RolloutMode};
-use phone_opus::failpoints::{Ends, FORCE_ROLLOUT_KEY, FaultCounters, FaultPlan, Faults};
-use phone_opus::rollout::selfcheck::SNAPSHOT_FORMAT;
-use phone_opus::rollout::{
+use phone_opus::internals::base::fault::{Fault, FaultCode};
+use phone_opus::internals::config::{Config, RolloutMode};
+use phone_opus::internals::failpoints::{Ends, FORCE_ROLLOUT_KEY, FaultCounters, FaultPlan, Faults};
+use phone_opus::internals::rollout::selfcheck::SNAPSHOT_FORMAT;
+use phone_opus::internals::rollout::{
     HandOver, Handing, LaunchPath, NotAdopted, RolloutSetup, SnapshotFile, Successor, Trigger, Verdict,
 };
-use phone_opus::system::handover::{HostSnapshot, Nameless};
-use phone_opus::system::{System, SystemBuilder};
+use phone_opus::internals::system::handover::{HostSnapshot, Nameless};
+use phone_opus::internals::system::{System, SystemBuilder};
 use phone_opus::testkit::{Client, Rig, Role, tried_program, until, until_seen};
 use serde_json::{Value, json};
 
@@ -466,7 +466,7 @@ async fn configuration_and_launch_path_decide_who_may_ask() {
 
     let off = start(launched(&rig, &launch).config(config(RolloutMode::Off)), &how).await;
     assert_eq!(off.reload(Trigger::Signal).await, NotAdopted::Off);
-    off.shutdown(phone_opus::system::Grace::default()).await;
+    off.shutdown(phone_opus::internals::system::Grace::default()).await;
 
     let without = rig.system().start().await.expect("a system");
     assert_eq!(without.reload(Trigger::Reload).await, NotAdopted::Unable);
@@ -474,7 +474,7 @@ async fn configuration_and_launch_path_decide_who_may_ask() {
     let seen = rollout(&mut client).await;
     assert_eq!((&seen["state"], &seen["launch_path_stable"]), (&json!("idle"), &json!(false)), "{seen}");
     client.finish().await;
-    without.shutdown(phone_opus::system::Grace::default()).await;
+    without.shutdown(phone_opus::internals::system::Grace::default()).await;
 
     // Neither of these looks by itself, and both do when they are asked.
     launch.install_next(&rig);
@@ -495,7 +495,7 @@ async fn configuration_and_launch_path_decide_who_may_ask() {
         assert!(matches!(ended, NotAdopted::HandOverFailed(_)), "{ended:?}");
         assert_eq!(how.handed().len(), before + 1);
         client.finish().await;
-        system.shutdown(phone_opus::system::Grace::default()).await;
+        system.shutdown(phone_opus::internals::system::Grace::default()).await;
     }
     rig.check_invariants().await;
 }
@@ -535,7 +535,7 @@ async fn the_variable_forces_one_rollout_at_the_first_such_operation_across_imag
                 assert_eq!(last.by, Trigger::Variable, "{operation}");
             }
             client.finish().await;
-            system.shutdown(phone_opus::system::Grace::default()).await;
+            system.shutdown(phone_opus::internals::system::Grace::default()).await;
         }
         assert_eq!(how.handed().len(), 1, "{operation}");
         rig.check_invariants().await;
