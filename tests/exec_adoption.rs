@@ -1,4 +1,6 @@
 //! Ending descendants that left their group. One test in a process of its own, because it owns all children it has.
+//!
+//! Laws: L7.
 #![cfg(target_os = "linux")]
 
 use std::time::{Duration, Instant};

@@ -2,6 +2,8 @@
 //! because it needs nothing of the library: it is built and run in seconds, before anything else.
 //!
 //! Each rule brings a line that breaks it, so that a search that finds nothing any more is noticed.
+//!
+//! Laws: L11, L12.
 
 #![expect(clippy::expect_used, clippy::panic, reason = "helpers of tests")]
 
@@ -371,6 +373,55 @@ fn the_architecture_has_a_row_for_each_law_and_names_tests_that_exist() {
         let missing: Vec<_> = tests.into_iter().filter(|name| !all.contains(&format!("fn {name}("))).collect();
         assert!(missing.is_empty(), "{}: no such tests: {missing:?}", law[0]);
     }
+}
+
+/// The laws a module of tests says it shows, in the line `//! Laws: ...` of its head; `None` without such a line.
+fn laws_of(text: &str) -> Option<BTreeSet<String>> {
+    let line =
+        text.lines().take_while(|line| line.starts_with("//!")).find_map(|line| line.strip_prefix("//! Laws: "))?;
+    let words = line.split(|c: char| !c.is_alphanumeric()).filter(|word| word.starts_with('L'));
+    Some(words.filter(|word| word[1..].parse::<u8>().is_ok()).map(str::to_owned).collect())
+}
+
+#[test]
+fn each_law_is_named_by_the_test_modules_that_show_it() {
+    let beside = |path: &PathBuf| path.ends_with("tests.rs");
+    let integration: Vec<_> = rust_files(&root().join("tests"));
+    let units: Vec<_> = rust_files(&root().join("src")).into_iter().filter(beside).collect();
+    let read = |path: &PathBuf| std::fs::read_to_string(path).expect("a test");
+    let mut named = BTreeSet::new();
+    for path in &integration {
+        let lists_modules = path.ends_with("mod.rs") || path.ends_with("main.rs");
+        let laws = laws_of(&read(path));
+        assert!(
+            lists_modules || laws.as_ref().is_some_and(|laws| !laws.is_empty()),
+            "{path:?}: which laws does it show?"
+        );
+        named.extend(laws.unwrap_or_default());
+    }
+    named.extend(units.iter().filter_map(|path| laws_of(&read(path))).flatten());
+    let architecture = page("ARCHITECTURE.md");
+    for law in rows(&architecture, "| L").iter().filter(|law| !law[2].starts_with("not in this version")) {
+        assert!(named.contains(law[0]), "{}: no module of tests names it", law[0]);
+        // And a module with a test that the table names says so.
+        for test in quoted(law[3]) {
+            for path in integration.iter().filter(|path| read(path).contains(&format!("fn {test}("))) {
+                let says = laws_of(&read(path)).is_some_and(|laws| laws.contains(law[0]));
+                assert!(says, "{path:?} has {test} and does not name {}", law[0]);
+            }
+        }
+    }
+}
+
+#[test]
+fn every_rig_calls_every_law_of_the_kit() {
+    let kit = page("src/testkit/invariants.rs");
+    let laws: Vec<_> = kit.split("\npub fn ").skip(1).filter_map(|rest| rest.split('(').next()).collect();
+    let laws: Vec<_> = laws.into_iter().filter(|name| name.starts_with("invariant_")).collect();
+    let rig = page("src/testkit/rig.rs");
+    assert!(laws.len() >= 18, "{} laws were found", laws.len());
+    let left_out: Vec<_> = laws.iter().filter(|law| !rig.contains(&format!("invariants::{law}("))).collect();
+    assert!(left_out.is_empty(), "no rig calls {left_out:?}");
 }
 
 #[test]

@@ -27,6 +27,7 @@ use super::invariants::{self, Surroundings, Violation};
 use super::processes::{self, Process, Role};
 use super::scripted_agent::{self, Script, Step};
 use super::starts::{NOBODY, Start};
+use super::tools::{Tally, TestTool};
 use super::wait::{PATIENCE, Waiting};
 use crate::agents::{AgentRegistry, Environment, RUN_TOKEN_VARIABLE};
 use crate::base::ids::JobId;
@@ -35,6 +36,7 @@ use crate::config::Config;
 use crate::jobs::store::{JobFilter, StoreHandle};
 use crate::jobs::{JobRecord, JournalEntry};
 use crate::system::{Grace, Shutdown, System, SystemBuilder};
+use crate::tools::{ReplayContract, Tool as _};
 
 /// A key no agent may see unless it pays by key.
 pub const KEY: &str = "sk-canary-key-5f1d";
@@ -133,6 +135,8 @@ pub struct Rig {
     own_at_home: BTreeSet<String>,
     /// How the program is started.
     start: Start,
+    /// What the tools of a case did, with the contract each is under: attempts, and effects.
+    watched: Vec<(ReplayContract, Tally, Tally)>,
     /// Whether a fault plan of this world tears records of telemetry, on purpose.
     tears_telemetry: bool,
 }
@@ -184,6 +188,7 @@ impl Rig {
             before,
             own_at_home: BTreeSet::new(),
             start: Start::plain(),
+            watched: Vec::new(),
             tears_telemetry: false,
         }
     }
@@ -782,6 +787,12 @@ impl Rig {
         self.expect_laws(&[]).await;
     }
 
+    /// Holds what this tool does to its contract, and its effects to happening once, when the case is over. Only a tool that
+    /// was made with these effects has any.
+    pub fn watch(&mut self, tool: &TestTool, effects: &Tally) {
+        self.watched.push((tool.contract(), tool.attempts(), effects.clone()));
+    }
+
     async fn expect_laws(&self, exchanges: &[Exchange]) {
         let broken = self.violations(exchanges).await;
         if !broken.is_empty() {
@@ -825,6 +836,10 @@ impl Rig {
         broken.note(self.nothing_is_left_at_home());
         broken.note(self.secrets_stay_where_they_belong(&runs, telemetry.clone()));
         broken.note(invariants::invariant_no_illegal_transition(&jobs, &telemetry));
+        for (contract, attempts, effects) in &self.watched {
+            broken.note(invariants::invariant_attempts_follow_their_contract(*contract, attempts));
+            broken.note(invariants::invariant_effects_happen_once(effects));
+        }
         broken.0
     }
 

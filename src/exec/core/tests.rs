@@ -1,4 +1,6 @@
 //! The core against tables and against random schedules of a lossy peer.
+//!
+//! Laws: L20.
 
 use super::super::invariants::{
     invariant_core_is_bounded, invariant_exactly_one_terminal_and_last, invariant_positions_have_no_gap,

@@ -1,3 +1,7 @@
+//! What goes in and what comes out of the state machine, by era.
+//!
+//! Laws: L1, L9.
+
 use super::*;
 use crate::base::ids::UnixMillis;
 use crate::protocol::catalog::{Annotations, TaskSupport, ToolDefinition};

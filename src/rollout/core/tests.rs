@@ -1,3 +1,7 @@
+//! Every event in every state, and what a look at the launch path comes to.
+//!
+//! Laws: L15, L16.
+
 use std::io;
 
 use super::*;

@@ -1,5 +1,7 @@
 //! Fault plans on the real program, one family after the other: what the caller is told, what is run, what is stored, and
 //! that the next call is served as if nothing had been. That all laws hold is checked when each case is over.
+//!
+//! Laws: L1, L3, L4, L8.
 
 #![cfg(target_os = "linux")]
 

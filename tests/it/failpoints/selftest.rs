@@ -1,4 +1,6 @@
 //! `phone-opus selftest`: what it says when every law holds, and that it says so when one does not.
+//!
+//! Laws: L7, L13, and that the self-test finds each law that is broken on purpose.
 
 #![expect(clippy::expect_used, reason = "helpers of tests")]
 

@@ -1,4 +1,6 @@
 //! When an agent has answered: what its lines hold, how its process ends, how long it is silent, whose session it is.
+//!
+//! Laws: L4, L7.
 
 use std::time::{Duration, Instant};
 

@@ -1,4 +1,6 @@
 //! Who pays, as far as the whole program decides it: the command line, the runner, an agent that introduces itself.
+//!
+//! Laws: L7, L13.
 
 use std::io::Write as _;
 use std::process::{Command, Output, Stdio};

@@ -3,6 +3,8 @@
 //!
 //! `PHONE_OPUS_CUSTODY_KILLS=1000` makes the storm as long as it is meant to be, `PHONE_OPUS_CUSTODY_SEED` repeats one (it
 //! is printed), and `PHONE_OPUS_TEST_PROGRAM` names another program than the one of this build, such as a released one.
+//!
+//! Laws: L3, L4, L7.
 
 #![expect(clippy::expect_used, clippy::panic, clippy::print_stdout, reason = "helpers of tests")]
 

@@ -3,6 +3,8 @@
 //!
 //! `cargo test --test it jobs::disk -- --ignored --nocapture` prints what reading among ten thousand jobs takes.
 //! `PHONE_OPUS_TEST_PROGRAM` names another program than the one of this build.
+//!
+//! Laws: L4, L9.
 
 #![expect(clippy::expect_used, clippy::print_stdout, reason = "helpers of tests")]
 

@@ -1,6 +1,8 @@
 //! What is durable, whatever happens to the store, the runner or the keys: an answer is told and kept while the store
 //! refuses it, what was said is not forgotten with the runner, nothing is left alive, a key is bound to what ran, and what
 //! is forgotten is gone.
+//!
+//! Laws: L3, L4, L7, L13.
 
 #![expect(clippy::expect_used, clippy::print_stdout, reason = "helpers of tests")]
 

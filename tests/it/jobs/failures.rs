@@ -1,4 +1,6 @@
 //! Bad input and bad agents: every fault is classified, and the session goes on.
+//!
+//! Laws: L8, L9.
 
 use phone_opus::internals::agents::MAX_PROMPT_BYTES;
 use phone_opus::internals::base::ids::UnixMillis;

@@ -2,6 +2,8 @@
 //!
 //! `PHONE_OPUS_HOSTILE_MB=100` writes as much as is meant, with lines of half of it; a tenth is enough to see that memory
 //! does not grow with it. `PHONE_OPUS_TEST_PROGRAM` names another program than the one of this build.
+//!
+//! Laws: L8, L9.
 
 #![expect(clippy::expect_used, clippy::print_stdout, reason = "helpers of tests")]
 

@@ -1,6 +1,8 @@
 //! Who outlives whom: cancels, lost callers, killed hosts and killed runners, on the real binary.
 //!
 //! Only where `/proc` shows who is alive; elsewhere these laws are tested by group in `src/exec`.
+//!
+//! Laws: L3, L7.
 
 #![cfg(target_os = "linux")]
 

@@ -4,6 +4,8 @@
 //! A seed makes a schedule. After each event the laws are looked at: L3 (a consult is at most one run, a key is one job),
 //! L4 (who is answered is answered with a job the store has, and a terminal state stays), L7 (a synchronous job whose
 //! callers are gone is ended, no other job is, and nothing runs for a terminal one). The same seed comes out the same.
+//!
+//! Laws: L3, L4, L7.
 
 #![expect(clippy::expect_used, clippy::print_stdout, reason = "helpers of tests; a schedule that failed is printed")]
 

@@ -1,4 +1,6 @@
 //! Where a consult may look, and what a checkout can do to us.
+//!
+//! Laws: L9, L17.
 
 use std::ffi::OsStr;
 use std::fs;

@@ -1,5 +1,7 @@
 //! Jobs that wait for their turn: one process waits with all of a host's, asks nobody, and whatever is killed, each of them
 //! comes to its one end.
+//!
+//! Laws: L3, L7, L9, L17.
 
 #![cfg(target_os = "linux")]
 #![expect(clippy::expect_used, reason = "helpers of tests")]

@@ -1,6 +1,8 @@
 //! The fuzzers' corpus, and changes of it from a fixed seed, held to the laws of `testkit::fuzzing`.
 //!
 //! `PHONE_OPUS_FUZZ_SEED` and `PHONE_OPUS_FUZZ_ROUNDS` try others; a run prints what they were.
+//!
+//! Laws: L1, L11.
 
 #![expect(clippy::expect_used, clippy::print_stdout, reason = "helpers of tests")]
 

@@ -1,4 +1,6 @@
 //! The scripted agent as a real process: signals, groups and what stays behind.
+//!
+//! Laws: L7, L13.
 
 use std::collections::BTreeSet;
 use std::os::unix::process::ExitStatusExt as _;

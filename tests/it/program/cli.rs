@@ -1,4 +1,6 @@
 //! The command line: the same engine, exit codes, and what it says when it is used wrongly.
+//!
+//! Laws: L7, L13.
 
 #![expect(clippy::expect_used, reason = "helpers of tests")]
 

@@ -1,5 +1,7 @@
 //! What a person at the keyboard, and a model, are met with: output that nobody reads, a real terminal, hints, fault plans
 //! with a slip in them, and what each client's model gets to see.
+//!
+//! Laws: L11, L13.
 
 #![expect(clippy::expect_used, reason = "helpers of tests")]
 

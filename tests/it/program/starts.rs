@@ -1,5 +1,7 @@
 //! How programs are found and started, and what processes take over from whoever started them: nothing of it reaches an
 //! agent, costs an answer, or stays.
+//!
+//! Laws: L7, L13, L18.
 
 #![expect(clippy::expect_used, reason = "what goes wrong in a helper fails the test")]
 

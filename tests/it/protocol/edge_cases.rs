@@ -2,6 +2,8 @@
 //!
 //! A row is given to a host of its own as one piece of input that then ends; whatever the host writes is compared as a
 //! whole, so a line too many fails a row as a line too few does.
+//!
+//! Laws: L1, L11.
 
 #![expect(clippy::expect_used, reason = "helpers of tests")]
 

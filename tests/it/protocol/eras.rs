@@ -1,4 +1,6 @@
 //! Both eras over the real binary and over a system in this process: tasks and subscriptions, from begin to end.
+//!
+//! Laws: L1, L4, L7.
 
 #![expect(clippy::expect_used, clippy::panic, reason = "helpers of tests")]
 

@@ -1,6 +1,8 @@
 //! rmcp, a client we did not write, against the real program, in every way it can begin a session.
 //!
 //! What the other foreign clients see is checked by hand with `tests/interop`; this one needs nothing but the crate.
+//!
+//! Laws: L1, L8, L15.
 
 #![expect(clippy::panic, clippy::expect_used, reason = "helpers of tests")]
 

@@ -1,4 +1,6 @@
 //! The real binary over stdio: handshakes, consults, jobs, soft deadlines, progress, bounds.
+//!
+//! Laws: L1, L3, L9, L13.
 
 use std::collections::BTreeSet;
 

@@ -7,6 +7,8 @@
 //!
 //! The schemas are data of the protocol's authors and not part of this repository. They are looked for in the directory
 //! `PHONE_OPUS_MCP_SCHEMA` names, else in `../shared/mcp-schema`; without them that test says loudly that it was skipped.
+//!
+//! Laws: L1, L11.
 
 #![expect(clippy::expect_used, clippy::panic, reason = "helpers of tests")]
 

@@ -3,6 +3,8 @@
 //!
 //! The worker process of the systems in this program is this program again: `worker_process` is its entry. Full sizes:
 //! `cargo test --release --test it supervision::crowds -- --ignored --nocapture`.
+//!
+//! Laws: L1, L9, L14.
 
 #![cfg(target_os = "linux")]
 #![allow(clippy::expect_used, clippy::panic, clippy::print_stdout, reason = "tools and helpers of tests")]

@@ -1,4 +1,6 @@
 //! Crashes and crowds inside one process: the library's system with the real runner and a few tools of its own.
+//!
+//! Laws: L1, L2, L5, L8, L9, L12, L14.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};

@@ -1,6 +1,8 @@
 //! One contract, two places to run tools: in the host's process, and in a process of their own.
 //!
 //! The worker process of these tests is this test program again: `worker_process` is its entry.
+//!
+//! Laws: L2, L5, L6, L7, L8.
 
 #![allow(clippy::expect_used, clippy::panic, clippy::print_stdout, reason = "tools and helpers of tests")]
 

@@ -3,6 +3,8 @@
 //!
 //! Each test has a small size that runs with the others, and a full one (`cargo test --release --test it kills -- --ignored
 //! --nocapture`), which prints what it measured.
+//!
+//! Laws: L1, L3, L8.
 
 #![cfg(target_os = "linux")]
 #![expect(clippy::expect_used, clippy::print_stdout, reason = "helpers of tests, and what they measured")]

@@ -7,6 +7,8 @@
 //!
 //! What a run says is only as good as the faults that struck in it, so the test also demands that every point it arms
 //! has fired somewhere.
+//!
+//! Laws: L1, L2, L5, L8, L11, L16.
 
 #![expect(clippy::expect_used, reason = "helpers of tests")]
 

@@ -1,4 +1,6 @@
 //! A panic in each part of the tree in turn: the session goes on, each request gets its one answer, no agent runs twice.
+//!
+//! Laws: L1, L3, L8, L10.
 
 #![expect(clippy::expect_used, reason = "helpers of tests")]
 

@@ -6,6 +6,8 @@
 //! `PHONE_OPUS_UPGRADES=100` makes the series under load as long as it is meant to be, `PHONE_OPUS_UPGRADES_SEED` repeats
 //! one (it is printed), and `PHONE_OPUS_TEST_PROGRAM` names another program than the one of this build, such as a released
 //! one.
+//!
+//! Laws: L1, L3, L7, L15.
 
 #![cfg(target_os = "linux")]
 #![expect(clippy::expect_used, clippy::print_stdout, reason = "helpers of tests")]

@@ -2,6 +2,8 @@
 //! image serves on whatever lies at its launch path.
 //!
 //! The candidates are files of their own and the program that is tested. Who hands over is a recorder, or nobody.
+//!
+//! Laws: L15, L18.
 
 #![cfg(target_os = "linux")]
 #![expect(clippy::expect_used, reason = "helpers of tests")]

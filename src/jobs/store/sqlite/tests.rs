@@ -1,3 +1,7 @@
+//! The store against its callers, its disk and other processes.
+//!
+//! Laws: L3, L4, L13, L16.
+
 use std::collections::HashSet;
 use std::process::Command;
 use std::sync::Barrier;
