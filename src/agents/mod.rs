@@ -385,6 +385,7 @@ mod tests_support {
 
     use rustix::process::{Pid, test_kill_process};
 
+    use crate::base::procfs;
     use crate::jobs::ConsultRequest;
 
     pub(super) fn request(prompt: &str) -> ConsultRequest {
@@ -411,8 +412,7 @@ mod tests_support {
 
     /// Whether the process runs; one that only waits to be reaped by somebody else does not.
     fn lives(pid: Pid) -> bool {
-        let stat = std::fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero())).unwrap_or_default();
-        let zombie = stat.rsplit_once(')').is_some_and(|(_, rest)| rest.trim_start().starts_with('Z'));
+        let zombie = procfs::stat(pid.as_raw_nonzero().get()).is_some_and(|stat| stat.is_dead);
         test_kill_process(pid).is_ok() && !zombie
     }
 

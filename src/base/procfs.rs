@@ -4,7 +4,21 @@
 
 use rustix::process::Pid;
 
-pub(crate) use linux::stat;
+pub(crate) use linux::{pids, stat};
+
+/// What the table says of one process.
+pub(crate) struct Stat {
+    /// Whether it only waits to be reaped.
+    pub(crate) is_dead: bool,
+    /// Who started it, or whoever took it over since; 0 where that is outside this namespace.
+    pub(crate) parent: i32,
+    /// Its group.
+    pub(crate) group: i32,
+    /// Its session.
+    pub(crate) session: i32,
+    /// When the kernel started it, in clock ticks since boot.
+    pub(crate) start_time: u64,
+}
 
 /// When the kernel started `pid`, in clock ticks since boot; 0 when unknown.
 pub(crate) fn start_time(pid: Pid) -> u64 {
@@ -22,14 +36,19 @@ pub(crate) fn leads_session() -> bool {
 
 /// The members of a group that are not dead; `None` where the table cannot be read.
 pub(crate) fn living_members(group: Pid) -> Option<Vec<i32>> {
-    linux::all(|stat| !stat.is_dead && stat.group == group.as_raw_nonzero().get())
+    all(|stat| !stat.is_dead && stat.group == group.as_raw_nonzero().get())
+}
+
+/// The processes of which the table says this; `None` where it cannot be read.
+fn all(wanted: impl Fn(&Stat) -> bool) -> Option<Vec<i32>> {
+    Some(pids()?.filter(|pid| stat(*pid).is_some_and(|stat| wanted(&stat))).collect())
 }
 
 /// All children of this process, dead ones included.
 pub(crate) fn children() -> Vec<Pid> {
     let found = linux::own_children().or_else(|| {
         let own = rustix::process::getpid().as_raw_nonzero().get();
-        linux::all(|stat| stat.parent == own)
+        all(|stat| stat.parent == own)
     });
     found.unwrap_or_default().into_iter().filter_map(Pid::from_raw).collect()
 }
@@ -38,14 +57,7 @@ pub(crate) fn children() -> Vec<Pid> {
 mod linux {
     use std::fs;
 
-    /// One process.
-    pub(crate) struct Stat {
-        pub(crate) is_dead: bool,
-        pub(crate) parent: i32,
-        pub(crate) group: i32,
-        pub(crate) session: i32,
-        pub(crate) start_time: u64,
-    }
+    use super::Stat;
 
     /// What the table says of a process, while there is one of this number.
     pub(crate) fn stat(pid: i32) -> Option<Stat> {
@@ -66,10 +78,10 @@ mod linux {
         Some(Stat { is_dead: matches!(state, "Z" | "X" | "x"), parent, group, session, start_time })
     }
 
-    pub(crate) fn all(wanted: impl Fn(&Stat) -> bool) -> Option<Vec<i32>> {
+    /// Every process there is; `None` where the table cannot be read.
+    pub(crate) fn pids() -> Option<impl Iterator<Item = i32>> {
         let entries = fs::read_dir("/proc").ok()?;
-        let pids = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<i32>().ok());
-        Some(pids.filter(|pid| stat(*pid).is_some_and(|stat| wanted(&stat))).collect())
+        Some(entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()))
     }
 
     /// Children of every thread; adopted ones fall to any of them. `None` on kernels built without this file.
@@ -91,19 +103,14 @@ mod linux {
 
 #[cfg(not(target_os = "linux"))]
 mod linux {
-    pub(crate) struct Stat {
-        pub(crate) is_dead: bool,
-        pub(crate) parent: i32,
-        pub(crate) group: i32,
-        pub(crate) start_time: u64,
-    }
+    use super::Stat;
 
     pub(crate) fn stat(_pid: i32) -> Option<Stat> {
         None
     }
 
-    pub(crate) fn all(_wanted: impl Fn(&Stat) -> bool) -> Option<Vec<i32>> {
-        None
+    pub(crate) fn pids() -> Option<impl Iterator<Item = i32>> {
+        None::<std::iter::Empty<i32>>
     }
 
     pub(crate) fn own_children() -> Option<Vec<i32>> {

@@ -201,14 +201,11 @@ mod linux {
 
     /// The processes of the run that are not dead, and when they started.
     pub(super) fn members(process: RunProcess) -> Vec<(Pid, u64)> {
-        let Ok(entries) = fs::read_dir("/proc") else {
+        let Some(pids) = procfs::pids() else {
             tracing::warn!("the process table cannot be read, so what is left of a lost run cannot be told");
             return Vec::new();
         };
-        entries
-            .filter_map(Result::ok)
-            .filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok())
-            .filter_map(Pid::from_raw)
+        pids.filter_map(Pid::from_raw)
             .filter_map(|pid| look(process, pid).map(|member| (pid, member.started)))
             .collect()
     }

@@ -127,9 +127,7 @@ fn sign_of_life(dir: &StateDir, job: JobId) -> Option<u128> {
 fn end_runner(dir: &StateDir, job: JobId) -> bool {
     use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
-    let Ok(entries) = std::fs::read_dir("/proc") else { return false };
-    let numbers = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<i32>().ok());
-    for pid in numbers.filter_map(Pid::from_raw) {
+    for pid in crate::base::procfs::pids().into_iter().flatten().filter_map(Pid::from_raw) {
         if !is_runner(dir, job, pid) {
             continue;
         }

@@ -10,6 +10,7 @@ use std::path::Path;
 use rustix::process::{Pid, Signal, test_kill_process_group};
 
 use super::scripted_agent;
+use crate::base::procfs::{self, Stat};
 
 /// Whether other processes can be seen here at all.
 #[must_use]
@@ -87,7 +88,7 @@ impl Process {
     /// Whether it is still there; dead and not waited for yet is dead.
     #[must_use]
     pub fn lives(&self) -> bool {
-        stat(self.pid).is_some_and(|stat| stat.lives && stat.started == self.started)
+        stat(self.pid).is_some_and(|stat| !stat.is_dead && stat.start_time == self.started)
     }
 
     /// Sends it a signal.
@@ -144,32 +145,12 @@ impl Process {
     }
 }
 
-/// What `/proc/PID/stat` says.
-struct Stat {
-    lives: bool,
-    parent: Option<Pid>,
-    group: String,
-    session: String,
-    started: u64,
-}
-
 fn stat(pid: Pid) -> Option<Stat> {
-    let text = fs::read(format!("/proc/{}/stat", pid.as_raw_nonzero())).ok()?;
-    let text = String::from_utf8_lossy(&text).into_owned();
-    // After the name, which may hold anything: state, parent, group, session, … and the start as the 20th.
-    let fields: Vec<&str> = text.rsplit_once(')')?.1.split_whitespace().collect();
-    Some(Stat {
-        lives: !matches!(*fields.first()?, "Z" | "X"),
-        parent: fields.get(1)?.parse().ok().and_then(Pid::from_raw),
-        group: (*fields.get(2)?).to_owned(),
-        session: (*fields.get(3)?).to_owned(),
-        started: fields.get(19)?.parse().ok()?,
-    })
+    procfs::stat(pid.as_raw_nonzero().get())
 }
 
 fn pids() -> impl Iterator<Item = Pid> {
-    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
-    entries.filter_map(|entry| Pid::from_raw(entry.file_name().to_str()?.parse().ok()?))
+    procfs::pids().into_iter().flatten().filter_map(Pid::from_raw)
 }
 
 fn holds(bytes: &[u8], part: &[u8]) -> bool {
@@ -183,17 +164,17 @@ pub fn marked(mark: &Path) -> Vec<Process> {
     let ours = rustix::process::getpid();
     let look = |pid: Pid| {
         let read = |name: &str| fs::read(format!("/proc/{}/{name}", pid.as_raw_nonzero())).unwrap_or_default();
-        let stat = stat(pid).filter(|stat| stat.lives)?;
+        let stat = stat(pid).filter(|stat| !stat.is_dead)?;
         let command = read("cmdline");
         (holds(&command, mark) || holds(&read("environ"), mark)).then(|| {
             let command = String::from_utf8_lossy(&command).into_owned();
             let words: Vec<&str> = command.split_terminator('\0').collect();
             Process {
                 pid,
-                started: stat.started,
-                parent: stat.parent,
+                started: stat.start_time,
+                parent: Pid::from_raw(stat.parent),
                 role: Role::of(&words),
-                leads_session: stat.session == pid.as_raw_nonzero().to_string(),
+                leads_session: stat.session == pid.as_raw_nonzero().get(),
                 command: words.join(" "),
             }
         })
@@ -204,16 +185,18 @@ pub fn marked(mark: &Path) -> Vec<Process> {
 /// Bytes of memory a process has resident; `None` when it is gone, or nothing tells.
 #[must_use]
 pub fn resident(pid: Pid) -> Option<u64> {
-    let status = fs::read_to_string(format!("/proc/{}/status", pid.as_raw_nonzero())).ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
-    Some(line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok()? * 1024)
+    memory(pid, "VmRSS:")
 }
 
 /// The most memory a process ever had at once, in bytes. `None` where the system does not say, or the process is gone.
 #[must_use]
 pub fn peak(pid: Pid) -> Option<u64> {
+    memory(pid, "VmHWM:")
+}
+
+fn memory(pid: Pid, field: &str) -> Option<u64> {
     let status = fs::read_to_string(format!("/proc/{}/status", pid.as_raw_nonzero())).ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix(field))?;
     Some(line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok()? * 1024)
 }
 
@@ -232,8 +215,7 @@ pub fn group_lives(group: Pid) -> bool {
     if test_kill_process_group(group).is_err() {
         return false;
     }
-    let name = group.as_raw_nonzero().to_string();
-    !are_visible() || pids().filter_map(stat).any(|stat| stat.lives && stat.group == name)
+    procfs::living_members(group).is_none_or(|members| !members.is_empty())
 }
 
 #[cfg(test)]
@@ -267,7 +249,7 @@ mod tests {
         }
         let mut child = std::process::Command::new("sleep").arg("600").spawn().expect("a child");
         let pid = Pid::from_child(&child);
-        let started = stat(pid).expect("it is there").started;
+        let started = stat(pid).expect("it is there").start_time;
         let process = |started| Process {
             pid,
             started,

@@ -32,13 +32,14 @@ use tokio::time::Instant;
 
 use super::attachments::{Attachment, Attachments};
 use super::room::{HandIn, Room, RoomSnapshot, Turn};
-use super::runner_child::{self, RunnerChild};
+use super::runner_child::RunnerChild;
 use super::starting::{self, HeldRunner, NotStarted, Started};
 use crate::agents::{AgentEvent, OutputReader};
 use crate::base::base64::Base64;
 use crate::base::descriptors::{InheritedPipes, PassedPipe};
 use crate::base::fault::{Fault, FaultCode};
 use crate::base::ids::{InvocationId, JobId};
+use crate::base::procfs;
 use crate::base::state_dir::StateDir;
 use crate::exec::client::{ExecClient, ExecError, Handover};
 use crate::exec::session::EventStream;
@@ -871,7 +872,8 @@ impl Link {
 pub fn inherit_the_rest(passed: &[CustodySnapshot], waiting: Option<&RoomSnapshot>) {
     let known: HashSet<i32> =
         passed.iter().filter_map(CustodySnapshot::pid).chain(waiting.map(RoomSnapshot::pid)).collect();
-    runner_child::children().into_iter().filter(|pid| !known.contains(pid)).for_each(|pid| {
+    let children = procfs::children().into_iter().map(|pid| pid.as_raw_nonzero().get());
+    children.filter(|pid| !known.contains(pid)).for_each(|pid| {
         // Dropped is waited for.
         drop(RunnerChild::inherited(pid));
     });

@@ -98,13 +98,6 @@ impl RunnerChild {
     }
 }
 
-/// The children of this process, where the system tells. Right after an `exec` there is one thread, and all are its own.
-pub(crate) fn children() -> Vec<i32> {
-    let own = std::process::id();
-    let listed = std::fs::read_to_string(format!("/proc/self/task/{own}/children")).unwrap_or_default();
-    listed.split_whitespace().filter_map(|pid| pid.parse().ok()).collect()
-}
-
 impl Drop for Inherited {
     fn drop(&mut self) {
         let Some(pid) = self.0.take().filter(|pid| !is_gone(*pid)) else { return };
