@@ -20,6 +20,7 @@ use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
 use std::process::{Command, ExitCode, ExitStatus};
 use std::sync::OnceLock;
 
+use phone_opus::internals::base::stdio::{Input, Output};
 use phone_opus::internals::base::{descriptors, signals};
 use phone_opus::internals::exec::local::DESCRIPTORS_VARIABLE;
 use rustix::process::{Pid, Resource, Rlimit, Signal as Kill, WaitOptions, getrlimit, kill_process, setrlimit, wait};
@@ -139,6 +140,14 @@ pub(crate) fn ignore(kind: Kind) -> Result<(), SetupError> {
         drop(signal(SignalKind::from_raw(number)).map_err(SetupError::Runtime)?);
     }
     Ok(())
+}
+
+/// The streams on which a process that outlives its host hears and tells it, once nothing that is not heeded can end it. In a
+/// runtime.
+pub(crate) fn host_streams() -> Result<(Input, Output), String> {
+    ignore(Kind::Runner).map_err(|error| chain(&error))?;
+    let input = Input::stdin().map_err(|error| chain(&error))?;
+    Ok((input, Output::stdout().map_err(|error| chain(&error))?))
 }
 
 /// Serves as the first process of a container where this is one: starts itself once more to do the work, and meanwhile passes

@@ -182,24 +182,9 @@ pub(crate) struct RunnerArguments {
     /// The job.
     #[arg(long)]
     pub(crate) job: JobId,
-    /// Where jobs are kept.
-    #[arg(long, value_name = "DIR")]
-    pub(crate) state_dir: PathBuf,
-    /// Agent runs at once.
-    #[arg(long, default_value_t = Config::default().max_running)]
-    pub(crate) max_running: usize,
-    /// Seconds of silence after which the agent is taken for stuck.
-    #[arg(long, default_value_t = Config::default().stall.as_secs())]
-    pub(crate) stall_s: u64,
-    /// What becomes of a run that would be paid for beyond its plan.
-    #[arg(long, default_value = Config::default().extra_usage.as_str(), value_parser = words::<ExtraUsage>())]
-    pub(crate) extra_usage: ExtraUsage,
-    /// Claude Code's program.
-    #[arg(long, value_name = "PATH")]
-    pub(crate) claude_bin: Option<PathBuf>,
-    /// A variable that is handed on to the agent.
-    #[arg(long, value_name = "NAME")]
-    pub(crate) agent_env: Vec<String>,
+    /// How it runs the agent.
+    #[command(flatten)]
+    pub(crate) runs: RunWords,
     /// Begin only when the host speaks: the job is on its way to the store.
     #[arg(long)]
     pub(crate) held: bool,
@@ -208,6 +193,14 @@ pub(crate) struct RunnerArguments {
 /// `mcp wait`.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct WaitArguments {
+    /// How its runners run agents.
+    #[command(flatten)]
+    pub(crate) runs: RunWords,
+}
+
+/// What a host's own processes are told of the runs of agents.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct RunWords {
     /// Where jobs are kept.
     #[arg(long, value_name = "DIR")]
     pub(crate) state_dir: PathBuf,
@@ -217,12 +210,12 @@ pub(crate) struct WaitArguments {
     /// Seconds of silence after which an agent is taken for stuck.
     #[arg(long, default_value_t = Config::default().stall.as_secs())]
     pub(crate) stall_s: u64,
-    /// Claude Code's program.
-    #[arg(long, value_name = "PATH")]
-    pub(crate) claude_bin: Option<PathBuf>,
     /// What becomes of a run that would be paid for beyond its plan.
     #[arg(long, default_value = Config::default().extra_usage.as_str(), value_parser = words::<ExtraUsage>())]
     pub(crate) extra_usage: ExtraUsage,
+    /// Claude Code's program.
+    #[arg(long, value_name = "PATH")]
+    pub(crate) claude_bin: Option<PathBuf>,
     /// A variable that is handed on to agents.
     #[arg(long, value_name = "NAME")]
     pub(crate) agent_env: Vec<String>,

@@ -126,7 +126,8 @@ pub(crate) fn background_consult(options: &RunnerArguments) -> ExitCode {
     logging::start_runner();
     // Away from the client's process group and terminal. It fails for a group's leader, who is away already.
     let _ = rustix::process::setsid();
-    let dir = StateDir::at(&options.state_dir);
+    let runs = &options.runs;
+    let dir = StateDir::at(&runs.state_dir);
     let faults = match armed(&dir, None) {
         Ok(faults) => faults,
         Err(error) => return refused(&error),
@@ -136,10 +137,10 @@ pub(crate) fn background_consult(options: &RunnerArguments) -> ExitCode {
         job,
         held: options.held,
         dir,
-        max_running: options.max_running,
-        stall: Duration::from_secs(options.stall_s),
-        extra_usage: options.extra_usage,
-        agents: agents(options.claude_bin.clone(), &options.agent_env, program()),
+        max_running: runs.max_running,
+        stall: Duration::from_secs(runs.stall_s),
+        extra_usage: runs.extra_usage,
+        agents: agents(runs.claude_bin.clone(), &runs.agent_env, program()),
         environment: Environment::capture(),
         faults,
     };
@@ -148,11 +149,7 @@ pub(crate) fn background_consult(options: &RunnerArguments) -> ExitCode {
         Err(error) => return refused(&error),
     };
     let end = runtime.block_on(async {
-        begin::ignore(Kind::Runner).map_err(|error| chain(&error))?;
-        let (input, output) = match (Input::stdin(), Output::stdout()) {
-            (Ok(input), Ok(output)) => (input, output),
-            (Err(error), _) | (_, Err(error)) => return Err(chain(&error)),
-        };
+        let (input, output) = begin::host_streams()?;
         runner::run(options, input, output).await.map_err(|error| chain(&error))
     });
     runtime.shutdown_timeout(RUNTIME_END);

@@ -11,7 +11,7 @@ use std::str::FromStr;
 use phone_opus::internals::agents::ExtraUsage;
 use phone_opus::internals::base::ids::Generation;
 
-use crate::cli::RunnerArguments;
+use crate::cli::{RunWords, RunnerArguments};
 
 /// What a host started this process as.
 #[derive(Debug)]
@@ -70,12 +70,14 @@ fn runner(options: &[OsString]) -> Option<RunnerArguments> {
     }
     Some(RunnerArguments {
         job: job?,
-        state_dir: state_dir?,
-        max_running: max_running?,
-        stall_s: stall_s?,
-        extra_usage: extra_usage?,
-        claude_bin,
-        agent_env,
+        runs: RunWords {
+            state_dir: state_dir?,
+            max_running: max_running?,
+            stall_s: stall_s?,
+            extra_usage: extra_usage?,
+            claude_bin,
+            agent_env,
+        },
         held,
     })
 }

@@ -4,44 +4,40 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use phone_opus::internals::base::state_dir::StateDir;
-use phone_opus::internals::base::stdio::{Input, Output};
 use phone_opus::internals::config::Config;
 use phone_opus::internals::runner::RunnerCommand;
 use phone_opus::internals::waiting::process::{self, WaitingOptions};
 
-use crate::begin::{self, Kind};
+use crate::begin;
 use crate::cli::WaitArguments;
 use crate::logging;
 use crate::settings::{agents, chain, program, refused, runtime};
 
 /// Waits until no job is left to wait with and the host is gone, in a session of its own.
-pub(crate) fn run(options: &WaitArguments) -> ExitCode {
+pub(crate) fn run(arguments: &WaitArguments) -> ExitCode {
     logging::start_runner();
     // Away from the client's process group and terminal. It fails for a group's leader, who is away already.
     let _ = rustix::process::setsid();
-    let dir = StateDir::at(&options.state_dir);
+    let runs = &arguments.runs;
+    let dir = StateDir::at(&runs.state_dir);
     let config = Config {
-        max_running: options.max_running,
-        stall: Duration::from_secs(options.stall_s),
-        claude_bin: options.claude_bin.clone(),
-        extra_usage: options.extra_usage,
-        agent_env: options.agent_env.clone(),
+        max_running: runs.max_running,
+        stall: Duration::from_secs(runs.stall_s),
+        claude_bin: runs.claude_bin.clone(),
+        extra_usage: runs.extra_usage,
+        agent_env: runs.agent_env.clone(),
         ..Config::default()
     };
-    let agents = agents(options.claude_bin.clone(), &options.agent_env, program());
+    let agents = agents(runs.claude_bin.clone(), &runs.agent_env, program());
     // Its own environment is that of its jobs, so its runners inherit it.
     let runner = RunnerCommand::new(program(), dir.clone(), config, agents, None, Vec::new());
-    let options = WaitingOptions { dir, runner, max_running: options.max_running };
+    let options = WaitingOptions { dir, runner, max_running: runs.max_running };
     let runtime = match runtime() {
         Ok(runtime) => runtime,
         Err(error) => return refused(&error),
     };
     let end = runtime.block_on(async {
-        begin::ignore(Kind::Runner).map_err(|error| chain(&error))?;
-        let (input, output) = match (Input::stdin(), Output::stdout()) {
-            (Ok(input), Ok(output)) => (input, output),
-            (Err(error), _) | (_, Err(error)) => return Err(chain(&error)),
-        };
+        let (input, output) = begin::host_streams()?;
         process::run(options, input, output).await.map_err(|error| chain(&error))
     });
     // A thread that is blocked on a lock ends with the process.
