@@ -91,6 +91,26 @@ pub enum TaskSupport {
     Optional,
 }
 
+#[cfg(any(test, feature = "testkit"))]
+impl Catalog {
+    /// Two tools that nobody runs: `echo`, and `look`, whose calls have places of their own. For what tries the state machine.
+    pub(crate) fn of_echo_and_look(tasks: TaskSupport) -> Self {
+        let define = || ToolDefinition {
+            name: "echo".into(),
+            title: "Echo".into(),
+            description: "Echoes.".into(),
+            input_schema: json!({"type": "object"}),
+            annotations: Annotations { read_only: true, destructive: false, idempotent: true, open_world: false },
+            meta: None,
+        };
+        let tools = vec![
+            ("echo".into(), CallRoom::Shared, Arc::new(define) as Define),
+            ("look".into(), CallRoom::Kept, Arc::new(define) as Define),
+        ];
+        Self::new(tools).with_tasks([tasks])
+    }
+}
+
 /// Tools in one page of the list. Ours are far fewer; an embedding program's may be many.
 const PAGE_TOOLS: usize = 100;
 

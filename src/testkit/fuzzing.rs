@@ -21,7 +21,7 @@ use serde_json::value::RawValue;
 use crate::base::fault::{Fault, FaultCode};
 use crate::base::ids::{CallNumber, JobId, UnixMillis};
 use crate::base::lenient;
-use crate::protocol::catalog::{Annotations, CallRoom, Catalog, TaskSupport, ToolDefinition};
+use crate::protocol::catalog::{Catalog, TaskSupport};
 use crate::protocol::frame::{Frame, FrameReader};
 use crate::protocol::session::{CallOutcome, SessionCore, SessionEffect, SessionLimits, Wanted};
 use crate::protocol::tasks::{TaskAnswer, TaskAsk, TaskNews, TaskStatus, TaskView};
@@ -135,19 +135,7 @@ struct World {
 
 impl World {
     fn new() -> Self {
-        let define = || ToolDefinition {
-            name: "echo".into(),
-            title: "Echo".into(),
-            description: "Echoes.".into(),
-            input_schema: serde_json::json!({"type": "object"}),
-            annotations: Annotations { read_only: true, destructive: false, idempotent: true, open_world: false },
-            meta: None,
-        };
-        let catalog = Catalog::new(vec![
-            ("echo".into(), CallRoom::Shared, Arc::new(define)),
-            ("look".into(), CallRoom::Kept, Arc::new(define)),
-        ])
-        .with_tasks([TaskSupport::Optional]);
+        let catalog = Catalog::of_echo_and_look(TaskSupport::Optional);
         let identity = Identity::new("phone-opus", "0", "Ask.");
         Self {
             reader: FrameReader::new(LINE),

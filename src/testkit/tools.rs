@@ -217,20 +217,26 @@ impl TestTool {
     }
 }
 
+/// What clients are told about a tool of a test.
+#[must_use]
+pub fn definition(name: &str) -> ToolDefinition {
+    ToolDefinition {
+        name: name.to_owned(),
+        title: name.to_owned(),
+        description: "For tests.".to_owned(),
+        input_schema: json!({"type": "object"}),
+        annotations: Annotations { read_only: true, destructive: false, idempotent: true, open_world: false },
+        meta: None,
+    }
+}
+
 impl Tool for TestTool {
     fn name(&self) -> &str {
         &self.name
     }
 
     fn definition(&self) -> ToolDefinition {
-        ToolDefinition {
-            name: self.name.clone(),
-            title: self.name.clone(),
-            description: "For tests.".to_owned(),
-            input_schema: json!({"type": "object"}),
-            annotations: Annotations { read_only: true, destructive: false, idempotent: true, open_world: false },
-            meta: None,
-        }
+        definition(&self.name)
     }
 
     fn contract(&self) -> ReplayContract {

@@ -4,7 +4,7 @@
 
 use super::*;
 use crate::base::ids::UnixMillis;
-use crate::protocol::catalog::{Annotations, TaskSupport, ToolDefinition};
+use crate::protocol::catalog::TaskSupport;
 use crate::protocol::tasks::{TaskAnswer, TaskStatus, TaskView};
 
 struct Rig {
@@ -38,19 +38,7 @@ impl Rig {
     }
 
     fn made(limits: SessionLimits, tasks: TaskSupport) -> Self {
-        let define = || ToolDefinition {
-            name: "echo".into(),
-            title: "Echo".into(),
-            description: "Echoes.".into(),
-            input_schema: serde_json::json!({"type": "object"}),
-            annotations: Annotations { read_only: true, destructive: false, idempotent: true, open_world: false },
-            meta: None,
-        };
-        let catalog = Catalog::new(vec![
-            ("echo".into(), CallRoom::Shared, Arc::new(define)),
-            ("look".into(), CallRoom::Kept, Arc::new(define)),
-        ])
-        .with_tasks([tasks]);
+        let catalog = Catalog::of_echo_and_look(tasks);
         let identity = Identity::new("phone-opus", "0", "Ask.");
         Self {
             core: SessionCore::new(Arc::new(catalog), Arc::new(identity), limits),

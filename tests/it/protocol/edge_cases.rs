@@ -14,6 +14,7 @@ use serde::Deserialize;
 use serde_json::Value;
 use serde_json::value::RawValue;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::process::Command;
 
 /// What a request id gets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -445,16 +446,16 @@ fn answer(text: &str) -> std::result::Result<(String, Got), String> {
     Ok((head.id.map_or("null", RawValue::get).to_owned(), got))
 }
 
+/// A host whose streams are read and written as bytes.
+fn piped(rig: &Rig) -> Command {
+    let mut host = rig.command(&["mcp", "serve"]);
+    host.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
+    host
+}
+
 /// What a host answers to a piece of input that then ends.
 async fn answers(rig: &Rig, input: &[u8]) -> std::result::Result<Vec<(String, Got)>, String> {
-    let mut host = rig
-        .command(&["mcp", "serve"])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .kill_on_drop(true)
-        .spawn()
-        .map_err(|error| error.to_string())?;
+    let mut host = piped(rig).spawn().map_err(|error| error.to_string())?;
     let (mut stdin, mut stdout) = (host.stdin.take().expect("piped"), host.stdout.take().expect("piped"));
     let writing = async move {
         stdin.write_all(input).await.map_err(|error| format!("the host does not read: {error}"))?;
@@ -573,14 +574,7 @@ async fn complaints_about_lines_that_are_no_messages_are_rationed() {
 #[tokio::test]
 async fn a_client_that_reads_no_more_is_gone() {
     let rig = Rig::new(tried_program(env!("CARGO_BIN_EXE_phone-opus")));
-    let mut host = rig
-        .command(&["mcp", "serve"])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .kill_on_drop(true)
-        .spawn()
-        .expect("it starts");
+    let mut host = piped(&rig).spawn().expect("it starts");
     drop(host.stdout.take());
     let mut stdin = host.stdin.take().expect("piped");
     // The input stays open: what ends the session is the answer nobody takes.

@@ -18,10 +18,9 @@ use phone_opus::internals::base::ids::Generation;
 use phone_opus::internals::base::stdio::Input;
 use phone_opus::internals::failpoints::Faults;
 use phone_opus::internals::system::{System, SystemBuilder};
-use phone_opus::internals::tools::{
-    Annotations, ReplayContract, Tool, ToolCall, ToolDefinition, ToolFuture, ToolReply,
-};
+use phone_opus::internals::tools::{ReplayContract, Tool, ToolCall, ToolDefinition, ToolFuture, ToolReply};
 use phone_opus::internals::worker::{self, Isolation, WorkerCommand, WorkerPolicy};
+use phone_opus::testkit::tools::definition;
 use phone_opus::testkit::{Client, PATIENCE, Process, Reply, Rig, tried_program, until, until_seen};
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
@@ -41,14 +40,7 @@ impl Tool for TestTool {
     }
 
     fn definition(&self) -> ToolDefinition {
-        ToolDefinition {
-            name: self.name.to_owned(),
-            title: self.name.to_owned(),
-            description: "For tests.".to_owned(),
-            input_schema: json!({"type": "object"}),
-            annotations: Annotations { read_only: true, destructive: false, idempotent: true, open_world: false },
-            meta: None,
-        }
+        definition(self.name)
     }
 
     fn contract(&self) -> ReplayContract {
