@@ -248,6 +248,31 @@ fn the_map_shows_the_layers_as_they_are() {
     assert_eq!(folders, layers, "each folder has its place");
 }
 
+/// The map's tables name files and folders by the end of their path, as `actors/root.rs`, `root.rs` or `store/`.
+#[test]
+fn what_the_map_names_is_there_and_every_actor_is_named() {
+    let map = page("ARCHITECTURE.md");
+    let under = |folder: &str| rust_files(&root().join(folder));
+    let files: Vec<String> =
+        ["src", "tests"].into_iter().flat_map(under).map(|path| path.display().to_string()).collect();
+    let tables: Vec<&str> = map.lines().filter(|line| line.starts_with("| ")).collect();
+    let named: BTreeSet<&str> = tables.iter().flat_map(|line| quoted(line)).collect();
+    let files_named = || named.iter().filter(|name| name.ends_with(".rs") || name.ends_with('/'));
+    let is_there = |name: &&&str| match name.strip_suffix('/') {
+        Some(folder) => root().join(folder).is_dir() || files.iter().any(|file| file.contains(&format!("/{folder}/"))),
+        None => files.iter().any(|file| file.ends_with(&format!("/{name}"))),
+    };
+    let gone: Vec<_> = files_named().filter(|name| !is_there(name)).collect();
+    assert!(gone.is_empty(), "the map names what is not there: {gone:?}");
+    assert!(files_named().count() > 20, "the map names {} files and folders", files_named().count());
+    for entry in std::fs::read_dir(root().join("src/actors")).expect("the actors") {
+        let entry = entry.expect("an entry");
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let name = if entry.path().is_dir() { format!("{name}/") } else { name };
+        assert!(name == "mod.rs" || named.contains(&name[..]), "the map does not say what actors/{name} is");
+    }
+}
+
 #[test]
 fn the_layers_are_read_from_code_and_not_from_what_is_said() {
     let named = |text: &str| rooms_named(text).into_iter().collect::<Vec<_>>();
