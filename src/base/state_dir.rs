@@ -63,13 +63,13 @@ pub enum StateDirError {
     /// Something else than a directory has the name.
     #[error("use {}: it is not a directory", path.display())]
     NotADirectory {
-        /// Where.
+        /// What is in its place.
         path: PathBuf,
     },
     /// Somebody else owns it.
     #[error("use {}: it belongs to user id {owner} and this is user id {ours}", path.display())]
     ForeignOwner {
-        /// Where.
+        /// The directory or file of another user.
         path: PathBuf,
         /// The uid that owns it.
         owner: u32,
@@ -79,7 +79,7 @@ pub enum StateDirError {
     /// Its group or everybody can write to it.
     #[error("use {}: others can write to it (mode {mode:04o})", path.display())]
     WritableByOthers {
-        /// Where.
+        /// The directory or file that others can write to.
         path: PathBuf,
         /// Its permission bits.
         mode: u32,
@@ -87,7 +87,7 @@ pub enum StateDirError {
     /// Somebody else's link leads to it, or a link is where a file of ours should be.
     #[error("use {}: it is a link that is not to be followed", path.display())]
     Link {
-        /// Where.
+        /// The link.
         path: PathBuf,
     },
     /// The system refused.
@@ -95,7 +95,7 @@ pub enum StateDirError {
     Io {
         /// What was being done, as a verb.
         doing: &'static str,
-        /// Where.
+        /// The path that was refused.
         path: PathBuf,
         /// The kind of refusal.
         kind: io::ErrorKind,

@@ -59,7 +59,6 @@ pub(crate) struct WalkEntry {
 /// A repository a walk came by.
 #[derive(Debug)]
 pub(crate) struct RepositoryDirs {
-    /// Its `.git`.
     pub(crate) git: PathBuf,
     /// Where it keeps its own data.
     pub(crate) data: Vec<PathBuf>,

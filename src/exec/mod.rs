@@ -174,7 +174,6 @@ pub enum ReadExit {
     /// Still running.
     #[default]
     NotYet,
-    /// It exited.
     Exited {
         /// Its code, when the peer said it.
         code: Option<i32>,

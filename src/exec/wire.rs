@@ -109,7 +109,6 @@ pub enum WireIncoming {
     },
     /// Answers one of ours.
     Response {
-        /// Which.
         id: WireId,
         /// The answer.
         outcome: Result<Box<RawValue>, WireError>,
@@ -201,7 +200,6 @@ pub enum WireOutgoing<'a, T> {
     Error {
         /// The request's, or [`UNREADABLE_ID`].
         id: &'a WireId,
-        /// Why.
         error: WireError,
     },
 }
@@ -332,7 +330,6 @@ pub struct ReadAnswer {
     pub next_seq: u64,
     /// Whether it exited.
     pub exited: bool,
-    /// How.
     pub exit_code: Option<i32>,
     /// Whether it is over.
     pub closed: bool,
@@ -523,7 +520,6 @@ pub struct ExitedParams {
     pub process_id: String,
     /// Position in the session.
     pub seq: u64,
-    /// How.
     pub exit_code: i32,
     /// Always sent, because its absence costs the peer a round trip.
     #[serde(default)]

@@ -30,7 +30,6 @@ pub struct SessionKey {
 /// A job that is queued or running, as far as the order of the queue depends on it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct QueueRow {
-    /// The job.
     pub job: JobId,
     /// Its place in the order of acceptance.
     pub sequence: u64,
@@ -59,7 +58,6 @@ pub struct QueueRow {
 /// A row together with the evidence of its runner.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Contender {
-    /// The row.
     pub row: QueueRow,
     /// Whether somebody holds the job's lock.
     pub alive: bool,

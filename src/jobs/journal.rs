@@ -15,13 +15,11 @@ use crate::base::ids::UnixMillis;
 pub enum AgentEvent {
     /// The agent introduced itself.
     Started {
-        /// Its session.
         session_id: Option<String>,
         /// The model it will use.
         model: Option<String>,
         /// Where it says its key comes from (`none` = a login).
         key_source: Option<String>,
-        /// Its version.
         version: Option<String>,
     },
     /// The model is thinking.
@@ -115,7 +113,6 @@ pub struct AgentResult {
     pub is_error: bool,
     /// The answer.
     pub text: Option<String>,
-    /// The session.
     pub session_id: Option<String>,
     /// Turns taken.
     pub num_turns: Option<u64>,

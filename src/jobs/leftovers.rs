@@ -121,7 +121,6 @@ mod linux {
     pub(super) enum Strike {
         /// By a descriptor that pins it; by its number where the system has no such descriptors.
         ByDescriptor,
-        /// By its number.
         #[cfg(test)]
         ByNumber,
     }

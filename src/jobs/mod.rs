@@ -358,7 +358,6 @@ impl JobRecord {
 /// The short row of a listing.
 #[derive(Debug, Clone, PartialEq)]
 pub struct JobSummary {
-    /// Its id.
     pub id: JobId,
     /// Where it stands.
     pub state: JobState,
@@ -536,15 +535,9 @@ pub enum JournalEvent {
     /// The runner took the job and is about to start the agent.
     Dispatched,
     /// The agent's process exists.
-    ProcessStarted {
-        /// Its pid.
-        pid: u32,
-    },
+    ProcessStarted { pid: u32 },
     /// Something the agent reported; long texts are shortened before they are journalled.
-    Agent {
-        /// The event.
-        event: AgentEvent,
-    },
+    Agent { event: AgentEvent },
     /// The agent's process exited; output may follow.
     ProcessExited {
         /// Exit code, 128 + n for death by signal n.

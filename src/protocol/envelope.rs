@@ -19,16 +19,13 @@ use super::scan;
 pub enum Incoming<'a> {
     /// A request: it gets exactly one answer.
     Request {
-        /// Its id.
         id: IdToken,
-        /// Its method.
         method: Cow<'a, str>,
         /// The JSON text of its parameters, absent when they are missing or null.
         params: Option<&'a str>,
     },
     /// A notification: it gets none.
     Notification {
-        /// Its method.
         method: Cow<'a, str>,
         /// The JSON text of its parameters.
         params: Option<&'a str>,

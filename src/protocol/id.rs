@@ -65,7 +65,6 @@ impl IdToken {
         std::str::from_utf8(self.as_bytes()).unwrap_or_default()
     }
 
-    /// Its bytes.
     #[must_use]
     pub fn as_bytes(&self) -> &[u8] {
         match &self.0 {

@@ -70,7 +70,6 @@ impl ToolReply {
 pub struct Identity {
     /// The server's name.
     pub name: &'static str,
-    /// Its version.
     pub version: &'static str,
     /// When to use us, for the model; left out when empty.
     pub instructions: &'static str,

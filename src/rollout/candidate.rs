@@ -88,10 +88,7 @@ pub enum Verdict {
     },
     /// Somebody else may change it.
     #[error("the file can be written by others (mode {mode:04o}); take that from them (chmod go-w).")]
-    WritableByOthers {
-        /// Its mode.
-        mode: u32,
-    },
+    WritableByOthers { mode: u32 },
     /// Somebody else may put another file in its place. It is looked at again.
     #[error(
         "others can put another file in its place: the directory {} belongs to user id {owner} and has mode {mode:04o}; give \
@@ -103,7 +100,6 @@ pub enum Verdict {
         dir: PathBuf,
         /// Whose that is.
         owner: u32,
-        /// Its mode.
         mode: u32,
     },
     /// It cannot be read.
@@ -153,7 +149,6 @@ pub enum Verdict {
         /// At which question.
         step: TrialQuestion,
     },
-    /// It cannot serve.
     #[error("the new version cannot serve here: {reason}. Run `phone-opus doctor` with it, or install another build.")]
     CannotServe {
         /// Its own words.
@@ -174,10 +169,7 @@ pub enum Verdict {
         "version {version} cannot take over from a running server of this one: it is older, and looks for the server's state \
          in a file with a name, where this one writes none; it takes over at the client's next start."
     )]
-    OlderHandOver {
-        /// Its version.
-        version: String,
-    },
+    OlderHandOver { version: String },
     /// It does not know the job store.
     #[error(
         "the new version speaks version {candidate} of the job store, whose file is of version {file} already; install a \

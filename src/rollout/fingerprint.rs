@@ -37,7 +37,6 @@ pub struct Fingerprint {
     pub mode: u32,
     /// The user it belongs to.
     pub owner: u32,
-    /// Its group.
     pub group: u32,
 }
 

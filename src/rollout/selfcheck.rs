@@ -18,7 +18,6 @@ pub const SNAPSHOT_FORMAT: u32 = 1;
 pub struct SelfCheck {
     /// Always `phone-opus`: another program at the same path is no candidate.
     pub selfcheck: String,
-    /// Its version.
     pub version: String,
     /// Snapshots of this version it restores, and no others.
     pub snapshot_format: u32,

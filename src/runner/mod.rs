@@ -196,7 +196,6 @@ impl RunnerCommand {
 /// What a runner is started with.
 #[derive(Debug)]
 pub struct RunnerOptions {
-    /// Its job.
     pub job: JobId,
     /// It was started beside its job's accept: it begins when its host speaks to it, and leaves when its host hangs up before.
     pub held: bool,

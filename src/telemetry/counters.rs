@@ -63,7 +63,6 @@ pub struct MethodRow {
 /// Everything counted so far.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct CountersReport {
-    /// Totals.
     pub totals: Totals,
     /// By method and tool.
     pub methods: Vec<MethodRow>,
@@ -174,7 +173,6 @@ impl Counters {
 /// The counters as they are passed on to the next image of the program.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct CountersSnapshot {
-    /// Totals.
     pub totals: Totals,
     methods: Vec<RowSnapshot>,
     tools: Vec<RowSnapshot>,

@@ -52,7 +52,6 @@ pub enum LogLine {
         session: u64,
         /// The request's id as the client wrote it.
         request_id: String,
-        /// The tool.
         tool_name: String,
         /// The directory it was about.
         path_hint: Option<String>,
@@ -75,14 +74,12 @@ pub enum LogLine {
     },
     /// A worker was started again.
     WorkerRestart {
-        /// When.
         ts_unix_ms: i64,
         /// The new incarnation.
         generation: u64,
     },
     /// A job changed its state.
     JobState {
-        /// When.
         ts_unix_ms: i64,
         /// Which job.
         job_id: String,
@@ -95,7 +92,6 @@ pub enum LogLine {
     },
     /// A rollout has ended.
     Rollout {
-        /// When.
         ts_unix_ms: i64,
         /// `adopted`, `rejected` or `failed`.
         outcome: &'static str,
@@ -110,11 +106,9 @@ pub enum LogLine {
     },
     /// Something failed.
     Fault {
-        /// When.
         ts_unix_ms: i64,
         /// The fault's code.
         code: &'static str,
-        /// Its class.
         class: crate::base::fault::FaultClass,
         /// The part at work.
         stage: crate::base::fault::Stage,
@@ -125,7 +119,6 @@ pub enum LogLine {
     },
     /// The directories asked about most.
     HotPathsSnapshot {
-        /// When.
         ts_unix_ms: i64,
         /// Directory and calls, most first.
         paths: Vec<(String, u64)>,
@@ -135,7 +128,6 @@ pub enum LogLine {
 /// What is handed to the writing thread.
 #[derive(Debug)]
 pub enum LogEntry {
-    /// A record.
     Record(Record),
     /// A hot-path snapshot.
     HotPaths(Vec<(String, u64)>),

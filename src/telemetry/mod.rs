@@ -32,7 +32,6 @@ const BATCH: usize = 512;
 pub enum Record {
     /// A request that is no tool call was finished.
     Request {
-        /// Its method.
         method: &'static str,
         /// How it ended.
         result: FinishedAs,
@@ -83,7 +82,6 @@ pub struct ToolCallRecord {
     pub session: SessionNumber,
     /// Its id as the client wrote it; the log shortens it to 64 characters.
     pub request_id: Option<IdToken>,
-    /// The tool.
     pub tool: Arc<str>,
     /// The directory it was about.
     pub path_hint: Option<String>,

@@ -23,14 +23,12 @@ use crate::jobs::{JobRecord, NewJob};
 pub enum Question {
     /// Accept a consult.
     Accept {
-        /// What.
         job: Box<NewJob>,
         /// Who waits.
         caller: Option<InvocationId>,
     },
     /// Begin to follow a job's news, under a number of the asker's own.
     Follow {
-        /// Which.
         job: JobId,
         /// The number.
         follow: u64,
@@ -51,35 +49,17 @@ pub enum Question {
         follow: u64,
     },
     /// Everything about a job.
-    Record {
-        /// Which.
-        job: JobId,
-    },
+    Record { job: JobId },
     /// Its place in the queue.
-    QueuePlace {
-        /// Which.
-        job: JobId,
-    },
+    QueuePlace { job: JobId },
     /// Answers of a workspace that nobody has read.
-    Unread {
-        /// Which.
-        workspace: PathBuf,
-    },
+    Unread { workspace: PathBuf },
     /// Let it go on without a caller.
-    HandOver {
-        /// Which.
-        job: JobId,
-    },
+    HandOver { job: JobId },
     /// What the client of a session works on.
-    Roots {
-        /// Which.
-        session: SessionNumber,
-    },
+    Roots { session: SessionNumber },
     /// Its answer was read.
-    MarkRead {
-        /// Which.
-        job: JobId,
-    },
+    MarkRead { job: JobId },
 }
 
 /// What the host answers.
@@ -114,16 +94,9 @@ pub enum HostAnswer {
         record: Box<JobRecord>,
     },
     /// What is known live, where this host runs it.
-    Live {
-        /// That.
-        glimpse: Option<Glimpse>,
-    },
+    Live { glimpse: Option<Glimpse> },
     /// A job.
-    Record {
-        /// It.
-        record: Box<JobRecord>,
-    },
-    /// A place.
+    Record { record: Box<JobRecord> },
     Place {
         /// From 1.
         place: Option<usize>,
@@ -145,7 +118,6 @@ pub enum HostAnswer {
 /// A question on its way, and who waits for the answer.
 #[derive(Debug)]
 pub struct Asked {
-    /// The question.
     pub question: Question,
     /// Told the answer; `None` when none is expected.
     pub reply: Option<oneshot::Sender<Result<HostAnswer, Fault>>>,

@@ -42,7 +42,6 @@ pub struct Work<T> {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("tool {tool} panicked")]
 pub struct ToolPanicked {
-    /// The tool.
     pub tool: String,
 }
 

@@ -37,7 +37,6 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     /// The MCP server and the processes it starts.
     Mcp {
-        /// Which.
         #[command(subcommand)]
         command: McpCommand,
     },
@@ -56,7 +55,6 @@ pub(crate) enum Command {
         phone-opus jobs cancel ID                      end a job and everything it started\n  \
         phone-opus jobs prune --older-than 7           forget what was finished a week ago")]
     Jobs {
-        /// Which.
         #[command(subcommand)]
         command: JobsCommand,
     },
@@ -67,7 +65,6 @@ pub(crate) enum Command {
     Doctor(DoctorOptions),
     /// What can be broken on purpose, and how to ask for it.
     Faults {
-        /// Which.
         #[command(subcommand)]
         command: FaultsCommand,
     },

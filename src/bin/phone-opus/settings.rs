@@ -33,7 +33,6 @@ pub(crate) struct Prepared {
     pub(crate) config: Config,
     /// Where jobs are kept.
     pub(crate) dir: StateDir,
-    /// This program.
     pub(crate) program: PathBuf,
     /// The environment as it was at the start.
     pub(crate) environment: Environment,

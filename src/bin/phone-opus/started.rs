@@ -16,9 +16,7 @@ use crate::cli::{RunWords, RunnerArguments};
 /// What a host started this process as.
 #[derive(Debug)]
 pub(crate) enum StartedAs {
-    /// A worker.
     Worker(Generation),
-    /// A runner.
     Runner(Box<RunnerArguments>),
 }
 

@@ -48,32 +48,19 @@ pub enum SpawnError {
     },
     /// The program, or the interpreter it names, does not exist.
     #[error("start {}: no such program", program.display())]
-    ProgramMissing {
-        /// The program.
-        program: PathBuf,
-    },
+    ProgramMissing { program: PathBuf },
     /// The program is there and may not or cannot be executed.
     #[error("start {}: not executable", program.display())]
-    NotExecutable {
-        /// The program.
-        program: PathBuf,
-    },
+    NotExecutable { program: PathBuf },
     /// The arguments and the environment are larger than the system takes.
     #[error("start {}: argument list too long", program.display())]
-    ArgumentsTooLarge {
-        /// The program.
-        program: PathBuf,
-    },
+    ArgumentsTooLarge { program: PathBuf },
     /// The program's file is being written at this moment.
     #[error("start {}: its file is being written", program.display())]
-    Busy {
-        /// The program.
-        program: PathBuf,
-    },
+    Busy { program: PathBuf },
     /// There is no descriptor, process or memory to be had at this moment.
     #[error("start {}", program.display())]
     NoRoom {
-        /// The program.
         program: PathBuf,
         /// What the system said.
         #[source]
@@ -82,7 +69,6 @@ pub enum SpawnError {
     /// The system refused for another reason.
     #[error("start {}", program.display())]
     Other {
-        /// The program.
         program: PathBuf,
         /// The reason.
         #[source]

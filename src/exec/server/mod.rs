@@ -105,10 +105,7 @@ pub enum PeerEnd {
     /// The input ended: the peer is gone.
     Gone,
     /// The peer broke the protocol in a way that cannot be answered.
-    Broke {
-        /// How.
-        reason: String,
-    },
+    Broke { reason: String },
     /// The peer asked without reading the answers until they went over their bound.
     Overrun,
 }

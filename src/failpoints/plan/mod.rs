@@ -50,13 +50,13 @@ pub enum When {
 /// One rule of a plan.
 #[derive(Debug, Clone, PartialEq)]
 pub struct FaultRule {
-    /// Where.
+    /// The point it strikes at.
     pub point: FaultPoint,
     /// In which operation; in any when not given.
     pub operation: Option<Box<str>>,
     /// At which time.
     pub when: When,
-    /// What.
+    /// What it does there.
     pub action: FaultAction,
 }
 
@@ -116,7 +116,7 @@ impl fmt::Display for PlanPlace {
 /// One thing that is wrong with a plan.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PlanProblem {
-    /// Where.
+    /// The part of the plan it stands in.
     pub place: PlanPlace,
     /// The text that is wrong, as it stands there.
     pub text: String,

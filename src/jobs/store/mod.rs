@@ -76,7 +76,6 @@ pub enum Accept {
 /// A provider's usage limit that was reached.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Limit {
-    /// The agent.
     pub agent: String,
     /// How it is paid for.
     pub billing: Billing,
@@ -147,10 +146,7 @@ pub enum CancelState {
         reason: CancelReason,
     },
     /// The job is over; nothing was changed.
-    Ended {
-        /// How.
-        state: JobState,
-    },
+    Ended { state: JobState },
     /// A caller was lost that the job does not need: it is a background job and goes on.
     GoesOn,
 }
@@ -201,7 +197,6 @@ pub struct JobCounts {
     pub running: u64,
     /// Answered.
     pub succeeded: u64,
-    /// Failed.
     pub failed: u64,
     /// Stopped.
     pub cancelled: u64,
@@ -377,7 +372,6 @@ pub enum StoreError {
     /// The job is over, and its journal with it.
     #[error("write to the journal of job {job}: it is {}", state.as_str())]
     Ended {
-        /// The job.
         job: JobId,
         /// How it ended.
         state: JobState,

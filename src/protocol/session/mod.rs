@@ -131,7 +131,6 @@ pub enum SessionEffect {
     Ask {
         /// Which request.
         number: CallNumber,
-        /// What.
         ask: TaskAsk,
         /// Who asks.
         client: ClientInfo,
@@ -140,7 +139,6 @@ pub enum SessionEffect {
     Withdraw(CallNumber),
     /// Tell about these tasks from now on, under this number.
     Follow {
-        /// The number.
         number: CallNumber,
         /// The tasks.
         jobs: Vec<JobId>,
@@ -153,7 +151,6 @@ pub enum SessionEffect {
     Unfollow(CallNumber),
     /// The client withdrew a call it had waited for this long; it may have a limit of its own.
     GaveUp {
-        /// Who.
         client: ClientInfo,
         /// From the call's arrival.
         after: Duration,
@@ -162,7 +159,6 @@ pub enum SessionEffect {
     Roots(Roots),
     /// A call was answered although its client had waited this long for it.
     Waited {
-        /// Who.
         client: ClientInfo,
         /// From the call's arrival.
         so_long: Duration,
@@ -236,14 +232,25 @@ struct Pending {
 /// What a request in flight waits for.
 #[derive(Debug)]
 enum Work {
-    /// A tool.
-    Tool { tool: usize, progress: Option<Box<str>>, last_progress: f64, task: Option<TaskProtocol> },
+    Tool {
+        tool: usize,
+        progress: Option<Box<str>>,
+        last_progress: f64,
+        task: Option<TaskProtocol>,
+    },
     /// How the task stands that a call of this tool became.
-    Created { tool: usize, progress: Option<Box<str>>, last_progress: f64, protocol: TaskProtocol },
+    Created {
+        tool: usize,
+        progress: Option<Box<str>>,
+        last_progress: f64,
+        protocol: TaskProtocol,
+    },
     /// Something about tasks.
     Ask(Method),
     /// Which of the tasks of a subscription exist.
-    Listen { tools: bool },
+    Listen {
+        tools: bool,
+    },
     /// A tool that was there before an upgrade and is no more; an error is all there is left to say.
     Gone,
 }

@@ -29,7 +29,6 @@ use crate::protocol::wire::Identity;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("understand {what} of a session")]
 pub struct Unreadable {
-    /// Which.
     pub what: &'static str,
 }
 
@@ -59,7 +58,6 @@ struct HandshakeSnapshot {
 pub enum ClientSnapshot {
     /// It did not say.
     Unknown,
-    /// Its name.
     Name(String),
     /// The object it sent.
     Raw(String),

@@ -49,9 +49,7 @@ pub struct Candidate {
 /// A candidate that did not pass.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RefusedCandidate {
-    /// It.
     pub candidate: Candidate,
-    /// Why.
     pub verdict: Verdict,
 }
 

@@ -78,7 +78,7 @@ pub enum SnapshotError {
     /// The system it is to be restored into cannot be put together.
     #[error("restore a snapshot: {reason}")]
     NoSystem {
-        /// Why.
+        /// What the part that did not start said.
         reason: String,
     },
 }

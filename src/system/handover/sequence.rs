@@ -88,7 +88,7 @@ pub enum HandOverError {
     /// The system refused to run the new program.
     #[error("run {}", program.display())]
     Exec {
-        /// It.
+        /// The program that was refused.
         program: PathBuf,
         /// The system's words.
         #[source]

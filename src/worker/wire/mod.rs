@@ -82,7 +82,6 @@ pub enum ToWorker<'a> {
         g: Generation,
         /// Which question.
         id: u64,
-        /// The answer.
         answer: Result<HostAnswer, Fault>,
     },
     /// Are you alive?
@@ -183,7 +182,6 @@ pub enum FromWorker<'a> {
         g: Generation,
         /// Comes back with the answer.
         id: u64,
-        /// The question.
         question: Question,
     },
     /// I am alive.
@@ -199,7 +197,6 @@ pub enum FromWorker<'a> {
     Panicked {
         /// The generation.
         g: Generation,
-        /// The tool.
         tool: String,
     },
 }

@@ -106,20 +106,17 @@ pub fn execute(out: &mut Outbox, key: CallKey, tool: &str, call: &ToolCall, limi
     Ok(())
 }
 
-/// `withdraw`.
 pub fn withdraw(out: &mut BytesMut, generation: Generation, key: CallKey) {
     keyed(out, "{\"withdraw\":", generation, key);
     out.put_slice(b"}}\n");
 }
 
-/// `session_over`.
 pub fn session_over(out: &mut BytesMut, generation: Generation, session: SessionNumber) {
     number(out, "{\"session_over\":{\"g\":", generation.0);
     number(out, ",\"s\":", session.0);
     out.put_slice(b"}}\n");
 }
 
-/// `check`.
 pub fn check(out: &mut BytesMut, generation: Generation, n: u64) {
     number(out, "{\"check\":{\"g\":", generation.0);
     number(out, ",\"n\":", n);
@@ -149,7 +146,6 @@ fn refusal(why: &dyn std::error::Error) -> String {
     serde_json::to_string(&answer).unwrap_or_else(|_| "null".to_owned())
 }
 
-/// `ready`.
 pub fn ready<'n>(out: &mut BytesMut, generation: Generation, tools: impl Iterator<Item = &'n str>) {
     number(out, "{\"ready\":{\"protocol\":", u64::from(PROTOCOL));
     number(out, ",\"g\":", generation.0);
@@ -244,7 +240,6 @@ fn one_line(json: &str) -> Result<std::borrow::Cow<'_, str>, String> {
     Ok(value.to_string().into())
 }
 
-/// `progress`.
 pub fn progress(out: &mut BytesMut, generation: Generation, key: CallKey, value: f64, message: &str) {
     keyed(out, "{\"progress\":", generation, key);
     out.put_slice(b",\"value\":");
@@ -269,7 +264,6 @@ pub fn ask(out: &mut BytesMut, generation: Generation, id: u64, question: &Quest
     Ok(())
 }
 
-/// `alive`.
 pub fn alive(out: &mut BytesMut, generation: Generation, n: u64, open: usize) {
     number(out, "{\"alive\":{\"g\":", generation.0);
     number(out, ",\"n\":", n);
@@ -277,7 +271,6 @@ pub fn alive(out: &mut BytesMut, generation: Generation, n: u64, open: usize) {
     out.put_slice(b"}}\n");
 }
 
-/// `panicked`.
 pub fn panicked(out: &mut BytesMut, generation: Generation, tool: &str) {
     number(out, "{\"panicked\":{\"g\":", generation.0);
     out.put_slice(b",\"tool\":");
