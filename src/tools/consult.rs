@@ -490,7 +490,8 @@ async fn consult(desk: &Consults, call: ToolCall) -> Result<ToolReply, Fault> {
     // An attempt after a lost worker waits for the rest only; a caller who joins another's job waits its own time.
     let again = call.evidence.is_some();
     let waited = Duration::from_millis(if again { UnixMillis::now().since(record.accepted_at) } else { 0 });
-    let watch = Watch { progress: &call, desk, began: Instant::now().checked_sub(waited).unwrap_or_else(Instant::now) };
+    let began = Instant::now().checked_sub(waited).unwrap_or_else(Instant::now);
+    let mut watch = Watch::new(&call, desk, began);
     let over = watch.until(&mut follow, wait.saturating_sub(waited), Until::Finished).await;
     match over.map_err(|fault| fault.job(id))? {
         Waited::Over(record) => {
@@ -556,19 +557,25 @@ pub(super) enum Until {
 
 /// A wait for news of a job, with progress reports on its own clock.
 pub(super) struct Watch<'a> {
-    pub(super) progress: &'a ToolCall,
-    pub(super) desk: &'a Consults,
-    pub(super) began: Instant,
+    progress: &'a ToolCall,
+    began: Instant,
+    /// Kept from one wait to the next: news that come thick and fast put off no report.
+    ticks: tokio::time::Interval,
 }
 
-impl Watch<'_> {
-    /// Waits.
-    pub(super) async fn until(&self, follow: &mut Follow, wait: Duration, until: Until) -> Result<Waited, Fault> {
-        let lapse = tokio::time::sleep(wait);
-        tokio::pin!(lapse);
-        let profile = self.desk.clients.profile(self.progress.client.name().as_deref());
+impl<'a> Watch<'a> {
+    /// One for this call, which has waited since `began`.
+    pub(super) fn new(progress: &'a ToolCall, desk: &Consults, began: Instant) -> Self {
+        let profile = desk.clients.profile(progress.client.name().as_deref());
         let mut ticks = tokio::time::interval(profile.progress);
         ticks.reset();
+        Self { progress, began, ticks }
+    }
+
+    /// Waits.
+    pub(super) async fn until(&mut self, follow: &mut Follow, wait: Duration, until: Until) -> Result<Waited, Fault> {
+        let lapse = tokio::time::sleep(wait);
+        tokio::pin!(lapse);
         loop {
             tokio::select! {
                 news = follow.next() => match news? {
@@ -578,7 +585,7 @@ impl Watch<'_> {
                     News::Changed => {}
                 },
                 () = &mut lapse => return Ok(Waited::Lapsed),
-                _ = ticks.tick(), if self.progress.progress.is_wanted() => self.report(follow),
+                _ = self.ticks.tick(), if self.progress.progress.is_wanted() => self.report(follow),
             }
         }
     }

@@ -165,6 +165,29 @@ host_tool! {
     read_job
 }
 
+/// When the journal is looked at again by somebody who was told live of what is not in it yet.
+///
+/// The live news come by the runner's pipe, the journal by its store, in batches: which is the later one, and by how much, is
+/// up to the disk. Nobody is told when the journal has caught up, so who waits for an entry looks again, and the less often
+/// the longer it takes. Until something was heard of there is nothing to look for.
+#[derive(Debug, Default)]
+struct CatchingUp(Option<Duration>);
+
+impl CatchingUp {
+    const FIRST: Duration = Duration::from_millis(50);
+    const MOST: Duration = Duration::from_secs(1);
+
+    /// Something was heard of that the journal does not have yet, or it was looked at in vain.
+    fn note(&mut self) {
+        self.0 = Some(self.0.map_or(Self::FIRST, |pause| (pause * 2).min(Self::MOST)));
+    }
+
+    /// How long to wait for something else.
+    fn at_most(&self, left: Duration) -> Duration {
+        self.0.map_or(left, |pause| pause.min(left))
+    }
+}
+
 async fn read_job(desk: &Consults, call: ToolCall) -> Result<ToolReply, Fault> {
     let mut args = ArgumentReader::parse(&call.arguments)?;
     let job = args.uuid::<JobId>("job_id");
@@ -188,11 +211,12 @@ async fn read_job(desk: &Consults, call: ToolCall) -> Result<ToolReply, Fault> {
             None => Some(Until::Finished),
         };
         if let Some(until) = until {
-            let watch = Watch { progress: &call, desk, began };
+            let mut watch = Watch::new(&call, desk, began);
             let seen = record.last_event;
+            let mut catching_up = CatchingUp::default();
             loop {
                 let left = wait.saturating_sub(began.elapsed());
-                let waited = watch.until(&mut follow, left, until).await?;
+                let waited = watch.until(&mut follow, catching_up.at_most(left), until).await?;
                 if let (Waited::Unstored(record), None, None) = (&waited, after, page) {
                     return Ok(unstored(desk, record, shape).await);
                 }
@@ -201,8 +225,9 @@ async fn read_job(desk: &Consults, call: ToolCall) -> Result<ToolReply, Fault> {
                 if matches!(waited, Waited::Over(_)) || news || began.elapsed() >= wait {
                     break;
                 }
-                // What is heard of live is in the journal a moment later.
-                tokio::time::sleep(Duration::from_millis(50)).await;
+                catching_up.note();
+                // News may come thick and fast, and most of them are in the journal by then.
+                tokio::time::sleep(CatchingUp::FIRST.min(wait.saturating_sub(began.elapsed()))).await;
             }
         }
     }
@@ -422,7 +447,7 @@ async fn cancel_job(desk: &Consults, call: ToolCall) -> Result<ToolReply, Fault>
         CancelState::Requested { .. } | CancelState::AlreadyRequested { .. } | CancelState::GoesOn => None,
     };
     if was.is_none() {
-        let watch = Watch { progress: &call, desk, began: Instant::now() };
+        let mut watch = Watch::new(&call, desk, Instant::now());
         watch.until(&mut follow, CANCEL_WAIT, Until::Finished).await?;
     }
     let record = desk.jobs.record(job).await?;
@@ -520,5 +545,23 @@ mod tests {
             assert_eq!(value.as_object().expect("an object").keys().collect::<Vec<_>>(), keys);
             assert_eq!(value["already_over"], was.is_some());
         }
+    }
+
+    #[test]
+    fn what_was_heard_of_is_looked_for_until_it_is_there_and_ever_less_often() {
+        let left = Duration::from_secs(60);
+        let mut catching_up = CatchingUp::default();
+        assert_eq!(catching_up.at_most(left), left, "nothing was heard of: nothing to look for");
+        let mut waits = Vec::new();
+        for _ in 0..8 {
+            catching_up.note();
+            waits.push(catching_up.at_most(left).as_millis());
+        }
+        assert_eq!(waits, [50, 100, 200, 400, 800, 1000, 1000, 1000]);
+        assert_eq!(
+            catching_up.at_most(Duration::from_millis(7)),
+            Duration::from_millis(7),
+            "never past the caller's wait"
+        );
     }
 }
