@@ -143,7 +143,13 @@ impl UnixMillis {
     /// The current wall-clock time. Only loops call it; deciding code is given the time.
     #[must_use]
     pub fn now() -> Self {
-        let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+        Self::at(std::time::SystemTime::now())
+    }
+
+    /// A time as files have it; 1970 for what lies before.
+    #[must_use]
+    pub fn at(time: std::time::SystemTime) -> Self {
+        let since = time.duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
         Self(i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
     }
 

@@ -7,6 +7,7 @@ pub(crate) mod beside;
 pub mod descriptors;
 pub mod fault;
 pub mod ids;
+pub mod image;
 pub mod lenient;
 pub mod local_time;
 pub mod nearest;

@@ -29,7 +29,7 @@ use std::time::{Duration, SystemTime};
 
 use rustix::fs::OFlags;
 
-use crate::base::ids::{JobId, WaiterId};
+use crate::base::ids::{JobId, UnixMillis, WaiterId};
 
 /// The directory's name under the user's state directory.
 const NAME: &str = "phone_opus";
@@ -325,6 +325,23 @@ impl StateDir {
         }
         private_dir(&dir, Place::Inside)?;
         Ok(dir)
+    }
+
+    /// Gives a job's directory the present time: somebody is about to look after the job and cannot yet. It needs no
+    /// descriptor, of which there may be none.
+    pub(crate) fn touch_job_dir(&self, job: JobId) {
+        use rustix::fs::{AtFlags, CWD, Timespec, Timestamps, UTIME_NOW, utimensat};
+        let now = Timespec { tv_sec: 0, tv_nsec: UTIME_NOW };
+        let times = Timestamps { last_access: now, last_modification: now };
+        let touched = self.create_job_dir(job).map(|dir| utimensat(CWD, &dir, &times, AtFlags::SYMLINK_NOFOLLOW));
+        if !matches!(touched, Ok(Ok(()))) {
+            tracing::debug!(%job, "no sign can be given that a job is looked after");
+        }
+    }
+
+    /// When a job's directory was given a time last, or something was put into it.
+    pub(crate) fn job_dir_touched(&self, job: JobId) -> Option<UnixMillis> {
+        fs::symlink_metadata(self.job_dir(job)).and_then(|found| found.modified()).ok().map(UnixMillis::at)
     }
 
     /// Removes what images that died while they were replaced left here. Returns how many files that were.

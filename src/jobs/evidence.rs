@@ -18,10 +18,11 @@ use rustix::fs::OFlags;
 use super::JobState;
 use super::admission::{Contender, QueueRow};
 use super::lock::{HeldLock, JobLock, LockError, is_held_at};
-use crate::base::ids::{UnixMillis, WaiterId};
+use crate::base::ids::{JobId, UnixMillis, WaiterId};
 use crate::base::state_dir::StateDir;
 
-/// How long an accepted job may be without anybody: its host is about to start its runner, or to hand it in.
+/// How long an accepted job may be without anybody: its host is about to start its runner, or to hand it in. A host that can do
+/// neither for the moment gives a sign more often than that.
 pub const STARTING: Duration = Duration::from_secs(10);
 
 /// What follows a waiting process's name in that of its bell.
@@ -137,10 +138,14 @@ impl<'a> JobEvidence<'a> {
         Self { dir, now: UnixMillis::now(), waiters: HashMap::new() }
     }
 
-    /// Whether a queued job was accepted so recently that its host may still be about to look after it.
+    /// Whether a queued job was accepted so recently that its host may still be about to look after it, or its host has
+    /// given a sign lately that it is and cannot: it has nothing to start a runner with.
     #[must_use]
-    pub fn is_fresh(&self, accepted_at: UnixMillis) -> bool {
-        self.now.since(accepted_at) < u64::try_from(STARTING.as_millis()).unwrap_or(u64::MAX)
+    pub fn is_fresh(&self, job: JobId, accepted_at: UnixMillis) -> bool {
+        let starting = u64::try_from(STARTING.as_millis()).unwrap_or(u64::MAX);
+        // A sign from a time to come is of a clock that was set since, and says nothing.
+        let lately = |at: UnixMillis| self.now.since(at).max(at.since(self.now)) < starting;
+        self.now.since(accepted_at) < starting || self.dir.job_dir_touched(job).is_some_and(lately)
     }
 
     /// Whether a waiting process lives. What cannot be looked at counts as alive: waiting is safe.
@@ -154,7 +159,7 @@ impl<'a> JobEvidence<'a> {
     pub fn is_alive(&mut self, row: &QueueRow) -> bool {
         let owned = |dir| JobLock::is_held(dir, row.job).unwrap_or(true);
         match row.state {
-            JobState::Queued => self.waits(row.waiter) || self.is_fresh(row.accepted_at) || owned(self.dir),
+            JobState::Queued => self.waits(row.waiter) || self.is_fresh(row.job, row.accepted_at) || owned(self.dir),
             _ => owned(self.dir),
         }
     }
@@ -176,6 +181,7 @@ mod tests {
     use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 
     use super::*;
+    use crate::jobs::JobMode;
 
     #[test]
     fn a_bell_is_private_rings_its_listener_only_and_goes_with_its_lock() {
@@ -198,6 +204,55 @@ mod tests {
         drop(one);
         assert!(!bell.exists() && !dir.waiter_lock(id).exists());
         assert!(!JobEvidence::new(&dir).waits(Some(id)));
+    }
+
+    #[test]
+    fn a_job_in_want_of_a_runner_is_looked_after_as_long_as_its_host_says_so() {
+        use std::time::SystemTime;
+        let scratch = tempfile::tempdir().expect("a scratch directory");
+        let dir = StateDir::at(scratch.path().join("state"));
+        let (now, long) = (SystemTime::now(), Duration::from_secs(3600));
+        let ago = |seconds: u64| now - Duration::from_secs(seconds);
+        let later = now + long;
+        // How long ago it was accepted; when the last sign was given, if any.
+        let table = [
+            ("just accepted", 1, None, true),
+            ("accepted a while ago, and not a word", 11, None, false),
+            ("a sign since", 3600, Some(ago(3)), true),
+            ("no sign any more", 3600, Some(ago(11)), false),
+            ("a sign from before it was accepted says nothing against it", 1, Some(ago(3600)), true),
+            ("a sign of a clock that was wrong", 3600, Some(later), false),
+        ];
+        for (what, accepted, sign, looked_after) in table {
+            let job = JobId::random();
+            dir.touch_job_dir(job);
+            match sign {
+                Some(at) => {
+                    let opened = fs::File::open(dir.job_dir(job)).expect("a directory");
+                    opened.set_modified(at).expect("set");
+                }
+                None => dir.remove_job_dir(job).expect("removed"),
+            }
+            let row = QueueRow {
+                job,
+                sequence: 1,
+                workspace: "/work".into(),
+                session: None,
+                state: JobState::Queued,
+                mode: JobMode::Sync,
+                accepted_at: UnixMillis::at(ago(accepted)),
+                turn: 1,
+                workspace_served: 0,
+                cancel_requested: None,
+                waiter: None,
+                environment: None,
+            };
+            assert_eq!(JobEvidence::new(&dir).is_alive(&row), looked_after, "{what}");
+        }
+        let job = JobId::random();
+        dir.touch_job_dir(job);
+        assert!(JobEvidence::new(&dir).is_fresh(job, UnixMillis::at(ago(3600))), "a sign that was just given");
+        assert_eq!(fs::metadata(dir.job_dir(job)).expect("made for it").mode() & 0o777, 0o700);
     }
 
     #[test]

@@ -35,7 +35,7 @@ fn is_left_alone(
     waiter: Option<WaiterId>,
 ) -> bool {
     state == JobState::Queued
-        && !evidence.is_fresh(accepted_at)
+        && !evidence.is_fresh(job, accepted_at)
         && !evidence.waits(waiter)
         // A lock that cannot be looked at counts as held: waiting is safe.
         && !JobLock::is_held(dir, job).unwrap_or(true)

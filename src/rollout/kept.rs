@@ -21,6 +21,7 @@ use tokio::process::{Child, Command};
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::candidate::{DEADLINE, NotRun, Said, run};
+use crate::base::image::StandIn;
 use crate::exec::local::{Adopt, KILL_BOUND, SpawnSpec, Stdin, become_subreaper};
 
 /// Longest report that is read; one is bounded by what is kept of a candidate's output, each byte escaped.
@@ -50,16 +51,19 @@ impl Drop for Keeper {
 ///
 /// Safe: the keeper ends what it keeps.
 pub(super) async fn run_under(keeper: &Path, spec: &SpawnSpec) -> Option<Report> {
-    let mut command = Command::new(keeper);
-    command.args(["mcp", "trial", "--parent", &std::process::id().to_string(), "--"]);
-    command.arg(&spec.program).args(&spec.args).current_dir(&spec.cwd).env_clear();
-    command.envs(spec.env.iter().map(|(name, value)| (name, value)));
-    command.stdin(match &spec.stdin {
-        Stdin::File(file) => Stdio::from(file.try_clone().ok()?),
-        _ => Stdio::null(),
+    let started = StandIn::default().start(keeper, |keeper| {
+        let mut command = Command::new(keeper);
+        command.args(["mcp", "trial", "--parent", &std::process::id().to_string(), "--"]);
+        command.arg(&spec.program).args(&spec.args).current_dir(&spec.cwd).env_clear();
+        command.envs(spec.env.iter().map(|(name, value)| (name, value)));
+        command.stdin(match &spec.stdin {
+            Stdin::File(file) => Stdio::from(file.try_clone()?),
+            _ => Stdio::null(),
+        });
+        command.stdout(Stdio::piped()).stderr(Stdio::null()).process_group(0);
+        command.spawn()
     });
-    command.stdout(Stdio::piped()).stderr(Stdio::null()).process_group(0);
-    let mut keeper = Keeper(command.spawn().ok()?);
+    let mut keeper = Keeper(started.ok()?);
     let output = keeper.0.stdout.take()?;
     let report = async {
         let mut text = Vec::new();

@@ -33,6 +33,7 @@ use crate::agents::{
 };
 use crate::base::fault::{Fault, FaultCode};
 use crate::base::ids::{JobId, RunToken, UnixMillis};
+use crate::base::image::StandIn;
 use crate::base::procfs;
 use crate::base::state_dir::StateDir;
 use crate::config::Config;
@@ -91,6 +92,7 @@ const LEAVE: Duration = Duration::from_secs(3);
 #[derive(Debug, Clone)]
 pub struct RunnerCommand {
     program: PathBuf,
+    stand_in: StandIn,
     dir: StateDir,
     config: Config,
     agents: AgentRegistry,
@@ -110,7 +112,7 @@ impl RunnerCommand {
         environment: Option<Environment>,
         variables: Vec<(&'static str, OsString)>,
     ) -> Self {
-        Self { program, dir, config, agents, environment, variables }
+        Self { program, stand_in: StandIn::default(), dir, config, agents, environment, variables }
     }
 
     /// The agents whose output a host can read.
@@ -145,30 +147,52 @@ impl RunnerCommand {
         self.environment.as_ref().and_then(account).unwrap_or_default()
     }
 
-    /// The command for one job's runner; the caller adds the pipes.
-    #[must_use]
-    pub fn command(&self, job: JobId) -> tokio::process::Command {
-        let mut command = self.child("background-consult");
-        command.arg("--job").arg(job.to_string());
-        command
+    /// Starts one job's runner; the caller adds the pipes.
+    ///
+    /// # Errors
+    ///
+    /// What the system says.
+    pub fn start(
+        &self,
+        job: JobId,
+        begins: Begins,
+        mut pipes: impl FnMut(&mut tokio::process::Command),
+    ) -> std::io::Result<tokio::process::Child> {
+        self.spawn("background-consult", |command| {
+            command.arg("--job").arg(job.to_string());
+            if begins == Begins::WhenSpokenTo {
+                command.arg("--held");
+            }
+            pipes(command);
+        })
     }
 
-    /// The same for a job on its way to the store: it does nothing for it before it is spoken to.
-    #[must_use]
-    pub fn held_command(&self, job: JobId) -> tokio::process::Command {
-        let mut command = self.command(job);
-        command.arg("--held");
-        command
+    /// Starts the process that waits with jobs until their turn; the caller adds the pipes.
+    ///
+    /// # Errors
+    ///
+    /// What the system says.
+    pub fn start_waiting(
+        &self,
+        pipes: impl FnMut(&mut tokio::process::Command),
+    ) -> std::io::Result<tokio::process::Child> {
+        self.spawn("wait", pipes)
     }
 
-    /// The command for the process that waits with jobs until their turn; the caller adds the pipes.
-    #[must_use]
-    pub fn waiting_command(&self) -> tokio::process::Command {
-        self.child("wait")
+    fn spawn(
+        &self,
+        word: &str,
+        mut complete: impl FnMut(&mut tokio::process::Command),
+    ) -> std::io::Result<tokio::process::Child> {
+        self.stand_in.start(&self.program, |program| {
+            let mut command = self.child(program, word);
+            complete(&mut command);
+            command.spawn()
+        })
     }
 
-    fn child(&self, word: &str) -> tokio::process::Command {
-        let mut command = tokio::process::Command::new(&self.program);
+    fn child(&self, program: &Path, word: &str) -> tokio::process::Command {
+        let mut command = tokio::process::Command::new(program);
         command
             .args(["mcp", word, "--state-dir"])
             .arg(self.dir.root())
@@ -191,6 +215,15 @@ impl RunnerCommand {
         command.envs(self.variables.iter().map(|(name, value)| (name, value)));
         command
     }
+}
+
+/// When a runner that was started begins with its job.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Begins {
+    /// At once.
+    AtOnce,
+    /// When it is spoken to: its job is on its way to the store.
+    WhenSpokenTo,
 }
 
 /// What a runner is started with.

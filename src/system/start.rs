@@ -30,6 +30,7 @@ use crate::actors::workers::{Backend, Roster, WorkersArguments, WorkersMsg};
 use crate::agents::Environment;
 use crate::base::fault::{Fault, FaultCode};
 use crate::base::ids::HostId;
+use crate::base::image::StandIn;
 use crate::base::state_dir::StateDir;
 use crate::config::Config;
 use crate::failpoints::{Broken, FaultPoint, Faults, Operation};
@@ -333,6 +334,7 @@ fn process_backend(
     });
     ProcessBackend {
         command,
+        stand_in: StandIn::default(),
         variables: served.faults.variables(),
         policy,
         settings: WorkerSettings { host: served.host, line_limit: wire::line_limit(served.line_limit), desk },

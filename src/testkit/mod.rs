@@ -20,7 +20,7 @@
 //!
 //! Reading order: [`rig`] is the world, [`client`] speaks to a host or a system, [`scripted_agent`] is the other side of
 //! every consult, [`tools`] are for systems inside the test's own process, [`processes`] finds, ends and freezes what
-//! runs, [`trouble`] is what its store can run into, [`starts`] is how the program may have been started, [`invariants`] are the laws, [`fuzzing`] holds what reads bytes to them, [`scoreboard`] strikes every fault point and holds the program to them, and
+//! runs, [`trouble`] is what its store and its own file can run into, [`starts`] is how the program may have been started, [`invariants`] are the laws, [`fuzzing`] holds what reads bytes to them, [`scoreboard`] strikes every fault point and holds the program to them, and
 //! [`custody_board`] asks a program what becomes of prompts, secrets and processes.
 //!
 //! Invariants: (1) whatever fails panics with what was waited for and what was last seen, because a test and a
@@ -49,6 +49,6 @@ pub use self::processes::{Process, Role};
 pub use self::rig::{KEY, Rig, Run, give_away, tried_program};
 pub use self::scripted_agent::{ForkPlace, Script, Step};
 pub use self::starts::{NOBODY, Start};
-pub use self::trouble::SmallDisk;
+pub use self::trouble::{FileFate, OwnFileSystem, ProgramFile, SmallDisk};
 pub use self::wait::{PATIENCE, Waiting, until, until_seen};
 pub use rustix::process::Signal;

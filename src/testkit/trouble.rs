@@ -1,4 +1,5 @@
-//! What a world's store can run into: another program that holds it, a disk that is full, a cleaner.
+//! What a world's store can run into: another program that holds it, a disk that is full, a cleaner. What can become of the
+//! program's own file while it runs.
 //!
 //! Owns: making the trouble, and ending it. May not know: what the program makes of it.
 
@@ -99,5 +100,135 @@ impl Rig {
             .stderr(Stdio::null())
             .status();
         mounted.is_ok_and(|status| status.success()).then_some(SmallDisk { at })
+    }
+}
+
+/// What can become of the file of a program while it runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FileFate {
+    /// It loses the permission to be run.
+    NotRun,
+    /// It loses every permission.
+    Closed,
+    /// Another program is put in its place.
+    Replaced,
+    /// A directory is.
+    BecameADirectory,
+    /// A file is written over it in place, where the system lets a running program's file be written to.
+    WrittenOver,
+    /// It is removed.
+    Removed,
+    /// It is removed and loses the permission to be run, which its other name has kept until then.
+    RemovedAndNotRun,
+}
+
+impl FileFate {
+    /// All of them.
+    pub const ALL: [Self; 7] = [
+        Self::NotRun,
+        Self::Closed,
+        Self::Replaced,
+        Self::BecameADirectory,
+        Self::WrittenOver,
+        Self::Removed,
+        Self::RemovedAndNotRun,
+    ];
+}
+
+/// A program's file with another name beside it, so that whatever becomes of it can be undone.
+#[derive(Debug)]
+pub struct ProgramFile {
+    at: PathBuf,
+    aside: PathBuf,
+}
+
+impl ProgramFile {
+    /// The file at this path.
+    ///
+    /// # Panics
+    ///
+    /// When its directory is not ours to write to.
+    #[must_use]
+    pub fn new(at: &Path) -> Self {
+        let aside = at.with_extension("aside");
+        std::fs::hard_link(at, &aside).expect("another name");
+        Self { at: at.to_owned(), aside }
+    }
+
+    /// Has this become of it. Whether the system let it.
+    ///
+    /// # Panics
+    ///
+    /// When its directory is not ours to write to.
+    #[must_use]
+    pub fn befall(&self, fate: FileFate) -> bool {
+        match fate {
+            FileFate::NotRun => self.mode(0o644),
+            FileFate::Closed => self.mode(0o000),
+            FileFate::Replaced => {
+                let new = self.at.with_extension("new");
+                std::fs::write(&new, "#!/bin/sh\nexit 7\n").expect("a file");
+                super::places::remove(&self.at);
+                std::fs::rename(new, &self.at).expect("renamed");
+            }
+            FileFate::BecameADirectory => {
+                super::places::remove(&self.at);
+                std::fs::create_dir(&self.at).expect("a directory");
+            }
+            FileFate::WrittenOver => {
+                let open = std::fs::OpenOptions::new().write(true).truncate(true).open(&self.at);
+                return open.is_ok_and(|mut file| file.write_all(b"nothing").is_ok());
+            }
+            FileFate::Removed => super::places::remove(&self.at),
+            FileFate::RemovedAndNotRun => {
+                super::places::remove(&self.at);
+                self.mode(0o644);
+            }
+        }
+        true
+    }
+
+    /// The same file at its place again, as it was.
+    ///
+    /// # Panics
+    ///
+    /// When its directory is not ours to write to.
+    pub fn undo(&self) {
+        super::places::remove(&self.at);
+        self.mode(0o755);
+        std::fs::hard_link(&self.aside, &self.at).expect("its name");
+    }
+
+    fn mode(&self, mode: u32) {
+        use std::os::unix::fs::PermissionsExt as _;
+        std::fs::set_permissions(&self.aside, std::fs::Permissions::from_mode(mode)).expect("a mode");
+    }
+}
+
+/// A directory on a file system of its own; unmounted when it is dropped.
+#[derive(Debug)]
+pub struct OwnFileSystem(PathBuf);
+
+impl OwnFileSystem {
+    /// Over this empty directory; `None` where this user may not mount one.
+    #[must_use]
+    pub fn at(dir: &Path) -> Option<Self> {
+        let mounted = Command::new("mount").args(["-t", "tmpfs", "tmpfs"]).arg(dir).stderr(Stdio::null()).status();
+        mounted.is_ok_and(|status| status.success()).then(|| Self(dir.to_owned()))
+    }
+
+    /// Nothing that lies there may be run from now on, or everything again. Whether the system let it.
+    #[must_use]
+    pub fn let_run(&self, run: bool) -> bool {
+        let options = if run { "remount,exec" } else { "remount,noexec" };
+        let done = Command::new("mount").args(["-o", options]).arg(&self.0).stderr(Stdio::null()).status();
+        done.is_ok_and(|status| status.success())
+    }
+}
+
+impl Drop for OwnFileSystem {
+    fn drop(&mut self) {
+        // What still has a file of it open keeps it until it ends.
+        let _ = Command::new("umount").arg("-l").arg(&self.0).stderr(Stdio::null()).status();
     }
 }

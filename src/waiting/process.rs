@@ -28,7 +28,7 @@ use crate::jobs::evidence::{JobEvidence, WaiterLock};
 use crate::jobs::lock::{JobLock, LockError};
 use crate::jobs::store::{CancelState, StoreError, StoreHandle};
 use crate::jobs::{CancelReason, JobOutcome, JobState, sweep};
-use crate::runner::{NOT_YET, RunnerCommand};
+use crate::runner::{Begins, NOT_YET, RunnerCommand};
 
 /// Stack of a thread that does nothing but to be blocked on a lock.
 const STACK: usize = 64 * 1024;
@@ -288,9 +288,10 @@ impl<W: AsyncWrite + Unpin> Process<W> {
 
     /// Starts a runner that has no host to talk to. Whether its host lives is told by a pipe we hold.
     fn start(&mut self, job: JobId) -> Option<WaitingEvent> {
-        let mut command = self.options.runner.command(job);
-        let words = self.options.dir.open_job_log(job).map_or_else(|_| Stdio::null(), Stdio::from);
-        let started = command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(words).spawn();
+        let started = self.options.runner.start(job, Begins::AtOnce, |command| {
+            let words = self.options.dir.open_job_log(job).map_or_else(|_| Stdio::null(), Stdio::from);
+            command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(words);
+        });
         match started {
             Ok(mut child) => {
                 if let (Some(lifeline), true) = (child.stdin.take(), self.writer.is_some()) {

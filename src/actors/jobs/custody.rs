@@ -384,7 +384,8 @@ impl Custody {
                         }
                         Ok(Turn::NotYet | Turn::Over) => self.judge(None),
                         Ok(Turn::Lost) => self.lost().await,
-                        Err(fault) => {
+                        Err(NotStarted::NoRoom(fault)) => self.make_do(fault).await,
+                        Err(NotStarted::Failed(fault)) => {
                             self.note(fault);
                             self.lost().await;
                         }
@@ -397,20 +398,7 @@ impl Custody {
                         self.room.leave(self.job, ToWaiting::Taken);
                         self.stage = Stage::Following(Box::new(link));
                     }
-                    Err(NotStarted::NoRoom(fault)) => match self.wait_for_room().await {
-                        Wanting::Perhaps => {}
-                        Wanting::Never => {
-                            self.starts = RUNNER_STARTS;
-                            self.room.leave(self.job, ToWaiting::Taken);
-                            self.judge(Some(fault));
-                        }
-                        // Nobody runs it, so nobody else can end it.
-                        Wanting::NotWanted => {
-                            self.starts = RUNNER_STARTS;
-                            self.room.leave(self.job, ToWaiting::Taken);
-                            self.judge(None);
-                        }
-                    },
+                    Err(NotStarted::NoRoom(fault)) => self.make_do(fault).await,
                     Err(NotStarted::Failed(fault)) => {
                         self.starts += 1;
                         self.room.leave(self.job, ToWaiting::Taken);
@@ -506,7 +494,7 @@ impl Custody {
     }
 
     /// Waits until the job's turn has come: not at all when a slot is free and nobody is due before.
-    async fn wait_for_turn(&mut self, hand_in: HandIn) -> Result<Turn, Fault> {
+    async fn wait_for_turn(&mut self, hand_in: HandIn) -> Result<Turn, NotStarted> {
         let gate = self.room.gate().await;
         if hand_in == HandIn::New && !self.room.is_used() {
             // What cannot be looked at is tried: the runner waits for a store that is busy.
@@ -521,6 +509,7 @@ impl Custody {
         self.held = None;
         let mut told = self.room.enter(self.job, hand_in, &self.news, &self.means)?;
         drop(gate);
+        self.no_room_since = None;
         loop {
             let turn = *told.borrow_and_update();
             if turn != Turn::NotYet {
@@ -551,6 +540,8 @@ impl Custody {
             self.starts = RUNNER_STARTS;
             return self.judge(None);
         }
+        // Nobody else is to take it for a job without anybody meanwhile.
+        self.means.dir.touch_job_dir(self.job);
         tokio::time::sleep(LOSS_PAUSE * (1 << self.losses.min(6))).await;
         self.stage = Stage::Waiting(HandIn::New);
     }
@@ -585,13 +576,28 @@ impl Custody {
         record
     }
 
-    /// Waits a moment for descriptors, processes or memory to come free. The job is accepted, so it stays in the queue.
+    /// Has the job wait until there is something to start its runner with, or somebody who waits with it; a moment at a time.
+    async fn make_do(&mut self, fault: Fault) {
+        let why = match self.wait_for_room().await {
+            Wanting::Perhaps => return,
+            Wanting::Never => Some(fault),
+            // Nobody runs it, so nobody else can end it.
+            Wanting::NotWanted => None,
+        };
+        self.starts = RUNNER_STARTS;
+        self.room.leave(self.job, ToWaiting::Taken);
+        self.judge(why);
+    }
+
+    /// Waits a moment for descriptors, processes or memory to come free. The job is accepted, so it stays in the queue, and
+    /// other hosts see that it is looked after although nobody holds a lock for it.
     async fn wait_for_room(&mut self) -> Wanting {
         let since = *self.no_room_since.get_or_insert_with(Instant::now);
         let waited = since.elapsed();
         if waited >= ROOM_LIMIT {
             return Wanting::Never;
         }
+        self.means.dir.touch_job_dir(self.job);
         // Soon at first, then as rarely as it takes for nobody to notice.
         let pause = (waited / 4).clamp(Duration::from_millis(50), Duration::from_secs(2));
         tokio::select! {

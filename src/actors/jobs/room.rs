@@ -25,10 +25,12 @@ use tokio::time::Instant;
 
 use super::custody::Means;
 use super::runner_child::RunnerChild;
+use super::starting::NotStarted;
 use crate::base::descriptors::{InheritedPipes, PassedPipe};
 use crate::base::fault::{Fault, FaultCode};
 use crate::base::ids::JobId;
 use crate::exec::lines::LineReader;
+use crate::exec::local::is_no_room;
 use crate::jobs::JobState;
 use crate::jobs::live::{JobLive, Phase};
 use crate::waiting::wire::{self, FromWaiting, ToWaiting};
@@ -160,13 +162,13 @@ impl Room {
     /// # Errors
     ///
     /// Nobody can be started who would wait with it.
-    pub fn enter(
+    pub(super) fn enter(
         &self,
         job: JobId,
         hand_in: HandIn,
         news: &watch::Sender<JobLive>,
         means: &Means,
-    ) -> Result<watch::Receiver<Turn>, Fault> {
+    ) -> Result<watch::Receiver<Turn>, NotStarted> {
         let mut state = self.state();
         while state.talks.try_join_next().is_some() {}
         if state.link.is_none() {
@@ -204,21 +206,19 @@ impl Room {
     }
 
     /// Gets somebody to wait: who is there from before, or a new process.
-    fn connect(&self, state: &mut State, means: &Means) -> Result<(), Fault> {
+    fn connect(&self, state: &mut State, means: &Means) -> Result<(), NotStarted> {
         let failed = |error: std::io::Error| {
-            Fault::new(FaultCode::RunnerSpawnFailed, format!("nobody can be started to wait with the job: {error}."))
+            let why = format!("nobody can be started to wait with the job: {error}.");
+            let fault = Fault::new(FaultCode::RunnerSpawnFailed, why);
+            if is_no_room(&error) { NotStarted::NoRoom(fault) } else { NotStarted::Failed(fault) }
         };
         let (child, ends) = match state.resting.take() {
             Some(resting) => resting,
             None => {
-                let mut child = means
-                    .runner
-                    .waiting_command()
-                    .stdin(Stdio::piped())
-                    .stdout(Stdio::piped())
-                    .stderr(Stdio::null())
-                    .spawn()
-                    .map_err(failed)?;
+                let started = means.runner.start_waiting(|command| {
+                    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
+                });
+                let mut child = started.map_err(failed)?;
                 let (Some(input), Some(output)) = (child.stdin.take(), child.stdout.take()) else {
                     return Err(failed(std::io::ErrorKind::BrokenPipe.into()));
                 };

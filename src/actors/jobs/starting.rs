@@ -9,6 +9,7 @@
 //! Invariants: (1) nobody greets a runner whose job is not durable; (2) a held one that is not taken is let go by being
 //! dropped, and is waited for.
 
+use std::fmt;
 use std::path::Path;
 use std::process::Stdio;
 
@@ -19,7 +20,7 @@ use crate::base::fault::{Fault, FaultCode};
 use crate::base::ids::JobId;
 use crate::base::state_dir::StateDir;
 use crate::exec::local::is_no_room;
-use crate::runner::RunnerCommand;
+use crate::runner::{Begins, RunnerCommand};
 
 /// A runner that was not spoken to yet.
 pub(super) struct Started {
@@ -36,23 +37,23 @@ pub(super) enum NotStarted {
     Failed(Fault),
 }
 
-/// Starts one for a job the store has.
-pub(super) fn start(runner: &RunnerCommand, dir: &StateDir, job: JobId) -> Result<Started, NotStarted> {
-    spawn(runner.command(job), runner, dir, job)
+impl fmt::Display for NotStarted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (Self::NoRoom(fault) | Self::Failed(fault)) = self;
+        fault.fmt(f)
+    }
 }
 
-fn spawn(
-    mut command: tokio::process::Command,
-    runner: &RunnerCommand,
-    dir: &StateDir,
-    job: JobId,
-) -> Result<Started, NotStarted> {
-    let mut child = command
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(last_words(dir, job))
-        .spawn()
-        .map_err(|error| not_started(&error, runner.program()))?;
+/// Starts one for a job the store has.
+pub(super) fn start(runner: &RunnerCommand, dir: &StateDir, job: JobId) -> Result<Started, NotStarted> {
+    spawn(runner, dir, job, Begins::AtOnce)
+}
+
+fn spawn(runner: &RunnerCommand, dir: &StateDir, job: JobId, begins: Begins) -> Result<Started, NotStarted> {
+    let started = runner.start(job, begins, |command| {
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(last_words(dir, job));
+    });
+    let mut child = started.map_err(|error| not_started(&error, runner.program()))?;
     let (Some(input), Some(output)) = (child.stdin.take(), child.stdout.take()) else {
         let fault = Fault::new(FaultCode::RunnerSpawnFailed, "the job's runner has no pipes.");
         return Err(NotStarted::Failed(fault));
@@ -101,7 +102,7 @@ impl HeldRunner {
     /// Starts one for a job on its way to the store. Without one, a runner is started later.
     #[must_use]
     pub fn start(runner: &RunnerCommand, dir: &StateDir, job: JobId) -> Option<Self> {
-        let started = spawn(runner.held_command(job), runner, dir, job).ok()?;
+        let started = spawn(runner, dir, job, Begins::WhenSpokenTo).ok()?;
         Some(Self { job, started: Some(Box::new(started)) })
     }
 

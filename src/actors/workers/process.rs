@@ -40,6 +40,7 @@ use crate::actors::session::Gauges;
 use crate::actors::worker::{Attempt, Keeping, Order, WorkerMsg};
 use crate::base::fault::{Fault, FaultCode};
 use crate::base::ids::{CallKey, CallNumber, Generation};
+use crate::base::image::StandIn;
 use crate::jobs::client::JobsHandle;
 use crate::protocol::frame::{Frame, FrameReader};
 use crate::protocol::session::CallOutcome;
@@ -72,6 +73,8 @@ const TURN: usize = 256;
 pub struct ProcessBackend {
     /// What to start.
     pub command: WorkerCommand,
+    /// What it is started from when the running image may not be.
+    pub stand_in: StandIn,
     /// Set over its environment.
     pub variables: Vec<(&'static str, OsString)>,
     /// How long it may be silent.
@@ -145,7 +148,7 @@ pub(super) async fn keep(
     up: impl FnOnce(Option<u32>) + Send + 'static,
 ) -> Fault {
     let failed = |why: String| Fault::new(FaultCode::WorkerSpawnFailed, why);
-    let mut child = match spawn(&backend.command, &backend.variables, generation) {
+    let mut child = match spawn(&backend, generation) {
         Ok(child) => child,
         Err(error) => {
             let program = backend.command.program.display();
@@ -239,22 +242,25 @@ fn explain(why: Option<Fault>, status: Option<ExitStatus>) -> Fault {
     fault
 }
 
-fn spawn(command: &WorkerCommand, variables: &[(&'static str, OsString)], generation: Generation) -> io::Result<Child> {
-    let mut spawned = Command::new(&command.program);
-    spawned
-        .args(&command.args)
-        .arg("--generation")
-        .arg(generation.to_string())
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::inherit())
-        .process_group(0)
-        .kill_on_drop(true);
-    if let Some(environment) = &command.env {
-        spawned.env_clear().envs(environment.iter());
-    }
-    spawned.envs(variables.iter().map(|(name, value)| (name, value)));
-    spawned.spawn()
+fn spawn(backend: &ProcessBackend, generation: Generation) -> io::Result<Child> {
+    let ProcessBackend { command, stand_in, variables, .. } = backend;
+    stand_in.start(&command.program, |program| {
+        let mut spawned = Command::new(program);
+        spawned
+            .args(&command.args)
+            .arg("--generation")
+            .arg(generation.to_string())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::inherit())
+            .process_group(0)
+            .kill_on_drop(true);
+        if let Some(environment) = &command.env {
+            spawned.env_clear().envs(environment.iter());
+        }
+        spawned.envs(variables.iter().map(|(name, value)| (name, value)));
+        spawned.spawn()
+    })
 }
 
 /// An attempt the process has.

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use phone_opus::internals::agents::{AgentRegistry, ClaudeCode, Environment, MAX_PROMPT_BYTES, Offline};
 pub(crate) use phone_opus::internals::base::fault::chain;
 use phone_opus::internals::base::ids::HostId;
+use phone_opus::internals::base::image::IMAGE;
 use phone_opus::internals::base::signals;
 use phone_opus::internals::base::state_dir::StateDir;
 use phone_opus::internals::checkout::plain;
@@ -231,9 +232,6 @@ fn from_file(path: &Path, sources: &mut Vec<(String, Settings)>) -> Result<(), S
     sources.push((path.display().to_string(), Settings::from_toml(path, &text)?));
     Ok(())
 }
-
-/// The running image, whatever lies at its path by now.
-const IMAGE: &str = "/proc/self/exe";
 
 /// This program, as children are started from it: the running image itself where the system names it. A file that was put
 /// in its place may be broken, or half written, or of a version that speaks otherwise to its children.

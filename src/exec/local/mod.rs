@@ -26,6 +26,7 @@ use std::ffi::OsString;
 use std::fmt;
 use std::io;
 use std::path::PathBuf;
+use std::process::Stdio;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -112,6 +113,16 @@ pub enum Stdin {
     Bytes(Bytes),
     /// What is written by [`ProcessControl::write`].
     Piped,
+}
+
+impl Stdin {
+    fn as_stdio(&self) -> io::Result<Stdio> {
+        Ok(match self {
+            Self::Null => Stdio::null(),
+            Self::File(file) => Stdio::from(file.try_clone()?),
+            Self::Bytes(_) | Self::Piped => Stdio::piped(),
+        })
+    }
 }
 
 impl fmt::Debug for Stdin {

@@ -23,6 +23,7 @@ use super::{
     CloseBy, ControlState, LocalProcess, OutputTap, ProcessControl, STDIN_BYTES, SpawnSpec, Stdin, StdinQueue, Stop,
     TAP_CHUNKS,
 };
+use crate::base::image::StandIn;
 use crate::base::procfs;
 
 /// Why a process could not be started. Nothing of it is left.
@@ -107,27 +108,23 @@ impl LocalExec {
             }
             _ => {}
         }
-        let stdin = match &spec.stdin {
-            Stdin::Null => Stdio::null(),
-            Stdin::File(file) => {
-                let file = file.try_clone().map_err(|error| classify(spec.program.clone(), &spec.cwd, error))?;
-                Stdio::from(file)
-            }
-            Stdin::Bytes(_) | Stdin::Piped => Stdio::piped(),
-        };
-        let mut command = Command::new(&spec.program);
-        command
-            .args(&spec.args)
-            .current_dir(&spec.cwd)
-            .env_clear()
-            .envs(spec.env)
-            .stdin(stdin)
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .process_group(0)
-            .kill_on_drop(true);
-        as_a_program(&mut command, EndsWithUs::Asked, spec.descriptors);
-        let mut child = command.spawn().map_err(|error| classify(spec.program.clone(), &spec.cwd, error))?;
+        // The built-in agent is our own image.
+        let started = StandIn::default().start(&spec.program, |program| {
+            let mut command = Command::new(program);
+            command
+                .args(&spec.args)
+                .current_dir(&spec.cwd)
+                .env_clear()
+                .envs(spec.env.iter().map(|(name, value)| (name, value)))
+                .stdin(spec.stdin.as_stdio()?)
+                .stdout(Stdio::piped())
+                .stderr(Stdio::piped())
+                .process_group(0)
+                .kill_on_drop(true);
+            as_a_program(&mut command, EndsWithUs::Asked, spec.descriptors);
+            command.spawn()
+        });
+        let mut child = started.map_err(|error| classify(spec.program.clone(), &spec.cwd, error))?;
         let pid = child.id().unwrap_or_default();
         let Some(leader) = i32::try_from(pid).ok().and_then(Pid::from_raw) else {
             return Err(SpawnError::Other {

@@ -10,7 +10,11 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use phone_opus::testkit::{KEY, Process, Rig, Role, Run, Signal, Start, Step, Waiting, tried_program};
+use phone_opus::internals::base::ids::UnixMillis;
+use phone_opus::internals::jobs::JobState;
+use phone_opus::testkit::{
+    FileFate, KEY, OwnFileSystem, Process, ProgramFile, Rig, Role, Run, Signal, Start, Step, Waiting, tried_program,
+};
 use serde_json::{Value, json};
 
 fn new_rig() -> Rig {
@@ -236,6 +240,45 @@ async fn an_accepted_job_waits_for_descriptors_instead_of_failing() {
     }
     rig.expect_runs(jobs.len());
     rig.stop_and_check_invariants([host]).await;
+}
+
+/// A job that nothing can be started for holds no lock of any kind: another server must not take it for one that nobody looks
+/// after.
+#[tokio::test]
+async fn a_job_that_waits_for_descriptors_is_left_to_its_server_by_the_others() {
+    let mut rig = new_rig().with_start(Start::plain().descriptors(48, 48)).with("PHONE_OPUS_MAX_RUNNING", "20");
+    let mut host = rig.serve().await;
+    let mut sent = Vec::new();
+    // Every run takes some of the server's, until there are too few for another one.
+    let wanting = loop {
+        let (begun, number) = (format!("begun{}", sent.len()), sent.len());
+        assert!(number < 20, "there is always room");
+        sent.push(host.start("consult", json!({"prompt": rig.waiting(&begun, "go")})).await);
+        let since = Instant::now();
+        while !rig.sign(&begun).exists() && since.elapsed() < Duration::from_secs(5) {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        let queued = rig.jobs().await.into_iter().find(|job| job.state == JobState::Queued);
+        if let Some(job) = queued.filter(|_| !rig.sign(&begun).exists()) {
+            break job;
+        }
+    };
+    assert!(rig.all(Role::Waiting).is_empty(), "it is in want, and not in a queue");
+    let waiting = Waiting::until("it was accepted longer ago than a start may take", Duration::from_secs(20));
+    while UnixMillis::now().since(wanting.accepted_at) < 12_000 {
+        waiting.again(String::new).await;
+    }
+    // Another one looks at every job when it begins.
+    let mut rig = rig.with_start(Start::plain());
+    let mut other = rig.serve().await;
+    let reply = other.call("consult_job", json!({"job_id": wanting.id.to_string(), "wait_s": 3})).await;
+    assert_eq!(reply.str("status"), "queued", "{}", reply.text());
+    rig.give_sign("go");
+    for sent in sent {
+        assert_eq!(host.reply(sent).await.expect_success()["response"], "done");
+    }
+    assert_eq!(other.job(&wanting.id.to_string()).await["response"], "done");
+    rig.stop_and_check_invariants([host, other]).await;
 }
 
 // --- what the agent can see --------------------------------------------------------------------------------------------
@@ -500,6 +543,85 @@ async fn a_question_to_the_program_ends_with_the_runner_that_asked_it() {
     }
     rig.only_job_over().await;
     rig.stop_and_check_invariants([next, host]).await;
+}
+
+// --- what our own processes are started from ---------------------------------------------------------------------------
+
+/// A world whose agent is played by another file than the program, which something is to become of.
+fn rig_of_a_copy(dir: &Path) -> Rig {
+    let program = dir.join("phone-opus");
+    fs::copy(tried_program(env!("CARGO_BIN_EXE_phone-opus")), &program).expect("a copy");
+    let rig = Rig::new(&program).with("PHONE_OPUS_ROLLOUT", "off").with("PHONE_OPUS_MAX_RUNNING", "1");
+    // Its worker is ended again and again.
+    let rig = rig.with("PHONE_OPUS_RESTART_INTENSITY", "60");
+    let player = rig.player();
+    phone_opus::testkit::places::remove(&player);
+    std::os::unix::fs::symlink(tried_program(env!("CARGO_BIN_EXE_phone-opus")), player).expect("a link");
+    rig
+}
+
+/// Everything a server starts: a worker, a runner, one that waits with a job and what it starts, the built-in agent.
+async fn every_kind_of_child_starts(rig: &Rig, host: &mut phone_opus::testkit::Client, why: &str) {
+    let worker = rig.worker_of(host).expect("a worker");
+    worker.kill();
+    let (begun, go) = (format!("begun {why}"), format!("go {why}"));
+    let sent = host.start("consult", json!({"prompt": rig.waiting(&begun, &go)})).await;
+    rig.wait_for_sign(&begun).await;
+    assert!(rig.worker_of(host).is_some_and(|now| now.pid != worker.pid), "{why}: another worker");
+    let job = host.consult_in_background(&rig.answering("after")).await;
+    rig.the(Role::Waiting).await;
+    rig.give_sign(&go);
+    assert_eq!(host.reply(sent).await.expect_success()["response"], "done", "{why}");
+    let waited = host.job(&job).await;
+    assert_eq!(waited["response"], "after", "{why}: {}", waited.text());
+    let built_in = host.call("consult", json!({"prompt": "where is what?", "agent": "offline"})).await;
+    assert_eq!(built_in.str("status"), "succeeded", "{why}: {}", built_in.text());
+}
+
+/// What a process has open that lies in memory alone.
+fn files_in_memory(process: &Process) -> usize {
+    let dir = fs::read_dir(format!("/proc/{}/fd", process.pid.as_raw_nonzero())).expect("it is there");
+    let names = dir.filter_map(|entry| fs::read_link(entry.ok()?.path()).ok());
+    names.filter(|name| name.starts_with("/memfd:phone-opus")).count()
+}
+
+#[tokio::test]
+async fn a_server_starts_its_children_whatever_becomes_of_its_file() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let mut rig = rig_of_a_copy(dir.path());
+    let file = ProgramFile::new(rig.program());
+    let mut host = rig.host_with(&["mcp", "serve", "--isolation", "process"], &rig.work());
+    host.handshake("2025-11-25").await;
+    // The first one that is needed starts the worker.
+    assert_eq!(host.consult(&rig.answering("42")).await.expect_success()["response"], "42");
+    for fate in FileFate::ALL {
+        if !file.befall(fate) {
+            // On Linux nobody writes to a file that is being run.
+            println!("skipped: {fate:?} is not allowed here");
+            continue;
+        }
+        every_kind_of_child_starts(&rig, &mut host, &format!("{fate:?}")).await;
+        file.undo();
+        every_kind_of_child_starts(&rig, &mut host, &format!("{fate:?} undone")).await;
+        assert_eq!(files_in_memory(&rig.the(Role::Host).await), 0, "{fate:?}: a copy is kept as long as it is needed");
+    }
+    rig.stop_and_check_invariants([host]).await;
+}
+
+#[tokio::test]
+async fn a_server_starts_its_children_where_nothing_may_be_run_any_more() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let mount = or_skip!(OwnFileSystem::at(dir.path()));
+    let mut rig = rig_of_a_copy(dir.path());
+    let mut host = rig.host_with(&["mcp", "serve", "--isolation", "process"], &rig.work());
+    host.handshake("2025-11-25").await;
+    // The first one that is needed starts the worker.
+    assert_eq!(host.consult(&rig.answering("42")).await.expect_success()["response"], "42");
+    assert!(mount.let_run(false), "it is ours");
+    let refused = std::process::Command::new(rig.program()).status();
+    assert_eq!(refused.expect_err("it may not be run").kind(), std::io::ErrorKind::PermissionDenied);
+    every_kind_of_child_starts(&rig, &mut host, "noexec").await;
+    rig.stop_and_check_invariants([host]).await;
 }
 
 // --- where a run cannot begin ------------------------------------------------------------------------------------------
