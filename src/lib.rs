@@ -87,7 +87,7 @@ mod worker;
 
 pub use actors::health::HealthSource;
 pub use actors::root::Down;
-pub use actors::sessions::SessionEnd;
+pub use actors::sessions::messages::SessionEnd;
 pub use actors::supervision::slot::RestartPolicy;
 pub use agents::{AgentRegistry, ClaudeCode, Environment, Offline};
 pub use base::fault::{Fault, FaultClass, FaultCode, Stage};

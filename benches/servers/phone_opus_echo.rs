@@ -13,7 +13,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use phone_opus::internals::actors::workers::slot::RestartPolicy;
+use phone_opus::internals::actors::supervision::slot::RestartPolicy;
 use phone_opus::internals::agents::AgentRegistry;
 use phone_opus::internals::base::fault::{Fault, FaultCode};
 use phone_opus::internals::base::ids::Generation;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use ractor::{ActorId, ActorRef, Message};
+use ractor::{ActorId, ActorProcessingErr, ActorRef, Message};
 
 use crate::base::fault::{Fault, FaultCode};
 use crate::failpoints::{Broken, FaultPoint, Faults, Operation};
@@ -30,6 +30,14 @@ pub(super) async fn meet(faults: &Faults, point: FaultPoint, operation: &str) ->
 pub(crate) async fn in_time<T>(work: impl Future<Output = T>) -> Result<T, Fault> {
     let stood = |_| Fault::new(FaultCode::Internal, format!("it stood still for {} s", STANDSTILL.as_secs()));
     tokio::time::timeout(STANDSTILL, work).await.map_err(stood)
+}
+
+/// Why an actor failed, as far as it may be told: a panic's own text can quote anything.
+pub(super) fn reason(error: &ActorProcessingErr) -> String {
+    match error.downcast_ref::<Fault>() {
+        Some(fault) => fault.detail.clone(),
+        None => "it panicked".to_owned(),
+    }
 }
 
 /// How a child ended when it was told to.

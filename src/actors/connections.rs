@@ -15,15 +15,15 @@ use tokio::task::JoinSet;
 
 use super::clock;
 use super::current::Current;
-use super::jobs::JobsMsg;
+use super::jobs::messages::JobsMsg;
 use super::kept::Kept;
 use super::reply::SessionMailbox;
 use super::rollout::RolloutHandle;
 use super::session::{
     ClientInput, ClientOutput, Gauges, SessionEndReply, SessionEvent, SessionLoop, SessionParts, SessionSnapshot,
 };
-use super::sessions::SessionEnd;
-use super::workers::WorkersMsg;
+use super::sessions::messages::SessionEnd;
+use super::workers::messages::WorkersMsg;
 use crate::base::fault::{Fault, FaultCode};
 use crate::base::ids::{HostId, SessionNumber};
 use crate::config::clients::Clients;

@@ -13,8 +13,8 @@ use tokio::sync::oneshot;
 
 use crate::actors::current::Current;
 use crate::actors::rollout::RolloutHandle;
-use crate::actors::session::Gauges;
-use crate::actors::workers::{WorkersMsg, WorkersSnapshot};
+use crate::actors::session::gauges::Gauges;
+use crate::actors::workers::messages::{WorkersMsg, WorkersSnapshot};
 use crate::base::fault::{Fault, FaultCode};
 use crate::base::ids::{HostId, UnixMillis};
 use crate::config::Config;

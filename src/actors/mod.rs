@@ -1,14 +1,13 @@
 //! The supervision tree. ARCHITECTURE.md draws it; each file here is one actor.
 //!
 //! Actors know nothing of wire text (`protocol` writes every byte) and nothing of SQL. Reading order: [`root`] for the
-//! tree and its start and stop, [`sessions`], [`session`] for a client's side, [`workers`] and [`worker`]
-//! for execution, [`jobs`] and [`consult`] for jobs, [`rollout`] for upgrades, [`telemetry`] for the sink, [`reply`],
+//! tree and its start and stop, [`sessions`], [`session`] for a client's side, [`workers`]
+//! for execution, [`jobs`] for jobs, [`rollout`] for upgrades, [`telemetry`] for the sink, [`reply`],
 //! [`child`] and [`current`] for what they share.
 
 pub mod child;
 pub mod clock;
 pub mod connections;
-pub mod consult;
 pub mod current;
 pub mod health;
 pub mod jobs;
@@ -20,5 +19,4 @@ pub mod session;
 pub mod sessions;
 pub mod supervision;
 pub mod telemetry;
-pub mod worker;
 pub mod workers;

@@ -5,7 +5,7 @@
 
 use tokio::sync::mpsc;
 
-use super::session::SessionEvent;
+use super::session::events::SessionEvent;
 use crate::base::ids::{CallNumber, Generation};
 use crate::protocol::session::CallOutcome;
 use crate::tools::progress::{Latest, ProgressListener, ProgressSink};

@@ -18,18 +18,21 @@ use ractor::{Actor, ActorId, ActorProcessingErr, ActorRef, Message, SpawnErr, Su
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use super::child::{Child, Stopped};
+use super::child::{Child, Stopped, reason};
 use super::connections::Connections;
 use super::current::Naming;
-use super::jobs::{Jobs, JobsArguments, JobsMsg};
+use super::jobs::messages::JobsMsg;
+use super::jobs::{Jobs, JobsArguments};
 use super::kept::Kept;
 use super::rollout::{RolloutArguments, RolloutMsg, Rollouts};
-use super::sessions::{Sessions, SessionsArguments, SessionsMsg};
+use super::sessions::messages::SessionsMsg;
+use super::sessions::{Sessions, SessionsArguments};
 use super::supervision::family::{ChildSpec, Family, FamilyEffect, OnGiveUp, Others, Place};
 use super::supervision::slot::RestartPolicy;
 use super::supervision::{Exit, RestartType, Strategy};
 use super::telemetry::{Telemetry, TelemetryArguments, TelemetryMsg};
-use super::workers::{Workers, WorkersArguments, WorkersMsg, reason};
+use super::workers::messages::WorkersMsg;
+use super::workers::{Workers, WorkersArguments};
 use crate::actors::clock;
 use crate::base::fault::{Fault, FaultCode};
 use crate::base::ids::Generation;

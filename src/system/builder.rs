@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::System;
-use crate::actors::workers::slot::RestartPolicy;
+use crate::actors::supervision::slot::RestartPolicy;
 use crate::agents::{Agent, AgentRegistry, Environment};
 use crate::base::state_dir::StateDir;
 use crate::config::Config;

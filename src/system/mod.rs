@@ -25,7 +25,7 @@ use crate::actors::health::HealthSource;
 use crate::actors::rollout::RolloutHandle;
 use crate::actors::root::{Down, RootMsg};
 use crate::actors::session::{ClientInput, ClientOutput};
-use crate::actors::sessions::{SessionEnd, SessionsMsg};
+use crate::actors::sessions::messages::{SessionEnd, SessionsMsg};
 use crate::base::fault::{Fault, FaultCode};
 use crate::base::stdio;
 use crate::jobs::client::{JobsHandle, News};

@@ -25,7 +25,7 @@ use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 
 use super::wait::{PATIENCE, Waiting};
-use crate::actors::sessions::SessionEnd;
+use crate::actors::sessions::messages::SessionEnd;
 use crate::base::fault::Fault;
 use crate::system::System;
 

@@ -11,7 +11,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::{mpsc, watch};
 
 use super::core::{AskId, Claim, JobsCore, JobsEffect, JobsEvent};
-use super::custody::{Custody, Means};
+use super::custody::Custody;
+use super::means::Means;
 use super::room::Room;
 use super::starting::HeldRunner;
 use crate::actors::kept::Kept;

@@ -31,6 +31,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::attachments::{Attachment, Attachments};
+use super::means::Means;
 use super::room::{HandIn, Room, RoomSnapshot, Turn};
 use super::runner_child::RunnerChild;
 use super::starting::{self, HeldRunner, NotStarted, Started};
@@ -40,7 +41,6 @@ use crate::base::descriptors::{InheritedPipes, PassedPipe};
 use crate::base::fault::{Fault, FaultCode};
 use crate::base::ids::{InvocationId, JobId};
 use crate::base::procfs;
-use crate::base::state_dir::StateDir;
 use crate::exec::client::{ExecClient, ExecError, Handover};
 use crate::exec::session::EventStream;
 use crate::exec::{Cursor, OutputStream, ProcessEvent};
@@ -50,7 +50,7 @@ use crate::jobs::live::{JobLive, Phase};
 use crate::jobs::store::{StoreError, StoreHandle};
 use crate::jobs::sweep;
 use crate::jobs::{JobMode, JobRecord, JobState};
-use crate::runner::{NOT_YET, RunnerCommand, outcome_channel};
+use crate::runner::{NOT_YET, outcome_channel};
 use crate::waiting::wire::ToWaiting;
 
 /// Runners started for one job as long as none of them got to start the agent.
@@ -58,10 +58,6 @@ const RUNNER_STARTS: u32 = 2;
 
 /// How long a runner that has said everything may take to exit.
 const EXIT_LIMIT: Duration = Duration::from_secs(5);
-
-/// Bytes of an output line that is looked at for news: sixteen times the text that is kept of them. The answer may be in a
-/// longer one; it is read from the store, and a host that attends to many jobs must not hold one such line for each.
-const NEWS_LINE: usize = 1 << 20;
 
 /// How long a runner that was asked to end its job may take. It needs the agent's grace (300 ms), a kill and one commit; a
 /// store that is busy takes seconds. One that takes longer stands still, and is ended itself.
@@ -91,17 +87,6 @@ const JUDGE_LIMIT: Duration = Duration::from_secs(15 * 60);
 
 /// The pauses between, from the first to the longest.
 const JUDGE_PAUSES: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(5));
-
-/// What custody works with.
-#[derive(Clone)]
-pub struct Means {
-    /// The truth.
-    pub store: StoreHandle,
-    /// Where locks lie.
-    pub dir: StateDir,
-    /// How a runner is started.
-    pub runner: Arc<RunnerCommand>,
-}
 
 /// A runner that is spoken to.
 struct Link {
@@ -699,13 +684,6 @@ impl Custody {
                 }
             }
         }
-    }
-}
-
-impl Means {
-    fn reader(&self, agent: &str) -> Option<OutputReader> {
-        let agent = self.runner.agents().get(agent).ok();
-        agent.map(|agent| OutputReader::bounded(agent.parser(), NEWS_LINE))
     }
 }
 

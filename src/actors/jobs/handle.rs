@@ -10,7 +10,7 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 use tokio::sync::{oneshot, watch};
 
-use super::{Again, JobsMsg};
+use super::messages::{Again, JobsMsg};
 use crate::actors::current::Current;
 use crate::base::fault::{Fault, FaultCode};
 use crate::base::ids::{InvocationId, JobId, UnixMillis};

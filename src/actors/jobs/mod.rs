@@ -13,9 +13,11 @@
 
 pub mod attachments;
 mod chores;
+mod consult;
 pub mod core;
 pub mod custody;
 mod handle;
+pub mod means;
 pub mod messages;
 pub mod room;
 pub(crate) mod runner_child;
@@ -33,17 +35,16 @@ use tokio::task::JoinSet;
 
 use self::attachments::{Attachment, Attachments};
 use self::chores::{accept_again, end_for_lost_caller, keep_reserve, prune};
+use self::consult::{Consult, ConsultArguments, ConsultMsg};
 use self::core::{AskId, Custodian, Found, JobsEffect, JobsEvent};
-use self::custody::Means;
 pub use self::handle::jobs_of;
-pub use self::messages::{Again, JobsMsg};
+use self::means::Means;
+use self::messages::{Again, JobsMsg};
 use self::starting::HeldRunner;
-use super::child::{self, Child};
+use super::child::{self, Child, reason};
 use super::connections::Connections;
-use super::consult::{Consult, ConsultArguments, ConsultMsg};
 use super::supervision::slot::{RestartPolicy, Slot, SlotEffect};
 use super::supervision::{Exit, RestartType};
-use super::workers::reason;
 use crate::actors::clock;
 use crate::base::fault::{Fault, FaultCode};
 use crate::base::ids::{Generation, InvocationId, JobId, UnixMillis};

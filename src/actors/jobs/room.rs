@@ -23,7 +23,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use super::custody::Means;
+use super::means::Means;
 use super::runner_child::RunnerChild;
 use super::starting::NotStarted;
 use crate::base::descriptors::{InheritedPipes, PassedPipe};

@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 
 use super::passed::SessionSnapshot;
-use crate::actors::worker::WorkerHandle;
+use crate::actors::workers::messages::WorkerHandle;
 use crate::base::fault::Fault;
 use crate::base::ids::{CallNumber, Generation};
 use crate::protocol::session::CallOutcome;

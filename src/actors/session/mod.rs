@@ -18,9 +18,9 @@
 
 mod calls;
 mod deadlines;
-mod events;
+pub mod events;
 pub mod flow;
-mod gauges;
+pub mod gauges;
 pub mod ledger;
 mod passed;
 pub mod replay;
@@ -55,13 +55,12 @@ pub use self::streams::{ClientInput, ClientOutput};
 use super::child;
 use super::connections::Connections;
 use super::current::Current;
-use super::jobs::JobsMsg;
+use super::jobs::messages::JobsMsg;
 use super::kept::{Kept, Lent};
 use super::reply::SessionMailbox;
 use super::rollout::RolloutHandle;
-use super::sessions::{SessionEnd, SessionsMsg};
-use super::worker::WorkerHandle;
-use super::workers::WorkersMsg;
+use super::sessions::messages::{SessionEnd, SessionsMsg};
+use super::workers::messages::{WorkerHandle, WorkersMsg};
 use crate::actors::clock;
 use crate::base::fault::{Fault, FaultCode};
 use crate::base::ids::{CallNumber, Generation, HostId, JobId, SessionNumber};

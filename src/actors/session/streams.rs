@@ -14,7 +14,7 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 
 use super::{SessionLoop, SessionStage};
 use crate::actors::clock;
-use crate::actors::jobs::JobsMsg;
+use crate::actors::jobs::messages::JobsMsg;
 use crate::failpoints::{FaultPoint, Operation};
 use crate::protocol::frame::Frame;
 

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use super::{Serving, SessionEvent, SessionLoop};
 use crate::actors::reply::AttemptReply;
-use crate::actors::workers::WorkersMsg;
+use crate::actors::workers::messages::WorkersMsg;
 use crate::base::ids::{CallNumber, Generation};
 use crate::failpoints::{Broken, FaultPoint, InTurn, Operation};
 use crate::protocol::session::CallOutcome;

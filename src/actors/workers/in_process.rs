@@ -9,8 +9,9 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 
+use super::lifeline::{Keeping, Order};
+use super::messages::{Attempt, WorkerMsg};
 use crate::actors::reply::AttemptReply;
-use crate::actors::worker::{Attempt, Keeping, Order, WorkerMsg};
 use crate::base::fault::{Fault, FaultCode};
 use crate::base::ids::{CallKey, CallNumber, SessionNumber};
 use crate::failpoints::{Broken, FaultPoint, Faults, Operation};
@@ -147,8 +148,9 @@ mod tests {
     use bytes::Bytes;
     use serde_json::json;
 
+    use super::super::lifeline::Lifeline;
+    use super::super::messages::WorkerHandle;
     use super::*;
-    use crate::actors::worker::{Lifeline, WorkerHandle};
     use crate::base::ids::{Generation, HostId, InvocationId};
     use crate::protocol::session::ClientInfo;
     use crate::tools::progress::ProgressSink;

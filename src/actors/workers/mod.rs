@@ -9,32 +9,36 @@
 //! hear of a loss before they hear of the next worker; (3) generations are never reused and workers never overlap, not even
 //! when this actor itself is lost: both are kept in the [`Roster`], which outlives it.
 
-pub use super::supervision::slot;
-
 mod asks;
+pub mod backend;
 mod in_process;
+pub mod lifeline;
+pub mod messages;
 pub mod process;
+pub mod roster;
+mod worker;
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use ractor::{Actor, ActorProcessingErr, ActorRef, SupervisionEvent};
-use serde::{Deserialize, Serialize};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 
-use self::process::ProcessBackend;
-use self::slot::{RestartPolicy, Slot, SlotEffect, SlotState};
-use super::child::{self, Child};
+use self::backend::Backend;
+use self::lifeline::{Lifeline, Order};
+use self::messages::{WorkerHandle, WorkerMsg, WorkersMsg, WorkersSnapshot};
+use self::roster::Roster;
+use self::worker::{Worker, WorkerArguments, WorkerEnded};
+use super::child::{self, Child, reason};
 use super::reply::SessionMailbox;
-use super::session::SessionEvent;
+use super::session::events::SessionEvent;
+use super::supervision::slot::{RestartPolicy, Slot, SlotEffect, SlotState};
 use super::supervision::{Exit, RestartType};
-use super::worker::{Keeping, Lifeline, Order, Worker, WorkerArguments, WorkerEnded, WorkerHandle, WorkerMsg};
 use crate::actors::clock;
 use crate::base::fault::{Fault, FaultCode};
 use crate::base::ids::{Generation, SessionNumber, UnixMillis};
-use crate::config::WorkerIsolation;
 use crate::failpoints::{FaultPoint, Faults};
 use crate::telemetry::{Record, TelemetryHandle};
 
@@ -46,160 +50,6 @@ const END_LIMIT: Duration = Duration::from_millis(500);
 
 /// Reasons of losses kept for health.
 const KEPT_FAULTS: usize = 8;
-
-/// Everything that can wake the workers' supervisor.
-pub enum WorkersMsg {
-    /// A session has calls for a worker. It hears of every worker from now on.
-    Wanted {
-        /// Which session.
-        session: SessionNumber,
-        /// Where it hears of them.
-        mailbox: SessionMailbox,
-    },
-    /// A session is over: it hears of nothing more, and nobody waits for its calls.
-    SessionOver(SessionNumber),
-    /// A worker dropped an attempt without an outcome. One that lives on is broken.
-    Broken {
-        /// Which incarnation.
-        generation: Generation,
-    },
-    /// A worker is ready for calls.
-    Up {
-        /// Which incarnation.
-        generation: Generation,
-        /// Its process, where it has one of its own.
-        pid: Option<u32>,
-    },
-    /// A worker's loop has ended, and its process: all its messages have been sent.
-    Gone {
-        /// Which incarnation.
-        generation: Generation,
-        /// Why.
-        fault: Box<Fault>,
-    },
-    /// A backoff is over.
-    Due {
-        /// The incarnation it followed.
-        generation: Generation,
-    },
-    /// End the worker in order and start no other, until told otherwise. Told how things stood, unless it does not end.
-    SetAside(oneshot::Sender<WorkersSnapshot>),
-    /// Workers may be started again.
-    Resume,
-    /// How are you?
-    Snapshot(oneshot::Sender<WorkersSnapshot>),
-}
-
-impl WorkersMsg {
-    /// Its name in a fault plan.
-    const fn name(&self) -> &'static str {
-        match self {
-            Self::Wanted { .. } => "wanted",
-            Self::SessionOver(_) => "session_over",
-            Self::Broken { .. } => "broken",
-            Self::Up { .. } => "up",
-            Self::Gone { .. } => "gone",
-            Self::Due { .. } => "due",
-            Self::SetAside(_) => "set_aside",
-            Self::Resume => "resume",
-            Self::Snapshot(_) => "snapshot",
-        }
-    }
-}
-
-/// The workers as health shows them.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct WorkersSnapshot {
-    /// The newest generation.
-    pub generation: Generation,
-    /// Where tools run.
-    pub isolation: WorkerIsolation,
-    /// The worker's process, where it has one of its own.
-    pub pid: Option<u32>,
-    /// Whether a worker is there.
-    pub alive: bool,
-    /// Whether calls are refused because of too many losses.
-    pub gave_up: bool,
-    /// Restarts since the start.
-    pub restarts: u64,
-    /// Losses in a row.
-    pub consecutive_failures: u32,
-    /// The last losses, newest last.
-    pub losses: Vec<(UnixMillis, Fault)>,
-}
-
-/// Where tools run, and what that takes.
-#[derive(Clone)]
-pub enum Backend {
-    /// In the host's own process, where this is to break.
-    InProcess(Faults),
-    /// In a process of their own.
-    Process(Arc<ProcessBackend>),
-}
-
-impl Backend {
-    /// Which of the two it is.
-    #[must_use]
-    pub fn isolation(&self) -> WorkerIsolation {
-        match self {
-            Self::InProcess(_) => WorkerIsolation::InProcess,
-            Self::Process(_) => WorkerIsolation::Process,
-        }
-    }
-
-    /// Keeps a worker until it has ended; returns why it did.
-    pub(super) async fn keep(
-        self,
-        generation: Generation,
-        inbox: mpsc::UnboundedReceiver<WorkerMsg>,
-        keeping: &mut Keeping,
-        workers: &ActorRef<WorkersMsg>,
-    ) -> Fault {
-        let workers = workers.clone();
-        let up = move |pid| drop(workers.cast(WorkersMsg::Up { generation, pid }));
-        match self {
-            Self::InProcess(faults) => in_process::keep(inbox, keeping, up, faults).await,
-            Self::Process(backend) => process::keep(backend, generation, inbox, keeping, up).await,
-        }
-    }
-}
-
-/// What outlives the supervisor: the last generation, and the lifeline of the worker there is.
-#[derive(Debug, Default)]
-pub struct Roster(Mutex<Entries>);
-
-#[derive(Debug, Default)]
-struct Entries {
-    last: Generation,
-    worker: Option<Lifeline>,
-}
-
-impl Roster {
-    fn read<T>(&self, look: impl FnOnce(&mut Entries) -> T) -> T {
-        // Two plain values: whoever panicked while holding it left them whole.
-        look(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
-    }
-
-    /// The newest generation there ever was.
-    #[must_use]
-    pub fn last(&self) -> Generation {
-        self.read(|entries| entries.last)
-    }
-
-    fn enter(&self, generation: Generation, lifeline: Lifeline) {
-        self.read(|entries| *entries = Entries { last: generation, worker: Some(lifeline) });
-    }
-
-    /// Ends the worker of a supervisor that is gone.
-    async fn clear(&self) {
-        let Some(lifeline) = self.read(|entries| entries.worker.take()) else { return };
-        let lost = Fault::new(FaultCode::WorkerLost, "the supervisor of the worker was lost");
-        lifeline.end(Order::Kill(Box::new(lost)));
-        if !lifeline.over(END_LIMIT).await {
-            tracing::error!("a worker without a supervisor did not end");
-        }
-    }
-}
 
 /// The supervisor actor.
 pub struct Workers;
@@ -320,14 +170,6 @@ impl Actor for Workers {
             worker.actor.kill();
         }
         Ok(())
-    }
-}
-
-/// Why an actor failed, as far as it may be told: a panic's own text can quote anything.
-pub(super) fn reason(error: &ActorProcessingErr) -> String {
-    match error.downcast_ref::<Fault>() {
-        Some(fault) => fault.detail.clone(),
-        None => "it panicked".to_owned(),
     }
 }
 

@@ -34,10 +34,11 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use super::asks::Asks;
+use super::lifeline::{Keeping, Order};
+use super::messages::{Attempt, WorkerMsg};
 use crate::actors::clock;
 use crate::actors::reply::AttemptReply;
-use crate::actors::session::Gauges;
-use crate::actors::worker::{Attempt, Keeping, Order, WorkerMsg};
+use crate::actors::session::gauges::Gauges;
 use crate::base::fault::{Fault, FaultCode};
 use crate::base::ids::{CallKey, CallNumber, Generation};
 use crate::base::image::StandIn;

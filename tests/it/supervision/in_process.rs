@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use phone_opus::internals::actors::workers::slot::RestartPolicy;
+use phone_opus::internals::actors::supervision::slot::RestartPolicy;
 use phone_opus::internals::jobs::ConsultRequest;
 use phone_opus::testkit::client::REVISION;
 use phone_opus::testkit::tools::{boom, cursed, early_boom, echo, stuck, stumbles};

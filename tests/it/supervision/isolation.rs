@@ -12,7 +12,7 @@ use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
 
-use phone_opus::internals::actors::workers::slot::RestartPolicy;
+use phone_opus::internals::actors::supervision::slot::RestartPolicy;
 use phone_opus::internals::base::fault::{Fault, FaultCode};
 use phone_opus::internals::base::ids::Generation;
 use phone_opus::internals::base::stdio::Input;

@@ -6,6 +6,8 @@
 //! A dynamic supervisor: one transient child per connection, each in a slot of its own. A session that keeps failing
 //! loses its connection; nobody else notices.
 
+pub mod messages;
+
 use std::collections::BTreeMap;
 use std::panic::AssertUnwindSafe;
 use std::time::Duration;
@@ -14,14 +16,15 @@ use futures_util::FutureExt;
 use ractor::{Actor, ActorId, ActorProcessingErr, ActorRef, SupervisionEvent};
 use tokio::task::JoinSet;
 
-use super::child::{self, Child};
+use self::messages::{SessionEnd, SessionsMsg};
+use super::child::{self, Child, reason};
 use super::connections::Connections;
 use super::current::Current;
-use super::jobs::JobsMsg;
+use super::jobs::messages::JobsMsg;
 use super::session::{Session, SessionArguments, SessionMsg};
 use super::supervision::slot::{RestartPolicy, Slot, SlotEffect};
 use super::supervision::{Exit, RestartType};
-use super::workers::{WorkersMsg, reason};
+use super::workers::messages::WorkersMsg;
 use crate::actors::clock;
 use crate::base::ids::{Generation, SessionNumber};
 use crate::failpoints::{FaultPoint, Faults};
@@ -38,28 +41,6 @@ const RESTARTS: RestartPolicy = RestartPolicy {
     backoff_most: Duration::from_secs(2),
     settled_after: Duration::from_secs(10),
 };
-
-/// How a connection ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum SessionEnd {
-    /// The client closed it, or the system stopped.
-    Closed,
-    /// The session failed more often than it is started again.
-    Failed,
-}
-
-/// Everything that can wake the sessions' supervisor.
-#[derive(Debug)]
-pub enum SessionsMsg {
-    /// A connection was opened.
-    Opened(SessionNumber),
-    /// A connection is over.
-    Over(SessionNumber, SessionEnd),
-    /// A session's task has ended.
-    Gone(SessionNumber, Generation),
-    /// A backoff is over.
-    Due(SessionNumber, Generation),
-}
 
 /// The supervisor actor.
 pub struct Sessions;

@@ -10,17 +10,17 @@ use futures_util::FutureExt;
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use tokio::task::JoinSet;
 
-use super::child;
-use super::jobs::JobsMsg;
-use super::jobs::custody::Custody;
-use super::kept::Kept;
+use super::custody::Custody;
+use super::messages::JobsMsg;
+use crate::actors::child;
+use crate::actors::kept::Kept;
 use crate::base::ids::JobId;
 use crate::failpoints::{FaultPoint, Faults};
 use crate::jobs::JobRecord;
 
 /// Everything that can wake a consult actor.
 #[derive(Debug)]
-pub enum ConsultMsg {
+pub(super) enum ConsultMsg {
     /// The job is attended to.
     Began,
     /// Custody has ended; the job as it ended, where the store could say.
@@ -30,10 +30,10 @@ pub enum ConsultMsg {
 }
 
 /// The consult actor.
-pub struct Consult;
+pub(super) struct Consult;
 
 /// What it is started with.
-pub struct ConsultArguments {
+pub(super) struct ConsultArguments {
     /// The job.
     pub job: JobId,
     /// Its custody, to be borrowed.
@@ -47,10 +47,10 @@ pub struct ConsultArguments {
 /// The task of a consult actor panicked.
 #[derive(Debug, thiserror::Error)]
 #[error("attending a job panicked")]
-pub struct AttendingPanicked;
+pub(super) struct AttendingPanicked;
 
 /// The actor's state; dropping it gives the custody back.
-pub struct ConsultState {
+pub(super) struct ConsultState {
     job: JobId,
     jobs: ActorRef<JobsMsg>,
     faults: Faults,

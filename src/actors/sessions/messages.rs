@@ -1,0 +1,25 @@
+//! Everything that can wake the sessions' supervisor.
+
+use crate::base::ids::{Generation, SessionNumber};
+
+/// How a connection ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SessionEnd {
+    /// The client closed it, or the system stopped.
+    Closed,
+    /// The session failed more often than it is started again.
+    Failed,
+}
+
+/// Everything that can wake the sessions' supervisor.
+#[derive(Debug)]
+pub enum SessionsMsg {
+    /// A connection was opened.
+    Opened(SessionNumber),
+    /// A connection is over.
+    Over(SessionNumber, SessionEnd),
+    /// A session's task has ended.
+    Gone(SessionNumber, Generation),
+    /// A backoff is over.
+    Due(SessionNumber, Generation),
+}
