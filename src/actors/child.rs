@@ -1,8 +1,8 @@
-//! A supervised child: the reference through which its owner speaks to it and ends it.
+//! A supervised child, and the way its supervisor ends it.
 
 use std::time::Duration;
 
-use ractor::{ActorId, ActorProcessingErr, ActorRef, Message};
+use ractor::{ActorCell, ActorId, ActorProcessingErr};
 
 use crate::base::fault::{Fault, FaultCode};
 use crate::failpoints::{Broken, FaultPoint, Faults, Operation};
@@ -52,41 +52,38 @@ pub enum Stopped {
 }
 
 /// A child actor and the way to end it.
-pub struct Child<M: Message> {
-    actor: ActorRef<M>,
-}
+pub struct Child(ActorCell);
 
-impl<M: Message> Child<M> {
+impl Child {
     /// Takes ownership of a started child.
     #[must_use]
-    pub fn new(actor: ActorRef<M>) -> Self {
-        Self { actor }
+    pub fn new(actor: ActorCell) -> Self {
+        Self(actor)
     }
 
     /// Its id.
     #[must_use]
     pub fn id(&self) -> ActorId {
-        self.actor.get_id()
+        self.0.get_id()
     }
 
-    /// A reference for others; it does not keep the child alive.
-    #[must_use]
-    pub fn actor(&self) -> &ActorRef<M> {
-        &self.actor
+    /// Tells it to stop, and does not wait for it.
+    pub fn ask_to_stop(&self) {
+        self.0.stop(None);
     }
 
-    /// Sends it a message.
+    /// Waits for its end, for so long at most.
     ///
-    /// # Errors
+    /// # Cancel safety
     ///
-    /// The child is gone; the message is given back.
-    pub fn cast(&self, message: M) -> Result<(), Box<ractor::MessagingErr<M>>> {
-        self.actor.cast(message).map_err(Box::new)
+    /// Safe.
+    pub async fn ended(&self, limit: Duration) {
+        let _ = self.0.wait(Some(limit)).await;
     }
 
     /// Ends it at its next await; its state is dropped, nothing else runs.
     pub fn kill(&self) {
-        self.actor.kill();
+        self.0.kill();
     }
 
     /// Ends it in order: stop, wait, kill, wait. What is still in its mailbox is dropped.
@@ -95,19 +92,19 @@ impl<M: Message> Child<M> {
     ///
     /// Dropping this future leaves the child stopping.
     pub async fn stop(self, limit: Duration) -> Stopped {
-        self.actor.stop(None);
+        self.0.stop(None);
         self.end(limit).await
     }
 
     async fn end(self, limit: Duration) -> Stopped {
-        if self.actor.wait(Some(limit)).await.is_ok() {
+        if self.0.wait(Some(limit)).await.is_ok() {
             return Stopped::InTime;
         }
-        self.actor.kill();
-        if self.actor.wait(Some(KILL_LIMIT)).await.is_ok() {
+        self.0.kill();
+        if self.0.wait(Some(KILL_LIMIT)).await.is_ok() {
             return Stopped::Killed;
         }
-        tracing::error!(actor = %self.actor.get_id(), "an actor did not end when it was killed");
+        tracing::error!(actor = %self.0.get_id(), "an actor did not end when it was killed");
         Stopped::Abandoned
     }
 }

@@ -7,8 +7,9 @@ use tokio::sync::{oneshot, watch};
 
 use super::core::AskId;
 use super::starting::HeldRunner;
+use crate::actors::supervision::driver::ChildNews;
 use crate::base::fault::Fault;
-use crate::base::ids::{Generation, InvocationId, JobId, SessionNumber};
+use crate::base::ids::{InvocationId, JobId, SessionNumber};
 use crate::jobs::client::Accepted;
 use crate::jobs::live::JobLive;
 use crate::jobs::store::Accept;
@@ -78,10 +79,8 @@ pub enum JobsMsg {
     },
     /// This incarnation begins where the last one ended.
     Restarted,
-    /// A consult actor's task has ended.
-    Gone(JobId, Generation),
-    /// A backoff is over.
-    Due(JobId, Generation),
+    /// News of a consult actor.
+    Child(ChildNews<JobId>),
     /// Look for jobs whose runner is gone.
     Sweep,
     /// A background job was accepted and has no runner: its host died in between.
@@ -109,8 +108,7 @@ impl JobsMsg {
             Self::Terminate(_) => "terminate",
             Self::Ended { .. } => "ended",
             Self::Restarted => "restarted",
-            Self::Gone(..) => "gone",
-            Self::Due(..) => "due",
+            Self::Child(news) => news.name(),
             Self::Sweep => "sweep",
             Self::Adopt(_) => "adopt",
             Self::LetGo(_) => "let_go",

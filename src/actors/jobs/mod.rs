@@ -29,25 +29,26 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::poll_immediate;
-use ractor::{Actor, ActorId, ActorProcessingErr, ActorRef, SupervisionEvent};
+use ractor::{Actor, ActorProcessingErr, ActorRef, SupervisionEvent};
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 
 use self::attachments::{Attachment, Attachments};
 use self::chores::{accept_again, end_for_lost_caller, keep_reserve, prune};
-use self::consult::{Consult, ConsultArguments, ConsultMsg};
+use self::consult::{Consult, ConsultArguments};
 use self::core::{AskId, Custodian, Found, JobsEffect, JobsEvent};
 pub use self::handle::jobs_of;
 use self::means::Means;
 use self::messages::{Again, JobsMsg};
 use self::starting::HeldRunner;
-use super::child::{self, Child, reason};
+use super::child;
 use super::connections::Connections;
-use super::supervision::slot::{RestartPolicy, Slot, SlotEffect};
-use super::supervision::{Exit, RestartType};
-use crate::actors::clock;
+use super::supervision::driver::{ChildDriver, ChildReport, Spawned};
+use super::supervision::dynamic::DynamicChildren;
+use super::supervision::slot::RestartPolicy;
+use super::supervision::{ChildEvent, ChildSpec, RestartType};
 use crate::base::fault::{Fault, FaultCode};
-use crate::base::ids::{Generation, InvocationId, JobId, UnixMillis};
+use crate::base::ids::{InvocationId, JobId, UnixMillis};
 use crate::base::state_dir::StateDir;
 use crate::failpoints::{Broken, FaultPoint, Faults, Operation};
 use crate::jobs::client::Accepted;
@@ -78,6 +79,14 @@ const RESTARTS: RestartPolicy = RestartPolicy {
     settled_after: Duration::from_secs(10),
 };
 
+/// What a consult actor is to its supervisor.
+const CONSULT: ChildSpec = ChildSpec {
+    name: "a consult actor",
+    restart: RestartType::Transient,
+    policy: RESTARTS,
+    shutdown: Duration::from_millis(100),
+};
+
 /// The supervisor actor.
 pub struct Jobs;
 
@@ -102,19 +111,10 @@ pub struct JobsArguments {
     pub telemetry: TelemetryHandle,
 }
 
-struct Attending {
-    slot: Slot,
-    consult: Option<Child<ConsultMsg>>,
-    /// How it went, as its death notice says; acted on when its task has been joined.
-    exit: Option<Exit>,
-}
-
 /// The supervisor's state.
 pub struct JobsState {
     arguments: JobsArguments,
-    attending: HashMap<JobId, Attending>,
-    /// How often a job was attended to.
-    attended: u64,
+    consults: ChildDriver<DynamicChildren<JobId>, JobsMsg>,
     /// What is asked of this incarnation.
     asking: HashMap<AskId, Asking>,
     sweeps: u64,
@@ -180,8 +180,7 @@ impl Actor for Jobs {
         }
         Ok(JobsState {
             arguments,
-            attending: HashMap::new(),
-            attended: 0,
+            consults: ChildDriver::new(DynamicChildren::new(CONSULT), JobsMsg::Child),
             asking: HashMap::new(),
             sweeps: 0,
             overdue: Arc::default(),
@@ -207,16 +206,7 @@ impl Actor for Jobs {
         event: SupervisionEvent,
         state: &mut Self::State,
     ) -> Result<(), ActorProcessingErr> {
-        match event {
-            SupervisionEvent::ActorFailed(cell, error) => {
-                tracing::error!(why = reason(&error), "a consult actor failed");
-                state.note(cell.get_id(), Exit::Failed);
-            }
-            SupervisionEvent::ActorTerminated(cell, _, why) => {
-                state.note(cell.get_id(), Exit::from_reason(why.as_deref()));
-            }
-            _ => {}
-        }
+        state.consults.note(&event);
         Ok(())
     }
 
@@ -232,12 +222,11 @@ impl Actor for Jobs {
         // What is not asked in time notices by its pipe that its host is gone.
         let _ = tokio::time::timeout_at(until, async { while asking.join_next().await.is_some() {} }).await;
         for (job, attachment) in attached {
-            if let Some(consult) = state.attending.remove(&job).and_then(|attending| attending.consult) {
+            if let Some(consult) = state.consults.forget(job) {
                 if is_sync(&attachment) {
-                    let left = until.saturating_duration_since(tokio::time::Instant::now());
-                    let _ = consult.actor().wait(Some(left)).await;
+                    consult.ended(until.saturating_duration_since(tokio::time::Instant::now())).await;
                 }
-                consult.stop(Duration::from_millis(100)).await;
+                consult.stop(CONSULT.shutdown).await;
             }
             state.release(job);
         }
@@ -280,18 +269,9 @@ impl JobsState {
                     self.count(&record);
                 }
             }
-            JobsMsg::Gone(job, generation) => {
-                if let Some(attending) = self.attending.get_mut(&job) {
-                    let exit = attending.exit.take().unwrap_or(Exit::Normal);
-                    let effect = attending.slot.gone(generation, exit, clock::now());
-                    self.look_after(&me, job, effect).await;
-                }
-            }
-            JobsMsg::Due(job, generation) => {
-                if let Some(attending) = self.attending.get_mut(&job) {
-                    let effect = attending.slot.due(generation);
-                    self.look_after(&me, job, effect).await;
-                }
+            JobsMsg::Child(news) => {
+                let event = self.consults.event(news);
+                self.attend(&me, event).await;
             }
             JobsMsg::Shown(job) => {
                 let store = self.arguments.store.clone();
@@ -338,7 +318,7 @@ impl JobsState {
                 (Some(record), Some(means)) => self.arguments.attachments.attach(record, means, about.held.take()),
                 _ => tracing::error!(%job, "custody of a job could not be made"),
             },
-            JobsEffect::Attend(job) => self.attend(me, job).await,
+            JobsEffect::Attend(job) => self.attend(me, ChildEvent::Wanted(job)).await,
             JobsEffect::HandOver(job) => {
                 let store = self.arguments.store.clone();
                 self.tasks.spawn(async move {
@@ -357,17 +337,9 @@ impl JobsState {
                     attachment.terminate();
                 }
             }
-            JobsEffect::SetAside(job) => {
-                if let Some(attending) = self.attending.get_mut(&job) {
-                    attending.slot.set_aside();
-                    attending.exit = None;
-                    if let Some(consult) = attending.consult.take() {
-                        consult.stop(Duration::from_millis(100)).await;
-                    }
-                }
-            }
+            JobsEffect::SetAside(job) => self.consults.set_aside(job).await,
             JobsEffect::Release(job) => {
-                self.attending.remove(&job);
+                self.consults.forget(job);
                 self.arguments.attachments.release(job);
             }
             JobsEffect::Still => {
@@ -559,79 +531,38 @@ impl JobsState {
         runner.clone().map(|runner| Means { store: store.clone(), dir: dir.clone(), runner })
     }
 
-    /// Puts a consult actor to an attached job, unless it has one.
-    async fn attend(&mut self, me: &ActorRef<JobsMsg>, job: JobId) {
-        if let Some(attending) = self.attending.get_mut(&job) {
-            let effect = attending.slot.wanted(clock::now());
-            return self.look_after(me, job, effect).await;
-        }
-        // Each time of its own: what is late about an earlier attachment of the job must not be taken for this one.
-        self.attended += 1;
-        let slot = Slot::after(Generation(self.attended << 16), RestartType::Transient, RESTARTS);
-        let attending = self.attending.entry(job).or_insert(Attending { slot, consult: None, exit: None });
-        let effect = attending.slot.wanted(clock::now());
-        self.look_after(me, job, effect).await;
-    }
-
-    /// Does what the slot of a job's consult actor asks for.
-    async fn look_after(&mut self, me: &ActorRef<JobsMsg>, job: JobId, mut effect: SlotEffect) {
-        loop {
-            match effect {
-                SlotEffect::Nothing => return,
-                SlotEffect::Wait(generation, wait) => {
-                    let told = me.clone();
-                    self.tasks.spawn(async move {
-                        tokio::time::sleep(wait).await;
-                        let _ = told.cast(JobsMsg::Due(job, generation));
-                    });
-                    return;
-                }
-                SlotEffect::GiveUp => {
-                    tracing::error!(%job, "a consult actor failed too often; its runner is let go");
-                    return self.release(job);
-                }
-                SlotEffect::Finished => return self.release(job),
-                SlotEffect::Start(generation) => {
-                    let Some(attachment) = self.arguments.attachments.get(job) else { return self.release(job) };
-                    let custody = Arc::clone(attachment.custody());
-                    let faults = self.arguments.faults.clone();
-                    let arguments = ConsultArguments { job, custody, jobs: me.clone(), faults };
-                    let started = Consult::spawn_linked(None, Consult, arguments, me.get_cell()).await;
-                    let Some(attending) = self.attending.get_mut(&job) else { return };
-                    match started {
-                        Ok((consult, joined)) => {
-                            attending.consult = Some(Child::new(consult));
-                            attending.slot.up(generation, clock::now());
-                            let told = me.clone();
-                            self.tasks.spawn(async move {
-                                let _ = joined.await;
-                                let _ = told.cast(JobsMsg::Gone(job, generation));
-                            });
-                            return;
-                        }
-                        Err(error) => {
-                            tracing::error!(%job, %error, "a consult actor could not be started");
-                            effect = attending.slot.gone(generation, Exit::NotStarted, clock::now());
-                        }
-                    }
-                }
+    /// Does what follows from an event about a job's consult actor.
+    async fn attend(&mut self, me: &ActorRef<JobsMsg>, event: ChildEvent<JobId>) {
+        let JobsArguments { attachments, faults, .. } = &self.arguments;
+        let spawn = |job, _| spawn(job, attachments.get(job), faults.clone(), me.clone());
+        for report in self.consults.handle(me, event, spawn).await {
+            match report {
+                // One that was lost too often lets go of its runner.
+                ChildReport::LeftOut(job) | ChildReport::GaveUp(job) => self.release(job),
+                ChildReport::NotStarted(..) => {}
             }
-        }
-    }
-
-    fn note(&mut self, id: ActorId, exit: Exit) {
-        let consult = |attending: &&mut Attending| attending.consult.as_ref().is_some_and(|consult| consult.id() == id);
-        if let Some(attending) = self.attending.values_mut().find(consult) {
-            attending.exit = Some(exit);
         }
     }
 
     /// A job is over, or in other hands.
     fn release(&mut self, job: JobId) {
         drop(self.arguments.attachments.decide(JobsEvent::Ended(job)));
-        self.attending.remove(&job);
+        self.consults.forget(job);
         self.arguments.attachments.release(job);
     }
+}
+
+/// Starts the consult actor of a job that is attached.
+async fn spawn(
+    job: JobId,
+    attachment: Option<Attachment>,
+    faults: Faults,
+    jobs: ActorRef<JobsMsg>,
+) -> Result<Spawned, String> {
+    let Some(attachment) = attachment else { return Ok(Spawned::NotNeeded) };
+    let supervisor = jobs.get_cell();
+    let arguments = ConsultArguments { job, custody: Arc::clone(attachment.custody()), jobs, faults };
+    Spawned::up(Consult::spawn_linked(None, Consult, arguments, supervisor).await)
 }
 
 /// The job the store has accepted, and whether it was there before.

@@ -1,6 +1,7 @@
 //! Everything that can wake the sessions' supervisor.
 
-use crate::base::ids::{Generation, SessionNumber};
+use crate::actors::supervision::driver::ChildNews;
+use crate::base::ids::SessionNumber;
 
 /// How a connection ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -18,8 +19,6 @@ pub enum SessionsMsg {
     Opened(SessionNumber),
     /// A connection is over.
     Over(SessionNumber, SessionEnd),
-    /// A session's task has ended.
-    Gone(SessionNumber, Generation),
-    /// A backoff is over.
-    Due(SessionNumber, Generation),
+    /// News of a session's actor.
+    Child(ChildNews<SessionNumber>),
 }

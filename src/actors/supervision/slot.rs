@@ -11,7 +11,7 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use super::{Exit, RestartType};
+use super::{ChildEffect, ChildEvent, Exit, RestartType};
 use crate::base::ids::Generation;
 
 /// How often and how fast a slot restarts.
@@ -74,6 +74,20 @@ pub enum SlotEffect {
     GiveUp,
     /// The child is not started again, and need not be.
     Finished,
+}
+
+impl SlotEffect {
+    /// The same, of the child with this key.
+    #[must_use]
+    pub const fn of<K: Copy>(self, key: K) -> Option<ChildEffect<K>> {
+        match self {
+            Self::Nothing => None,
+            Self::Start(generation) => Some(ChildEffect::Start(key, generation)),
+            Self::Wait(generation, wait) => Some(ChildEffect::Wait(key, generation, wait)),
+            Self::GiveUp => Some(ChildEffect::GiveUp(key)),
+            Self::Finished => Some(ChildEffect::LeaveOut(key)),
+        }
+    }
 }
 
 /// One slot.
@@ -146,6 +160,19 @@ impl Slot {
     #[must_use]
     pub fn consecutive_failures(&self) -> u32 {
         self.streak
+    }
+
+    /// Takes what happened to its child.
+    pub fn on<K>(&mut self, event: ChildEvent<K>, now: Instant) -> SlotEffect {
+        match event {
+            ChildEvent::Wanted(_) => self.wanted(now),
+            ChildEvent::Up(_, generation) => {
+                self.up(generation, now);
+                SlotEffect::Nothing
+            }
+            ChildEvent::Gone(_, generation, exit) => self.gone(generation, exit, now),
+            ChildEvent::Due(_, generation) => self.due(generation),
+        }
     }
 
     /// Work has come: a child is wanted.

@@ -6,21 +6,18 @@
 //! started after a lost child are stopped, last first, before it is started again; (3) a child that gave up is left out
 //! or escalated, as its spec says, and never silently forgotten.
 
+use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use super::slot::{RestartPolicy, Slot, SlotEffect, SlotState};
-use super::{Exit, RestartType, Strategy};
+use super::slot::{Slot, SlotEffect, SlotState};
+use super::{ChildEffect, ChildEvent, ChildSpec, Children, Exit, Strategy};
 use crate::base::ids::Generation;
 
-/// What a supervisor knows about a child before it starts it.
+/// A child and what the others have to do with it.
 #[derive(Debug, Clone, Copy)]
-pub struct ChildSpec {
-    /// Its name in logs and health.
-    pub name: &'static str,
-    /// When it is started again.
-    pub restart: RestartType,
-    /// How often and how fast.
-    pub policy: RestartPolicy,
+pub struct TableEntry {
+    /// The child.
+    pub child: ChildSpec,
     /// Whether the others may hold on to an incarnation of it.
     pub others: Others,
     /// What follows when it gave up.
@@ -45,51 +42,25 @@ pub enum OnGiveUp {
     LeaveOut,
 }
 
-/// A child's place in the order of start.
+/// A child, by its place in the order of start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Place(pub usize);
-
-/// What a supervisor's loop has to do, in order.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum FamilyEffect {
-    /// Stop this child, and be back when it is gone: stop, wait, kill, wait.
-    Stop(Place),
-    /// Start this child, then report [`Family::up`] or [`Family::gone`].
-    Start(Place, Generation),
-    /// Report [`Family::due`] after the wait.
-    Wait(Place, Generation, Duration),
-    /// This child is not there any more; the others go on.
-    LeaveOut(Place),
-    /// Give up: this child was lost too often.
-    Escalate(Place),
-}
+pub struct ChildId(pub usize);
 
 /// The children.
 #[derive(Debug)]
-pub struct Family {
+pub struct ChildTable {
     strategy: Strategy,
-    children: Vec<(ChildSpec, Slot)>,
+    children: Vec<(TableEntry, Slot)>,
     stopping: bool,
 }
 
-impl Family {
+impl ChildTable {
     /// Nobody is started yet.
     #[must_use]
-    pub fn new(strategy: Strategy, specs: impl IntoIterator<Item = ChildSpec>) -> Self {
-        let children = specs.into_iter().map(|spec| (spec, Slot::new(spec.restart, spec.policy))).collect();
+    pub fn new(strategy: Strategy, entries: impl IntoIterator<Item = TableEntry>) -> Self {
+        let slot = |entry: &TableEntry| Slot::new(entry.child.restart, entry.child.policy);
+        let children = entries.into_iter().map(|entry| (entry, slot(&entry))).collect();
         Self { strategy, children, stopping: false }
-    }
-
-    /// What is known about a child.
-    #[must_use]
-    pub fn spec(&self, place: Place) -> Option<&ChildSpec> {
-        self.children.get(place.0).map(|(spec, _)| spec)
-    }
-
-    /// The newest generation of a child.
-    #[must_use]
-    pub fn generation(&self, place: Place) -> Generation {
-        self.children.get(place.0).map_or(Generation::NONE, |(_, slot)| slot.generation())
     }
 
     /// Restarts of all children so far, those of whom were only stopped along not counted.
@@ -100,99 +71,130 @@ impl Family {
 
     /// Whether a child is there.
     #[must_use]
-    pub fn is_up(&self, place: Place) -> bool {
-        self.children.get(place.0).is_some_and(|(_, slot)| slot.state() == SlotState::Up)
+    pub fn is_up(&self, id: ChildId) -> bool {
+        self.children.get(id.0).is_some_and(|(_, slot)| slot.state() == SlotState::Up)
+    }
+
+    /// The first child that is not there.
+    #[must_use]
+    pub fn missing(&self) -> Option<ChildId> {
+        (0..self.children.len()).map(ChildId).find(|id| !self.is_up(*id))
     }
 
     /// Starts the first child that is due; the next one follows when it is up.
-    pub fn start(&mut self, now: Instant) -> Vec<FamilyEffect> {
+    fn start(&mut self, now: Instant, effects: &mut VecDeque<ChildEffect<ChildId>>) {
         if self.stopping {
-            return Vec::new();
+            return;
         }
-        for place in 0..self.children.len() {
-            let (spec, slot) = &mut self.children[place];
+        for id in 0..self.children.len() {
+            let (entry, slot) = &mut self.children[id];
             match slot.state() {
                 SlotState::Empty => {
                     let effect = slot.wanted(now);
-                    return self.follow(Place(place), effect);
+                    return effects.extend(self.follow(ChildId(id), effect));
                 }
                 // Those after it wait for it, unless nobody depends on it.
-                SlotState::Starting | SlotState::Backoff if spec.others == Others::DependOnIt => return Vec::new(),
+                SlotState::Starting | SlotState::Backoff if entry.others == Others::DependOnIt => return,
                 _ => {}
             }
         }
-        Vec::new()
-    }
-
-    /// A child is there; the next one may be started.
-    pub fn up(&mut self, place: Place, generation: Generation, now: Instant) -> Vec<FamilyEffect> {
-        let is_up = self.children.get_mut(place.0).is_some_and(|(_, slot)| slot.up(generation, now));
-        if is_up { self.start(now) } else { Vec::new() }
     }
 
     /// A child's task has ended, or it could not be started.
-    pub fn gone(&mut self, place: Place, generation: Generation, exit: Exit, now: Instant) -> Vec<FamilyEffect> {
+    fn gone(
+        &mut self,
+        id: ChildId,
+        generation: Generation,
+        exit: Exit,
+        now: Instant,
+        effects: &mut VecDeque<ChildEffect<ChildId>>,
+    ) {
         let strategy = self.strategy;
-        let Some((spec, slot)) = self.children.get_mut(place.0) else { return Vec::new() };
+        let Some((entry, slot)) = self.children.get_mut(id.0) else { return };
         let effect = slot.gone(generation, exit, now);
-        let mut effects = Vec::new();
         let lost = matches!(effect, SlotEffect::Start(_) | SlotEffect::Wait(..) | SlotEffect::GiveUp);
-        if lost && strategy == Strategy::RestForOne && spec.others == Others::DependOnIt {
-            let later = place.0 + 1;
+        if lost && strategy == Strategy::RestForOne && entry.others == Others::DependOnIt {
+            let later = id.0 + 1;
             for (offset, (_, slot)) in self.children[later..].iter_mut().enumerate().rev() {
                 if slot.set_aside() {
-                    effects.push(FamilyEffect::Stop(Place(later + offset)));
+                    effects.push_back(ChildEffect::Stop(ChildId(later + offset)));
                 }
             }
         }
-        effects.extend(self.follow(place, effect));
-        effects
+        effects.extend(self.follow(id, effect));
     }
 
-    /// A wait is over.
-    pub fn due(&mut self, place: Place, generation: Generation) -> Vec<FamilyEffect> {
-        match self.children.get_mut(place.0) {
-            Some((_, slot)) => {
-                let effect = slot.due(generation);
-                self.follow(place, effect)
+    fn follow(&self, id: ChildId, effect: SlotEffect) -> Option<ChildEffect<ChildId>> {
+        let (entry, _) = self.children.get(id.0)?;
+        match (effect, entry.on_give_up) {
+            (SlotEffect::GiveUp, OnGiveUp::LeaveOut) => Some(ChildEffect::LeaveOut(id)),
+            (effect, _) => effect.of(id),
+        }
+    }
+}
+
+impl Children for ChildTable {
+    type Key = ChildId;
+
+    fn name(&self, id: ChildId) -> &'static str {
+        self.children.get(id.0).map_or("a child", |(entry, _)| entry.child.name)
+    }
+
+    fn shutdown(&self, id: ChildId) -> Duration {
+        self.children.get(id.0).map_or(Duration::ZERO, |(entry, _)| entry.child.shutdown)
+    }
+
+    /// That one of them is wanted starts all, in order.
+    fn step(&mut self, event: ChildEvent<ChildId>, now: Instant, effects: &mut VecDeque<ChildEffect<ChildId>>) {
+        match event {
+            ChildEvent::Wanted(_) => self.start(now, effects),
+            ChildEvent::Up(id, generation) => {
+                if self.children.get_mut(id.0).is_some_and(|(_, slot)| slot.up(generation, now)) {
+                    self.start(now, effects);
+                }
             }
-            None => Vec::new(),
+            ChildEvent::Gone(id, generation, exit) => self.gone(id, generation, exit, now, effects),
+            ChildEvent::Due(id, generation) => {
+                if let Some((_, slot)) = self.children.get_mut(id.0) {
+                    let effect = slot.due(generation);
+                    effects.extend(self.follow(id, effect));
+                }
+            }
         }
     }
 
-    /// Everybody is to be stopped, last first; nothing is started from here on.
-    pub fn stop(&mut self) -> Vec<FamilyEffect> {
-        self.stopping = true;
-        let mut effects = Vec::new();
-        for (place, (_, slot)) in self.children.iter_mut().enumerate().rev() {
-            if matches!(slot.state(), SlotState::Up | SlotState::Starting) {
-                effects.push(FamilyEffect::Stop(Place(place)));
-            }
+    fn set_aside(&mut self, id: ChildId) {
+        if let Some((_, slot)) = self.children.get_mut(id.0) {
+            slot.set_aside();
+        }
+    }
+
+    /// A child's place in the order is its own for good; it is only not started any more.
+    fn forget(&mut self, id: ChildId) {
+        if let Some((_, slot)) = self.children.get_mut(id.0) {
             slot.stop();
         }
-        effects
     }
 
-    fn follow(&self, place: Place, effect: SlotEffect) -> Vec<FamilyEffect> {
-        let Some((spec, _)) = self.children.get(place.0) else { return Vec::new() };
-        match (effect, spec.on_give_up) {
-            (SlotEffect::Nothing, _) => Vec::new(),
-            (SlotEffect::Start(generation), _) => vec![FamilyEffect::Start(place, generation)],
-            (SlotEffect::Wait(generation, wait), _) => vec![FamilyEffect::Wait(place, generation, wait)],
-            (SlotEffect::Finished, _) | (SlotEffect::GiveUp, OnGiveUp::LeaveOut) => {
-                vec![FamilyEffect::LeaveOut(place)]
+    fn stop(&mut self, effects: &mut VecDeque<ChildEffect<ChildId>>) {
+        self.stopping = true;
+        for (id, (_, slot)) in self.children.iter_mut().enumerate().rev() {
+            if matches!(slot.state(), SlotState::Up | SlotState::Starting) {
+                effects.push_back(ChildEffect::Stop(ChildId(id)));
             }
-            (SlotEffect::GiveUp, OnGiveUp::Escalate) => vec![FamilyEffect::Escalate(place)],
+            slot.stop();
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::FamilyEffect as F;
+    use super::super::RestartType;
+    use super::super::slot::RestartPolicy;
+    use super::ChildEffect as F;
     use super::*;
 
-    const fn spec(restart: RestartType, others: Others, on_give_up: OnGiveUp) -> ChildSpec {
+    const fn spec(restart: RestartType, others: Others, on_give_up: OnGiveUp) -> TableEntry {
         let policy = RestartPolicy {
             intensity: 2,
             period: Duration::from_secs(60),
@@ -200,20 +202,42 @@ mod tests {
             backoff_most: Duration::from_secs(2),
             settled_after: Duration::from_secs(10),
         };
-        ChildSpec { name: "child", restart, policy, others, on_give_up }
+        TableEntry { child: ChildSpec { name: "child", restart, policy, shutdown: Duration::ZERO }, others, on_give_up }
+    }
+
+    fn on(table: &mut ChildTable, event: ChildEvent<ChildId>, now: Instant) -> Vec<F<ChildId>> {
+        let mut effects = VecDeque::new();
+        table.step(event, now, &mut effects);
+        effects.into()
+    }
+
+    fn start(table: &mut ChildTable, now: Instant) -> Vec<F<ChildId>> {
+        on(table, ChildEvent::Wanted(ChildId(0)), now)
+    }
+
+    fn up(table: &mut ChildTable, id: usize, generation: u64, now: Instant) -> Vec<F<ChildId>> {
+        on(table, ChildEvent::Up(ChildId(id), Generation(generation)), now)
+    }
+
+    fn gone(table: &mut ChildTable, id: usize, generation: u64, exit: Exit, now: Instant) -> Vec<F<ChildId>> {
+        on(table, ChildEvent::Gone(ChildId(id), Generation(generation), exit), now)
+    }
+
+    fn due(table: &mut ChildTable, id: usize, generation: u64, now: Instant) -> Vec<F<ChildId>> {
+        on(table, ChildEvent::Due(ChildId(id), Generation(generation)), now)
     }
 
     /// Three children, all up.
-    fn three(strategy: Strategy, middle: RestartType) -> (Family, Instant) {
+    fn three(strategy: Strategy, middle: RestartType) -> (ChildTable, Instant) {
         let now = Instant::now();
         let permanent = spec(RestartType::Permanent, Others::DependOnIt, OnGiveUp::Escalate);
         let middle = spec(middle, Others::DependOnIt, OnGiveUp::Escalate);
-        let mut family = Family::new(strategy, [permanent, middle, permanent]);
-        assert_eq!(family.start(now), [F::Start(Place(0), Generation(1))]);
-        assert_eq!(family.up(Place(0), Generation(1), now), [F::Start(Place(1), Generation(1))]);
-        assert_eq!(family.up(Place(1), Generation(1), now), [F::Start(Place(2), Generation(1))]);
-        assert_eq!(family.up(Place(2), Generation(1), now), []);
-        (family, now)
+        let mut table = ChildTable::new(strategy, [permanent, middle, permanent]);
+        assert_eq!(start(&mut table, now), [F::Start(ChildId(0), Generation(1))]);
+        assert_eq!(up(&mut table, 0, 1, now), [F::Start(ChildId(1), Generation(1))]);
+        assert_eq!(up(&mut table, 1, 1, now), [F::Start(ChildId(2), Generation(1))]);
+        assert_eq!(up(&mut table, 2, 1, now), []);
+        (table, now)
     }
 
     #[test]
@@ -221,11 +245,12 @@ mod tests {
         use Exit as E;
         use RestartType as R;
         use Strategy as S;
-        let again = F::Start(Place(1), Generation(2));
-        let rest = F::Stop(Place(2));
-        let out = F::LeaveOut(Place(1));
+        let again = F::Start(ChildId(1), Generation(2));
+        let rest = F::Stop(ChildId(2));
+        let out = F::LeaveOut(ChildId(1));
         // One row per type and exit; columns: one for one, rest for one. The middle one of three ends.
-        let table: [(R, E, &[F], &[F]); 12] = [
+        type Effects<'a> = &'a [F<ChildId>];
+        let rows: [(R, E, Effects<'_>, Effects<'_>); 12] = [
             (R::Permanent, E::Normal, &[again], &[rest, again]),
             (R::Permanent, E::Failed, &[again], &[rest, again]),
             (R::Permanent, E::Killed, &[again], &[rest, again]),
@@ -239,40 +264,40 @@ mod tests {
             (R::Temporary, E::Killed, &[out], &[out]),
             (R::Temporary, E::NotStarted, &[out], &[out]),
         ];
-        assert_eq!(table.len(), R::ALL.len() * E::ALL.len());
-        for (restart, exit, alone, together) in table {
+        assert_eq!(rows.len(), R::ALL.len() * E::ALL.len());
+        for (restart, exit, alone, together) in rows {
             for (strategy, want) in [(S::OneForOne, alone), (S::RestForOne, together)] {
-                let (mut family, now) = three(strategy, restart);
-                let got = family.gone(Place(1), Generation(1), exit, now);
+                let (mut table, now) = three(strategy, restart);
+                let got = gone(&mut table, 1, 1, exit, now);
                 assert_eq!(got, want, "{restart:?} {exit:?} {strategy:?}");
-                assert!(family.is_up(Place(0)));
-                assert_eq!(family.is_up(Place(2)), !want.contains(&rest));
+                assert!(table.is_up(ChildId(0)));
+                assert_eq!(table.is_up(ChildId(2)), !want.contains(&rest));
             }
         }
     }
 
     #[test]
     fn the_rest_follows_in_order_and_as_new_generations() {
-        let (mut family, now) = three(Strategy::RestForOne, RestartType::Permanent);
-        let effects = family.gone(Place(0), Generation(1), Exit::Failed, now);
-        assert_eq!(effects, [F::Stop(Place(2)), F::Stop(Place(1)), F::Start(Place(0), Generation(2))]);
+        let (mut table, now) = three(Strategy::RestForOne, RestartType::Permanent);
+        let effects = gone(&mut table, 0, 1, Exit::Failed, now);
+        assert_eq!(effects, [F::Stop(ChildId(2)), F::Stop(ChildId(1)), F::Start(ChildId(0), Generation(2))]);
         // What was stopped along says so late; it is no loss.
-        assert_eq!(family.gone(Place(2), Generation(1), Exit::Killed, now), []);
-        assert_eq!(family.up(Place(0), Generation(2), now), [F::Start(Place(1), Generation(2))]);
-        assert_eq!(family.up(Place(1), Generation(2), now), [F::Start(Place(2), Generation(2))]);
-        assert_eq!(family.restarts(), 1);
+        assert_eq!(gone(&mut table, 2, 1, Exit::Killed, now), []);
+        assert_eq!(up(&mut table, 0, 2, now), [F::Start(ChildId(1), Generation(2))]);
+        assert_eq!(up(&mut table, 1, 2, now), [F::Start(ChildId(2), Generation(2))]);
+        assert_eq!(table.restarts(), 1);
     }
 
     #[test]
     fn a_lost_child_that_waits_keeps_the_rest_waiting() {
-        let (mut family, now) = three(Strategy::RestForOne, RestartType::Permanent);
-        family.gone(Place(0), Generation(1), Exit::Failed, now);
-        let wait = F::Wait(Place(0), Generation(2), Duration::from_millis(50));
-        assert_eq!(family.gone(Place(0), Generation(2), Exit::NotStarted, now), [wait]);
-        assert_eq!(family.start(now), []);
-        assert_eq!(family.due(Place(0), Generation(2)), [F::Start(Place(0), Generation(3))]);
-        let effects = family.gone(Place(0), Generation(3), Exit::NotStarted, now);
-        assert_eq!(effects, [F::Escalate(Place(0))]);
+        let (mut table, now) = three(Strategy::RestForOne, RestartType::Permanent);
+        gone(&mut table, 0, 1, Exit::Failed, now);
+        let wait = F::Wait(ChildId(0), Generation(2), Duration::from_millis(50));
+        assert_eq!(gone(&mut table, 0, 2, Exit::NotStarted, now), [wait]);
+        assert_eq!(start(&mut table, now), []);
+        assert_eq!(due(&mut table, 0, 2, now), [F::Start(ChildId(0), Generation(3))]);
+        let effects = gone(&mut table, 0, 3, Exit::NotStarted, now);
+        assert_eq!(effects, [F::GiveUp(ChildId(0))]);
     }
 
     #[test]
@@ -280,24 +305,26 @@ mod tests {
         let now = Instant::now();
         let sink = spec(RestartType::Permanent, Others::Independent, OnGiveUp::LeaveOut);
         let part = spec(RestartType::Permanent, Others::DependOnIt, OnGiveUp::Escalate);
-        let mut family = Family::new(Strategy::RestForOne, [sink, part]);
-        family.start(now);
-        family.up(Place(0), Generation(1), now);
-        family.up(Place(1), Generation(1), now);
-        assert_eq!(family.gone(Place(0), Generation(1), Exit::Failed, now), [F::Start(Place(0), Generation(2))]);
-        family.up(Place(0), Generation(2), now);
-        family.gone(Place(0), Generation(2), Exit::Failed, now);
-        assert_eq!(family.due(Place(0), Generation(2)), [F::Start(Place(0), Generation(3))]);
-        family.up(Place(0), Generation(3), now);
-        assert_eq!(family.gone(Place(0), Generation(3), Exit::Failed, now), [F::LeaveOut(Place(0))]);
-        assert!(family.is_up(Place(1)));
+        let mut table = ChildTable::new(Strategy::RestForOne, [sink, part]);
+        start(&mut table, now);
+        up(&mut table, 0, 1, now);
+        up(&mut table, 1, 1, now);
+        assert_eq!(gone(&mut table, 0, 1, Exit::Failed, now), [F::Start(ChildId(0), Generation(2))]);
+        up(&mut table, 0, 2, now);
+        gone(&mut table, 0, 2, Exit::Failed, now);
+        assert_eq!(due(&mut table, 0, 2, now), [F::Start(ChildId(0), Generation(3))]);
+        up(&mut table, 0, 3, now);
+        assert_eq!(gone(&mut table, 0, 3, Exit::Failed, now), [F::LeaveOut(ChildId(0))]);
+        assert!(table.is_up(ChildId(1)));
     }
 
     #[test]
     fn a_stop_is_in_reverse_and_nothing_is_started_after_it() {
-        let (mut family, now) = three(Strategy::RestForOne, RestartType::Permanent);
-        assert_eq!(family.stop(), [F::Stop(Place(2)), F::Stop(Place(1)), F::Stop(Place(0))]);
-        assert_eq!(family.gone(Place(1), Generation(1), Exit::Failed, now), []);
-        assert_eq!(family.start(now), []);
+        let (mut table, now) = three(Strategy::RestForOne, RestartType::Permanent);
+        let mut effects = VecDeque::new();
+        table.stop(&mut effects);
+        assert_eq!(effects, [F::Stop(ChildId(2)), F::Stop(ChildId(1)), F::Stop(ChildId(0))]);
+        assert_eq!(gone(&mut table, 1, 1, Exit::Failed, now), []);
+        assert_eq!(start(&mut table, now), []);
     }
 }

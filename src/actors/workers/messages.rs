@@ -9,6 +9,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::actors::current::NotRunning;
 use crate::actors::reply::{AttemptReply, SessionMailbox};
+use crate::actors::supervision::driver::ChildNews;
 use crate::base::fault::Fault;
 use crate::base::ids::{CallKey, Generation, SessionNumber, UnixMillis};
 use crate::config::WorkerIsolation;
@@ -44,11 +45,8 @@ pub enum WorkersMsg {
         /// Why.
         fault: Box<Fault>,
     },
-    /// A backoff is over.
-    Due {
-        /// The incarnation it followed.
-        generation: Generation,
-    },
+    /// News of a worker's actor.
+    Child(ChildNews<()>),
     /// End the worker in order and start no other, until told otherwise. Told how things stood, unless it does not end.
     SetAside(oneshot::Sender<WorkersSnapshot>),
     /// Workers may be started again.
@@ -66,7 +64,7 @@ impl WorkersMsg {
             Self::Broken { .. } => "broken",
             Self::Up { .. } => "up",
             Self::Gone { .. } => "gone",
-            Self::Due { .. } => "due",
+            Self::Child(news) => news.name(),
             Self::SetAside(_) => "set_aside",
             Self::Resume => "resume",
             Self::Snapshot(_) => "snapshot",

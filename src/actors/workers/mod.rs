@@ -24,19 +24,19 @@ use std::time::Duration;
 
 use ractor::{Actor, ActorProcessingErr, ActorRef, SupervisionEvent};
 use tokio::sync::oneshot;
-use tokio::task::JoinSet;
 
 use self::backend::Backend;
 use self::lifeline::{Lifeline, Order};
 use self::messages::{WorkerHandle, WorkerMsg, WorkersMsg, WorkersSnapshot};
 use self::roster::Roster;
-use self::worker::{Worker, WorkerArguments, WorkerEnded};
-use super::child::{self, Child, reason};
+use self::worker::{Worker, WorkerArguments};
+use super::child;
 use super::reply::SessionMailbox;
 use super::session::events::SessionEvent;
-use super::supervision::slot::{RestartPolicy, Slot, SlotEffect, SlotState};
-use super::supervision::{Exit, RestartType};
-use crate::actors::clock;
+use super::supervision::driver::{ChildDriver, ChildReport, Spawned};
+use super::supervision::only::OnlyChild;
+use super::supervision::slot::{RestartPolicy, SlotState};
+use super::supervision::{ChildEvent, ChildSpec, Exit, RestartType};
 use crate::base::fault::{Fault, FaultCode};
 use crate::base::ids::{Generation, SessionNumber, UnixMillis};
 use crate::failpoints::{FaultPoint, Faults};
@@ -73,7 +73,6 @@ pub struct WorkersArguments {
 
 /// The worker there is.
 struct Current {
-    actor: Child<WorkerEnded>,
     handle: WorkerHandle,
     lifeline: Lifeline,
     pid: Option<u32>,
@@ -89,10 +88,10 @@ enum Pause {
 /// The supervisor's state.
 pub struct WorkersState {
     faults: Faults,
-    slot: Slot,
+    worker: ChildDriver<OnlyChild, WorkersMsg>,
     backend: Backend,
     roster: Arc<Roster>,
-    worker: Option<Current>,
+    current: Option<Current>,
     /// Who hears of workers; as many as there are connections.
     sessions: BTreeMap<SessionNumber, SessionMailbox>,
     telemetry: TelemetryHandle,
@@ -100,8 +99,6 @@ pub struct WorkersState {
     pause: Pause,
     /// The first generation of this image, and the first after a pause: they take no lost worker's place.
     first: Generation,
-    /// Backoff timers; they end with the supervisor.
-    tasks: JoinSet<()>,
     losses: VecDeque<(UnixMillis, Fault)>,
 }
 
@@ -118,20 +115,25 @@ impl Actor for Workers {
         arguments.roster.clear().await;
         let past = arguments.past.as_deref();
         let inherited = past.map_or(Generation::NONE, |past| past.generation);
-        let mut slot = Slot::after(arguments.roster.last().max(inherited), RestartType::Permanent, arguments.policy);
-        slot.inherit(past.map_or(0, |past| past.restarts));
+        let spec = ChildSpec {
+            name: "a worker's actor",
+            restart: RestartType::Permanent,
+            policy: arguments.policy,
+            shutdown: END_LIMIT,
+        };
+        let last = arguments.roster.last().max(inherited);
+        let worker = OnlyChild::after(last, past.map_or(0, |past| past.restarts), spec);
         Ok(WorkersState {
-            slot,
+            worker: ChildDriver::new(worker, WorkersMsg::Child),
             pause: Pause::No,
             first: inherited.next(),
             losses: past.map_or_else(VecDeque::new, |past| past.losses.iter().cloned().collect()),
             backend: arguments.backend,
             roster: arguments.roster,
-            worker: None,
+            current: None,
             sessions: BTreeMap::new(),
             telemetry: arguments.telemetry,
             faults: arguments.faults,
-            tasks: JoinSet::new(),
         })
     }
 
@@ -147,28 +149,17 @@ impl Actor for Workers {
     async fn handle_supervisor_evt(
         &self,
         _me: ActorRef<Self::Msg>,
-        event: SupervisionEvent,
-        state: &mut Self::State,
+        _event: SupervisionEvent,
+        _state: &mut Self::State,
     ) -> Result<(), ActorProcessingErr> {
         // What happens next is decided when the worker's loop has been joined: this event may overtake its last messages.
         // An actor that is gone while its loop is not takes the loop along by itself.
-        if let SupervisionEvent::ActorFailed(cell, error) = &event
-            && state.worker.as_ref().is_some_and(|worker| worker.actor.id() == cell.get_id())
-        {
-            tracing::debug!(why = reason(error), "a worker's actor failed");
-        }
         Ok(())
     }
 
     async fn post_stop(&self, _me: ActorRef<Self::Msg>, state: &mut Self::State) -> Result<(), ActorProcessingErr> {
-        state.slot.stop();
-        if let Some(worker) = state.worker.take() {
-            worker.lifeline.end(Order::Stop);
-            if !worker.lifeline.over(END_LIMIT).await {
-                tracing::error!("a worker did not end in time");
-            }
-            worker.actor.kill();
-        }
+        state.worker.stop().await;
+        state.see_off().await;
         Ok(())
     }
 }
@@ -191,75 +182,78 @@ impl WorkersState {
                 }
                 self.sessions.insert(session, mailbox);
                 if self.pause == Pause::No {
-                    let effect = self.slot.wanted(clock::now());
-                    self.perform(&me, effect).await;
+                    self.handle(&me, ChildEvent::Wanted(())).await;
                 }
             }
             WorkersMsg::SessionOver(session) => {
                 self.sessions.remove(&session);
-                if let Some(worker) = &self.worker {
+                if let Some(worker) = &self.current {
                     let _ = worker.handle.cast(WorkerMsg::SessionOver(session));
                 }
             }
             WorkersMsg::Broken { generation } => {
                 // A dying worker drops its tokens too; then this is late and changes nothing.
-                if let Some(worker) = self.worker.as_ref().filter(|_| generation == self.slot.generation()) {
+                if let Some(worker) =
+                    self.current.as_ref().filter(|_| generation == self.worker.children().generation())
+                {
                     let fault = Fault::new(FaultCode::WorkerLost, "the worker dropped a call without an outcome");
                     worker.lifeline.end(Order::Kill(Box::new(fault)));
                 }
             }
-            WorkersMsg::Up { generation, pid } => self.up(generation, pid),
+            WorkersMsg::Up { generation, pid } => self.up(&me, generation, pid).await,
             WorkersMsg::Gone { generation, fault } => self.gone(&me, generation, *fault).await,
-            WorkersMsg::Due { generation } => {
-                let effect = self.slot.due(generation);
-                self.perform(&me, effect).await;
+            WorkersMsg::Child(news) => {
+                let event = self.worker.event(news);
+                self.handle(&me, event).await;
             }
             WorkersMsg::SetAside(reply) => self.set_aside(reply).await,
             WorkersMsg::Resume => {
                 self.pause = Pause::No;
-                let generation = self.slot.generation();
+                let generation = self.worker.children().generation();
                 self.first = generation.next();
                 // Sessions that were told by whoever paused us have nothing left with it.
                 self.tell(|| SessionEvent::WorkerGone { generation });
                 if !self.sessions.is_empty() {
-                    let effect = self.slot.wanted(clock::now());
-                    self.perform(&me, effect).await;
+                    self.handle(&me, ChildEvent::Wanted(())).await;
                 }
             }
             WorkersMsg::Snapshot(reply) => {
                 let _ = reply.send(self.snapshot());
             }
         }
-        while self.tasks.try_join_next().is_some() {}
         Ok(())
     }
 
     /// Ends the worker there is, without taking it for lost.
     async fn set_aside(&mut self, reply: oneshot::Sender<WorkersSnapshot>) {
         self.pause = Pause::Paused;
-        self.slot.set_aside();
+        self.worker.set_aside(()).await;
         let snapshot = self.snapshot();
-        if let Some(worker) = self.worker.take() {
-            worker.lifeline.end(Order::Stop);
-            let over = worker.lifeline.over(END_LIMIT).await;
-            worker.actor.kill();
-            if !over {
-                tracing::error!("a worker did not end in time");
-                return;
-            }
+        if self.see_off().await {
+            let _ = reply.send(snapshot);
         }
-        let _ = reply.send(snapshot);
+    }
+
+    /// Waits for the end of a worker whose actor was stopped; whether it came.
+    async fn see_off(&mut self) -> bool {
+        let Some(worker) = self.current.take() else { return true };
+        worker.lifeline.end(Order::Stop);
+        let over = worker.lifeline.over(END_LIMIT).await;
+        if !over {
+            tracing::error!("a worker did not end in time");
+        }
+        over
     }
 
     fn news(&self) -> Option<SessionEvent> {
-        let worker = self.worker.as_ref().filter(|_| self.slot.state() == SlotState::Up)?;
-        Some(SessionEvent::WorkerUp { generation: self.slot.generation(), worker: worker.handle.clone() })
+        let worker = self.current.as_ref().filter(|_| self.worker.children().state() == SlotState::Up)?;
+        Some(SessionEvent::WorkerUp { generation: self.worker.children().generation(), worker: worker.handle.clone() })
     }
 
     /// The newest generation that is gone.
     fn lost(&self) -> Generation {
-        let newest = self.slot.generation();
-        match self.slot.state() {
+        let newest = self.worker.children().generation();
+        match self.worker.children().state() {
             SlotState::Starting | SlotState::Up => Generation(newest.0.saturating_sub(1)),
             _ => newest,
         }
@@ -270,13 +264,15 @@ impl WorkersState {
         self.sessions.retain(|_, mailbox| mailbox.send(event()).is_ok());
     }
 
-    fn up(&mut self, generation: Generation, pid: Option<u32>) {
-        let Some(worker) = &mut self.worker else { return };
-        if !self.slot.up(generation, clock::now()) {
+    async fn up(&mut self, me: &ActorRef<WorkersMsg>, generation: Generation, pid: Option<u32>) {
+        let slot = self.worker.children();
+        if slot.state() != SlotState::Starting || slot.generation() != generation {
             return;
         }
+        let Some(worker) = &mut self.current else { return };
         worker.pid = pid;
         let handle = worker.handle.clone();
+        self.handle(me, ChildEvent::Up((), generation)).await;
         if generation > self.first {
             self.telemetry.record(Record::WorkerRestart { generation });
         }
@@ -284,15 +280,14 @@ impl WorkersState {
     }
 
     async fn gone(&mut self, me: &ActorRef<WorkersMsg>, generation: Generation, fault: Fault) {
-        let over = matches!(self.slot.state(), SlotState::Stopping | SlotState::Empty);
-        if generation != self.slot.generation() || over {
+        let slot = self.worker.children();
+        if generation != slot.generation() || matches!(slot.state(), SlotState::Stopping | SlotState::Empty) {
             return;
         }
-        self.worker = None;
+        self.current = None;
         self.note(generation, fault);
         self.tell(|| SessionEvent::WorkerGone { generation });
-        let effect = self.slot.gone(generation, Exit::Failed, clock::now());
-        self.perform(me, effect).await;
+        self.handle(me, ChildEvent::Gone((), generation, Exit::Failed)).await;
     }
 
     fn note(&mut self, generation: Generation, mut fault: Fault) {
@@ -308,75 +303,65 @@ impl WorkersState {
         self.losses.push_back((UnixMillis::now(), fault));
     }
 
-    /// Performs what the slot wants, until it wants nothing at once.
-    async fn perform(&mut self, me: &ActorRef<WorkersMsg>, mut effect: SlotEffect) {
-        loop {
-            match effect {
-                SlotEffect::Nothing | SlotEffect::Finished => return,
-                SlotEffect::Wait(generation, wait) => {
-                    let me = me.clone();
-                    self.tasks.spawn(async move {
-                        tokio::time::sleep(wait).await;
-                        let _ = me.cast(WorkersMsg::Due { generation });
-                    });
-                    return;
+    /// Does what follows from an event.
+    async fn handle(&mut self, me: &ActorRef<WorkersMsg>, event: ChildEvent<()>) {
+        let Self { worker, backend, roster, current, .. } = self;
+        let start = |(), generation| start(me.clone(), generation, backend.clone(), roster, current);
+        for report in worker.handle(me, event, start).await {
+            match report {
+                ChildReport::NotStarted((), generation, why) => {
+                    self.note(generation, Fault::new(FaultCode::WorkerSpawnFailed, why));
                 }
-                SlotEffect::GiveUp => {
-                    let period = self.slot.policy().period;
+                ChildReport::GaveUp(()) => {
+                    let period = self.worker.children().policy().period;
                     self.tell(|| SessionEvent::WorkersGaveUp { period });
-                    return;
                 }
-                SlotEffect::Start(generation) => match self.start(me, generation).await {
-                    Ok(()) => return,
-                    Err(fault) => {
-                        self.note(generation, fault);
-                        effect = self.slot.gone(generation, Exit::NotStarted, clock::now());
-                    }
-                },
+                ChildReport::LeftOut(()) => {}
             }
-        }
-    }
-
-    async fn start(&mut self, me: &ActorRef<WorkersMsg>, generation: Generation) -> Result<(), Fault> {
-        let (handle, inbox) = WorkerHandle::new();
-        let (lifeline, keeping) = Lifeline::new();
-        // Entered before it is started: nobody may ever find a worker that is not known here.
-        self.roster.enter(generation, lifeline.clone());
-        let arguments = WorkerArguments {
-            generation,
-            backend: self.backend.clone(),
-            inbox,
-            keeping,
-            lifeline: lifeline.clone(),
-            workers: me.clone(),
-        };
-        let failed = |why: String| Fault::new(FaultCode::WorkerSpawnFailed, why);
-        match tokio::time::timeout(START_LIMIT, Worker::spawn_linked(None, Worker, arguments, me.get_cell())).await {
-            Ok(Ok((actor, _))) => {
-                self.worker = Some(Current { actor: Child::new(actor), handle, lifeline, pid: None });
-                Ok(())
-            }
-            Ok(Err(error)) => Err(failed(error.to_string())),
-            Err(_) => Err(failed("the worker did not start in time".to_owned())),
         }
     }
 
     fn snapshot(&self) -> WorkersSnapshot {
         WorkersSnapshot {
-            generation: self.slot.generation(),
+            generation: self.worker.children().generation(),
             isolation: self.backend.isolation(),
-            pid: self.worker.as_ref().and_then(|worker| worker.pid),
-            alive: self.slot.state() == SlotState::Up,
-            gave_up: self.slot.state() == SlotState::GaveUp,
-            restarts: self.slot.total_restarts(),
-            consecutive_failures: self.slot.consecutive_failures(),
+            pid: self.current.as_ref().and_then(|worker| worker.pid),
+            alive: self.worker.children().state() == SlotState::Up,
+            gave_up: self.worker.children().state() == SlotState::GaveUp,
+            restarts: self.worker.children().total_restarts(),
+            consecutive_failures: self.worker.children().consecutive_failures(),
             losses: self.losses.iter().cloned().collect(),
+        }
+    }
+}
+
+/// Enters a new worker, then starts it: nobody may ever find one that is not known here.
+fn start(
+    workers: ActorRef<WorkersMsg>,
+    generation: Generation,
+    backend: Backend,
+    roster: &Roster,
+    current: &mut Option<Current>,
+) -> impl Future<Output = Result<Spawned, String>> + use<> {
+    let (handle, inbox) = WorkerHandle::new();
+    let (lifeline, keeping) = Lifeline::new();
+    roster.enter(generation, lifeline.clone());
+    *current = Some(Current { handle, lifeline: lifeline.clone(), pid: None });
+    async move {
+        let supervisor = workers.get_cell();
+        let arguments = WorkerArguments { generation, backend, inbox, keeping, lifeline, workers };
+        match tokio::time::timeout(START_LIMIT, Worker::spawn_linked(None, Worker, arguments, supervisor)).await {
+            Ok(Ok((actor, _))) => Ok(Spawned::Coming(actor.get_cell())),
+            Ok(Err(error)) => Err(error.to_string()),
+            Err(_) => Err("the worker did not start in time".to_owned()),
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use tokio::sync::mpsc;
+
     use super::*;
 
     /// What a session hears next.
