@@ -275,3 +275,220 @@ where
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use ractor::{Actor, ActorProcessingErr};
+    use tokio::sync::mpsc;
+
+    use super::super::dynamic::DynamicChildren;
+    use super::super::slot::RestartPolicy;
+    use super::super::{ChildSpec, RestartType};
+    use super::*;
+
+    const SPEC: ChildSpec = ChildSpec {
+        name: "a child",
+        restart: RestartType::Transient,
+        policy: RestartPolicy {
+            intensity: 2,
+            period: Duration::from_secs(60),
+            backoff: Duration::from_millis(1),
+            backoff_most: Duration::from_millis(1),
+            settled_after: Duration::from_secs(60),
+        },
+        shutdown: Duration::from_secs(10),
+    };
+
+    /// A child that ends as it is told.
+    struct Toy;
+
+    enum Told {
+        Stop,
+        Fail,
+    }
+
+    impl Actor for Toy {
+        type Msg = Told;
+        type State = ();
+        type Arguments = ();
+
+        async fn pre_start(&self, _me: ActorRef<Told>, (): ()) -> Result<(), ActorProcessingErr> {
+            Ok(())
+        }
+
+        async fn handle(&self, me: ActorRef<Told>, told: Told, (): &mut ()) -> Result<(), ActorProcessingErr> {
+            match told {
+                Told::Stop => me.stop(None),
+                Told::Fail => return Err("it was told to".into()),
+            }
+            Ok(())
+        }
+    }
+
+    enum Msg {
+        Want(u8),
+        SetAside(u8),
+        News(ChildNews<u8>),
+    }
+
+    /// What a test hears of the supervisor.
+    enum Heard {
+        Started(u8, ActorRef<Told>),
+        Report(ChildReport<u8>),
+    }
+
+    struct Parent;
+
+    struct State {
+        children: ChildDriver<DynamicChildren<u8>, Msg>,
+        told: mpsc::UnboundedSender<Heard>,
+    }
+
+    impl Actor for Parent {
+        type Msg = Msg;
+        type State = State;
+        type Arguments = mpsc::UnboundedSender<Heard>;
+
+        async fn pre_start(
+            &self,
+            _me: ActorRef<Msg>,
+            told: mpsc::UnboundedSender<Heard>,
+        ) -> Result<State, ActorProcessingErr> {
+            Ok(State { children: ChildDriver::new(DynamicChildren::new(SPEC), Msg::News), told })
+        }
+
+        async fn handle(&self, me: ActorRef<Msg>, msg: Msg, state: &mut State) -> Result<(), ActorProcessingErr> {
+            let State { children, told } = state;
+            let event = match msg {
+                Msg::Want(key) => ChildEvent::Wanted(key),
+                Msg::SetAside(key) => {
+                    children.set_aside(key).await;
+                    return Ok(());
+                }
+                Msg::News(news) => children.event(news),
+            };
+            let spawn = |key, _| {
+                let (told, supervisor) = (told.clone(), me.get_cell());
+                async move {
+                    match key {
+                        b'!' => return Err("there is no such child".to_owned()),
+                        b'-' => return Ok(Spawned::NotNeeded),
+                        _ => {}
+                    }
+                    let started = Toy::spawn_linked(None, Toy, (), supervisor).await;
+                    if let Ok((actor, _)) = &started {
+                        let _ = told.send(Heard::Started(key, actor.clone()));
+                    }
+                    Spawned::up(started)
+                }
+            };
+            for report in children.handle(&me, event, spawn).await {
+                let _ = told.send(Heard::Report(report));
+            }
+            Ok(())
+        }
+
+        async fn handle_supervisor_evt(
+            &self,
+            _me: ActorRef<Msg>,
+            event: SupervisionEvent,
+            state: &mut State,
+        ) -> Result<(), ActorProcessingErr> {
+            state.children.note(&event);
+            Ok(())
+        }
+
+        async fn post_stop(&self, _me: ActorRef<Msg>, state: &mut State) -> Result<(), ActorProcessingErr> {
+            state.children.stop().await;
+            Ok(())
+        }
+    }
+
+    struct Rig {
+        parent: ActorRef<Msg>,
+        joined: JoinHandle<()>,
+        heard: mpsc::UnboundedReceiver<Heard>,
+    }
+
+    impl Rig {
+        async fn new() -> Self {
+            let (told, heard) = mpsc::unbounded_channel();
+            let (parent, joined) = Parent::spawn(None, Parent, told).await.expect("a supervisor");
+            Self { parent, joined, heard }
+        }
+
+        fn tell(&self, msg: Msg) {
+            self.parent.cast(msg).expect("taken");
+        }
+
+        async fn heard(&mut self) -> Heard {
+            tokio::time::timeout(Duration::from_secs(10), self.heard.recv()).await.expect("in time").expect("news")
+        }
+
+        async fn started(&mut self, key: u8) -> ActorRef<Told> {
+            match self.heard().await {
+                Heard::Started(of, actor) if of == key => actor,
+                Heard::Started(of, _) => panic!("{of} was started"),
+                Heard::Report(report) => panic!("{report:?}"),
+            }
+        }
+
+        async fn report(&mut self) -> ChildReport<u8> {
+            match self.heard().await {
+                Heard::Started(of, _) => panic!("{of} was started"),
+                Heard::Report(report) => report,
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_child_that_fails_comes_back_until_it_was_too_often_and_the_others_notice_nothing() {
+        let mut rig = Rig::new().await;
+        rig.tell(Msg::Want(b'b'));
+        let other = rig.started(b'b').await;
+        rig.tell(Msg::Want(b'a'));
+        for _ in 0..2 {
+            rig.started(b'a').await.cast(Told::Fail).expect("taken");
+        }
+        rig.started(b'a').await.kill();
+        assert_eq!(rig.report().await, ChildReport::GaveUp(b'a'), "a kill by somebody else is a loss as well");
+        other.cast(Told::Stop).expect("it lives");
+        assert_eq!(rig.report().await, ChildReport::LeftOut(b'b'), "its work was done");
+    }
+
+    #[tokio::test]
+    async fn what_cannot_be_started_is_reported_each_time_and_what_is_not_needed_once() {
+        let mut rig = Rig::new().await;
+        rig.tell(Msg::Want(b'!'));
+        for _ in 0..3 {
+            assert!(matches!(rig.report().await, ChildReport::NotStarted(b'!', _, why) if why.contains("no such")));
+        }
+        assert_eq!(rig.report().await, ChildReport::GaveUp(b'!'));
+        rig.tell(Msg::Want(b'-'));
+        assert_eq!(rig.report().await, ChildReport::LeftOut(b'-'));
+    }
+
+    #[tokio::test]
+    async fn a_child_that_is_set_aside_has_ended_is_no_loss_and_comes_back_when_it_is_wanted() {
+        let mut rig = Rig::new().await;
+        for _ in 0..4 {
+            rig.tell(Msg::Want(b'a'));
+            let child = rig.started(b'a').await;
+            rig.tell(Msg::SetAside(b'a'));
+            child.wait(Some(Duration::from_secs(10))).await.expect("it ends");
+        }
+    }
+
+    #[tokio::test]
+    async fn the_end_of_a_supervisor_is_the_end_of_its_children() {
+        let mut rig = Rig::new().await;
+        rig.tell(Msg::Want(b'a'));
+        rig.tell(Msg::Want(b'b'));
+        let children = [rig.started(b'a').await, rig.started(b'b').await];
+        rig.parent.stop(None);
+        rig.joined.await.expect("joined");
+        for child in children {
+            assert!(child.cast(Told::Stop).is_err(), "it is gone");
+        }
+    }
+}
