@@ -129,7 +129,7 @@ fn code(text: &str) -> Vec<(usize, String)> {
     let mut lines = Vec::new();
     let mut rest = (1..).zip(text.lines());
     while let Some((number, line)) = rest.next() {
-        if line.trim_start().starts_with("#[cfg(test)]") {
+        if ["#[cfg(test)]", "#[cfg(all(test,"].iter().any(|test| line.trim_start().starts_with(test)) {
             // The item ends at a line that closes it at the same depth, or at its semicolon.
             let indent = line.len() - line.trim_start().len();
             let ends = |line: &str| {
