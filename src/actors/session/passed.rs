@@ -14,24 +14,23 @@
 //! call in flight is passed on in exactly one place, as it was held in one.
 
 use std::collections::VecDeque;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use bytes::BytesMut;
+use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
-use tokio::task::AbortHandle;
 
+use super::SessionEvent;
 use super::ledger::PassedCall;
-use super::{Payload, Serving, SessionEvent, SessionLoop, SessionStage};
-use crate::actors::clock;
-use crate::actors::reply::progress_to;
+use super::turn::{
+    Following, HostWork, Outgoing, Payload, Serving, SessionStage, SessionTurn, TurnEffect, TurnEffects,
+};
 use crate::base::base64::Base64;
 use crate::base::ids::{CallNumber, Generation, JobId, SessionNumber};
 use crate::protocol::frame::FrameReader;
 use crate::protocol::session::{Call, ClientInfo, ClientSnapshot, CoreSnapshot, Wanted};
 use crate::protocol::tasks::TaskAsk;
 use crate::tools::ReplayContract;
-use crate::tools::progress::ProgressSink;
 
 /// A connection, passed on.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -129,28 +128,6 @@ impl Stillness {
     }
 }
 
-/// A call the host works at.
-pub(super) struct HostCall {
-    pub(super) task: AbortHandle,
-    pub(super) work: HostWork,
-}
-
-/// What it works at.
-pub(super) enum HostWork {
-    Tool(Call),
-    Ask(TaskAsk, ClientInfo),
-    /// Its refusal is on its way.
-    Refused,
-}
-
-/// Tasks that are followed under one number.
-pub(super) struct Following {
-    pub(super) tasks: Vec<AbortHandle>,
-    pub(super) jobs: Vec<JobId>,
-    pub(super) wanted: Wanted,
-    pub(super) client: ClientInfo,
-}
-
 /// What another image passed on for this one to begin again.
 #[derive(Debug, Default)]
 pub(super) struct TakenOver {
@@ -159,16 +136,16 @@ pub(super) struct TakenOver {
     follows: Vec<(CallNumber, Vec<JobId>, Wanted, ClientInfo)>,
 }
 
-impl SessionLoop {
+impl SessionTurn {
     /// What is passed on, if it is done now.
-    pub(super) fn snapshot(&self) -> SessionSnapshot {
-        let name = |tool: usize| self.names[tool].to_string();
+    pub(super) fn snapshot(&self, now: Instant) -> SessionSnapshot {
+        let name = |tool: usize| self.tools[tool].name.to_string();
         let call = |(passed, payload): (PassedCall, &Payload)| CallSnapshot {
             passed,
             tool: name(payload.tool),
             arguments: Base64(payload.arguments.clone()),
             client: (&payload.client).into(),
-            progress: payload.progress.is_wanted(),
+            progress: payload.wants_progress,
         };
         let mut beside: Vec<(u64, BesideSnapshot)> = Vec::new();
         for (number, held) in &self.host_calls {
@@ -193,18 +170,18 @@ impl SessionLoop {
             wanted: following.wanted,
             client: (&following.client).into(),
         };
-        let (unread, skipping) = self.reader.unread();
+        let (unread, skipping) = self.incoming.reader.unread();
         SessionSnapshot {
             number: self.number,
-            core: self.core.snapshot(clock::now()),
+            core: self.core.snapshot(now),
             calls: self.ledger.passed_on().into_iter().map(call).collect(),
             beside: beside.into_iter().map(|(_, passed)| passed).collect(),
             follows: self.follows.iter().map(follow).collect(),
             unread: Base64(unread.to_vec().into()),
             skipping: skipping.cloned().map(Base64),
-            unwritten: Base64(self.out.clone().freeze()),
-            shown: self.shown.clone(),
-            owes_change: self.owes_change,
+            unwritten: Base64(Bytes::copy_from_slice(self.outgoing.bytes())),
+            shown: self.outgoing.shown().to_vec(),
+            owes_change: self.outgoing.owes_change,
             dead: self.dead,
         }
     }
@@ -217,36 +194,42 @@ impl SessionLoop {
         }
     }
 
-    /// Tells whoever froze it once nothing is in flight that another image could not go on with as well.
-    pub(super) fn tell_when_quiet(&mut self) {
+    /// Tells whoever froze it once nothing is in flight that another image could not go on with as well. `busy` says that
+    /// something besides calls is under way.
+    pub(super) fn tell_when_quiet(&mut self, busy: bool, effects: &mut TurnEffects) {
         let Stillness::Quieting(told) = &mut self.stillness else { return };
         if self.stage != SessionStage::Open {
             *told = None;
             return;
         }
-        let waits = |tool: usize| self.tools[tool].waits();
-        let quiet = self.held_up.is_none()
+        let waits = |tool: usize| self.tools[tool].waits;
+        let quiet = !busy
             && self.ledger.in_flight().all(|payload| waits(payload.tool))
             && self.host_calls.values().all(|held| match &held.work {
                 HostWork::Tool(call) => waits(call.tool),
                 HostWork::Ask(ask, _) => matches!(ask, TaskAsk::Wait(_)),
                 HostWork::Refused => false,
             });
-        if quiet && let Some(told) = told.take() {
-            let _ = told.send(());
+        if quiet {
+            effects.extend(told.take().map(TurnEffect::TellQuiet));
         }
     }
 
     /// Stands still and says what is passed on; says nothing when the connection is ending.
-    pub(super) fn hold_still(&mut self, reply: oneshot::Sender<SessionSnapshot>) {
+    pub(super) fn hold_still(
+        &mut self,
+        reply: oneshot::Sender<SessionSnapshot>,
+        now: Instant,
+        effects: &mut TurnEffects,
+    ) {
         if self.stage == SessionStage::Open && matches!(self.stillness, Stillness::Quieting(_)) {
             self.stillness = Stillness::Still(VecDeque::new());
-            let _ = reply.send(self.snapshot());
+            effects.push_back(TurnEffect::PassOn(reply, Box::new(self.snapshot(now))));
         }
     }
 
     /// Goes on after all. Calls of workers that were ended for the upgrade are decided about.
-    pub(super) fn thaw(&mut self, ended: Generation) {
+    pub(super) fn thaw(&mut self, ended: Generation, now: Instant, effects: &mut TurnEffects) {
         let kept = match std::mem::take(&mut self.stillness) {
             Stillness::Still(kept) => kept,
             Stillness::Moving | Stillness::Quieting(_) => VecDeque::new(),
@@ -254,46 +237,44 @@ impl SessionLoop {
         if ended > Generation::NONE {
             self.dead = self.dead.max(ended);
             self.serving = Serving::Unasked;
-            self.release(ended);
+            self.release(ended, now, effects);
             if !self.ledger.is_empty() {
-                self.want_worker();
+                self.want_worker(effects);
             }
         }
         for event in kept {
-            self.on_event(event);
+            self.on_heard(event, now, effects);
         }
     }
 
     /// Decides about calls whose worker was ended to make room.
-    pub(super) fn release(&mut self, ended: Generation) {
+    pub(super) fn release(&mut self, ended: Generation, now: Instant, effects: &mut TurnEffects) {
         for effect in self.ledger.released(ended) {
-            self.decided(effect);
+            self.decided(effect, now, effects);
         }
     }
 
     /// Takes in what another image passed on. What can only be begun by a running session waits for its first turn.
-    pub fn take_over(&mut self, snapshot: &SessionSnapshot) {
-        let position = |name: &str| self.tools.iter().position(|tool| tool.name() == name);
-        let mut inherited = TakenOver::default();
+    pub(super) fn take_over(&mut self, snapshot: &SessionSnapshot) {
+        let position = |name: &str| self.tools.iter().position(|tool| &*tool.name == name);
+        let mut taken_over = TakenOver::default();
         for call in &snapshot.calls {
             // The call of a tool that is no more is in nobody's hands, and answered as such.
             let Some(tool) = position(&call.tool) else { continue };
-            let number = CallNumber(call.passed.call);
-            let progress = match call.progress {
-                true => progress_to(self.mailbox.clone(), number),
-                false => ProgressSink::closed(),
+            let payload = Payload {
+                tool,
+                arguments: call.arguments.0.clone(),
+                client: (&call.client).into(),
+                wants_progress: call.progress,
             };
-            let payload =
-                Payload { tool, arguments: call.arguments.0.clone(), client: (&call.client).into(), progress };
-            self.ledger.restore(&call.passed, self.tools[tool].contract(), payload);
-            self.gauges.in_flight.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            self.ledger.restore(&call.passed, self.tools[tool].contract, payload);
         }
         for held in &snapshot.beside {
             match held {
                 BesideSnapshot::Tool { call, tool, arguments, client, progress } => {
-                    let again = |tool: &usize| self.tools[*tool].contract() == ReplayContract::Convergent;
+                    let again = |tool: &usize| self.tools[*tool].contract == ReplayContract::Convergent;
                     let Some(tool) = position(tool).filter(again) else { continue };
-                    inherited.tools.push(Call {
+                    taken_over.tools.push(Call {
                         number: CallNumber(*call),
                         tool,
                         arguments: arguments.0.clone(),
@@ -304,50 +285,37 @@ impl SessionLoop {
                 BesideSnapshot::Ask { call, ask, client } => {
                     // The task may have ended by the cancel that was asked for; to ask again would be refused then.
                     let ask = if let TaskAsk::Cancel(job) = ask { TaskAsk::Wait(*job) } else { ask.clone() };
-                    inherited.asks.push((CallNumber(*call), ask, client.into()));
+                    taken_over.asks.push((CallNumber(*call), ask, client.into()));
                 }
             }
         }
         for follow in &snapshot.follows {
             let FollowSnapshot { number, jobs, wanted, client } = follow;
-            inherited.follows.push((CallNumber(*number), jobs.clone(), *wanted, client.into()));
+            taken_over.follows.push((CallNumber(*number), jobs.clone(), *wanted, client.into()));
         }
         let skipping = snapshot.skipping.as_ref().map(|head| head.0.clone());
-        self.reader = FrameReader::resumed(self.line_limit, &snapshot.unread.0, skipping);
-        self.out = BytesMut::from(&snapshot.unwritten.0[..]);
-        self.whole = self.out.len();
-        self.unflushed = !self.out.is_empty() || !snapshot.shown.is_empty();
-        self.shown = snapshot.shown.clone();
-        self.owes_change = snapshot.owes_change;
+        self.incoming.reader = FrameReader::resumed(self.incoming.line_limit, &snapshot.unread.0, skipping);
+        self.outgoing = Outgoing::resumed(&snapshot.unwritten.0, snapshot.shown.clone(), snapshot.owes_change);
         self.dead = snapshot.dead;
-        self.roots.set(self.number, self.core.roots().clone());
-        self.resumed = true;
-        self.inherited = Some(inherited);
+        self.taken_over = Some(taken_over);
     }
 
-    /// The tools differ from those of the image before.
-    pub fn owe_change(&mut self) {
-        self.owes_change = true;
-    }
-
-    /// Begins what another image passed on. Whether there was one.
-    pub(super) fn inherit(&mut self) -> bool {
-        let Some(inherited) = self.inherited.take() else { return false };
-        let now = clock::now();
-        for call in inherited.tools {
+    /// Begins what another image passed on.
+    pub(super) fn begin_again(&mut self, taken_over: TakenOver, now: Instant, effects: &mut TurnEffects) {
+        for call in taken_over.tools {
             let since = self.core.open_calls().find(|(number, ..)| *number == call.number).map(|(.., since)| since);
             let waited = since.map_or(Duration::ZERO, |since| now.saturating_duration_since(since));
-            self.begin_here(call, waited);
+            self.begin_here(&call);
+            effects.push_back(TurnEffect::RunAgain(call, waited));
         }
-        for (number, ask, client) in inherited.asks {
-            self.ask(number, ask, client);
+        for (number, ask, client) in taken_over.asks {
+            self.ask(number, ask, client, effects);
         }
-        for (number, jobs, wanted, client) in inherited.follows {
-            self.follow(number, jobs, wanted, &client);
+        for (number, jobs, wanted, client) in taken_over.follows {
+            self.follow(number, jobs, wanted, client, effects);
         }
-        if self.owes_change {
+        if self.outgoing.owes_change {
             self.say_change();
         }
-        true
     }
 }

@@ -1,28 +1,13 @@
-//! The client's bytes: lines in, answers out.
+//! The client's two streams: how output is written, how either end of the connection is noticed.
 //!
-//! Owns: what is read and becomes of it, what is written and when it counts as written, how either end of the connection
-//! is noticed. May not know: what a line means, when the loop reads.
-//!
-//! Invariants: (1) `whole` moves only past whole lines, so that a panic in a line leaves none half written; (2) that a job's
-//! end was shown is told only when nothing written is held back any more.
+//! Owns: the streams. May not know: what a line means, what is to be written.
 
-use std::time::{Duration, Instant};
-
-use bytes::{Buf, BytesMut};
 use futures_util::future::poll_immediate;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 
-use super::{SessionLoop, SessionStage};
-use crate::actors::clock;
-use crate::actors::jobs::messages::JobsMsg;
+use super::SessionLoop;
+use super::turn::TurnEvent;
 use crate::failpoints::{FaultPoint, Operation};
-use crate::protocol::frame::Frame;
-
-/// How long calls may still answer after the client has closed its end. Fast calls do; whoever waits longer is gone.
-const LINGER: Duration = Duration::from_millis(500);
-
-/// Room kept for output between turns; more is given back.
-const OUTPUT_KEPT: usize = 256 * 1024;
 
 /// What a connection reads from.
 pub type ClientInput = Box<dyn AsyncRead + Send + Unpin>;
@@ -30,11 +15,17 @@ pub type ClientInput = Box<dyn AsyncRead + Send + Unpin>;
 /// What a connection writes to.
 pub type ClientOutput = Box<dyn AsyncWrite + Send + Unpin>;
 
+/// A connection's streams.
+pub(super) struct Streams {
+    pub(super) input: ClientInput,
+    pub(super) sink: ClientOutput,
+}
+
 impl SessionLoop {
     /// Writes what the client takes at once.
     pub(super) async fn write_now(&mut self) {
-        while self.unflushed || !self.out.is_empty() {
-            match poll_immediate(push(&mut self.sink, &self.out)).await {
+        while self.turn.outgoing.is_due() {
+            match poll_immediate(push(&mut self.streams.sink, self.turn.outgoing.bytes())).await {
                 Some(pushed) => self.on_pushed(pushed),
                 None => return,
             }
@@ -43,43 +34,14 @@ impl SessionLoop {
 
     pub(super) fn on_pushed(&mut self, pushed: std::io::Result<Pushed>) {
         match pushed {
-            Ok(Pushed::Flushed) => {
-                self.unflushed = false;
-                for job in self.shown.drain(..) {
-                    // Told only now, so that an answer which reached nobody is still announced as unread.
-                    let _ = self.jobs.cast(JobsMsg::Shown(job));
-                }
-            }
-            Ok(Pushed::Written(count)) if count > 0 => {
-                self.unflushed = true;
-                self.out.advance(count);
-                self.whole = self.out.len();
-                if self.out.is_empty() {
-                    if self.out.capacity() > OUTPUT_KEPT {
-                        self.out = BytesMut::new();
-                    } else {
-                        self.out.clear();
-                    }
-                    if self.owes_change {
-                        self.say_change();
-                    }
-                }
-            }
-            Ok(Pushed::Written(_)) => self.hung_up(),
+            Ok(Pushed::Flushed) => self.decide_as_before(TurnEvent::Flushed),
+            Ok(Pushed::Written(count)) if count > 0 => self.decide_as_before(TurnEvent::Written(count)),
+            Ok(Pushed::Written(_)) => self.decide(TurnEvent::HungUp),
             Err(error) => {
                 tracing::debug!(%error, "the client reads nothing more");
-                self.hung_up();
+                self.decide(TurnEvent::HungUp);
             }
         }
-    }
-
-    /// The client reads nothing more: there is nobody to answer.
-    pub(super) fn hung_up(&mut self) {
-        self.out.clear();
-        self.whole = 0;
-        self.unflushed = false;
-        self.shown.clear();
-        self.close();
     }
 
     pub(super) fn on_read(&mut self, read: std::io::Result<usize>) {
@@ -96,32 +58,7 @@ impl SessionLoop {
         {
             return self.on_read(Err(std::io::Error::other("a fault point was met")));
         }
-        self.take_lines();
-        if !more {
-            // The last line counts even without a newline.
-            if let Some(frame) = self.reader.finish() {
-                self.take(frame, clock::now());
-            }
-            if self.stage == SessionStage::Open {
-                self.stage = SessionStage::Lingering(tokio::time::Instant::now() + LINGER);
-            }
-        }
-        self.perform(None);
-    }
-
-    pub(super) fn take_lines(&mut self) {
-        let now = clock::now();
-        while let Some(frame) = self.reader.next_frame() {
-            self.take(frame, now);
-        }
-        self.rollout.handled(now);
-    }
-
-    fn take(&mut self, frame: Frame, now: Instant) {
-        let frame = self.reading.insert(frame);
-        self.core.on_frame(frame, now, &mut self.out, &mut self.effects);
-        self.reading = None;
-        self.whole = self.out.len();
+        self.decide(if more { TurnEvent::Read } else { TurnEvent::ReadAll });
     }
 }
 

@@ -8,7 +8,8 @@
 
 use std::sync::Arc;
 
-use super::{Serving, SessionEvent, SessionLoop};
+use super::turn::{Serving, TurnEvent};
+use super::{HeldUp, SessionEvent, SessionLoop};
 use crate::actors::reply::AttemptReply;
 use crate::actors::workers::messages::WorkersMsg;
 use crate::base::ids::{CallNumber, Generation};
@@ -23,28 +24,26 @@ impl SessionLoop {
         if self.faults.have_fired()
             && let Err(broken) = self.invariant_calls_are_in_hand()
         {
-            tracing::error!(session = %self.number, broken, "a law is broken");
-            self.gauges.broken(broken);
+            tracing::error!(session = %self.turn.number, broken, "a law is broken");
+            self.neighbours.gauges.broken(broken);
         }
-        if let Some(time) = self.held_up.take() {
-            match time {
-                Some(time) => tokio::time::sleep(time).await,
-                None => std::future::pending().await,
-            }
+        match self.held_up.take() {
+            None => {}
+            Some(HeldUp::For(time)) => tokio::time::sleep(time).await,
+            Some(HeldUp::Forever) => std::future::pending().await,
         }
-        if self.out.is_empty() {
+        if self.turn.outgoing.bytes().is_empty() {
             return;
         }
         match self.faults.meet(FaultPoint::StdioWrite, Operation::None).await {
             None => {}
             Some(Broken::Torn) => {
                 // Half of the first line, and then nobody is there to write the rest to.
-                let line = memchr::memchr(b'\n', &self.out).unwrap_or(self.out.len());
-                self.out.truncate(line / 2);
+                self.turn.outgoing.tear();
                 self.write_now().await;
-                self.hung_up();
+                self.decide(TurnEvent::HungUp);
             }
-            Some(_) => self.hung_up(),
+            Some(_) => self.decide(TurnEvent::HungUp),
         }
     }
 
@@ -54,7 +53,7 @@ impl SessionLoop {
         match met {
             InTurn::Do(broken) => Some(broken),
             InTurn::Wait(time) => {
-                self.held_up = Some(time);
+                self.held_up = Some(time.map_or(HeldUp::Forever, HeldUp::For));
                 None
             }
         }
@@ -66,14 +65,14 @@ impl SessionLoop {
     pub(super) fn struck(&mut self, calls: &[CallNumber], generation: Generation) -> Vec<CallNumber> {
         let mut met = Vec::new();
         for call in calls {
-            let Some(payload) = self.ledger.payload(*call) else { continue };
-            let name = Arc::clone(&self.names[payload.tool]);
+            let Some(payload) = self.turn.ledger.payload(*call) else { continue };
+            let name = Arc::clone(&self.turn.tools[payload.tool].name);
             let in_turn = self.faults.meet_in_turn(FaultPoint::SessionDispatch, Operation::Tool(&name));
             met.push((*call, in_turn.and_then(|in_turn| self.hold_up(in_turn))));
         }
         let mut unstruck = Vec::new();
         for (call, broken) in met {
-            if broken.is_some() && self.ledger.dispatch(call, generation).is_none() {
+            if broken.is_some() && self.turn.ledger.dispatch(call, generation).is_none() {
                 continue;
             }
             match broken {
@@ -93,17 +92,17 @@ impl SessionLoop {
     /// Takes the worker away, where the plan asks for it at an operation no worker executes.
     pub(super) fn crash_worker_at(&self, operation: Operation<'_>) {
         // Without a worker there is nothing to take away, and a rule that is to fire once waits until there is.
-        if let Serving::Up(generation, _) = &self.serving
+        if let Serving::Up(generation, _) = &self.turn.serving
             && self.faults.crash_key_matches(operation)
         {
-            let _ = self.workers.cast(WorkersMsg::Broken { generation: *generation });
+            let _ = self.neighbours.workers.cast(WorkersMsg::Broken { generation: *generation });
         }
     }
 
     /// Asks for a rollout, where the plan forces one at this operation.
     pub(super) fn force_rollout_at(&self, operation: Operation<'_>) {
         if self.faults.forces_rollout(operation) {
-            self.rollout.ask(Trigger::Variable);
+            self.neighbours.rollout.ask(Trigger::Variable);
         }
     }
 
@@ -114,20 +113,20 @@ impl SessionLoop {
     ///
     /// What is broken, in words.
     pub fn invariant_calls_are_in_hand(&self) -> Result<(), String> {
-        self.core.invariant_calls_are_consistent_and_bounded()?;
-        for (call, ..) in self.core.open_calls() {
-            match (self.ledger.holds(call), self.host_calls.contains_key(&call)) {
+        self.turn.core.invariant_calls_are_consistent_and_bounded()?;
+        for (call, ..) in self.turn.core.open_calls() {
+            match (self.turn.ledger.holds(call), self.turn.host_calls.contains_key(&call)) {
                 (true, false) | (false, true) => {}
                 (true, true) => return Err(format!("call {} is in two places", call.0)),
                 (false, false) => return Err(format!("call {} is in nobody's hands", call.0)),
             }
         }
-        let held = self.ledger.len() + self.host_calls.len();
-        if held != self.core.in_flight() {
-            return Err(format!("{held} calls are held for {} in flight", self.core.in_flight()));
+        let held = self.turn.ledger.len() + self.turn.host_calls.len();
+        if held != self.turn.core.in_flight() {
+            return Err(format!("{held} calls are held for {} in flight", self.turn.core.in_flight()));
         }
-        if self.whole != self.out.len() {
-            return Err(format!("{} bytes of output end in the middle of a line", self.out.len()));
+        if self.turn.outgoing.torn() > 0 {
+            return Err(format!("{} bytes of output end in the middle of a line", self.turn.outgoing.bytes().len()));
         }
         Ok(())
     }

@@ -223,6 +223,7 @@ impl ExecClient {
         let (commands, receiver) = mpsc::channel(CALLS_IN_FLIGHT + URGENT_CALLS);
         let (down_sender, down) = watch::channel(None);
         let (outbox, outbox_receiver) = mpsc::channel(OUTBOX_LINES);
+        // Neither task is joined: the driver ends with its last client or with its peer, which `down` says, and ends the writer.
         let writer = tokio::spawn(write_lines(writer, outbox_receiver));
         let driver = Driver { outbox, next_id, calls: HashMap::new(), routes: HashMap::new(), nonsense: 0 };
         tokio::spawn(driver.run(lines, receiver, down_sender, writer));

@@ -41,8 +41,6 @@ fn text_of(events: &[ProcessEvent]) -> String {
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
-// ---- our server, real processes ----
-
 /// One real process, served as the runner serves its agent.
 struct OneProcess {
     session: ProcessSession,
@@ -224,8 +222,6 @@ async fn dead_client() -> ExecClient {
     in_time("the loss", client.disconnected()).await;
     client
 }
-
-// ---- a scripted peer ----
 
 struct Script {
     lines: LineReader<ReadHalf<DuplexStream>>,

@@ -132,8 +132,6 @@ impl ProcessLog {
         Self { published: seq, asked: seq, highest: seq, ..Self::default() }
     }
 
-    // ---- the process is ours ----
-
     /// It wrote `bytes`. More than [`CHUNK_BYTES`] become several events; nothing becomes none.
     ///
     /// # Errors
@@ -169,8 +167,6 @@ impl ProcessLog {
         self.publish(self.next_seq(), Pending::Closed);
         Ok(())
     }
-
-    // ---- a peer's process ----
 
     /// The peer says that this happened.
     ///
@@ -267,8 +263,6 @@ impl ProcessLog {
         let urgency = if crowded || self.owed { Urgency::Now } else { Urgency::Patient };
         Some(NeedRead { after: self.published, urgency })
     }
-
-    // ---- looking ----
 
     /// The event that follows position `after`: a retained one, `Lagged` up to the next retained one, or the terminal one.
     /// `None` when it has not happened yet.
@@ -376,8 +370,6 @@ impl ProcessLog {
     pub fn waiting(&self) -> (usize, usize) {
         (self.pending.len(), self.pending_bytes)
     }
-
-    // ---- inside ----
 
     fn check_open(&self) -> Result<(), Misplaced> {
         if self.terminal.is_some() { Err(Misplaced::AfterEnd) } else { Ok(()) }

@@ -146,6 +146,7 @@ impl LocalExec {
             let pump = Pump::new(OutputStream::Stderr, &session, &tap, &pipes_until);
             pumps.spawn(pump.run(pipe));
         }
+        // A feeder is the keeper's: it is aborted when the keeper ends.
         let (stdin, feeder) = match (child.stdin.take(), spec.stdin) {
             (Some(pipe), Stdin::Bytes(bytes)) => (None, Some(tokio::spawn(feed_bytes(pipe, bytes)).abort_handle())),
             (Some(pipe), Stdin::Piped) => {
@@ -178,6 +179,7 @@ impl LocalExec {
             pipes_until,
             feeder: feeder.map(AbortOnDrop),
         };
+        // The keeper outlives every handle, since it has to empty the process group and reap the process; `end` says when.
         tokio::spawn(async move {
             let how = keeper.run().await;
             end.send_replace(Some(how));
