@@ -5,7 +5,7 @@
 //!
 //! ```sh
 //! cargo bench --bench consult
-//! cargo bench --bench consult -- --program target/dist/phone-opus --against /usr/local/bin/phone-opus --only C1,C2
+//! cargo bench --bench consult -- --program target/release/phone-opus --against /usr/local/bin/phone-opus --only C1,C2
 //! ```
 
 #[path = "consult/floor.rs"]

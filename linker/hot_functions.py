@@ -2,10 +2,10 @@
 """Writes `hot.ld`: the functions a server uses from its start to its first answers, for the linker to put side by side.
 
     cargo ship --features bench-server
-    python3 linker/hot_functions.py target/dist/bench_phone_opus target/dist/phone-opus > hot.ld.new
+    python3 linker/hot_functions.py target/release/bench_phone_opus target/release/phone-opus > hot.ld.new
     mv hot.ld.new linker/hot.ld
 
-    python3 linker/hot_functions.py --check target/dist/bench_phone_opus target/dist/phone-opus
+    python3 linker/hot_functions.py --check target/release/bench_phone_opus target/release/phone-opus
 
 Needs valgrind, but for the check, which says how many of the names are in the programs still. Functions of the first program
 come first, then what the next one uses beside them. What it runs is asked for a handshake, the list of tools and two hundred

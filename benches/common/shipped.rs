@@ -1,6 +1,6 @@
 //! Shipped: programs of this repository, built as they are shipped.
 //!
-//! Owns: the profile and the options. May not know: what the programs are for.
+//! Owns: how they are built. May not know: what the programs are for.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -12,9 +12,9 @@ pub(crate) fn build(target: &str, kind: &[&str]) -> Result<PathBuf, String> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let output = Command::new(cargo)
-        .args(["build", "--profile", "dist", "--quiet", "--message-format=json-render-diagnostics"])
+        .args(["build", "--release", "--quiet", "--message-format=json-render-diagnostics"])
         .arg("--config")
-        .arg(root.join(".cargo/dist.toml"))
+        .arg(root.join(".cargo/ship.toml"))
         .args(kind)
         .arg(target)
         .arg("--manifest-path")
