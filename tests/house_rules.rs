@@ -307,6 +307,8 @@ fn each_rule_finds_what_breaks_it_and_nothing_that_is_said_about_it() {
         assert_eq!(breaks(rule, "x.rs", &said), Vec::<String>::new(), "{}", rule.name);
         let tested = format!("#[cfg(test)]\nmod tests {{\n    {}\n}}\n", rule.such_as);
         assert_eq!(breaks(rule, "x.rs", &tested), Vec::<String>::new(), "{}", rule.name);
+        let tested = format!("#[cfg(all(test, target_os = \"linux\"))]\nmod tests {{\n    {}\n}}\n", rule.such_as);
+        assert_eq!(breaks(rule, "x.rs", &tested), Vec::<String>::new(), "{}", rule.name);
         let after = format!("#[cfg(test)]\nmod tests;\n{}\n", rule.such_as);
         assert_eq!(breaks(rule, "x.rs", &after).len(), 1, "{}", rule.name);
         for place in rule.but_in {
