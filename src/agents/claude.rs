@@ -219,7 +219,7 @@ impl Agent for ClaudeCode {
 
     fn check_start(&self, started: &AgentEvent, payment: Payment) -> Result<(), Fault> {
         let AgentEvent::Started { key_source: Some(source), .. } = started else { return Ok(()) };
-        let login = matches!(source.as_str(), "" | "none" | "oauth" | "CLAUDE_CODE_OAUTH_TOKEN");
+        let login = matches!(source.as_str(), "none" | "oauth" | "CLAUDE_CODE_OAUTH_TOKEN");
         match (payment.billing, payment.credential, login) {
             (Billing::Subscription, _, true)
             | (Billing::ApiKey, _, false)

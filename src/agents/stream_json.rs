@@ -156,7 +156,8 @@ fn started(event: &Value) -> AgentEvent {
     AgentEvent::Started {
         session_id: name("session_id"),
         model: name("model"),
-        key_source: name("apiKeySource"),
+        // One that is blank names nobody.
+        key_source: name("apiKeySource").filter(|source| !source.trim().is_empty()),
         version: name("claude_code_version"),
     }
 }
@@ -378,6 +379,23 @@ mod tests {
         let array = format!("[{},{object}]", r#"{"type":"system","subtype":"init","session_id":"s"}"#);
         let seen = events(&[&array]);
         assert!(matches!(seen[..], [AgentEvent::Started { .. }, AgentEvent::Result { .. }]), "{seen:?}");
+    }
+
+    #[test]
+    fn a_key_source_that_names_nobody_is_none() {
+        for (source, named) in [
+            (r#""none""#, Some("none")),
+            (r#""ANTHROPIC_API_KEY""#, Some("ANTHROPIC_API_KEY")),
+            (r#""""#, None),
+            (r#"" \t""#, None),
+            ("null", None),
+            ("false", None),
+            (r#"["none"]"#, None),
+        ] {
+            let seen = events(&[&format!(r#"{{"type":"system","subtype":"init","apiKeySource":{source}}}"#)]);
+            let [AgentEvent::Started { key_source, .. }] = &seen[..] else { panic!("{source}: {seen:?}") };
+            assert_eq!(key_source.as_deref(), named, "{source}");
+        }
     }
 
     #[test]

@@ -159,6 +159,10 @@ impl RunnerCore {
         let Some(running) = &mut self.running else { return };
         let gap = now.saturating_duration_since(running.looked);
         running.looked = now;
+        if let Some(leaving) = running.leaving.as_mut().filter(|_| gap <= LATE) {
+            // However much it says: what would take this back is heard in a moment.
+            leaving.total += gap;
+        }
         if gap > LATE || pipe == Pipe::Unread {
             // Whoever listens late has heard nothing of what was said meanwhile, and it may have been stopped as well.
             running.silent = Duration::ZERO;
@@ -172,11 +176,10 @@ impl RunnerCore {
         }
         if let Some(leaving) = &mut running.leaving {
             leaving.silent += gap;
-            leaving.total += gap;
         }
-        let leaves = running.leaving.is_some_and(|since| since.silent >= LEAVING || since.total >= LEAVING_BOUND);
+        let left = running.leaving.is_some_and(|since| since.silent >= LEAVING);
         let stalled = running.silent >= stall;
-        if leaves {
+        if left {
             self.end(StopCause::Lingered);
         } else if stalled {
             self.end(StopCause::Stalled);
@@ -206,6 +209,7 @@ impl RunnerCore {
                     "the job waited a day for its turn.",
                 ))));
             }
+            Some(Running { leaving: Some(since), .. }) if since.total >= LEAVING_BOUND => self.end(StopCause::Lingered),
             _ => {}
         }
         self.stop.as_ref()
@@ -364,6 +368,27 @@ mod tests {
             listen(&mut core, start, second, second + 1)
         });
         assert_eq!((left, core.stop()), (Some(60_000), Some(&StopCause::Lingered)));
+    }
+
+    #[test]
+    fn an_agent_that_never_stops_talking_after_its_result_is_told_to_leave_unless_it_works() {
+        let thinks: fn(u64) -> bool = |quarter| quarter == 100;
+        for (works, at) in [((|_| false) as fn(u64) -> bool, Some(60_000)), (thinks, None)] {
+            let (mut core, start) = core(JobMode::Background);
+            core.started(start);
+            core.said(&result(), start);
+            let left = (1..360).find_map(|quarter| {
+                let now = start + Duration::from_millis(250 * quarter);
+                core.heard();
+                if works(quarter) {
+                    core.said(&AgentEvent::Thinking, now);
+                }
+                // There is always more to read than was read.
+                core.listened(now, Pipe::Unread);
+                core.tick(now).is_some().then_some(250 * quarter)
+            });
+            assert_eq!(left, at);
+        }
     }
 
     #[test]
