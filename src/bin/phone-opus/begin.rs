@@ -115,6 +115,10 @@ const MEANINGLESS: &[i32] = &[
     nix::libc::SIGIO,
     #[cfg(target_os = "linux")]
     nix::libc::SIGPWR,
+    #[cfg(target_os = "linux")]
+    nix::libc::SIGSTKFLT,
+    // A limit of processor time that was reached: the kernel's own limit, past which it kills, is the one that counts.
+    nix::libc::SIGXCPU,
     // A file that may not grow: the write fails, and whoever wrote it says so.
     nix::libc::SIGXFSZ,
 ];
@@ -212,7 +216,7 @@ mod tests {
 
     #[test]
     fn each_kind_is_deaf_to_what_the_others_heed() {
-        use nix::libc::{SIGALRM, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGXFSZ};
+        use nix::libc::{SIGALRM, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGXCPU, SIGXFSZ};
         // What a kind heeds by a handler of its own, or by ending.
         let heeded = [
             (Kind::Server, &[SIGTERM, SIGINT, SIGQUIT, SIGHUP, SIGUSR2][..]),
@@ -222,7 +226,7 @@ mod tests {
         ];
         for (kind, heeded) in heeded {
             let unheeded = unheeded(kind);
-            for signal in [SIGTERM, SIGINT, SIGQUIT, SIGHUP, SIGUSR1, SIGUSR2, SIGALRM, SIGXFSZ] {
+            for signal in [SIGTERM, SIGINT, SIGQUIT, SIGHUP, SIGUSR1, SIGUSR2, SIGALRM, SIGXFSZ, SIGXCPU] {
                 let (heeds, ignores) = (heeded.contains(&signal), unheeded.contains(&signal));
                 assert!(heeds != ignores, "{kind:?} and signal {signal}: one of the two, and only one");
             }
