@@ -57,6 +57,12 @@ impl Start {
         self.after(&format!("ulimit -S -n {soft} && ulimit -H -n {hard}"))
     }
 
+    /// With so many processes and threads that its user may have at most, where that is no superuser.
+    #[must_use]
+    pub fn processes(self, most: u32) -> Option<Self> {
+        self.through(&["prlimit", &format!("--nproc={most}")])
+    }
+
     /// With files that may not grow beyond so many blocks of 512 bytes.
     #[must_use]
     pub fn file_blocks(self, blocks: u32) -> Self {

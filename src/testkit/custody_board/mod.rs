@@ -12,6 +12,7 @@
 #![expect(clippy::expect_used, reason = "what goes wrong in a cell fails the cell")]
 
 mod inherited;
+mod trouble;
 
 use std::fmt::Write as _;
 use std::panic::AssertUnwindSafe;
@@ -71,7 +72,7 @@ enum Loss {
 /// What a cell has seen: in words, and whether it is right.
 type Seen = (String, Option<bool>);
 
-/// Asks the program every question, and returns a row for each. Takes some twenty seconds.
+/// Asks the program every question, and returns a row for each. Takes some fifty seconds.
 ///
 /// The program must be able to play the scripted agent (built with the feature `testkit`).
 ///
@@ -105,6 +106,13 @@ pub async fn run(program: impl Into<PathBuf>) -> Vec<CustodyRow> {
         row("a whole answer, then it hangs", hangs_after_its_answer(program)).await,
         row("another payer, behind a byte order mark", payer(program, Some("\u{feff}"))).await,
         row("at work, and no word of who pays", payer(program, None)).await,
+        row("an answer while another program holds the store", trouble::held_store(program)).await,
+        row("an answer on a full disk", trouble::full_disk(program)).await,
+        row("alive after `consult_cancel` of a job whose runner stands still", trouble::frozen_runner(program)).await,
+        row("alive after the trial of a new version", trouble::trial(program)).await,
+        row("listed of a server's state during its upgrade", trouble::snapshot(program)).await,
+        row("a consult after `chmod -x` of the running program", trouble::not_run(program)).await,
+        row("an answer shown to a closed pipe", trouble::closed_output(program)).await,
     ]
 }
 

@@ -108,6 +108,68 @@ async fn who_waits_gets_the_answer_while_the_store_is_held_and_it_is_stored_when
     }
 }
 
+/// How long another program holds the store, how often, and from when: at any moment of a consult. `PHONE_OPUS_STORE_HELD_S=100`
+/// holds it for as long as it is meant to be, `PHONE_OPUS_STORE_HELD_SEED` repeats one.
+fn holds() -> (Duration, usize, u64) {
+    let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
+    let seconds = number("PHONE_OPUS_STORE_HELD_S");
+    let seed = number("PHONE_OPUS_STORE_HELD_SEED").unwrap_or_else(|| fastrand::u64(..));
+    println!("PHONE_OPUS_STORE_HELD_SEED={seed}");
+    (Duration::from_secs(seconds.unwrap_or(3)), if seconds.is_some() { 4 } else { 3 }, seed)
+}
+
+#[tokio::test]
+async fn a_store_that_is_held_from_any_moment_of_a_consult_on_costs_no_answer_and_runs_nothing_twice() {
+    let (long, times, seed) = holds();
+    let mut random = fastrand::Rng::with_seed(seed);
+    let mut rig = new_rig().with_patience(long + PATIENCE).with("PHONE_OPUS_MAX_RUNNING", "8");
+    let mut host = rig.serve().await;
+    host.consult(&rig.answering("before")).await.expect_success();
+    for time in 0..times {
+        let mut sent = Vec::new();
+        for number in 0..4_u64 {
+            let script = Script {
+                steps: vec![Step::DelayMs(random.u64(..600))],
+                answer: Some(format!("{time}/{number}")),
+                ..Script::default()
+            };
+            let arguments = json!({"prompt": rig.prompt(script), "background": number % 2 == 1});
+            sent.push(host.start("consult", arguments).await);
+        }
+        // Which moment of theirs this is, is the seed's and the machine's to say.
+        tokio::time::sleep(Duration::from_millis(random.u64(..800))).await;
+        let held = rig.hold_store();
+        let since = Instant::now();
+        let waiting = Waiting::until("it was held for long enough", long + PATIENCE);
+        while since.elapsed() < long {
+            host.ping().await;
+            waiting.again(|| format!("{:?}", since.elapsed())).await;
+        }
+        drop(held);
+        for (number, sent) in sent.into_iter().enumerate() {
+            let reply = host.reply(sent).await;
+            if reply.is_error() {
+                assert_eq!(reply.code(), "store_unavailable", "{time}/{number}: {:#}", reply.0);
+            } else if reply.str("status") == "succeeded" {
+                assert_eq!(reply["response"], format!("{time}/{number}"), "{:#}", reply.0);
+            }
+        }
+    }
+    let waiting = Waiting::until("every job is over", PATIENCE);
+    while rig.jobs().await.iter().any(|job| !job.state.is_terminal()) {
+        waiting.again(|| format!("{:?}", rig.processes())).await;
+    }
+    let jobs = rig.jobs().await;
+    let succeeded = jobs.iter().filter(|job| job.state == JobState::Succeeded).count();
+    println!("{} accepted, {succeeded} answered", jobs.len());
+    for job in jobs.iter().filter(|job| job.state != JobState::Succeeded) {
+        let fault = job.outcome.as_ref().and_then(|outcome| outcome.fault.as_ref()).map(|fault| fault.code.as_str());
+        assert_eq!(fault, Some("store_unavailable"), "only what could not begin: {job:?}");
+    }
+    rig.expect_runs(succeeded);
+    rig.stop_and_check_invariants([host]).await;
+}
+
 /// Who dies while the outcome waits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Lost {

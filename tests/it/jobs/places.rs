@@ -347,6 +347,29 @@ async fn a_project_file_that_is_anything_at_all_stops_and_hangs_nothing_and_show
     }
 }
 
+#[tokio::test]
+async fn a_users_configuration_that_is_no_file_of_a_reasonable_size_is_named_and_hangs_nothing() {
+    // A secret of the user's own is no secret to them; what is somebody's input is nobody's configuration.
+    let others = Stand::ALL.into_iter().filter(|stand| !matches!(stand, Stand::LinkToSecret));
+    for stand in others {
+        let mut rig = new_rig();
+        let file = rig.user_configuration();
+        if !stand.put(&file) {
+            continue;
+        }
+        for arguments in [&["mcp", "serve"][..], &["consult", "what?"], &["doctor"]] {
+            let output = rig.run(arguments).await;
+            let said = String::from_utf8_lossy(&output.stderr).into_owned();
+            assert_eq!(output.status.code(), Some(2), "{stand:?}, {arguments:?}: {output:?}");
+            assert!(said.contains("config.toml"), "{stand:?}, {arguments:?}: {said}");
+        }
+        // What needs no configuration works without.
+        let listed = rig.run(&["jobs", "list"]).await;
+        assert!(listed.status.success(), "{stand:?}: {listed:?}");
+        rig.stop_and_check_invariants([]).await;
+    }
+}
+
 /// A server, a consult from a shell and `doctor` do as they would without the project's file, and say that it was left out.
 #[expect(clippy::expect_used, reason = "what goes wrong in a rig fails the case")]
 async fn left_out(rig: &mut Rig, what: &str) {

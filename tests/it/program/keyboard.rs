@@ -5,33 +5,14 @@
 
 #![expect(clippy::expect_used, reason = "helpers of tests")]
 
-use std::fs::File;
-use std::io::Read;
-use std::os::fd::OwnedFd;
-use std::process::{Output, Stdio};
+use std::process::Stdio;
 
+use phone_opus::testkit::outputs::{closed_pipe, full_device};
 use phone_opus::testkit::{Client, Reply, Rig, Step, tried_program, until};
-use rustix::fs::{Mode, OFlags};
-use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use serde_json::{Value, json};
 
 fn new_rig() -> Rig {
     Rig::new(tried_program(env!("CARGO_BIN_EXE_phone-opus"))).with("PHONE_OPUS_LOG", "warn")
-}
-
-/// Runs a command with this stdout.
-async fn run_into(rig: &Rig, arguments: &[&str], stdout: Stdio) -> Output {
-    let mut command = rig.command(arguments);
-    command.stdin(Stdio::null()).stdout(stdout).stderr(Stdio::piped());
-    let child = command.spawn().expect("it runs").wait_with_output();
-    tokio::time::timeout(std::time::Duration::from_secs(60), child).await.expect("it ends").expect("it is waited for")
-}
-
-/// A pipe whose reader has gone.
-fn closed_pipe() -> Stdio {
-    let (reader, writer) = std::io::pipe().expect("a pipe");
-    drop(reader);
-    writer.into()
 }
 
 /// A job that is over and that nobody has read.
@@ -77,14 +58,13 @@ async fn output_that_nobody_reads_ends_every_command_quietly_and_a_full_disk_is_
         &["consult", "--json", &asked],
     ];
     for arguments in commands {
-        let output = run_into(&rig, arguments, closed_pipe()).await;
+        let output = rig.run_into(arguments, closed_pipe()).await;
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         assert_eq!(output.status.code(), Some(141), "{arguments:?}: {said}");
         let quiet = arguments[0] == "consult" || said.is_empty();
         assert!(quiet && !said.contains("panic") && !said.contains("written"), "{arguments:?}: {said}");
-        if cfg!(target_os = "linux") {
-            let full = File::options().write(true).open("/dev/full").expect("a full device");
-            let output = run_into(&rig, arguments, full.into()).await;
+        if let Some(full) = full_device() {
+            let output = rig.run_into(arguments, full).await;
             let said = String::from_utf8_lossy(&output.stderr).into_owned();
             assert_eq!(output.status.code(), Some(1), "{arguments:?}: {said}");
             assert!(said.contains("could not be written") && !said.contains("panic"), "{arguments:?}: {said}");
@@ -114,38 +94,6 @@ async fn words_on_stderr_that_nobody_reads_end_nothing() {
     rig.stop_and_check_invariants([]).await;
 }
 
-/// A terminal: the side a program is started on, and the side its output is read from.
-fn terminal() -> (OwnedFd, File) {
-    let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).expect("a terminal");
-    grantpt(&master).expect("granted");
-    unlockpt(&master).expect("unlocked");
-    let name = ptsname(&master, Vec::new()).expect("a name");
-    let slave = rustix::fs::open(name, OFlags::RDWR | OFlags::NOCTTY, Mode::empty()).expect("its other side");
-    (slave, master.into())
-}
-
-/// What a command shows on a terminal, both its streams.
-async fn on_a_terminal(rig: &Rig, arguments: &[&str]) -> String {
-    let (slave, mut master) = terminal();
-    let mut command = rig.command(arguments);
-    let again = slave.try_clone().expect("the same terminal");
-    command.stdin(Stdio::null()).stdout(again).stderr(slave);
-    let mut child = command.spawn().expect("it runs");
-    // It holds this process's copies of the terminal, which ends when nobody has it any more.
-    drop(command);
-    let reading = tokio::task::spawn_blocking(move || {
-        let (mut seen, mut part) = (Vec::new(), [0; 4096]);
-        // The last reader of a terminal without a program gets an error and no end.
-        while let Ok(read @ 1..) = master.read(&mut part) {
-            seen.extend_from_slice(&part[..read]);
-        }
-        seen
-    });
-    let ended = tokio::time::timeout(std::time::Duration::from_secs(60), child.wait()).await;
-    ended.expect("it ends").expect("it is waited for");
-    String::from_utf8_lossy(&reading.await.expect("it is read")).into_owned()
-}
-
 /// Characters a terminal obeys, of every kind.
 const OBEYED: &str = "a\u{1b}]52;c;eA==\u{7}b\u{1b}[2Jc\u{9b}31md\rEVIL\u{8}\u{7f}\u{202e}e\u{2066}f\ttab";
 
@@ -173,7 +121,7 @@ async fn a_terminal_is_shown_what_it_would_obey_and_a_pipe_gets_it_as_it_is() {
         &["jobs", "show", "\u{1b}[2J"],
     ];
     for arguments in commands {
-        let seen = on_a_terminal(&rig, arguments).await;
+        let seen = rig.on_a_terminal(arguments).await;
         assert!(!seen.is_empty(), "{arguments:?} shows something");
         // A terminal ends its own lines with both.
         let seen = seen.replace("\r\n", "\n");
@@ -184,7 +132,7 @@ async fn a_terminal_is_shown_what_it_would_obey_and_a_pipe_gets_it_as_it_is() {
         let foreign = seen.replace("\u{1b}[1m", "").replace("\u{1b}[0m", "").replace("\u{1b}[31m", "");
         assert!(!foreign.chars().any(obeyed), "{arguments:?}: {seen:?}");
     }
-    let shown = on_a_terminal(&rig, &["jobs", "show", &job]).await;
+    let shown = rig.on_a_terminal(&["jobs", "show", &job]).await;
     assert!(
         shown
             .contains("a\\u001b]52;c;eA==\\u0007b\\u001b[2Jc\\u009b31md\\u000dEVIL\\u0008\\u007f\\u202ee\\u2066f\ttab")

@@ -161,6 +161,8 @@ async fn a_signal_sent_to_all_of_us_by_our_name_costs_nobody_an_answer() {
         (Signal::USR1, &[Role::Host, Role::Worker, Role::Runner][..]),
         (Signal::ALARM, &[Role::Host, Role::Worker, Role::Runner]),
         (Signal::VTALARM, &[Role::Host, Role::Worker, Role::Runner]),
+        // A soft limit of processor time that was reached (`ulimit -S -t`).
+        (Signal::XCPU, &[Role::Host, Role::Worker, Role::Runner]),
         // What a server heeds, meant for it and met by the others.
         (Signal::USR2, &[Role::Worker, Role::Runner]),
         (Signal::INT, &[Role::Worker, Role::Runner]),
@@ -240,6 +242,58 @@ async fn an_accepted_job_waits_for_descriptors_instead_of_failing() {
     }
     rig.expect_runs(jobs.len());
     rig.stop_and_check_invariants([host]).await;
+}
+
+/// Gives a server every process it wants again.
+fn lift_the_limit_of_processes(host: &phone_opus::testkit::Client) {
+    let pid = host.host_pid().as_raw_nonzero().to_string();
+    let lifted = std::process::Command::new("prlimit").args(["--pid", &pid, "--nproc=unlimited"]).status();
+    assert!(lifted.is_ok_and(|status| status.success()), "it is ours");
+}
+
+#[tokio::test]
+async fn want_of_processes_and_threads_is_an_answer_or_a_wait_and_ends_no_server() {
+    for most in [1, 2, 3, 4, 5, 6, 8, 10, 12, 16] {
+        // What others run as the same user counts too, so that there may be even fewer.
+        let start = or_skip!(Start::plain().as_nobody().and_then(|start| start.processes(most)));
+        let mut rig = new_rig().with_start(start);
+        let prompt = rig.answering("42");
+        rig.give_away();
+        let mut host = rig.host();
+        let greeting = host.send_greeting("2025-11-25").await;
+        if host.answer_or_end(greeting).await.is_none() {
+            host.give_up_on(greeting);
+            assert!(!host.exit().await.success(), "{most}: a server that cannot begin says so");
+            continue;
+        }
+        host.notify("notifications/initialized", json!({})).await;
+        let asked = host.call("consult", json!({"prompt": prompt, "wait_s": 3})).await;
+        host.ping().await;
+        let job = match (asked.is_error(), asked.str("status")) {
+            (true, _) => {
+                let word = asked.code().to_owned();
+                assert!(
+                    ["store_unavailable", "runner_spawn_failed", "agent_spawn_failed"].contains(&&word[..]),
+                    "{most}: {:#}",
+                    asked.0
+                );
+                None
+            }
+            (false, "succeeded") => None,
+            (false, _) => Some(asked.str("job_id").to_owned()),
+        };
+        println!("{most}: {}", if asked.is_error() { asked.code() } else { asked.str("status") });
+        lift_the_limit_of_processes(&host);
+        if let Some(job) = job {
+            let reply = host.job(&job).await;
+            assert_eq!(reply["response"], "42", "{most}: an accepted job waits: {}", reply.text());
+        }
+        let again = host.consult(&rig.answering("43")).await;
+        assert_eq!(again["response"], "43", "{most}: {}", again.text());
+        host.finish().await;
+        rig.take_back();
+        rig.check_invariants().await;
+    }
 }
 
 /// A job that nothing can be started for holds no lock of any kind: another server must not take it for one that nobody looks

@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 
 use phone_opus::internals::system::handover::HostSnapshot;
 use phone_opus::testkit::client::envelope;
+use phone_opus::testkit::places::{Stand, remove};
 use phone_opus::testkit::processes::resident;
 use phone_opus::testkit::{
     Client, PATIENCE, Reply, Rig, Role, Script, Sent, Signal, Step, Waiting, give_away, tried_program, until,
@@ -882,23 +883,18 @@ type Breaks = fn(&Path);
 
 /// What can become of a configuration file, while its owner edits it or a checkout replaces it. The secret may be shown
 /// nowhere.
-const BREAKS: [(&str, Breaks); 6] = [
+const BREAKS: [(&str, Breaks); 10] = [
     ("no TOML", |file| std::fs::write(file, "token = SECRET-VALUE\n").expect("written")),
     ("an unknown key", |file| std::fs::write(file, "no_such_key = \"SECRET-VALUE\"\n").expect("written")),
     ("a bad value", |file| std::fs::write(file, "timeout_s = \"SECRET-VALUE\"\n").expect("written")),
     ("a value out of bounds", |file| std::fs::write(file, "timeout_s = 0\n").expect("written")),
     ("no text", |file| std::fs::write(file, b"\xff\xfe").expect("written")),
     ("a directory", |file| std::fs::create_dir(file).expect("made")),
+    ("a pipe nobody writes to", |file| assert!(Stand::Fifo.put(file))),
+    ("a device that never ends", |file| assert!(Stand::LinkToZero.put(file))),
+    ("larger than any configuration", |file| assert!(Stand::SparseGiant.put(file))),
+    ("a link to itself", |file| assert!(Stand::LinkToItself.put(file))),
 ];
-
-/// Makes room for another file.
-fn clear(file: &Path) {
-    if file.is_dir() {
-        std::fs::remove_dir(file).expect("removed");
-    } else if file.exists() {
-        std::fs::remove_file(file).expect("removed");
-    }
-}
 
 #[tokio::test]
 async fn a_configuration_that_breaks_between_the_trial_and_the_exec_costs_no_session() {
@@ -913,7 +909,7 @@ async fn a_configuration_that_breaks_between_the_trial_and_the_exec_costs_no_ses
         let before = image(&host);
         reload(&host);
         said(&rig, AT_REST, times).await;
-        clear(&user);
+        remove(&user);
         breaks(&user);
         next_image(&host, before).await;
         let health = host.call("health_snapshot", json!({"detail": "full"})).await;
@@ -921,7 +917,7 @@ async fn a_configuration_that_breaks_between_the_trial_and_the_exec_costs_no_ses
         let notice = health["notices"][0].as_str().unwrap_or_default();
         assert!(notice.contains("config.toml") && !health.0.to_string().contains("SECRET"), "{what}: {notice}");
         assert_eq!(health["rollout"]["adopted"], times, "{what}");
-        clear(&user);
+        remove(&user);
         good(&user);
     }
     // The next one reads it again.
@@ -950,7 +946,7 @@ async fn a_projects_file_that_breaks_between_the_trial_and_the_exec_costs_no_ses
         assert_eq!(health["rollout"]["adopted"], times, "{what}");
         assert!(!health.0.to_string().contains("SECRET"), "{what}: {:#}", health.0);
         host.consult(&rig.answering(what)).await.expect_success();
-        clear(&project);
+        remove(&project);
     }
     rig.stop_and_check_invariants([host]).await;
 }
