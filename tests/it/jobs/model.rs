@@ -126,7 +126,11 @@ impl World {
     }
 
     fn on(&mut self, event: JobsEvent) {
-        self.log.push(format!("{event:?}"));
+        self.log.push(match &event {
+            // A set has no order of its own.
+            JobsEvent::Resumed { session, open } => format!("Resumed {session:?} {:?}", BTreeSet::from_iter(open)),
+            event => format!("{event:?}"),
+        });
         let mut effects = Vec::new();
         self.core.step(event, &mut effects);
         for effect in effects {
@@ -165,9 +169,12 @@ impl World {
             }
             JobsEffect::EndForLostCaller(job) => {
                 self.met("ended for a lost caller");
-                let waits = |call: &Call| call.answer == Some(Some(job)) && !call.withdrawn && call.caller.is_some();
-                assert!(!self.calls.iter().any(waits), "L7: {job} is ended although somebody waits for it");
+                let waits =
+                    |call: &Call| call.answer == Some(Some(job)) && !call.withdrawn && call.mode == JobMode::Sync;
                 let stored = self.jobs.get_mut(&job).expect("a job");
+                // Whoever waits for one that is over has its end already.
+                let over = stored.state.is_terminal();
+                assert!(over || !self.calls.iter().any(waits), "L7: {job} is ended although somebody waits for it");
                 // The store lets go on what another host's caller has taken over meanwhile.
                 if stored.mode == JobMode::Sync && !stored.state.is_terminal() {
                     stored.cancelled.get_or_insert(Why::CallerLost);
@@ -213,6 +220,11 @@ impl World {
         let call = self.calls[call].clone();
         let same_call = |stored: &Stored| call.caller.is_some() && stored.invocation == call.caller;
         let same_key = |stored: &Stored| call.key.is_some() && stored.key == call.key;
+        if self.random.u8(0..10) == 0 {
+            self.met("refused");
+            self.under[at].did = Some(None);
+            return;
+        }
         let known = self.jobs.iter().find(|(_, stored)| same_call(stored) || same_key(stored));
         let did = match known {
             Some((_, stored)) if stored.arguments != call.arguments => None,
@@ -262,13 +274,25 @@ impl World {
                     session: SessionNumber(self.random.u64(1..=self.sessions)),
                     call: self.calls.len() as u64,
                 });
-                let mode = if caller.is_some() { JobMode::Sync } else { JobMode::Background };
+                // Without a caller: a background job, or an embedding program's own consult.
+                let waits = caller.is_some() || self.random.bool();
+                let mode = if waits { JobMode::Sync } else { JobMode::Background };
                 let key = (self.random.u8(0..3) == 0).then(|| self.random.u8(0..3));
                 let arguments = u8::from(self.random.u8(0..8) == 0);
                 self.calls.push(Call { caller, key, arguments, mode, ask: None, withdrawn: false, answer: None });
                 self.put(self.calls.len() - 1);
             }
-            20..35 => {
+            20..22 => {
+                // A call whose worker was lost is tried again, and asks once more.
+                let open = |call: &&Call| call.caller.is_some() && !call.withdrawn && call.answer.is_some();
+                let answered: Vec<Call> = self.calls.iter().filter(open).cloned().collect();
+                if let Some(call) = self.random.choice(answered) {
+                    self.met("tried again");
+                    self.calls.push(Call { answer: None, ask: None, ..call });
+                    self.put(self.calls.len() - 1);
+                }
+            }
+            22..35 => {
                 let open = (0..self.under.len()).filter(|at| self.under[*at].did.is_none());
                 if let Some(at) = self.random.choice(open.collect::<Vec<_>>()) {
                     self.commit(at);
@@ -292,13 +316,12 @@ impl World {
             }
             63..66 => {
                 let session = SessionNumber(self.random.u64(1..=self.sessions));
-                let mut open = HashSet::new();
-                for call in self.calls.iter_mut().filter(|c| c.caller.is_some_and(|c| c.session == session)) {
-                    if self.random.bool() && !call.withdrawn {
-                        open.extend(call.caller.map(|caller| caller.call));
-                    } else {
-                        call.withdrawn = true;
-                    }
+                let of_session = |call: &Call| call.caller.filter(|caller| caller.session == session);
+                let callers: BTreeSet<u64> =
+                    self.calls.iter().filter(|c| !c.withdrawn).filter_map(of_session).map(|c| c.call).collect();
+                let open: HashSet<u64> = callers.into_iter().filter(|_| self.random.bool()).collect();
+                for call in &mut self.calls {
+                    call.withdrawn |= of_session(call).is_some_and(|caller| !open.contains(&caller.call));
                 }
                 self.on(JobsEvent::Resumed { session, open });
             }
@@ -339,9 +362,12 @@ impl World {
         let open: Vec<usize> =
             (0..self.calls.len()).filter(|at| !self.calls[*at].withdrawn && self.calls[*at].caller.is_some()).collect();
         let Some(at) = self.random.choice(open) else { return };
-        self.calls[at].withdrawn = true;
         let caller = self.calls[at].caller.expect("a caller");
-        if self.calls[at].ask.is_some() {
+        // Every attempt of it.
+        for call in self.calls.iter_mut().filter(|call| call.caller == Some(caller)) {
+            call.withdrawn = true;
+        }
+        if self.calls.iter().any(|call| call.caller == Some(caller) && call.ask.is_some()) {
             self.met("withdrew while it asked");
         }
         self.on(JobsEvent::Withdrawn(caller));
@@ -459,7 +485,14 @@ impl World {
             let Some(claim) = claim else { continue };
             let asked = claim.callers().count();
             // Somebody may still be asking, which ends with the answer.
-            let alone = claim.mode() == JobMode::Sync && asked == 0 && !self.core.is_accepting();
+            let by_program =
+                |call: &Call| call.answer == Some(Some(*id)) && call.caller.is_none() && call.mode == JobMode::Sync;
+            let stays =
+                |caller: &InvocationId| self.calls.iter().any(|call| call.caller == Some(*caller) && !call.withdrawn);
+            let alone = claim.mode() == JobMode::Sync
+                && !claim.callers().any(|caller| stays(&caller))
+                && !self.core.is_accepting()
+                && !self.calls.iter().any(by_program);
             assert!(!alone || claim.is_lost(), "L7: nobody waits for {id}, and it was not ended");
             if waited_for && claim.mode() == JobMode::Sync {
                 assert!(asked > 0, "somebody waits for {id}, and the supervisor does not know");
@@ -478,9 +511,11 @@ impl World {
 fn play(seed: u64) -> (Vec<String>, BTreeMap<&'static str, u64>) {
     let mut world = World::new(seed);
     for _ in 0..EVENTS {
-        world.happen();
-        let looked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| world.laws()));
-        if let Err(broken) = looked {
+        let happened = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            world.happen();
+            world.laws();
+        }));
+        if let Err(broken) = happened {
             println!("seed {seed}:\n{}", world.log.join("\n"));
             std::panic::resume_unwind(broken);
         }
@@ -499,9 +534,16 @@ fn whatever_order_things_happen_in_a_consult_keeps_the_laws() {
         }
     }
     println!("{met:?}");
-    for what in
-        ["joined", "ended for a lost caller", "withdrew while it asked", "restarted", "a runner died", "adopted"]
-    {
+    for what in [
+        "joined",
+        "ended for a lost caller",
+        "withdrew while it asked",
+        "tried again",
+        "refused",
+        "restarted",
+        "a runner died",
+        "adopted",
+    ] {
         assert!(met.get(what).is_some_and(|times| *times > 100), "{what}: {met:?}");
     }
 }

@@ -151,13 +151,15 @@ pub struct Claim {
     callers: BTreeSet<InvocationId>,
     /// Accepts that were under way when the last caller left: one of them may join.
     doubt: BTreeSet<AskId>,
+    /// Somebody waits who is no call of a session, so whoever else leaves is not the last.
+    kept: bool,
     /// Its end was asked for because nobody waits.
     lost: bool,
 }
 
 impl Claim {
     fn new(mode: JobMode) -> Self {
-        Self { mode, callers: BTreeSet::new(), doubt: BTreeSet::new(), lost: false }
+        Self { mode, callers: BTreeSet::new(), doubt: BTreeSet::new(), kept: false, lost: false }
     }
 
     /// Whether a caller waits for it.
@@ -315,14 +317,13 @@ impl JobsCore {
             }
             if let Some(ask) = asked {
                 self.joined(found, ask, effects);
-                if ask.withdrawn
-                    && let Some(caller) = ask.caller
-                {
-                    self.withdrawn(caller, effects);
-                }
             } else {
                 self.unclaimed(found, effects);
             }
+        }
+        // Also when nothing was accepted: an earlier attempt of the same call may have a job.
+        if let Some(Ask { withdrawn: true, caller: Some(caller), .. }) = asked {
+            self.withdrawn(caller, effects);
         }
         self.settle_doubts(ask, effects);
         if asked.is_some() {
@@ -343,6 +344,11 @@ impl JobsCore {
             (None, Some(claim)) if claim.mode == JobMode::Sync && ask.mode == JobMode::Background && !claim.lost => {
                 claim.in_background();
                 effects.push(JobsEffect::HandOver(found.job));
+            }
+            // An embedding program's own consult waits like a call, and is never withdrawn.
+            (None, Some(claim)) if ask.mode == JobMode::Sync => {
+                claim.kept = true;
+                claim.doubt.clear();
             }
             // It runs under another host, whose own callers must not end it for ours.
             (_, None) if depends => effects.push(JobsEffect::HandOver(found.job)),
@@ -397,7 +403,7 @@ impl JobsCore {
     /// An ask is over: a job that was kept for it is asked to end when nobody joined it.
     fn settle_doubts(&mut self, ask: AskId, effects: &mut Vec<JobsEffect>) {
         for (job, claim) in &mut self.claims {
-            if claim.doubt.remove(&ask) && claim.doubt.is_empty() && claim.callers.is_empty() {
+            if claim.doubt.remove(&ask) && claim.doubt.is_empty() && claim.callers.is_empty() && !claim.kept {
                 claim.lost = true;
                 effects.push(JobsEffect::EndForLostCaller(*job));
             }
@@ -407,9 +413,9 @@ impl JobsCore {
     fn restarted(&mut self, effects: &mut Vec<JobsEffect>) {
         let asks = std::mem::take(&mut self.asks);
         for ask in asks.values().filter(|ask| ask.withdrawn) {
-            // It does not ask again, but its ask may be on its way.
+            // It does not ask again, but its ask may be on its way, and an earlier attempt of it may have a job.
             if let Some(caller) = ask.caller {
-                remember(&mut self.late, caller);
+                self.withdrawn(caller, effects);
             }
         }
         for ask in asks.keys() {
@@ -424,7 +430,7 @@ impl JobsCore {
 
 /// The last caller of a job is gone. While an accept is under way, it may join.
 fn lose(job: JobId, claim: &mut Claim, asks: &BTreeMap<AskId, Ask>, effects: &mut Vec<JobsEffect>) {
-    if claim.lost {
+    if claim.lost || claim.kept {
         return;
     }
     claim.doubt = asks.iter().filter(|(_, ask)| !ask.withdrawn).map(|(ask, _)| *ask).collect();

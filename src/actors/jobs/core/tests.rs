@@ -278,3 +278,76 @@ fn attention_that_was_withdrawn_from_the_last_incarnation_is_paid_by_the_next() 
         assert!(rig.core.is_attentive());
     }
 }
+
+/// Whichever way the last caller of a job goes, and whoever stays.
+#[test]
+fn the_table_of_how_a_caller_leaves() {
+    let caller = call(1, 1);
+    let rows = [
+        (JobsEvent::Withdrawn(caller), true),
+        (JobsEvent::Withdrawn(call(1, 2)), false),
+        (JobsEvent::Withdrawn(call(2, 1)), false),
+        (JobsEvent::SessionOver(SessionNumber(1)), true),
+        (JobsEvent::SessionOver(SessionNumber(2)), false),
+        (JobsEvent::Resumed { session: SessionNumber(1), open: HashSet::new() }, true),
+        (JobsEvent::Resumed { session: SessionNumber(1), open: HashSet::from([1]) }, false),
+        (JobsEvent::Resumed { session: SessionNumber(2), open: HashSet::new() }, false),
+    ];
+    for (event, ended) in rows {
+        let mut rig = Rig::default();
+        let job = rig.accepted(caller);
+        let want = if ended { vec![JobsEffect::EndForLostCaller(job)] } else { vec![] };
+        assert_eq!(rig.on(event.clone()), want, "{event:?}");
+    }
+}
+
+#[test]
+fn what_the_last_image_knew_is_not_attended_to_while_attention_is_withdrawn() {
+    let mut rig = Rig::default();
+    rig.on(JobsEvent::LetGo);
+    let job = JobId::random();
+    assert_eq!(rig.on(JobsEvent::Inherited { job, mode: JobMode::Background, callers: vec![] }), []);
+    assert_eq!(rig.on(JobsEvent::Resume), [JobsEffect::Attend(job)]);
+}
+
+/// An order no process had been brought into: a call has its job, its worker is lost, it asks again, leaves while that is
+/// under way, and the store refuses, or the supervisor is lost. The first attempt's job went on without a caller for good.
+#[test]
+fn a_call_that_leaves_while_its_second_ask_comes_to_nothing_takes_its_job_along() {
+    for restart in [false, true] {
+        let mut rig = Rig::default();
+        let caller = call(1, 1);
+        let job = rig.accepted(caller);
+        let (ask, _) = rig.ask(Some(caller), JobMode::Sync);
+        assert_eq!(rig.on(JobsEvent::Withdrawn(caller)), [], "it may join");
+        let event = if restart { JobsEvent::Restarted } else { JobsEvent::Stored { ask, found: None } };
+        assert!(rig.on(event.clone()).contains(&JobsEffect::EndForLostCaller(job)), "{event:?}");
+    }
+}
+
+/// An order no process had been brought into: an embedding program waits for a job by its key, a session's call waits for the
+/// same one, in either order, and the call leaves. The job was ended under the program's hands.
+#[test]
+fn a_job_that_an_embedding_program_waits_for_is_not_ended_for_a_call_that_leaves() {
+    for programs_first in [false, true] {
+        let mut rig = Rig::default();
+        let callers = if programs_first { [None, Some(call(1, 1))] } else { [Some(call(1, 1)), None] };
+        let (ask, _) = rig.ask(callers[0], JobMode::Sync);
+        let found = fresh(JobMode::Sync);
+        rig.find(ask, found);
+        let (ask, _) = rig.ask(callers[1], JobMode::Sync);
+        rig.find(ask, joined(found.job, JobMode::Sync));
+        assert_eq!(rig.on(JobsEvent::Withdrawn(call(1, 1))), [], "program first: {programs_first}");
+    }
+}
+
+/// The same with the program still asking when the last call leaves.
+#[test]
+fn a_program_that_joins_a_job_in_doubt_keeps_it() {
+    let mut rig = Rig::default();
+    let job = rig.accepted(call(1, 1));
+    let (ask, _) = rig.ask(None, JobMode::Sync);
+    assert_eq!(rig.on(JobsEvent::Withdrawn(call(1, 1))), []);
+    assert_eq!(rig.find(ask, joined(job, JobMode::Sync)), [JobsEffect::Answer(ask)]);
+    assert!(!rig.core.claim(job).is_some_and(Claim::is_lost));
+}
