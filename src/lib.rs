@@ -62,6 +62,7 @@ mod base;
 #[allow(missing_docs, reason = "see above")]
 mod checkout;
 mod config;
+mod daemon;
 #[allow(missing_docs, reason = "see above")]
 mod exec;
 mod failpoints;
@@ -116,7 +117,7 @@ pub mod internals {
         ($($room:ident)*) => { $(pub mod $room { pub use crate::$room::*; })* };
     }
     open! {
-        actors agents base checkout config exec failpoints jobs places protocol rollout runner system telemetry tools
+        actors agents base checkout config daemon exec failpoints jobs places protocol rollout runner system telemetry tools
         waiting worker
     }
 }

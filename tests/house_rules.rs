@@ -95,6 +95,7 @@ const LAYERS: &[&str] = &[
     "waiting",
     "worker",
     "rollout",
+    "daemon",
     "actors",
     "system",
     "testkit",

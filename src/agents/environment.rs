@@ -297,6 +297,22 @@ pub(crate) fn for_runner(env: &Environment, needed: impl IntoIterator<Item = Env
     Environment(all)
 }
 
+/// What of a caller's environment may go to another process that is to run its consults: what passes to every agent, and what
+/// its agent may get (`needed`).
+pub(crate) fn for_caller(env: &Environment, needed: impl IntoIterator<Item = Environment>) -> Environment {
+    let everybodys = env.iter().filter(|(name, _)| name.to_str().is_some_and(common));
+    let everybodys = everybodys.map(|(name, value)| (name.to_owned(), value.to_owned()));
+    let mut all: BTreeMap<OsString, OsString> = everybodys.collect();
+    all.extend(needed.into_iter().flat_map(|needed| needed.0));
+    all.retain(|name, _| {
+        let name = name.to_str();
+        name.is_some_and(|name| {
+            !name.starts_with("PHONE_OPUS_") && !LOADER.contains(&name) && !HOST_MARKERS.contains(&name)
+        })
+    });
+    Environment(all)
+}
+
 /// Whether there is a way to pay by the token.
 fn has_pay(env: &Environment) -> bool {
     env.get("ANTHROPIC_API_KEY").is_some()

@@ -289,6 +289,14 @@ impl AgentRegistry {
         environment::for_runner(environment, needed)
     }
 
+    /// What of a caller's environment may go to another process that is to run its consults: what any agent needs, and nothing
+    /// that is ours or for the loading of programs.
+    #[must_use]
+    pub fn for_callers(&self, environment: &Environment, billing: Billing) -> Environment {
+        let needed = self.agents.iter().map(|agent| agent.needs(environment, billing));
+        environment::for_caller(environment, needed)
+    }
+
     /// The names, in the order they were added.
     #[must_use]
     pub fn names(&self) -> Vec<&str> {

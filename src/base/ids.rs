@@ -60,6 +60,11 @@ uuid_id! {
 }
 
 uuid_id! {
+    /// One life of a daemon, new at each start and the same through upgrades.
+    DaemonId
+}
+
+uuid_id! {
     /// A job: one accepted consult. Unguessable, because it is the only key to its answer.
     JobId
 }

@@ -53,6 +53,12 @@ pub(crate) fn children() -> Vec<Pid> {
     found.unwrap_or_default().into_iter().filter_map(Pid::from_raw).collect()
 }
 
+/// What the kernel is known by since the machine was started; `None` where it does not say.
+pub(crate) fn boot_id() -> Option<String> {
+    let read = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
+    Some(read.trim().to_owned()).filter(|id| !id.is_empty())
+}
+
 #[cfg(target_os = "linux")]
 mod linux {
     use std::fs;

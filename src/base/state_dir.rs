@@ -11,6 +11,10 @@
 //! slots/N                      held by a runner while its agent runs
 //! waiting/ID (and ID.bell)     held by a process that waits with jobs, and how it is woken
 //! secret                       what digests of environments are keyed by
+//! daemon.lock                  held by the daemon of this directory
+//! daemon.json                  how that daemon is reached
+//! daemon.sock                  where it listens, unless the path is too long for a socket
+//! start.lock                   held by whoever starts a daemon
 //! telemetry.jsonl
 //! handover-*.json              nothing, for the moment between its making and its unlinking; see `remove_remnants`
 //! reserve                      room that is given up on a full disk
@@ -282,6 +286,30 @@ impl StateDir {
     pub fn create_waiting(&self) -> Result<(), StateDirError> {
         self.create()?;
         private_dir(&self.waiting(), Place::Inside)
+    }
+
+    /// The file whose lock says that a daemon of this directory lives.
+    #[must_use]
+    pub fn daemon_lock(&self) -> PathBuf {
+        self.root.join("daemon.lock")
+    }
+
+    /// How that daemon is reached.
+    #[must_use]
+    pub fn daemon_record(&self) -> PathBuf {
+        self.root.join("daemon.json")
+    }
+
+    /// Where it listens, unless the path is too long for a socket.
+    #[must_use]
+    pub fn daemon_socket(&self) -> PathBuf {
+        self.root.join("daemon.sock")
+    }
+
+    /// The file whose lock is held by whoever starts a daemon.
+    #[must_use]
+    pub fn start_lock(&self) -> PathBuf {
+        self.root.join("start.lock")
     }
 
     /// What digests of environments are keyed by: random, made by whoever asks first, the same for all from then on.
