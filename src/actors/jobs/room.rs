@@ -23,6 +23,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
+use super::custody::core::HandIn;
 use super::means::Means;
 use super::runner_child::RunnerChild;
 use super::starting::NotStarted;
@@ -52,15 +53,6 @@ pub enum Turn {
     Over,
     /// Who waited with it is gone.
     Lost,
-}
-
-/// How a job is handed in.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum HandIn {
-    /// For the first time.
-    New,
-    /// By an image that does not know what was said to the one before.
-    Again,
 }
 
 struct Entry {

@@ -29,7 +29,7 @@ pub use self::sequence::HandOverError;
 pub(crate) use self::sequence::{HandOverDesk, Underway};
 use crate::actors::connections::Connections;
 use crate::actors::jobs::attachments::Attachments;
-use crate::actors::jobs::custody::{CustodySnapshot, inherit_the_rest};
+use crate::actors::jobs::custody::passed::{CustodySnapshot, inherit_the_rest};
 use crate::actors::jobs::means::Means;
 use crate::actors::jobs::room::RoomSnapshot;
 use crate::actors::session::{Gauges, SessionSnapshot};

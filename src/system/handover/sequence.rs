@@ -24,7 +24,7 @@ use crate::actors::child;
 use crate::actors::connections::{Connections, Unfit};
 use crate::actors::current::Current;
 use crate::actors::jobs::attachments::Attachments;
-use crate::actors::jobs::custody::{CustodySnapshot, NotNow};
+use crate::actors::jobs::custody::passed::{CustodySnapshot, NotNow};
 use crate::actors::jobs::messages::JobsMsg;
 use crate::actors::reply::SessionMailbox;
 use crate::actors::rollout::RolloutHandle;

@@ -3,6 +3,7 @@
 mod answers;
 mod billing;
 mod custody;
+mod custody_model;
 mod disk;
 mod durability;
 mod failures;
