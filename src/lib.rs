@@ -49,6 +49,11 @@
 //! `examples/` has three programs: one that consults an agent, one with a tool that must not run twice, and one whose tools
 //! run in a worker process. [`SystemBuilder`] lists what a system can be given.
 
+#![allow(
+    rustdoc::private_intra_doc_links,
+    reason = "the rooms are private, and rustdoc takes them for public because `internals` opens them"
+)]
+
 #[cfg(panic = "abort")]
 compile_error!("phone-opus survives panics of its actors and must be built with panic = \"unwind\"");
 
