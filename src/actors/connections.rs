@@ -57,11 +57,9 @@ pub struct Served {
     pub workers: Current<WorkersMsg>,
     /// Who hears of lost callers.
     pub jobs: Current<JobsMsg>,
-    /// Who counts.
     pub telemetry: TelemetryHandle,
     /// What all sessions add up to.
     pub gauges: Arc<Gauges>,
-    /// What is to break.
     pub faults: Faults,
     /// What is known about clients.
     pub clients: Clients,

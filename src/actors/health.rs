@@ -42,11 +42,9 @@ pub struct HealthSource {
     pub workers: Current<WorkersMsg>,
     /// Jobs.
     pub jobs: JobsHandle,
-    /// Who counts.
     pub telemetry: TelemetryHandle,
     /// The numbers.
     pub config: Arc<Config>,
-    /// What is to break.
     pub faults: Faults,
     /// What is known about rollouts.
     pub rollout: RolloutHandle,

@@ -32,7 +32,6 @@ pub struct TelemetryArguments {
     pub counters: Arc<Kept<Counters>>,
     /// The file they go to; `None` counts only.
     pub log: Option<std::path::PathBuf>,
-    /// What is to break.
     pub faults: Faults,
 }
 

@@ -40,7 +40,6 @@ pub(super) struct ConsultArguments {
     pub custody: Arc<Kept<Custody>>,
     /// Its supervisor.
     pub jobs: ActorRef<JobsMsg>,
-    /// What is to break.
     pub faults: Faults,
 }
 

@@ -28,7 +28,6 @@ pub enum Again {
 pub enum JobsMsg {
     /// Accept a consult.
     Accept {
-        /// What.
         job: Box<NewJob>,
         /// Who waits for it.
         caller: Option<InvocationId>,
@@ -50,7 +49,6 @@ pub enum JobsMsg {
     Withdrawn(InvocationId),
     /// A session goes on after it was interrupted, with these calls open. What else it had has no caller any more.
     Resumed {
-        /// Which.
         session: SessionNumber,
         /// Its calls.
         open: HashSet<u64>,
@@ -63,7 +61,6 @@ pub enum JobsMsg {
     Shown(JobId),
     /// Where is the news of this job?
     Attach {
-        /// Which.
         job: JobId,
         /// `None` when it runs under another host, or is over.
         reply: oneshot::Sender<Option<watch::Receiver<JobLive>>>,
@@ -72,7 +69,6 @@ pub enum JobsMsg {
     Terminate(JobId),
     /// A job's custody has ended.
     Ended {
-        /// Which.
         job: JobId,
         /// How it ended, where the store could say.
         record: Option<Arc<JobRecord>>,

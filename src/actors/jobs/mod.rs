@@ -105,9 +105,7 @@ pub struct JobsArguments {
     pub attachments: Attachments,
     /// The connections: a caller whose connection is over waits for nothing.
     pub connections: Connections,
-    /// What is to break.
     pub faults: Faults,
-    /// Who counts.
     pub telemetry: TelemetryHandle,
 }
 

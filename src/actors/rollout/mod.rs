@@ -45,7 +45,6 @@ pub struct RolloutArguments {
     pub environment: Environment,
     /// The job store, where there is one.
     pub database: Option<std::path::PathBuf>,
-    /// Who counts.
     pub telemetry: TelemetryHandle,
 }
 

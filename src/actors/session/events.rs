@@ -38,7 +38,6 @@ pub enum SessionEvent {
     WorkerUp {
         /// Which incarnation.
         generation: Generation,
-        /// It.
         worker: WorkerHandle,
     },
     /// A worker and all before it are gone, and have said everything they had to say.
@@ -69,14 +68,12 @@ pub enum SessionEvent {
     Told {
         /// For which request.
         call: CallNumber,
-        /// What.
         answer: Result<TaskAnswer, Box<Fault>>,
     },
     /// News of a task that is followed.
     TaskNews {
         /// Under which number.
         number: CallNumber,
-        /// What.
         news: TaskNews,
     },
     /// What would be passed on, were it done now?

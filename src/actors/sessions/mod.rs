@@ -58,7 +58,6 @@ pub struct SessionsArguments {
     pub workers: Current<WorkersMsg>,
     /// Who hears of lost callers.
     pub jobs: Current<JobsMsg>,
-    /// What is to break.
     pub faults: Faults,
 }
 

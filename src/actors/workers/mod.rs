@@ -67,7 +67,6 @@ pub struct WorkersArguments {
     pub past: Option<Arc<WorkersSnapshot>>,
     /// Told of restarts.
     pub telemetry: TelemetryHandle,
-    /// What is to break.
     pub faults: Faults,
 }
 

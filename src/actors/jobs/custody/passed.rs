@@ -100,7 +100,6 @@ impl CustodySnapshot {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("pass on the runner of job {job}: {why}")]
 pub struct NotNow {
-    /// Whose.
     pub job: JobId,
     /// Why not.
     pub why: &'static str,
