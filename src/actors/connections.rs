@@ -57,9 +57,11 @@ pub struct Served {
     pub workers: Current<WorkersMsg>,
     /// Who hears of lost callers.
     pub jobs: Current<JobsMsg>,
+    /// Telemetry.
     pub telemetry: TelemetryHandle,
     /// What all sessions add up to.
     pub gauges: Arc<Gauges>,
+    /// Fault plan.
     pub faults: Faults,
     /// What is known about clients.
     pub clients: Clients,

@@ -42,9 +42,11 @@ pub struct HealthSource {
     pub workers: Current<WorkersMsg>,
     /// Jobs.
     pub jobs: JobsHandle,
+    /// Telemetry.
     pub telemetry: TelemetryHandle,
     /// The numbers.
     pub config: Arc<Config>,
+    /// Fault plan.
     pub faults: Faults,
     /// What is known about rollouts.
     pub rollout: RolloutHandle,

@@ -147,11 +147,13 @@ pub struct RootArguments {
     pub rollout: RolloutArguments,
     /// The sessions' supervisor is started with this.
     pub sessions: SessionsArguments,
+    /// Telemetry.
     pub telemetry: TelemetryHandle,
     /// Where they are written; `None` counts only.
     pub log: Option<PathBuf>,
     /// How the parts are reached.
     pub names: Names,
+    /// Fault plan.
     pub faults: Faults,
     /// Told when the tree is down, and why.
     pub down: watch::Sender<Option<Down>>,

@@ -32,6 +32,7 @@ pub struct TelemetryArguments {
     pub counters: Arc<Kept<Counters>>,
     /// The file they go to; `None` counts only.
     pub log: Option<std::path::PathBuf>,
+    /// Fault plan.
     pub faults: Faults,
 }
 

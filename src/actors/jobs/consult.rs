@@ -40,6 +40,7 @@ pub(super) struct ConsultArguments {
     pub custody: Arc<Kept<Custody>>,
     /// Its supervisor.
     pub jobs: ActorRef<JobsMsg>,
+    /// Fault plan.
     pub faults: Faults,
 }
 

@@ -28,6 +28,7 @@ pub enum Again {
 pub enum JobsMsg {
     /// Accept a consult.
     Accept {
+        /// The job as it was asked for.
         job: Box<NewJob>,
         /// Who waits for it.
         caller: Option<InvocationId>,
@@ -49,6 +50,7 @@ pub enum JobsMsg {
     Withdrawn(InvocationId),
     /// A session goes on after it was interrupted, with these calls open. What else it had has no caller any more.
     Resumed {
+        /// The session that goes on.
         session: SessionNumber,
         /// Its calls.
         open: HashSet<u64>,
@@ -61,6 +63,7 @@ pub enum JobsMsg {
     Shown(JobId),
     /// Where is the news of this job?
     Attach {
+        /// The job that is asked about.
         job: JobId,
         /// `None` when it runs under another host, or is over.
         reply: oneshot::Sender<Option<watch::Receiver<JobLive>>>,
@@ -69,6 +72,7 @@ pub enum JobsMsg {
     Terminate(JobId),
     /// A job's custody has ended.
     Ended {
+        /// The job whose custody ended.
         job: JobId,
         /// How it ended, where the store could say.
         record: Option<Arc<JobRecord>>,

@@ -105,7 +105,9 @@ pub struct JobsArguments {
     pub attachments: Attachments,
     /// The connections: a caller whose connection is over waits for nothing.
     pub connections: Connections,
+    /// Fault plan.
     pub faults: Faults,
+    /// Telemetry.
     pub telemetry: TelemetryHandle,
 }
 

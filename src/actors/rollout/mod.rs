@@ -45,6 +45,7 @@ pub struct RolloutArguments {
     pub environment: Environment,
     /// The job store, where there is one.
     pub database: Option<std::path::PathBuf>,
+    /// Telemetry.
     pub telemetry: TelemetryHandle,
 }
 

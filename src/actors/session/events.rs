@@ -38,6 +38,7 @@ pub enum SessionEvent {
     WorkerUp {
         /// Which incarnation.
         generation: Generation,
+        /// The way to it.
         worker: WorkerHandle,
     },
     /// A worker and all before it are gone, and have said everything they had to say.
@@ -68,12 +69,14 @@ pub enum SessionEvent {
     Told {
         /// For which request.
         call: CallNumber,
+        /// What was found out.
         answer: Result<TaskAnswer, Box<Fault>>,
     },
     /// News of a task that is followed.
     TaskNews {
         /// Under which number.
         number: CallNumber,
+        /// How the task stands.
         news: TaskNews,
     },
     /// What would be passed on, were it done now?

@@ -58,6 +58,7 @@ pub struct SessionsArguments {
     pub workers: Current<WorkersMsg>,
     /// Who hears of lost callers.
     pub jobs: Current<JobsMsg>,
+    /// Fault plan.
     pub faults: Faults,
 }
 

@@ -67,6 +67,7 @@ pub struct WorkersArguments {
     pub past: Option<Arc<WorkersSnapshot>>,
     /// Told of restarts.
     pub telemetry: TelemetryHandle,
+    /// Fault plan.
     pub faults: Faults,
 }
 

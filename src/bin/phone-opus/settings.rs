@@ -37,6 +37,7 @@ pub(crate) struct Prepared {
     pub(crate) program: PathBuf,
     /// The environment as it was at the start.
     pub(crate) environment: Environment,
+    /// Fault plan.
     pub(crate) faults: Faults,
     /// What could not be had as it was to be, for health.
     pub(crate) notices: Vec<String>,

@@ -100,6 +100,7 @@ impl CustodySnapshot {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("pass on the runner of job {job}: {why}")]
 pub struct NotNow {
+    /// The job whose runner cannot be passed on now.
     pub job: JobId,
     /// Why not.
     pub why: &'static str,
