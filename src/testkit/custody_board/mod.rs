@@ -305,6 +305,8 @@ async fn alive(program: &Path, loss: Loss, manners: &[Step]) -> Seen {
         let mut next = rig.serve().await;
         let (kept, _) = leaving(&rig, |left| left.is_empty()).await;
         let swept = began.elapsed().as_secs_f64();
+        // It ends what was left before it settles the job, and is not to be ended in between.
+        rig.only_job_over().await;
         next.finish().await;
         others.push(next.exchange());
         let stayed = if stayed.is_empty() { "nothing".to_owned() } else { stayed.join(", ") };
