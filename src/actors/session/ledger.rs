@@ -48,7 +48,7 @@ pub enum LedgerEffect {
     Send(CallNumber),
     /// Ask its tool for evidence.
     Probe(CallNumber),
-    /// Answer it with this fault; it has left the ledger through [`Ledger::take`].
+    /// Take it out of the ledger ([`Ledger::take`]) and answer it with this fault.
     Fail(CallNumber, Box<Fault>),
 }
 

@@ -3,9 +3,16 @@
 //! Owns: generations, restart intensity, backoff. May not know: calls, contracts, what a child does.
 //!
 //! ```text
-//!  Empty ──wanted──▶ Starting ──up──▶ Up ──gone──▶ Backoff ──due──▶ Starting
-//!    ▲                  └──gone──▶ Backoff  ├── too often ──▶ GaveUp ──wanted, later──▶ Starting
-//!    └───────────── set aside ──────────────┴── needs no restart ──▶ Done
+//!  Empty ──wanted──▶ Starting ──up──▶ Up
+//!    ▲                  └──────┬───────┘
+//!    ├──────── set aside ──────┤
+//!    │                       gone ├── for the first time in a streak ──▶ Starting
+//!    │                            ├── again ──▶ Backoff ──due──▶ Starting
+//!    │                            ├── too often ──▶ GaveUp ──wanted, later──▶ Starting
+//!    │                            └── needs no restart ──▶ Done
+//!    └── set aside ── Backoff
+//!
+//!  any ──stop──▶ Stopping
 //! ```
 
 use std::collections::VecDeque;
