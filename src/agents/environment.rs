@@ -5,7 +5,8 @@
 //!
 //! Invariants: (1) a name that is neither listed nor chosen by the user (`agent_env`) does not pass; (2) what can spend money
 //! by the token passes only when that was chosen, and never as one of the user's names; (3) values are never shown; (4) a path
-//! that is not absolute does not pass: it would mean a place in the directory of each consult.
+//! that is not absolute does not pass: it would mean a place in the directory of each consult. What is a path is said beside
+//! each listed name ([`Value`]); of names that only their beginning or the user lists, it is seen by name and value.
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
@@ -83,55 +84,125 @@ pub const CHAIN: &str = "PHONE_OPUS_CHAIN";
 /// How deep in the chain whatever reads it is.
 pub const DEPTH: &str = "PHONE_OPUS_DEPTH";
 
+/// What the value of a variable is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Value {
+    /// No place in a file system.
+    Text,
+    /// A file or directory.
+    Path,
+    /// Several, with colons between them.
+    Paths,
+    /// Whatever its name and the value itself say.
+    Unlisted,
+}
+
+use Value::{Path, Paths, Text, Unlisted};
+
 /// What passes to every agent.
-const ALLOWLIST: &[&str] = &[
-    "HOME",
-    "PATH",
-    "USER",
-    "LOGNAME",
-    "SHELL",
-    "TERM",
-    "LANG",
-    "LANGUAGE",
-    "TZ",
-    "TMPDIR",
+const ALLOWLIST: &[(&str, Value)] = &[
+    ("HOME", Path),
+    ("PATH", Paths),
+    ("USER", Text),
+    ("LOGNAME", Text),
+    ("SHELL", Path),
+    ("TERM", Text),
+    ("LANG", Text),
+    ("LANGUAGE", Text),
+    // A name below the system's own directory of time zones.
+    ("TZ", Text),
+    ("TMPDIR", Path),
     // Both spellings are in use, and programs differ in which they read.
-    "HTTP_PROXY",
-    "HTTPS_PROXY",
-    "NO_PROXY",
-    "ALL_PROXY",
-    "http_proxy",
-    "https_proxy",
-    "no_proxy",
-    "all_proxy",
-    "SSL_CERT_FILE",
-    "SSL_CERT_DIR",
-    "NIX_SSL_CERT_FILE",
-    "NODE_EXTRA_CA_CERTS",
+    ("HTTP_PROXY", Text),
+    ("HTTPS_PROXY", Text),
+    ("NO_PROXY", Text),
+    ("ALL_PROXY", Text),
+    ("http_proxy", Text),
+    ("https_proxy", Text),
+    ("no_proxy", Text),
+    ("all_proxy", Text),
+    ("SSL_CERT_FILE", Path),
+    ("SSL_CERT_DIR", Paths),
+    ("NIX_SSL_CERT_FILE", Path),
+    ("NODE_EXTRA_CA_CERTS", Path),
+    ("XDG_CONFIG_HOME", Path),
+    ("XDG_DATA_HOME", Path),
+    ("XDG_STATE_HOME", Path),
+    ("XDG_CACHE_HOME", Path),
+    ("XDG_BIN_HOME", Path),
+    ("XDG_RUNTIME_DIR", Path),
+    ("XDG_CONFIG_DIRS", Paths),
+    ("XDG_DATA_DIRS", Paths),
 ];
 
 /// What passes to every agent by the beginning of its name.
-const ALLOWED_PREFIXES: &[&str] = &["LC_", "XDG_"];
+const ALLOWED_PREFIXES: &[(&str, Value)] = &[("LC_", Text), ("XDG_", Unlisted)];
 
 /// What passes to Claude Code besides. The OAuth token is the subscription's own login, for machines without a browser.
-const CLAUDE_ALLOWLIST: &[&str] = &[
-    "CLAUDE_CONFIG_DIR",
-    LOGIN_TOKEN,
-    "API_TIMEOUT_MS",
-    "CLAUDE_CODE_TMPDIR",
+const CLAUDE_ALLOWLIST: &[(&str, Value)] = &[
+    ("CLAUDE_CONFIG_DIR", Path),
+    (LOGIN_TOKEN, Text),
+    ("API_TIMEOUT_MS", Text),
+    ("CLAUDE_CODE_TMPDIR", Path),
     // The certificate a gateway knows its client by; it proves who asks and pays for nothing.
-    "CLAUDE_CODE_CLIENT_CERT",
-    "CLAUDE_CODE_CLIENT_KEY",
-    "CLAUDE_CODE_CLIENT_KEY_PASSPHRASE",
-    "CLAUDE_CODE_CERT_STORE",
+    ("CLAUDE_CODE_CLIENT_CERT", Path),
+    ("CLAUDE_CODE_CLIENT_KEY", Path),
+    ("CLAUDE_CODE_CLIENT_KEY_PASSPHRASE", Text),
+    // Words: which stores of certificates are used.
+    ("CLAUDE_CODE_CERT_STORE", Text),
     // Systems whose library the search program that comes along does not work with.
-    "USE_BUILTIN_RIPGREP",
-    "NIX_LD",
-    "NIX_LD_LIBRARY_PATH",
+    ("USE_BUILTIN_RIPGREP", Text),
+    ("NIX_LD", Path),
+    ("NIX_LD_LIBRARY_PATH", Paths),
 ];
 
 /// What shims of version managers need to find the version they stand for, by the beginning of its name.
-const SHIM_PREFIXES: &[&str] = &["MISE_", "ASDF_", "VOLTA_", "NODENV_", "NVM_", "FNM_"];
+const SHIM_PREFIXES: &[(&str, Value)] = &[
+    ("MISE_", Unlisted),
+    ("ASDF_", Unlisted),
+    ("VOLTA_", Unlisted),
+    ("NODENV_", Unlisted),
+    ("NVM_", Unlisted),
+    ("FNM_", Unlisted),
+];
+
+/// Those of them that are known to be places, and those that are looked for by name in every directory, as `.tool-versions` is.
+const SHIM_VALUES: &[(&str, Value)] = &[
+    ("MISE_DATA_DIR", Path),
+    ("MISE_CACHE_DIR", Path),
+    ("MISE_CONFIG_DIR", Path),
+    ("MISE_STATE_DIR", Path),
+    ("MISE_TMP_DIR", Path),
+    ("MISE_SHIMS_DIR", Path),
+    ("MISE_SYSTEM_CONFIG_DIR", Path),
+    ("MISE_GLOBAL_CONFIG_FILE", Path),
+    ("MISE_GLOBAL_CONFIG_ROOT", Path),
+    ("MISE_SHARED_INSTALL_DIRS", Paths),
+    ("MISE_TRUSTED_CONFIG_PATHS", Paths),
+    ("MISE_IGNORED_CONFIG_PATHS", Paths),
+    ("MISE_CEILING_PATHS", Paths),
+    ("MISE_DEFAULT_TOOL_VERSIONS_FILENAME", Text),
+    ("ASDF_DIR", Path),
+    ("ASDF_DATA_DIR", Path),
+    ("ASDF_CONFIG_FILE", Path),
+    ("ASDF_DEFAULT_TOOL_VERSIONS_FILENAME", Text),
+    ("VOLTA_HOME", Path),
+    ("NODENV_ROOT", Path),
+    ("NODENV_DIR", Path),
+    ("NODENV_HOOK_PATH", Paths),
+    ("NVM_DIR", Path),
+    ("NVM_BIN", Path),
+    ("NVM_INC", Path),
+    ("FNM_DIR", Path),
+    ("FNM_MULTISHELL_PATH", Path),
+];
+
+/// How the names of variables end that hold lists of paths.
+const LIST_ENDINGS: &[&str] = &["PATH", "PATHS", "_DIRS"];
+
+/// How the names of variables end that hold one path.
+const PATH_ENDINGS: &[&str] =
+    &["_HOME", "_DIR", "_ROOT", "_BIN", "_FILE", "_TMPDIR", "_CA_CERTS", "_CLIENT_CERT", "_CLIENT_KEY"];
 
 /// Words in a shim's variable that make it a secret: managers keep tokens of the sites they download from there.
 const SECRET_WORDS: &[&str] = &["TOKEN", "KEY", "SECRET", "PASSWORD", "CREDENTIAL", "AUTH"];
@@ -176,23 +247,29 @@ const ACCOUNT_BYTES: usize = 12;
 /// Words in an `ANTHROPIC_…` name that make it a way to pay or a place to send the bill to. Headers may hold a key.
 const PAYING_WORDS: &[&str] = &["KEY", "TOKEN", "SECRET", "BEARER", "BASE_URL", "CUSTOM_HEADERS"];
 
+/// A switch of Claude Code, and what it reads when that is set.
+type Cloud = (&'static str, &'static [(&'static str, Value)]);
+
 /// Accounts of cloud providers: the switch that makes Claude Code use one, and what it then reads.
-const CLOUDS: &[(&str, &[&str])] = &[
+const CLOUDS: &[Cloud] = &[
     (
         "CLAUDE_CODE_USE_BEDROCK",
         &[
-            "AWS_REGION",
-            "AWS_DEFAULT_REGION",
-            "AWS_PROFILE",
-            "AWS_ACCESS_KEY_ID",
-            "AWS_SECRET_ACCESS_KEY",
-            "AWS_SESSION_TOKEN",
-            "AWS_BEARER_TOKEN_BEDROCK",
-            "AWS_CONFIG_FILE",
-            "AWS_SHARED_CREDENTIALS_FILE",
+            ("AWS_REGION", Text),
+            ("AWS_DEFAULT_REGION", Text),
+            ("AWS_PROFILE", Text),
+            ("AWS_ACCESS_KEY_ID", Text),
+            ("AWS_SECRET_ACCESS_KEY", Text),
+            ("AWS_SESSION_TOKEN", Text),
+            ("AWS_BEARER_TOKEN_BEDROCK", Text),
+            ("AWS_CONFIG_FILE", Path),
+            ("AWS_SHARED_CREDENTIALS_FILE", Path),
         ],
     ),
-    ("CLAUDE_CODE_USE_VERTEX", &["CLOUD_ML_REGION", "GOOGLE_APPLICATION_CREDENTIALS", "GOOGLE_CLOUD_PROJECT"]),
+    (
+        "CLAUDE_CODE_USE_VERTEX",
+        &[("CLOUD_ML_REGION", Text), ("GOOGLE_APPLICATION_CREDENTIALS", Path), ("GOOGLE_CLOUD_PROJECT", Text)],
+    ),
     ("CLAUDE_CODE_USE_FOUNDRY", &[]),
 ];
 
@@ -207,16 +284,37 @@ enum Grant {
     Never,
 }
 
+/// What a table says of a name.
+fn listed(table: &[(&str, Value)], name: &str) -> Option<Value> {
+    table.iter().find(|(listed, _)| *listed == name).map(|(_, value)| *value)
+}
+
+/// What a table says of the names that begin like this one.
+fn begun(table: &[(&str, Value)], name: &str) -> Option<Value> {
+    table.iter().find(|(prefix, _)| name.starts_with(prefix)).map(|(_, value)| *value)
+}
+
+/// What a variable of this name holds, whatever lets it pass.
+fn value_of(name: &str) -> Value {
+    let tables = [ALLOWLIST, CLAUDE_ALLOWLIST, SHIM_VALUES].into_iter().chain(CLOUDS.iter().map(|(_, names)| *names));
+    tables
+        .filter_map(|table| listed(table, name))
+        .next()
+        .or_else(|| begun(ALLOWED_PREFIXES, name))
+        .or_else(|| begun(SHIM_PREFIXES, name))
+        .unwrap_or(Unlisted)
+}
+
 fn common(name: &str) -> bool {
-    ALLOWLIST.contains(&name) || ALLOWED_PREFIXES.iter().any(|prefix| name.starts_with(prefix))
+    listed(ALLOWLIST, name).or_else(|| begun(ALLOWED_PREFIXES, name)).is_some()
 }
 
 fn of_a_shim(name: &str) -> bool {
-    SHIM_PREFIXES.iter().any(|prefix| name.starts_with(prefix)) && !SECRET_WORDS.iter().any(|word| name.contains(word))
+    begun(SHIM_PREFIXES, name).is_some() && !SECRET_WORDS.iter().any(|word| name.contains(word))
 }
 
 fn claude_grant(name: &str) -> Grant {
-    if common(name) || CLAUDE_ALLOWLIST.contains(&name) || of_a_shim(name) {
+    if common(name) || listed(CLAUDE_ALLOWLIST, name).is_some() || of_a_shim(name) {
         return Grant::Always;
     }
     if let Some(rest) = name.strip_prefix("ANTHROPIC_") {
@@ -226,7 +324,7 @@ fn claude_grant(name: &str) -> Grant {
         if name == *switch {
             return Grant::ForPay;
         }
-        if names.contains(&name) {
+        if listed(names, name).is_some() {
             return Grant::ForCloud(switch);
         }
     }
@@ -267,18 +365,32 @@ fn pays(name: &str) -> bool {
 
 /// What of a value may pass: without what is relative, where it is a path or a list of paths.
 fn absolute(name: &str, value: &OsStr) -> Option<OsString> {
-    let is_list = name == "PATH" || name.ends_with("_DIRS") || name.ends_with("_LIBRARY_PATH");
-    if is_list {
-        let kept = std::env::join_paths(programs::directories(Some(value))).ok()?;
-        return Some(kept).filter(|kept| !kept.is_empty());
+    let ends = |endings: &[&str]| endings.iter().any(|end| name.ends_with(end));
+    let holds = match value_of(name) {
+        Unlisted if ends(LIST_ENDINGS) => Paths,
+        Unlisted if ends(PATH_ENDINGS) => Path,
+        Unlisted if is_relative(value) => return None,
+        Unlisted => Text,
+        said => said,
+    };
+    match holds {
+        Paths => {
+            let kept = std::env::join_paths(programs::directories(Some(value))).ok()?;
+            Some(kept).filter(|kept| !kept.is_empty())
+        }
+        // What is empty counts as absent, for the programs too.
+        Path => (value.is_empty() || std::path::Path::new(value).is_absolute()).then(|| value.to_owned()),
+        Text | Unlisted => Some(value.to_owned()),
     }
-    let is_path = ["HOME", "TMPDIR", "SHELL"].contains(&name)
-        || ["_HOME", "_DIR", "_FILE", "_TMPDIR", "_CA_CERTS", "_CLIENT_CERT", "_CLIENT_KEY"]
-            .iter()
-            .any(|end| name.ends_with(end));
-    // What is empty counts as absent, for the programs too.
-    let stays = !is_path || value.is_empty() || std::path::Path::new(value).is_absolute();
-    stays.then(|| value.to_owned())
+}
+
+/// Whether a value says itself that it is a path from where a program stands. Managers take `path:` before a version's place.
+fn is_relative(value: &OsStr) -> bool {
+    let bytes = value.as_bytes();
+    match bytes.strip_prefix(b"path:") {
+        Some(place) => !place.starts_with(b"/"),
+        None => matches!(bytes, b"." | b"..") || bytes.starts_with(b"./") || bytes.starts_with(b"../"),
+    }
 }
 
 /// What a runner is started with: ours, what its agent may get (`needed`), and whether something was withheld.
@@ -591,12 +703,71 @@ mod tests {
             ("SSL_CERT_FILE", "../ca.pem", None),
             ("LANG", "C.UTF-8", Some("C.UTF-8")),
             ("XDG_SESSION_TYPE", "wayland", Some("wayland")),
+            ("SSL_CERT_DIR", "/etc/ssl/certs:certs", Some("/etc/ssl/certs")),
+            ("XDG_SOMETHING_NEW", "./lib", None),
         ] {
             let env: Environment = [(name, value)].into_iter().collect();
             let passed = |granted: Granted| granted.env.get(OsStr::new(name)).cloned();
             let expected = passes.map(OsString::from);
             assert_eq!(passed(for_claude(&env, Billing::Subscription, &[])), expected, "{name}={value}");
             assert_eq!(passed(for_offline(&env)), expected, "{name}={value}, offline");
+        }
+    }
+
+    /// What passes of a value to Claude Code when everything that can pass does.
+    fn passed(name: &str, value: &str, chosen: &[String]) -> Option<OsString> {
+        let switches = CLOUDS.iter().map(|(switch, _)| (*switch, "1"));
+        let env: Environment = switches.chain([(name, value)]).collect();
+        for_claude(&env, Billing::ApiKey, chosen).env.remove(OsStr::new(name))
+    }
+
+    #[test]
+    fn every_listed_name_passes_and_no_listed_path_passes_relative() {
+        let relative = ["lib", "./lib", "../lib", ".", "lib/ld.so", "~/lib"];
+        let tables =
+            [ALLOWLIST, CLAUDE_ALLOWLIST, SHIM_VALUES].into_iter().chain(CLOUDS.iter().map(|(_, names)| *names));
+        let mut places = 0;
+        for (name, value) in tables.flatten() {
+            assert_ne!(*value, Unlisted, "{name}");
+            assert_eq!(passed(name, "/opt/x", &[]), Some("/opt/x".into()), "{name}");
+            for given in relative {
+                let expected = (*value == Text).then(|| OsString::from(given));
+                assert_eq!(passed(name, given, &[]), expected, "{name}={given}");
+            }
+            // A list keeps what is absolute; one path is not taken apart.
+            let kept = if *value == Paths { "/opt/x:/opt/y" } else { "/opt/x:lib:/opt/y" };
+            assert_eq!(passed(name, "/opt/x:lib:/opt/y", &[]), Some(kept.into()), "{name}");
+            places += usize::from(*value != Text);
+            // A name that says it is a place is listed as one.
+            let says = LIST_ENDINGS.iter().chain(PATH_ENDINGS).any(|end| name.ends_with(end));
+            assert!(*value != Text || !says, "{name}");
+        }
+        assert!(places > 40, "{places}");
+    }
+
+    #[test]
+    fn of_a_name_nobody_listed_no_relative_path_passes() {
+        let chosen = ["NODE_PATH", "PYTHONPATH", "MY_ROOT", "NODE_OPTIONS"].map(str::to_owned);
+        for (name, value, passes) in [
+            ("NVM_NEW_DIR", "nvm", false),
+            ("FNM_NEW_PATH", "fnm", false),
+            ("MISE_NEW_PATHS", "a:b", false),
+            ("MISE_NODE_ROOT", "node", false),
+            ("NODENV_NEW_BIN", "bin", false),
+            ("MISE_NODE_VERSION", "./node", false),
+            ("MISE_NODE_VERSION", "path:node", false),
+            ("MISE_NODE_VERSION", "path:/opt/node", true),
+            ("MISE_NODE_VERSION", "lts/hydrogen", true),
+            ("FNM_NODE_DIST_MIRROR", "https://example.org/dist", true),
+            ("XDG_NEW_HOME", "home", false),
+            ("ANTHROPIC_CONFIG_DIR", "conf", false),
+            ("ANTHROPIC_MODEL", "vendor/model", true),
+            ("NODE_PATH", "lib", false),
+            ("PYTHONPATH", ".", false),
+            ("MY_ROOT", "..", false),
+            ("NODE_OPTIONS", "--max-old-space-size=4096", true),
+        ] {
+            assert_eq!(passed(name, value, &chosen), passes.then(|| value.into()), "{name}={value}");
         }
     }
 
