@@ -248,13 +248,13 @@ impl StateDir {
         fs::metadata(&path).is_ok_and(|found| found.len() > 0).then_some(path)
     }
 
-    /// Where the slots' locks are.
+    /// Where the permits' locks are.
     #[must_use]
     pub fn slots(&self) -> PathBuf {
         self.root.join("slots")
     }
 
-    /// The file whose lock is one permit to run an agent; slots are numbered from 0.
+    /// The file whose lock is one permit to run an agent; they are numbered from 0.
     #[must_use]
     pub fn slot_lock(&self, slot: usize) -> PathBuf {
         self.slots().join(slot.to_string())

@@ -1,7 +1,7 @@
 //! Admission: who may run now, and who waits for how many.
 //!
 //! Owns: the order of the queue. May not know: the store, the locks, the clock, who started the jobs. Everybody who looks
-//! computes the same plan from the same rows; the slot locks and the store's `start` enforce what a stale plan got wrong.
+//! computes the same plan from the same rows; the permits' locks and the store's `start` enforce what a stale plan got wrong.
 //!
 //! Workspaces take turns. Every acceptance and every start draws the next number of one counter (its *turn*); a
 //! workspace is due since the later of its last start and the acceptance of its first waiting job, and the one that has
@@ -9,7 +9,7 @@
 //!
 //! Invariants: (1) at most `limit` runs at once; (2) never two runs of one agent session at once, the earlier accepted
 //! first; (3) the first job of a workspace is overtaken at most once by each other workspace, unless its session is busy;
-//! (4) a queued job whose runner is gone delays nobody; a running one gives its slot back but keeps its session busy
+//! (4) a queued job whose runner is gone delays nobody; a running one gives its permit back but keeps its session busy
 //! until the sweep has ended what is left of it.
 
 use std::collections::{HashMap, HashSet};
@@ -72,7 +72,7 @@ pub enum Position {
     Wait {
         /// Its place among those that wait, from 1.
         place: usize,
-        /// Runs that hold a slot now.
+        /// Runs that hold a permit now.
         ahead_running: usize,
     },
 }
@@ -262,7 +262,7 @@ mod tests {
             self.contenders.iter_mut().find(|contender| contender.row.job == job).expect("a live job")
         }
 
-        /// Runs everything with `limit` slots, one end at a time, and tells the order of the starts.
+        /// Runs everything with `limit` permits, one end at a time, and tells the order of the starts.
         fn drain(&mut self, limit: usize) -> Vec<JobId> {
             let mut started = Vec::new();
             loop {
@@ -374,7 +374,7 @@ mod tests {
         let other = model.accept("/w", None);
         let plan = plan(&model.contenders, 1);
         assert_eq!(plan.position(alive), wait(1, 0), "what the dead one left may still be at work in the session");
-        assert_eq!(plan.position(other), Some(Position::Start), "its slot is free");
+        assert_eq!(plan.position(other), Some(Position::Start), "its permit is free");
     }
 
     fn invariant_never_more_than_the_limit_run(model: &Model, limit: usize) {
@@ -410,7 +410,7 @@ mod tests {
         assert_eq!(places, (1..=places.len()).collect::<Vec<_>>());
     }
 
-    fn invariant_no_slot_stays_empty_while_somebody_could_run(model: &Model, limit: usize) {
+    fn invariant_no_permit_is_left_over_while_somebody_could_run(model: &Model, limit: usize) {
         let plan = plan(&model.contenders, limit);
         let running = model.contenders.iter().filter(|c| c.alive && c.row.state == JobState::Running).count();
         let sessionless = model
@@ -476,7 +476,7 @@ mod tests {
                 invariant_never_more_than_the_limit_run(&model, limit);
                 invariant_never_two_runs_of_one_session(&model, limit);
                 invariant_every_live_queued_job_has_one_place(&model, limit);
-                invariant_no_slot_stays_empty_while_somebody_could_run(&model, limit);
+                invariant_no_permit_is_left_over_while_somebody_could_run(&model, limit);
             }
             if !runners_die {
                 invariant_the_first_of_a_workspace_is_overtaken_once_by_each_other(&overtaken);

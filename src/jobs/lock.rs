@@ -137,12 +137,12 @@ pub(crate) fn is_held_at(path: &Path) -> Result<bool, LockError> {
 /// A permit to run one agent; given back when it is dropped or its process ends in any way.
 #[derive(Debug)]
 pub struct RunPermit {
-    slot: usize,
+    number: usize,
     _held: HeldLock,
 }
 
 impl RunPermit {
-    /// Takes any free one of the first `limit` slots; `None` when all are taken.
+    /// Takes any free one of the first `limit` permits; `None` when all are taken.
     ///
     /// # Errors
     ///
@@ -151,18 +151,18 @@ impl RunPermit {
         if !dir.slots().is_dir() {
             dir.create()?;
         }
-        for slot in 0..limit {
-            if let Some(held) = HeldLock::try_take(&dir.slot_lock(slot), Duration::ZERO)? {
-                return Ok(Some(Self { slot, _held: held }));
+        for number in 0..limit {
+            if let Some(held) = HeldLock::try_take(&dir.slot_lock(number), Duration::ZERO)? {
+                return Ok(Some(Self { number, _held: held }));
             }
         }
         Ok(None)
     }
 
-    /// The slot's number, from 0.
+    /// The permit's number, from 0.
     #[must_use]
-    pub const fn slot(&self) -> usize {
-        self.slot
+    pub const fn number(&self) -> usize {
+        self.number
     }
 }
 
@@ -305,15 +305,15 @@ mod tests {
     }
 
     #[test]
-    fn no_more_slots_than_the_limit_are_given() {
+    fn no_more_permits_than_the_limit_are_given() {
         let (_scratch, dir) = state();
         let mut held: Vec<_> =
             (0..3).map(|_| RunPermit::try_acquire_any(&dir, 3).expect("usable").expect("free")).collect();
-        assert_eq!(held.iter().map(RunPermit::slot).collect::<Vec<_>>(), [0, 1, 2]);
+        assert_eq!(held.iter().map(RunPermit::number).collect::<Vec<_>>(), [0, 1, 2]);
         assert!(RunPermit::try_acquire_any(&dir, 3).expect("usable").is_none());
         held.remove(1);
-        let again = eventually("a slot is free", || RunPermit::try_acquire_any(&dir, 3).expect("usable"));
-        assert_eq!(again.slot(), 1);
+        let again = eventually("a permit is free", || RunPermit::try_acquire_any(&dir, 3).expect("usable"));
+        assert_eq!(again.number(), 1);
         assert!(RunPermit::try_acquire_any(&dir, 0).expect("usable").is_none());
     }
 

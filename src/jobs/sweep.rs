@@ -128,7 +128,7 @@ pub async fn settle(store: &StoreHandle, dir: &StateDir, job: JobId, why: Fault)
         tracing::debug!(%job, current = current.as_str(), "a lost job was settled by somebody else");
     }
     drop(lock);
-    // A slot or a session may be free now, and nobody is blocked on a run that is long dead.
+    // A permit or a session may be free now, and nobody is blocked on a run that is long dead.
     evidence::ring_all(dir);
     Ok(Some(store.job(job).await?))
 }

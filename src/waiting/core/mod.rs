@@ -11,7 +11,7 @@
 //! ```
 //!
 //! Time passes for it only while something is under way: an offer that is not answered, a start that is not to be seen yet,
-//! callers that have just been lost. With every slot taken it is blocked on the runs that have them and on nothing else.
+//! callers that have just been lost. With every permit taken it is blocked on the runs that have them and on nothing else.
 //!
 //! Invariants: (1) a job is offered or started only when the plan of a look says that it may start, and once for each turn;
 //! (2) while it waits with anything that could start, it is blocked on every live run, or looks again within a second; (3) a
@@ -63,7 +63,7 @@ pub enum WaitingEvent {
     Freed(JobId),
     /// The bell was rung.
     Rang,
-    /// A runner of ours has ended without its job having begun: there was no slot after all.
+    /// A runner of ours has ended without its job having begun: there was no permit after all.
     NotYet(JobId),
     /// A runner of ours has ended otherwise.
     RunnerOver(JobId),
@@ -124,7 +124,7 @@ pub struct WaitingCore {
     watched: BTreeSet<JobId>,
     /// Runs whose lock was given back since the last look: not to be blocked on again before they were seen to go on.
     freed: HashSet<JobId>,
-    /// Every slot was taken at the last look, by runs we are blocked on.
+    /// Every permit was taken at the last look, by runs we are blocked on.
     full: bool,
     look: bool,
     again_at: Option<Instant>,
@@ -232,7 +232,7 @@ impl WaitingCore {
 
     fn came(&mut self, job: JobId, now: Instant) {
         self.jobs.entry(job).or_insert(Held { since: now, stage: Stage::Waiting, sync: true, failed: 0 });
-        // With every slot taken there is nothing to be seen that an end of one of them will not show.
+        // With every permit taken there is nothing to be seen that an end of one of them will not show.
         self.look |= !self.full;
     }
 

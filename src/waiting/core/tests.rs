@@ -38,7 +38,7 @@ fn holding(limit: usize, rows: &[Contender], now: Instant) -> (WaitingCore, Vec<
 }
 
 #[test]
-fn with_every_slot_taken_it_is_blocked_on_the_runs_and_on_no_clock() {
+fn with_every_permit_taken_it_is_blocked_on_the_runs_and_on_no_clock() {
     let now = Instant::now();
     let rows =
         [row(1, JobState::Running), row(2, JobState::Running), row(3, JobState::Queued), row(4, JobState::Queued)];
@@ -180,7 +180,7 @@ fn a_runner_that_keeps_dying_and_a_job_that_waits_a_day_come_to_an_end() {
     let job = rows[0].row.job;
     let (mut core, _) = holding(1, &rows, now);
     core.step(WaitingEvent::HostGone, now);
-    assert_eq!(core.step(WaitingEvent::NotYet(job), now), [], "no slot is no failure");
+    assert_eq!(core.step(WaitingEvent::NotYet(job), now), [], "no permit is no failure");
     assert_eq!(core.step(WaitingEvent::RunnerOver(job), now), []);
     assert_eq!(core.step(WaitingEvent::Looked(rows.to_vec()), now), [WaitingEffect::Start(job)]);
     assert_eq!(core.step(WaitingEvent::RunnerOver(job), now), [WaitingEffect::Lost(job)]);

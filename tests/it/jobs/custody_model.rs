@@ -1,4 +1,4 @@
-//! Custody of a job against its laws, without a process: a store, runners that die, stand still or find no slot, hand-overs,
+//! Custody of a job against its laws, without a process: a store, runners that die, stand still or find no permit, hand-overs,
 //! consult actors that are lost and hosts that adopt, in a random order.
 //!
 //! A seed makes a schedule. After each event the laws are looked at: L3 (an agent is run once at most, and nobody starts a
@@ -43,7 +43,7 @@ enum Life {
     HasOutcome,
     /// It has said everything, and is to exit.
     Leaves,
-    /// It found no slot, and is to exit.
+    /// It found no permit, and is to exit.
     FoundNone,
     /// It exited, with this code.
     Exited(Option<i32>),
@@ -364,7 +364,7 @@ impl World {
                 Life::Leaves
             }
             Life::New if self.one_in(5) => {
-                self.met("found no slot");
+                self.met("found no permit");
                 Life::FoundNone
             }
             Life::New if !self.store_works => Life::New,
@@ -512,7 +512,7 @@ fn whatever_becomes_of_runners_and_hosts_a_job_in_custody_keeps_the_laws_and_end
         "a runner died",
         "a runner stood still",
         "adopted",
-        "found no slot",
+        "found no permit",
         "handed over",
         "killed a runner",
         "left to others",

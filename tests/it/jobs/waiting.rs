@@ -17,7 +17,7 @@ fn new_rig() -> Rig {
     Rig::new(tried_program(env!("CARGO_BIN_EXE_phone-opus"))).with("PHONE_OPUS_MAX_RUNNING", "1")
 }
 
-/// A host whose one slot is taken until the sign `go` is given.
+/// A host whose one permit is taken until the sign `go` is given.
 async fn busy(rig: &mut Rig) -> (Client, String) {
     let mut client = rig.serve().await;
     let prompt = rig.waiting("begun", "go");
@@ -112,7 +112,7 @@ async fn background_jobs_go_on_in_their_order_without_any_server() {
     let lost = record(&rig, &lost).await.outcome.and_then(|outcome| outcome.fault).expect("why");
     assert_eq!(lost.code.as_str(), "caller_lost");
 
-    // The slot comes free by a death that nobody but the kernel tells of.
+    // The permit comes free by a death that nobody but the kernel tells of.
     rig.kill(Role::Runner);
     for job in &waiting {
         becomes(&rig, job, JobState::Succeeded).await;

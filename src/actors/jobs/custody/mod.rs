@@ -249,7 +249,7 @@ impl Custody {
         });
     }
 
-    /// Looks whether the job has to wait, which it need not when a slot is free and nobody is due before, and hands it in.
+    /// Looks whether the job has to wait, which it need not when a permit is free and nobody is due before, and hands it in.
     async fn hand_in(&mut self, hand_in: HandIn) -> CustodyEvent {
         let gate = self.room.gate().await;
         if hand_in == HandIn::New && !self.room.is_used() {

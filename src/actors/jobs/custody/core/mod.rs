@@ -581,7 +581,7 @@ impl CustodyCore {
             CustodyEvent::Read(_) => CustodyWait::Exit,
             CustodyEvent::Exited(code) => {
                 if code == Some(i32::from(NOT_YET)) {
-                    // There was no slot after all, which says nothing against the runner.
+                    // There was no permit after all, which says nothing against the runner.
                     effects.push(CustodyEffect::Show(ShownPhase::Queued));
                     self.starts = self.starts.saturating_sub(1);
                     self.why = None;

@@ -256,7 +256,7 @@ fn as_many_runners_are_started_as_never_got_to_the_agent_and_no_more() {
 }
 
 #[test]
-fn a_runner_that_found_no_slot_is_none_of_those_and_its_words_are_forgotten() {
+fn a_runner_that_found_no_permit_is_none_of_those_and_its_words_are_forgotten() {
     let mut rig = Rig::new();
     rig.on(E::Began);
     for _ in 0..5 {
@@ -342,7 +342,7 @@ fn a_cancel_by_another_process_is_a_request_to_end_that_the_runner_finds_itself(
     }
 }
 
-/// An order no process had been brought into: a runner found no slot and its job waited for longer than its agent may run. The next runner
+/// An order no process had been brought into: a runner found no permit and its job waited for longer than its agent may run. The next runner
 /// was taken for one whose time is over, and a consult actor that was started again asked it to end the job, which nobody had
 /// wanted.
 #[test]
