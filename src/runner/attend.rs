@@ -9,14 +9,14 @@ use std::time::Instant;
 
 use bytes::Bytes;
 
+use super::Runner;
 use super::core::Pipe;
+use super::waking::{Host, LOOK_EVERY};
 use super::workspace::Watch;
-use super::{LOOK_EVERY, Runner};
 use crate::agents::{Agent, AgentCommand, AgentEvent, OutputReader, PayerGuard, RunSummary};
 use crate::exec::OutputStream;
 use crate::exec::local::{LocalProcess, OutputTap, ProcessControl, ProcessEnd};
 use crate::jobs::JournalEvent;
-use crate::runner::Host;
 
 /// The end of the agent's standard error that is kept.
 const STDERR_KEPT: usize = 4 * 1024;

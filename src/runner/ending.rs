@@ -18,7 +18,7 @@ use bytes::Bytes;
 use tokio::signal::unix::Signal;
 use tokio::sync::Notify;
 
-use super::is_passing;
+use super::patience::is_passing;
 use crate::agents::RunVerdict;
 use crate::base::ids::UnixMillis;
 use crate::base::state_dir::StateDir;

@@ -8,6 +8,7 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
+use super::patience::is_passing;
 use crate::agents::AgentEvent;
 use crate::base::ids::{JobId, UnixMillis};
 use crate::jobs::JournalEvent;
@@ -103,7 +104,7 @@ async fn append(
             }
             // Whether it reaches the disk yet, nobody knows.
             Err(StoreError::Stuck) => return Err(StoreError::Stuck),
-            Err(error) if super::is_passing(&error) && tries < TRIES => {
+            Err(error) if is_passing(&error) && tries < TRIES => {
                 tracing::warn!(%error, "journal entries are not written yet");
                 tokio::time::sleep(AGAIN).await;
                 let stored = store.glance(job).await?.last_event;
