@@ -1,105 +1,157 @@
-//! What clients are offered.
+//! What a system's parts are made from, and what clients are offered.
 //!
-//! Owns: which tools a system has, in which order, and what they and the connections share. May not know: actors, but for
-//! where they are reached.
+//! Owns: what follows from the settings before any part runs; which tools a system has, in which order, and what they and the
+//! connections share. May not know: actors, but for where they are reached; whether the system will run.
+//!
+//! Invariant: nothing is opened, started or written here.
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use super::handover::HostSnapshot;
 use super::own_tools::{HealthTool, TelemetryTool};
-use super::{INSTRUCTIONS, OwnTools};
+use super::{INSTRUCTIONS, OwnTools, SystemBuilder};
 use crate::actors::connections::Served;
 use crate::actors::current::Current;
 use crate::actors::health::HealthSource;
-use crate::actors::jobs::messages::JobsMsg;
-use crate::actors::rollout::RolloutHandle;
+use crate::actors::jobs::jobs_of;
+use crate::actors::rollout::{RolloutHandle, RolloutMsg};
+use crate::actors::root::Names;
 use crate::actors::session::Gauges;
-use crate::actors::workers::messages::WorkersMsg;
-use crate::agents::{AgentNames, AgentRegistry};
+use crate::actors::supervision::slot::RestartPolicy;
+use crate::agents::{AgentNames, AgentRegistry, Environment};
 use crate::base::ids::HostId;
+use crate::base::state_dir::StateDir;
 use crate::config::Config;
 use crate::config::clients::{self, Clients};
 use crate::failpoints::Faults;
 use crate::jobs::client::JobsHandle;
+use crate::jobs::store::StoreHandle;
 use crate::places::Places;
 use crate::protocol::catalog::{CallRoom, Catalog, Define};
 use crate::protocol::session::SessionLimits;
 use crate::protocol::wire::Identity;
-use crate::telemetry::TelemetryHandle;
+use crate::rollout::{Carried, RolloutSetup, Status, Trigger};
+use crate::runner::{RunnerCommand, nesting};
+use crate::telemetry::{Record, RolloutRecord, TelemetryHandle};
 use crate::tools::consult::{ConsultTool, Consults};
 use crate::tools::readers::{CancelTool, JobTool, JobsTool};
 use crate::tools::roots::RootsHandle;
 use crate::tools::tasks::TaskDesk;
 use crate::tools::{Target, Tool};
+use crate::worker::{Isolation, WorkerPolicy};
 
-/// What the tools are made from.
+/// Stands for a directory where there is none.
+pub(super) const NOWHERE: &str = "/nonexistent";
+
+/// What a system's parts are made from. A system that starts and the dry run of a hand-over are put together from the same.
 pub(super) struct Assembly {
     pub(super) host: HostId,
     pub(super) started: Instant,
+    pub(super) names: Names,
     pub(super) config: Arc<Config>,
     pub(super) agents: AgentRegistry,
-    pub(super) nesting: (Option<crate::base::ids::ChainId>, u32),
+    /// What runners and candidates are run with.
+    pub(super) environment: Environment,
+    pub(super) state_dir: Option<StateDir>,
+    /// Never opened where there is no state directory: such a system has no consults.
+    pub(super) store: StoreHandle,
+    /// Only where there is a state directory.
+    pub(super) runner: Option<Arc<RunnerCommand>>,
     pub(super) default_cwd: Option<PathBuf>,
     pub(super) places: Places,
+    pub(super) isolation: Isolation,
+    pub(super) worker_policy: WorkerPolicy,
+    pub(super) restart: Option<RestartPolicy>,
     pub(super) telemetry: TelemetryHandle,
-    pub(super) observed: Option<PathBuf>,
+    /// Where telemetry is written; `None` counts only.
+    pub(super) log: Option<PathBuf>,
     pub(super) extra: Vec<Arc<dyn Tool>>,
     pub(super) offered: OwnTools,
-    /// Whether the consult tools are among them.
-    pub(super) consults: bool,
     pub(super) session_limits: SessionLimits,
     pub(super) line_limit: usize,
     pub(super) faults: Faults,
+    pub(super) setup: Option<Arc<RolloutSetup>>,
     pub(super) rollout: RolloutHandle,
     /// For health.
     pub(super) notices: Vec<String>,
 }
 
 impl Assembly {
-    pub(super) fn served(
-        self,
-        workers: Current<WorkersMsg>,
-        jobs: JobsHandle,
-        jobs_actor: Current<JobsMsg>,
-    ) -> (Served, (Consults, HealthSource)) {
+    /// From what the embedding program said, and from where an earlier image stood.
+    pub(super) fn new(said: SystemBuilder, earlier: Option<&HostSnapshot>) -> Self {
+        let names = Names::default();
+        let telemetry = TelemetryHandle::new();
+        let config = Arc::new(said.config);
+        let environment = said.environment.unwrap_or_else(Environment::capture);
+        let store = StoreHandle::sqlite_with(dir_of(said.state_dir.as_ref()), said.faults.clone());
+        let runner = said.state_dir.as_ref().zip(said.runner).map(|(dir, program)| {
+            Arc::new(RunnerCommand::new(
+                program,
+                dir.clone(),
+                Config::clone(&config),
+                said.agents.clone(),
+                Some(environment.clone()),
+                said.faults.variables(),
+            ))
+        });
+        let now = Instant::now();
+        let uptime = earlier.map_or(Duration::ZERO, |snapshot| snapshot.uptime + snapshot.age());
+        let setup = said.rollout.map(Arc::new);
+        let carried = earlier.map(|snapshot| snapshot.rollout.clone());
+        Self {
+            host: earlier.map_or_else(HostId::random, |snapshot| snapshot.host),
+            started: now.checked_sub(uptime).unwrap_or(now),
+            rollout: rollouts(setup.as_deref(), carried, &config, names.rollout.current(), &telemetry),
+            places: Places {
+                start: said.start_dir.or_else(|| said.default_cwd.clone()),
+                home: environment.get("HOME").map(PathBuf::from).or_else(dirs::home_dir),
+                workspaces: config.workspaces.clone(),
+                state: said.state_dir.as_ref().map(|dir| dir.root().to_owned()),
+            },
+            log: said.state_dir.as_ref().filter(|_| said.telemetry_log).map(StateDir::telemetry),
+            names,
+            config,
+            agents: said.agents,
+            environment,
+            state_dir: said.state_dir,
+            store,
+            runner,
+            default_cwd: said.default_cwd,
+            isolation: said.isolation,
+            worker_policy: said.worker_policy,
+            restart: said.restart,
+            telemetry,
+            extra: said.tools,
+            offered: said.own_tools,
+            session_limits: said.session_limits,
+            line_limit: said.line_limit,
+            faults: said.faults,
+            setup,
+            notices: said.notices,
+        }
+    }
+
+    /// Where jobs are kept, or a place where nothing is.
+    pub(super) fn dir(&self) -> StateDir {
+        dir_of(self.state_dir.as_ref())
+    }
+
+    /// Whether the consult tools are offered.
+    pub(super) fn consults(&self) -> bool {
+        self.offered == OwnTools::All && self.runner.is_some()
+    }
+
+    /// What connections are served with, and what the embedding program asks itself.
+    pub(super) fn served(&self) -> (Served, (Consults, HealthSource)) {
         let gauges = Arc::new(Gauges::default());
-        let health = HealthSource {
-            gauges: Arc::clone(&gauges),
-            host: self.host,
-            started: self.started,
-            workers: workers.clone(),
-            jobs: jobs.clone(),
-            telemetry: self.telemetry.clone(),
-            config: Arc::clone(&self.config),
-            faults: self.faults.clone(),
-            rollout: self.rollout.clone(),
-            notices: self.notices.into(),
-        };
-        let desk = Consults {
-            jobs,
-            agents: AgentNames::new(self.agents.names()),
-            clients: Clients::new(Arc::clone(&self.config), self.observed),
-            config: self.config,
-            default_cwd: self.default_cwd,
-            places: Arc::new(self.places),
-            roots: RootsHandle::default(),
-            nesting: self.nesting,
-        };
-        let mut tools: Vec<Arc<dyn Tool>> = Vec::new();
-        if self.consults {
-            tools.push(Arc::new(ConsultTool::new(desk.clone())));
-            tools.push(Arc::new(JobTool::new(desk.clone())));
-            tools.push(Arc::new(JobsTool::new(desk.clone())));
-            tools.push(Arc::new(CancelTool::new(desk.clone())));
-        }
-        if self.offered == OwnTools::All {
-            tools.push(Arc::new(HealthTool::new(health.clone())));
-            tools.push(Arc::new(TelemetryTool::new(health.clone())));
-        }
-        tools.extend(self.extra);
+        let jobs = jobs_of(self.names.jobs.current(), self.store.clone());
+        let health = self.health(&gauges, &jobs);
+        let desk = self.desk(jobs);
+        let tools = self.tools(&desk, &health);
         // They tell when to use `consult`; where it is not offered there is nothing to tell.
-        let instructions = if self.consults { INSTRUCTIONS } else { "" };
+        let instructions = if self.consults() { INSTRUCTIONS } else { "" };
         let entries = tools
             .iter()
             .map(|tool| {
@@ -119,18 +171,88 @@ impl Assembly {
             identity: Arc::new(Identity::new("phone-opus", env!("CARGO_PKG_VERSION"), instructions)),
             limits: SessionLimits { structured: clients::tells_structured, ..self.session_limits },
             line_limit: self.line_limit,
-            workers,
-            jobs: jobs_actor,
-            telemetry: self.telemetry,
+            workers: self.names.workers.current(),
+            jobs: self.names.jobs.current(),
+            telemetry: self.telemetry.clone(),
             gauges,
-            faults: self.faults,
+            faults: self.faults.clone(),
             clients: desk.clients.clone(),
             roots: desk.roots.clone(),
-            tasks: self.consults.then(|| TaskDesk::new(desk.clone())),
-            rollout: self.rollout,
+            tasks: self.consults().then(|| TaskDesk::new(desk.clone())),
+            rollout: self.rollout.clone(),
         };
         (served, (desk, health))
     }
+
+    fn health(&self, gauges: &Arc<Gauges>, jobs: &JobsHandle) -> HealthSource {
+        HealthSource {
+            gauges: Arc::clone(gauges),
+            host: self.host,
+            started: self.started,
+            workers: self.names.workers.current(),
+            jobs: jobs.clone(),
+            telemetry: self.telemetry.clone(),
+            config: Arc::clone(&self.config),
+            faults: self.faults.clone(),
+            rollout: self.rollout.clone(),
+            notices: self.notices.clone().into(),
+        }
+    }
+
+    fn desk(&self, jobs: JobsHandle) -> Consults {
+        Consults {
+            jobs,
+            agents: AgentNames::new(self.agents.names()),
+            clients: Clients::new(Arc::clone(&self.config), self.state_dir.as_ref().map(StateDir::clients)),
+            config: Arc::clone(&self.config),
+            default_cwd: self.default_cwd.clone(),
+            places: Arc::new(self.places.clone()),
+            roots: RootsHandle::default(),
+            nesting: nesting(&self.environment),
+        }
+    }
+
+    fn tools(&self, desk: &Consults, health: &HealthSource) -> Vec<Arc<dyn Tool>> {
+        let mut tools: Vec<Arc<dyn Tool>> = Vec::new();
+        if self.consults() {
+            tools.push(Arc::new(ConsultTool::new(desk.clone())));
+            tools.push(Arc::new(JobTool::new(desk.clone())));
+            tools.push(Arc::new(JobsTool::new(desk.clone())));
+            tools.push(Arc::new(CancelTool::new(desk.clone())));
+        }
+        if self.offered == OwnTools::All {
+            tools.push(Arc::new(HealthTool::new(health.clone())));
+            tools.push(Arc::new(TelemetryTool::new(health.clone())));
+        }
+        tools.extend(self.extra.iter().cloned());
+        tools
+    }
+}
+
+fn dir_of(state_dir: Option<&StateDir>) -> StateDir {
+    state_dir.cloned().unwrap_or_else(|| StateDir::at(NOWHERE))
+}
+
+/// How rollouts are reached, and what is known about them before the first.
+fn rollouts(
+    setup: Option<&RolloutSetup>,
+    carried: Option<Carried>,
+    config: &Config,
+    actor: Current<RolloutMsg>,
+    telemetry: &TelemetryHandle,
+) -> RolloutHandle {
+    let mut status = Status::new(config.rollout, setup.map(|setup| &setup.launch));
+    if let Some(carried) = carried {
+        let by = Trigger::parse(&carried.by).unwrap_or(Trigger::Reload);
+        status.taken_over(&carried, by);
+        telemetry.record(Record::Rollout(RolloutRecord {
+            outcome: "adopted",
+            verdict: None,
+            by: by.as_str(),
+            took: Duration::ZERO,
+        }));
+    }
+    RolloutHandle::new(actor, setup, status)
 }
 
 #[cfg(test)]
@@ -138,9 +260,8 @@ mod tests {
     use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 
     use super::*;
-    use crate::base::state_dir::StateDir;
     use crate::protocol::wire::ToolReply;
-    use crate::system::{Grace, Shutdown, System, SystemBuilder};
+    use crate::system::{Grace, Shutdown, System};
     use crate::tools::{Annotations, ToolCall, ToolDefinition, ToolFuture};
 
     struct Own;

@@ -5,46 +5,38 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use ractor::Actor;
 use tokio::sync::watch;
 
-use super::assembly::Assembly;
-use super::{Inner, OwnTools, System, SystemBuilder};
+use super::assembly::{Assembly, NOWHERE};
+use super::{Inner, System, SystemBuilder};
 use crate::actors::child;
 use crate::actors::connections::{Connections, Door, Served};
-use crate::actors::current::{Current, Naming};
+use crate::actors::jobs::JobsArguments;
 use crate::actors::jobs::attachments::Attachments;
 use crate::actors::jobs::means::Means;
-use crate::actors::jobs::messages::JobsMsg;
-use crate::actors::jobs::{JobsArguments, jobs_of};
 use crate::actors::kept::Kept;
-use crate::actors::rollout::{RolloutArguments, RolloutHandle, RolloutMsg};
-use crate::actors::root::{Names, Root, RootArguments};
-use crate::actors::session::ClientOutput;
+use crate::actors::rollout::RolloutArguments;
+use crate::actors::root::{Down, Root, RootArguments};
+use crate::actors::session::{ClientOutput, Gauges};
 use crate::actors::sessions::SessionsArguments;
 use crate::actors::supervision::slot::RestartPolicy;
 use crate::actors::workers::WorkersArguments;
 use crate::actors::workers::backend::Backend;
-use crate::actors::workers::messages::WorkersMsg;
 use crate::actors::workers::process::ProcessBackend;
 use crate::actors::workers::roster::Roster;
 use crate::agents::Environment;
 use crate::base::fault::{Fault, FaultCode};
-use crate::base::ids::HostId;
 use crate::base::image::StandIn;
 use crate::base::state_dir::StateDir;
 use crate::config::Config;
 use crate::failpoints::{Broken, FaultPoint, Faults, Operation};
 use crate::jobs::client::JobsHandle;
-use crate::jobs::store::{AcceptLimits, StoreHandle};
-use crate::places::Places;
-use crate::rollout::{Carried, Fingerprint, Rollout, RolloutSetup, Status, Trigger};
-use crate::runner::{RunnerCommand, nesting};
+use crate::jobs::store::AcceptLimits;
+use crate::rollout::{Fingerprint, Rollout, RolloutSetup};
 use crate::system::handover::{self, HostSnapshot, SnapshotError};
 use crate::telemetry::counters::Counters;
-use crate::telemetry::{Record, RolloutRecord, TelemetryHandle};
 use crate::tools::Target;
 use crate::tools::consult::Consults;
 use crate::worker::settings::{DeskSettings, WorkerSettings};
@@ -57,38 +49,8 @@ impl SystemBuilder {
     ///
     /// Something in the snapshot makes no sense to this program.
     pub fn check(self, snapshot: &HostSnapshot) -> Result<(), SnapshotError> {
-        let workers = Naming::<WorkersMsg>::new();
-        let jobs = Naming::<JobsMsg>::new();
-        let host = snapshot.host;
-        let telemetry = TelemetryHandle::new();
-        let dir = StateDir::at("/nonexistent");
-        let store = StoreHandle::sqlite(dir.clone());
-        let environment = Environment::default();
-        let runner = self.runner.map(|program| {
-            let config = self.config.clone();
-            Arc::new(RunnerCommand::new(program, dir.clone(), config, self.agents.clone(), None, Vec::new()))
-        });
-        let assembly = Assembly {
-            host,
-            started: Instant::now(),
-            config: Arc::new(self.config),
-            agents: self.agents,
-            nesting: nesting(&environment),
-            default_cwd: self.default_cwd,
-            places: Places::default(),
-            telemetry: telemetry.clone(),
-            observed: None,
-            extra: self.tools,
-            offered: self.own_tools,
-            consults: self.own_tools == OwnTools::All && self.state_dir.is_some() && runner.is_some(),
-            session_limits: self.session_limits,
-            line_limit: self.line_limit,
-            faults: Faults::none(),
-            rollout: rollouts(None, None, &Config::default(), Naming::new().current(), &telemetry),
-            notices: Vec::new(),
-        };
-        let handle = jobs_of(jobs.current(), store.clone());
-        let (served, _) = assembly.served(workers.current(), handle, jobs.current());
+        let assembly = Assembly::new(self.dry(), Some(snapshot));
+        let (served, _) = assembly.served();
         let connections = Connections::new(served);
         connections.inherit(snapshot.next_session, snapshot.session.as_ref(), snapshot.catalog, snapshot.age())?;
         if snapshot.session.is_some() {
@@ -102,6 +64,20 @@ impl SystemBuilder {
         Ok(())
     }
 
+    /// The same settings without what reaches outside: no directory, environment, plan of faults or rollout of the real ones.
+    fn dry(self) -> Self {
+        Self {
+            state_dir: self.state_dir.map(|_| StateDir::at(NOWHERE)),
+            // Without a home in it the user's would be looked up.
+            environment: Some(Environment::default().with("HOME", NOWHERE)),
+            faults: Faults::none(),
+            rollout: None,
+            restore: None,
+            notices: Vec::new(),
+            ..self
+        }
+    }
+
     /// Starts the system. Nothing touches the disk before it is needed.
     ///
     /// # Errors
@@ -111,196 +87,146 @@ impl SystemBuilder {
     /// # Cancel safety
     ///
     /// Not safe: a dropped future may leave a started tree behind that nobody stops.
-    pub async fn start(self) -> Result<System, Fault> {
-        let restore = self.restore;
+    pub async fn start(mut self) -> Result<System, Fault> {
+        let restore = self.restore.take();
         if restore.is_some() {
             let met = child::in_time(self.faults.meet(FaultPoint::RolloutAfterRestore, Operation::None)).await?;
             if let Some(Broken::Error(fault)) = met {
                 return Err(*fault);
             }
         }
-        let host = restore.as_ref().map_or_else(HostId::random, |snapshot| snapshot.host);
-        let telemetry = TelemetryHandle::new();
-        let log = self.state_dir.as_ref().filter(|_| self.telemetry_log).map(StateDir::telemetry);
-        let config = Arc::new(self.config);
-        let environment = self.environment.unwrap_or_else(Environment::capture);
-        let trial = environment.clone();
-        let environment = Some(environment);
-        // A system without a directory has no consults; its store is never opened.
-        let dir = self.state_dir.clone().unwrap_or_else(|| StateDir::at("/nonexistent"));
-        let faults = self.faults;
-        let store = StoreHandle::sqlite_with(dir.clone(), faults.clone());
-        let runner = match (&self.state_dir, self.runner) {
-            (Some(dir), Some(program)) => Some(Arc::new(RunnerCommand::new(
-                program,
-                dir.clone(),
-                (*config).clone(),
-                self.agents.clone(),
-                environment.clone(),
-                faults.variables(),
-            ))),
-            _ => None,
+        let assembly = Assembly::new(self, restore.as_ref());
+        let (served, (desk, health)) = assembly.served();
+        let backend = assembly.backend(&served, &desk);
+        let lasting = Lasting {
+            gauges: Arc::clone(&served.gauges),
+            connections: Connections::new(served),
+            attachments: Attachments::default(),
         };
-        let offered = self.own_tools;
-        let consults = offered == OwnTools::All && runner.is_some();
-        let (down_tx, down) = watch::channel(None);
-        let now = Instant::now();
-        let uptime = restore.as_ref().map_or(Duration::ZERO, |snapshot| snapshot.uptime + snapshot.age());
-        let started = now.checked_sub(uptime).unwrap_or(now);
-        let names = Names::default();
-        let setup = self.rollout.map(Arc::new);
-        let carried = restore.as_ref().map(|snapshot| snapshot.rollout.clone());
-        let rollout = rollouts(setup.as_deref(), carried, &config, names.rollout.current(), &telemetry);
-        let assembly = Assembly {
-            host,
-            started,
-            config: Arc::clone(&config),
-            agents: self.agents.clone(),
-            nesting: environment.as_ref().map_or((None, 0), nesting),
-            places: Places {
-                start: self.start_dir.or_else(|| self.default_cwd.clone()),
-                home: environment.as_ref().and_then(|env| env.get("HOME")).map(PathBuf::from).or_else(dirs::home_dir),
-                workspaces: config.workspaces.clone(),
-                state: self.state_dir.as_ref().map(|dir| dir.root().to_owned()),
-            },
-            default_cwd: self.default_cwd,
-            telemetry: telemetry.clone(),
-            observed: self.state_dir.as_ref().map(StateDir::clients),
-            extra: self.tools,
-            offered,
-            consults,
-            session_limits: self.session_limits,
-            line_limit: self.line_limit,
-            faults: faults.clone(),
-            rollout: rollout.clone(),
-            notices: self.notices,
-        };
-        let handle = jobs_of(names.jobs.current(), store.clone());
-        let worker = handle.clone();
-        let (served, (desk, health)) = assembly.served(names.workers.current(), handle, names.jobs.current());
-        let backend = match self.isolation {
-            Isolation::InProcess => Backend::InProcess(faults.clone()),
-            Isolation::Process(command) => {
-                let desk = consults.then_some(&desk);
-                Backend::Process(Arc::new(process_backend(command, self.worker_policy, worker, &served, desk)))
-            }
-        };
-        let gauges = Arc::clone(&served.gauges);
-        let connections = Connections::new(served);
-        let attachments = Attachments::default();
-        let mut counters = Counters::default();
-        let mut past = None;
-        if let Some(snapshot) = restore {
-            let means = runner.clone().map(|runner| Means { store: store.clone(), dir: dir.clone(), runner });
-            snapshot.restore_into(&connections, &attachments, &gauges, &telemetry, means.as_ref());
-            if let Some(counted) = &snapshot.telemetry {
-                counters = Counters::restored(counted);
-            }
-            past = Some(Arc::new(snapshot.workers));
+        if let Some(snapshot) = &restore {
+            let means = assembly.means();
+            let Lasting { gauges, connections, attachments } = &lasting;
+            snapshot.restore_into(connections, attachments, gauges, &assembly.telemetry, means.as_ref());
         }
-        let jobs = JobsArguments {
-            store: store.clone(),
-            dir,
-            runner,
-            limits: AcceptLimits { max_queued: config.max_queued },
-            attachments: attachments.clone(),
-            connections: connections.clone(),
-            faults: faults.clone(),
-            telemetry: telemetry.clone(),
-        };
-        let sessions = SessionsArguments {
-            connections: connections.clone(),
-            workers: names.workers.current(),
-            jobs: names.jobs.current(),
-            faults: faults.clone(),
-        };
-        let supervisor = names.sessions.current();
-        let workers = WorkersArguments {
-            policy: self.restart.unwrap_or_else(|| restarts(&config)),
-            backend,
-            roster: Arc::new(Roster::default()),
-            past,
-            telemetry: telemetry.clone(),
-            faults: faults.clone(),
-        };
-        let image = |setup: &Arc<RolloutSetup>| setup.image.clone().unwrap_or_else(|| setup.launch.path.clone());
-        let running = setup.as_ref().and_then(|setup| Fingerprint::look(&image(setup)));
-        let stable = setup.as_ref().is_some_and(|setup| setup.launch.stable);
-        let rollout = RolloutArguments {
-            setup,
-            kept: Kept::new(Rollout::new(config.rollout, stable, running)),
-            handle: rollout,
-            environment: trial,
-            database: self.state_dir.as_ref().map(StateDir::database),
-            telemetry: telemetry.clone(),
-        };
-        let handing = handover::HandOverDesk {
-            rollout: rollout.handle.clone(),
-            underway: handover::Underway::default(),
-            host,
-            started,
-            dir: self.state_dir.clone(),
-            config: Arc::clone(&config),
-            connections: connections.clone(),
-            workers: names.workers.current(),
-            jobs: names.jobs.current(),
-            attachments,
-            store: store.clone(),
-            telemetry: telemetry.clone(),
-            gauges,
-            faults: faults.clone(),
-        };
-        let arguments = RootArguments {
-            counters: Kept::new(counters),
-            store,
-            connections: connections.clone(),
-            jobs,
-            workers,
-            rollout,
-            sessions,
-            telemetry,
-            log,
-            names,
-            faults,
-            down: down_tx,
-        };
+        let handing = Arc::new(assembly.handing(&lasting));
+        let sessions = assembly.names.sessions.current();
+        let (down_tx, down) = watch::channel(None);
+        let arguments = assembly.arguments(&lasting, backend, restore, down_tx);
         let (root, _) = Root::spawn(None, Root, arguments)
             .await
             .map_err(|error| Fault::new(FaultCode::Internal, format!("the system did not start: {error}.")))?;
-        Ok(System {
-            inner: Arc::new(Inner {
-                root,
-                connections,
-                sessions: supervisor,
-                desk,
-                health,
-                handing: Arc::new(handing),
-                down,
-            }),
-        })
+        let connections = lasting.connections;
+        Ok(System { inner: Arc::new(Inner { root, connections, sessions, desk, health, handing, down }) })
     }
 }
 
-/// How rollouts are reached, and what is known about them before the first.
-fn rollouts(
-    setup: Option<&RolloutSetup>,
-    carried: Option<Carried>,
-    config: &Config,
-    actor: Current<RolloutMsg>,
-    telemetry: &TelemetryHandle,
-) -> RolloutHandle {
-    let mut status = Status::new(config.rollout, setup.map(|setup| &setup.launch));
-    if let Some(carried) = carried {
-        let by = Trigger::parse(&carried.by).unwrap_or(Trigger::Reload);
-        status.taken_over(&carried, by);
-        telemetry.record(Record::Rollout(RolloutRecord {
-            outcome: "adopted",
-            verdict: None,
-            by: by.as_str(),
-            took: Duration::ZERO,
-        }));
+/// What outlives every actor.
+struct Lasting {
+    gauges: Arc<Gauges>,
+    connections: Connections,
+    attachments: Attachments,
+}
+
+/// What each part is started with.
+impl Assembly {
+    fn arguments(
+        self,
+        lasting: &Lasting,
+        backend: Backend,
+        restore: Option<HostSnapshot>,
+        down: watch::Sender<Option<Down>>,
+    ) -> RootArguments {
+        let counted = restore.as_ref().and_then(|snapshot| snapshot.telemetry.as_ref());
+        RootArguments {
+            counters: Kept::new(counted.map_or_else(Counters::default, Counters::restored)),
+            jobs: self.jobs(lasting),
+            workers: WorkersArguments {
+                policy: self.restart.unwrap_or_else(|| restarts(&self.config)),
+                backend,
+                roster: Arc::new(Roster::default()),
+                past: restore.map(|snapshot| Arc::new(snapshot.workers)),
+                telemetry: self.telemetry.clone(),
+                faults: self.faults.clone(),
+            },
+            rollout: self.rollout(),
+            sessions: SessionsArguments {
+                connections: lasting.connections.clone(),
+                workers: self.names.workers.current(),
+                jobs: self.names.jobs.current(),
+                faults: self.faults.clone(),
+            },
+            store: self.store,
+            connections: lasting.connections.clone(),
+            telemetry: self.telemetry,
+            log: self.log,
+            names: self.names,
+            faults: self.faults,
+            down,
+        }
     }
-    RolloutHandle::new(actor, setup, status)
+
+    fn backend(&self, served: &Served, desk: &Consults) -> Backend {
+        match self.isolation.clone() {
+            Isolation::InProcess => Backend::InProcess(self.faults.clone()),
+            Isolation::Process(command) => {
+                let jobs = desk.jobs.clone();
+                let desk = self.consults().then_some(desk);
+                Backend::Process(Arc::new(process_backend(command, self.worker_policy, jobs, served, desk)))
+            }
+        }
+    }
+
+    /// What jobs of an earlier image are taken over with.
+    fn means(&self) -> Option<Means> {
+        let runner = self.runner.clone()?;
+        Some(Means { store: self.store.clone(), dir: self.dir(), runner })
+    }
+
+    fn jobs(&self, lasting: &Lasting) -> JobsArguments {
+        JobsArguments {
+            store: self.store.clone(),
+            dir: self.dir(),
+            runner: self.runner.clone(),
+            limits: AcceptLimits { max_queued: self.config.max_queued },
+            attachments: lasting.attachments.clone(),
+            connections: lasting.connections.clone(),
+            faults: self.faults.clone(),
+            telemetry: self.telemetry.clone(),
+        }
+    }
+
+    fn rollout(&self) -> RolloutArguments {
+        let image = |setup: &Arc<RolloutSetup>| setup.image.clone().unwrap_or_else(|| setup.launch.path.clone());
+        let running = self.setup.as_ref().and_then(|setup| Fingerprint::look(&image(setup)));
+        let stable = self.setup.as_ref().is_some_and(|setup| setup.launch.stable);
+        RolloutArguments {
+            setup: self.setup.clone(),
+            kept: Kept::new(Rollout::new(self.config.rollout, stable, running)),
+            handle: self.rollout.clone(),
+            environment: self.environment.clone(),
+            database: self.state_dir.as_ref().map(StateDir::database),
+            telemetry: self.telemetry.clone(),
+        }
+    }
+
+    fn handing(&self, lasting: &Lasting) -> handover::HandOverDesk {
+        handover::HandOverDesk {
+            rollout: self.rollout.clone(),
+            underway: handover::Underway::default(),
+            host: self.host,
+            started: self.started,
+            dir: self.state_dir.clone(),
+            config: Arc::clone(&self.config),
+            connections: lasting.connections.clone(),
+            workers: self.names.workers.current(),
+            jobs: self.names.jobs.current(),
+            attachments: lasting.attachments.clone(),
+            store: self.store.clone(),
+            telemetry: self.telemetry.clone(),
+            gauges: Arc::clone(&lasting.gauges),
+            faults: self.faults.clone(),
+        }
+    }
 }
 
 /// When workers are started again, as configured.
