@@ -1,10 +1,10 @@
-//! The runner's decisions: when a job may start, when it must end, and why.
+//! The runner's decisions: when its job must end, and why. When it may start is decided by `admission` and the store.
 //!
 //! Owns: the caller-lost, deadline, stall and leaving clocks, the reason of an end. May not know: processes, the store,
 //! I/O; `now` is passed in.
 //!
 //! ```text
-//!  waiting ──its turn──▶ running ──process over──▶ done
+//!  beginning ──started──▶ running ──process over──▶ done
 //!     └── stop ──▶ done     └── stop ──▶ ending ──process over──▶ done
 //! ```
 //!
@@ -18,15 +18,12 @@
 use std::time::{Duration, Instant};
 
 use crate::agents::{AgentEvent, StopCause};
-use crate::base::fault::{Fault, FaultCode};
+use crate::base::fault::Fault;
 use crate::jobs::store::Glance;
 use crate::jobs::{CancelReason, JobMode};
 
 /// How long a synchronous job survives its caller: long enough for a host that replaces itself to come back.
 const CALLER_GRACE: Duration = Duration::from_secs(2);
-
-/// Longest a job waits for its turn. A day: nobody waits longer for a second opinion.
-const QUEUE_BOUND: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// Time between two looks above which the second one was late. Eight times what is usual: a busy machine is not late, a
 /// stopped process is.
@@ -64,7 +61,6 @@ pub struct Clocks {
 #[derive(Debug)]
 pub struct RunnerCore {
     clocks: Clocks,
-    began: Instant,
     mode: JobMode,
     host_gone: Option<Instant>,
     running: Option<Running>,
@@ -91,10 +87,11 @@ struct Leaving {
 }
 
 impl RunnerCore {
-    /// A job that waits for its turn.
+    /// A job whose turn has come. How long it may try to begin is bounded where it tries; how long it may wait is bounded by
+    /// the waiting process.
     #[must_use]
-    pub fn new(clocks: Clocks, mode: JobMode, now: Instant) -> Self {
-        Self { clocks, began: now, mode, host_gone: None, running: None, stop: None }
+    pub fn new(clocks: Clocks, mode: JobMode) -> Self {
+        Self { clocks, mode, host_gone: None, running: None, stop: None }
     }
 
     /// The store was looked at.
@@ -203,12 +200,6 @@ impl RunnerCore {
         }
         match self.running {
             Some(run) if past(run.since, self.clocks.timeout) => self.end(StopCause::Deadline),
-            None if past(self.began, QUEUE_BOUND) => {
-                self.end(StopCause::Faulted(Box::new(Fault::new(
-                    FaultCode::DeadlineExceeded,
-                    "the job waited a day for its turn.",
-                ))));
-            }
             Some(Running { leaving: Some(since), .. }) if since.total >= LEAVING_BOUND => self.end(StopCause::Lingered),
             _ => {}
         }
@@ -231,7 +222,7 @@ mod tests {
 
     fn core(mode: JobMode) -> (RunnerCore, Instant) {
         let now = Instant::now();
-        (RunnerCore::new(CLOCKS, mode, now), now)
+        (RunnerCore::new(CLOCKS, mode), now)
     }
 
     fn glance(mode: JobMode, cancel_requested: Option<CancelReason>) -> Glance {
@@ -392,10 +383,10 @@ mod tests {
     }
 
     #[test]
-    fn a_waiting_job_has_no_stall_but_a_bound() {
+    fn a_job_whose_agent_is_not_started_has_none_of_its_clocks() {
         let (mut core, now) = core(JobMode::Background);
-        assert_eq!(core.tick(now + secs(3600)), None);
-        assert!(matches!(core.tick(now + QUEUE_BOUND), Some(StopCause::Faulted(_))));
+        assert_eq!(listen(&mut core, now, 0, 1000), None);
+        assert_eq!(core.tick(now + secs(1001)), None);
     }
 
     #[test]

@@ -50,7 +50,7 @@ use crate::jobs::lock::JobLock;
 use crate::jobs::store::{StoreError, StoreHandle};
 use crate::jobs::{JobRecord, JobState};
 
-/// The code a runner exits with that found no slot for its job after all, which is queued as before.
+/// The code a runner exits with that found no permit for its job after all, which is queued as before.
 pub const NOT_YET: u8 = 4;
 
 /// Longest a fault may hold up a runner. One that stands still longer ends, and its job is in the hands of its host or of a
@@ -98,14 +98,14 @@ pub enum RunnerEnd {
     NotOurs,
     /// It was held for a job that it was not needed for.
     Unneeded,
-    /// There was no slot, or its session is busy; the job is queued as before.
+    /// There was no permit, or its session is busy; the job is queued as before.
     NotYet,
 }
 
 /// Why a runner could not do its work. The job is left for the sweep.
 #[derive(Debug, thiserror::Error)]
 pub enum RunnerError {
-    /// The job's or a slot's lock failed.
+    /// The job's or a permit's lock failed.
     #[error("take the job's lock")]
     Lock(#[from] crate::jobs::lock::LockError),
     /// The store failed.
@@ -159,7 +159,7 @@ where
     }
     let listening = Signals::new().map_err(RunnerError::Signal)?;
     let clocks = Clocks { timeout: Duration::from_secs(record.request.timeout_s), stall: options.stall };
-    let core = RunnerCore::new(clocks, record.mode, Instant::now());
+    let core = RunnerCore::new(clocks, record.mode);
     let mut runner = Runner {
         journal: Journal::start(store.clone(), options.job),
         store: store.clone(),
@@ -244,8 +244,8 @@ impl Runner {
             Err(fault) => return Ok(Some(failed(fault))),
         };
         let nothing = RunEnd { resume_requested: record.request.session_id, ..RunEnd::default() };
-        let _slot = match self.take_turn(record).await? {
-            Turn::Started(slot) => slot,
+        let _permit = match self.take_turn(record).await? {
+            Turn::Started(permit) => permit,
             Turn::Later => return Ok(None),
             Turn::Over => return Ok(Some(agent.classify(RunEnd { stop: self.core.stop().cloned(), ..nothing }))),
         };

@@ -13,12 +13,12 @@ use crate::jobs::lock::RunPermit;
 use crate::jobs::store::{Glance, StartOutcome};
 use crate::jobs::{JobRecord, JobState};
 
-/// How long a slot is tried for. Who started us saw one come free; its holder gives it back within a moment of its job's lock.
-const SLOT_PATIENCE: Duration = Duration::from_secs(2);
+/// How long a permit is tried for. Who started us saw one come free; its holder gives it back within a moment of its job's lock.
+const PERMIT_PATIENCE: Duration = Duration::from_secs(2);
 
 /// The first pause between two tries, and the longest.
-const SLOT_PAUSE: Duration = Duration::from_millis(1);
-const SLOT_PAUSE_MOST: Duration = Duration::from_millis(100);
+const PERMIT_PAUSE: Duration = Duration::from_millis(1);
+const PERMIT_PAUSE_MOST: Duration = Duration::from_millis(100);
 
 /// How long a runner whose agent is not started yet waits for a store that is busy or full before it gives up. Nothing is lost by it.
 const STORE_PATIENCE: Duration = Duration::from_secs(60);
@@ -34,16 +34,16 @@ pub(super) enum Turn {
 }
 
 impl Runner {
-    /// Takes the turn that has come: whoever started us has seen that a slot is free and nobody is due before.
+    /// Takes the turn that has come: whoever started us has seen that a permit is free and nobody is due before.
     pub(super) async fn take_turn(&mut self, record: &JobRecord) -> Result<Turn, RunnerError> {
         let began = Instant::now();
         // Read a moment ago, so the first try need not look again.
         let mut glance = Some(Glance::of(record));
-        let mut pause = SLOT_PAUSE;
+        let mut pause = PERMIT_PAUSE;
         let mut failing: Option<Instant> = None;
         loop {
             match self.try_to_start(glance.take()).await {
-                Ok(Turn::Later) if began.elapsed() < SLOT_PATIENCE => failing = None,
+                Ok(Turn::Later) if began.elapsed() < PERMIT_PATIENCE => failing = None,
                 Ok(turn) => return Ok(turn),
                 // A store that is busy for a moment is no reason to lose an accepted job.
                 Err(RunnerError::Store(error)) if is_passing(&error) => {
@@ -56,7 +56,7 @@ impl Runner {
                 Err(error) => return Err(error),
             }
             self.pause(pause).await;
-            pause = (pause * 2).min(SLOT_PAUSE_MOST);
+            pause = (pause * 2).min(PERMIT_PAUSE_MOST);
             self.heed().await;
         }
     }
@@ -70,11 +70,11 @@ impl Runner {
         if self.core.tick(Instant::now()).is_some() {
             return Ok(Turn::Over);
         }
-        let Some(slot) = RunPermit::try_acquire_any(&self.options.dir, self.options.max_running)? else {
+        let Some(permit) = RunPermit::try_acquire_any(&self.options.dir, self.options.max_running)? else {
             return Ok(Turn::Later);
         };
         match self.store.start(self.options.job, UnixMillis::now()).await? {
-            StartOutcome::Started => Ok(Turn::Started(slot)),
+            StartOutcome::Started => Ok(Turn::Started(permit)),
             StartOutcome::SessionBusy { .. } => Ok(Turn::Later),
             // It waited while another run learnt of the limit.
             StartOutcome::Limited(limit) => {
@@ -83,7 +83,7 @@ impl Runner {
             }
             StartOutcome::Refused { current: JobState::Running } => {
                 // Our own first try reached the disk although it seemed to fail: nobody else holds the job's lock.
-                Ok(Turn::Started(slot))
+                Ok(Turn::Started(permit))
             }
             StartOutcome::Refused { current } => {
                 let detail = format!("the job was {} when its turn came.", current.as_str());
