@@ -11,6 +11,8 @@ use std::ffi::OsString;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
+use rustix::process::Pid;
+
 /// Who a world is given to that is to be somebody else's: nobody, on most systems.
 pub const NOBODY: u32 = 65534;
 
@@ -57,10 +59,31 @@ impl Start {
         self.after(&format!("ulimit -S -n {soft} && ulimit -H -n {hard}"))
     }
 
-    /// With so many processes and threads that its user may have at most, where that is no superuser.
+    /// With so many processes and threads that its user may have at most, where that is no superuser. The soft limit only:
+    /// [`lift_processes`](Self::lift_processes) takes it back.
     #[must_use]
     pub fn processes(self, most: u32) -> Option<Self> {
-        self.through(&["prlimit", &format!("--nproc={most}")])
+        self.through(&["prlimit", &format!("--nproc={most}:")])
+    }
+
+    /// Gives a process that was started [as nobody](Self::as_nobody) and with few [processes](Self::processes) as many as the
+    /// hard limit has, unless it is gone. Done as nobody too: another user's limits are a privilege that root has not everywhere.
+    ///
+    /// # Panics
+    ///
+    /// When it is refused.
+    pub fn lift_processes(pid: Pid) {
+        let pid = pid.as_raw_nonzero().to_string();
+        let Ok(limits) = std::fs::read_to_string(format!("/proc/{pid}/limits")) else { return };
+        let line = limits.lines().find_map(|line| line.strip_prefix("Max processes")).unwrap_or_default();
+        let hard = line.split_ascii_whitespace().nth(1).unwrap_or("unlimited");
+        let lift = ["prlimit", "--pid", &pid, &format!("--nproc={hard}:{hard}")];
+        let lifted = Start::plain().as_nobody().and_then(|start| {
+            let (program, words) = start.0.split_first()?;
+            Command::new(program).args(words).args(lift).status().ok()
+        });
+        let gone = !Path::new(&format!("/proc/{pid}")).exists();
+        assert!(gone || lifted.is_some_and(|status| status.success()), "it is nobody's");
     }
 
     /// With files that may not grow beyond so many blocks of 512 bytes.

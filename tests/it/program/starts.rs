@@ -244,13 +244,6 @@ async fn an_accepted_job_waits_for_descriptors_instead_of_failing() {
     rig.stop_and_check_invariants([host]).await;
 }
 
-/// Gives a server every process it wants again.
-fn lift_the_limit_of_processes(host: &phone_opus::testkit::Client) {
-    let pid = host.host_pid().as_raw_nonzero().to_string();
-    let lifted = std::process::Command::new("prlimit").args(["--pid", &pid, "--nproc=unlimited"]).status();
-    assert!(lifted.is_ok_and(|status| status.success()), "it is ours");
-}
-
 #[tokio::test]
 async fn want_of_processes_and_threads_is_an_answer_or_a_wait_and_ends_no_server() {
     for most in [1, 2, 3, 4, 5, 6, 8, 10, 12, 16] {
@@ -275,14 +268,19 @@ async fn want_of_processes_and_threads_is_an_answer_or_a_wait_and_ends_no_server
                 // Without a thread the directory is not looked at, which is said.
                 let no_thread = word == "invalid_input" && asked.text().contains("no thread to be had");
                 let refused = ["store_unavailable", "runner_spawn_failed", "agent_spawn_failed"].contains(&word);
-                assert!(refused || no_thread, "{most}: {:#}", asked.0);
+                // A runner that began and had no thread for its store, before it started anything.
+                let not_begun = word == "runner_lost" && asked.text().contains("No agent was started");
+                assert!(refused || no_thread || not_begun, "{most}: {:#}", asked.0);
                 None
             }
             (false, "succeeded") => None,
             (false, _) => Some(asked.str("job_id").to_owned()),
         };
         println!("{most}: {}", if asked.is_error() { asked.code() } else { asked.str("status") });
-        lift_the_limit_of_processes(&host);
+        Start::lift_processes(host.host_pid());
+        // Whom it had started meanwhile has the limit of then.
+        let started = [Role::Runner, Role::Waiting].into_iter().flat_map(|role| rig.all(role));
+        started.for_each(|process| Start::lift_processes(process.pid));
         if let Some(job) = job {
             let reply = host.job(&job).await;
             assert_eq!(reply["response"], "42", "{most}: an accepted job waits: {}", reply.text());
