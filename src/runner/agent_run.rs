@@ -9,18 +9,20 @@
 use std::ffi::OsString;
 use std::time::{Duration, Instant};
 
+use tokio::task::JoinSet;
+
 use super::patience::insist;
 use super::starting::spawn_failure;
 use super::workspace::Watch;
 use super::{Runner, attend};
 use crate::agents::{Agent, AgentCommand, RunEnd, RunRequest, RunVerdict};
 use crate::base::fault::{Fault, FaultCode};
-use crate::base::ids::{RunToken, UnixMillis};
+use crate::base::ids::{JobId, RunToken, UnixMillis};
 use crate::base::procfs;
 use crate::exec::local::{Adopt, DESCRIPTORS_VARIABLE, SpawnSpec, Stdin};
 use crate::jobs::{JobOutcome, JobRecord, JobState, JournalEvent, RunExit, RunProcess, leftovers};
 
-/// How long a run waits for a store that is busy or full before it goes on or ends without it. It heeds nothing meanwhile.
+/// How long a run waits for a store that is busy or full before it ends without having started. It heeds nothing meanwhile.
 const STORE_MOMENT: Duration = Duration::from_secs(5);
 
 impl Runner {
@@ -98,12 +100,10 @@ impl Runner {
         };
         self.core.started(Instant::now());
         self.journal.write(JournalEvent::ProcessStarted { pid: process.pid() });
-        let evidence = RunProcess { pid: process.pid(), start_time: process.start_time(), ..mark };
-        if let Err(error) = insist(STORE_MOMENT, || self.store.set_process(record.id, evidence)).await {
-            // Without it a sweep could not find what is left of this run, so the run does not go on.
-            self.core.faulted(error.into());
-        }
+        let number =
+            self.store_number(record.id, RunProcess { pid: process.pid(), start_time: process.start_time(), ..mark });
         let seen = attend::attend(self, agent, &command, &mut process, tap, &mut watch).await;
+        drop(number);
         let exit = RunExit { code: seen.end.code, signal: seen.end.signal, reaped: seen.end.reaped };
         self.journal.write(JournalEvent::ProcessClosed);
         let said_nothing = seen.summary.events() == 0;
@@ -119,6 +119,20 @@ impl Runner {
         let code = verdict.outcome.fault.as_ref().map(|fault| fault.code);
         let refused = code == Some(FaultCode::AgentUnsupported) && said_nothing && self.core.stop().is_none();
         Tried { refused: refused.then_some(command), ..verdict.into() }
+    }
+
+    /// Stores the agent's number beside the run's mark, as soon as the store takes it and for as long as what is returned is
+    /// kept. A sweep finds what is left of a run by its mark alone; an agent that is at work, and may be paid for, is not
+    /// ended for want of the number.
+    fn store_number(&self, job: JobId, process: RunProcess) -> JoinSet<()> {
+        let store = self.store.clone();
+        let mut storing = JoinSet::new();
+        storing.spawn(async move {
+            if let Err(error) = insist(Duration::MAX, || store.set_process(job, process)).await {
+                tracing::warn!(%error, "the number of the agent's process is not stored");
+            }
+        });
+        storing
     }
 }
 

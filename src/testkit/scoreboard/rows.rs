@@ -332,7 +332,7 @@ pub fn expected(
         (P::StoreCommit, A::Delay) => good(1),
         (P::StoreCommit, kind) => match (operation, kind) {
             (Some("accept"), A::Error) => fault(FaultCode::StoreUnavailable, 0),
-            // Without it a sweep could not find what is left of the run, so it is not begun. A verb that fails is asked for
+            // Without the mark a sweep could not find what is left of the run, so it is not begun. A verb that fails is asked for
             // again at once; one that stands still for 15 s has used up its patience.
             (Some("set_process"), A::Hang) => fault(FaultCode::StoreUnavailable, 0),
             // It takes the verb that waits behind it along, which is that one.

@@ -124,6 +124,14 @@ async fn a_store_that_fails_for_a_moment_costs_no_consult_but_one_it_has_not_acc
 }
 
 #[tokio::test]
+async fn a_store_that_stands_still_once_the_agent_is_at_work_does_not_end_it() {
+    // For 15 s, which is longer than anything that is not begun yet is tried for.
+    for rule in ["store.commit@set_process#2=hang", "store.commit@append#2=hang"] {
+        check(&harmless(rule, 1), Where::Host).await;
+    }
+}
+
+#[tokio::test]
 async fn a_runner_that_dies_while_it_writes_is_replaced_until_an_agent_may_have_run() {
     for row in [
         harmless("store.commit@start=kill", 1),
