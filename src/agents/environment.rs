@@ -43,6 +43,13 @@ impl Environment {
         self
     }
 
+    /// The same environment without the variables of such a name.
+    #[must_use]
+    pub fn without(mut self, is_left_out: impl Fn(&OsStr) -> bool) -> Self {
+        self.0.retain(|name, _| !is_left_out(name));
+        self
+    }
+
     /// A digest of the names and values that may reach an agent, keyed by a secret of the state directory. It can be compared
     /// and says nothing else. Another build of the program may make another one, which is a difference that costs a waiting
     /// job whose host is gone its adoption.

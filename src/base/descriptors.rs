@@ -100,9 +100,29 @@ pub fn keep_from_children() {
 /// For the main function of a program that is passed nothing else and outlives whoever started it, before it opens
 /// anything.
 pub fn close_foreign() {
-    for fd in open_descriptors() {
+    close_foreign_but(&[]);
+}
+
+/// The same for a program that is passed these as well.
+pub fn close_foreign_but(passed: &[RawFd]) {
+    for fd in open_descriptors().into_iter().filter(|fd| !passed.contains(fd)) {
         let _ = nix::unistd::close(fd);
     }
+}
+
+/// Takes a descriptor that a service manager passed on by its number; `None` when it is not open. It closes on `exec` from here
+/// on.
+///
+/// For the main function of a program, once for each number, before it opens anything.
+#[must_use]
+pub fn take_passed(fd: RawFd) -> Option<OwnedFd> {
+    // SAFETY: nothing was opened by this process yet, so whatever has the number was passed on.
+    #[expect(unsafe_code, reason = "a descriptor that was passed on is known by its number only")]
+    let borrowed = unsafe { BorrowedFd::borrow_raw(fd) };
+    rustix::io::fcntl_setfd(borrowed, FdFlags::CLOEXEC).ok()?;
+    // SAFETY: it is open, as its flags could be set; the caller takes each number once, and nobody else knows it.
+    #[expect(unsafe_code, reason = "as above")]
+    Some(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 /// The pipes an earlier image passed on, to be taken once each.

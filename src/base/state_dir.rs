@@ -14,6 +14,7 @@
 //! daemon.lock                  held by the daemon of this directory
 //! daemon.json                  how that daemon is reached
 //! daemon.sock                  where it listens, unless the path is too long for a socket
+//! daemon.log                   what daemons that nobody watches had to say
 //! start.lock                   held by whoever starts a daemon
 //! telemetry.jsonl
 //! handover-*.json              nothing, for the moment between its making and its unlinking; see `remove_remnants`
@@ -51,6 +52,9 @@ pub(crate) const HANDOVER: &str = "handover-";
 /// How long such a file is left alone: the one it is for takes it within milliseconds, and a candidate that is to try it has
 /// 5 s. What is older is of an image that died.
 const ABANDONED: Duration = Duration::from_secs(60);
+
+/// Bytes of the daemons' log beyond which the next daemon begins it anew. Each adds 64 KiB at most.
+const DAEMON_LOG: u64 = 256 * 1024;
 
 /// Why a state directory cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -165,6 +169,24 @@ impl StateDir {
         private_dir(&self.root, Place::Root)?;
         private_dir(&self.jobs(), Place::Inside)?;
         private_dir(&self.slots(), Place::Inside)
+    }
+
+    /// Refuses a directory of another user, and, where it is still to be made, one that would lie in another user's: what
+    /// root makes there, as after `sudo`, its owner cannot use. Makes nothing.
+    ///
+    /// # Errors
+    ///
+    /// It is another user's.
+    pub fn refuse_foreign_owner(&self) -> Result<(), StateDirError> {
+        let ours = rustix::process::geteuid();
+        let mut there = self.root.ancestors().filter_map(|path| Some((path, fs::metadata(path).ok()?.uid())));
+        match there.next() {
+            // Whoever is not root can make nothing where it is not allowed to.
+            Some((path, owner)) if owner != ours.as_raw() && (path == self.root || ours.is_root()) => {
+                Err(StateDirError::ForeignOwner { path: path.to_owned(), owner, ours: ours.as_raw() })
+            }
+            _ => Ok(()),
+        }
     }
 
     /// The directory itself.
@@ -304,6 +326,29 @@ impl StateDir {
     #[must_use]
     pub fn daemon_socket(&self) -> PathBuf {
         self.root.join("daemon.sock")
+    }
+
+    /// What daemons that nobody watches had to say.
+    #[must_use]
+    pub fn daemon_log(&self) -> PathBuf {
+        self.root.join("daemon.log")
+    }
+
+    /// Opens it for another daemon's words, which come after those of the ones before as far as there is room.
+    ///
+    /// # Errors
+    ///
+    /// The system refused.
+    pub(crate) fn open_daemon_log(&self) -> Result<File, StateDirError> {
+        let path = self.daemon_log();
+        let io = |error: io::Error| StateDirError::io("open", &path, &error);
+        let whole = open_private(&path).map_err(io)?;
+        if whole.metadata().is_ok_and(|found| found.len() > DAEMON_LOG) {
+            whole.set_len(0).map_err(io)?;
+        }
+        // One that drains and the next one both write at the end.
+        let flags = OFlags::NOFOLLOW.bits().cast_signed();
+        OpenOptions::new().append(true).custom_flags(flags).open(&path).map_err(io)
     }
 
     /// The file whose lock is held by whoever starts a daemon.

@@ -82,6 +82,13 @@ impl Config {
         }
         Ok(config)
     }
+
+    /// Whether these settings ask for something else than what is in force here; what cannot be used does.
+    #[must_use]
+    pub fn differs_from(&self, settings: &Settings) -> bool {
+        let mut asked = self.clone();
+        asked.lay("the caller", settings).is_err() || asked != *self
+    }
 }
 
 impl Settings {

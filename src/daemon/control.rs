@@ -21,6 +21,7 @@ use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::path::PathBuf;
 
 use bytes::Bytes;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use super::PROTOCOL;
@@ -28,7 +29,7 @@ use crate::agents::Environment;
 use crate::base::base64::Base64;
 use crate::base::ids::{ChainId, DaemonId};
 use crate::base::nearest::nearest;
-use crate::config::{Key, Settings};
+use crate::config::{Config, Key, Settings};
 
 /// Bytes of names and values an environment may have. A shell's whole environment has a tenth of it.
 pub const ENVIRONMENT: usize = 64 * 1024;
@@ -36,8 +37,11 @@ pub const ENVIRONMENT: usize = 64 * 1024;
 /// Bytes of a session's key, and of the words a bridge says about itself and its client.
 const WORD: usize = 200;
 
+/// Settings of its own host that a caller may name; there are fewer.
+const HOST_SETTINGS: usize = 64;
+
 /// Settings that may differ from session to session. The others are the daemon's: it has one of each.
-const OF_A_SESSION: [&str; 10] = [
+pub(super) const OF_A_SESSION: [&str; 10] = [
     "claude_bin",
     "agent_env",
     "billing",
@@ -106,6 +110,9 @@ pub struct Opening {
     pub catalog: Option<String>,
     /// The settings the caller chose itself.
     pub settings: Settings,
+    /// What the caller chose of the settings that are the host's own, as a host of its own would have them. A daemon has one of
+    /// each for all its clients, and names those it has otherwise.
+    pub host_settings: BTreeMap<String, Value>,
 }
 
 /// Why a control message is not followed.
@@ -161,6 +168,127 @@ pub fn restarting() -> String {
 #[must_use]
 pub fn done(to: &'static str) -> String {
     json!({"type": "ok", "to": to}).to_string()
+}
+
+/// The answer to `session_open`: the session is the caller's from here on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SessionOpened {
+    /// The version of what is said beside JSON-RPC.
+    #[serde(rename = "proto")]
+    pub protocol: u32,
+    /// The program's version.
+    pub build: String,
+    /// Which life of which daemon.
+    pub generation: DaemonId,
+    /// The digest of the tools this daemon offers.
+    pub catalog: String,
+    /// Whether a session of this key was open in this daemon before.
+    pub resumed: bool,
+    /// The settings of [`Opening::host_settings`] that this daemon has otherwise, by name.
+    #[serde(default)]
+    pub settings_ignored: Vec<String>,
+}
+
+/// How a daemon is: the answer to `status`. A later version may say more; what an earlier one did not say is as by default.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DaemonStatus {
+    /// The version of what is said beside JSON-RPC.
+    #[serde(rename = "proto")]
+    pub protocol: u32,
+    /// The program's version.
+    pub build: String,
+    /// Which life of which daemon.
+    pub generation: DaemonId,
+    /// Its process, for people.
+    #[serde(default)]
+    pub pid: u32,
+    /// Whether it begins jobs.
+    #[serde(default)]
+    pub state: ServingState,
+    /// Seconds since it began.
+    #[serde(default)]
+    pub uptime_s: u64,
+    /// Clients that are connected, the asking one included.
+    #[serde(default)]
+    pub connections: usize,
+    /// Jobs it looks after.
+    #[serde(default)]
+    pub attached_jobs: usize,
+    /// Jobs of the whole state directory that wait.
+    #[serde(default)]
+    pub queued: u64,
+    /// Jobs of the whole state directory whose agent runs.
+    #[serde(default)]
+    pub running: u64,
+    /// When it ends by itself if nobody needs it: seconds without connections and jobs; `None` when it stays.
+    #[serde(default)]
+    pub idle_s: Option<u64>,
+}
+
+/// Whether a daemon begins jobs.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ServingState {
+    /// It does.
+    #[default]
+    Serving,
+    /// Not until it is told.
+    Paused,
+    /// Not any more: what is in flight ends, and then the daemon does.
+    Draining,
+}
+
+/// What a daemon answers, as its client reads it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum DaemonAnswer {
+    /// Who it is.
+    Hello {
+        /// The version of what is said beside JSON-RPC.
+        proto: u32,
+        /// The program's version.
+        build: String,
+        /// Which life of which daemon.
+        generation: DaemonId,
+        /// Its process, for people.
+        #[serde(default)]
+        pid: u32,
+    },
+    /// How it is.
+    Status(DaemonStatus),
+    /// The session is the caller's.
+    SessionOpened(SessionOpened),
+    /// What was asked is under way or done.
+    Ok {
+        /// What was asked.
+        to: String,
+    },
+    /// What was asked is not followed.
+    Error {
+        /// What was asked.
+        to: String,
+        /// Why.
+        message: String,
+    },
+    /// It stops, and there will be another.
+    Restarting,
+}
+
+impl DaemonAnswer {
+    /// Reads a line. `None` when it is none of these, as a line of JSON-RPC or of a later version is.
+    #[must_use]
+    pub fn read(line: &[u8]) -> Option<Self> {
+        serde_json::from_slice(line).ok()
+    }
+
+    /// The line, without its end.
+    #[must_use]
+    pub fn line(&self) -> String {
+        serde_json::to_string(self).unwrap_or_else(|error| {
+            // Nothing in it can fail; who asked gets a line in any case.
+            ControlRefusal::new("?", error.to_string()).line()
+        })
+    }
 }
 
 /// Reads a line. `None` when it is no control message: then it is a client's, and its session answers it.
@@ -239,10 +367,32 @@ impl Opening {
             (None, 0)
         });
         let settings = settings(members, &mut problem);
+        let host_settings = match members.get("host_settings") {
+            None | Some(Value::Null) => BTreeMap::new(),
+            Some(Value::Object(listed)) if listed.len() <= HOST_SETTINGS => {
+                // Only names are said again, and names of ours are short.
+                let named = listed.iter().filter(|(name, _)| name.len() <= WORD);
+                named.map(|(name, value)| (name.clone(), value.clone())).collect()
+            }
+            Some(_) => {
+                problem(format!("`host_settings` is unusable; accepted: at most {HOST_SETTINGS} names and values"));
+                BTreeMap::new()
+            }
+        };
         if !problems.is_empty() {
             return Err(ControlRefusal { to: "session_open", problems });
         }
-        Ok(Self { protocol, build, session, cwd, environment, key_withheld, nesting, catalog, settings })
+        Ok(Self { protocol, build, session, cwd, environment, key_withheld, nesting, catalog, settings, host_settings })
+    }
+
+    /// The names of [`Opening::host_settings`] that this configuration has otherwise; one it does not know is one of them.
+    #[must_use]
+    pub fn settings_ignored(&self, config: &Config) -> Vec<String> {
+        let differs = |name: &str, value: &Value| {
+            let asked: Option<Settings> = serde_json::from_value(json!({name: value})).ok();
+            asked.is_none_or(|asked| config.differs_from(&asked))
+        };
+        self.host_settings.iter().filter(|(name, value)| differs(name, value)).map(|(name, _)| name.clone()).collect()
     }
 }
 
@@ -426,6 +576,9 @@ impl Opening {
         if !settings.is_empty() {
             line["settings"] = Value::Object(settings);
         }
+        if !self.host_settings.is_empty() {
+            line["host_settings"] = json!(self.host_settings);
+        }
         line.to_string()
     }
 }
@@ -527,6 +680,7 @@ mod tests {
                 progress_s: Some(5),
                 ..Settings::default()
             },
+            host_settings: BTreeMap::from([("max_running".to_owned(), json!(7))]),
         };
         let line = sent.line();
         assert!(!line.contains('\n'));
@@ -573,6 +727,7 @@ mod tests {
             (with("settings", json!({"max_running": 1})), "max_running, which is the daemon's own"),
             (with("settings", json!({"workspaces": ["/"]})), "workspaces, which is the daemon's own"),
             (with("settings", json!({"biling": secret})), "did you mean billing?"),
+            (with("host_settings", json!([secret])), "`host_settings` is unusable"),
         ];
         for (line, expected) in &cases {
             let problems = refused(line);
@@ -600,5 +755,65 @@ mod tests {
         assert_eq!(keys, ["build", "generation", "pid", "proto", "type"]);
         assert_eq!(restarting(), r#"{"type":"restarting"}"#);
         assert_eq!(done("pause"), r#"{"to":"pause","type":"ok"}"#);
+        // What an old daemon said of how it is, and what a later one may add.
+        let frozen = json!({"type": "status", "proto": 1, "build": "0.0.1", "generation": generation, "later": [1]});
+        let Some(DaemonAnswer::Status(status)) = DaemonAnswer::read(frozen.to_string().as_bytes()) else {
+            panic!("{frozen}")
+        };
+        assert_eq!((status.state, status.connections, status.idle_s), (ServingState::Serving, 0, None));
+    }
+
+    #[test]
+    fn what_a_daemon_answers_is_what_its_client_reads() {
+        let generation = DaemonId::random();
+        let build = env!("CARGO_PKG_VERSION").to_owned();
+        let opened = SessionOpened {
+            protocol: PROTOCOL,
+            build: build.clone(),
+            generation,
+            catalog: "0123".to_owned(),
+            resumed: true,
+            settings_ignored: vec!["max_running".to_owned()],
+        };
+        let status = DaemonStatus {
+            protocol: PROTOCOL,
+            build: build.clone(),
+            generation,
+            pid: 7,
+            state: ServingState::Draining,
+            uptime_s: 3,
+            connections: 2,
+            attached_jobs: 1,
+            queued: 4,
+            running: 1,
+            idle_s: Some(1800),
+        };
+        let refusal = ControlRefusal::new("shutdown", "no");
+        let cases = [
+            (About { generation, pid: 7 }.line(), DaemonAnswer::Hello { proto: PROTOCOL, build, generation, pid: 7 }),
+            (done("pause"), DaemonAnswer::Ok { to: "pause".to_owned() }),
+            (refusal.line(), DaemonAnswer::Error { to: "shutdown".to_owned(), message: "no".to_owned() }),
+            (restarting(), DaemonAnswer::Restarting),
+            (DaemonAnswer::Status(status.clone()).line(), DaemonAnswer::Status(status)),
+            (DaemonAnswer::SessionOpened(opened.clone()).line(), DaemonAnswer::SessionOpened(opened)),
+        ];
+        for (line, read) in cases {
+            assert!(!line.contains('\n'), "{line}");
+            assert_eq!(DaemonAnswer::read(line.as_bytes()), Some(read), "{line}");
+        }
+        for line in [r#"{"jsonrpc":"2.0","id":1,"result":{}}"#, r#"{"type":"of_a_later_version"}"#, "", "{"] {
+            assert_eq!(DaemonAnswer::read(line.as_bytes()), None, "{line}");
+        }
+    }
+
+    #[test]
+    fn settings_of_a_host_that_the_daemon_has_otherwise_are_named_and_nothing_is_refused_for_them() {
+        let config = Config::default();
+        let same = config.max_running;
+        let asked =
+            json!({"max_running": same, "max_queued": 1, "of_a_later_version": true, "rollout": "never heard of"});
+        let found = opened(&with("host_settings", asked));
+        assert_eq!(found.settings_ignored(&config), ["max_queued", "of_a_later_version", "rollout"]);
+        assert!(opened(&opening()).settings_ignored(&config).is_empty());
     }
 }

@@ -13,15 +13,17 @@
 //! Invariants, for who holds the daemon's lock: (1) nothing is replaced but a socket of ours nobody listens on, or a link;
 //! (2) nothing is unlinked but the very socket that was bound here, by device and inode.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::Mode;
 use rustix::io::Errno;
-use rustix::net::{SocketAddrUnix, bind, listen};
+use rustix::net::{SocketAddrUnix, SocketType, bind, listen, sockopt};
 use serde::{Deserialize, Serialize};
 
 use super::paths::{self, PathError};
@@ -54,6 +56,12 @@ pub enum ListenError {
         /// What it is.
         what: String,
     },
+    /// What was passed on is no socket of ours to listen at.
+    #[error("use the socket that was passed on: it {why}")]
+    Passed {
+        /// What is wrong with it.
+        why: &'static str,
+    },
     /// The system refused.
     #[error("{doing} {}: {errno}", path.display())]
     Io {
@@ -81,7 +89,7 @@ impl ListenError {
                 // Two names of one number here, two numbers elsewhere.
                 *errno == Errno::NOTSUP || matches!(*errno, Errno::OPNOTSUPP | Errno::IO | Errno::NAMETOOLONG)
             }
-            Self::Taken { .. } | Self::Occupied { .. } | Self::Nowhere { .. } => false,
+            Self::Taken { .. } | Self::Occupied { .. } | Self::Passed { .. } | Self::Nowhere { .. } => false,
         }
     }
 }
@@ -190,10 +198,46 @@ impl Listener {
         }
     }
 
+    /// A socket that a service manager made, named and passed on; its name is that one's to look after.
+    ///
+    /// # Errors
+    ///
+    /// It is no Unix stream socket, does not listen, or has no name a client could connect to.
+    pub fn passed(socket: OwnedFd) -> Result<Self, ListenError> {
+        let wrong = |why| ListenError::Passed { why };
+        let address = rustix::net::getsockname(&socket).map_err(|_| wrong("is no socket"))?;
+        let address = SocketAddrUnix::try_from(address).map_err(|_| wrong("is no Unix socket"))?;
+        if sockopt::socket_type(&socket) != Ok(SocketType::STREAM) {
+            return Err(wrong("is no stream socket"));
+        }
+        if !is_listening(&socket) {
+            return Err(wrong("does not listen"));
+        }
+        let path = address.path_bytes().map(|bytes| PathBuf::from(OsStr::from_bytes(bytes)));
+        let Some(path) = path.filter(|path| path.is_absolute()) else {
+            return Err(wrong("has no path"));
+        };
+        rustix::io::ioctl_fionbio(&socket, true)
+            .and_then(|()| rustix::io::fcntl_setfd(&socket, rustix::io::FdFlags::CLOEXEC))
+            .map_err(|errno| ListenError::Io { doing: "listen at", path: path.clone(), errno })?;
+        // It may have been removed; whoever made it makes it again.
+        let place = SocketPlace::of(path.clone()).unwrap_or(SocketPlace { path, device: 0, inode: 0 });
+        Ok(Self { socket, place })
+    }
+
     /// Where it lies.
     #[must_use]
     pub const fn place(&self) -> &SocketPlace {
         &self.place
+    }
+
+    /// The same socket once more.
+    ///
+    /// # Errors
+    ///
+    /// The system refused.
+    pub fn try_clone(&self) -> io::Result<Self> {
+        Ok(Self { socket: self.socket.try_clone()?, place: self.place.clone() })
     }
 
     /// The socket, for who accepts.
@@ -207,6 +251,18 @@ impl AsFd for Listener {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
     }
+}
+
+/// Whether a socket listens, where the system says.
+#[cfg(target_os = "linux")]
+fn is_listening(socket: &OwnedFd) -> bool {
+    sockopt::socket_acceptconn(socket) == Ok(true)
+}
+
+/// Whether a socket listens: launchd passes on no other.
+#[cfg(not(target_os = "linux"))]
+fn is_listening(_socket: &OwnedFd) -> bool {
+    true
 }
 
 fn errno(error: &io::Error) -> Errno {
@@ -344,6 +400,25 @@ mod tests {
         let too_long = PathBuf::from(format!("{}/{}", scratch.path().display(), "x".repeat(120)));
         let said = Listener::bind_first(&[open, too_long.join("y.sock")]).expect_err("none does").to_string();
         assert!(said.contains("others can enter") && said.contains("y.sock") || said.contains("xxx"), "{said}");
+    }
+
+    #[test]
+    fn what_was_passed_on_has_to_be_a_listening_unix_socket_with_a_path() {
+        let (scratch, path) = scratch();
+        let listening = Listener::bind(&path).expect("it listens");
+        let place = listening.place().clone();
+        let again = Listener::passed(listening.into_socket()).expect("it is one");
+        assert_eq!(again.place(), &place);
+        let refused = |fd: OwnedFd, why: &str| {
+            let said = Listener::passed(fd).expect_err(why).to_string();
+            assert!(said.contains(why), "{said}");
+        };
+        let tcp = std::net::TcpListener::bind("127.0.0.1:0").expect("a socket");
+        refused(tcp.into(), "is no Unix socket");
+        refused(std::os::unix::net::UnixDatagram::unbound().expect("a socket").into(), "is no stream socket");
+        let (one, _other) = std::os::unix::net::UnixStream::pair().expect("a pair");
+        refused(one.into(), "does not listen");
+        refused(fs::File::create(scratch.path().join("file")).expect("a file").into(), "is no socket");
     }
 
     #[test]

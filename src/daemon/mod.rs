@@ -15,15 +15,18 @@
 //! client sends of its environment reaches its own consults and nothing else (L17).
 
 pub mod accept;
+pub mod ask;
 pub mod context;
 pub mod control;
 pub mod idle;
+pub mod life;
 pub mod listener;
 pub mod lock;
 pub mod paths;
 pub mod peer;
 pub mod reach;
 pub mod record;
+pub mod start;
 
 /// The version of what is said beside JSON-RPC: of `session_open`, and of the record. `hello`, `status` and `shutdown` are
 /// the same in all versions.

@@ -102,6 +102,17 @@ pub fn prepare(socket: &Path) -> Result<(), PathError> {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
         Err(error) => return Err(wrong(error.to_string())),
     }
+    check(socket)
+}
+
+/// Checks the directory a socket lies in: a socket elsewhere may be anybody's, and is told nothing. Makes nothing.
+///
+/// # Errors
+///
+/// It is not there, somebody else's, others can enter it, it is a link, or the system refused.
+pub fn check(socket: &Path) -> Result<(), PathError> {
+    let dir = socket.parent().unwrap_or(socket);
+    let wrong = |why: String| PathError::Directory { dir: dir.to_owned(), why };
     let found = fs::symlink_metadata(dir).map_err(|error| wrong(error.to_string()))?;
     let ours = rustix::process::geteuid().as_raw();
     match () {

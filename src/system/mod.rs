@@ -22,6 +22,7 @@ use self::handover::{HandOverError, HostSnapshot, InPlace, NewImage};
 use crate::actors::connections::{Connections, Door};
 use crate::actors::current::Current;
 use crate::actors::health::HealthSource;
+use crate::actors::jobs::room::Beginning;
 use crate::actors::rollout::RolloutHandle;
 use crate::actors::root::{Down, RootMsg};
 use crate::actors::session::{ClientInput, ClientOutput};
@@ -164,6 +165,17 @@ impl System {
     #[must_use]
     pub fn jobs(&self) -> &JobsHandle {
         &self.inner.desk.jobs
+    }
+
+    /// Whether jobs are begun from now on. What runs goes on in any case.
+    pub fn begin_jobs(&self, beginning: Beginning) {
+        self.inner.handing.attachments.room().set_beginning(beginning);
+    }
+
+    /// A number that differs when what clients are told about the tools does.
+    #[must_use]
+    pub fn catalog_digest(&self) -> u64 {
+        self.inner.connections.passed_on().1
     }
 
     /// What the consult tools share.

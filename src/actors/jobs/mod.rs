@@ -40,6 +40,7 @@ use self::core::{AskId, Custodian, Found, JobsEffect, JobsEvent};
 pub use self::handle::jobs_of;
 use self::means::Means;
 use self::messages::{Again, JobsMsg};
+use self::room::Beginning;
 use self::starting::HeldRunner;
 use super::child;
 use super::connections::Connections;
@@ -423,6 +424,11 @@ impl JobsState {
             // Lost: whoever asked asks again.
             Some(_) => return,
         }
+        if self.arguments.attachments.room().beginning() == Beginning::Refused {
+            let fault = Fault::new(FaultCode::Stopping, "this daemon is ending and takes no new consult.");
+            let _ = reply.send(Err(fault.hint("Ask again: the next connection leads to its successor.")));
+            return;
+        }
         let Some(runner) = &self.arguments.runner else {
             let fault =
                 Fault::new(FaultCode::RunnerSpawnFailed, "this system was built without a runner for consults.");
@@ -474,6 +480,7 @@ impl JobsState {
         let under_way = attachments.len() + self.asking.len();
         attachments.are_attended_to()
             && !attachments.room().is_used()
+            && attachments.room().beginning() == Beginning::AsUsual
             && runner.as_ref().is_some_and(|runner| under_way <= runner.max_running())
     }
 

@@ -92,8 +92,21 @@ struct State {
     talks: JoinSet<()>,
 }
 
+/// Whether a system begins jobs.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Beginning {
+    /// When their turn has come.
+    #[default]
+    AsUsual,
+    /// Not until it is told. What is accepted waits.
+    Paused,
+    /// What was accepted, and nothing more is: another host takes it.
+    Refused,
+}
+
 struct Shared {
     state: Mutex<State>,
+    beginning: watch::Sender<Beginning>,
     /// Held by whoever looks whether its job has to wait at all: the next one may find that others do.
     gate: tokio::sync::Mutex<()>,
 }
@@ -104,7 +117,8 @@ pub struct Room(Arc<Shared>);
 
 impl Default for Room {
     fn default() -> Self {
-        Self(Arc::new(Shared { state: Mutex::default(), gate: tokio::sync::Mutex::default() }))
+        let beginning = watch::Sender::new(Beginning::default());
+        Self(Arc::new(Shared { state: Mutex::default(), beginning, gate: tokio::sync::Mutex::default() }))
     }
 }
 
@@ -132,6 +146,27 @@ impl RoomSnapshot {
 impl Room {
     fn state(&self) -> MutexGuard<'_, State> {
         self.0.state()
+    }
+
+    /// From now on jobs are begun like this.
+    pub fn set_beginning(&self, beginning: Beginning) {
+        self.0.beginning.send_replace(beginning);
+    }
+
+    /// Whether jobs are begun.
+    #[must_use]
+    pub fn beginning(&self) -> Beginning {
+        *self.0.beginning.borrow()
+    }
+
+    /// Resolves when jobs are begun.
+    ///
+    /// # Cancel safety
+    ///
+    /// Safe.
+    pub async fn begins(&self) {
+        // Its sender is in `self`.
+        let _ = self.0.beginning.subscribe().wait_for(|beginning| *beginning != Beginning::Paused).await;
     }
 
     /// Whether jobs wait already, so that another one has to.

@@ -33,7 +33,7 @@ use self::core::{
 };
 use self::link::{Link, RunnerWord, ask_outcome, ask_to_end};
 use super::means::Means;
-use super::room::{Room, Turn};
+use super::room::{Beginning, Room, Turn};
 use super::runner_child::RunnerChild;
 use super::starting::{self, HeldRunner, NotStarted};
 use crate::actors::clock;
@@ -211,7 +211,16 @@ impl Custody {
         match awaited {
             CustodyWait::HandIn(hand_in) => self.hand_in(hand_in).await,
             CustodyWait::Turn => self.turn().await,
-            CustodyWait::Start => self.start(),
+            CustodyWait::Start => {
+                if self.room.beginning() == Beginning::Paused {
+                    tokio::select! {
+                        () = self.room.begins() => {}
+                        // It is begun all the same: its runner finds that it is to end, runs nothing and stores that.
+                        Some(()) = self.asked.recv() => {}
+                    }
+                }
+                self.start()
+            }
             CustodyWait::Room(pause) => tokio::select! {
                 () = tokio::time::sleep(pause) => CustodyEvent::Paused,
                 Some(()) = self.asked.recv() => CustodyEvent::EndAsked,
