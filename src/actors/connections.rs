@@ -33,6 +33,7 @@ use crate::protocol::session::{SessionCore, SessionLimits, Unreadable};
 use crate::protocol::wire::Identity;
 use crate::telemetry::TelemetryHandle;
 use crate::tools::Tool;
+use crate::tools::callers::{CallerContext, Callers};
 use crate::tools::roots::RootsHandle;
 use crate::tools::tasks::TaskDesk;
 
@@ -69,6 +70,8 @@ pub struct Served {
     pub tasks: Option<TaskDesk>,
     /// What clients work on.
     pub roots: RootsHandle,
+    /// Whose sessions they are.
+    pub callers: Callers,
     /// Who hears that something was handled.
     pub rollout: RolloutHandle,
 }
@@ -157,6 +160,21 @@ impl Connections {
         input: ClientInput,
         sink: ClientOutput,
     ) -> Result<(SessionNumber, oneshot::Receiver<Result<SessionEnd, Fault>>), Fault> {
+        self.open_as(door, None, input, sink)
+    }
+
+    /// The same for a session that has this context before anybody serves it; the host's own where there is none.
+    ///
+    /// # Errors
+    ///
+    /// As [`Connections::open`].
+    pub fn open_as(
+        &self,
+        door: Door,
+        context: Option<CallerContext>,
+        input: ClientInput,
+        sink: ClientOutput,
+    ) -> Result<(SessionNumber, oneshot::Receiver<Result<SessionEnd, Fault>>), Fault> {
         let mut open = self.open_ones();
         if open.closing {
             return Err(Fault::new(FaultCode::Stopping, "the system is stopping."));
@@ -200,6 +218,10 @@ impl Connections {
         }
         let (ended, end) = oneshot::channel();
         let mailbox = session.mailbox();
+        match context {
+            Some(context) => s.callers.set(number, context),
+            None => s.callers.admit(number),
+        }
         open.connections.insert(number, Connection { door, session: Kept::new(session), mailbox, ended });
         Ok((number, end))
     }
@@ -293,6 +315,7 @@ impl Connections {
         let Some(connection) = self.open_ones().connections.remove(&number) else { return false };
         drop(connection.session.finish());
         self.served.roots.forget(number);
+        self.served.callers.forget(number);
         // Whoever opened it may wait for nothing any more.
         let _ = connection.ended.send(Ok(end));
         true

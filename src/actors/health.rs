@@ -21,6 +21,7 @@ use crate::config::Config;
 use crate::failpoints::Faults;
 use crate::jobs::client::JobsHandle;
 use crate::telemetry::TelemetryHandle;
+use crate::tools::callers::{CallerContext, Callers};
 use crate::tools::reply::Detail;
 
 /// Longest one part may take to answer; a healthy one takes microseconds, the store milliseconds.
@@ -52,6 +53,8 @@ pub struct HealthSource {
     pub rollout: RolloutHandle,
     /// What is not as the user asked for it.
     pub notices: Arc<[String]>,
+    /// Whose sessions there are.
+    pub callers: Callers,
 }
 
 async fn within<T>(question: impl Future<Output = Option<T>>) -> Option<T> {
@@ -66,8 +69,8 @@ impl HealthSource {
         within(async { answer.await.ok() }).await
     }
 
-    /// `health_snapshot`.
-    pub async fn health(&self, detail: Detail) -> Value {
+    /// `health_snapshot`, as this caller is told: with whose environment its consults have, and its limits.
+    pub async fn health(&self, caller: &CallerContext, detail: Detail) -> Value {
         let workers = self.workers().await;
         let counts = match tokio::time::timeout(ASK, self.jobs.counts()).await {
             Ok(counts) => counts,
@@ -103,11 +106,12 @@ impl HealthSource {
             "permits": {"in_use": counts.as_ref().ok().map(|counts| counts.running), "of": self.config.max_running},
             "calls_in_flight": self.gauges.in_flight.load(Ordering::Relaxed),
             "attached_jobs": attached,
+            "environment": caller.origin,
         });
         if let (Value::Object(object), false) = (&mut value, self.notices.is_empty()) {
             object.insert("notices".into(), json!(self.notices.as_ref()));
         }
-        if let (Value::Object(object), Some(left_out)) = (&mut value, &self.config.left_out) {
+        if let (Value::Object(object), Some(left_out)) = (&mut value, &caller.config.left_out) {
             object.insert("project_file_left_out".into(), json!(left_out));
         }
         if self.faults.is_armed()
@@ -131,8 +135,9 @@ impl HealthSource {
             object.insert(
                 "limits".into(),
                 json!({"max_running": self.config.max_running, "max_queued": self.config.max_queued,
-                       "timeout_s": self.config.timeout.as_secs(), "stall_s": self.config.stall.as_secs()}),
+                       "timeout_s": caller.config.timeout.as_secs(), "stall_s": caller.config.stall.as_secs()}),
             );
+            object.insert("sessions".into(), json!(self.callers.counts()));
         }
         value
     }

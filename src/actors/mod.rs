@@ -2,9 +2,10 @@
 //!
 //! Actors know nothing of wire text (`protocol` writes every byte) and nothing of SQL. Reading order: [`root`] for the
 //! tree and its start and stop, [`sessions`], [`session`] for a client's side, [`workers`]
-//! for execution, [`jobs`] for jobs, [`rollout`] for upgrades, [`telemetry`] for the sink, [`reply`],
+//! for execution, [`jobs`] for jobs, [`callers`] for whose, [`rollout`] for upgrades, [`telemetry`] for the sink, [`reply`],
 //! [`child`] and [`current`] for what they share.
 
+pub mod callers;
 pub mod child;
 pub mod clock;
 pub mod connections;

@@ -9,6 +9,7 @@
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use futures_util::future::{BoxFuture, FutureExt as _};
@@ -156,6 +157,11 @@ impl Agent for ClaudeCode {
 
     fn needs(&self, environment: &Environment, billing: Billing) -> Environment {
         environment::for_claude(environment, billing, &self.variables).env.into_iter().collect()
+    }
+
+    fn under(&self, program: Option<&Path>, variables: &[String]) -> Option<Arc<dyn Agent>> {
+        let program = program.map(Path::to_owned);
+        Some(Arc::new(Self::new(program).with_variables(variables.iter().cloned())))
     }
 
     fn was_found(&self, state_dir: &Path) -> bool {

@@ -12,11 +12,14 @@ use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use super::{Credential, RunRequest, programs};
+use crate::base::base64::Base64;
 use crate::jobs::Billing;
 
 /// A snapshot of environment variables, sorted by name.
@@ -52,10 +55,10 @@ impl Environment {
 
     /// A digest of the names and values that may reach an agent, keyed by a secret of the state directory. It can be compared
     /// and says nothing else. Another build of the program may make another one, which is a difference that costs a waiting
-    /// job whose host is gone its adoption.
+    /// job whose host is gone its adoption. A key that is withheld is no part of it: a caller does not send it to begin with.
     #[must_use]
-    pub fn digest(&self, secret: &str, chosen: &[String]) -> String {
-        let granted = for_claude(self, Billing::ApiKey, chosen).env;
+    pub fn digest(&self, secret: &str, billing: Billing, chosen: &[String]) -> String {
+        let granted = for_claude(self, billing, chosen).env;
         let half = |number: u8| {
             let mut hash = DefaultHasher::new();
             (secret, number).hash(&mut hash);
@@ -82,6 +85,32 @@ impl<N: Into<OsString>, V: Into<OsString>> FromIterator<(N, V)> for Environment 
 impl fmt::Debug for Environment {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_set().entries(self.0.keys()).finish()
+    }
+}
+
+/// An environment on its way to another process of ours, or to this program's next image; in memory all the way. Names and
+/// values are bytes, which need not be text.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PassedEnvironment(Vec<(Base64, Base64)>);
+
+impl From<&Environment> for PassedEnvironment {
+    fn from(environment: &Environment) -> Self {
+        let bytes = |text: &OsStr| Base64(Bytes::copy_from_slice(text.as_bytes()));
+        Self(environment.iter().map(|(name, value)| (bytes(name), bytes(value))).collect())
+    }
+}
+
+impl From<PassedEnvironment> for Environment {
+    fn from(passed: PassedEnvironment) -> Self {
+        let text = |Base64(bytes): Base64| OsString::from_vec(bytes.into());
+        passed.0.into_iter().map(|(name, value)| (text(name), text(value))).collect()
+    }
+}
+
+/// How much it is: values are secrets.
+impl fmt::Debug for PassedEnvironment {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "PassedEnvironment({} variables)", self.0.len())
     }
 }
 
@@ -410,6 +439,30 @@ pub(crate) fn for_runner(env: &Environment, needed: impl IntoIterator<Item = Env
     let mut all: BTreeMap<OsString, OsString> = own.map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
     all.remove(OsStr::new(WITHHELD));
     all.extend(needed.0);
+    if withheld {
+        all.insert(WITHHELD.into(), "1".into());
+    }
+    Environment(all)
+}
+
+/// What the runner of a caller is started with whose host has another environment: of the host (`own`) what programs need to
+/// start and what is ours, but for the place in a chain of consults; everything else of the caller (`env`, `needed`).
+pub(crate) fn for_callers_runner(
+    own: &Environment,
+    env: &Environment,
+    needed: impl IntoIterator<Item = Environment>,
+    withheld: bool,
+) -> Environment {
+    const OF_A_RUN: [&str; 4] = [CHAIN, DEPTH, RUN_TOKEN, WITHHELD];
+    let is_ours = |name: &str| name.starts_with("PHONE_OPUS_") || LOADER.contains(&name);
+    let needed = needed.into_iter().flat_map(|needed| needed.0);
+    let of_caller = env.iter().filter(|(name, _)| name.to_str().is_some_and(common));
+    let mut all: BTreeMap<OsString, OsString> =
+        of_caller.map(|(name, value)| (name.to_owned(), value.to_owned())).chain(needed).collect();
+    all.retain(|name, _| name.to_str().is_some_and(|name| !is_ours(name) && !HOST_MARKERS.contains(&name)));
+    let ours =
+        own.iter().filter(|(name, _)| name.to_str().is_some_and(|name| is_ours(name) && !OF_A_RUN.contains(&name)));
+    all.extend(ours.map(|(name, value)| (name.to_owned(), value.to_owned())));
     if withheld {
         all.insert(WITHHELD.into(), "1".into());
     }
@@ -803,6 +856,82 @@ mod tests {
             assert_eq!(again.key_withheld, withheld, "{billing:?}");
             assert_eq!(again.env, for_claude(&env, billing, &[]).env, "{billing:?}");
         }
+    }
+
+    #[test]
+    fn a_callers_runner_has_nothing_of_the_hosts_but_what_is_ours_and_what_programs_need_to_start() {
+        let own: Environment = [
+            ("PATH", "/host/bin"),
+            ("LANG", "host"),
+            ("HTTPS_PROXY", "http://host"),
+            ("CLAUDE_CONFIG_DIR", "/host"),
+            ("ANTHROPIC_API_KEY", "host"),
+            ("LD_LIBRARY_PATH", "/host/lib"),
+            ("PHONE_OPUS_LOG", "trace"),
+            ("PHONE_OPUS_CHAIN", "host"),
+            ("PHONE_OPUS_DEPTH", "1"),
+            ("PHONE_OPUS_KEY_WITHHELD", "1"),
+        ]
+        .into_iter()
+        .collect();
+        let caller: Environment = [
+            ("PATH", "/caller/bin"),
+            ("CLAUDE_CONFIG_DIR", "/caller"),
+            ("LD_LIBRARY_PATH", "/caller/lib"),
+            ("PHONE_OPUS_LOG", "caller"),
+            ("CLAUDECODE", "1"),
+            ("DATABASE_PASSWORD", "s"),
+        ]
+        .into_iter()
+        .collect();
+        let needed: Environment = for_claude(&caller, Billing::Subscription, &[]).env.into_iter().collect();
+        for withheld in [false, true] {
+            // An agent of an embedding program may need everything.
+            let given = for_callers_runner(&own, &caller, [needed.clone(), caller.clone()], withheld);
+            let mut expected: Environment = [
+                ("PATH", "/caller/bin"),
+                ("CLAUDE_CONFIG_DIR", "/caller"),
+                ("DATABASE_PASSWORD", "s"),
+                ("LD_LIBRARY_PATH", "/host/lib"),
+                ("PHONE_OPUS_LOG", "trace"),
+            ]
+            .into_iter()
+            .collect();
+            if withheld {
+                expected = expected.with(WITHHELD, "1");
+            }
+            assert_eq!(given, expected);
+        }
+    }
+
+    #[test]
+    fn a_digest_is_of_what_reaches_an_agent() {
+        let of = |variables: &[(&str, &str)], billing| {
+            let environment: Environment = variables.iter().copied().collect();
+            environment.digest("secret", billing, &["MINE".to_owned()])
+        };
+        use Billing::{ApiKey, Subscription};
+        let plain = of(&[("PATH", "/bin"), ("MINE", "1")], Subscription);
+        let with_key = [("PATH", "/bin"), ("MINE", "1"), ("ANTHROPIC_API_KEY", "k"), ("OTHER", "x")];
+        assert_eq!(of(&with_key, Subscription), plain, "what is withheld is no difference");
+        let others = [
+            of(&with_key, ApiKey),
+            of(&[("PATH", "/bin"), ("MINE", "2")], Subscription),
+            of(&[("PATH", "/bin")], Subscription),
+            of(&[("PATH", "/bin"), ("MINE", "")], Subscription),
+        ];
+        assert!(!others.contains(&plain), "{others:?}");
+    }
+
+    #[test]
+    fn an_environment_is_passed_on_byte_for_byte() {
+        let odd = OsString::from_vec(b"/opt/\xff\x80".to_vec());
+        let variables = [("PATH", "/bin".into()), ("EMPTY", "".into()), ("LINES", "a\nb\"c".into()), ("ODD", odd)];
+        let environment: Environment = variables.into_iter().collect();
+        let text = serde_json::to_string(&PassedEnvironment::from(&environment)).expect("JSON");
+        let passed: PassedEnvironment = serde_json::from_str(&text).expect("an environment");
+        assert_eq!(format!("{passed:?}"), "PassedEnvironment(4 variables)");
+        assert_eq!(Environment::from(passed), environment);
     }
 
     #[test]

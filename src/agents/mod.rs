@@ -42,7 +42,9 @@ pub use crate::jobs::journal::{AgentEvent, AgentResult};
 pub use classify::{ResumedId, RunEnd, RunVerdict, SpawnFailure, StopCause};
 pub use claude::{ClaudeCode, PROMPT_PREFIX};
 pub(crate) use environment::refusal as variable_refused;
-pub use environment::{CHAIN as CHAIN_VARIABLE, DEPTH as DEPTH_VARIABLE, Environment, RUN_TOKEN as RUN_TOKEN_VARIABLE};
+pub use environment::{
+    CHAIN as CHAIN_VARIABLE, DEPTH as DEPTH_VARIABLE, Environment, PassedEnvironment, RUN_TOKEN as RUN_TOKEN_VARIABLE,
+};
 pub use lines::{AgentLine, LineSplitter, MAX_LINE_BYTES};
 pub use offline::Offline;
 pub use payer::{ExtraUsage, PayerGuard, PayerKnown};
@@ -89,6 +91,13 @@ pub trait Agent: Send + Sync {
     fn needs(&self, environment: &Environment, billing: Billing) -> Environment {
         let _ = billing;
         environment.clone()
+    }
+
+    /// The same agent under the settings of one caller: where its program is, and which variables it is handed besides. `None`
+    /// for an agent that has no such settings.
+    fn under(&self, program: Option<&Path>, variables: &[String]) -> Option<Arc<dyn Agent>> {
+        let _ = (program, variables);
+        None
     }
 
     /// Whether its program was found here before: one that is missing now may be being replaced, and is waited for.
@@ -287,6 +296,28 @@ impl AgentRegistry {
     pub fn for_runners(&self, environment: &Environment, billing: Billing) -> Environment {
         let needed = self.agents.iter().map(|agent| agent.needs(environment, billing));
         environment::for_runner(environment, needed)
+    }
+
+    /// The environment the runner of a caller is started with whose host (`own`) has another one.
+    #[must_use]
+    pub fn for_callers_runners(
+        &self,
+        own: &Environment,
+        environment: &Environment,
+        billing: Billing,
+        withheld: bool,
+    ) -> Environment {
+        let needed = self.agents.iter().map(|agent| agent.needs(environment, billing));
+        environment::for_callers_runner(own, environment, needed, withheld)
+    }
+
+    /// The same agents under the settings of one caller: Claude Code's program, and the variables that are handed on.
+    #[must_use]
+    pub fn under(&self, program: Option<&Path>, variables: &[String]) -> Self {
+        let agents = self.agents.iter();
+        Self {
+            agents: agents.map(|agent| agent.under(program, variables).unwrap_or_else(|| Arc::clone(agent))).collect(),
+        }
     }
 
     /// What of a caller's environment may go to another process that is to run its consults: what any agent needs, and nothing

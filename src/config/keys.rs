@@ -112,15 +112,17 @@ macro_rules! config_keys {
         }
 
         impl Config {
-            /// Lays one source over what is there.
-            pub(super) fn lay(&mut self, place: &str, settings: &Settings) -> Result<(), ConfigError> {
-                let failed = |problem: String| ConfigError { place: place.to_owned(), problem };
+            /// Lays one source over what is there. Of what is refused nothing is laid, and each key is told with why.
+            pub(super) fn lay(&mut self, settings: &Settings) -> Vec<(&'static Key, String)> {
+                let mut refused = Vec::new();
                 $(
-                    if let Some(raw) = &settings.$name {
-                        <$kind as Lay<$type>>::lay(&Key::$name, raw, &mut self.$field).map_err(failed)?;
+                    if let Some(raw) = &settings.$name
+                        && let Err(why) = <$kind as Lay<$type>>::lay(&Key::$name, raw, &mut self.$field)
+                    {
+                        refused.push((&Key::$name, why));
                     }
                 )*
-                Ok(())
+                refused
             }
 
             /// Lowers the limit of this key.

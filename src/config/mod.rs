@@ -78,7 +78,9 @@ impl Config {
     pub fn from_sources(sources: &[(String, Settings)]) -> Result<Self, ConfigError> {
         let mut config = Self::default();
         for (place, settings) in sources {
-            config.lay(place, settings)?;
+            if let Some((_, problem)) = config.lay(settings).into_iter().next() {
+                return Err(ConfigError { place: place.clone(), problem });
+            }
         }
         Ok(config)
     }
@@ -87,7 +89,17 @@ impl Config {
     #[must_use]
     pub fn differs_from(&self, settings: &Settings) -> bool {
         let mut asked = self.clone();
-        asked.lay("the caller", settings).is_err() || asked != *self
+        !asked.lay(settings).is_empty() || asked != *self
+    }
+
+    /// The same under the settings that one session brings.
+    ///
+    /// # Errors
+    ///
+    /// Every key whose value is not accepted.
+    pub fn under(mut self, settings: &Settings) -> Result<Self, Vec<&'static Key>> {
+        let refused: Vec<&'static Key> = self.lay(settings).into_iter().map(|(key, _)| key).collect();
+        if refused.is_empty() { Ok(self) } else { Err(refused) }
     }
 }
 

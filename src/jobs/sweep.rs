@@ -42,7 +42,7 @@ fn is_left_alone(
 }
 
 /// Looks at every job that is not over, except `ours`. Returns background jobs that need a runner and may be run here: each
-/// with the `environment` (its digest) it was accepted with, since it is to run with that of its caller.
+/// was accepted with an environment whose digest is among `environments`, since it is to run with that of its caller.
 ///
 /// # Errors
 ///
@@ -51,7 +51,7 @@ pub async fn sweep(
     store: &StoreHandle,
     dir: &StateDir,
     ours: &HashSet<JobId>,
-    environment: Option<&str>,
+    environments: &HashSet<Option<String>>,
 ) -> Result<Vec<JobRecord>, Fault> {
     let mut orphans = Vec::new();
     let mut evidence = JobEvidence::new(dir);
@@ -61,7 +61,7 @@ pub async fn sweep(
         if ours.contains(&row.job) || !(orphan || lost) {
             continue;
         }
-        if orphan && row.mode == JobMode::Background && row.environment.as_deref() == environment {
+        if orphan && row.mode == JobMode::Background && environments.contains(&row.environment) {
             match store.job(row.job).await {
                 Ok(record) => orphans.push(record),
                 Err(error) => tracing::warn!(job = %row.job, %error, "a job without a runner cannot be read"),

@@ -1,30 +1,75 @@
 //! How a host starts runners, and the process that waits with jobs until their turn.
 //!
-//! Owns: the program, the arguments and the environment they are started with. May not know: which pipes they get, what they
-//! do, when their turn is.
+//! Owns: the program, the arguments and the environment they are started with, for the host itself and for each of its callers
+//! ([`RunnerManner`]). May not know: which pipes they get, what they do, when their turn is.
 //!
-//! Invariant: of an environment that was given, a runner gets what is ours and what some agent needs, and nothing else.
+//! Invariants: (1) of an environment that was given, a runner gets what is ours and what some agent needs, and nothing else;
+//! (2) a caller's runner has nothing of the host's environment but what is ours and what programs need to start.
 
+use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
 
-use crate::agents::{AgentRegistry, Environment};
+use crate::agents::{AgentRegistry, Environment, ExtraUsage};
 use crate::base::ids::JobId;
 use crate::base::image::StandIn;
 use crate::base::state_dir::StateDir;
-use crate::config::Config;
-use crate::jobs::ConsultRequest;
+use crate::config::{Config, Key};
+use crate::jobs::{Billing, ConsultRequest};
+use crate::tools::callers::{CallerContext, CallerOrigin};
 
-/// How a host starts runners.
-#[derive(Debug, Clone)]
-pub struct RunnerCommand {
+/// What a runner is told and given, beside its job.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RunnerManner {
+    /// Everything in its environment; where there is none it inherits that of whoever starts it.
+    pub environment: Option<Environment>,
+    /// Silence after which an agent is taken for stuck.
+    pub stall: Duration,
+    /// What becomes of a run that would be paid for beyond its plan.
+    pub extra_usage: ExtraUsage,
+    /// Claude Code's program, where one is configured.
+    pub claude_bin: Option<PathBuf>,
+    /// Variables that are handed on to agents besides the usual ones.
+    pub agent_env: Vec<String>,
+}
+
+impl RunnerManner {
+    fn new(config: &Config, environment: Option<Environment>) -> Self {
+        Self {
+            environment,
+            stall: config.stall,
+            extra_usage: config.extra_usage,
+            claude_bin: config.claude_bin.clone(),
+            agent_env: config.agent_env.clone(),
+        }
+    }
+}
+
+/// What all runners of a host have in common.
+#[derive(Debug)]
+struct Common {
     program: PathBuf,
     stand_in: StandIn,
     dir: StateDir,
-    config: Config,
-    agents: AgentRegistry,
+    max_running: usize,
     environment: Option<Environment>,
+    /// As the host starts a child for itself.
+    manner: Arc<RunnerManner>,
+    /// Set over every environment.
     variables: Vec<(&'static str, OsString)>,
+}
+
+/// How a host starts runners: for itself, or for one of its callers. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct RunnerCommand {
+    host: Arc<Common>,
+    agents: AgentRegistry,
+    billing: Billing,
+    manner: Arc<RunnerManner>,
+    /// Whose runners they are, where it is not the host itself.
+    caller: Option<Arc<CallerContext>>,
 }
 
 impl RunnerCommand {
@@ -34,12 +79,61 @@ impl RunnerCommand {
     pub fn new(
         program: PathBuf,
         dir: StateDir,
-        config: Config,
+        config: &Config,
         agents: AgentRegistry,
         environment: Option<Environment>,
         variables: Vec<(&'static str, OsString)>,
     ) -> Self {
-        Self { program, stand_in: StandIn::default(), dir, config, agents, environment, variables }
+        // A runner is what its agent can look at first: it holds nothing that is withheld from the agent.
+        let given = environment.as_ref().map(|environment| agents.for_runners(environment, config.billing));
+        let manner = Arc::new(RunnerManner::new(config, given));
+        let (stand_in, max_running) = (StandIn::default(), config.max_running);
+        let host = Common { program, stand_in, dir, max_running, environment, manner: Arc::clone(&manner), variables };
+        Self { host: Arc::new(host), agents, billing: config.billing, manner, caller: None }
+    }
+
+    /// How runners of a caller's jobs are started: with its environment, under its configuration.
+    #[must_use]
+    pub fn for_caller(&self, caller: &Arc<CallerContext>) -> Self {
+        if caller.origin == CallerOrigin::Host {
+            return self.clone();
+        }
+        let (config, hosts) = (&caller.config, &self.host.manner);
+        let same = config.claude_bin == hosts.claude_bin && config.agent_env == hosts.agent_env;
+        let agents =
+            if same { self.agents.clone() } else { self.agents.under(config.claude_bin.as_deref(), &config.agent_env) };
+        let own = self.own_variables();
+        let mut given = agents.for_callers_runners(&own, &caller.environment, config.billing, caller.key_withheld);
+        for (name, value) in &self.host.variables {
+            given = given.with(*name, value);
+        }
+        Self {
+            host: Arc::clone(&self.host),
+            agents,
+            billing: config.billing,
+            manner: Arc::new(RunnerManner::new(config, Some(given))),
+            caller: Some(Arc::clone(caller)),
+        }
+    }
+
+    /// What of the host's environment is for all of its children: without its settings, which each caller has of its own.
+    fn own_variables(&self) -> Environment {
+        let settings: BTreeSet<String> = Key::ALL.iter().map(Key::variable).collect();
+        let own = self.host.environment.iter().flat_map(Environment::iter);
+        own.filter(|(name, _)| name.to_str().is_some_and(|name| !settings.contains(name))).collect()
+    }
+
+    /// Whose runners they are, where it is not the host itself.
+    #[must_use]
+    pub fn caller(&self) -> Option<&Arc<CallerContext>> {
+        self.caller.as_ref()
+    }
+
+    /// How a runner of a caller's jobs is started by somebody who does not have its environment; `None` where it is the host's
+    /// own, which all its children have.
+    #[must_use]
+    pub fn callers_manner(&self) -> Option<&Arc<RunnerManner>> {
+        self.caller.as_ref().map(|_| &self.manner)
     }
 
     /// The agents whose output a host can read.
@@ -51,19 +145,24 @@ impl RunnerCommand {
     /// Agent runs at once.
     #[must_use]
     pub fn max_running(&self) -> usize {
-        self.config.max_running
+        self.host.max_running
+    }
+
+    /// What the agents' environment is made from.
+    fn environment(&self) -> Option<&Environment> {
+        self.caller.as_ref().map(|caller| &caller.environment).or(self.host.environment.as_ref())
     }
 
     /// A digest of what of the environment may reach an agent; `None` where no environment was given.
     #[must_use]
     pub fn environment_digest(&self, secret: &str) -> Option<String> {
-        self.environment.as_ref().map(|environment| environment.digest(secret, &self.config.agent_env))
+        self.environment().map(|environment| environment.digest(secret, self.billing, &self.manner.agent_env))
     }
 
     /// The program runners are started from.
     #[must_use]
     pub fn program(&self) -> &Path {
-        &self.program
+        &self.host.program
     }
 
     /// Whose usage this request is.
@@ -71,7 +170,7 @@ impl RunnerCommand {
     pub fn account(&self, request: &ConsultRequest) -> String {
         let agent = self.agents.get(&request.agent).ok();
         let account = |environment: &Environment| agent.map(|agent| agent.account(environment, request.billing));
-        self.environment.as_ref().and_then(account).unwrap_or_default()
+        self.environment().and_then(account).unwrap_or_default()
     }
 
     /// Starts one job's runner; the caller adds the pipes.
@@ -83,9 +182,24 @@ impl RunnerCommand {
         &self,
         job: JobId,
         begins: Begins,
+        pipes: impl FnMut(&mut tokio::process::Command),
+    ) -> std::io::Result<tokio::process::Child> {
+        self.start_in(&self.manner, job, begins, pipes)
+    }
+
+    /// The same in another manner.
+    ///
+    /// # Errors
+    ///
+    /// What the system says.
+    pub fn start_in(
+        &self,
+        manner: &RunnerManner,
+        job: JobId,
+        begins: Begins,
         mut pipes: impl FnMut(&mut tokio::process::Command),
     ) -> std::io::Result<tokio::process::Child> {
-        self.spawn("background-consult", |command| {
+        self.spawn(manner, "background-consult", |command| {
             command.arg("--job").arg(job.to_string());
             if begins == Begins::WhenSpokenTo {
                 command.arg("--held");
@@ -94,7 +208,8 @@ impl RunnerCommand {
         })
     }
 
-    /// Starts the process that waits with jobs until their turn; the caller adds the pipes.
+    /// Starts the process that waits with jobs until their turn; the caller adds the pipes. It has the host's own environment,
+    /// whosever jobs it waits with.
     ///
     /// # Errors
     ///
@@ -103,43 +218,42 @@ impl RunnerCommand {
         &self,
         pipes: impl FnMut(&mut tokio::process::Command),
     ) -> std::io::Result<tokio::process::Child> {
-        self.spawn("wait", pipes)
+        self.spawn(&self.host.manner, "wait", pipes)
     }
 
     fn spawn(
         &self,
+        manner: &RunnerManner,
         word: &str,
         mut complete: impl FnMut(&mut tokio::process::Command),
     ) -> std::io::Result<tokio::process::Child> {
-        self.stand_in.start(&self.program, |program| {
-            let mut command = self.child(program, word);
+        self.host.stand_in.start(&self.host.program, |program| {
+            let mut command = self.child(manner, program, word);
             complete(&mut command);
             command.spawn()
         })
     }
 
-    fn child(&self, program: &Path, word: &str) -> tokio::process::Command {
+    fn child(&self, manner: &RunnerManner, program: &Path, word: &str) -> tokio::process::Command {
         let mut command = tokio::process::Command::new(program);
         command
             .args(["mcp", word, "--state-dir"])
-            .arg(self.dir.root())
-            .args(["--max-running", &self.config.max_running.to_string()])
-            .args(["--stall-s", &self.config.stall.as_secs().to_string()])
-            .args(["--extra-usage", self.config.extra_usage.as_str()])
+            .arg(self.host.dir.root())
+            .args(["--max-running", &self.host.max_running.to_string()])
+            .args(["--stall-s", &manner.stall.as_secs().to_string()])
+            .args(["--extra-usage", manner.extra_usage.as_str()])
             // It outlives its host as long as its jobs do.
             .kill_on_drop(false);
-        if let Some(path) = &self.config.claude_bin {
+        if let Some(path) = &manner.claude_bin {
             command.arg("--claude-bin").arg(path);
         }
-        for name in &self.config.agent_env {
+        for name in &manner.agent_env {
             command.arg("--agent-env").arg(name);
         }
-        if let Some(environment) = &self.environment {
-            // A runner is what its agent can look at first: it holds nothing that is withheld from the agent.
-            command.env_clear();
-            command.envs(self.agents.for_runners(environment, self.config.billing).iter());
+        if let Some(environment) = &manner.environment {
+            command.env_clear().envs(environment.iter());
         }
-        command.envs(self.variables.iter().map(|(name, value)| (name, value)));
+        command.envs(self.host.variables.iter().map(|(name, value)| (name, value)));
         command
     }
 }
@@ -151,4 +265,88 @@ pub enum Begins {
     AtOnce,
     /// When it is spoken to: its job is on its way to the store.
     WhenSpokenTo,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn environment(variables: &[(&str, &str)]) -> Environment {
+        variables.iter().copied().collect()
+    }
+
+    fn hosts() -> RunnerCommand {
+        let own = environment(&[
+            ("PATH", "/host/bin"),
+            ("LANG", "host"),
+            ("PHONE_OPUS_LOG", "trace"),
+            ("PHONE_OPUS_CLAUDE_BIN", "/host/claude"),
+            ("PHONE_OPUS_BILLING", "api_key"),
+        ]);
+        let agents = AgentRegistry::standard(None, "/bin/phone-opus".into());
+        let plan = vec![("PHONE_OPUS_FAULTS", OsString::from("plan"))];
+        RunnerCommand::new("/p".into(), StateDir::at("/s"), &Config::default(), agents, Some(own), plan)
+    }
+
+    fn caller(origin: CallerOrigin) -> Arc<CallerContext> {
+        Arc::new(CallerContext {
+            cwd: Some("/w".into()),
+            environment: environment(&[("PATH", "/caller/bin"), ("MINE", "1"), ("CLAUDE_CONFIG_DIR", "/caller")]),
+            config: Arc::new(Config {
+                claude_bin: Some("/caller/claude".into()),
+                agent_env: vec!["MINE".to_owned()],
+                stall: Duration::from_secs(11),
+                max_running: 64,
+                ..Config::default()
+            }),
+            nesting: (None, 0),
+            key_withheld: true,
+            origin,
+        })
+    }
+
+    /// The environment and the words of a child.
+    fn child(command: &RunnerCommand, manner: &RunnerManner) -> (Environment, Vec<String>) {
+        let child = command.child(manner, Path::new("/p"), "background-consult");
+        let child = child.as_std();
+        let set = child.get_envs().filter_map(|(name, value)| Some((name, value?)));
+        (set.collect(), child.get_args().map(|word| word.to_string_lossy().into_owned()).collect())
+    }
+
+    #[test]
+    fn a_callers_runner_has_its_callers_environment_and_settings_and_the_hosts_plan_and_bound() {
+        let hosts = hosts();
+        let theirs = hosts.for_caller(&caller(CallerOrigin::Caller));
+        let (given, words) = child(&theirs, &theirs.manner);
+        let expected = environment(&[
+            ("CLAUDE_CONFIG_DIR", "/caller"),
+            ("MINE", "1"),
+            ("PATH", "/caller/bin"),
+            ("PHONE_OPUS_FAULTS", "plan"),
+            ("PHONE_OPUS_KEY_WITHHELD", "1"),
+            ("PHONE_OPUS_LOG", "trace"),
+        ]);
+        assert_eq!(given, expected);
+        let has = |word: &str, value: &str| words.windows(2).any(|pair| pair == [word, value]);
+        assert!(has("--claude-bin", "/caller/claude") && has("--agent-env", "MINE"), "{words:?}");
+        assert!(has("--stall-s", "11") && has("--max-running", "3"), "the places are the host's: {words:?}");
+        assert_eq!(theirs.callers_manner().and_then(|manner| manner.environment.clone()), Some(expected));
+        // Who waits with its jobs has nothing of it.
+        let (waiting, words) = child(&theirs, &theirs.host.manner);
+        assert_eq!(waiting, child(&hosts, &hosts.manner).0);
+        assert!(waiting.get("MINE").is_none() && !words.contains(&"/caller/claude".to_owned()), "{words:?}");
+    }
+
+    #[test]
+    fn the_hosts_own_are_as_they_were_whoever_asks() {
+        let hosts = hosts();
+        let same = hosts.for_caller(&caller(CallerOrigin::Host));
+        assert!(same.caller().is_none() && same.callers_manner().is_none());
+        assert_eq!(same.manner, hosts.manner);
+        assert_eq!(same.environment_digest("s"), hosts.environment_digest("s"));
+        let theirs = hosts.for_caller(&caller(CallerOrigin::Caller));
+        assert_ne!(theirs.environment_digest("s"), hosts.environment_digest("s"));
+        let again = hosts.for_caller(&caller(CallerOrigin::Base));
+        assert_eq!(again.environment_digest("s"), theirs.environment_digest("s"), "of what it is, not of whose");
+    }
 }

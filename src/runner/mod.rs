@@ -29,7 +29,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::mpsc;
 
 use self::agent_run::failed;
-pub use self::command::{Begins, RunnerCommand};
+pub use self::command::{Begins, RunnerCommand, RunnerManner};
 pub use self::core::{Clocks, Pipe, RunnerCore};
 pub use self::ending::outcome_channel;
 use self::ending::{Ended, Ending, Told};

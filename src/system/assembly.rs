@@ -35,6 +35,7 @@ use crate::protocol::wire::Identity;
 use crate::rollout::{Carried, RolloutSetup, Status, Trigger};
 use crate::runner::{RunnerCommand, nesting};
 use crate::telemetry::{Record, RolloutRecord, TelemetryHandle};
+use crate::tools::callers::{CallerContext, CallerOrigin, Callers};
 use crate::tools::consult::{ConsultTool, Consults};
 use crate::tools::readers::{CancelTool, JobTool, JobsTool};
 use crate::tools::roots::RootsHandle;
@@ -61,6 +62,7 @@ pub(super) struct Assembly {
     pub(super) runner: Option<Arc<RunnerCommand>>,
     pub(super) default_cwd: Option<PathBuf>,
     pub(super) places: Places,
+    pub(super) callers: Callers,
     pub(super) isolation: Isolation,
     pub(super) worker_policy: WorkerPolicy,
     pub(super) restart: Option<RestartPolicy>,
@@ -90,11 +92,19 @@ impl Assembly {
             Arc::new(RunnerCommand::new(
                 program,
                 dir.clone(),
-                Config::clone(&config),
+                &config,
                 said.agents.clone(),
                 Some(environment.clone()),
                 said.faults.variables(),
             ))
+        });
+        let callers = Callers::new(CallerContext {
+            cwd: said.default_cwd.clone(),
+            environment: environment.clone(),
+            config: Arc::clone(&config),
+            nesting: nesting(&environment),
+            key_withheld: false,
+            origin: CallerOrigin::Host,
         });
         let now = Instant::now();
         let uptime = earlier.map_or(Duration::ZERO, |snapshot| snapshot.uptime + snapshot.age());
@@ -112,6 +122,7 @@ impl Assembly {
             },
             log: said.state_dir.as_ref().filter(|_| said.telemetry_log).map(StateDir::telemetry),
             names,
+            callers,
             config,
             agents: said.agents,
             environment,
@@ -178,6 +189,7 @@ impl Assembly {
             faults: self.faults.clone(),
             clients: desk.clients.clone(),
             roots: desk.roots.clone(),
+            callers: self.callers.clone(),
             tasks: self.consults().then(|| TaskDesk::new(desk.clone())),
             rollout: self.rollout.clone(),
         };
@@ -196,6 +208,7 @@ impl Assembly {
             faults: self.faults.clone(),
             rollout: self.rollout.clone(),
             notices: self.notices.clone().into(),
+            callers: self.callers.clone(),
         }
     }
 
@@ -209,6 +222,8 @@ impl Assembly {
             places: Arc::new(self.places.clone()),
             roots: RootsHandle::default(),
             nesting: nesting(&self.environment),
+            callers: self.callers.clone(),
+            origin: CallerOrigin::Host,
         }
     }
 

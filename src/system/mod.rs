@@ -19,6 +19,7 @@ use tokio::sync::watch;
 
 pub use self::builder::{OwnTools, SystemBuilder};
 use self::handover::{HandOverError, HostSnapshot, InPlace, NewImage};
+use crate::actors::callers::{CallerContext, Callers};
 use crate::actors::connections::{Connections, Door};
 use crate::actors::current::Current;
 use crate::actors::health::HealthSource;
@@ -96,7 +97,32 @@ impl System {
         R: AsyncRead + Send + Unpin + 'static,
         W: AsyncWrite + Send + Unpin + 'static,
     {
-        self.serve_at(Door::Elsewhere, Box::new(reader), Box::new(writer)).await
+        self.serve_at(Door::Elsewhere, None, Box::new(reader), Box::new(writer)).await
+    }
+
+    /// The same for a client whose directory, environment and configuration are not this system's own.
+    ///
+    /// # Errors
+    ///
+    /// As [`System::serve`].
+    ///
+    /// # Cancel safety
+    ///
+    /// As [`System::serve`].
+    #[doc(hidden)]
+    pub async fn serve_as<R, W>(&self, context: CallerContext, reader: R, writer: W) -> Result<SessionEnd, Fault>
+    where
+        R: AsyncRead + Send + Unpin + 'static,
+        W: AsyncWrite + Send + Unpin + 'static,
+    {
+        self.serve_at(Door::Elsewhere, Some(context), Box::new(reader), Box::new(writer)).await
+    }
+
+    /// Whose sessions there are, with the directory, environment and configuration of each.
+    #[must_use]
+    #[doc(hidden)]
+    pub fn callers(&self) -> &Callers {
+        &self.inner.desk.callers
     }
 
     /// Serves the client on this process's standard streams until its connection is over. Such a connection can be passed on
@@ -112,7 +138,7 @@ impl System {
     pub async fn serve_standard(&self, input: stdio::Input, output: stdio::Output) -> Result<SessionEnd, Fault> {
         let holds_back = input.is_read_by_thread() || output.is_written_by_thread();
         let door = if holds_back { Door::StandardByThread } else { Door::Standard };
-        self.serve_at(door, Box::new(input), Box::new(output)).await
+        self.serve_at(door, None, Box::new(input), Box::new(output)).await
     }
 
     /// What [`System::hand_over`] would pass on now; nothing stops. For a dry run by the program that is to take over. What
@@ -145,8 +171,14 @@ impl System {
         self.inner.handing.hand_over(to).await
     }
 
-    async fn serve_at(&self, door: Door, input: ClientInput, sink: ClientOutput) -> Result<SessionEnd, Fault> {
-        let (number, end) = self.inner.connections.open(door, input, sink)?;
+    async fn serve_at(
+        &self,
+        door: Door,
+        context: Option<CallerContext>,
+        input: ClientInput,
+        sink: ClientOutput,
+    ) -> Result<SessionEnd, Fault> {
+        let (number, end) = self.inner.connections.open_as(door, context, input, sink)?;
         // When there is no supervisor at this moment, its next incarnation finds the connection.
         let _ = self.inner.sessions.cast(SessionsMsg::Opened(number));
         let stopping = || Fault::new(FaultCode::Stopping, "the system is stopping.");

@@ -8,6 +8,7 @@ use crate::actors::health::HealthSource;
 use crate::base::fault::Fault;
 use crate::config::clients;
 use crate::tools::arguments::ArgumentReader;
+use crate::tools::callers::session_over;
 use crate::tools::consult::shape;
 use crate::tools::readers::{AT_ONCE, READS, definition, host_tool};
 use crate::tools::reply::{self, Shape};
@@ -41,7 +42,8 @@ fn snapshot_shape(call: &ToolCall) -> Result<Shape, Fault> {
 
 async fn health(source: &HealthSource, call: ToolCall) -> Result<ToolReply, Fault> {
     let shape = snapshot_shape(&call)?;
-    let mut value = source.health(shape.detail).await;
+    let caller = source.callers.of(call.invocation.session).ok_or_else(session_over)?;
+    let mut value = source.health(&caller, shape.detail).await;
     reply::tidy(&mut value);
     Ok(reply::object(&value, serde_json::to_string_pretty(&value).unwrap_or_default(), shape))
 }

@@ -39,7 +39,7 @@ use crate::system::handover::{self, HostSnapshot, SnapshotError};
 use crate::telemetry::counters::Counters;
 use crate::tools::Target;
 use crate::tools::consult::Consults;
-use crate::worker::settings::{DeskSettings, WorkerSettings};
+use crate::worker::settings::{DeskSettings, WorkerSettings, told_config};
 use crate::worker::{Isolation, WorkerCommand, WorkerPolicy, wire};
 
 impl SystemBuilder {
@@ -187,6 +187,7 @@ impl Assembly {
             store: self.store.clone(),
             dir: self.dir(),
             runner: self.runner.clone(),
+            callers: self.callers.clone(),
             limits: AcceptLimits { max_queued: self.config.max_queued },
             attachments: lasting.attachments.clone(),
             connections: lasting.connections.clone(),
@@ -250,11 +251,7 @@ fn process_backend(
     // What is no text cannot be sent, and a consult could not run there either.
     let text = |path: &PathBuf| path.to_str().is_some();
     let desk = desk.map(|desk| DeskSettings {
-        config: Config {
-            claude_bin: desk.config.claude_bin.clone().filter(text),
-            workspaces: Vec::new(),
-            ..Config::clone(&desk.config)
-        },
+        config: told_config(&desk.config),
         observed: desk.clients.file().map(Path::to_owned).filter(text),
         agents: desk.agents.iter().map(str::to_owned).collect(),
         default_cwd: desk.default_cwd.clone().filter(text),
@@ -275,6 +272,7 @@ fn process_backend(
             .collect(),
         jobs,
         roots: served.roots.clone(),
+        callers: served.callers.clone(),
         gauges: Arc::clone(&served.gauges),
     }
 }

@@ -28,6 +28,7 @@ use super::wait::{PATIENCE, Waiting};
 use crate::actors::sessions::messages::SessionEnd;
 use crate::base::fault::Fault;
 use crate::system::System;
+use crate::tools::callers::CallerContext;
 
 /// Bytes between a client and a system in this process, each way, when nothing else is asked for.
 const BUFFER: usize = 64 * 1024;
@@ -169,6 +170,7 @@ pub struct Exchange {
 #[derive(Clone)]
 pub struct Connecting<'a> {
     system: &'a System,
+    context: Option<CallerContext>,
     buffer: usize,
     reads: bool,
 }
@@ -188,13 +190,26 @@ impl Connecting<'_> {
         self
     }
 
+    /// As a client with a directory, an environment and a configuration of its own.
+    #[must_use]
+    pub fn from(mut self, context: CallerContext) -> Self {
+        self.context = Some(context);
+        self
+    }
+
     /// Connects without a word.
     #[must_use]
     pub fn open(self) -> Client {
         let (ours, theirs) = tokio::io::duplex(self.buffer);
         let (input, output) = tokio::io::split(theirs);
         let system = self.system.clone();
-        let serving = tokio::spawn(async move { system.serve(input, output).await });
+        let context = self.context;
+        let serving = tokio::spawn(async move {
+            match context {
+                Some(context) => system.serve_as(context, input, output).await,
+                None => system.serve(input, output).await,
+            }
+        });
         let (output, input) = tokio::io::split(ours);
         let mut client = Client::over(output, input, self.reads);
         client.serving = Some(serving);
@@ -269,7 +284,7 @@ impl Client {
     /// A client of a system in this process.
     #[must_use]
     pub fn of(system: &System) -> Connecting<'_> {
-        Connecting { system, buffer: BUFFER, reads: true }
+        Connecting { system, context: None, buffer: BUFFER, reads: true }
     }
 
     /// A client of a host's process, whose pipes it takes.

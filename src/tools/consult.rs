@@ -5,6 +5,7 @@
 //! Accepting is idempotent by invocation, so another attempt at the same call (after a worker was lost) joins the job
 //! of the first: the caller loses nothing and the agent is not run twice.
 
+use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -12,6 +13,7 @@ use std::time::{Duration, Instant};
 use schemars::JsonSchema;
 
 use super::arguments::ArgumentReader;
+use super::callers::{CallerOrigin, Callers, session_over};
 pub use super::grounds::Caller;
 use super::grounds::DIRECTORY;
 use super::reply::{self, Context, DETAIL, Detail, RENDER, Render, Shape};
@@ -96,8 +98,12 @@ pub struct Consults {
     pub places: Arc<Places>,
     /// What they work on.
     pub roots: RootsHandle,
-    /// The chain this host itself is part of, and how deep.
+    /// The chain the caller is part of, and how deep.
     pub nesting: (Option<ChainId>, u32),
+    /// Whose sessions there are.
+    pub callers: Callers,
+    /// Whose directory, configuration and environment the above are.
+    pub origin: CallerOrigin,
 }
 
 /// A consult's arguments, read.
@@ -119,7 +125,7 @@ pub struct ConsultOptions {
 
 /// How long a directory may take to be looked at. One on a file system that does not answer would hold up the thread that
 /// serves everybody; its caller is told instead.
-pub(super) const LOOK_BOUND: Duration = Duration::from_secs(2);
+pub(crate) const LOOK_BOUND: Duration = Duration::from_secs(2);
 
 /// Looks at a directory on a thread that may hang, and makes it canonical. What is wrong with it, if it is none.
 ///
@@ -131,7 +137,7 @@ pub(super) async fn look_at(dir: PathBuf) -> Result<PathBuf, &'static str> {
 }
 
 /// Looks at a directory, and makes it canonical. It may hang.
-pub(super) fn resolved(dir: PathBuf) -> Result<PathBuf, &'static str> {
+pub(crate) fn resolved(dir: PathBuf) -> Result<PathBuf, &'static str> {
     match std::fs::metadata(&dir) {
         Ok(found) if found.is_dir() && !may_be_entered(&dir) => {
             Err("may not be entered by the user this server runs as")
@@ -143,7 +149,7 @@ pub(super) fn resolved(dir: PathBuf) -> Result<PathBuf, &'static str> {
     }
 }
 
-pub(super) async fn within<T: Send + 'static>(
+pub(crate) async fn within<T: Send + 'static>(
     bound: Duration,
     look: impl FnOnce() -> Result<T, &'static str> + Send + 'static,
 ) -> Result<T, &'static str> {
@@ -156,6 +162,33 @@ pub(super) async fn within<T: Send + 'static>(
 }
 
 impl Consults {
+    /// The same for the caller of a call: in its directory, under its configuration, as deep in a chain as it is. The tools of
+    /// a client's call work with this and with nothing else.
+    ///
+    /// # Errors
+    ///
+    /// `caller_lost`: its session is over, and what it brought with it.
+    pub fn of(&self, caller: Caller) -> Result<Cow<'_, Self>, Fault> {
+        let Caller::Client(session) = caller else { return Ok(Cow::Borrowed(self)) };
+        let context = self.callers.of(session).ok_or_else(session_over)?;
+        if context.origin == CallerOrigin::Host {
+            return Ok(Cow::Borrowed(self));
+        }
+        let home = context.home();
+        Ok(Cow::Owned(Self {
+            config: Arc::clone(&context.config),
+            clients: self.clients.under(Arc::clone(&context.config)),
+            default_cwd: default_cwd(context.cwd.as_deref(), home.as_deref()),
+            places: Arc::new(Places { start: context.cwd.clone(), home, ..Places::clone(&self.places) }),
+            nesting: context.nesting,
+            origin: context.origin,
+            jobs: self.jobs.clone(),
+            agents: self.agents.clone(),
+            roots: self.roots.clone(),
+            callers: self.callers.clone(),
+        }))
+    }
+
     /// Reads and checks a consult's arguments. Nothing is started while anything is wrong with them.
     ///
     /// # Errors
@@ -298,7 +331,11 @@ impl Consults {
             (None, None) => match self.only_root(caller).await {
                 Some(root) => root,
                 None => {
-                    let wrong = "is missing, and this server was started in / or in the home directory";
+                    let wrong = match self.origin {
+                        CallerOrigin::Host => "is missing, and this server was started in / or in the home directory",
+                        CallerOrigin::Caller => "is missing, and this session works in / or in the home directory",
+                        CallerOrigin::Base => "is missing, and this connection has told no directory of its own",
+                    };
                     args.problem("cwd", wrong, DIRECTORY);
                     return None;
                 }
@@ -311,7 +348,11 @@ impl Consults {
         match looked {
             Ok(workspace) => Some((dir, workspace)),
             Err((wrong, accepted)) if missing => {
-                let wrong = format!("is missing, and the directory this server was started in {wrong}");
+                let dir = match self.origin {
+                    CallerOrigin::Host => "the directory this server was started in",
+                    CallerOrigin::Caller | CallerOrigin::Base => "the directory of this session",
+                };
+                let wrong = format!("is missing, and {dir} {wrong}");
                 args.problem("cwd", wrong, accepted);
                 None
             }
@@ -325,7 +366,7 @@ impl Consults {
     /// The root of a client that has one.
     async fn only_root(&self, caller: Caller) -> Option<PathBuf> {
         let Caller::Client(session) = caller else { return None };
-        let mut roots = self.roots.paths(session).await;
+        let mut roots = self.roots_of(session).await;
         roots.pop().filter(|_| roots.is_empty())
     }
 
@@ -350,7 +391,8 @@ impl Consults {
 
     /// What a reply about this job says beyond its record.
     pub async fn context(&self, record: &JobRecord, follow: Option<&Follow>) -> Context {
-        let mut context = Context { left_out: self.config.left_out.clone(), ..Context::default() };
+        let left_out = self.config.left_out.clone();
+        let mut context = Context { left_out, environment: self.origin, ..Context::default() };
         if !record.state.is_terminal() {
             context.place = self.jobs.queue_place(record.id).await.unwrap_or_default();
             let live = match follow {
@@ -441,8 +483,8 @@ impl Tool for ConsultTool {
     }
 
     fn call(&self, call: ToolCall) -> ToolFuture {
-        let desk = self.desk.clone();
-        Box::pin(async move { consult(&desk, call).await })
+        let desk = self.desk.of(Caller::Client(call.invocation.session)).map(Cow::into_owned);
+        Box::pin(async move { consult(&desk?, call).await })
     }
 
     fn probe(&self, invocation: InvocationId) -> ProbeFuture {

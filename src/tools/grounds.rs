@@ -8,6 +8,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::callers::CallerOrigin;
 use super::consult::{Consults, LOOK_BOUND, resolved, within};
 use crate::base::fault::{Fault, FaultCode};
 use crate::base::ids::SessionNumber;
@@ -45,7 +46,7 @@ impl Consults {
         if found.to_str().is_none() {
             return Err(("is not UTF-8", "a directory whose path is, links followed"));
         }
-        judged.map_err(|refused| (refused.wrong(), refused.accepted()))?;
+        judged.map_err(|refused| (refused.wrong(), self.accepted(refused)))?;
         Ok(found)
     }
 
@@ -60,13 +61,34 @@ impl Consults {
         };
         // A start directory that grants nothing by itself gives way to roots, so they come first there.
         let broad = self.places.is_broad();
-        let first = if broad { self.roots.paths(session).await } else { Vec::new() };
+        let first = if broad { self.roots_of(session).await } else { Vec::new() };
         let (found, judged) = self.looked(dir, resolve, first, Grounds::judge).await?;
         if broad || judged != Err(PlaceRefused::Outside) {
             return Ok((found, judged));
         }
-        let roots = self.roots.paths(session).await;
+        let roots = self.roots_of(session).await;
         if roots.is_empty() { Ok((found, judged)) } else { self.looked(found, Ok, roots, Grounds::judge).await }
+    }
+
+    /// What the client of a session works on. One that has not said whose session it is may have `workspaces` looked into
+    /// and nothing it names itself.
+    pub(super) async fn roots_of(&self, session: SessionNumber) -> Vec<PathBuf> {
+        if self.origin == CallerOrigin::Base { Vec::new() } else { self.roots.paths(session).await }
+    }
+
+    /// What is accepted instead of a directory that was refused.
+    fn accepted(&self, refused: PlaceRefused) -> &'static str {
+        match (refused, self.origin) {
+            (PlaceRefused::Secrets, _) | (_, CallerOrigin::Host) => refused.accepted(),
+            (PlaceRefused::Outside, CallerOrigin::Caller) => {
+                "a directory below the one this session works in, below a root of its client, or listed in `workspaces` of \
+                 the user's configuration"
+            }
+            (PlaceRefused::Outside, CallerOrigin::Base) => {
+                "a directory listed in `workspaces` of the user's configuration (PHONE_OPUS_WORKSPACES); a session that is \
+                 opened with a directory of its own may look into that as well"
+            }
+        }
     }
 
     /// One look for all there is to see, on a thread that may hang.
@@ -93,7 +115,7 @@ impl Consults {
     /// Everything that grants a caller anything, resolved; `None` for who may see everything.
     async fn grounds(&self, caller: Caller) -> Option<Grounds> {
         let Caller::Client(session) = caller else { return None };
-        let roots = self.roots.paths(session).await;
+        let roots = self.roots_of(session).await;
         let places = Arc::clone(&self.places);
         Some(within(LOOK_BOUND, move || Ok(places.resolve(&roots))).await.unwrap_or_default())
     }
@@ -113,7 +135,7 @@ impl Consults {
         }
         let judged = self.judge(record.workspace.clone(), Ok, caller).await;
         judged.map_or(Err(PlaceRefused::Outside), |(_, judged)| judged).map_err(|refused| {
-            let (wrong, accepted) = (refused.wrong(), refused.accepted());
+            let (wrong, accepted) = (refused.wrong(), self.accepted(refused));
             let detail = format!("the job's directory {wrong}; accepted: jobs of {accepted}.");
             Fault::new(FaultCode::InvalidInput, detail).job(record.id)
         })

@@ -7,6 +7,7 @@
 //! the tools themselves, [`reply`] for what they answer, [`tasks`] for the other view of a job.
 
 pub mod arguments;
+pub mod callers;
 pub mod consult;
 mod grounds;
 pub mod progress;

@@ -189,6 +189,8 @@ impl CatchingUp {
 }
 
 async fn read_job(desk: &Consults, call: ToolCall) -> Result<ToolReply, Fault> {
+    let caller = Caller::Client(call.invocation.session);
+    let desk = &*desk.of(caller)?;
     let mut args = ArgumentReader::parse(&call.arguments)?;
     let job = args.uuid::<JobId>("job_id");
     let job = args.require("job_id", job, "the job_id of a consult");
@@ -200,7 +202,7 @@ async fn read_job(desk: &Consults, call: ToolCall) -> Result<ToolReply, Fault> {
     let Some(job) = job else { return Err(Fault::new(FaultCode::Internal, "a job id went missing.")) };
 
     let mut record = desk.jobs.record(job).await?;
-    desk.check_job(&record, Caller::Client(call.invocation.session)).await?;
+    desk.check_job(&record, caller).await?;
     let began = Instant::now().checked_sub(call.waited).unwrap_or_else(Instant::now);
     let mut follow = desk.jobs.follow(job).await?;
     if !record.state.is_terminal() && !wait.is_zero() {
@@ -299,13 +301,14 @@ host_tool! {
 }
 
 async fn list_jobs(desk: &Consults, call: ToolCall) -> Result<ToolReply, Fault> {
+    let caller = Caller::Client(call.invocation.session);
+    let desk = &*desk.of(caller)?;
     let mut args = ArgumentReader::parse(&call.arguments)?;
     let limit = args.integer("limit", 1..=50).unwrap_or(10);
     let states: Vec<(&str, JobState)> = JobState::ALL.iter().map(|state| (state.as_str(), *state)).collect();
     let state = args.choice("state", &states);
     let all = args.choice("scope", &[("workspace", false), ("all", true)]).unwrap_or(false);
     let cwd = args.string("cwd").map(PathBuf::from);
-    let caller = Caller::Client(call.invocation.session);
     let workspace = match (cwd, &desk.default_cwd) {
         (Some(dir), _) => {
             let looked = desk.place(dir, caller).await;
@@ -432,6 +435,8 @@ host_tool! {
 const CANCEL_WAIT: Duration = Duration::from_secs(5);
 
 async fn cancel_job(desk: &Consults, call: ToolCall) -> Result<ToolReply, Fault> {
+    let caller = Caller::Client(call.invocation.session);
+    let desk = &*desk.of(caller)?;
     let mut args = ArgumentReader::parse(&call.arguments)?;
     let job = args.uuid::<JobId>("job_id");
     let job = args.require("job_id", job, "the job_id of a consult");
@@ -439,7 +444,7 @@ async fn cancel_job(desk: &Consults, call: ToolCall) -> Result<ToolReply, Fault>
     args.finish()?;
     let Some(job) = job else { return Err(Fault::new(FaultCode::Internal, "a job id went missing.")) };
     let record = desk.jobs.record(job).await?;
-    desk.check_job(&record, Caller::Client(call.invocation.session)).await?;
+    desk.check_job(&record, caller).await?;
     let mut follow = desk.jobs.follow(job).await?;
     let asked = desk.jobs.cancel(job).await?;
     let was = match asked {

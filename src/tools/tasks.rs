@@ -68,6 +68,15 @@ impl TaskDesk {
     ///
     /// Safe, but a cancel that was asked for goes on.
     pub async fn ask(&self, ask: TaskAsk, client: &ClientInfo) -> Result<TaskAnswer, Fault> {
+        self.present()?.answer(ask, client).await
+    }
+
+    /// As its caller is now: what a session has brought with it is known when it asks, and not before.
+    fn present(&self) -> Result<Self, Fault> {
+        Ok(Self { desk: self.desk.of(self.caller)?.into_owned(), caller: self.caller })
+    }
+
+    async fn answer(&self, ask: TaskAsk, client: &ClientInfo) -> Result<TaskAnswer, Fault> {
         let jobs = &self.desk.jobs;
         match ask {
             TaskAsk::Look(job) => {
@@ -117,7 +126,8 @@ impl TaskDesk {
     ///
     /// Safe.
     pub async fn follow(self, job: JobId, wanted: Wanted, client: ClientInfo, tell: impl Fn(TaskNews) + Send + Sync) {
-        if let Err(fault) = self.follow_to_the_end(job, wanted, &client, &tell).await {
+        let followed = async { self.present()?.follow_to_the_end(job, wanted, &client, &tell).await };
+        if let Err(fault) = followed.await {
             tracing::debug!(%fault, %job, "a task is followed no more");
             tell(TaskNews::Lost(job));
         }

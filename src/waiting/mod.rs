@@ -12,7 +12,7 @@
 //! ```
 //!
 //! Invariants: (1) a waiting job costs no process, no timer and no look of its own; (2) its environment is the waiting
-//! process's own, in memory alone; (3) what frees a permit is known by a lock the kernel gives back, whatever ended its holder;
+//! process's own, or was handed in with it, in memory alone, and no job is started with another one; (3) what frees a permit is known by a lock the kernel gives back, whatever ended its holder;
 //! (4) whose turn it is follows from [`crate::jobs::admission::plan`] alone; (5) a job is started by nobody without its lock,
 //! so that two who think it theirs start it once.
 

@@ -3,10 +3,12 @@
 //! Owns: the lock and the bell, the threads that are blocked on runs, the runners it starts itself, its end of the host's
 //! pipes. May not know: when whose turn it is.
 //!
-//! Its environment is the one its jobs are to run with, and that of the runners it starts. It holds no job's lock but for the
-//! moment in which it ends one that never began.
+//! Its environment is that of its host, and of the runners of the host's own jobs. What those of a caller are started with is
+//! held for each until it has begun. It holds no job's lock but for the moment in which it ends one that never began.
 
+use std::collections::HashMap;
 use std::process::{ExitStatus, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
@@ -17,7 +19,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use super::core::{WaitingCore, WaitingEffect, WaitingEvent};
-use super::wire::{self, FromWaiting, ToWaiting};
+use super::wire::{self, FromWaiting, Pieces, ToWaiting};
 use crate::agents::{RunEnd, StopCause};
 use crate::base::fault::{Fault, FaultCode};
 use crate::base::ids::{JobId, UnixMillis};
@@ -28,7 +30,7 @@ use crate::jobs::evidence::{JobEvidence, WaiterLock};
 use crate::jobs::lock::{JobLock, LockError};
 use crate::jobs::store::{CancelState, StoreError, StoreHandle};
 use crate::jobs::{CancelReason, JobOutcome, JobState, sweep};
-use crate::runner::{Begins, NOT_YET, RunnerCommand};
+use crate::runner::{Begins, NOT_YET, RunnerCommand, RunnerManner};
 
 /// Stack of a thread that does nothing but to be blocked on a lock.
 const STACK: usize = 64 * 1024;
@@ -47,7 +49,7 @@ const PAUSE: Duration = Duration::from_millis(100);
 pub struct WaitingOptions {
     /// Where jobs and locks lie.
     pub dir: StateDir,
-    /// How it starts runners, of which each inherits its environment.
+    /// How it starts runners, of which each inherits its environment unless it came with another one.
     pub runner: RunnerCommand,
     /// Agent runs at once.
     pub max_running: usize,
@@ -62,6 +64,9 @@ pub enum WaitingError {
     /// Signals cannot be heard.
     #[error("listen for signals")]
     Signal(#[source] std::io::Error),
+    /// It would not know what to start the job's runner with.
+    #[error("learn the environment of job {0}")]
+    NotWhole(JobId),
 }
 
 /// Waits with jobs until none is left and the host is gone, or TERM comes. For the main function of a process that does
@@ -93,6 +98,8 @@ where
         freed,
         runners: JoinSet::new(),
         lifelines: Vec::new(),
+        pieces: Pieces::default(),
+        manners: HashMap::new(),
         writer: Some(writer),
     };
     let mut lines = LineReader::after(&[], reader);
@@ -105,7 +112,7 @@ where
             biased;
             _ = terminate.recv() => break,
             line = lines.next(), if host_there => match line {
-                Ok(Some(line)) => events.extend(wire::read(&line).map(heard)),
+                Ok(Some(line)) => events.extend(process.heard(&line)?),
                 Ok(None) | Err(_) => {
                     host_there = false;
                     process.lifelines.clear();
@@ -119,7 +126,7 @@ where
         }
         // All there is to be heard first: a burst is one look, and one note in the store.
         while let Some(line) = lines.ready() {
-            events.extend(wire::read(&line).map(heard));
+            events.extend(process.heard(&line)?);
         }
         while let Ok(job) = frees.try_recv() {
             events.push(WaitingEvent::Freed(job));
@@ -128,16 +135,6 @@ where
     }
     store.close().await;
     Ok(())
-}
-
-fn heard(word: ToWaiting) -> WaitingEvent {
-    match word {
-        ToWaiting::Wait(job) => WaitingEvent::Came(job),
-        ToWaiting::Again(job) => WaitingEvent::CameAgain(job),
-        ToWaiting::Taken(job) => WaitingEvent::Taken(job),
-        ToWaiting::Yours(job) => WaitingEvent::Refused(job),
-        ToWaiting::Leave(job) => WaitingEvent::Left(job),
-    }
 }
 
 /// Has the signals ignored that are meant for others of our name, or for a terminal.
@@ -188,11 +185,53 @@ struct Process<W> {
     runners: JoinSet<WaitingEvent>,
     /// What tells runners of ours that their host is there: one that is stuck is not gone.
     lifelines: Vec<(JobId, ChildStdin)>,
+    /// What has come of the manner of the next job.
+    pieces: Pieces,
+    /// How the runners of callers' jobs are started. No more of them than of jobs; who has the same shares it.
+    manners: HashMap<JobId, Arc<RunnerManner>>,
     writer: Option<W>,
 }
 
 impl<W: AsyncWrite + Unpin> Process<W> {
-    async fn handle(&mut self, mut events: Vec<WaitingEvent>) {
+    /// What a line of the host means; nothing where it is none of ours.
+    fn heard(&mut self, line: &[u8]) -> Result<Option<WaitingEvent>, WaitingError> {
+        let Some(word) = wire::read(line) else { return Ok(None) };
+        Ok(Some(match word {
+            ToWaiting::Piece { job, at, bytes } => {
+                self.pieces.take(job, at, &bytes.0);
+                return Ok(None);
+            }
+            ToWaiting::WaitAs(job, bytes) => {
+                self.learn(job, bytes)?;
+                WaitingEvent::Came(job)
+            }
+            ToWaiting::AgainAs(job, bytes) => {
+                self.learn(job, bytes)?;
+                WaitingEvent::CameAgain(job)
+            }
+            ToWaiting::Wait(job) => WaitingEvent::Came(job),
+            ToWaiting::Again(job) => WaitingEvent::CameAgain(job),
+            ToWaiting::Taken(job) => WaitingEvent::Taken(job),
+            ToWaiting::Yours(job) => WaitingEvent::Refused(job),
+            ToWaiting::Leave(job) => WaitingEvent::Left(job),
+        }))
+    }
+
+    /// Learns how the runner of a job is started. Without that nothing may be started for it, so its host has to know.
+    fn learn(&mut self, job: JobId, bytes: usize) -> Result<(), WaitingError> {
+        let manner = self.pieces.whole(job, bytes).ok_or(WaitingError::NotWhole(job))?;
+        let known = self.manners.values().find(|known| ***known == manner).map(Arc::clone);
+        self.manners.insert(job, known.unwrap_or_else(|| Arc::new(manner)));
+        Ok(())
+    }
+
+    async fn handle(&mut self, events: Vec<WaitingEvent>) {
+        self.go_through(events).await;
+        let core = &self.core;
+        self.manners.retain(|job, _| core.has(*job));
+    }
+
+    async fn go_through(&mut self, mut events: Vec<WaitingEvent>) {
         let came: Vec<JobId> = events
             .iter()
             .filter_map(|event| match event {
@@ -288,10 +327,15 @@ impl<W: AsyncWrite + Unpin> Process<W> {
 
     /// Starts a runner that has no host to talk to. Whether its host lives is told by a pipe we hold.
     fn start(&mut self, job: JobId) -> Option<WaitingEvent> {
-        let started = self.options.runner.start(job, Begins::AtOnce, |command| {
+        let pipes = |command: &mut tokio::process::Command| {
             let words = self.options.dir.open_job_log(job).map_or_else(|_| Stdio::null(), Stdio::from);
             command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(words);
-        });
+        };
+        let runner = &self.options.runner;
+        let started = match self.manners.get(&job) {
+            Some(manner) => runner.start_in(manner, job, Begins::AtOnce, pipes),
+            None => runner.start(job, Begins::AtOnce, pipes),
+        };
         match started {
             Ok(mut child) => {
                 if let (Some(lifeline), true) = (child.stdin.take(), self.writer.is_some()) {

@@ -49,6 +49,7 @@ use crate::protocol::frame::LINE_LIMIT;
 use crate::protocol::frame::{Frame, FrameReader};
 use crate::protocol::session::CallOutcome;
 use crate::tools::Tool;
+use crate::tools::callers::{CallerContext, CallerOrigin, Callers};
 use crate::tools::consult::{ConsultTool, Consults};
 use crate::tools::progress::{Latest, ProgressListener, ProgressSink};
 
@@ -137,6 +138,7 @@ pub async fn serve(
     let inside = Inside {
         generation,
         host: None,
+        callers: None,
         limit: wire::line_limit(LINE_LIMIT),
         tools: tools.into_iter().map(|tool| (tool.name().to_owned(), tool)).collect(),
         executor: Executor::new(CONCURRENT, faults.clone()),
@@ -211,6 +213,8 @@ struct Inside {
     generation: Generation,
     /// Known once it has greeted.
     host: Option<HostId>,
+    /// Whose sessions there are, where the host has consults.
+    callers: Option<Callers>,
     limit: usize,
     /// Named by our own host, so the hash need not resist anybody.
     tools: HashMap<String, Arc<dyn Tool>, foldhash::fast::RandomState>,
@@ -390,7 +394,16 @@ impl Inside {
                 let key = CallKey { session: s, call: crate::base::ids::CallNumber(c) };
                 self.executor.withdraw(|running| *running == key, drop, settle)
             }
+            ToWorker::Caller { g, s, caller } if g == generation => {
+                if let Some(callers) = &self.callers {
+                    callers.set(s, (*caller).into());
+                }
+                Ok(())
+            }
             ToWorker::SessionOver { g, s } if g == generation => {
+                if let Some(callers) = &self.callers {
+                    callers.forget(s);
+                }
                 self.executor.withdraw(|running| running.session == s, drop, settle)
             }
             ToWorker::Answer { g, id, answer } if g == generation => {
@@ -406,6 +419,7 @@ impl Inside {
             }
             // Meant for another generation; it cannot come down this pipe, and changes nothing if it does.
             ToWorker::Execute(_)
+            | ToWorker::Caller { .. }
             | ToWorker::Withdraw { .. }
             | ToWorker::SessionOver { .. }
             | ToWorker::Answer { .. }
@@ -427,6 +441,15 @@ impl Inside {
             self.limit = settings.line_limit;
             if let Some(desk) = settings.desk {
                 let config = Arc::new(desk.config);
+                let callers = Callers::copy_of(CallerContext {
+                    cwd: desk.default_cwd.clone(),
+                    environment: Environment::default(),
+                    config: Arc::clone(&config),
+                    nesting: desk.nesting,
+                    key_withheld: false,
+                    origin: CallerOrigin::Host,
+                });
+                self.callers = Some(callers.clone());
                 let desk = Consults {
                     jobs: client::jobs_of_host(self.asker.clone()),
                     agents: AgentNames::new(desk.agents),
@@ -436,6 +459,8 @@ impl Inside {
                     places: Arc::new(desk.places),
                     roots: client::roots_of_host(self.asker.clone()),
                     nesting: desk.nesting,
+                    callers,
+                    origin: CallerOrigin::Host,
                 };
                 let consult = ConsultTool::new(desk);
                 self.tools.insert(consult.name().to_owned(), Arc::new(consult));

@@ -1,12 +1,15 @@
 //! What a worker process is told by its host before its first call, so that the two cannot disagree.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use crate::agents::Environment;
 use crate::base::ids::{ChainId, HostId};
 use crate::config::Config;
 use crate::places::Places;
+use crate::tools::callers::{CallerContext, CallerOrigin};
 
 /// Everything the tools of a worker process need to know. It opens no store and reads no configuration.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -34,4 +37,56 @@ pub struct DeskSettings {
     pub places: Places,
     /// The chain the host itself is part of, and how deep.
     pub nesting: (Option<ChainId>, u32),
+}
+
+/// What the tools of a worker process need to know of a session with a context of its own: of its environment where its home
+/// is, and nothing else. What is no text cannot be sent, and a consult could not run there either.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct CallerSettings {
+    /// The directory it works in.
+    pub cwd: Option<PathBuf>,
+    /// Its home.
+    pub home: Option<PathBuf>,
+    /// The configuration its consults are under.
+    pub config: Config,
+    /// The chain it is part of, and how deep.
+    pub nesting: (Option<ChainId>, u32),
+    /// Whose environment its consults get.
+    pub origin: CallerOrigin,
+}
+
+fn is_text(path: &impl AsRef<Path>) -> bool {
+    path.as_ref().to_str().is_some()
+}
+
+/// What of a configuration a worker process is told; where its clients may look is told apart from it.
+#[must_use]
+pub fn told_config(config: &Config) -> Config {
+    Config { claude_bin: config.claude_bin.clone().filter(is_text), workspaces: Vec::new(), ..Config::clone(config) }
+}
+
+impl From<&CallerContext> for CallerSettings {
+    fn from(context: &CallerContext) -> Self {
+        Self {
+            cwd: context.cwd.clone().filter(is_text),
+            home: context.home().filter(is_text),
+            config: told_config(&context.config),
+            nesting: context.nesting,
+            origin: context.origin,
+        }
+    }
+}
+
+impl From<CallerSettings> for CallerContext {
+    fn from(told: CallerSettings) -> Self {
+        let home = told.home.map(|home| ("HOME", home));
+        Self {
+            cwd: told.cwd,
+            environment: home.into_iter().collect::<Environment>(),
+            config: Arc::new(told.config),
+            nesting: told.nesting,
+            key_withheld: false,
+            origin: told.origin,
+        }
+    }
 }

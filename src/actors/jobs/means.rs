@@ -18,7 +18,7 @@ pub struct Means {
     pub store: StoreHandle,
     /// Where locks lie.
     pub dir: StateDir,
-    /// How a runner is started.
+    /// How a runner of the job's caller is started.
     pub runner: Arc<RunnerCommand>,
 }
 

@@ -21,6 +21,7 @@ pub mod means;
 pub mod messages;
 pub mod room;
 pub(crate) mod runner_child;
+mod runners;
 pub mod starting;
 
 use std::collections::{HashMap, HashSet};
@@ -41,6 +42,7 @@ pub use self::handle::jobs_of;
 use self::means::Means;
 use self::messages::{Again, JobsMsg};
 use self::room::Beginning;
+use self::runners::{RunAs, Runners};
 use self::starting::HeldRunner;
 use super::child;
 use super::connections::Connections;
@@ -60,6 +62,7 @@ use crate::jobs::sweep;
 use crate::jobs::{JobMode, JobRecord, JobState, NewJob};
 use crate::runner::RunnerCommand;
 use crate::telemetry::{Record, TelemetryHandle};
+use crate::tools::callers::{Callers, session_over};
 
 /// How often a host looks for jobs whose runner is gone.
 const SWEEP_EVERY: Duration = Duration::from_secs(30);
@@ -98,8 +101,10 @@ pub struct JobsArguments {
     pub store: StoreHandle,
     /// Where locks lie.
     pub dir: StateDir,
-    /// How a runner is started; `None` in a system without consults.
+    /// How a runner of the host itself is started; `None` in a system without consults.
     pub runner: Option<Arc<RunnerCommand>>,
+    /// Whose sessions there are, and with which environment their jobs are run.
+    pub callers: Callers,
     /// How much may wait.
     pub limits: AcceptLimits,
     /// The jobs this host looks after; outlives every incarnation of the supervisor.
@@ -124,14 +129,15 @@ pub struct JobsState {
     tasks: JoinSet<()>,
     /// Who is to be told that no accept is under way.
     still: Option<oneshot::Sender<()>>,
-    /// The digest of the environment jobs are run with here, once it was asked for.
-    environment: Option<Option<String>>,
+    runners: Runners,
 }
 
 /// The job an event is about, where custody of it may have to be made.
 #[derive(Default)]
 struct About<'a> {
     record: Option<&'a JobRecord>,
+    /// How its runner is started.
+    runner: Option<Arc<RunnerCommand>>,
     /// A runner that was started for it beside its accept.
     held: Option<HeldRunner>,
 }
@@ -141,6 +147,8 @@ struct Asking {
     /// Until the store has it.
     job: Option<Box<NewJob>>,
     invocation: Option<InvocationId>,
+    /// How it is run.
+    run_as: RunAs,
     again: Again,
     reply: oneshot::Sender<Result<Accepted, Fault>>,
 }
@@ -179,7 +187,9 @@ impl Actor for Jobs {
                 me.cast(JobsMsg::Withdrawn(*caller))?;
             }
         }
+        let JobsArguments { runner, dir, callers, .. } = &arguments;
         Ok(JobsState {
+            runners: Runners::new(runner.clone(), dir.clone(), callers.clone()),
             arguments,
             consults: ChildDriver::new(DynamicChildren::new(CONSULT), JobsMsg::Child),
             asking: HashMap::new(),
@@ -187,7 +197,6 @@ impl Actor for Jobs {
             overdue: Arc::default(),
             tasks,
             still: None,
-            environment: None,
         })
     }
 
@@ -246,20 +255,27 @@ impl JobsState {
             JobsMsg::Stored { ask, held, result } => self.stored(&me, ask, held, *result).await,
             JobsMsg::Withdrawn(caller) => self.decide(&me, JobsEvent::Withdrawn(caller)).await,
             JobsMsg::Resumed { session, open } => self.decide(&me, JobsEvent::Resumed { session, open }).await,
-            JobsMsg::SessionOver(session) => self.decide(&me, JobsEvent::SessionOver(session)).await,
+            JobsMsg::SessionOver(session) => {
+                self.runners.forget(session);
+                self.decide(&me, JobsEvent::SessionOver(session)).await;
+            }
             JobsMsg::HandedOver(job) => self.decide(&me, JobsEvent::HandedOver(job)).await,
             JobsMsg::Terminate(job) => self.decide(&me, JobsEvent::Terminate(job)).await,
             JobsMsg::Restarted => self.decide(&me, JobsEvent::Restarted).await,
             JobsMsg::Adopt(record) => {
-                let event = JobsEvent::Orphaned { job: record.id, mode: record.mode };
-                self.decide_about(&me, event, &mut About { record: Some(&record), held: None }).await;
+                // Who had its environment may be gone by now.
+                if let Some(run_as) = self.runners.with(record.environment.as_deref()) {
+                    let event = JobsEvent::Orphaned { job: record.id, mode: record.mode };
+                    let mut about = About { record: Some(&record), runner: Some(run_as.runner), held: None };
+                    self.decide_about(&me, event, &mut about).await;
+                }
             }
             JobsMsg::LetGo(reply) => {
                 self.still = Some(reply);
                 self.decide(&me, JobsEvent::LetGo).await;
             }
             JobsMsg::Resume => {
-                if let Some(means) = self.means() {
+                if let Some(means) = self.runners.own().cloned().map(|runner| self.means(runner)) {
                     self.arguments.attachments.room().resume(&means);
                 }
                 self.decide(&me, JobsEvent::Resume).await;
@@ -315,10 +331,13 @@ impl JobsState {
             }
             // Answered by `stored`, which has the answer, when everything else is done.
             JobsEffect::Refuse(_) | JobsEffect::Answer(_) => {}
-            JobsEffect::Attach(job) => match (about.record.filter(|record| record.id == job), self.means()) {
-                (Some(record), Some(means)) => self.arguments.attachments.attach(record, means, about.held.take()),
-                _ => tracing::error!(%job, "custody of a job could not be made"),
-            },
+            JobsEffect::Attach(job) => {
+                let record = about.record.filter(|record| record.id == job);
+                match (record, about.runner.take().map(|runner| self.means(runner))) {
+                    (Some(record), Some(means)) => self.arguments.attachments.attach(record, means, about.held.take()),
+                    _ => tracing::error!(%job, "custody of a job could not be made"),
+                }
+            }
             JobsEffect::Attend(job) => self.attend(me, ChildEvent::Wanted(job)).await,
             JobsEffect::HandOver(job) => {
                 let store = self.arguments.store.clone();
@@ -380,12 +399,12 @@ impl JobsState {
         let prunes = self.sweeps.is_multiple_of(PRUNE_EVERY);
         self.sweeps += 1;
         let ours: HashSet<JobId> = self.arguments.attachments.all().into_iter().map(|(job, _)| job).collect();
-        let environment = self.environment();
+        let environments = self.runners.digests();
         let overdue = Arc::clone(&self.overdue);
         self.tasks.spawn(async move {
             overdue.look(&store, &dir, &ours).await;
             keep_reserve(&dir).await;
-            match sweep::sweep(&store, &dir, &ours, environment.as_deref()).await {
+            match sweep::sweep(&store, &dir, &ours, &environments).await {
                 Ok(orphans) => orphans.into_iter().for_each(|record| drop(me.cast(JobsMsg::Adopt(Box::new(record))))),
                 Err(error) => tracing::warn!(%error, "the sweep did not finish"),
             }
@@ -393,18 +412,6 @@ impl JobsState {
                 prune(&store, &dir).await;
             }
         });
-    }
-
-    /// The digest of the environment jobs are run with here. Without one, a job is run by nobody else.
-    fn environment(&mut self) -> Option<String> {
-        let JobsArguments { dir, runner, .. } = &self.arguments;
-        self.environment
-            .get_or_insert_with(|| {
-                let secret =
-                    dir.secret().inspect_err(|error| tracing::warn!(%error, "environments cannot be compared"));
-                runner.as_ref()?.environment_digest(&secret.ok()?)
-            })
-            .clone()
     }
 
     async fn accept(
@@ -429,17 +436,21 @@ impl JobsState {
             let _ = reply.send(Err(fault.hint("Ask again: the next connection leads to its successor.")));
             return;
         }
-        let Some(runner) = &self.arguments.runner else {
+        if !self.runners.are_there() {
             let fault =
                 Fault::new(FaultCode::RunnerSpawnFailed, "this system was built without a runner for consults.");
             let _ = reply.send(Err(fault));
             return;
+        }
+        let Some(run_as) = self.runners.of(job.invocation.map(|invocation| invocation.session)) else {
+            let _ = reply.send(Err(session_over()));
+            return;
         };
-        job.account = runner.account(&job.request);
-        job.environment = self.environment();
+        job.account = run_as.runner.account(&job.request);
+        job.environment = run_as.digest.as_deref().map(str::to_owned);
         let (ask, mode) = (self.arguments.attachments.next_ask(), job.mode);
         let invocation = job.invocation;
-        self.asking.insert(ask, Asking { job: Some(job), invocation, again, reply });
+        self.asking.insert(ask, Asking { job: Some(job), invocation, run_as, again, reply });
         self.decide(me, JobsEvent::Asked { ask, caller, mode }).await;
     }
 
@@ -447,9 +458,9 @@ impl JobsState {
         let Some(asking) = self.asking.get_mut(&ask) else { return };
         let again = asking.again;
         let Some(job) = asking.job.take() else { return };
+        let runner = Arc::clone(&asking.run_as.runner);
         let (store, limits, me) = (self.arguments.store.clone(), self.arguments.limits, me.clone());
-        let holder =
-            self.has_room().then(|| self.arguments.runner.clone().zip(Some(self.arguments.dir.clone()))).flatten();
+        let holder = self.has_room().then(|| (runner, self.arguments.dir.clone()));
         self.tasks.spawn(async move {
             let mut accepting = pin!(async {
                 let result = match again {
@@ -505,7 +516,8 @@ impl JobsState {
         }
         let custodian = self.custodian(ask, &record, joined);
         let found = Found { job: record.id, mode: record.mode, state: record.state, custodian };
-        let mut about = About { record: Some(&record), held };
+        let runner = self.asking.get(&ask).map(|asking| Arc::clone(&asking.run_as.runner));
+        let mut about = About { record: Some(&record), runner, held };
         self.decide_about(me, JobsEvent::Stored { ask, found: Some(found) }, &mut about).await;
         match met {
             None => self.answer(ask, Ok(Accepted { record, joined })),
@@ -516,26 +528,26 @@ impl JobsState {
     }
 
     /// Who looks after a job that was accepted or joined, by the evidence there is.
-    fn custodian(&mut self, ask: AskId, record: &JobRecord, joined: bool) -> Custodian {
+    fn custodian(&self, ask: AskId, record: &JobRecord, joined: bool) -> Custodian {
         if !joined {
             return Custodian::Inserted;
         }
         // One of ours that was accepted just before an incarnation of ours ended has no runner yet.
-        let invocation = self.asking.get(&ask).and_then(|asking| asking.invocation);
+        let Some(asking) = self.asking.get(&ask) else { return Custodian::Somebody };
         let is_ours = |invocation: InvocationId| record.invocation.as_deref() == Some(&invocation.to_string());
-        if record.state == JobState::Queued && invocation.is_some_and(is_ours) {
+        if record.state == JobState::Queued && asking.invocation.is_some_and(is_ours) {
             return Custodian::Unattended;
         }
         // A joined job that nobody runs (its host died between accepting and starting) is run by whoever asks for it.
         let orphan = self.arguments.attachments.get(record.id).is_none()
-            && record.environment == self.environment()
+            && record.environment.as_deref() == asking.run_as.digest.as_deref()
             && sweep::is_orphan(&self.arguments.dir, &mut JobEvidence::new(&self.arguments.dir), record);
         if orphan { Custodian::Orphan } else { Custodian::Somebody }
     }
 
-    fn means(&self) -> Option<Means> {
-        let JobsArguments { store, dir, runner, .. } = &self.arguments;
-        runner.clone().map(|runner| Means { store: store.clone(), dir: dir.clone(), runner })
+    fn means(&self, runner: Arc<RunnerCommand>) -> Means {
+        let JobsArguments { store, dir, .. } = &self.arguments;
+        Means { store: store.clone(), dir: dir.clone(), runner }
     }
 
     /// Does what follows from an event about a job's consult actor.

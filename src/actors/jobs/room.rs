@@ -34,7 +34,8 @@ use crate::exec::lines::LineReader;
 use crate::exec::local::is_no_room;
 use crate::jobs::JobState;
 use crate::jobs::live::{JobLive, Phase};
-use crate::waiting::wire::{self, FromWaiting, ToWaiting};
+use crate::runner::RunnerManner;
+use crate::waiting::wire::{self, First, FromWaiting, ToWaiting};
 
 /// How often places are looked at, at most.
 const PLACES: Duration = Duration::from_secs(2);
@@ -57,6 +58,8 @@ pub enum Turn {
 
 struct Entry {
     turn: watch::Sender<Turn>,
+    /// How its runner is started, where that is not as the host's own.
+    manner: Option<Arc<RunnerManner>>,
     news: watch::Sender<JobLive>,
 }
 
@@ -205,11 +208,9 @@ impl Room {
             return Ok(entry.turn.subscribe());
         }
         let (turn, told) = watch::channel(Turn::NotYet);
-        state.waiting.insert(job, Entry { turn, news: news.clone() });
-        if let Some(link) = &state.link {
-            let word = if hand_in == HandIn::Again { ToWaiting::Again(job) } else { ToWaiting::Wait(job) };
-            let _ = link.words.send(word);
-        }
+        let manner = means.runner.callers_manner().cloned();
+        state.waiting.insert(job, Entry { turn, manner, news: news.clone() });
+        state.hand_in(job, if hand_in == HandIn::Again { First::No } else { First::Yes });
         Ok(told)
     }
 
@@ -302,7 +303,7 @@ impl Room {
             return state.lose();
         }
         let jobs: Vec<JobId> = state.waiting.keys().copied().collect();
-        jobs.into_iter().for_each(|job| state.say(ToWaiting::Again(job)));
+        jobs.into_iter().for_each(|job| state.hand_in(job, First::No));
         state.end_if_unused();
     }
 
@@ -324,6 +325,12 @@ impl Shared {
 }
 
 impl State {
+    /// Hands in a job that is in the table, with what its runner is started with.
+    fn hand_in(&self, job: JobId, first: First) {
+        let manner = self.waiting.get(&job).and_then(|entry| entry.manner.as_deref());
+        wire::hand_in(job, first, manner).into_iter().for_each(|word| self.say(word));
+    }
+
     fn say(&self, word: ToWaiting) {
         if let Some(link) = &self.link {
             let _ = link.words.send(word);
@@ -394,7 +401,7 @@ impl Talk {
                 }
                 word = said.recv(), if writer.is_some() => match (word, &mut writer) {
                     (Some(word), Some(to)) => {
-                        if matches!(word, ToWaiting::Wait(_) | ToWaiting::Again(_)) {
+                        if word.hands_in() {
                             places_at.get_or_insert_with(|| Instant::now() + PLACES);
                         }
                         // Shorter than what a pipe takes at once or not at all. Who is gone is noticed by its output.

@@ -15,7 +15,7 @@
 //! What a process that does not read makes wait here is bounded by what its sessions may have in flight (calls and bytes);
 //! it is found by its silence and ended, and the memory goes with it.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ffi::OsString;
 use std::io;
 use std::os::unix::process::ExitStatusExt;
@@ -40,15 +40,16 @@ use crate::actors::clock;
 use crate::actors::reply::AttemptReply;
 use crate::actors::session::gauges::Gauges;
 use crate::base::fault::{Fault, FaultCode};
-use crate::base::ids::{CallKey, CallNumber, Generation};
+use crate::base::ids::{CallKey, CallNumber, Generation, SessionNumber};
 use crate::base::image::StandIn;
 use crate::jobs::client::JobsHandle;
 use crate::protocol::frame::{Frame, FrameReader};
 use crate::protocol::session::CallOutcome;
+use crate::tools::callers::{CallerOrigin, Callers};
 use crate::tools::progress::ProgressSink;
 use crate::tools::roots::RootsHandle;
 use crate::worker::outbox::Outbox;
-use crate::worker::settings::WorkerSettings;
+use crate::worker::settings::{CallerSettings, WorkerSettings};
 use crate::worker::vigil::{Look, Vigil};
 use crate::worker::wire::{self, FromWorker};
 use crate::worker::{WorkerCommand, WorkerPolicy};
@@ -88,6 +89,8 @@ pub struct ProcessBackend {
     pub jobs: JobsHandle,
     /// What clients work on.
     pub roots: RootsHandle,
+    /// Whose sessions they are.
+    pub callers: Callers,
     /// Counts stale messages.
     pub gauges: Arc<Gauges>,
 }
@@ -284,6 +287,8 @@ struct Pump {
     out: Outbox,
     /// Keyed by our own numbers, so the hash need not resist anybody.
     attempts: HashMap<CallKey, Given, foldhash::fast::RandomState>,
+    /// Sessions whose context it was told; of the others it has the host's.
+    told: HashSet<SessionNumber, foldhash::fast::RandomState>,
     /// Attempts it was given so far, and how many of them before the last check.
     given: u64,
     checked: u64,
@@ -309,6 +314,7 @@ impl Pump {
             reader: FrameReader::new(backend.settings.line_limit),
             out: Outbox::default(),
             attempts: HashMap::default(),
+            told: HashSet::default(),
             given: 0,
             checked: 0,
             asks: Asks::new(backend.jobs.clone(), backend.roots.clone()),
@@ -418,7 +424,7 @@ impl Pump {
             }
             WorkerMsg::SessionOver(session) => {
                 let over: Vec<CallKey> = self.attempts.keys().copied().filter(|key| key.session == session).collect();
-                if over.is_empty() {
+                if !self.told.remove(&session) && over.is_empty() {
                     return;
                 }
                 for key in over {
@@ -434,6 +440,7 @@ impl Pump {
     fn execute(&mut self, attempt: Attempt) {
         let Attempt { key, reply, tool, call } = attempt;
         let limit = self.backend.settings.line_limit;
+        self.tell_caller(key.session);
         if let Err(large) = wire::execute(&mut self.out, key, tool.name(), &call, limit) {
             let fault = Fault::new(FaultCode::Internal, format!("the worker's pipe failed to {large}."));
             reply.finish(CallOutcome::Fault(Box::new(fault)));
@@ -449,6 +456,15 @@ impl Pump {
         }
         self.attempts.insert(key, Given { reply, progress: call.progress, number: self.given });
         self.given += 1;
+    }
+
+    /// Tells what a session has of its own, before its first call.
+    fn tell_caller(&mut self, session: SessionNumber) {
+        // Without one it is over: its call is refused where it would be accepted.
+        let Some(context) = self.backend.callers.of(session) else { return };
+        if context.origin != CallerOrigin::Host && self.told.insert(session) {
+            wire::caller(self.out.tail(), self.generation, session, &CallerSettings::from(&*context));
+        }
     }
 
     fn answer(&mut self, id: u64, answer: &Result<crate::worker::asks::HostAnswer, Fault>) {

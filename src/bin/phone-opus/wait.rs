@@ -29,8 +29,8 @@ pub(crate) fn run(arguments: &WaitArguments) -> ExitCode {
         ..Config::default()
     };
     let agents = agents(runs.claude_bin.clone(), &runs.agent_env, program());
-    // Its own environment is that of its jobs, so its runners inherit it.
-    let runner = RunnerCommand::new(program(), dir.clone(), config, agents, None, Vec::new());
+    // Its own environment is that of its host's jobs, so their runners inherit it; those of others come with theirs.
+    let runner = RunnerCommand::new(program(), dir.clone(), &config, agents, None, Vec::new());
     let options = WaitingOptions { dir, runner, max_running: runs.max_running };
     let runtime = match runtime() {
         Ok(runtime) => runtime,

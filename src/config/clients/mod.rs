@@ -91,6 +91,12 @@ impl Clients {
         Self { config, observed: observed.map(Observed::new) }
     }
 
+    /// The same under another configuration.
+    #[must_use]
+    pub fn under(&self, config: Arc<Config>) -> Self {
+        Self { config, observed: self.observed.clone() }
+    }
+
     /// Where observations are kept.
     #[must_use]
     pub fn file(&self) -> Option<&Path> {

@@ -14,6 +14,7 @@ use crate::base::fault::{Fault, FaultCode};
 use crate::base::ids::{ChainId, JobId, UnixMillis};
 use crate::config::LeftOut;
 use crate::jobs::{JobMode, JobOutcome, JobRecord, JobState, JournalEntry, JournalEvent, PermissionDenial, RunExit};
+use crate::tools::callers::CallerOrigin;
 
 /// What is answered about one job. Structured content is this type as JSON, with its members in the order of their names.
 #[derive(Debug, Clone, Serialize, JsonSchema)]
@@ -102,6 +103,9 @@ pub(crate) struct JobFacts {
     /// The project's configuration file, where it could not be used.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) project_file_left_out: Option<LeftOut>,
+    /// Whose environment and configuration the caller's consults have; told only where they are not this server's own.
+    #[serde(skip_serializing_if = "is_the_hosts")]
+    pub(crate) environment: CallerOrigin,
     /// What is told under `full` only.
     #[serde(flatten)]
     pub(crate) full: Option<FullFacts>,
@@ -320,6 +324,7 @@ impl JobReply {
             failure,
             unread_jobs: context.unread.clone(),
             project_file_left_out: context.left_out.clone(),
+            environment: context.environment,
             full: full.then(|| FullFacts {
                 prompt: self::cut(&record.request.prompt, shape.budget, None).0,
                 effective_prompt: effective_prompt(known.prompt_prefix_injected),
@@ -340,6 +345,10 @@ impl JobReply {
         };
         Self { facts, response, news: new_events(&context.events) }
     }
+}
+
+fn is_the_hosts(origin: &CallerOrigin) -> bool {
+    *origin == CallerOrigin::Host
 }
 
 fn told_if<T>(told: bool, value: Option<T>) -> Fact<T> {

@@ -22,6 +22,7 @@ use super::{ReplyText, ToolReply};
 use crate::base::ids::{JobId, UnixMillis};
 use crate::config::LeftOut;
 use crate::jobs::{JobRecord, JobState, JournalEntry};
+use crate::tools::callers::CallerOrigin;
 
 /// How the text block looks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -93,6 +94,8 @@ pub struct Context {
     pub joined: bool,
     /// The project's configuration file, where it could not be used.
     pub left_out: Option<LeftOut>,
+    /// Whose environment and configuration the caller's consults have.
+    pub environment: CallerOrigin,
     /// After so long its client was seen to give up, which is why the soft deadline came before the usual one.
     pub gave_up_after: Option<Duration>,
     /// Who is told what to do next.

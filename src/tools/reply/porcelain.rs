@@ -12,6 +12,7 @@ use super::fields::{Fact, JobFacts, JobReply, Pages};
 use super::structured;
 use crate::base::local_time;
 use crate::jobs::{JobState, JournalEvent, RunExit};
+use crate::tools::callers::CallerOrigin;
 
 /// Characters of the agent's standard error that a text shows.
 const LAST_WORDS: usize = 600;
@@ -101,6 +102,9 @@ fn in_brief(facts: &JobFacts) -> Vec<String> {
         said.push(format!("session {session} ({})", facts.session_mode.as_str()));
     }
     said.push(format!("cwd {}", facts.cwd));
+    if facts.environment != CallerOrigin::Host {
+        said.push(format!("environment {}", facts.environment.as_str()));
+    }
     said.push(format!("{:.1} s", facts.duration_ms as f64 / 1000.0));
     if facts.status.is_terminal() {
         said.extend(of_the_end(facts));

@@ -179,6 +179,12 @@ impl WaitingCore {
         self.jobs.len()
     }
 
+    /// Whether it holds this one.
+    #[must_use]
+    pub fn has(&self, job: JobId) -> bool {
+        self.jobs.contains_key(&job)
+    }
+
     /// Whether it holds none.
     #[must_use]
     pub fn is_empty(&self) -> bool {

@@ -6,7 +6,7 @@
 //! ```text
 //! host ── hello ─▶ worker        once, first
 //! host ◀─ ready ── worker        once, first; within the handshake's bound
-//! host ── execute, withdraw, session_over, answer, check ─▶ worker
+//! host ── caller, execute, withdraw, session_over, answer, check ─▶ worker
 //! host ◀─ settled, progress, ask, alive, panicked ── worker
 //! ```
 //!
@@ -28,9 +28,11 @@ use serde_json::value::RawValue;
 
 pub use self::read::{read_host, read_worker};
 pub use self::write::{
-    TooLarge, alive, answer, ask, check, execute, hello, panicked, progress, ready, session_over, settled, withdraw,
+    TooLarge, alive, answer, ask, caller, check, execute, hello, panicked, progress, ready, session_over, settled,
+    withdraw,
 };
 use super::asks::{HostAnswer, Question};
+use super::settings::CallerSettings;
 use crate::base::fault::{Fault, FaultCode};
 use crate::base::ids::{CallKey, CallNumber, Generation, HostId, InvocationId, JobId, SessionNumber};
 use crate::protocol::session::{CallOutcome, ClientInfo};
@@ -60,6 +62,15 @@ pub enum ToWorker<'a> {
     /// Run this.
     #[serde(skip)]
     Execute(Execute<'a>),
+    /// The calls of this session that follow are in a context of its own.
+    Caller {
+        /// The generation.
+        g: Generation,
+        /// The session.
+        s: SessionNumber,
+        /// What tools need to know of it.
+        caller: Box<CallerSettings>,
+    },
     /// Nobody waits for this one any more.
     Withdraw {
         /// The generation.

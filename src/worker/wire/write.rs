@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::super::asks::{HostAnswer, Question};
 use super::super::outbox::Outbox;
-use super::super::settings::WorkerSettings;
+use super::super::settings::{CallerSettings, WorkerSettings};
 use super::PROTOCOL;
 use crate::base::fault::{Fault, FaultCode};
 use crate::base::ids::{CallKey, Generation, SessionNumber};
@@ -66,6 +66,16 @@ pub fn hello(out: &mut BytesMut, generation: Generation, settings: &WorkerSettin
     out.put_slice(settings.as_bytes());
     out.put_slice(b"}}\n");
     Ok(())
+}
+
+/// `caller`.
+pub fn caller(out: &mut BytesMut, generation: Generation, session: SessionNumber, caller: &CallerSettings) {
+    number(out, "{\"caller\":{\"g\":", generation.0);
+    number(out, ",\"s\":", session.0);
+    out.put_slice(b",\"caller\":");
+    // Its paths are text, which is seen to where it is made.
+    json(out, caller);
+    out.put_slice(b"}}\n");
 }
 
 /// `execute`.
@@ -284,6 +294,34 @@ mod tests {
     use super::super::{ToWorker, read_host};
     use super::*;
     use crate::base::ids::JobId;
+    use crate::tools::callers::{CallerContext, CallerOrigin};
+
+    #[test]
+    fn a_callers_context_comes_without_its_environment() {
+        let odd = std::os::unix::ffi::OsStringExt::from_vec(b"/w/\xff".to_vec());
+        let odd: std::ffi::OsString = odd;
+        let context = CallerContext {
+            cwd: Some("/w".into()),
+            environment: [("HOME", "/home/me"), ("CANARY", "s3cr3t")].into_iter().collect(),
+            config: std::sync::Arc::new(crate::config::Config {
+                claude_bin: Some(odd.into()),
+                workspaces: vec!["/x".into()],
+                max_queued: 7,
+                ..crate::config::Config::default()
+            }),
+            nesting: (None, 1),
+            key_withheld: true,
+            origin: CallerOrigin::Caller,
+        };
+        let mut out = Outbox::default();
+        caller(out.tail(), G, KEY.session, &CallerSettings::from(&context));
+        let line = line(out);
+        assert!(!line.windows(6).any(|part| part == b"s3cr3t"), "{line:?}");
+        let Ok(ToWorker::Caller { g: G, s, caller }) = read_host(&line) else { panic!("{line:?}") };
+        let told = CallerContext::from(*caller);
+        assert_eq!((s, told.cwd.as_deref(), told.home()), (KEY.session, context.cwd.as_deref(), context.home()));
+        assert_eq!((told.nesting, told.origin, told.config.max_queued), (context.nesting, context.origin, 7));
+    }
 
     #[test]
     fn a_client_that_was_cut_is_left_out() {

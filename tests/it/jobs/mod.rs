@@ -2,6 +2,7 @@
 
 mod answers;
 mod billing;
+mod callers;
 mod custody;
 mod custody_model;
 mod disk;

@@ -6,6 +6,7 @@
 //! and the store says what became of its job.
 
 use std::collections::HashSet;
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -15,6 +16,7 @@ use tokio::task::JoinSet;
 use super::Custody;
 use super::core::{CustodyCore, CustodyEvent, CustodyPast, CustodyStage, HandIn, RUNNER_STARTS};
 use super::link::{Ends, Link};
+use crate::actors::callers::CallerSnapshot;
 use crate::actors::jobs::attachments::{Attachment, Attachments};
 use crate::actors::jobs::means::Means;
 use crate::actors::jobs::room::RoomSnapshot;
@@ -48,6 +50,9 @@ pub struct CustodySnapshot {
     /// Seconds its agent may run; 0 where an earlier image did not say.
     #[serde(default)]
     timeout_s: u64,
+    /// Whose job it is, where it is not run with the environment of the host.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    caller: Option<Box<CallerSnapshot>>,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -130,6 +135,7 @@ impl Attachment {
             asked: false,
             overdue: false,
             timeout_s: 0,
+            caller: None,
         }
     }
 }
@@ -153,6 +159,7 @@ impl Custody {
             asked: self.core.end_by().is_some() || !self.asked.is_empty(),
             overdue,
             timeout_s: self.core.timeout().as_secs(),
+            caller: self.means.runner.caller().map(|caller| Box::new(CallerSnapshot::from(&**caller))),
         }
     }
 
@@ -293,7 +300,10 @@ pub fn inherit_the_rest(passed: &[CustodySnapshot], waiting: Option<&RoomSnapsho
 
 impl Attachments {
     /// Takes in what another image passed on.
-    pub fn inherit(&self, passed: &CustodySnapshot, pipes: &mut InheritedPipes, means: Means) {
+    pub fn inherit(&self, passed: &CustodySnapshot, pipes: &mut InheritedPipes, mut means: Means) {
+        if let Some(caller) = passed.caller.as_deref().cloned() {
+            means.runner = Arc::new(means.runner.for_caller(&Arc::new(caller.into())));
+        }
         let (stage, runner) = stage(passed, pipes, &means);
         let live = JobLive {
             phase: passed.phase.clone(),

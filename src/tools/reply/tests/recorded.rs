@@ -192,6 +192,10 @@ fn cases() -> Vec<Case> {
             context: Context { unread: vec![id('e'), id('f')], left_out: left_out(), ..Context::default() },
             ..over("with unread jobs and a file left out", Succeeded, answered("42"))
         },
+        Case {
+            context: Context { environment: CallerOrigin::Base, ..Context::default() },
+            ..over("with the environment the system says", Succeeded, answered("42"))
+        },
         over("failed without a fault", Failed, JobOutcome::default()),
         over("a turn limit", Failed, resumable(FaultCode::TurnLimit)),
         Case { context: person(), ..over("a turn limit, for a person", Failed, resumable(FaultCode::TurnLimit)) },

@@ -1,0 +1,193 @@
+//! How the runners of each caller's jobs are started.
+//!
+//! Owns: one [`RunnerCommand`] for each session that has asked for a job in an environment of its own, and the digests by which
+//! environments are compared. May not know: jobs, who waits for one.
+//!
+//! Invariant: a job is run with the environment of its caller, or of somebody whose environment has the same digest, or not at
+//! all.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+use crate::base::ids::SessionNumber;
+use crate::base::state_dir::StateDir;
+use crate::runner::RunnerCommand;
+use crate::tools::callers::{CallerContext, CallerOrigin, Callers};
+
+/// How a job of some caller is run.
+#[derive(Debug, Clone)]
+pub(super) struct RunAs {
+    pub(super) runner: Arc<RunnerCommand>,
+    /// The digest of its environment. Without one, a job is run by nobody else.
+    pub(super) digest: Option<Arc<str>>,
+}
+
+/// What was made for a session with a context of its own.
+struct Made {
+    context: Arc<CallerContext>,
+    digest: Option<Arc<str>>,
+    /// Once it has asked for a job.
+    runner: Option<Arc<RunnerCommand>>,
+}
+
+/// The runners of all callers.
+pub(super) struct Runners {
+    /// `None` in a system without consults.
+    own: Option<Arc<RunnerCommand>>,
+    dir: StateDir,
+    callers: Callers,
+    /// The secret of the state directory, once it was asked for.
+    secret: Option<Option<String>>,
+    /// The host's own digest, once it was asked for.
+    own_digest: Option<Option<Arc<str>>>,
+    made: HashMap<SessionNumber, Made>,
+}
+
+impl Runners {
+    pub(super) fn new(own: Option<Arc<RunnerCommand>>, dir: StateDir, callers: Callers) -> Self {
+        Self { own, dir, callers, secret: None, own_digest: None, made: HashMap::new() }
+    }
+
+    /// Whether jobs are run here at all.
+    pub(super) const fn are_there(&self) -> bool {
+        self.own.is_some()
+    }
+
+    /// How the host itself starts a child of its own.
+    pub(super) const fn own(&self) -> Option<&Arc<RunnerCommand>> {
+        self.own.as_ref()
+    }
+
+    /// How the host's own jobs are run.
+    fn hosts(&mut self) -> Option<RunAs> {
+        let runner = self.own.clone()?;
+        if self.own_digest.is_none() {
+            self.own_digest = Some(self.secret().and_then(|secret| runner.environment_digest(&secret)).map(Arc::from));
+        }
+        Some(RunAs { runner, digest: self.own_digest.clone().flatten() })
+    }
+
+    /// How the jobs of this session are run, or those of no session; `None` when the session is over.
+    pub(super) fn of(&mut self, session: Option<SessionNumber>) -> Option<RunAs> {
+        let Some(session) = session else { return self.hosts() };
+        let context = self.callers.of(session)?;
+        if context.origin == CallerOrigin::Host { self.hosts() } else { self.run_as(session, &context) }
+    }
+
+    fn run_as(&mut self, session: SessionNumber, context: &Arc<CallerContext>) -> Option<RunAs> {
+        let own = self.own.clone()?;
+        let made = self.made(session, context);
+        let runner = made.runner.get_or_insert_with(|| Arc::new(own.for_caller(context)));
+        Some(RunAs { runner: Arc::clone(runner), digest: made.digest.clone() })
+    }
+
+    fn made(&mut self, session: SessionNumber, context: &Arc<CallerContext>) -> &mut Made {
+        let secret = self.secret();
+        let digest = |context: &CallerContext| {
+            let config = &context.config;
+            Some(Arc::from(context.environment.digest(secret.as_deref()?, config.billing, &config.agent_env)))
+        };
+        let new = || Made { context: Arc::clone(context), digest: digest(context), runner: None };
+        let made = self.made.entry(session).or_insert_with(new);
+        if !Arc::ptr_eq(&made.context, context) {
+            *made = new();
+        }
+        made
+    }
+
+    /// The digests of everybody by whom a job may be run that was left alone; `None` is where no environment was given.
+    pub(super) fn digests(&mut self) -> HashSet<Option<String>> {
+        let present: HashMap<SessionNumber, Arc<CallerContext>> = self.callers.own().into_iter().collect();
+        self.made.retain(|session, _| present.contains_key(session));
+        let text = |digest: &Arc<str>| digest.as_ref().to_owned();
+        let hosts = self.hosts().map(|hosts| hosts.digest.as_ref().map(text));
+        let mut digests: HashSet<Option<String>> = hosts.into_iter().collect();
+        for (session, context) in &present {
+            // Whose cannot be told is nobody else's.
+            digests.extend(self.made(*session, context).digest.as_ref().map(|digest| Some(text(digest))));
+        }
+        digests
+    }
+
+    /// How a job is run that was accepted with this environment; `None` when nobody is there who has it.
+    pub(super) fn with(&mut self, digest: Option<&str>) -> Option<RunAs> {
+        if let Some(hosts) = self.hosts().filter(|hosts| hosts.digest.as_deref() == digest) {
+            return Some(hosts);
+        }
+        digest?;
+        let present = self.callers.own();
+        let (session, context) =
+            present.iter().find(|(session, context)| self.made(*session, context).digest.as_deref() == digest)?;
+        self.run_as(*session, context)
+    }
+
+    /// A session is over.
+    pub(super) fn forget(&mut self, session: SessionNumber) {
+        self.made.remove(&session);
+    }
+
+    fn secret(&mut self) -> Option<String> {
+        let dir = &self.dir;
+        let read = || dir.secret().inspect_err(|error| tracing::warn!(%error, "environments cannot be compared")).ok();
+        self.secret.get_or_insert_with(read).clone()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::agents::{AgentRegistry, Environment};
+    use crate::config::Config;
+
+    fn environment(path: &str) -> Environment {
+        [("PATH", path)].into_iter().collect()
+    }
+
+    fn context(origin: CallerOrigin, path: &str) -> CallerContext {
+        CallerContext {
+            cwd: Some("/w".into()),
+            environment: environment(path),
+            config: Arc::default(),
+            nesting: (None, 0),
+            key_withheld: false,
+            origin,
+        }
+    }
+
+    #[test]
+    fn a_job_is_run_with_the_environment_of_its_caller_or_of_somebody_who_has_the_same_or_not_at_all() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let dir = StateDir::at(dir.path());
+        let agents = AgentRegistry::standard(None, "/p".into());
+        let own = RunnerCommand::new(
+            "/p".into(),
+            dir.clone(),
+            &Config::default(),
+            agents,
+            Some(environment("/host")),
+            Vec::new(),
+        );
+        let callers = Callers::new(context(CallerOrigin::Host, "/host"));
+        let mut runners = Runners::new(Some(Arc::new(own)), dir, callers.clone());
+        let (one, two, three) = (SessionNumber(1), SessionNumber(2), SessionNumber(3));
+        let host = runners.of(None).expect("the host").digest;
+        assert_eq!(runners.of(Some(one)).expect("as the host").digest, host);
+        callers.admit(one);
+        callers.set(two, context(CallerOrigin::Caller, "/two"));
+        callers.set(three, context(CallerOrigin::Caller, "/host"));
+        let of_two = runners.of(Some(two)).expect("its own");
+        assert!(of_two.digest.is_some() && of_two.digest != host);
+        assert_eq!(of_two.runner.caller(), callers.of(two).as_ref());
+        assert!(Arc::ptr_eq(&of_two.runner, &runners.of(Some(two)).expect("its own").runner), "made once");
+        assert_eq!(runners.of(Some(three)).expect("its own").digest, host, "the same environment");
+        let text = |digest: &Option<Arc<str>>| digest.as_deref().map(str::to_owned);
+        assert_eq!(runners.digests(), HashSet::from([text(&host), text(&of_two.digest)]));
+        assert!(Arc::ptr_eq(&runners.with(of_two.digest.as_deref()).expect("two").runner, &of_two.runner));
+        assert!(runners.with(host.as_deref()).expect("the host").runner.caller().is_none());
+        callers.forget(two);
+        runners.forget(two);
+        assert!(runners.of(Some(two)).is_none(), "a late accept gets nobody else's");
+        assert!(runners.with(of_two.digest.as_deref()).is_none() && runners.with(None).is_none());
+        assert_eq!(runners.digests(), HashSet::from([text(&host)]));
+    }
+}
