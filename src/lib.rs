@@ -65,6 +65,8 @@ mod actors;
 mod agents;
 mod base;
 #[allow(missing_docs, reason = "see above")]
+mod bridge;
+#[allow(missing_docs, reason = "see above")]
 mod checkout;
 mod config;
 mod daemon;
@@ -122,7 +124,7 @@ pub mod internals {
         ($($room:ident)*) => { $(pub mod $room { pub use crate::$room::*; })* };
     }
     open! {
-        actors agents base checkout config daemon exec failpoints jobs places protocol rollout runner system telemetry tools
+        actors agents base bridge checkout config daemon exec failpoints jobs places protocol rollout runner system telemetry tools
         waiting worker
     }
 }

@@ -98,6 +98,7 @@ const LAYERS: &[&str] = &[
     "daemon",
     "actors",
     "system",
+    "bridge",
     "testkit",
     "bin",
 ];

@@ -485,6 +485,11 @@ pub(crate) fn for_caller(env: &Environment, needed: impl IntoIterator<Item = Env
     Environment(all)
 }
 
+/// Whether a caller has a way to pay that it does not send.
+pub(crate) fn withholds(env: &Environment, sent: &Environment) -> bool {
+    (has_pay(env) || env.get(WITHHELD).is_some()) && !has_pay(sent)
+}
+
 /// Whether there is a way to pay by the token.
 fn has_pay(env: &Environment) -> bool {
     env.get("ANTHROPIC_API_KEY").is_some()

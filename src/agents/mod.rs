@@ -328,6 +328,12 @@ impl AgentRegistry {
         environment::for_caller(environment, needed)
     }
 
+    /// Whether a caller with this environment has a way to pay that is not in what it sends of it.
+    #[must_use]
+    pub fn withholds(&self, environment: &Environment, sent: &Environment) -> bool {
+        environment::withholds(environment, sent)
+    }
+
     /// The names, in the order they were added.
     #[must_use]
     pub fn names(&self) -> Vec<&str> {

@@ -41,7 +41,7 @@ const WORD: usize = 200;
 const HOST_SETTINGS: usize = 64;
 
 /// Settings that may differ from session to session. The others are the daemon's: it has one of each.
-pub(super) const OF_A_SESSION: [&str; 10] = [
+pub const OF_A_SESSION: [&str; 10] = [
     "claude_bin",
     "agent_env",
     "billing",

@@ -169,6 +169,12 @@ impl Catalog {
         hash
     }
 
+    /// [`Catalog::digest`] as it is told to other processes: sixteen hexadecimal digits.
+    #[must_use]
+    pub fn digest_text(&self) -> String {
+        format!("{:016x}", self.digest())
+    }
+
     /// The position of a tool.
     #[must_use]
     pub fn position(&self, name: &str) -> Option<usize> {

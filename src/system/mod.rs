@@ -6,6 +6,7 @@
 mod assembly;
 mod builder;
 pub mod handover;
+mod offer;
 pub mod own_tools;
 pub mod selfcheck;
 mod start;
@@ -19,6 +20,7 @@ use tokio::sync::watch;
 
 pub use self::builder::{OwnTools, SystemBuilder};
 use self::handover::{HandOverError, HostSnapshot, InPlace, NewImage};
+pub use self::offer::Offer;
 use crate::actors::callers::{CallerContext, Callers};
 use crate::actors::connections::{Connections, Door};
 use crate::actors::current::Current;

@@ -65,7 +65,7 @@ impl SystemBuilder {
     }
 
     /// The same settings without what reaches outside: no directory, environment, plan of faults or rollout of the real ones.
-    fn dry(self) -> Self {
+    pub(super) fn dry(self) -> Self {
         Self {
             state_dir: self.state_dir.map(|_| StateDir::at(NOWHERE)),
             // Without a home in it the user's would be looked up.

@@ -23,6 +23,8 @@ pub fn are_visible() -> bool {
 pub enum Role {
     /// `mcp serve`, `daemon`, or a `consult` from a shell: a system with a tree.
     Host,
+    /// `mcp connect`: between a client and a host, or a host itself.
+    Bridge,
     /// `mcp worker`, or an embedding program that was told to be one (`worker` is its first, second or third word).
     Worker,
     /// `mcp background-consult`: one job.
@@ -39,8 +41,16 @@ pub enum Role {
 
 impl Role {
     /// Every role, for tables.
-    pub const ALL: [Self; 7] =
-        [Self::Host, Self::Worker, Self::Runner, Self::Waiting, Self::Agent, Self::Offspring, Self::Other];
+    pub const ALL: [Self; 8] = [
+        Self::Host,
+        Self::Bridge,
+        Self::Worker,
+        Self::Runner,
+        Self::Waiting,
+        Self::Agent,
+        Self::Offspring,
+        Self::Other,
+    ];
 
     /// The role of a command line: the program and its arguments.
     #[must_use]
@@ -54,6 +64,7 @@ impl Role {
             ["mcp", "background-consult", ..] => Self::Runner,
             ["mcp", "wait", ..] => Self::Waiting,
             ["mcp", "offline-agent", ..] => Self::Agent,
+            ["mcp", "connect", ..] => Self::Bridge,
             ["mcp", "serve", ..] | ["daemon" | "consult", ..] => Self::Host,
             arguments if arguments.iter().take(3).any(|word| *word == "worker") => Self::Worker,
             _ => Self::Other,

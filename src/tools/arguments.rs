@@ -215,7 +215,8 @@ impl ArgumentReader {
 }
 
 /// Whether a value stands for none.
-fn is_placeholder(value: &Value) -> bool {
+#[must_use]
+pub fn is_placeholder(value: &Value) -> bool {
     match value {
         Value::Null => true,
         // A control character is no way to say nothing: whoever sent it meant something, and is told that it is refused.

@@ -4,6 +4,7 @@
 //! starts this program again with its own name, or is a file of its own beside this folder and says why in its head.
 //! `cargo test --test it jobs::custody` runs one module.
 
+mod bridge;
 mod failpoints;
 mod jobs;
 mod kit;

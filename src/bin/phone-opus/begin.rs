@@ -7,6 +7,7 @@
 //! ```text
 //!             TERM   INT QUIT   HUP    USR1    USR2     ALRM and the like, XFSZ
 //! server      ends   ends       ends   -       rollout  -
+//! bridge      ends   ends       ends   -       -        -
 //! consult     ends   ends       ends   -       -        -
 //! worker      ends   -          -      -       -        -
 //! runner      ends   -          -      looks   -        -
@@ -34,6 +35,8 @@ use crate::settings::{SetupError, chain, program};
 pub(crate) enum Kind {
     /// It serves clients, and starts the others.
     Server,
+    /// It stands between a client and a server, and becomes a server where there is none.
+    Bridge,
     /// A system in a shell: one question.
     Consult,
     /// Tools for one host.
@@ -69,12 +72,12 @@ pub(crate) fn begin(kind: Kind, image: Image) {
         Kind::Runner => descriptors::close_foreign(),
         // A server gave it its streams and starts it while a call waits; it starts nothing itself.
         Kind::Worker => {}
-        Kind::Server | Kind::Consult | Kind::Tool => descriptors::keep_from_children(),
+        Kind::Server | Kind::Bridge | Kind::Consult | Kind::Tool => descriptors::keep_from_children(),
     }
     if kind != Kind::Tool {
         keep_others_out();
     }
-    if matches!(kind, Kind::Server | Kind::Consult) {
+    if matches!(kind, Kind::Server | Kind::Bridge | Kind::Consult) {
         raise_descriptors();
     }
 }
@@ -129,7 +132,7 @@ fn unheeded(kind: Kind) -> Vec<i32> {
     use nix::libc::{SIGHUP, SIGINT, SIGQUIT, SIGUSR1, SIGUSR2};
     let named: &[i32] = match kind {
         Kind::Server => &[SIGUSR1],
-        Kind::Consult => &[SIGUSR1, SIGUSR2],
+        Kind::Bridge | Kind::Consult => &[SIGUSR1, SIGUSR2],
         Kind::Worker => &[SIGINT, SIGQUIT, SIGHUP, SIGUSR1, SIGUSR2],
         Kind::Runner => &[SIGINT, SIGQUIT, SIGUSR2],
         Kind::Tool => &[],
@@ -220,6 +223,7 @@ mod tests {
         // What a kind heeds by a handler of its own, or by ending.
         let heeded = [
             (Kind::Server, &[SIGTERM, SIGINT, SIGQUIT, SIGHUP, SIGUSR2][..]),
+            (Kind::Bridge, &[SIGTERM, SIGINT, SIGQUIT, SIGHUP]),
             (Kind::Consult, &[SIGTERM, SIGINT, SIGQUIT, SIGHUP]),
             (Kind::Worker, &[SIGTERM]),
             (Kind::Runner, &[SIGTERM, SIGHUP, SIGUSR1]),

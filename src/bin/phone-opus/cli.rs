@@ -91,6 +91,13 @@ pub(crate) enum McpCommand {
         It looks for a new version of itself at the path it was started by, and checks it before it is replaced by it\n\
         (`rollout` in the configuration). SIGUSR2 asks for that now; health_snapshot says what became of it.")]
     Serve(ServeOptions),
+    /// Serve one MCP client on stdin and stdout by the daemon of the state directory, which is started when there is none.
+    #[command(after_help = "Add it to a client:\n  \
+        claude mcp add phone-opus -- phone-opus mcp connect\n  \
+        codex mcp add phone-opus -- phone-opus mcp connect\n\n\
+        The client keeps its connection when the daemon is lost or replaced. Where no daemon can be had, this process serves\n\
+        as `mcp serve` does, and health_snapshot says why.")]
+    Connect(ConnectOptions),
     /// Say whether this very file can serve here; a running server asks before it is replaced by it.
     #[command(after_help = "Give it what you give `mcp serve`. It serves a client of its own and touches nothing.\n\n\
         Exit codes: 0 it can, 1 it cannot, 2 wrong usage or configuration.")]
@@ -154,6 +161,22 @@ pub(crate) struct ServeOptions {
     /// What the image before this one passed on (given by it when it is replaced in place).
     #[arg(long, value_name = "WHERE", hide = true)]
     pub(crate) restore: Option<OsString>,
+    /// Where jobs are kept.
+    #[command(flatten)]
+    pub(crate) common: Common,
+    /// Numbers and paths.
+    #[command(flatten)]
+    pub(crate) overrides: Overrides,
+}
+
+/// `mcp connect`.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct ConnectOptions {
+    /// The daemon's socket [default: what the state directory's record says].
+    #[arg(long, value_name = "PATH")]
+    pub(crate) socket: Option<PathBuf>,
+    #[arg(long, value_parser = words::<WorkerIsolation>(), help = Key::isolation.help())]
+    pub(crate) isolation: Option<WorkerIsolation>,
     /// Where jobs are kept.
     #[command(flatten)]
     pub(crate) common: Common,

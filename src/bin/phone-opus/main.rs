@@ -2,6 +2,7 @@
 
 mod begin;
 mod cli;
+mod connect;
 mod consult;
 mod doctor;
 mod faults;
@@ -53,7 +54,7 @@ fn main() -> ExitCode {
 }
 
 fn run(command: Command) -> ExitCode {
-    if matches!(command, Command::Mcp { command: McpCommand::Serve(_) })
+    if matches!(command, Command::Mcp { command: McpCommand::Serve(_) | McpCommand::Connect(_) })
         && let Some(ended) = first_process()
     {
         return ended;
@@ -62,6 +63,7 @@ fn run(command: Command) -> ExitCode {
     begin(kind, image);
     match command {
         Command::Mcp { command: McpCommand::Serve(options) } => serve::serve(&options),
+        Command::Mcp { command: McpCommand::Connect(options) } => connect::connect(&options),
         Command::Mcp { command: McpCommand::Selfcheck(options) } => selfcheck::run(&options),
         Command::Mcp { command: McpCommand::Trial { parent, command } } => selfcheck::keep(parent, command),
         Command::Mcp { command: McpCommand::BackgroundConsult(options) } => serve::background_consult(&options),
@@ -96,6 +98,7 @@ fn kind(command: &Command) -> (Kind, Image) {
             (Kind::Server, Image::Next)
         }
         Command::Mcp { command: McpCommand::Serve(_) } => (Kind::Server, Image::First),
+        Command::Mcp { command: McpCommand::Connect(_) } => (Kind::Bridge, Image::First),
         Command::Mcp { command: McpCommand::BackgroundConsult(_) | McpCommand::Wait(_) } => {
             (Kind::Runner, Image::First)
         }

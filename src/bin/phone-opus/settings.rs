@@ -29,6 +29,7 @@ use crate::cli::{Common, Overrides};
 use crate::output::say;
 
 /// Everything a command needs to begin.
+#[derive(Clone)]
 pub(crate) struct Prepared {
     /// The numbers.
     pub(crate) config: Config,

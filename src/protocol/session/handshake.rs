@@ -59,7 +59,9 @@ impl SessionCore {
         }
     }
 
-    pub(super) fn negotiated(&self) -> Option<Version> {
+    /// The version of the handshake, once there was one.
+    #[must_use]
+    pub fn negotiated(&self) -> Option<Version> {
         match &self.handshake {
             Handshake::Ready { version, .. } => Some(*version),
             Handshake::Before => None,

@@ -1,0 +1,4 @@
+//! `mcp connect`, the real program, with daemons of a test's own and with real ones.
+
+mod peer;
+mod skew;
