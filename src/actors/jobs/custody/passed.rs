@@ -329,3 +329,68 @@ impl Attachments {
         self.take_in(passed.job, passed.mode, passed.callers.clone(), custody, followed, terminate);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::agents::{AgentRegistry, Environment};
+    use crate::base::state_dir::StateDir;
+    use crate::config::Config;
+    use crate::jobs::store::StoreHandle;
+    use crate::jobs::{ConsultRequest, JobRecord, JobState};
+    use crate::runner::RunnerCommand;
+    use crate::tools::callers::{CallerContext, CallerOrigin};
+
+    /// What a custody works with in an image of a host with this environment.
+    fn means(host: &str) -> Means {
+        let dir = StateDir::at("/nonexistent");
+        let environment: Environment = [("PATH", host)].into_iter().collect();
+        let agents = AgentRegistry::standard(None, "/p".into());
+        let runner =
+            RunnerCommand::new("/p".into(), dir.clone(), &Config::default(), agents, Some(environment), Vec::new());
+        Means { store: StoreHandle::sqlite(dir.clone()), dir, runner: Arc::new(runner) }
+    }
+
+    async fn passed_on(attachments: &Attachments, job: JobId) -> CustodySnapshot {
+        let attachment = attachments.get(job).expect("attached");
+        let mut lent = attachment.custody().lend().await.expect("nobody has it");
+        lent.get().expect("it").let_go(&attachment).await.expect("nothing is under way")
+    }
+
+    #[tokio::test]
+    async fn a_waiting_job_takes_its_callers_environment_along_to_the_next_image_and_to_the_one_after() {
+        let caller = CallerContext {
+            cwd: Some("/w".into()),
+            environment: [("PATH", "/caller"), ("LANG", "c4n4ry")].into_iter().collect(),
+            config: Arc::new(Config { stall: Duration::from_secs(11), ..Config::default() }),
+            nesting: (None, 0),
+            key_withheld: true,
+            origin: CallerOrigin::Caller,
+        };
+        let record = JobRecord::plain(JobState::Queued, ConsultRequest::new("why?").cwd("/w"));
+        for caller in [None, Some(Arc::new(caller))] {
+            let own = means("/one");
+            let runner =
+                caller.as_ref().map_or_else(|| RunnerCommand::clone(&own.runner), |it| own.runner.for_caller(it));
+            let (job, manner) = (record.id, runner.callers_manner().cloned());
+            let mut attachments = Attachments::default();
+            attachments.attach(&record, Means { runner: Arc::new(runner), ..own }, None);
+            for _ in 0..2 {
+                let snapshot = passed_on(&attachments, job).await;
+                assert!(!format!("{snapshot:?}").contains("c4n4ry"));
+                let text = serde_json::to_string(&snapshot).expect("JSON");
+                assert_eq!(text.contains("\"caller\""), caller.is_some(), "the host's own is not written down");
+                let snapshot: CustodySnapshot = serde_json::from_str(&text).expect("a snapshot");
+                let passed = snapshot.caller.as_deref().cloned().map(CallerContext::from);
+                assert_eq!(passed.as_ref(), caller.as_deref());
+                attachments = Attachments::default();
+                attachments.inherit(&snapshot, &mut InheritedPipes::these([].iter()), means("/next"));
+                let attachment = attachments.get(job).expect("attached");
+                let mut lent = attachment.custody().lend().await.expect("nobody has it");
+                let runner = &lent.get().expect("it").means.runner;
+                assert_eq!(runner.callers_manner(), manner.as_ref(), "as it was, whatever the next host has");
+                assert_eq!(runner.caller(), caller.as_ref());
+            }
+        }
+    }
+}
