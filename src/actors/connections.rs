@@ -1,29 +1,36 @@
 //! The open connections of a system, whoever serves them at the moment.
 //!
-//! Owns: each connection's loop while nobody has borrowed it, who waits for its end, how many there may be. May not know:
-//! protocol state, supervision. It belongs to the system, so that it outlives every actor but the root.
+//! Owns: each connection's loop while nobody has borrowed it, who waits for its end, how many there are and may be. May not
+//! know: protocol state, supervision, doors. It belongs to the system, so that it outlives every actor but the root.
 //!
 //! Invariants: (1) a connection that was opened ends exactly once, and whoever waits for it is told; (2) the lock is held
 //! for a look or an insertion, never across anything that waits.
 
 use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::oneshot;
+use serde::{Deserialize, Serialize};
+use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
 
+use super::callers::CallerSnapshot;
 use super::clock;
 use super::current::Current;
+use super::doors::desk::ControlDesk;
 use super::jobs::messages::JobsMsg;
 use super::kept::Kept;
 use super::reply::SessionMailbox;
 use super::rollout::RolloutHandle;
 use super::session::{
     ClientInput, ClientOutput, Gauges, SessionEndReply, SessionEvent, SessionLoop, SessionParts, SessionSnapshot,
+    ToolFacts,
 };
 use super::sessions::messages::SessionEnd;
 use super::workers::messages::WorkersMsg;
+use crate::base::descriptors::PassedPipe;
 use crate::base::fault::{Fault, FaultCode};
 use crate::base::ids::{HostId, SessionNumber};
 use crate::config::clients::Clients;
@@ -37,7 +44,8 @@ use crate::tools::callers::{CallerContext, Callers};
 use crate::tools::roots::RootsHandle;
 use crate::tools::tasks::TaskDesk;
 
-/// Connections at once. Each costs tens of kilobytes; more is refused at the door.
+/// Connections at once. Each costs tens of kilobytes and a descriptor; more is refused at the door. A thousand clients on one
+/// machine, and room for those that only ask how it is.
 const CONNECTIONS: usize = 1024;
 
 /// What every session of a system is made from.
@@ -76,15 +84,56 @@ pub struct Served {
     pub rollout: RolloutHandle,
 }
 
-/// Where a connection's bytes come from.
+/// What a connection's bytes come from, as far as another image of the program could go on with it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Door {
+pub enum StreamKind {
     /// From somewhere only the embedding program knows.
     Elsewhere,
     /// From the standard streams of this process, which its next image has as well.
     Standard,
     /// From standard streams that are read or written by a thread, which may hold bytes back: a terminal, a file.
     StandardByThread,
+    /// From a socket that was accepted at a door of ours; known by this, where the system says what it is.
+    Socket(Option<PassedPipe>),
+}
+
+/// A client that has come in.
+pub struct Arrived {
+    /// What its bytes come from.
+    pub kind: StreamKind,
+    /// What it sends.
+    pub input: ClientInput,
+    /// Where it reads.
+    pub sink: ClientOutput,
+    /// Told how its connection ended, or why there is none.
+    pub ended: Option<SessionEndReply>,
+    /// Whose it is, before anybody serves it; the host's own where there is none.
+    pub context: Option<CallerContext>,
+    /// Who answers what it says beside JSON-RPC.
+    pub desk: Option<Arc<dyn ControlDesk>>,
+    /// The session that another image passed on and that goes on with it.
+    pub resumes: Option<SessionNumber>,
+}
+
+/// A connection that another image can go on with.
+pub struct Fit {
+    /// Its number.
+    pub number: SessionNumber,
+    /// Its descriptor; none for the standard streams, which every image has.
+    pub socket: Option<PassedPipe>,
+    /// The way to its session.
+    pub mailbox: SessionMailbox,
+}
+
+/// A connection by a socket, passed on.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ConnectionSnapshot {
+    /// Its descriptor.
+    pub socket: PassedPipe,
+    /// Its session.
+    pub session: SessionSnapshot,
+    /// Whose it is.
+    pub caller: CallerSnapshot,
 }
 
 /// Why there is nothing to be passed on.
@@ -93,9 +142,6 @@ pub enum Unfit {
     /// Nobody is connected.
     #[error("pass on a connection: there is none")]
     NoConnection,
-    /// Only one can be.
-    #[error("pass on several connections: only one on the standard streams can be")]
-    SeveralConnections,
     /// Its descriptors are not known.
     #[error("pass on a connection whose descriptors only the embedding program knows")]
     Elsewhere,
@@ -112,27 +158,42 @@ struct Awaited {
     session: SessionSnapshot,
     core: SessionCore,
     owes_change: bool,
+    comes_by: ComesBy,
+}
+
+/// What an awaited connection comes by.
+enum ComesBy {
+    /// The standard streams.
+    Standard,
+    /// This socket; absent in a dry run.
+    Socket(Option<OwnedFd>),
 }
 
 struct Connection {
-    door: Door,
+    kind: StreamKind,
     session: Arc<Kept<SessionLoop>>,
     mailbox: SessionMailbox,
-    ended: SessionEndReply,
+    ended: Option<SessionEndReply>,
+    /// Dropped with the connection; its door may wait for that.
+    _over: oneshot::Sender<()>,
 }
 
 struct Open {
     next: u64,
     closing: bool,
     connections: BTreeMap<SessionNumber, Connection>,
-    awaited: Option<Box<Awaited>>,
+    awaited: BTreeMap<SessionNumber, Box<Awaited>>,
 }
 
 /// The open connections. Cheap to clone.
 #[derive(Clone)]
 pub struct Connections {
     served: Arc<Served>,
+    /// What sessions know of the tools.
+    facts: Arc<[ToolFacts]>,
     open: Arc<Mutex<Open>>,
+    /// How many there are.
+    count: Arc<watch::Sender<usize>>,
 }
 
 impl Connections {
@@ -140,8 +201,45 @@ impl Connections {
     #[must_use]
     pub fn new(served: Served) -> Self {
         // Session 0 belongs to the embedding program's own typed calls.
-        let open = Open { next: 1, closing: false, connections: BTreeMap::new(), awaited: None };
-        Self { served: Arc::new(served), open: Arc::new(Mutex::new(open)) }
+        let open = Open { next: 1, closing: false, connections: BTreeMap::new(), awaited: BTreeMap::new() };
+        let facts = served.tools.iter().map(|tool| ToolFacts::of(&**tool)).collect();
+        Self {
+            served: Arc::new(served),
+            facts,
+            open: Arc::new(Mutex::new(open)),
+            count: Arc::new(watch::Sender::new(0)),
+        }
+    }
+
+    /// How many there are.
+    #[must_use]
+    pub fn count(&self) -> watch::Receiver<usize> {
+        self.count.subscribe()
+    }
+
+    fn counted(&self, open: &Open) {
+        let count = open.connections.len();
+        self.served.gauges.connections.store(count, Ordering::Relaxed);
+        self.count.send_replace(count);
+    }
+
+    /// Whether one more may come in.
+    ///
+    /// # Errors
+    ///
+    /// `busy` when there are as many as there may be; the system is stopping.
+    pub fn room(&self) -> Result<(), Fault> {
+        Self::room_in(&self.open_ones())
+    }
+
+    fn room_in(open: &Open) -> Result<(), Fault> {
+        if open.closing {
+            return Err(Fault::new(FaultCode::Stopping, "the system is stopping."));
+        }
+        if open.connections.len() >= CONNECTIONS {
+            return Err(Fault::new(FaultCode::Busy, "this host serves as many connections as it may."));
+        }
+        Ok(())
     }
 
     fn open_ones(&self) -> MutexGuard<'_, Open> {
@@ -149,43 +247,29 @@ impl Connections {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes a connection in; somebody has to be told to serve it.
+    /// Takes a connection in; somebody has to be told to serve it. What is returned beside its number resolves when it is over.
     ///
     /// # Errors
     ///
-    /// `busy` when there are as many as there may be; the system is stopping.
-    pub fn open(
-        &self,
-        door: Door,
-        input: ClientInput,
-        sink: ClientOutput,
-    ) -> Result<(SessionNumber, oneshot::Receiver<Result<SessionEnd, Fault>>), Fault> {
-        self.open_as(door, None, input, sink)
-    }
-
-    /// The same for a session that has this context before anybody serves it; the host's own where there is none.
-    ///
-    /// # Errors
-    ///
-    /// As [`Connections::open`].
-    pub fn open_as(
-        &self,
-        door: Door,
-        context: Option<CallerContext>,
-        input: ClientInput,
-        sink: ClientOutput,
-    ) -> Result<(SessionNumber, oneshot::Receiver<Result<SessionEnd, Fault>>), Fault> {
+    /// `busy` when there are as many as there may be; the system is stopping. Whoever waits for the end is told the same.
+    pub fn open(&self, arrived: Arrived) -> Result<(SessionNumber, oneshot::Receiver<()>), Fault> {
+        let Arrived { kind, input, sink, ended, context, desk, resumes } = arrived;
         let mut open = self.open_ones();
-        if open.closing {
-            return Err(Fault::new(FaultCode::Stopping, "the system is stopping."));
+        if let Err(fault) = Self::room_in(&open) {
+            let _ = ended.map(|ended| ended.send(Err(fault.clone())));
+            return Err(fault);
         }
-        if open.connections.len() >= CONNECTIONS {
-            return Err(Fault::new(FaultCode::Busy, "this host serves as many connections as it may."));
-        }
-        let awaited = if door == Door::Elsewhere { None } else { open.awaited.take() };
+        let by_standard = |awaited: &Awaited| matches!(awaited.comes_by, ComesBy::Standard);
+        let resumes = match kind {
+            StreamKind::Standard | StreamKind::StandardByThread => {
+                open.awaited.iter().find(|(_, awaited)| by_standard(awaited)).map(|(number, _)| *number)
+            }
+            StreamKind::Elsewhere | StreamKind::Socket(_) => resumes,
+        };
+        let awaited = resumes.and_then(|number| open.awaited.remove(&number));
         let s = &self.served;
         let (number, core, passed) = match awaited.map(|awaited| *awaited) {
-            Some(Awaited { session, core, owes_change }) => (session.number, core, Some((session, owes_change))),
+            Some(Awaited { session, core, owes_change, .. }) => (session.number, core, Some((session, owes_change))),
             None => {
                 let number = SessionNumber(open.next);
                 open.next += 1;
@@ -195,8 +279,9 @@ impl Connections {
         let mut session = SessionLoop::new(SessionParts {
             host: s.host,
             number,
-            core,
+            core: if desk.is_some() { core.with_control() } else { core },
             tools: Arc::clone(&s.tools),
+            facts: Arc::clone(&self.facts),
             workers: s.workers.clone(),
             jobs: s.jobs.clone(),
             telemetry: s.telemetry.clone(),
@@ -209,6 +294,7 @@ impl Connections {
             tasks: s.tasks.clone().map(|desk| desk.of(number)),
             roots: s.roots.clone(),
             rollout: s.rollout.clone(),
+            desk,
         });
         if let Some((passed, owes_change)) = passed {
             session.take_over(&passed);
@@ -216,42 +302,71 @@ impl Connections {
                 session.owe_change();
             }
         }
-        let (ended, end) = oneshot::channel();
+        let (over, closed) = oneshot::channel();
         let mailbox = session.mailbox();
         match context {
             Some(context) => s.callers.set(number, context),
+            // Whose a session is that goes on was passed on with it.
+            None if resumes.is_some_and(|resumes| resumes == number) => {}
             None => s.callers.admit(number),
         }
-        open.connections.insert(number, Connection { door, session: Kept::new(session), mailbox, ended });
-        Ok((number, end))
+        let connection = Connection { kind, session: Kept::new(session), mailbox, ended, _over: over };
+        open.connections.insert(number, connection);
+        self.counted(&open);
+        Ok((number, closed))
     }
 
-    /// Takes in what another image passed on, `since` ago: the next connection on the standard streams goes on with it.
+    /// Takes in what another image passed on, `since` ago: the next connection on the standard streams goes on with the one of
+    /// them, and those by sockets are opened by whoever has a desk for them ([`Connections::passed_sockets`]).
     ///
     /// # Errors
     ///
-    /// Something in it makes no sense.
+    /// Something in it makes no sense. What does is taken in all the same.
     pub fn inherit(
         &self,
         next: u64,
-        session: Option<&SessionSnapshot>,
+        standard: Option<&SessionSnapshot>,
+        by_sockets: impl IntoIterator<Item = (ConnectionSnapshot, Option<OwnedFd>)>,
         catalog: u64,
         since: Duration,
     ) -> Result<(), Unreadable> {
-        let awaited = match session {
-            None => None,
-            Some(session) => {
-                let s = &self.served;
-                let (tools, identity) = (Arc::clone(&s.catalog), Arc::clone(&s.identity));
-                let core = SessionCore::restored(tools, identity, s.limits, &session.core, clock::now(), since)?;
-                let owes_change = s.catalog.digest() != catalog;
-                Some(Box::new(Awaited { session: session.clone(), core, owes_change }))
-            }
-        };
+        let s = &self.served;
+        let owes_change = s.catalog.digest() != catalog;
+        let mut worst = Ok(());
         let mut open = self.open_ones();
         open.next = open.next.max(next);
-        open.awaited = awaited;
-        Ok(())
+        let standard = standard.map(|session| (session.clone(), None, ComesBy::Standard));
+        let by_sockets = by_sockets.into_iter().map(|(passed, socket)| {
+            let ConnectionSnapshot { session, caller, .. } = passed;
+            (session, Some(CallerContext::from(caller)), ComesBy::Socket(socket))
+        });
+        for (session, context, comes_by) in standard.into_iter().chain(by_sockets) {
+            let (tools, identity) = (Arc::clone(&s.catalog), Arc::clone(&s.identity));
+            match SessionCore::restored(tools, identity, s.limits, &session.core, clock::now(), since) {
+                Ok(core) => {
+                    open.next = open.next.max(session.number.0 + 1);
+                    match context {
+                        Some(context) => s.callers.set(session.number, context),
+                        None => s.callers.admit(session.number),
+                    }
+                    let awaited = Awaited { core, owes_change, comes_by, session };
+                    open.awaited.insert(awaited.session.number, Box::new(awaited));
+                }
+                Err(error) => worst = Err(error),
+            }
+        }
+        worst
+    }
+
+    /// The sockets of connections that were passed on and are awaited, each once; none are there in a dry run.
+    #[must_use]
+    pub fn passed_sockets(&self) -> Vec<(SessionNumber, Option<OwnedFd>)> {
+        let mut open = self.open_ones();
+        let socket = |(number, awaited): (&SessionNumber, &mut Box<Awaited>)| match &mut awaited.comes_by {
+            ComesBy::Standard => None,
+            ComesBy::Socket(socket) => Some((*number, socket.take())),
+        };
+        open.awaited.iter_mut().filter_map(socket).collect()
     }
 
     /// What a snapshot says of all connections: the next number and what is told about the tools.
@@ -260,25 +375,40 @@ impl Connections {
         (self.open_ones().next, self.served.catalog.digest())
     }
 
-    /// The one connection that can be passed on.
+    /// The connections that can be passed on, oldest first: all there are.
     ///
     /// # Errors
     ///
-    /// There is none, or something else that cannot be.
-    pub fn fit(&self) -> Result<SessionMailbox, Unfit> {
+    /// There is one that cannot be.
+    pub fn fit(&self) -> Result<Vec<Fit>, Unfit> {
         let open = self.open_ones();
         if open.closing {
             return Err(Unfit::Stopping);
         }
-        let mut connections = open.connections.values();
-        match (connections.next(), connections.next()) {
-            (None, _) => Err(Unfit::NoConnection),
-            (Some(_), Some(_)) => Err(Unfit::SeveralConnections),
-            (Some(connection), None) => match connection.door {
-                Door::Standard => Ok(connection.mailbox.clone()),
-                Door::StandardByThread => Err(Unfit::ByThread),
-                Door::Elsewhere => Err(Unfit::Elsewhere),
-            },
+        let fit = |(number, connection): (&SessionNumber, &Connection)| {
+            let socket = match connection.kind {
+                StreamKind::Standard => None,
+                StreamKind::Socket(Some(socket)) => Some(socket),
+                StreamKind::StandardByThread => return Err(Unfit::ByThread),
+                StreamKind::Elsewhere | StreamKind::Socket(None) => return Err(Unfit::Elsewhere),
+            };
+            Ok(Fit { number: *number, socket, mailbox: connection.mailbox.clone() })
+        };
+        open.connections.iter().map(fit).collect()
+    }
+
+    /// Waits until a connection is over.
+    ///
+    /// # Cancel safety
+    ///
+    /// Safe.
+    pub async fn gone(&self, number: SessionNumber) {
+        let mut count = self.count();
+        loop {
+            count.mark_unchanged();
+            if !self.open_ones().connections.contains_key(&number) || count.changed().await.is_err() {
+                return;
+            }
         }
     }
 
@@ -286,8 +416,7 @@ impl Connections {
     #[must_use]
     pub fn has_client(&self, number: SessionNumber) -> bool {
         let open = self.open_ones();
-        let awaited = open.awaited.as_ref().is_some_and(|awaited| awaited.session.number == number);
-        awaited || open.connections.contains_key(&number)
+        open.awaited.contains_key(&number) || open.connections.contains_key(&number)
     }
 
     /// The numbers of all connections, oldest first.
@@ -312,12 +441,15 @@ impl Connections {
 
     /// A connection is over. Whether it was still open.
     pub fn over(&self, number: SessionNumber, end: SessionEnd) -> bool {
-        let Some(connection) = self.open_ones().connections.remove(&number) else { return false };
+        let mut open = self.open_ones();
+        let Some(connection) = open.connections.remove(&number) else { return false };
+        self.counted(&open);
+        drop(open);
         drop(connection.session.finish());
         self.served.roots.forget(number);
         self.served.callers.forget(number);
         // Whoever opened it may wait for nothing any more.
-        let _ = connection.ended.send(Ok(end));
+        let _ = connection.ended.map(|ended| ended.send(Ok(end)));
         true
     }
 

@@ -1,7 +1,7 @@
 //! The supervision tree. ARCHITECTURE.md draws it; each file here is one actor.
 //!
 //! Actors know nothing of wire text (`protocol` writes every byte) and nothing of SQL. Reading order: [`root`] for the
-//! tree and its start and stop, [`sessions`], [`session`] for a client's side, [`workers`]
+//! tree and its start and stop, [`doors`], [`sessions`], [`session`] for a client's side, [`workers`]
 //! for execution, [`jobs`] for jobs, [`callers`] for whose, [`rollout`] for upgrades, [`telemetry`] for the sink, [`reply`],
 //! [`child`] and [`current`] for what they share.
 
@@ -10,6 +10,7 @@ pub mod child;
 pub mod clock;
 pub mod connections;
 pub mod current;
+pub mod doors;
 pub mod health;
 pub mod jobs;
 pub mod kept;

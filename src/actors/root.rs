@@ -20,6 +20,8 @@ use tokio::sync::watch;
 
 use super::connections::Connections;
 use super::current::Naming;
+use super::doors::messages::DoorsMsg;
+use super::doors::{Doors, DoorsArguments};
 use super::jobs::messages::JobsMsg;
 use super::jobs::{Jobs, JobsArguments};
 use super::kept::Kept;
@@ -79,16 +81,17 @@ const fn aside(mut part: Part) -> Part {
 }
 
 /// The parts, in the order of start.
-const PARTS: [Part; 5] = [
+const PARTS: [Part; 6] = [
     aside(part("telemetry", 500, |a, root| Box::pin(telemetry(a, root)))),
     part("jobs", 2500, |a, root| Box::pin(jobs(a, root))),
     part("workers", 600, |a, root| Box::pin(workers(a, root))),
     aside(part("rollout", 300, |a, root| Box::pin(rollout(a, root)))),
     part("sessions", 2500, |a, root| Box::pin(sessions(a, root))),
+    part("doors", 500, |a, root| Box::pin(doors(a, root))),
 ];
 
-/// The last of them.
-const SESSIONS: ChildId = ChildId(PARTS.len() - 1);
+/// The one that serves the connections.
+const SESSIONS: ChildId = ChildId(PARTS.len() - 2);
 
 async fn telemetry(a: &RootArguments, root: ActorCell) -> Result<Spawned, String> {
     let arguments = TelemetryArguments {
@@ -120,6 +123,11 @@ async fn sessions(a: &RootArguments, root: ActorCell) -> Result<Spawned, String>
     Spawned::up(named(&a.names.sessions, started))
 }
 
+async fn doors(a: &RootArguments, root: ActorCell) -> Result<Spawned, String> {
+    let started = Doors::spawn_linked(None, Doors, a.doors.clone(), root).await;
+    Spawned::up(named(&a.names.doors, started))
+}
+
 /// Lets others reach the incarnation that was started.
 fn named<M: Message>(naming: &Naming<M>, started: Started<M>) -> Started<M> {
     started.inspect(|(actor, _)| naming.set(actor))
@@ -147,6 +155,8 @@ pub struct RootArguments {
     pub rollout: RolloutArguments,
     /// The sessions' supervisor is started with this.
     pub sessions: SessionsArguments,
+    /// The doors' supervisor is started with this.
+    pub doors: DoorsArguments,
     /// Telemetry.
     pub telemetry: TelemetryHandle,
     /// Where they are written; `None` counts only.
@@ -164,6 +174,8 @@ pub struct RootArguments {
 pub struct Names {
     /// Connections.
     pub sessions: Naming<SessionsMsg>,
+    /// Doors.
+    pub doors: Naming<DoorsMsg>,
     /// Jobs.
     pub jobs: Naming<JobsMsg>,
     /// Workers.

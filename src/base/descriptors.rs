@@ -3,9 +3,9 @@
 //! Owns: which descriptors go through an `exec`, and how the next image knows that it got the same. May not know: what is
 //! spoken through them; what is done about those the program was started with, when its main function asks.
 //!
-//! Invariants: (1) exactly the pipes that are named go through, and only from just before the `exec`: a child started in
-//! between inherits none; (2) the next image takes a number only if the pipe behind it is the one that was named, and only
-//! once; (3) nothing is opened by a path.
+//! Invariants: (1) exactly what is named goes through, and only from just before the `exec`: a child started in between
+//! inherits none; (2) the next image takes a number only if what is behind it is what was named, and only once; (3) nothing is
+//! opened by a path.
 
 use std::collections::HashSet;
 use std::io;
@@ -15,12 +15,35 @@ use rustix::fs::FileType;
 use rustix::io::FdFlags;
 use serde::{Deserialize, Serialize};
 
-/// A pipe's end in the next image.
+/// An open pipe, socket or file in the next image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PassedPipe {
     fd: RawFd,
+    #[serde(default)]
+    kind: PassedKind,
     device: u64,
     inode: u64,
+}
+
+/// What is passed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum PassedKind {
+    #[default]
+    Pipe,
+    Socket,
+    File,
+}
+
+impl PassedKind {
+    fn of(kind: FileType) -> io::Result<Self> {
+        match kind {
+            FileType::Fifo => Ok(Self::Pipe),
+            FileType::Socket => Ok(Self::Socket),
+            FileType::RegularFile => Ok(Self::File),
+            _ => Err(io::ErrorKind::InvalidInput.into()),
+        }
+    }
 }
 
 impl PassedPipe {
@@ -28,16 +51,17 @@ impl PassedPipe {
     ///
     /// # Errors
     ///
-    /// It cannot be looked at.
+    /// It cannot be looked at, or is neither pipe nor socket nor file.
     pub fn of(pipe: &impl AsFd) -> io::Result<Self> {
         let fd = pipe.as_fd();
         let found = rustix::fs::fstat(fd)?;
-        Ok(Self { fd: fd.as_raw_fd(), device: device(found.st_dev), inode: found.st_ino })
+        let kind = PassedKind::of(FileType::from_raw_mode(found.st_mode))?;
+        Ok(Self { fd: fd.as_raw_fd(), kind, device: device(found.st_dev), inode: found.st_ino })
     }
 
     fn is_at(&self, fd: BorrowedFd<'_>) -> bool {
         rustix::fs::fstat(fd).is_ok_and(|found| {
-            FileType::from_raw_mode(found.st_mode) == FileType::Fifo
+            PassedKind::of(FileType::from_raw_mode(found.st_mode)).is_ok_and(|kind| kind == self.kind)
                 && (device(found.st_dev), found.st_ino) == (self.device, self.inode)
         })
     }

@@ -139,6 +139,10 @@ impl fmt::Display for SessionNumber {
     }
 }
 
+/// One door of a system; numbers are never reused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct DoorNumber(pub u64);
+
 /// Milliseconds since the Unix epoch; the only wall-clock type that is stored or sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(transparent)]

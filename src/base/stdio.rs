@@ -8,6 +8,7 @@ use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, Bytes};
@@ -63,13 +64,23 @@ fn register(fd: OwnedFd, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {
     unsafe { AsyncFd::register_with_interest(fd, interest) }.map_err(Into::into)
 }
 
+/// Both directions of a connected socket, over one descriptor; for within a runtime that has I/O.
+///
+/// # Errors
+///
+/// The descriptor cannot be registered.
+pub fn socket(socket: OwnedFd) -> io::Result<(Input, Output)> {
+    let shared = Arc::new(register(socket, Interest::READABLE | Interest::WRITABLE)?);
+    Ok((Input::Socket(Arc::clone(&shared)), Output::Socket(shared)))
+}
+
 /// What a client sends us.
 #[derive(Debug)]
 pub enum Input {
     /// A pipe.
     Pipe(AsyncFd<OwnedFd>),
     /// A socket.
-    Socket(AsyncFd<OwnedFd>),
+    Socket(Arc<AsyncFd<OwnedFd>>),
     /// Read by a thread.
     Thread {
         /// What it has read.
@@ -89,7 +100,7 @@ impl Input {
         let fd = fd.as_fd();
         match kind(fd)? {
             Kind::Pipe => Ok(Self::Pipe(register(own_pipe(fd, OFlags::RDONLY)?, Interest::READABLE)?)),
-            Kind::Socket => Ok(Self::Socket(register(fd.try_clone_to_owned()?, Interest::READABLE)?)),
+            Kind::Socket => Ok(Self::Socket(Arc::new(register(fd.try_clone_to_owned()?, Interest::READABLE)?))),
             Kind::Other => Self::thread(fd.try_clone_to_owned()?),
         }
     }
@@ -200,7 +211,7 @@ pub enum Output {
     /// A pipe.
     Pipe(AsyncFd<OwnedFd>),
     /// A socket.
-    Socket(AsyncFd<OwnedFd>),
+    Socket(Arc<AsyncFd<OwnedFd>>),
     /// A file or a terminal, written by the runtime's blocking threads.
     Blocking(tokio::io::Stdout),
 }
@@ -216,7 +227,7 @@ impl Output {
         let fd = stdout.as_fd();
         match kind(fd)? {
             Kind::Pipe => Ok(Self::Pipe(register(own_pipe(fd, OFlags::WRONLY)?, Interest::WRITABLE)?)),
-            Kind::Socket => Ok(Self::Socket(register(fd.try_clone_to_owned()?, Interest::WRITABLE)?)),
+            Kind::Socket => Ok(Self::Socket(Arc::new(register(fd.try_clone_to_owned()?, Interest::WRITABLE)?))),
             Kind::Other => Ok(Self::Blocking(tokio::io::stdout())),
         }
     }

@@ -89,6 +89,29 @@ pub enum ShutdownMode {
 /// The types, as they are written.
 const TYPES: [&str; 8] = ["hello", "status", "session_open", "pause", "resume", "drain", "reload", "shutdown"];
 
+impl ControlMessage {
+    /// Its type, as it is written.
+    #[must_use]
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Hello => "hello",
+            Self::Status => "status",
+            Self::SessionOpen(_) => "session_open",
+            Self::Pause => "pause",
+            Self::Resume => "resume",
+            Self::Drain => "drain",
+            Self::Reload => "reload",
+            Self::Shutdown(_) => "shutdown",
+        }
+    }
+}
+
+/// The type of this name.
+#[must_use]
+pub fn named(name: &str) -> Option<&'static str> {
+    TYPES.into_iter().find(|known| *known == name)
+}
+
 /// Whose session a connection is.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Opening {

@@ -254,7 +254,7 @@ fault_points! {
     RolloutAfterRestore = "rollout.after_restore", Rollout, built,
         [Panic Error Exit Kill Abort Delay Hang],
         "the new program has read the snapshot and serves nothing yet";
-    UnixAccept = "unix.accept", Transport, planned,
+    UnixAccept = "unix.accept", Transport, built,
         [Panic Error Exit Kill Abort Delay Hang Drop],
         "a connection came in on the socket";
 }
@@ -329,7 +329,8 @@ impl FaultPoint {
             | Self::TelemetryWrite
             | Self::RolloutSnapshot
             | Self::RolloutBeforeExec
-            | Self::RolloutAfterRestore => Operations::None,
+            | Self::RolloutAfterRestore
+            | Self::UnixAccept => Operations::None,
             Self::SessionDispatch | Self::LedgerRecord | Self::WorkerBeforeReply | Self::WorkerAfterReply => {
                 Operations::Calls
             }
@@ -351,8 +352,13 @@ impl FaultPoint {
             Self::ConsultAttend => Operations::These(&["began", "ended", "panicked"]),
             Self::JobsBeforeAccept | Self::JobsAfterAccept => Operations::These(&["accept"]),
             Self::StoreCommit => Operations::These(&STORE_VERBS),
-            Self::UnixAccept => Operations::Any,
         }
+    }
+
+    /// Whether it is met only where clients come in by a socket, which a host on standard streams never does.
+    #[must_use]
+    pub const fn is_of_a_socket(self) -> bool {
+        matches!(self, Self::UnixAccept)
     }
 
     /// Whether it is met only in a process of its own, never in the one that holds the actors.
@@ -536,7 +542,7 @@ mod tests {
             (FaultPoint::SessionsSupervise, "open", false, false),
             (FaultPoint::StdioRead, "ping", false, false),
             (FaultPoint::RunnerStart, "tools/call:consult", false, false),
-            (FaultPoint::UnixAccept, "anything", true, true),
+            (FaultPoint::UnixAccept, "anything", false, false),
         ] {
             let operations = point.operations();
             assert_eq!(operations.accept(text, tools), own, "{point}@{text}");

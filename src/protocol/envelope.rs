@@ -45,6 +45,8 @@ pub enum Incoming<'a> {
         id: Option<IdToken>,
         /// What is wrong, for the reply.
         why: &'static str,
+        /// Whether it is an object without the member `jsonrpc`: it may be meant beside JSON-RPC, where that is understood.
+        beside: bool,
     },
     /// No JSON.
     Unparsable,
@@ -59,7 +61,7 @@ pub fn read(line: &str) -> Incoming<'_> {
         Some(b'{') => {}
         Some(b'[') => return batch(line),
         Some(_) if serde_json::from_str::<IgnoredAny>(line).is_ok() => {
-            return Incoming::Invalid { id: None, why: "a message must be a JSON object" };
+            return Incoming::Invalid { id: None, why: "a message must be a JSON object", beside: false };
         }
         _ => return Incoming::Unparsable,
     }
@@ -84,7 +86,7 @@ fn classify(members: MemberTexts<'_>) -> Incoming<'_> {
     // The sender of a request whose id is too long waits for it all the same: it is refused under that id.
     let refused = |id: Option<IdToken>, why| {
         let id = id.or_else(|| members.id.and_then(IdToken::to_be_refused));
-        Incoming::Invalid { id, why }
+        Incoming::Invalid { id, why, beside: members.jsonrpc.is_none() }
     };
     if members.jsonrpc != Some("\"2.0\"") {
         return refused(id, "the member jsonrpc must be \"2.0\"");

@@ -32,6 +32,23 @@ pub enum Frame {
     },
 }
 
+impl Frame {
+    /// Bytes of the line that are there.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        match self {
+            Self::Line(line) => line.len(),
+            Self::TooLong { head } => head.len(),
+        }
+    }
+
+    /// Never.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
 /// Splits what is read into [`Frame`]s.
 #[derive(Debug)]
 pub struct FrameReader {
@@ -64,6 +81,20 @@ impl FrameReader {
     #[must_use]
     pub fn unread(&self) -> (&[u8], Option<&Bytes>) {
         (&self.buffer, self.skipping.as_ref())
+    }
+
+    /// Whether no memory is kept for what comes next.
+    #[must_use]
+    pub fn keeps_nothing(&self) -> bool {
+        self.buffer.capacity() == 0
+    }
+
+    /// Gives the memory back that is kept for what comes next, unless a part of a line is in it.
+    pub fn rest(&mut self) {
+        if self.buffer.is_empty() {
+            self.buffer = BytesMut::new();
+            self.chunk = FIRST_CHUNK / 2;
+        }
     }
 
     /// Where the next bytes go; there is room for half a chunk at least.
@@ -208,6 +239,13 @@ mod tests {
             assert!(reader.next_frame().is_some());
             assert!((FIRST_CHUNK / 2..=2 * FIRST_CHUNK).contains(&room(&mut reader)));
         }
+        reader.rest();
+        assert!(reader.keeps_nothing());
+        reader.extend(b"half a");
+        reader.rest();
+        assert!(!reader.keeps_nothing());
+        reader.extend(b" line\n");
+        assert_eq!(reader.next_frame(), Some(line("half a line")));
         for _ in 0..10 {
             let filled = vec![b'\n'; room(&mut reader)];
             reader.space().extend_from_slice(&filled);

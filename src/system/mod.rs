@@ -11,27 +11,33 @@ pub mod own_tools;
 pub mod selfcheck;
 mod start;
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use ractor::ActorRef;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, oneshot, watch};
 
 pub use self::builder::{OwnTools, SystemBuilder};
-use self::handover::{HandOverError, HostSnapshot, InPlace, NewImage};
+use self::handover::{HandOverError, HostSnapshot, InPlace, Luggage, NewImage};
 pub use self::offer::Offer;
 use crate::actors::callers::{CallerContext, Callers};
-use crate::actors::connections::{Connections, Door};
+use crate::actors::connections::{Arrived, Connections, StreamKind};
 use crate::actors::current::Current;
+use crate::actors::doors::StreamDoor;
+use crate::actors::doors::handle::{DoorHandle, ListenOptions};
+use crate::actors::doors::messages::DoorsMsg;
+use crate::actors::doors::table::{DoorLoop, DoorTable, Entrance};
+use crate::actors::doors::unix::{self, DoorEvent, ListeningSocket, UnixDoor};
 use crate::actors::health::HealthSource;
 use crate::actors::jobs::room::Beginning;
 use crate::actors::rollout::RolloutHandle;
 use crate::actors::root::{Down, RootMsg};
 use crate::actors::session::{ClientInput, ClientOutput};
-use crate::actors::sessions::messages::{SessionEnd, SessionsMsg};
+use crate::actors::sessions::messages::SessionEnd;
 use crate::base::fault::{Fault, FaultCode};
 use crate::base::stdio;
+use crate::daemon::listener::SocketPlace;
 use crate::jobs::client::{JobsHandle, News};
 use crate::jobs::{ConsultRequest, JobMode, JobRecord};
 use crate::rollout::{HandOver, NotAdopted, Trigger};
@@ -50,11 +56,27 @@ const STOP_LIMIT: Duration = Duration::from_secs(12);
 struct Inner {
     root: ActorRef<RootMsg>,
     connections: Connections,
-    sessions: Current<SessionsMsg>,
+    doors: Ways,
     desk: Consults,
     health: HealthSource,
     handing: Arc<handover::HandOverDesk>,
     down: watch::Receiver<Option<Down>>,
+}
+
+/// The ways in.
+struct Ways {
+    table: DoorTable,
+    supervisor: Current<DoorsMsg>,
+    entrance: Entrance,
+}
+
+impl Ways {
+    /// Opens a door, which is spoken to in this way.
+    fn open(&self, door: DoorLoop, events: Option<mpsc::UnboundedSender<DoorEvent>>) {
+        let number = self.table.open(door, events);
+        // When there is no supervisor at this moment, its next incarnation finds the door.
+        let _ = self.supervisor.cast(DoorsMsg::Opened(number));
+    }
 }
 
 /// A running system. Clones are handles on the same one; dropping them all does not stop it.
@@ -99,7 +121,7 @@ impl System {
         R: AsyncRead + Send + Unpin + 'static,
         W: AsyncWrite + Send + Unpin + 'static,
     {
-        self.serve_at(Door::Elsewhere, None, Box::new(reader), Box::new(writer)).await
+        self.serve_at(StreamKind::Elsewhere, None, Box::new(reader), Box::new(writer)).await
     }
 
     /// The same for a client whose directory, environment and configuration are not this system's own.
@@ -117,7 +139,7 @@ impl System {
         R: AsyncRead + Send + Unpin + 'static,
         W: AsyncWrite + Send + Unpin + 'static,
     {
-        self.serve_at(Door::Elsewhere, Some(context), Box::new(reader), Box::new(writer)).await
+        self.serve_at(StreamKind::Elsewhere, Some(context), Box::new(reader), Box::new(writer)).await
     }
 
     /// Whose sessions there are, with the directory, environment and configuration of each.
@@ -139,8 +161,46 @@ impl System {
     /// As [`System::serve`].
     pub async fn serve_standard(&self, input: stdio::Input, output: stdio::Output) -> Result<SessionEnd, Fault> {
         let holds_back = input.is_read_by_thread() || output.is_written_by_thread();
-        let door = if holds_back { Door::StandardByThread } else { Door::Standard };
-        self.serve_at(door, None, Box::new(input), Box::new(output)).await
+        let kind = if holds_back { StreamKind::StandardByThread } else { StreamKind::Standard };
+        self.serve_at(kind, None, Box::new(input), Box::new(output)).await
+    }
+
+    /// Serves whoever connects to a listening socket, each in a session of its own, until the door is closed or the system
+    /// stops. Whoever comes in must be of this process's user, by the kernel's word.
+    ///
+    /// # Errors
+    ///
+    /// The socket cannot be listened at within this runtime.
+    pub fn listen(&self, socket: impl Into<ListeningSocket>, options: ListenOptions) -> Result<DoorHandle, Fault> {
+        let (door, told) = UnixDoor::new(socket.into(), options)
+            .map_err(|error| Fault::new(FaultCode::Internal, format!("the socket cannot be listened at: {error}.")))?;
+        self.inner.doors.open(DoorLoop::Unix(Box::new(door)), Some(told.clone()));
+        Ok(DoorHandle::new(told, self.inner.connections.count()))
+    }
+
+    /// Goes on at the doors that another image passed on, each with its name where that is ours, and serves the connections
+    /// that came in by them. Nothing was passed on where there is none.
+    ///
+    /// # Errors
+    ///
+    /// As [`System::listen`].
+    pub fn listen_again(&self, options: &ListenOptions) -> Result<Vec<(DoorHandle, Option<SocketPlace>)>, Fault> {
+        let mut doors = Vec::new();
+        for socket in self.inner.doors.table.passed() {
+            let place = socket.place().cloned();
+            doors.push((self.listen(socket, options.clone())?, place));
+        }
+        for (number, socket) in self.inner.connections.passed_sockets() {
+            if let Some(socket) = socket {
+                unix::serve(socket, Some(number), options, &self.inner.doors.entrance);
+            }
+        }
+        Ok(doors)
+    }
+
+    /// From now on this is asked what the embedding program passes on itself whenever the system is handed over.
+    pub fn carry(&self, luggage: Arc<dyn Luggage>) {
+        *self.inner.handing.luggage.lock().unwrap_or_else(PoisonError::into_inner) = Some(luggage);
     }
 
     /// What [`System::hand_over`] would pass on now; nothing stops. For a dry run by the program that is to take over. What
@@ -160,7 +220,9 @@ impl System {
     /// Makes this process another image of its program, in place: the client notices nothing, calls go on, jobs keep their
     /// runners. Returns only why that did not happen, and then this system serves on as before.
     ///
-    /// Only a system with one connection, served by [`System::serve_standard`], can be handed over; others are refused. It
+    /// Every connection goes with it: the one on the standard streams ([`System::serve_standard`]) and those by sockets
+    /// ([`System::listen`]), with the doors they came in by. A connection by streams that only the embedding program knows
+    /// ([`System::serve`]) cannot, and a system that has one is refused. It
     /// ends nothing else of the embedding program than the image itself: no destructor runs, other threads are gone. Signals
     /// are held meanwhile on the thread that calls, so it belongs on a runtime of one thread; the next image lets them
     /// through with [`signals::let_through`](crate::base::signals::let_through). Threads of the embedding program should
@@ -175,21 +237,24 @@ impl System {
 
     async fn serve_at(
         &self,
-        door: Door,
+        kind: StreamKind,
         context: Option<CallerContext>,
         input: ClientInput,
         sink: ClientOutput,
     ) -> Result<SessionEnd, Fault> {
-        let (number, end) = self.inner.connections.open_as(door, context, input, sink)?;
-        // When there is no supervisor at this moment, its next incarnation finds the connection.
-        let _ = self.inner.sessions.cast(SessionsMsg::Opened(number));
+        let (ended, end) = oneshot::channel();
+        let ended = Some(ended);
+        let arrived = Arrived { kind, input, sink, ended, context, desk: None, resumes: None };
+        self.inner.doors.open(DoorLoop::Stream(StreamDoor::new(arrived)), None);
         let stopping = || Fault::new(FaultCode::Stopping, "the system is stopping.");
         tokio::select! {
             // A stop in order ends every connection before it says that the system is down.
             biased;
             end = end => end.map_err(|_| stopping())?,
             _ = self.down() => {
-                self.inner.connections.over(number, SessionEnd::Failed);
+                for number in self.inner.connections.numbers() {
+                    self.inner.connections.over(number, SessionEnd::Failed);
+                }
                 Err(stopping())
             }
         }

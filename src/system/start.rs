@@ -10,9 +10,11 @@ use ractor::Actor;
 use tokio::sync::watch;
 
 use super::assembly::{Assembly, NOWHERE};
-use super::{Inner, System, SystemBuilder};
+use super::{Inner, System, SystemBuilder, Ways};
 use crate::actors::child;
-use crate::actors::connections::{Connections, Door, Served};
+use crate::actors::connections::{Arrived, Connections, Served, StreamKind};
+use crate::actors::doors::DoorsArguments;
+use crate::actors::doors::table::{DoorTable, Entrance};
 use crate::actors::jobs::JobsArguments;
 use crate::actors::jobs::attachments::Attachments;
 use crate::actors::jobs::means::Means;
@@ -52,10 +54,15 @@ impl SystemBuilder {
         let assembly = Assembly::new(self.dry(), Some(snapshot));
         let (served, _) = assembly.served();
         let connections = Connections::new(served);
-        connections.inherit(snapshot.next_session, snapshot.session.as_ref(), snapshot.catalog, snapshot.age())?;
-        if snapshot.session.is_some() {
+        snapshot.try_connections(&connections)?;
+        let standard = snapshot.session.iter().map(|_| (StreamKind::Standard, None));
+        let sockets = connections.passed_sockets();
+        let by_sockets = sockets.into_iter().map(|(number, _)| (StreamKind::Socket(None), Some(number)));
+        for (kind, resumes) in standard.chain(by_sockets) {
             let sink: ClientOutput = Box::new(tokio::io::sink());
-            let opened = connections.open(Door::Standard, Box::new(tokio::io::empty()), sink);
+            let input = Box::new(tokio::io::empty());
+            let opened =
+                connections.open(Arrived { kind, input, sink, ended: None, context: None, desk: None, resumes });
             opened.map_err(|fault| SnapshotError::NoSystem { reason: fault.detail })?;
         }
         if let Some(counters) = &snapshot.telemetry {
@@ -101,22 +108,25 @@ impl SystemBuilder {
         let lasting = Lasting {
             gauges: Arc::clone(&served.gauges),
             connections: Connections::new(served),
+            doors: DoorTable::default(),
             attachments: Attachments::default(),
         };
         if let Some(snapshot) = &restore {
             let means = assembly.means();
-            let Lasting { gauges, connections, attachments } = &lasting;
-            snapshot.restore_into(connections, attachments, gauges, &assembly.telemetry, means.as_ref());
+            let Lasting { gauges, connections, doors, attachments } = &lasting;
+            snapshot.restore_into((connections, doors), attachments, gauges, &assembly.telemetry, means.as_ref());
         }
         let handing = Arc::new(assembly.handing(&lasting));
-        let sessions = assembly.names.sessions.current();
+        let (table, supervisor) = (lasting.doors.clone(), assembly.names.doors.current());
+        let entrance = assembly.entrance(&lasting);
         let (down_tx, down) = watch::channel(None);
         let arguments = assembly.arguments(&lasting, backend, restore, down_tx);
         let (root, _) = Root::spawn(None, Root, arguments)
             .await
             .map_err(|error| Fault::new(FaultCode::Internal, format!("the system did not start: {error}.")))?;
         let connections = lasting.connections;
-        Ok(System { inner: Arc::new(Inner { root, connections, sessions, desk, health, handing, down }) })
+        let doors = Ways { table, supervisor, entrance };
+        Ok(System { inner: Arc::new(Inner { root, connections, doors, desk, health, handing, down }) })
     }
 }
 
@@ -124,6 +134,7 @@ impl SystemBuilder {
 struct Lasting {
     gauges: Arc<Gauges>,
     connections: Connections,
+    doors: DoorTable,
     attachments: Attachments,
 }
 
@@ -155,6 +166,7 @@ impl Assembly {
                 jobs: self.names.jobs.current(),
                 faults: self.faults.clone(),
             },
+            doors: DoorsArguments { doors: lasting.doors.clone(), entrance: self.entrance(lasting) },
             store: self.store,
             connections: lasting.connections.clone(),
             telemetry: self.telemetry,
@@ -173,6 +185,15 @@ impl Assembly {
                 let desk = self.consults().then_some(desk);
                 Backend::Process(Arc::new(process_backend(command, self.worker_policy, jobs, served, desk)))
             }
+        }
+    }
+
+    /// What doors open connections with.
+    fn entrance(&self, lasting: &Lasting) -> Entrance {
+        Entrance {
+            connections: lasting.connections.clone(),
+            sessions: self.names.sessions.current(),
+            faults: self.faults.clone(),
         }
     }
 
@@ -219,6 +240,9 @@ impl Assembly {
             dir: self.state_dir.clone(),
             config: Arc::clone(&self.config),
             connections: lasting.connections.clone(),
+            doors: lasting.doors.clone(),
+            callers: self.callers.clone(),
+            luggage: std::sync::Mutex::default(),
             workers: self.names.workers.current(),
             jobs: self.names.jobs.current(),
             attachments: lasting.attachments.clone(),

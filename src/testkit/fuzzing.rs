@@ -162,7 +162,9 @@ impl World {
         if std::mem::take(&mut self.broken_off) {
             self.act(|core, _, out, _| core.abandon(frame, out));
         } else {
-            self.act(|core, now, out, effects| core.on_frame(frame, now, out, effects));
+            self.act(|core, now, out, effects| {
+                let _was = core.on_frame(frame, now, out, effects);
+            });
         }
     }
 

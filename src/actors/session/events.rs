@@ -79,6 +79,15 @@ pub enum SessionEvent {
         /// How the task stands.
         news: TaskNews,
     },
+    /// A control message was answered.
+    ControlAnswered {
+        /// Which one.
+        number: u64,
+        /// The answer, without its line's end.
+        line: String,
+        /// Whether it was not followed.
+        refused: bool,
+    },
     /// What would be passed on, were it done now?
     Peek(oneshot::Sender<SessionSnapshot>),
     /// Read nothing more, and tell when only calls are open that another image can go on with.

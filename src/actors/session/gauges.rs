@@ -10,6 +10,8 @@ use std::sync::{Mutex, PoisonError};
 pub struct Gauges {
     /// Worker calls in ledgers.
     pub in_flight: AtomicUsize,
+    /// Connections that are open.
+    pub connections: AtomicUsize,
     /// Messages of earlier generations that were dropped.
     pub stale: AtomicU64,
     /// Attempts after a first one.

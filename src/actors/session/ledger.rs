@@ -94,6 +94,11 @@ impl<P> Ledger<P> {
         self.entries.len()
     }
 
+    /// Gives back the memory that is kept for more calls than there are.
+    pub fn rest(&mut self) {
+        self.entries.shrink_to_fit();
+    }
+
     /// Whether it holds nothing.
     #[must_use]
     pub fn is_empty(&self) -> bool {

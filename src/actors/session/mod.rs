@@ -38,7 +38,7 @@ use std::time::{Duration, Instant};
 
 use futures_util::FutureExt;
 use ractor::{Actor, ActorProcessingErr, ActorRef};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::AsyncWriteExt;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 
@@ -46,11 +46,13 @@ pub use self::events::SessionEvent;
 pub use self::gauges::Gauges;
 pub use self::passed::SessionSnapshot;
 pub use self::streams::{ClientInput, ClientOutput};
-use self::streams::{Streams, push};
-use self::turn::{SessionTurn, ToolFacts, TurnEffect, TurnEffects, TurnEvent};
+use self::streams::{Streams, push, read};
+pub(in crate::actors) use self::turn::ToolFacts;
+use self::turn::{SessionTurn, TurnEffect, TurnEffects, TurnEvent};
 use super::child;
 use super::connections::Connections;
 use super::current::Current;
+use super::doors::desk::{ControlDesk, ControlReply};
 use super::jobs::messages::JobsMsg;
 use super::kept::{Kept, Lent};
 use super::reply::SessionMailbox;
@@ -90,6 +92,8 @@ pub struct SessionParts {
     pub core: SessionCore,
     /// The tools, in the catalogue's order.
     pub tools: Arc<[Arc<dyn Tool>]>,
+    /// What a session knows of each.
+    pub(in crate::actors) facts: Arc<[ToolFacts]>,
     /// The supervisor of the worker.
     pub workers: Current<WorkersMsg>,
     /// The jobs; they hear of withdrawn calls, since a job may lose its last caller by one.
@@ -114,6 +118,8 @@ pub struct SessionParts {
     pub roots: RootsHandle,
     /// Hears that something was handled.
     pub rollout: RolloutHandle,
+    /// Who answers what is said beside JSON-RPC; nobody where only clients come in.
+    pub desk: Option<Arc<dyn ControlDesk>>,
 }
 
 /// What an incarnation is started with.
@@ -233,6 +239,7 @@ struct Neighbours {
     task_desk: Option<TaskDesk>,
     roots: RootsHandle,
     rollout: RolloutHandle,
+    desk: Option<Arc<dyn ControlDesk>>,
 }
 
 /// The session's one timer.
@@ -289,9 +296,8 @@ impl SessionLoop {
     #[must_use]
     pub fn new(a: SessionParts) -> Self {
         let (mailbox, events) = mpsc::unbounded_channel();
-        let facts = a.tools.iter().map(|tool| ToolFacts::of(&**tool)).collect();
         Self {
-            turn: SessionTurn::new((a.host, a.number), a.core, facts, a.line_limit, a.faults.clone()),
+            turn: SessionTurn::new((a.host, a.number), a.core, a.facts, a.line_limit, a.faults.clone()),
             todo: TurnEffects::new(),
             now: clock::now(),
             tools: a.tools,
@@ -304,6 +310,7 @@ impl SessionLoop {
                 task_desk: a.tasks,
                 roots: a.roots,
                 rollout: a.rollout,
+                desk: a.desk,
             },
             mailbox,
             events,
@@ -377,6 +384,7 @@ impl SessionLoop {
                 // A worker in this process answers most calls in its next turn; until then there is nothing to wait for.
                 give_way().await;
             }
+            let behind = self.turn.is_behind();
             tokio::select! {
                 // News before bytes: what is decided must not wait behind new work.
                 biased;
@@ -391,7 +399,10 @@ impl SessionLoop {
                 pushed = push(&mut self.streams.sink, self.turn.outgoing.bytes()), if self.turn.outgoing.is_due() => {
                     self.on_pushed(pushed);
                 }
-                read = self.streams.input.read_buf(self.turn.incoming.reader.space()), if reading => self.on_read(read),
+                // Other sessions, and what the system has to tell about them, come before the lines that are left.
+                () = tokio::task::yield_now(), if reading && behind => self.read_on(),
+                read = read(&mut self.streams.input, &mut self.turn.incoming.reader),
+                    if reading && !behind && !self.turn.incoming.ended => self.on_read(read),
                 () = self.alarm.sleep.as_mut(), if timed => {
                     self.alarm.set = None;
                     self.decide(TurnEvent::Woke);
@@ -449,6 +460,13 @@ impl SessionLoop {
             TurnEffect::Probe(call) => self.probe(call),
             TurnEffect::Ask(number, ask, client) => self.ask(number, ask, client),
             TurnEffect::Follow(number) => self.follow(number),
+            TurnEffect::Control(number, message) => {
+                // Without a desk the token is dropped, which answers.
+                let reply = ControlReply::new(self.mailbox.clone(), number, message.name());
+                if let Some(desk) = &self.neighbours.desk {
+                    desk.control(session, message, reply);
+                }
+            }
             TurnEffect::SetRoots(roots) => self.neighbours.roots.set(session, roots),
             TurnEffect::NoteGaveUp(client, after) => {
                 tracing::debug!(client = client.name().as_deref(), ?after, "a client withdrew a call");

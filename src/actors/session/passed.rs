@@ -23,7 +23,8 @@ use tokio::sync::oneshot;
 use super::SessionEvent;
 use super::ledger::PassedCall;
 use super::turn::{
-    Following, HostWork, Outgoing, Payload, Serving, SessionStage, SessionTurn, TurnEffect, TurnEffects,
+    ControlsSnapshot, Following, HostWork, Outgoing, Payload, Serving, SessionStage, SessionTurn, TurnEffect,
+    TurnEffects,
 };
 use crate::base::base64::Base64;
 use crate::base::ids::{CallNumber, Generation, JobId, SessionNumber};
@@ -57,6 +58,9 @@ pub struct SessionSnapshot {
     owes_change: bool,
     /// The newest worker that is known to be gone.
     dead: Generation,
+    /// What is said beside JSON-RPC.
+    #[serde(default)]
+    controls: ControlsSnapshot,
 }
 
 impl SessionSnapshot {
@@ -183,6 +187,7 @@ impl SessionTurn {
             shown: self.outgoing.shown().to_vec(),
             owes_change: self.outgoing.owes_change,
             dead: self.dead,
+            controls: self.controls.snapshot(),
         }
     }
 
@@ -204,6 +209,7 @@ impl SessionTurn {
         }
         let waits = |tool: usize| self.tools[tool].waits;
         let quiet = !busy
+            && self.controls.are_quiet()
             && self.ledger.in_flight().all(|payload| waits(payload.tool))
             && self.host_calls.values().all(|held| match &held.work {
                 HostWork::Tool(call) => waits(call.tool),
@@ -297,6 +303,7 @@ impl SessionTurn {
         self.incoming.reader = FrameReader::resumed(self.incoming.line_limit, &snapshot.unread.0, skipping);
         self.outgoing = Outgoing::resumed(&snapshot.unwritten.0, snapshot.shown.clone(), snapshot.owes_change);
         self.dead = snapshot.dead;
+        self.controls.take_over(&snapshot.controls, &mut self.outgoing);
         self.taken_over = Some(taken_over);
     }
 

@@ -1,13 +1,24 @@
 //! The client's two streams: how output is written, how either end of the connection is noticed.
 //!
 //! Owns: the streams. May not know: what a line means, what is to be written.
+//!
+//! A session that nobody speaks to keeps no room for the next line: the first bytes of one come by the stack.
+
+use std::mem::MaybeUninit;
+use std::pin::Pin;
+use std::sync::atomic::Ordering;
+use std::task::{Poll, ready};
 
 use futures_util::future::poll_immediate;
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 
 use super::SessionLoop;
 use super::turn::TurnEvent;
 use crate::failpoints::{FaultPoint, Operation};
+use crate::protocol::frame::FrameReader;
+
+/// Bytes that are read by the stack; most first lines are shorter, and of a longer one the rest follows at once.
+const FIRST: usize = 1024;
 
 /// What a connection reads from.
 pub type ClientInput = Box<dyn AsyncRead + Send + Unpin>;
@@ -58,8 +69,39 @@ impl SessionLoop {
         {
             return self.on_read(Err(std::io::Error::other("a fault point was met")));
         }
+        self.look_around();
         self.decide(if more { TurnEvent::Read } else { TurnEvent::ReadAll });
     }
+
+    /// Goes on with lines that were read before.
+    pub(super) fn read_on(&mut self) {
+        self.look_around();
+        self.decide(TurnEvent::Read);
+    }
+
+    /// Whether others are served, who wait for this session's turn to end.
+    fn look_around(&mut self) {
+        self.turn.incoming.alone = self.neighbours.gauges.connections.load(Ordering::Relaxed) <= 1;
+    }
+}
+
+/// Reads what is there.
+///
+/// # Cancel safety
+///
+/// Safe: what was read is in the reader.
+pub(super) async fn read(input: &mut ClientInput, reader: &mut FrameReader) -> std::io::Result<usize> {
+    if !reader.keeps_nothing() {
+        return input.read_buf(reader.space()).await;
+    }
+    std::future::poll_fn(|cx| {
+        let mut first = [const { MaybeUninit::uninit() }; FIRST];
+        let mut first = ReadBuf::uninit(&mut first);
+        ready!(Pin::new(&mut *input).poll_read(cx, &mut first))?;
+        reader.space().extend_from_slice(first.filled());
+        Poll::Ready(Ok(first.filled().len()))
+    })
+    .await
 }
 
 /// What became of output.

@@ -92,13 +92,15 @@ impl BridgeCore {
         for member in members {
             let message = match envelope::read(member) {
                 Incoming::Request { id, method, .. } if method == Method::Initialize.as_str() => {
-                    Incoming::Invalid { id: Some(id), why: "initialize must not be part of a batch" }
+                    Incoming::Invalid { id: Some(id), why: "initialize must not be part of a batch", beside: false }
                 }
-                Incoming::Batch(_) => Incoming::Invalid { id: None, why: "a batch must not hold a batch" },
+                Incoming::Batch(_) => {
+                    Incoming::Invalid { id: None, why: "a batch must not hold a batch", beside: false }
+                }
                 message => message,
             };
             let mut part = BytesMut::new();
-            if let Incoming::Invalid { id, why } = &message {
+            if let Incoming::Invalid { id, why, .. } = &message {
                 let fault = Fault::new(FaultCode::InvalidRequest, format!("{why}."));
                 wire::error(&mut part, id.as_ref(), &fault, None);
             } else {

@@ -54,9 +54,16 @@ impl SessionCore {
             };
             let message = match message {
                 Incoming::Request { id, method, .. } if method == "initialize" => {
-                    Incoming::Invalid { id: Some(id), why: "initialize must not be part of a batch" }
+                    Incoming::Invalid { id: Some(id), why: "initialize must not be part of a batch", beside: false }
                 }
-                Incoming::Batch(_) => Incoming::Invalid { id: None, why: "a batch must not hold a batch" },
+                Incoming::Batch(_) => {
+                    Incoming::Invalid { id: None, why: "a batch must not hold a batch", beside: false }
+                }
+                Incoming::Invalid { id, beside: true, .. } if self.takes_control => Incoming::Invalid {
+                    id,
+                    why: "what is said beside JSON-RPC must not be part of a batch",
+                    beside: false,
+                },
                 message => message,
             };
             self.on_message(message, line, Origin { batch: Some(number), now }, &mut part, effects);

@@ -278,6 +278,15 @@ struct Batch {
     parts: BytesMut,
 }
 
+/// What a line was.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LineWas {
+    /// A message, good or bad; what follows from it was decided.
+    Message,
+    /// Something beside JSON-RPC, on a connection where such a thing may be understood; nothing was decided.
+    Beside,
+}
+
 #[derive(Debug)]
 enum Handshake {
     Before,
@@ -303,6 +312,9 @@ pub struct SessionCore {
     next_batch: u64,
     answered: bool,
     complaints: Complaints,
+    /// Whether lines beside JSON-RPC may be understood: then the other end is no client that takes the first line it reads
+    /// for the answer to its handshake.
+    takes_control: bool,
 }
 
 #[derive(Debug, Default)]
@@ -338,7 +350,27 @@ impl SessionCore {
             next_batch: 1,
             answered: false,
             complaints: Complaints::default(),
+            takes_control: false,
         }
+    }
+
+    /// The same on a connection where lines beside JSON-RPC may be understood.
+    #[must_use]
+    pub fn with_control(self) -> Self {
+        Self { takes_control: true, ..self }
+    }
+
+    /// Gives back the memory that tables keep for what they do not hold.
+    pub fn rest(&mut self) {
+        self.pending.shrink_to_fit();
+        self.by_id.shrink_to_fit();
+        self.batches.shrink_to_fit();
+    }
+
+    /// Whether a call, or anything else that is answered later, was ever taken in.
+    #[must_use]
+    pub fn has_begun(&self) -> bool {
+        self.next_call > 1
     }
 
     /// Calls in flight.
@@ -360,7 +392,13 @@ impl SessionCore {
     }
 
     /// One line of input.
-    pub fn on_frame(&mut self, frame: &Frame, now: Instant, out: &mut BytesMut, effects: &mut Vec<SessionEffect>) {
+    pub fn on_frame(
+        &mut self,
+        frame: &Frame,
+        now: Instant,
+        out: &mut BytesMut,
+        effects: &mut Vec<SessionEffect>,
+    ) -> LineWas {
         let line = match frame {
             Frame::Line(line) => line,
             Frame::TooLong { head } => {
@@ -372,13 +410,27 @@ impl SessionCore {
                     );
                     wire::error(out, id.as_ref(), &fault, None);
                 }
-                return;
+                return LineWas::Message;
             }
         };
         let text = lenient::text(line);
         match envelope::read(&text) {
             Incoming::Batch(members) => self.on_batch(&members, line, now, out, effects),
+            Incoming::Invalid { beside: true, .. } if self.takes_control => return LineWas::Beside,
             message => self.on_message(message, line, Origin { batch: None, now }, out, effects),
+        }
+        LineWas::Message
+    }
+
+    /// A line beside JSON-RPC turned out to be nothing that is understood there either.
+    pub fn on_unknown(&mut self, line: &Bytes, now: Instant, out: &mut BytesMut) {
+        let id = match envelope::read(&lenient::text(line)) {
+            Incoming::Invalid { id, .. } => id,
+            _ => None,
+        };
+        if id.is_some() || self.may_complain(now) {
+            let why = "the line is neither JSON-RPC, whose member jsonrpc must be \"2.0\", nor a control message with a known type.";
+            wire::error(out, id.as_ref(), &Fault::new(FaultCode::InvalidRequest, why), None);
         }
     }
 
@@ -396,7 +448,7 @@ impl SessionCore {
             }
             Incoming::Notification { method, params } => self.on_notification(&method, params, origin, out, effects),
             Incoming::Response { id, result } => self.on_response(id.as_ref(), result, origin, out, effects),
-            Incoming::Invalid { id, why } => {
+            Incoming::Invalid { id, why, .. } => {
                 if id.is_some() || self.may_complain(origin.now) {
                     wire::error(out, id.as_ref(), &Fault::new(FaultCode::InvalidRequest, format!("{why}.")), None);
                 }
@@ -412,7 +464,7 @@ impl SessionCore {
     /// Whether an error that belongs to no request may be sent: some clients take one that comes before the answer
     /// to their first request for that answer.
     fn may_complain(&mut self, now: Instant) -> bool {
-        if !self.answered {
+        if !self.answered && !self.takes_control {
             return false;
         }
         let c = &mut self.complaints;

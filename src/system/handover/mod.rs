@@ -15,9 +15,11 @@
 
 mod image;
 mod in_place;
+mod luggage;
 mod sequence;
 
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -25,9 +27,12 @@ use serde::{Deserialize, Serialize};
 
 pub use self::image::{NewImage, RESTORE};
 pub(crate) use self::in_place::InPlace;
+pub use self::luggage::{Luggage, Packed};
 pub use self::sequence::HandOverError;
 pub(crate) use self::sequence::{HandOverDesk, Underway};
-use crate::actors::connections::Connections;
+use crate::actors::connections::{ConnectionSnapshot, Connections};
+use crate::actors::doors::table::DoorTable;
+use crate::actors::doors::unix::{DoorSnapshot, ListeningSocket};
 use crate::actors::jobs::attachments::Attachments;
 use crate::actors::jobs::custody::passed::{CustodySnapshot, inherit_the_rest};
 use crate::actors::jobs::means::Means;
@@ -44,8 +49,12 @@ pub use crate::rollout::snapshot_file::{Nameless, Restore, SnapshotFile};
 use crate::telemetry::TelemetryHandle;
 use crate::telemetry::counters::CountersSnapshot;
 
-/// The format of a snapshot. It grows with every change that an image with another number could not make sense of.
+/// The format of a snapshot of a host with one connection on the standard streams. It grows with every change that an image
+/// with another number could not make sense of.
 pub const FORMAT: u32 = crate::rollout::selfcheck::SNAPSHOT_FORMAT;
+
+/// The format of one that has more: an image that knows only the other would lose the rest without a word.
+const FORMAT_OF_MORE: u32 = FORMAT + 1;
 
 /// Why a snapshot cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -60,7 +69,9 @@ pub enum SnapshotError {
         source: io::Error,
     },
     /// It is of another format.
-    #[error("read a snapshot of format {format} by {program}: this program reads format {FORMAT}")]
+    #[error(
+        "read a snapshot of format {format} by {program}: this program reads formats {FORMAT} and {FORMAT_OF_MORE}"
+    )]
     Format {
         /// Its format.
         format: u32,
@@ -103,7 +114,17 @@ pub struct HostSnapshot {
     pub(crate) next_session: u64,
     /// What clients were told about the tools, as a number.
     pub(crate) catalog: u64,
+    /// The session on the standard streams.
     pub(crate) session: Option<SessionSnapshot>,
+    /// Those by sockets.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) connections: Vec<ConnectionSnapshot>,
+    /// Where more of them come in.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) doors: Vec<DoorSnapshot>,
+    /// What the embedding program passes on itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) packed: Option<Packed>,
     pub(crate) workers: WorkersSnapshot,
     pub(crate) jobs: Vec<CustodySnapshot>,
     /// Who waits with those whose turn has not come.
@@ -128,8 +149,15 @@ pub struct HostSnapshot {
 }
 
 impl HostSnapshot {
-    fn head() -> Head {
-        Head { format: FORMAT, program: env!("CARGO_PKG_VERSION").to_owned() }
+    fn head(format: u32) -> Head {
+        Head { format, program: env!("CARGO_PKG_VERSION").to_owned() }
+    }
+
+    /// With the format that what it holds asks for.
+    fn with_its_format(mut self) -> Self {
+        let more = !self.connections.is_empty() || !self.doors.is_empty() || self.packed.is_some();
+        self.head = Self::head(if more { FORMAT_OF_MORE } else { FORMAT });
+        self
     }
 
     /// One of a server nobody is connected to, for trying what restores it.
@@ -137,13 +165,16 @@ impl HostSnapshot {
     #[must_use]
     pub fn of_nothing() -> Self {
         Self {
-            head: HostSnapshot::head(),
+            head: HostSnapshot::head(FORMAT),
             taken_at: UnixMillis::now(),
             host: HostId::random(),
             uptime: Duration::from_secs(7),
             next_session: 2,
             catalog: 1,
             session: None,
+            connections: Vec::new(),
+            doors: Vec::new(),
+            packed: None,
             workers: WorkersSnapshot {
                 generation: crate::base::ids::Generation(3),
                 isolation: crate::config::WorkerIsolation::InProcess,
@@ -198,17 +229,38 @@ impl HostSnapshot {
         Duration::from_millis(UnixMillis::now().since(self.taken_at))
     }
 
-    /// The pipes that go with it.
-    pub(crate) fn pipes(&self) -> impl Iterator<Item = &PassedPipe> {
+    /// What the program that wrote it passed on itself, in its own words.
+    #[must_use]
+    pub fn luggage(&self) -> Option<&serde_json::Value> {
+        self.packed.as_ref().map(|packed| &packed.state)
+    }
+
+    /// Takes an open file of that; each is there once, and closes on `exec` from here on.
+    pub fn take_file(&mut self, file: &PassedPipe) -> Option<OwnedFd> {
+        let files = &mut self.packed.as_mut()?.files;
+        let at = files.iter().position(|passed| passed == file)?;
+        let file = files.swap_remove(at);
+        InheritedPipes::these(std::iter::once(&file)).take(&file)
+    }
+
+    /// The pipes and sockets that a system goes on with.
+    fn pipes(&self) -> impl Iterator<Item = &PassedPipe> {
         let waiting = self.waiting.iter().flat_map(RoomSnapshot::pipes);
-        self.jobs.iter().flat_map(CustodySnapshot::pipes).chain(waiting)
+        let sockets = self.connections.iter().map(|connection| &connection.socket);
+        let doors = self.doors.iter().map(|door| &door.socket);
+        self.jobs.iter().flat_map(CustodySnapshot::pipes).chain(waiting).chain(sockets).chain(doors)
+    }
+
+    /// Every descriptor that goes with it.
+    pub(crate) fn descriptors(&self) -> impl Iterator<Item = &PassedPipe> {
+        self.pipes().chain(self.packed.iter().flat_map(|packed| &packed.files))
     }
 
     /// Makes a system that is being put together go on with it. What of it makes no sense is left out, and said: calls that
     /// were in it are answered with a fault.
     pub(crate) fn restore_into(
         &self,
-        connections: &Connections,
+        (connections, doors): (&Connections, &DoorTable),
         attachments: &Attachments,
         gauges: &Gauges,
         telemetry: &TelemetryHandle,
@@ -224,10 +276,44 @@ impl HostSnapshot {
         if let Some(means) = means {
             self.jobs.iter().for_each(|job| attachments.inherit(job, &mut pipes, means.clone()));
         }
-        if let Err(error) = connections.inherit(self.next_session, self.session.as_ref(), self.catalog, self.age()) {
-            // A program that says so in its dry run is not handed over to. The client has to greet us again.
-            tracing::error!(%error, "the connection could not be restored");
+        for door in &self.doors {
+            match pipes.take(&door.socket) {
+                Some(socket) => doors.inherit(ListeningSocket::passed(socket, door.place.clone())),
+                None => tracing::error!("a listening socket that was passed on is not there"),
+            }
         }
+        let mut by_sockets = Vec::new();
+        for connection in &self.connections {
+            match pipes.take(&connection.socket) {
+                Some(socket) => by_sockets.push((connection.clone(), Some(socket))),
+                None => {
+                    let session = connection.session.number;
+                    tracing::error!(%session, "a connection that was passed on is not there");
+                }
+            }
+        }
+        if let Err(error) = self.inherit_connections(connections, by_sockets) {
+            // A program that says so in its dry run is not handed over to. The client has to greet us again.
+            tracing::error!(%error, "a connection could not be restored");
+        }
+    }
+
+    fn inherit_connections(
+        &self,
+        connections: &Connections,
+        by_sockets: Vec<(ConnectionSnapshot, Option<OwnedFd>)>,
+    ) -> Result<(), Unreadable> {
+        connections.inherit(self.next_session, self.session.as_ref(), by_sockets, self.catalog, self.age())
+    }
+
+    /// Takes the connections in for a dry run, without what they come by.
+    ///
+    /// # Errors
+    ///
+    /// Something in one makes no sense.
+    pub(crate) fn try_connections(&self, connections: &Connections) -> Result<(), Unreadable> {
+        let by_sockets = self.connections.iter().map(|connection| (connection.clone(), None)).collect();
+        self.inherit_connections(connections, by_sockets)
     }
 
     /// Writes it into a file without a name, in this directory where it does not lie in memory.
@@ -263,7 +349,7 @@ impl HostSnapshot {
     fn parse(text: &[u8]) -> Result<Self, SnapshotError> {
         let damaged = |error: serde_json::Error| SnapshotError::Damaged { reason: error.to_string() };
         let Head { format, program } = serde_json::from_slice(text).map_err(damaged)?;
-        if format != FORMAT {
+        if !(FORMAT..=FORMAT_OF_MORE).contains(&format) {
             return Err(SnapshotError::Format { format, program });
         }
         serde_json::from_slice(text).map_err(damaged)

@@ -3,26 +3,29 @@
 //! Owns: the order, the bounds, and that everything that was stopped is started again when there is no next image. May not
 //! know: what the parts pass on.
 //!
-//! The order follows the calls: first nothing new comes in, then nobody works at calls, then nobody starts or follows jobs,
-//! and last the session stands still, having heard everything the others had to say.
+//! The order follows the calls: first nobody and nothing new comes in, then nobody works at calls, then nobody starts or follows jobs,
+//! and last the sessions stand still, having heard everything the others had to say.
 //!
 //! Invariants: (1) one at a time; (2) a system that is told to stop is not replaced; (3) between the last look at that and
 //! the `exec` nothing is awaited.
 
 use std::panic::AssertUnwindSafe;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures_util::FutureExt;
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
 
 use super::image::NewImage;
-use super::{HostSnapshot, Nameless, SnapshotError, SnapshotFile};
+use super::{HostSnapshot, Luggage, Nameless, SnapshotError, SnapshotFile};
+use crate::actors::callers::{CallerSnapshot, Callers};
 use crate::actors::child;
-use crate::actors::connections::{Connections, Unfit};
+use crate::actors::connections::{ConnectionSnapshot, Connections, Fit, Unfit};
 use crate::actors::current::Current;
+use crate::actors::doors::table::DoorTable;
+use crate::actors::doors::unix::{DoorEvent, DoorSnapshot};
 use crate::actors::jobs::attachments::Attachments;
 use crate::actors::jobs::custody::passed::{CustodySnapshot, NotNow};
 use crate::actors::jobs::messages::JobsMsg;
@@ -123,6 +126,10 @@ pub(crate) struct HandOverDesk {
     pub(crate) dir: Option<StateDir>,
     pub(crate) config: Arc<Config>,
     pub(crate) connections: Connections,
+    pub(crate) doors: DoorTable,
+    pub(crate) callers: Callers,
+    /// What the embedding program passes on itself.
+    pub(crate) luggage: Mutex<Option<Arc<dyn Luggage>>>,
     pub(crate) workers: Current<WorkersMsg>,
     pub(crate) jobs: Current<JobsMsg>,
     pub(crate) attachments: Attachments,
@@ -136,11 +143,33 @@ pub(crate) struct HandOverDesk {
 /// What was stopped, and has to be started again when there is no next image.
 #[derive(Default)]
 struct Frozen {
-    session: Option<SessionMailbox>,
+    doors: Vec<mpsc::UnboundedSender<DoorEvent>>,
+    sessions: Vec<SessionMailbox>,
     /// The last worker that was ended for it.
     ended: Generation,
     workers: bool,
     jobs: bool,
+}
+
+/// The sessions that are passed on.
+#[derive(Default)]
+struct Sessions {
+    standard: Option<SessionSnapshot>,
+    by_sockets: Vec<ConnectionSnapshot>,
+}
+
+impl Sessions {
+    /// One more; nothing when it has just ended, and its context with it.
+    fn add(&mut self, fit: &Fit, session: SessionSnapshot, callers: &Callers) {
+        match (fit.socket, callers.of(fit.number)) {
+            (None, _) => self.standard = Some(session),
+            (Some(socket), Some(caller)) => {
+                let caller = CallerSnapshot::from(&*caller);
+                self.by_sockets.push(ConnectionSnapshot { socket, session, caller });
+            }
+            (Some(_), None) => {}
+        }
+    }
 }
 
 async fn within<T>(limit: Duration, answer: oneshot::Receiver<T>, why: &'static str) -> Result<T, HandOverError> {
@@ -150,18 +179,103 @@ async fn within<T>(limit: Duration, answer: oneshot::Receiver<T>, why: &'static 
     }
 }
 
+async fn within_limit<T>(
+    limit: Duration,
+    work: impl Future<Output = T>,
+    why: &'static str,
+) -> Result<T, HandOverError> {
+    tokio::time::timeout(limit, work).await.map_err(|_| HandOverError::NotNow { why })
+}
+
+/// Asks each session, all before the first answers.
+fn ask_sessions<T>(fit: &[Fit], ask: fn(oneshot::Sender<T>) -> SessionEvent) -> Vec<(&Fit, oneshot::Receiver<T>)> {
+    fit.iter()
+        .map(|fit| {
+            let (reply, answer) = oneshot::channel();
+            let _ = fit.mailbox.send(ask(reply));
+            (fit, answer)
+        })
+        .collect()
+}
+
+/// A session's answer; `None` when it is ending and has none.
+async fn unless_over<T>(limit: Duration, answer: oneshot::Receiver<T>) -> Result<Option<T>, HandOverError> {
+    within_limit(limit, answer, "a session").await.map(Result::ok)
+}
+
 impl HandOverDesk {
     /// What a hand-over would pass on now. Nothing stops.
     pub(crate) async fn peek(&self) -> Result<HostSnapshot, HandOverError> {
-        let session = self.connections.fit()?;
-        let (reply, answer) = oneshot::channel();
-        let _ = session.send(SessionEvent::Peek(reply));
-        let session = within(PART, answer, "the session").await?;
+        let doors = self.ask_doors(&self.doors.lasting(), DoorEvent::Peek).await?;
+        let fit = self.fit(&doors)?;
+        let mut sessions = Sessions::default();
+        for (fit, session) in ask_sessions(&fit, SessionEvent::Peek) {
+            // One that ends just now is none that would be passed on.
+            if let Some(session) = unless_over(PART, session).await? {
+                sessions.add(fit, session, &self.callers);
+            }
+        }
         let (reply, answer) = oneshot::channel();
         let _ = self.workers.cast(WorkersMsg::Snapshot(reply));
         let workers = within(PART, answer, "the workers").await?;
         let jobs = self.attachments.all().iter().map(|(_, attachment)| attachment.peek()).collect();
-        Ok(self.snapshot(session, workers, jobs).await)
+        Ok(self.snapshot((doors, sessions), workers, jobs).await)
+    }
+
+    /// The connections, all of which can be passed on; a system that only listens has none.
+    fn fit(&self, doors: &[DoorSnapshot]) -> Result<Vec<Fit>, Unfit> {
+        let fit = self.connections.fit()?;
+        if fit.is_empty() && doors.is_empty() { Err(Unfit::NoConnection) } else { Ok(fit) }
+    }
+
+    /// Asks doors what is passed on of them.
+    async fn ask_doors(
+        &self,
+        doors: &[mpsc::UnboundedSender<DoorEvent>],
+        ask: fn(oneshot::Sender<DoorSnapshot>) -> DoorEvent,
+    ) -> Result<Vec<DoorSnapshot>, HandOverError> {
+        let mut snapshots = Vec::new();
+        for door in doors {
+            let (reply, answer) = oneshot::channel();
+            // One that was closed just now is none any more.
+            if door.send(ask(reply)).is_ok() {
+                snapshots.push(within(PART, answer, "a door").await?);
+            }
+        }
+        Ok(snapshots)
+    }
+
+    /// Waits until every session has nothing in flight that another image could not go on with, or is over. What does not
+    /// finish in time is decided about by its contract, as if its worker had been lost.
+    async fn quiet(&self, fit: &[Fit]) -> Result<(), HandOverError> {
+        let until = tokio::time::Instant::now() + FINISH;
+        for (fit, quiet) in ask_sessions(fit, SessionEvent::Freeze) {
+            if let Ok(Err(_)) = tokio::time::timeout_at(until, quiet).await
+                && tokio::time::timeout_at(until, self.connections.gone(fit.number)).await.is_err()
+            {
+                return Err(HandOverError::NotNow { why: "a connection" });
+            }
+        }
+        Ok(())
+    }
+
+    /// Has every session stand still. One that is over by then is not passed on; one that came meanwhile cannot be.
+    async fn still(&self, fit: &[Fit]) -> Result<Sessions, HandOverError> {
+        let mut sessions = Sessions::default();
+        let mut over = 0;
+        for (fit, still) in ask_sessions(fit, SessionEvent::HoldStill) {
+            match unless_over(PART, still).await? {
+                Some(session) => sessions.add(fit, session, &self.callers),
+                None => {
+                    within_limit(PART, self.connections.gone(fit.number), "a connection").await?;
+                    over += 1;
+                }
+            }
+        }
+        if *self.connections.count().borrow() + over != fit.len() {
+            return Err(HandOverError::NotNow { why: "a connection" });
+        }
+        Ok(sessions)
     }
 
     /// The same in a file, for a program that is to restore it as a trial.
@@ -174,21 +288,26 @@ impl HandOverDesk {
 
     async fn snapshot(
         &self,
-        session: SessionSnapshot,
+        (doors, sessions): (Vec<DoorSnapshot>, Sessions),
         workers: WorkersSnapshot,
         jobs: Vec<CustodySnapshot>,
     ) -> HostSnapshot {
         let (next_session, catalog) = self.connections.passed_on();
         // Telemetry that is not there costs what it counted, never the hand-over (L10).
         let telemetry = tokio::time::timeout(PART, self.telemetry.pass_on()).await.ok().flatten();
+        let luggage = self.luggage.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let packed = luggage.map(|luggage| luggage.pack());
         HostSnapshot {
-            head: HostSnapshot::head(),
+            head: HostSnapshot::head(super::FORMAT),
             taken_at: UnixMillis::now(),
             host: self.host,
             uptime: self.started.elapsed(),
             next_session,
             catalog,
-            session: Some(session),
+            session: sessions.standard,
+            connections: sessions.by_sockets,
+            doors,
+            packed,
             workers,
             jobs,
             waiting: None,
@@ -202,6 +321,7 @@ impl HandOverDesk {
             config: serde_json::to_value(&*self.config).ok(),
             state_dir: self.dir.as_ref().and_then(|dir| dir.root().to_str()).map(ToOwned::to_owned),
         }
+        .with_its_format()
     }
 
     /// Becomes the next image; returns only why not, and then everything goes on.
@@ -235,14 +355,11 @@ impl HandOverDesk {
         let dir = self.dir.as_ref().ok_or(HandOverError::NoDirectory)?;
         // A host that accepted no job yet has none.
         dir.create()?;
-        let session = self.connections.fit()?;
-        frozen.session = Some(session.clone());
-        let (reply, quiet) = oneshot::channel();
-        let _ = session.send(SessionEvent::Freeze(reply));
-        // What does not finish in time is decided about by its contract, as if its worker had been lost.
-        if let Ok(Err(_)) = tokio::time::timeout(FINISH, quiet).await {
-            return Err(HandOverError::NotNow { why: "the connection" });
-        }
+        frozen.doors = self.doors.lasting();
+        let doors = self.ask_doors(&frozen.doors, DoorEvent::Hold).await?;
+        let fit = self.fit(&doors)?;
+        frozen.sessions = fit.iter().map(|fit| fit.mailbox.clone()).collect();
+        self.quiet(&fit).await?;
 
         let (reply, answer) = oneshot::channel();
         frozen.workers = self.workers.cast(WorkersMsg::SetAside(reply)).is_ok();
@@ -266,17 +383,15 @@ impl HandOverDesk {
             custodies.push(custody);
         }
 
-        let (reply, answer) = oneshot::channel();
-        let _ = session.send(SessionEvent::HoldStill(reply));
-        let session = within(PART, answer, "the session").await?;
+        let sessions = self.still(&fit).await?;
         // A store that fails has nothing under way; one that does not answer may have.
         if tokio::time::timeout(PART, self.store.settled()).await.is_err() {
             return Err(HandOverError::NotNow { why: "the store" });
         }
 
         let waiting = self.attachments.room().let_go().await;
-        let snapshot = HostSnapshot { waiting, ..self.snapshot(session, workers, jobs).await };
-        let pipes: Vec<PassedPipe> = snapshot.pipes().copied().collect();
+        let snapshot = HostSnapshot { waiting, ..self.snapshot((doors, sessions), workers, jobs).await };
+        let pipes: Vec<PassedPipe> = snapshot.descriptors().copied().collect();
         let written = snapshot.write(dir.root(), self.place().await?)?;
         let failed = self.become_it(to, &written, &pipes).await;
         // Nobody works with them before this.
@@ -325,8 +440,11 @@ impl HandOverDesk {
         if frozen.workers {
             let _ = self.workers.cast(WorkersMsg::Resume);
         }
-        if let Some(session) = frozen.session {
+        for session in frozen.sessions {
             let _ = session.send(SessionEvent::Thaw(frozen.ended));
+        }
+        for door in frozen.doors {
+            let _ = door.send(DoorEvent::GoOn);
         }
     }
 }

@@ -149,6 +149,7 @@ const fn strikes(point: FaultPoint) -> &'static [(Option<&'static str>, u64)] {
         | FaultPoint::RolloutSnapshot
         | FaultPoint::RolloutBeforeExec
         | FaultPoint::RolloutAfterRestore => &[(None, 1)],
+        // The rows' host has no socket; `tests/it/doors` strikes it.
         FaultPoint::UnixAccept => &[],
     }
 }
@@ -346,7 +347,7 @@ pub fn expected(
         (P::RolloutSnapshot | P::RolloutBeforeExec, _) | (P::RolloutAfterRestore, A::Delay) => good(2),
         // Afterwards there is no old one: a program that cannot go on ends, and what was accepted is kept.
         (P::RolloutAfterRestore, _) => ends(1, 1),
-        // Nothing meets it yet, so no row names it.
+        // No row names it.
         (P::UnixAccept, _) => good(1),
     }
 }
@@ -363,7 +364,7 @@ mod tests {
         for &point in FaultPoint::ALL {
             for &kind in point.accepted() {
                 let found = rows.iter().filter(|row| row.rule.point == point && row.rule.action.kind() == kind);
-                assert_eq!(found.count() > 0, point.is_reached(), "{point}={kind}");
+                assert_eq!(found.count() > 0, point.is_reached() && !point.is_of_a_socket(), "{point}={kind}");
             }
         }
     }

@@ -119,9 +119,9 @@ impl Dice {
     }
 }
 
-/// Every point that is met, with every action it accepts.
+/// Every point that a host on standard streams meets, with every action it accepts.
 fn pairs() -> Vec<(FaultPoint, ActionKind)> {
-    let reached = FaultPoint::ALL.iter().copied().filter(|point| point.is_reached());
+    let reached = FaultPoint::ALL.iter().copied().filter(|point| point.is_reached() && !point.is_of_a_socket());
     reached.flat_map(|point| point.accepted().iter().map(move |&kind| (point, kind))).collect()
 }
 

@@ -1,6 +1,7 @@
 //! When a session wakes by itself, and which calls are late then.
 //!
-//! Owns: the next deadline, how long reading waits for a worker that is behind. May not know: timers, bytes, where a call runs.
+//! Owns: the next deadline, how long reading waits for a worker that is behind, when a session that nobody speaks to gives back
+//! the memory it keeps for speed. May not know: timers, bytes, where a call runs.
 //!
 //! Invariants: (1) one clock serves all calls: it is moved for the first one of a tool, not for each; (2) whenever it fires
 //! or a turn broke off, the next deadline is found again among the calls that are open, so none is forgotten.
@@ -12,18 +13,44 @@ use crate::base::fault::{Fault, FaultCode};
 use crate::base::ids::CallNumber;
 use crate::protocol::session::CallOutcome;
 
+/// How long a client is silent until its session gives back what it keeps for the next line: a burst is over by then, and the
+/// next line costs one allocation.
+const REST: Duration = Duration::from_secs(2);
+
 /// The times a session waits for.
 #[derive(Debug, Default)]
 pub(super) struct Clockwork {
     /// When the earliest call in flight may be late.
-    due: Option<Instant>,
+    pub(super) due: Option<Instant>,
     /// The deadline `due` was made from, while it is one call's whole deadline.
     shortest: Option<Duration>,
     /// Until when reading waits for the worker, while it does.
     pub(super) held: Option<Instant>,
+    /// When to look whether the client is still silent; nothing is kept where there is no time.
+    rest: Option<Instant>,
+    /// When it last sent something.
+    spoken: Option<Instant>,
 }
 
 impl Clockwork {
+    /// The client sent something.
+    pub(super) fn spoken(&mut self, now: Instant) {
+        self.spoken = Some(now);
+        if self.rest.is_none() {
+            self.rest = Some(now + REST);
+        }
+    }
+
+    /// Whether it has been silent for long enough.
+    fn may_rest(&mut self, now: Instant) -> bool {
+        if self.rest.take_if(|rest| now >= *rest).is_none() {
+            return false;
+        }
+        let due = self.spoken.map(|spoken| spoken + REST).filter(|due| now < *due);
+        self.rest = due;
+        due.is_none()
+    }
+
     /// A call begins that is late after `limit`.
     pub(super) fn begins(&mut self, limit: Duration, now: Instant) {
         // Only the first of a tool's calls moves the clock; when it fires, the calls open then are looked at.
@@ -55,7 +82,7 @@ impl SessionTurn {
             SessionStage::Open => None,
             SessionStage::Lingering(at) | SessionStage::Draining(at) => Some(at),
         };
-        [self.clockwork.due, end, self.clockwork.held].into_iter().flatten().min()
+        [self.clockwork.due, end, self.clockwork.held, self.clockwork.rest].into_iter().flatten().min()
     }
 
     pub(super) fn on_woke(&mut self, now: Instant, effects: &mut TurnEffects) {
@@ -67,6 +94,23 @@ impl SessionTurn {
         if self.clockwork.is_due(now) {
             self.expire(now, effects);
         }
+        if self.clockwork.may_rest(now) {
+            self.rest(effects);
+        }
+    }
+
+    /// Gives back the memory that is kept for speed.
+    fn rest(&mut self, effects: &mut TurnEffects) {
+        self.incoming.reader.rest();
+        self.outgoing.rest();
+        self.core.rest();
+        self.ledger.rest();
+        self.host_calls.shrink_to_fit();
+        self.follows.shrink_to_fit();
+        self.asked.shrink_to_fit();
+        self.undecided.shrink_to_fit();
+        self.sending.shrink_to_fit();
+        effects.shrink_to_fit();
     }
 
     /// Answers calls whose tool's deadline has passed, and finds the next one.

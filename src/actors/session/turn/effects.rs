@@ -11,6 +11,7 @@ use tokio::task::AbortHandle;
 use crate::actors::session::{SessionEvent, SessionSnapshot};
 use crate::base::fault::Fault;
 use crate::base::ids::{CallNumber, Generation, InvocationId, JobId};
+use crate::daemon::control::ControlMessage;
 use crate::protocol::session::{Call, ClientInfo, Roots};
 use crate::protocol::tasks::TaskAsk;
 use crate::telemetry::Record;
@@ -74,6 +75,8 @@ pub(in super::super) enum TurnEffect {
     Ask(CallNumber, TaskAsk, ClientInfo),
     /// Follow the tasks of this number.
     Follow(CallNumber),
+    /// Hand this control message, the one of this number, to whoever answers it.
+    Control(u64, ControlMessage),
     /// Say what the client works on.
     SetRoots(Roots),
     /// Remember that the client gave up after so long.

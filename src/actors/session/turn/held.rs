@@ -16,7 +16,7 @@ use crate::tools::{ReplayContract, Target, Tool};
 
 /// What a turn knows of a tool; asked once, when the session begins.
 #[derive(Debug, Clone)]
-pub(in super::super) struct ToolFacts {
+pub(in crate::actors) struct ToolFacts {
     pub(in super::super) name: Arc<str>,
     pub(super) target: Target,
     pub(in super::super) contract: ReplayContract,
@@ -25,7 +25,7 @@ pub(in super::super) struct ToolFacts {
 }
 
 impl ToolFacts {
-    pub(in super::super) fn of(tool: &dyn Tool) -> Self {
+    pub(in crate::actors) fn of(tool: &dyn Tool) -> Self {
         Self {
             name: Arc::from(tool.name()),
             target: tool.target(),

@@ -16,20 +16,24 @@
 
 mod calls;
 mod clockwork;
+mod controls;
 mod effects;
 mod held;
 mod outgoing;
 
 use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
 use tokio::task::AbortHandle;
 
 use self::clockwork::Clockwork;
+pub(super) use self::controls::{Controls, ControlsSnapshot};
 pub(super) use self::effects::{TurnEffect, TurnEvent};
 use self::held::Settling;
-pub(super) use self::held::{Following, HostCall, HostWork, Payload, Serving, ToolFacts};
+pub(in crate::actors) use self::held::ToolFacts;
+pub(super) use self::held::{Following, HostCall, HostWork, Payload, Serving};
 pub(super) use self::outgoing::Outgoing;
 use super::flow::{self, Flow};
 use super::ledger::Ledger;
@@ -39,7 +43,7 @@ use crate::base::fault::{Fault, FaultCode};
 use crate::base::ids::{CallNumber, Generation, HostId, JobId, SessionNumber};
 use crate::failpoints::Faults;
 use crate::protocol::frame::{Frame, FrameReader};
-use crate::protocol::session::{CallOutcome, ClientInfo, SessionCore, SessionEffect, Wanted};
+use crate::protocol::session::{CallOutcome, ClientInfo, LineWas, SessionCore, SessionEffect, Wanted};
 use crate::protocol::tasks::{TaskAnswer, TaskAsk, TaskNews};
 use crate::tools::progress::Latest;
 
@@ -64,7 +68,19 @@ pub(super) struct Incoming {
     pub(super) line_limit: usize,
     /// The message that is being handled.
     reading: Option<Frame>,
+    /// The client sends nothing more; lines that were read before may be left.
+    pub(super) ended: bool,
+    /// Lines may be left that were not looked at, so that others get their turn.
+    pub(super) behind: bool,
+    /// Whether nobody else is served in this system, so that nobody waits for this session's turn to end.
+    pub(super) alone: bool,
 }
+
+/// Lines of one client that are handled before others get their turn. A line costs a microsecond or two, and a call a few.
+const LINES: usize = 64;
+
+/// Bytes of them; one line may have more.
+const LINE_BYTES: usize = 64 * 1024;
 
 /// The deciding half of a session.
 #[derive(Debug)]
@@ -72,10 +88,12 @@ pub(super) struct SessionTurn {
     pub(super) host: HostId,
     pub(super) number: SessionNumber,
     /// The tools, in the catalogue's order.
-    pub(super) tools: Vec<ToolFacts>,
+    pub(super) tools: Arc<[ToolFacts]>,
     pub(super) core: SessionCore,
     pub(super) incoming: Incoming,
     pub(super) outgoing: Outgoing,
+    /// What is said beside JSON-RPC.
+    pub(super) controls: Controls,
     pub(super) serving: Serving,
     /// The newest worker that is known to be gone.
     pub(super) dead: Generation,
@@ -106,7 +124,7 @@ impl SessionTurn {
     pub(super) fn new(
         (host, number): (HostId, SessionNumber),
         core: SessionCore,
-        tools: Vec<ToolFacts>,
+        tools: Arc<[ToolFacts]>,
         line_limit: usize,
         faults: Faults,
     ) -> Self {
@@ -115,8 +133,16 @@ impl SessionTurn {
             number,
             tools,
             core,
-            incoming: Incoming { reader: FrameReader::new(line_limit), line_limit, reading: None },
+            incoming: Incoming {
+                reader: FrameReader::new(line_limit),
+                line_limit,
+                reading: None,
+                ended: false,
+                behind: false,
+                alone: true,
+            },
             outgoing: Outgoing::default(),
+            controls: Controls::default(),
             serving: Serving::Unasked,
             dead: Generation::NONE,
             ledger: Ledger::default(),
@@ -139,8 +165,14 @@ impl SessionTurn {
     pub(super) fn step(&mut self, event: TurnEvent, now: Instant, effects: &mut TurnEffects) {
         match event {
             TurnEvent::Heard(event) => self.on_heard(event, now, effects),
-            TurnEvent::Read => self.on_read(now, effects),
-            TurnEvent::ReadAll => self.on_read_all(now, effects),
+            TurnEvent::Read => {
+                self.clockwork.spoken(now);
+                self.on_read(now, effects);
+            }
+            TurnEvent::ReadAll => {
+                self.incoming.ended = true;
+                self.on_read(now, effects);
+            }
             TurnEvent::Written(count) => {
                 if self.outgoing.written(count) && self.outgoing.owes_change {
                     self.say_change();
@@ -166,7 +198,9 @@ impl SessionTurn {
     pub(super) fn is_over(&self) -> bool {
         match self.stage {
             SessionStage::Open => false,
-            SessionStage::Lingering(_) => self.core.in_flight() == 0 && self.outgoing.bytes().is_empty(),
+            SessionStage::Lingering(_) => {
+                self.core.in_flight() == 0 && self.controls.are_answered() && self.outgoing.bytes().is_empty()
+            }
             SessionStage::Draining(_) => self.outgoing.bytes().is_empty(),
         }
     }
@@ -174,6 +208,11 @@ impl SessionTurn {
     /// Whether so much is in flight that reading may have to wait.
     pub(super) fn is_crowded(&self) -> bool {
         flow::crowded(self.core.in_flight(), self.core.bytes_in_flight())
+    }
+
+    /// Whether lines that were read are to be looked at in a turn of their own.
+    pub(super) fn is_behind(&self) -> bool {
+        self.incoming.behind
     }
 
     /// Whether more is read from the client. `crowded` says when it is looked, where so much is in flight.
@@ -189,6 +228,7 @@ impl SessionTurn {
             && self.stillness == Stillness::Moving
             && !self.outgoing.is_backlogged()
             && self.clockwork.held.is_none()
+            && !self.controls.hold_lines()
     }
 
     pub(super) fn on_heard(&mut self, event: SessionEvent, now: Instant, effects: &mut TurnEffects) {
@@ -234,6 +274,9 @@ impl SessionTurn {
             }
             SessionEvent::Told { call, answer } => self.on_told(call, answer, now, effects),
             SessionEvent::TaskNews { number, news } => self.on_task_news(number, &news, now, effects),
+            SessionEvent::ControlAnswered { number, line, refused } => {
+                self.on_control_answered(number, line, refused, now, effects);
+            }
             SessionEvent::Peek(reply) => effects.push_back(TurnEffect::PassOn(reply, Box::new(self.snapshot(now)))),
             SessionEvent::Freeze(reply) => self.freeze(reply),
             SessionEvent::HoldStill(reply) => self.hold_still(reply, now, effects),
@@ -313,31 +356,43 @@ impl SessionTurn {
     }
 
     fn on_read(&mut self, now: Instant, effects: &mut TurnEffects) {
-        while let Some(frame) = self.incoming.reader.next_frame() {
-            self.take(frame, now);
-        }
+        self.take_lines(now, effects);
         effects.push_back(TurnEffect::Handled(now));
         self.absorb(None, now, effects);
     }
 
-    fn on_read_all(&mut self, now: Instant, effects: &mut TurnEffects) {
-        while let Some(frame) = self.incoming.reader.next_frame() {
-            self.take(frame, now);
+    /// Takes the lines that were read, as many as one turn may.
+    fn take_lines(&mut self, now: Instant, effects: &mut TurnEffects) {
+        let (mut lines, mut bytes) = if self.incoming.alone { (usize::MAX, usize::MAX) } else { (LINES, LINE_BYTES) };
+        self.incoming.behind = false;
+        while !self.controls.hold_lines() {
+            if lines == 0 || bytes == 0 {
+                self.incoming.behind = true;
+                return;
+            }
+            let Some(frame) = self.incoming.reader.next_frame() else { break };
+            lines -= 1;
+            bytes = bytes.saturating_sub(frame.len());
+            self.take(frame, now, effects);
         }
-        // The last line counts even without a newline.
-        if let Some(frame) = self.incoming.reader.finish() {
-            self.take(frame, now);
-        }
-        if self.stage == SessionStage::Open {
+        if self.incoming.ended && !self.controls.hold_lines() && self.stage == SessionStage::Open {
+            // The last line counts even without a newline.
+            if let Some(frame) = self.incoming.reader.finish() {
+                self.take(frame, now, effects);
+            }
             self.stage = SessionStage::Lingering(now + LINGER);
         }
-        effects.push_back(TurnEffect::Handled(now));
-        self.absorb(None, now, effects);
     }
 
-    fn take(&mut self, frame: Frame, now: Instant) {
+    fn take(&mut self, frame: Frame, now: Instant, effects: &mut TurnEffects) {
         let frame = self.incoming.reading.insert(frame);
-        self.core.on_frame(frame, now, &mut self.outgoing.out, &mut self.asked);
+        let was = self.core.on_frame(frame, now, &mut self.outgoing.out, &mut self.asked);
+        if was == LineWas::Beside
+            && let Frame::Line(line) = frame
+        {
+            let line = line.clone();
+            self.on_beside(&line, now, effects);
+        }
         self.incoming.reading = None;
         self.outgoing.line_ended();
     }

@@ -104,6 +104,13 @@ impl Outgoing {
         true
     }
 
+    /// Gives back what is kept for the next output, where nothing waits.
+    pub(super) fn rest(&mut self) {
+        if self.out.is_empty() {
+            self.out = BytesMut::new();
+        }
+    }
+
     /// Nothing written is held back any more: the jobs that were shown are told of.
     pub(super) fn flushed(&mut self, effects: &mut impl Extend<TurnEffect>) {
         self.unflushed = false;

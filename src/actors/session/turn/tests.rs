@@ -73,7 +73,7 @@ fn core() -> SessionCore {
 }
 
 fn fresh() -> SessionTurn {
-    SessionTurn::new((HostId::random(), SessionNumber(1)), core(), tools(), 1 << 20, Faults::none())
+    SessionTurn::new((HostId::random(), SessionNumber(1)), core(), tools().into(), 1 << 20, Faults::none())
 }
 
 /// A session whose effects are performed by writing down what they are.
@@ -158,6 +158,7 @@ impl Rig {
                 self.turn.follows.get_mut(&number).expect("it follows").tasks.push(task);
                 format!("follow {}", number.0)
             }
+            TurnEffect::Control(number, message) => format!("control {number} {}", message.name()),
             TurnEffect::SetRoots(_) => "roots".to_owned(),
             TurnEffect::NoteGaveUp(..) => "gave up".to_owned(),
             TurnEffect::NoteWaited(..) => "waited".to_owned(),
@@ -230,9 +231,11 @@ impl Rig {
             let code = line.pointer("/error/data/fault/code").or_else(|| line.pointer("/error/data/code"));
             let code = code.or_else(|| line.pointer("/result/structuredContent/fault/code"));
             let result = code.and_then(serde_json::Value::as_str).unwrap_or("ok").to_owned();
-            said.push(match line.get("method") {
-                Some(method) => method.as_str().unwrap_or_default().to_owned(),
-                None => format!("{}:{result}", line["id"]),
+            let word = |member: &str| line.get(member).and_then(serde_json::Value::as_str);
+            said.push(match (word("method"), word("type")) {
+                (Some(method), _) => method.to_owned(),
+                (None, Some(kind)) => format!("{kind}:{}", word("to").unwrap_or("-")),
+                (None, None) => format!("{}:{result}", line["id"]),
             });
         }
         self.written();
@@ -496,30 +499,54 @@ fn what_a_client_does_not_take_in_time_is_given_up() {
 }
 
 #[test]
+fn a_client_that_is_silent_has_no_room_kept_and_is_not_looked_at_again() {
+    let mut rig = Rig::new();
+    rig.said();
+    let at = |rig: &Rig| rig.turn.wakes().map(|at| at.saturating_duration_since(rig.now));
+    assert_eq!(at(&rig), Some(Duration::from_secs(2)));
+    rig.pass(Duration::from_millis(1500));
+    rig.send(&ping(1));
+    rig.said();
+    assert_eq!(at(&rig), Some(Duration::from_millis(500)), "one look for a burst");
+    rig.pass(Duration::from_millis(500));
+    rig.step(TurnEvent::Woke);
+    assert_eq!((at(&rig), rig.turn.incoming.reader.keeps_nothing()), (Some(Duration::from_millis(1500)), false));
+    rig.pass(Duration::from_millis(1500));
+    rig.step(TurnEvent::Woke);
+    assert_eq!((at(&rig), rig.turn.incoming.reader.keeps_nothing()), (None, true));
+    rig.send(&ping(2));
+    assert_eq!(rig.said(), "2:ok");
+}
+
+#[test]
 fn a_late_call_is_answered_and_the_next_deadline_found() {
     let mut rig = Rig::served();
     let start = rig.now;
     rig.call(AGAIN, 1);
-    assert_eq!(rig.turn.wakes(), Some(start + Duration::from_secs(60)));
+    assert_eq!(rig.turn.clockwork.due, Some(start + Duration::from_secs(60)));
     rig.pass(Duration::from_secs(10));
     rig.call(AGAIN, 2);
-    assert_eq!(rig.turn.wakes(), Some(start + Duration::from_secs(60)), "the first of a tool's calls moves the clock");
+    assert_eq!(
+        rig.turn.clockwork.due,
+        Some(start + Duration::from_secs(60)),
+        "the first of a tool's calls moves the clock"
+    );
     rig.call(QUICK, 3);
-    assert_eq!(rig.turn.wakes(), Some(start + Duration::from_secs(15)), "a shorter one moves it nearer");
+    assert_eq!(rig.turn.clockwork.due, Some(start + Duration::from_secs(15)), "a shorter one moves it nearer");
     rig.pass(Duration::from_secs(4));
     assert_eq!(rig.step(TurnEvent::Woke), NOTHING, "nothing is late");
     rig.pass(Duration::from_secs(1));
     assert_eq!(rig.step(TurnEvent::Woke), ["abort", "count quick Failed(DeadlineExceeded) of 0 after 0"]);
-    assert_eq!(rig.turn.wakes(), Some(start + Duration::from_secs(60)));
+    assert_eq!(rig.turn.clockwork.due, Some(start + Duration::from_secs(60)));
     rig.settled(G1, 1);
     rig.pass(Duration::from_secs(45));
     assert_eq!(rig.step(TurnEvent::Woke), NOTHING, "its call was answered");
-    assert_eq!(rig.turn.wakes(), Some(start + Duration::from_secs(70)));
+    assert_eq!(rig.turn.clockwork.due, Some(start + Duration::from_secs(70)));
     rig.pass(Duration::from_secs(10));
     let late =
         ["worker: withdraw 2", "jobs: withdraw 2", "waited", "count again Failed(DeadlineExceeded) of 0 after 0"];
     assert_eq!(rig.step(TurnEvent::Woke), late);
-    assert_eq!(rig.turn.wakes(), None);
+    assert_eq!(rig.turn.clockwork.due, None);
     assert_eq!(rig.said(), "3:deadline_exceeded 1:ok 2:deadline_exceeded");
     rig.check();
 }
@@ -845,4 +872,192 @@ fn sessions_at_random_answer_each_call_once_and_lose_none() {
         }
         assert!(rig.turn.is_over() && rig.turn.ledger.is_empty() && rig.turn.host_calls.is_empty(), "seed {seed}");
     }
+}
+
+/// A session whose connection came in by a door that takes control messages, before its first line.
+fn at_door() -> Rig {
+    let mut rig = Rig::new();
+    rig.turn = SessionTurn::new(
+        (HostId::random(), SessionNumber(1)),
+        core().with_control(),
+        tools().into(),
+        1 << 20,
+        Faults::none(),
+    );
+    rig
+}
+
+const OPEN: &str = r#"{"type":"session_open","proto":1,"session":"s","cwd":"/"}"#;
+
+fn answered(number: u64, line: &str) -> SessionEvent {
+    SessionEvent::ControlAnswered { number, line: line.to_owned(), refused: false }
+}
+
+fn ping(id: u64) -> String {
+    format!(r#"{{"jsonrpc":"2.0","id":{id},"method":"ping"}}"#)
+}
+
+#[test]
+fn each_line_beside_json_rpc_gets_one_line_and_the_next_one_is_served() {
+    let control: &[&str] = &["control 0 status"];
+    let table: [(&str, &[&str], &str); 14] = [
+        (r#"{"type":"status"}"#, control, ""),
+        (r#" {"id":7,"type":"status","more":[1]} "#, control, ""),
+        (r#"{"type":"shutdown","mode":"now"}"#, &[], "error:shutdown"),
+        (r#"{"type":"session_open"}"#, &[], "error:session_open"),
+        (r#"{"type":"session_open","proto":1,"session":"s","cwd":"here"}"#, &[], "error:session_open"),
+        (
+            r#"{"type":"session_open","proto":1,"session":"s","cwd":"/","env":{"A":"\u0000"}}"#,
+            &[],
+            "error:session_open",
+        ),
+        (r#"{"type":"frobnicate"}"#, &[], "null:invalid_request"),
+        (r#"{"type":7,"id":3}"#, &[], "3:invalid_request"),
+        (r#"{"jsonrpc":"2.0","id":null,"method":"ping"}"#, &[], "null:invalid_request"),
+        (r#"{"jsonrpc":"2.0","type":"status"}"#, &[], "null:invalid_request"),
+        ("status", &[], "null:parse_error"),
+        (r#"{"type":"status""#, &[], "null:parse_error"),
+        ("[1]", &[], "null:invalid_request"),
+        ("7", &[], "null:invalid_request"),
+    ];
+    for (line, done, said) in table {
+        let mut rig = at_door();
+        assert_eq!(rig.send(line), done, "{line}");
+        assert_eq!(rig.said(), said, "{line}");
+        rig.send(&ping(1));
+        assert_eq!(rig.said(), "1:ok", "{line}");
+    }
+    // Where only clients come in it is not understood.
+    let mut rig = Rig::new();
+    assert_eq!(rig.send(r#"{"type":"status"}"#), NOTHING);
+    assert_eq!(rig.said(), "null:invalid_request");
+}
+
+#[test]
+fn a_control_message_in_a_batch_is_refused_and_the_others_are_served() {
+    let mut rig = at_door();
+    rig.send(r#"{"jsonrpc":"2.0","id":"i","method":"initialize","params":{"protocolVersion":"2025-03-26"}}"#);
+    rig.written();
+    assert_eq!(rig.send(&format!(r#"[{},{{"type":"shutdown"}},{}]"#, ping(1), ping(2))), NOTHING);
+    let said = String::from_utf8(rig.turn.outgoing.bytes().to_vec()).expect("text");
+    let answers: Vec<serde_json::Value> = serde_json::from_str(said.trim()).expect("one batch");
+    let ids: Vec<_> = answers.iter().map(|answer| answer["id"].clone()).collect();
+    assert_eq!(ids, [serde_json::json!(1), serde_json::Value::Null, serde_json::json!(2)]);
+    assert!(answers[1]["error"]["message"].as_str().is_some_and(|why| why.contains("batch")), "{}", answers[1]);
+}
+
+#[test]
+fn a_session_is_opened_once_and_before_its_first_call() {
+    let mut rig = at_door();
+    assert_eq!(rig.send(OPEN), ["control 0 session_open"]);
+    assert_eq!(rig.heard(answered(0, r#"{"type":"session_opened"}"#)), NOTHING);
+    assert_eq!(rig.said(), "session_opened:-");
+    assert_eq!(rig.send(OPEN), NOTHING);
+    assert_eq!(rig.said(), "error:session_open");
+    // One that was refused may be sent again.
+    let mut rig = at_door();
+    rig.send(OPEN);
+    let line = REFUSED.to_owned();
+    rig.heard(SessionEvent::ControlAnswered { number: 0, line, refused: true });
+    assert_eq!(rig.said(), "error:session_open");
+    assert_eq!(rig.send(OPEN), ["control 1 session_open"]);
+    // After the handshake it is time still, after a call it is not.
+    let mut rig = at_door();
+    rig.send(r#"{"jsonrpc":"2.0","id":"i","method":"initialize","params":{"protocolVersion":"2025-11-25"}}"#);
+    rig.call(HERE, 1);
+    rig.written();
+    assert_eq!(rig.send(OPEN), NOTHING);
+    assert_eq!(rig.said(), "error:session_open");
+}
+
+const REFUSED: &str = r#"{"type":"error","to":"session_open","message":"no"}"#;
+
+#[test]
+fn lines_behind_the_opening_of_a_session_wait_for_its_answer() {
+    let mut rig = at_door();
+    assert_eq!(rig.send(&format!("{OPEN}\n{}\n{}", call(HERE, 1), ping(2))), ["control 0 session_open"]);
+    assert!(!rig.turn.reads(None), "the caller's context is not known");
+    assert_eq!(rig.said(), "");
+    assert_eq!(rig.step(TurnEvent::ReadAll), NOTHING, "the client may have closed its end");
+    assert!(!rig.turn.is_over());
+    // The call is refused, as there was no handshake; that it is looked at is what counts.
+    rig.heard(answered(0, r#"{"type":"session_opened"}"#));
+    assert_eq!(rig.said(), "session_opened:- 1:not_initialized 2:ok");
+    assert!(rig.turn.is_over());
+}
+
+#[test]
+fn answers_are_written_in_the_order_of_the_questions_and_so_many_may_be_missing() {
+    let status = r#"{"type":"status"}"#;
+    let mut rig = at_door();
+    assert_eq!(
+        rig.send(&[status, r#"{"type":"shutdown","mode":1}"#, status].join("\n")),
+        ["control 0 status", "control 2 status"]
+    );
+    rig.heard(answered(2, r#"{"type":"b"}"#));
+    assert_eq!(rig.said(), "", "the first one is missing");
+    rig.send(&ping(1));
+    assert_eq!(rig.said(), "1:ok", "nobody else waits for it");
+    rig.heard(answered(0, r#"{"type":"a"}"#));
+    assert_eq!(rig.said(), "a:- error:shutdown b:-");
+    assert_eq!(rig.send(&vec![status; 20].join("\n")).len(), 16);
+    assert_eq!(rig.said(), ["error:status"; 4].join(" "));
+    for number in (0..100).rev() {
+        rig.heard(answered(number, r#"{"type":"a"}"#));
+    }
+    assert_eq!(rig.said(), ["a:-"; 16].join(" "), "each once");
+}
+
+#[test]
+fn a_client_that_closed_its_end_is_answered_what_it_asked_before() {
+    let mut rig = at_door();
+    rig.turn.incoming.reader.extend(br#"{"type":"hello"}"#);
+    assert_eq!(rig.step(TurnEvent::ReadAll), ["control 0 hello"], "half a line counts at the end");
+    assert!(!rig.turn.is_over());
+    rig.heard(answered(0, r#"{"type":"hello"}"#));
+    assert!(!rig.turn.is_over());
+    assert_eq!(rig.said(), "hello:-");
+    assert!(rig.turn.is_over());
+}
+
+#[test]
+fn what_is_said_beside_json_rpc_goes_on_in_the_next_image() {
+    let mut rig = at_door();
+    rig.send(OPEN);
+    rig.heard(answered(0, r#"{"type":"session_opened"}"#));
+    rig.send(&[r#"{"type":"reload"}"#, r#"{"type":"status"}"#, r#"{"type":"hello"}"#].join("\n"));
+    rig.heard(answered(3, r#"{"type":"hello"}"#));
+    rig.said();
+    let snapshot = rig.turn.snapshot(rig.now);
+    let mut next = at_door();
+    next.turn.take_over(&snapshot);
+    assert_eq!(next.said(), "ok:reload error:status hello:-");
+    assert_eq!(next.send(OPEN), NOTHING, "it is open");
+    assert_eq!(next.said(), "error:session_open");
+}
+
+#[test]
+fn a_client_that_floods_gives_way_and_one_that_is_alone_does_not() {
+    let mut rig = Rig::new();
+    let lines: Vec<String> = (1..=200).map(ping).collect();
+    let answers = |rig: &mut Rig| rig.said().split_whitespace().count();
+    rig.send(&lines.join("\n"));
+    assert_eq!((answers(&mut rig), rig.turn.is_behind()), (200, false));
+    rig.turn.incoming.alone = false;
+    rig.send(&lines.join("\n"));
+    let mut turns = vec![answers(&mut rig)];
+    while rig.turn.is_behind() {
+        rig.step(TurnEvent::Read);
+        turns.push(answers(&mut rig));
+    }
+    assert_eq!(turns, [LINES, LINES, LINES, 200 - 3 * LINES]);
+    // A few long lines are a turn as well.
+    let long = format!(r#"{{"jsonrpc":"2.0","id":1,"method":"ping","params":{{"x":"{}"}}}}"#, "x".repeat(40_000));
+    rig.send(&vec![long; 4].join("\n"));
+    assert_eq!((answers(&mut rig), rig.turn.is_behind()), (2, true));
+    // What is left is passed on by an upgrade, and the end of input is seen behind it.
+    rig.step(TurnEvent::ReadAll);
+    assert_eq!((answers(&mut rig), rig.turn.stage), (2, SessionStage::Open));
+    rig.step(TurnEvent::Read);
+    assert!(matches!(rig.turn.stage, SessionStage::Lingering(_)));
 }
