@@ -10,6 +10,7 @@
 //! jobs/ID/outcome.json         an outcome the store does not take yet
 //! slots/N                      held by a runner while its agent runs
 //! waiting/ID (and ID.bell)     held by a process that waits with jobs, and how it is woken
+//! hosts/ID.json                what a host says of itself, for whoever looks
 //! secret                       what digests of environments are keyed by
 //! daemon.lock                  held by the daemon of this directory
 //! daemon.json                  how that daemon is reached
@@ -34,7 +35,7 @@ use std::time::{Duration, SystemTime};
 
 use rustix::fs::OFlags;
 
-use crate::base::ids::{JobId, UnixMillis, WaiterId};
+use crate::base::ids::{HostId, JobId, UnixMillis, WaiterId};
 
 /// The directory's name under the user's state directory.
 const NAME: &str = "phone_opus";
@@ -308,6 +309,28 @@ impl StateDir {
     pub fn create_waiting(&self) -> Result<(), StateDirError> {
         self.create()?;
         private_dir(&self.waiting(), Place::Inside)
+    }
+
+    /// Where hosts say how they are.
+    #[must_use]
+    pub fn hosts(&self) -> PathBuf {
+        self.root.join("hosts")
+    }
+
+    /// What one host says of itself.
+    #[must_use]
+    pub fn host_row(&self, host: HostId) -> PathBuf {
+        self.hosts().join(format!("{host}.json"))
+    }
+
+    /// Makes the directory of hosts, and what it lies in.
+    ///
+    /// # Errors
+    ///
+    /// As for [`StateDir::create`].
+    pub fn create_hosts(&self) -> Result<(), StateDirError> {
+        self.create()?;
+        private_dir(&self.hosts(), Place::Inside)
     }
 
     /// The file whose lock says that a daemon of this directory lives.

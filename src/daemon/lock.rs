@@ -3,6 +3,8 @@
 //! Owns: `daemon.lock`, which is the daemon's life, and `start.lock`, which keeps fifty clients that find no daemon from
 //! starting fifty. May not know: what the holder does. Both are the kernel's: it takes them back on any death.
 
+use std::fs::File;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use crate::base::state_dir::StateDir;
@@ -15,7 +17,7 @@ const LOOKED_AT: Duration = Duration::from_millis(250);
 /// The life of a state directory's daemon; given back when it is dropped or its process ends in any way.
 #[derive(Debug)]
 pub struct DaemonLock {
-    _held: HeldLock,
+    held: HeldLock,
 }
 
 impl DaemonLock {
@@ -27,7 +29,13 @@ impl DaemonLock {
     pub fn try_acquire(dir: &StateDir) -> Result<Option<Self>, LockError> {
         dir.create()?;
         let held = HeldLock::try_take(&dir.daemon_lock(), LOOKED_AT)?;
-        Ok(held.map(|held| Self { _held: held }))
+        Ok(held.map(|held| Self { held }))
+    }
+
+    /// The lock an earlier image of this daemon took, by the descriptor it passed on. `None` where that is not the lock's file.
+    #[must_use]
+    pub fn passed_on(dir: &StateDir, descriptor: OwnedFd) -> Option<Self> {
+        HeldLock::passed_on(&dir.daemon_lock(), File::from(descriptor)).map(|held| Self { held })
     }
 
     /// Whether a daemon of this directory lives, in this process or another. Makes nothing: where there is no file there is
@@ -38,6 +46,12 @@ impl DaemonLock {
     /// The file is there and cannot be looked at.
     pub fn is_held(dir: &StateDir) -> Result<bool, LockError> {
         is_held_at(&dir.daemon_lock())
+    }
+}
+
+impl AsFd for DaemonLock {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.held.as_fd()
     }
 }
 
@@ -75,6 +89,21 @@ mod tests {
         assert!(DaemonLock::try_acquire(&dir).expect("it can be tried").is_none());
         drop(held);
         assert!(!DaemonLock::is_held(&dir).expect("it can be looked at"));
+    }
+
+    #[test]
+    fn a_lock_that_was_passed_on_is_the_same_life() {
+        let scratch = tempfile::tempdir().expect("a scratch directory");
+        let dir = StateDir::at(scratch.path().join("state"));
+        let held = DaemonLock::try_acquire(&dir).expect("it can be taken").expect("nobody has it");
+        let passed = held.as_fd().try_clone_to_owned().expect("a descriptor");
+        let again = DaemonLock::passed_on(&dir, passed).expect("it is the lock's file");
+        drop(held);
+        assert!(DaemonLock::is_held(&dir).expect("it can be looked at"), "it was given back in between");
+        drop(again);
+        assert!(!DaemonLock::is_held(&dir).expect("it can be looked at"));
+        let other = File::open(scratch.path()).expect("a directory");
+        assert!(DaemonLock::passed_on(&dir, other.into()).is_none());
     }
 
     #[test]

@@ -12,6 +12,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -173,6 +174,12 @@ pub(crate) struct HeldLock {
 }
 
 impl HeldLock {
+    /// The lock an earlier image of this program took, by the descriptor it passed on. `None` where another file is at the
+    /// path by now: that is held by nobody of ours.
+    pub(crate) fn passed_on(path: &Path, file: File) -> Option<Self> {
+        is_still_at(path, &file).then_some(Self { file })
+    }
+
     /// Takes the lock for itself within `patience`, or says that somebody has it.
     pub(crate) fn try_take(path: &Path, patience: Duration) -> Result<Option<Self>, LockError> {
         let held = Self::lock(path, FlockOperation::NonBlockingLockExclusive, patience)?;
@@ -203,6 +210,12 @@ impl HeldLock {
                 Err(error) => return Err(LockError::io(path, &error.into())),
             }
         }
+    }
+}
+
+impl AsFd for HeldLock {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
     }
 }
 

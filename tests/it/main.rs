@@ -5,6 +5,7 @@
 //! `cargo test --test it jobs::custody` runs one module.
 
 mod bridge;
+mod daemon;
 mod doors;
 mod failpoints;
 mod jobs;

@@ -7,6 +7,7 @@
 //! ```text
 //!             TERM   INT QUIT   HUP    USR1    USR2     ALRM and the like, XFSZ
 //! server      ends   ends       ends   -       rollout  -
+//!   daemon    ends   ends       looks  -       rollout  -
 //! bridge      ends   ends       ends   -       -        -
 //! consult     ends   ends       ends   -       -        -
 //! worker      ends   -          -      -       -        -

@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand};
@@ -24,7 +25,7 @@ use phone_opus::internals::jobs::{Billing, JobState};
         phone-opus jobs list                                                what was asked\n  \
         phone-opus doctor                                                   is everything in place?\n\n\
         Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 cancelled or interrupted,\n\
-        141 nobody reads the output any more (an answer then stays unread)."
+        4 no daemon is running, 141 nobody reads the output any more (an answer then stays unread)."
 )]
 pub(crate) struct Cli {
     /// What to do.
@@ -57,6 +58,21 @@ pub(crate) enum Command {
     Jobs {
         #[command(subcommand)]
         command: JobsCommand,
+    },
+    /// Who serves here, what is asked, and who waits for what.
+    #[command(after_help = "It looks, and starts and makes nothing.")]
+    Status(StatusOptions),
+    /// One server that many clients share: start it, ask how it is, end it.
+    #[command(after_help = "Examples:\n  \
+        phone-opus daemon start            where none runs; a client (`mcp connect`) does so by itself\n  \
+        phone-opus daemon status           who serves here, and how busy it is\n  \
+        phone-opus daemon stop             refused while jobs run; --drain lets them end, --force does not\n  \
+        phone-opus daemon install          let systemd or launchd start it when somebody connects\n\n\
+        `stop`, `status`, `reload`, `drain`, `pause` and `resume` start nothing and make no file.\n\n\
+        Exit codes: 0 done, 1 failed or refused, 2 wrong usage or configuration, 4 no daemon is running.")]
+    Daemon {
+        #[command(subcommand)]
+        command: DaemonCommand,
     },
     /// Check that everything is in place.
     #[command(after_help = "Examples:\n  \
@@ -133,6 +149,158 @@ pub(crate) enum McpCommand {
         arguments: Vec<OsString>,
     },
 }
+
+/// `status`.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct StatusOptions {
+    /// One JSON object.
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Where jobs are kept.
+    #[command(flatten)]
+    pub(crate) common: Common,
+}
+
+/// `daemon`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum DaemonCommand {
+    /// Serve clients on the socket until told to stop. Stays in the foreground, as service managers want it.
+    Run(DaemonRunOptions),
+    /// Start one in the background, where none runs, and wait until it serves.
+    Start(DaemonStartOptions),
+    /// End it; another one may start at once.
+    Stop {
+        /// Let what is in flight end first; new consults are refused meanwhile.
+        #[arg(long, conflicts_with = "force")]
+        drain: bool,
+        /// At once: calls in flight fail, jobs in the background go on by themselves.
+        #[arg(long)]
+        force: bool,
+        /// Which one.
+        #[command(flatten)]
+        of: DaemonAsked,
+    },
+    /// Say how it is.
+    Status(DaemonAsked),
+    /// Have it look for its next version, and for its socket, which is made again where it is gone.
+    Reload(DaemonAsked),
+    /// Let what is in flight end, begin nothing new, then end: as `stop --drain`.
+    Drain(DaemonAsked),
+    /// Begin no job until `resume`; what runs goes on.
+    Pause(DaemonAsked),
+    /// Begin jobs again.
+    Resume(DaemonAsked),
+    /// Have systemd (Linux) or launchd (macOS) start it when somebody connects: shows the files, and writes them with --write.
+    Install(DaemonInstallOptions),
+    /// Take those files away again: shows them, and removes them with --write.
+    Uninstall(DaemonInstallOptions),
+}
+
+/// Which daemon.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct DaemonPlace {
+    /// Where it listens [default: where its record says; for a new one, in the state directory].
+    #[arg(long, value_name = "PATH")]
+    pub(crate) socket: Option<PathBuf>,
+    /// Where jobs are kept.
+    #[command(flatten)]
+    pub(crate) common: Common,
+}
+
+/// A question to a daemon.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct DaemonAsked {
+    /// One JSON object.
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Which one.
+    #[command(flatten)]
+    pub(crate) place: DaemonPlace,
+}
+
+/// How a daemon serves.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct DaemonServes {
+    /// Seconds without clients and jobs after which it ends [default: 1800 when a client or a service manager started it;
+    /// else it stays].
+    #[arg(long, value_name = "S", value_parser = seconds)]
+    pub(crate) idle_s: Option<Duration>,
+    /// How often it looks whether its socket is there.
+    #[arg(long, value_name = "S", value_parser = seconds, hide = true)]
+    pub(crate) look_s: Option<Duration>,
+    #[arg(long, value_parser = words::<WorkerIsolation>(), help = Key::isolation.help())]
+    pub(crate) isolation: Option<WorkerIsolation>,
+    /// Numbers and paths.
+    #[command(flatten)]
+    pub(crate) overrides: Overrides,
+}
+
+/// `daemon run`.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct DaemonRunOptions {
+    /// Start once more, away from whoever started this, and leave.
+    #[arg(long, hide = true)]
+    pub(crate) detach: bool,
+    /// This is that one.
+    #[arg(long, hide = true, conflicts_with = "detach")]
+    pub(crate) detached: bool,
+    /// A client wants it: it ends when nobody needs it.
+    #[arg(long, hide = true)]
+    pub(crate) started_by_client: bool,
+    /// Where to say in one line that it serves, or why not; closed after it.
+    #[arg(long, value_name = "FD")]
+    pub(crate) ready_fd: Option<i32>,
+    /// What the image before this one passed on (given by it when it is replaced in place).
+    #[arg(long, value_name = "WHERE", hide = true)]
+    pub(crate) restore: Option<OsString>,
+    /// How it serves.
+    #[command(flatten)]
+    pub(crate) serves: DaemonServes,
+    /// Where.
+    #[command(flatten)]
+    pub(crate) place: DaemonPlace,
+}
+
+/// `daemon start`.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct DaemonStartOptions {
+    /// One JSON object.
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// How it serves.
+    #[command(flatten)]
+    pub(crate) serves: DaemonServes,
+    /// Where.
+    #[command(flatten)]
+    pub(crate) place: DaemonPlace,
+}
+
+/// `daemon install` and `daemon uninstall`.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct DaemonInstallOptions {
+    /// Do it, instead of showing it.
+    #[arg(long)]
+    pub(crate) write: bool,
+    /// Where the files lie [default: the user's directory of systemd or launchd].
+    #[arg(long, value_name = "DIR")]
+    pub(crate) to: Option<PathBuf>,
+    /// One JSON object.
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Where jobs are kept.
+    #[command(flatten)]
+    pub(crate) common: Common,
+}
+
+/// Seconds, and parts of one.
+fn seconds(text: &str) -> Result<Duration, String> {
+    let read = text.parse().ok().and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
+    read.filter(|found| !found.is_zero() && *found <= LONGEST)
+        .ok_or_else(|| "accepted: seconds, up to a year".to_owned())
+}
+
+/// The longest time that means anything here.
+const LONGEST: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
 /// What every command that uses jobs takes.
 #[derive(Debug, Clone, Args)]

@@ -5,6 +5,10 @@ use std::process::ExitCode;
 
 use phone_opus::internals::agents::{Agent as _, ClaudeCode, Features};
 use phone_opus::internals::config::RolloutMode;
+use phone_opus::internals::daemon::ask::{ANSWER, ask as ask_daemon};
+use phone_opus::internals::daemon::control::DaemonAnswer;
+use phone_opus::internals::daemon::lock::DaemonLock;
+use phone_opus::internals::daemon::start::{DaemonLook, look};
 use phone_opus::internals::jobs::Billing;
 use phone_opus::internals::jobs::store::StoreHandle;
 use serde_json::{Value, json};
@@ -33,6 +37,7 @@ pub(crate) fn run(options: &DoctorOptions) -> ExitCode {
     findings.push(billing(&prepared));
     findings.push(limits(&prepared));
     findings.push(upgrades(&prepared));
+    findings.push(daemon(&prepared));
     findings.push(Finding {
         name: "offline",
         good: Some(true),
@@ -204,6 +209,43 @@ fn limits(prepared: &Prepared) -> Finding {
         data: json!({"max_running": c.max_running, "max_queued": c.max_queued,
                      "timeout_s": c.timeout.as_secs(), "stall_s": c.stall.as_secs()}),
     }
+}
+
+/// Which daemon serves, and whether a bridge would reach it. Without one consults work as well, so nothing is missing.
+fn daemon(prepared: &Prepared) -> Finding {
+    let asked = |stream| ask_daemon(&stream, r#"{"type":"hello"}"#, ANSWER);
+    let (good, text, build) = match look(&prepared.dir, None) {
+        DaemonLook::There(stream) => match asked(stream) {
+            Ok(DaemonAnswer::Hello { build, pid, .. }) => {
+                let ours = env!("CARGO_PKG_VERSION");
+                let other = if build == ours { "" } else { "; this program is another version" };
+                (
+                    Some(true),
+                    format!("phone-opus {build} serves (process {pid}), and a bridge reaches it{other}"),
+                    Some(build),
+                )
+            }
+            Ok(_) => (None, "one is ending; a bridge starts the next one".to_owned(), None),
+            Err(error) => (
+                None,
+                format!("one lives and does not answer, so bridges serve by themselves: failed to {}", chain(&error)),
+                None,
+            ),
+        },
+        DaemonLook::Absent => match DaemonLock::is_held(&prepared.dir) {
+            Ok(true) => (None, "one lives and its socket is gone; it makes it again within 30 s".to_owned(), None),
+            _ => (None, "none runs; `mcp connect` starts one when it needs it".to_owned(), None),
+        },
+        DaemonLook::Denied(path) => {
+            let why = "this process may not connect there, and a bridge in its place would serve by itself";
+            (None, format!("{}: {why}", path.display()), None)
+        }
+        DaemonLook::Failed(path, errno) => {
+            (None, format!("{}: failed to connect: {errno}; bridges serve by themselves", path.display()), None)
+        }
+    };
+    let data = json!({"reached": good == Some(true), "build": build});
+    Finding { name: "daemon", good, text, data }
 }
 
 /// Whether a server that is started as this command was would find its next version.

@@ -4,6 +4,7 @@ mod begin;
 mod cli;
 mod connect;
 mod consult;
+mod daemon;
 mod doctor;
 mod faults;
 mod jobs;
@@ -15,6 +16,7 @@ mod selftest;
 mod serve;
 mod settings;
 mod started;
+mod status;
 mod wait;
 mod worker;
 
@@ -27,7 +29,7 @@ use phone_opus::internals::base::ids::Generation;
 use phone_opus::testkit::scripted_agent;
 
 use crate::begin::{Image, Kind, begin, first_process};
-use crate::cli::{Cli, Command, McpCommand};
+use crate::cli::{Cli, Command, DaemonCommand, McpCommand};
 use crate::started::StartedAs;
 
 fn main() -> ExitCode {
@@ -59,6 +61,10 @@ fn run(command: Command) -> ExitCode {
     {
         return ended;
     }
+    if let Command::Daemon { command: DaemonCommand::Run(options) } = &command {
+        // It makes itself nobody's own before it begins.
+        return first_process().unwrap_or_else(|| daemon::run(options));
+    }
     let (kind, image) = kind(&command);
     begin(kind, image);
     match command {
@@ -76,6 +82,8 @@ fn run(command: Command) -> ExitCode {
         }
         Command::Consult(options) => consult::run(&options),
         Command::Jobs { command } => jobs::run(&command),
+        Command::Daemon { command } => daemon::ask(&command),
+        Command::Status(options) => status::run(&options),
         Command::Doctor(options) => doctor::run(&options),
         Command::Faults { command } => faults::run(&command),
         #[cfg(feature = "testkit")]

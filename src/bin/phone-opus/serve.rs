@@ -104,7 +104,7 @@ fn serve_client(options: &ServeOptions) -> Result<ExitCode, SetupError> {
 }
 
 /// The environment as this image was started with it, and what it knows that its next image cannot see.
-fn environment() -> impl Iterator<Item = (OsString, OsString)> {
+pub(crate) fn environment() -> impl Iterator<Item = (OsString, OsString)> {
     let told = begin::told();
     let ours = told.as_ref().map(|(name, _)| *name);
     let started_with = std::env::vars_os().filter(move |(name, _)| ours.is_none_or(|ours| name != ours));

@@ -99,8 +99,25 @@ pub(crate) fn prepare_after(
     common: &Common,
     overrides: &Overrides,
 ) -> Result<Prepared, SetupError> {
+    after(before, config(overrides), || state_dir(common))
+}
+
+/// The same for a daemon.
+pub(crate) fn prepare_daemon_after(
+    before: &HostSnapshot,
+    dir: &StateDir,
+    overrides: &Overrides,
+) -> Result<Prepared, SetupError> {
+    after(before, users_config(overrides), || Ok(dir.clone()))
+}
+
+fn after(
+    before: &HostSnapshot,
+    read: Result<Config, SetupError>,
+    state_dir: impl FnOnce() -> Result<StateDir, SetupError>,
+) -> Result<Prepared, SetupError> {
     let mut notices = Vec::new();
-    let config = match (config(overrides), before.config()) {
+    let config = match (read, before.config()) {
         (Ok(config), _) => config,
         (Err(error), Some(in_force)) => {
             notices.push(format!(
@@ -115,7 +132,7 @@ pub(crate) fn prepare_after(
     };
     let dir = match before.state_dir() {
         Some(dir) => dir,
-        None => state_dir(common)?,
+        None => state_dir()?,
     };
     let faults = match armed(&dir, before.fault_counts()) {
         Ok(faults) => faults,
@@ -149,6 +166,12 @@ pub(crate) fn configure(common: &Common, overrides: &Overrides) -> Result<Prepar
     })
 }
 
+/// The same for a daemon, which is nobody's project's: what a directory's file says holds for the sessions that work there.
+pub(crate) fn prepare_daemon(dir: StateDir, overrides: &Overrides) -> Result<Prepared, SetupError> {
+    let (config, faults) = (users_config(overrides)?, armed(&dir, None)?);
+    Ok(Prepared { config, dir, program: program(), environment: environment(), faults, notices: Vec::new() })
+}
+
 /// The environment as it was at the start, and what our runners are told beside it.
 fn environment() -> Environment {
     match begin::told() {
@@ -159,6 +182,14 @@ fn environment() -> Environment {
 
 /// Every source, one laid over the other.
 fn config(overrides: &Overrides) -> Result<Config, SetupError> {
+    // The checkout may be anybody's work: whatever it holds, the user's configuration is in force.
+    let project = std::path::absolute(PROJECT_FILE).unwrap_or_else(|_| PathBuf::from(PROJECT_FILE));
+    let read = plain::read(Path::new(PROJECT_FILE), FILE_BYTES);
+    Ok(users_config(overrides)?.lowered(&project, read))
+}
+
+/// The user's own sources, one laid over the other.
+fn users_config(overrides: &Overrides) -> Result<Config, SetupError> {
     let mut sources = Vec::new();
     if let Some(dir) = dirs::config_dir() {
         from_file(&dir.join("phone_opus").join("config.toml"), &mut sources)?;
@@ -171,10 +202,7 @@ fn config(overrides: &Overrides) -> Result<Config, SetupError> {
         ..Settings::default()
     };
     sources.push(("the command line".to_owned(), flags));
-    // The checkout may be anybody's work: whatever it holds, the user's configuration is in force.
-    let project = std::path::absolute(PROJECT_FILE).unwrap_or_else(|_| PathBuf::from(PROJECT_FILE));
-    let read = plain::read(Path::new(PROJECT_FILE), FILE_BYTES);
-    Ok(Config::from_sources(&sources)?.lowered(&project, read))
+    Ok(Config::from_sources(&sources)?)
 }
 
 /// The fault plan of the environment, armed. All processes of one host count together, in a file beside the jobs.
@@ -262,16 +290,8 @@ fn image() -> Option<PathBuf> {
 
 /// How a server finds and checks the version that replaces it. `None` where the system names no file for it.
 pub(crate) fn rollout() -> Option<RolloutSetup> {
-    let here = std::env::current_dir().ok()?;
-    let image = image();
-    let mut words = std::env::args_os();
-    let called = words.next();
-    let search = std::env::var_os("PATH");
-    let path = std::env::current_exe().ok();
-    let running = image.as_deref().or(path.as_deref()).and_then(Fingerprint::look);
-    let launch = LaunchPath::find(called.as_deref(), search.as_deref(), &here, path.as_deref(), running)?;
     // After `mcp serve`, and without what an earlier image passed on: that was for one image alone.
-    let mut words = words.skip(2);
+    let mut words = std::env::args_os().skip(3);
     let mut arguments = Vec::new();
     while let Some(word) = words.next() {
         if word == "--restore" {
@@ -280,6 +300,18 @@ pub(crate) fn rollout() -> Option<RolloutSetup> {
             arguments.push(word);
         }
     }
+    rollout_with(arguments)
+}
+
+/// The same for a server that a candidate is to be checked as with these arguments, those of `mcp serve`.
+pub(crate) fn rollout_with(arguments: Vec<OsString>) -> Option<RolloutSetup> {
+    let here = std::env::current_dir().ok()?;
+    let image = image();
+    let called = std::env::args_os().next();
+    let search = std::env::var_os("PATH");
+    let path = std::env::current_exe().ok();
+    let running = image.as_deref().or(path.as_deref()).and_then(Fingerprint::look);
+    let launch = LaunchPath::find(called.as_deref(), search.as_deref(), &here, path.as_deref(), running)?;
     let keeper = image.clone();
     Some(RolloutSetup { launch, image, keeper, arguments, here, look_every: LOOK_EVERY })
 }
