@@ -1,6 +1,7 @@
-//! `floor`: about the least an MCP server over stdio can do and still be one. The yardstick of `side_by_side`.
+//! `floor`: about the least an MCP server can do and still be one. The yardstick of `side_by_side`, and with a path in
+//! `BENCH_LISTEN`, where it listens instead of reading standard input, that of `socket`.
 //!
-//! Owns: one thread.
+//! Owns: one thread; over a socket one for each connection.
 //! May not know: validation, timeouts, concurrency, any state of a call beyond its line.
 //! Invariants:
 //! 1. Each line is parsed once, into borrowed slices; the echoed text is copied as it stood, escapes included.
@@ -10,13 +11,24 @@
 #[path = "common/lines.rs"]
 mod lines;
 
+use std::io;
+use std::os::unix::net::UnixListener;
 use std::process::ExitCode;
 
 use lines::{Answering, max_line, pump};
 
 fn main() -> ExitCode {
-    match pump(rustix::stdio::stdin(), max_line(), &mut Answering::new()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(_) => ExitCode::FAILURE,
+    let served = match std::env::var_os("BENCH_LISTEN") {
+        Some(path) => UnixListener::bind(path).and_then(|listener| listen(&listener)),
+        None => pump(rustix::stdio::stdin(), max_line(), &mut Answering::to(rustix::stdio::stdout())),
+    };
+    if served.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// Serves whoever connects, until this process is ended.
+fn listen(listener: &UnixListener) -> io::Result<()> {
+    loop {
+        let (client, _) = listener.accept()?;
+        std::thread::spawn(move || pump(&client, max_line(), &mut Answering::to(&client)));
     }
 }

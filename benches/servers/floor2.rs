@@ -105,7 +105,7 @@ fn relay(stdout: &Mutex<()>, replies: &mut Vec<u8>) -> io::Result<()> {
 
 fn main() -> ExitCode {
     let done = if std::env::args().nth(1).as_deref() == Some(CHILD) {
-        pump(rustix::stdio::stdin(), max_line(), &mut Answering::new())
+        pump(rustix::stdio::stdin(), max_line(), &mut Answering::to(rustix::stdio::stdout()))
     } else {
         host()
     };

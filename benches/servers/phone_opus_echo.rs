@@ -6,19 +6,26 @@
 //!
 //! It owes the harness what every server here does: a tool `echo {text}` that returns the text; a panic inside the
 //! tool when the text is `please panic`; a longest line of `BENCH_MAX_LINE` bytes when that is set, else the default.
+//! With a path in `BENCH_LISTEN` it listens there, for many clients, until its standard input ends.
 //! With `BENCH_RESTARTS=any` it never gives up on its worker and never waits before a restart, for as many kills as the
 //! harness likes; without it the product's own policy holds.
 
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixListener;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
+use phone_opus::internals::actors::callers::{CallerContext, HostSide};
+use phone_opus::internals::actors::doors::desk::{ControlDesk, ControlReply};
+use phone_opus::internals::actors::doors::handle::ListenOptions;
 use phone_opus::internals::actors::supervision::slot::RestartPolicy;
-use phone_opus::internals::agents::AgentRegistry;
+use phone_opus::internals::agents::{AgentRegistry, Environment};
 use phone_opus::internals::base::fault::{Fault, FaultCode};
-use phone_opus::internals::base::ids::Generation;
+use phone_opus::internals::base::ids::{Generation, SessionNumber};
 use phone_opus::internals::base::state_dir::StateDir;
 use phone_opus::internals::base::stdio::{Input, Output};
+use phone_opus::internals::daemon::control::ControlMessage;
 use phone_opus::internals::protocol::envelope;
 use phone_opus::internals::protocol::frame::LINE_LIMIT;
 use phone_opus::internals::system::{Grace, OwnTools, System, SystemBuilder};
@@ -159,6 +166,17 @@ fn main() -> ExitCode {
             Ok(system) => system,
             Err(fault) => return failed("the system", &fault),
         };
+        if let Some(path) = std::env::var_os("BENCH_LISTEN") {
+            let listening = UnixListener::bind(path)
+                .and_then(|listener| listener.set_nonblocking(true).map(|()| OwnedFd::from(listener)))
+                .map_err(|error| Fault::new(FaultCode::Internal, error.to_string()))
+                .and_then(|listener| {
+                    system.listen(listener, ListenOptions { desk: Arc::new(NoDesk), context: base() })
+                });
+            if let Err(fault) = listening {
+                return failed("the socket", &fault);
+            }
+        }
         let served = system.serve(input, output).await;
         system.shutdown(Grace::default()).await;
         match served {
@@ -169,6 +187,21 @@ fn main() -> ExitCode {
     // It is there only when something was logged or stored.
     let _ = std::fs::remove_dir_all(&scratch);
     code
+}
+
+/// Whose every connection by the socket is.
+fn base() -> CallerContext {
+    let agents = AgentRegistry::standard(None, std::env::current_exe().unwrap_or_default());
+    HostSide::new(Arc::default(), Environment::capture(), agents).base()
+}
+
+/// Nobody says anything beside JSON-RPC here.
+struct NoDesk;
+
+impl ControlDesk for NoDesk {
+    fn control(&self, _session: SessionNumber, _message: ControlMessage, reply: ControlReply) {
+        drop(reply);
+    }
 }
 
 fn isolation(program: std::path::PathBuf) -> Isolation {

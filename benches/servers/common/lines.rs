@@ -129,18 +129,19 @@ pub(crate) fn write_all(fd: impl AsFd, mut bytes: &[u8]) -> io::Result<()> {
 }
 
 /// Answers every line itself: all that a floor of one process is.
-pub(crate) struct Answering {
+pub(crate) struct Answering<W> {
+    to: W,
     replies: Vec<u8>,
 }
 
-impl Answering {
-    /// With nothing to say yet.
-    pub(crate) fn new() -> Self {
-        Self { replies: Vec::with_capacity(READ) }
+impl<W: AsFd> Answering<W> {
+    /// With nothing to say there yet.
+    pub(crate) fn to(to: W) -> Self {
+        Self { to, replies: Vec::with_capacity(READ) }
     }
 }
 
-impl Lines for Answering {
+impl<W: AsFd> Lines for Answering<W> {
     fn line(&mut self, line: &[u8]) {
         answer(line, &mut self.replies);
     }
@@ -150,7 +151,7 @@ impl Lines for Answering {
     }
 
     fn written(&mut self) -> io::Result<()> {
-        write_all(rustix::stdio::stdout(), &self.replies)?;
+        write_all(&self.to, &self.replies)?;
         self.replies.clear();
         Ok(())
     }
