@@ -7,6 +7,8 @@ import { join } from 'node:path';
 import { setTimeout as pause } from 'node:timers/promises';
 
 export const [ERA, PROGRAM, ENVIRONMENT, WORK] = [process.argv[2], process.argv[3], JSON.parse(process.argv[4]), process.argv[5]];
+/** Whether the server is a daemon behind a bridge. */
+const BRIDGED = process.env.INTEROP_DOOR === 'bridge';
 
 export function say(cell, name, good, detail = '') {
   console.log(JSON.stringify([cell, name, good === null ? null : Boolean(good), String(detail)]));
@@ -31,7 +33,7 @@ const text = result => result.content[0].text;
 
 /** A server's parameters, with more variables than all servers get. */
 export const server = (more = {}) => ({
-  command: PROGRAM, args: ['mcp', 'serve'], env: { ...ENVIRONMENT, ...more }, cwd: WORK, stderr: 'ignore',
+  command: PROGRAM, args: ['mcp', BRIDGED ? 'connect' : 'serve'], env: { ...ENVIRONMENT, ...more }, cwd: WORK, stderr: 'ignore',
 });
 
 /**
@@ -107,7 +109,8 @@ export async function run({ connect, version, tasks, subscribe }) {
   // It sends a signal after two seconds.
   say('shutdown', 'the end of input is enough', Date.now() - began < 1900, `${Date.now() - began} ms`);
 
-  for (const [name, more] of [
+  if (BRIDGED) say('worker crash', 'by a plan', null, "the plan of faults is the daemon's and no client's");
+  for (const [name, more] of BRIDGED ? [] : [
     ['panic', { PHONE_OPUS_MCP_TEST_WORKER_CRASH_ONCE_KEY: 'tools/call:consult' }],
     ['SIGKILL of its process', { PHONE_OPUS_ISOLATION: 'process', PHONE_OPUS_FAULTS: 'worker.before_reply@tools/call:consult=kill' }],
   ]) {

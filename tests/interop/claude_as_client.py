@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 
-from harness import Mock, Tapped, Upgrade, check_client, claude, end_in_a_consult, mock_model, phone_opus, scripted
+from harness import Mock, Tapped, Upgrade, check_client, crashes, claude, end_in_a_consult, mock_model, phone_opus, scripted, words
 
 KEY = "sk-dummy-key-0451"
 
@@ -18,7 +18,7 @@ CONSULT = ["mcp__phone-opus__" + name for name in ("consult", "consult_job", "co
 
 def command(output, inner, tap=None, server=None):
     """Claude Code with phone-opus as its only server; `inner` is the server's own environment."""
-    program, arguments = (tap.command, tap.arguments) if tap else (server or phone_opus(), ["mcp", "serve"])
+    program, arguments = (tap.command, tap.arguments) if tap else (server or phone_opus(), words())
     servers = {"mcpServers": {"phone-opus": {
         "command": program, "args": arguments, "env": inner or {}, "alwaysLoad": True}}}
     return [claude(), "-p", "--output-format", output, "--verbose", "--strict-mcp-config", "--mcp-config",
@@ -111,10 +111,8 @@ def era_checks(scratch, mock, table, variables):
     cancelled = tap.said("server", "notifications/cancelled")
     add("cancel", "its own limit", bool(cancelled) and tap.answer(request) is None and "cancel" in listed, gone[:100] + " / " + listed[:100])
 
-    for name, inner in (
-        ("panic", {"PHONE_OPUS_MCP_TEST_WORKER_CRASH_ONCE_KEY": "tools/call:consult"}),
-        ("SIGKILL of its process", {"PHONE_OPUS_ISOLATION": "process", "PHONE_OPUS_FAULTS": "worker.before_reply@tools/call:consult=kill"}),
-    ):
+    table.cannot_crash()
+    for name, inner in crashes():
         answered = call("consult", prompt=played_by({"answer": "all the same"}))
         _, code, _, bodies = ran(name[:5], [answered, call("health_snapshot"), done], inner)
         seen = (tool_results(bodies[-1]) + ["", ""])[:2]

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 
-from harness import Mock, Tapped, Upgrade, check_client, end_in_a_consult, gemini, mock_gemini, phone_opus
+from harness import Mock, Tapped, Upgrade, check_client, crashes, end_in_a_consult, gemini, mock_gemini, phone_opus, words
 
 KEY = "dummy-key-0453"
 DONE = {"text": "Done."}
@@ -14,7 +14,7 @@ DONE = {"text": "Done."}
 
 def settle(scratch, tap=None, inner=(), **options):
     """Makes phone-opus its only server; `inner` is the server's own environment."""
-    program, arguments = (tap.command, tap.arguments) if tap else (phone_opus(), ["mcp", "serve"])
+    program, arguments = (tap.command, tap.arguments) if tap else (phone_opus(), words())
     env = {"PHONE_OPUS_CLAUDE_BIN": scratch.agent(), "PHONE_OPUS_STATE_DIR": scratch.state, "PHONE_OPUS_PROGRESS_S": "1", **dict(inner)}
     settings = {
         "security": {"auth": {"selectedType": "gemini-api-key"}}, "general": {"disableAutoUpdate": True}, "telemetry": {"enabled": False},
@@ -106,10 +106,8 @@ def checks(scratch, mock, table):
     add("cancel", "its own limit", bool(tap.said("server", "notifications/cancelled")) and tap.answer(request) is None
         and "cancel" in listed, gone[:80] + " / " + listed[:80])
 
-    for name, inner in (
-        ("panic", {"PHONE_OPUS_MCP_TEST_WORKER_CRASH_ONCE_KEY": "tools/call:consult"}),
-        ("SIGKILL of its process", {"PHONE_OPUS_ISOLATION": "process", "PHONE_OPUS_FAULTS": "worker.before_reply@tools/call:consult=kill"}),
-    ):
+    table.cannot_crash()
+    for name, inner in crashes():
         answered = call("consult", prompt=played_by({"answer": "all the same"}))
         _, _, bodies = ran(name[:5], [{"call": answered}, {"call": call("health_snapshot")}, DONE], inner)
         seen, health, *_ = outputs(bodies[-1])

@@ -41,6 +41,25 @@ def phone_opus():
     return found or skip("no phone-opus: `cargo build --release`, or set INTEROP_PHONE_OPUS")
 
 
+def bridged():
+    """Whether clients reach a daemon through a bridge, as INTEROP_DOOR=bridge says, and not a server of their own."""
+    return os.environ.get("INTEROP_DOOR") == "bridge"
+
+
+def words():
+    """What a client starts phone-opus with."""
+    return ["mcp", "connect" if bridged() else "serve"]
+
+
+def crashes():
+    """What makes a server's worker crash, as (name, variables); nothing where the plan of faults is a daemon's and no client's."""
+    return () if bridged() else (
+        ("panic", {"PHONE_OPUS_MCP_TEST_WORKER_CRASH_ONCE_KEY": "tools/call:consult"}),
+        ("SIGKILL of its process",
+         {"PHONE_OPUS_ISOLATION": "process", "PHONE_OPUS_FAULTS": "worker.before_reply@tools/call:consult=kill"}),
+    )
+
+
 def claude():
     return program("INTEROP_CLAUDE", "claude") or skip("no Claude Code: install it, or set INTEROP_CLAUDE (see README.md)")
 
@@ -96,7 +115,20 @@ class Scratch:
         return self
 
     def __exit__(self, *_):
+        self.end_daemon()
         shutil.rmtree(self.root, ignore_errors=True)
+
+    # -- the daemon, where clients come through a bridge ----------------------------------------------------------
+
+    def daemons(self):
+        """The pids of the daemons of this scratch home."""
+        return [pid for pid, line in self.processes().items() if " daemon run" in line]
+
+    def end_daemon(self):
+        """The next bridge starts a daemon of its own."""
+        if bridged() and self.daemons():
+            subprocess.run([phone_opus(), "daemon", "stop", "--force"], env=self.environment(), cwd=self.home,
+                           capture_output=True, timeout=STEP_S)
 
     def agent(self):
         """The agent of checks that need no real one: phone-opus under the name that makes it play Claude Code."""
@@ -143,14 +175,18 @@ class Scratch:
         """What is still alive after `within` seconds, but for the allowed pids. Waits no longer than it must."""
         end = time.monotonic() + within
         while True:
-            alive = {pid: line for pid, line in self.processes().items() if pid not in allowed}
+            # A daemon outlives its clients: it goes when nobody has needed it for half an hour.
+            alive = {pid: line for pid, line in self.processes().items()
+                     if pid not in allowed and not (bridged() and " daemon run" in line)}
             if not alive or time.monotonic() > end:
                 return alive
             time.sleep(0.02)
 
     def end_all(self):
         """Ends what a failed check left behind; only what was started with this scratch home."""
-        for pid in self.left(within=1):
+        self.end_daemon()
+        self.left(within=1)
+        for pid in self.processes():
             try:
                 os.kill(pid, signal.SIGKILL)
             except ProcessLookupError:
@@ -174,7 +210,7 @@ class Tapped:
         self.path = scratch.path(name + ".tap")
         self.command = sys.executable
         tap = os.path.join(os.path.dirname(os.path.abspath(__file__)), "tap.py")
-        self.arguments = [tap, self.path, server or phone_opus(), "mcp", "serve"]
+        self.arguments = [tap, self.path, server or phone_opus(), *words()]
 
     def lines(self):
         """All lines of its log but one that is still being written."""
@@ -220,6 +256,8 @@ class Upgrade(threading.Thread):
     it runs, waits for a sign, and then answers. This thread does the rest: it waits for the agent, installs the other build
     as an installer does, asks the server for it, waits for the new image in the same process, and gives the sign. Where
     `heard` counts what the client was told of progress, that must be something before the upgrade and more after it.
+
+    Through a bridge the daemon is first killed, without a word, and the one that comes after it is upgraded.
     """
 
     ANSWER = "from before and after"
@@ -230,14 +268,25 @@ class Upgrade(threading.Thread):
         # A path with a component `target` is no place where versions are installed.
         self.program = os.path.join(scratch.dir("installed-" + name), "phone-opus")
         shutil.copy(phone_opus(), self.program)
+        scratch.end_daemon()
         self.here, self.go, self.log = (scratch.path("%s-%s" % (name, what)) for what in ("here", "go", "log"))
         self.script = {"answer": self.ANSWER, "log": self.log, "steps": [{"touch": self.here}, {"wait_for_file": self.go}]}
         self.good, self.detail = False, "did not come so far"
         self.given_up = threading.Event()
 
     def servers(self):
-        words = self.program + " mcp serve"
+        words = self.program + (" daemon run" if bridged() else " mcp serve")
         return [pid for pid, line in self.scratch.processes().items() if line.startswith(words)]
+
+    def kill_daemon(self):
+        """Kills the daemon; the bridge sees to it that there is another one."""
+        [killed] = self.servers()
+        os.kill(killed, signal.SIGKILL)
+        began = time.monotonic()
+        self.until("there is another daemon", lambda: self.servers() not in ([], [killed]))
+        told = self.heard and self.heard()
+        self.until("the client hears of it again", lambda: not self.heard or self.heard() > told)
+        return "another daemon after %.0f ms; " % ((time.monotonic() - began) * 1000)
 
     def until(self, what, look):
         """Waits until `look` finds something, for 20 s at most."""
@@ -251,6 +300,7 @@ class Upgrade(threading.Thread):
         try:
             self.until("the agent runs", lambda: os.path.exists(self.here))
             self.until("the client hears of it", lambda: not self.heard or self.heard())
+            killed = self.kill_daemon() if bridged() else ""
             before = self.servers()
             new = self.program + ".new"
             shutil.copy(self.program, new)
@@ -266,7 +316,7 @@ class Upgrade(threading.Thread):
             self.until("the client hears of it again", lambda: not self.heard or self.heard() > told)
             after = self.servers()
             self.good = len(before) == 1 and before == after
-            self.detail = "%.0f ms, the same process" % (took * 1000) if self.good else "%s, then %s" % (before, after)
+            self.detail = killed + ("%.0f ms, the same process" % (took * 1000) if self.good else "%s, then %s" % (before, after))
         except (OSError, IndexError, TimeoutError) as error:
             self.detail = repr(error)
         finally:
@@ -493,6 +543,11 @@ class Table:
         if path and cell:
             with open(path, "a") as file:
                 file.write(json.dumps([self.client, self.era, cell, name, good, str(detail)]) + "\n")
+
+    def cannot_crash(self):
+        """Said of a client whose worker is a daemon's."""
+        if bridged():
+            self.cannot("worker crash", "the plan of faults is the daemon's and no client's")
 
     def note(self, name, detail):
         self.rows.append((name, "-", str(detail)))

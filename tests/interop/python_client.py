@@ -43,8 +43,12 @@ async def until(what, look, within=20):
         await anyio.sleep(0.02)
 
 
+def bridged():
+    return os.environ.get("INTEROP_DOOR") == "bridge"
+
+
 def server(**more):
-    return StdioServerParameters(command=PROGRAM, args=["mcp", "serve"], env={**ENV, **more}, cwd=WORK)
+    return StdioServerParameters(command=PROGRAM, args=["mcp", "connect" if bridged() else "serve"], env={**ENV, **more}, cwd=WORK)
 
 
 # -- tasks: the package has types for those of 2025-11-25, and an interface for extensions ---------------------------
@@ -279,7 +283,9 @@ async def main():
     if ERA != "legacy":
         await tasks_of_the_extension(connect)
 
-    for name, more in (
+    if bridged():
+        say("worker crash", "by a plan", None, "the plan of faults is the daemon's and no client's")
+    for name, more in () if bridged() else (
         ("panic", {"PHONE_OPUS_MCP_TEST_WORKER_CRASH_ONCE_KEY": "tools/call:consult"}),
         ("SIGKILL of its process", {"PHONE_OPUS_ISOLATION": "process", "PHONE_OPUS_FAULTS": "worker.before_reply@tools/call:consult=kill"}),
     ):

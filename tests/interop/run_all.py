@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """phone-opus as the server of every MCP client it did not bring along; writes RESULTS.md. See README.md.
 
-Arguments: the clients to run (rmcp, ts1, ts2, python, inspector, claude, codex, gemini), otherwise all. RESULTS.md is
-written only when all were asked for.
+Arguments: the clients to run (rmcp, ts1, ts2, python, inspector, claude, codex, gemini) and the doors they come by (server,
+bridge), otherwise all. RESULTS.md is written only when all were asked for.
 """
 import json
 import os
@@ -14,10 +14,13 @@ import subprocess
 import sys
 import time
 
-from harness import ROOT, Scratch, Table, Tapped, Upgrade, phone_opus, program, skip
+from harness import ROOT, Scratch, Table, Tapped, Upgrade, bridged, crashes, phone_opus, program, skip, words
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 CELLS = ["connect", "list", "call", "parallel", "cancel", "progress", "tasks", "subscribe", "worker crash", "upgrade", "shutdown"]
+
+# How clients come to phone-opus: each to a server of its own, or all to one daemon.
+DOORS = ["server", "bridge"]
 
 # What each test of tests/it/protocol/rmcp_client.rs shows.
 RMCP = {
@@ -47,6 +50,7 @@ class Grid(Table):
         self.clients.append((client, version))
 
     def fill(self, client, era, cell, name, good, detail):
+        era += ", bridge" if bridged() else ""
         self.cells.setdefault((client, era), {}).setdefault(cell, []).append((name, good, str(detail)))
 
     def _tell(self, cell, name, good, detail):
@@ -73,7 +77,7 @@ class Grid(Table):
                 notes.append(text)
             return " [%d]" % (notes.index(text) + 1)
 
-        for client, version in self.clients:
+        for client, version in dict.fromkeys(self.clients):
             for era in [era for known, era in self.cells if known == client]:
                 row = []
                 for cell in CELLS:
@@ -94,7 +98,8 @@ class Grid(Table):
                 sum(c[1] is True for c in checks), failed), "",
             "| client | era | %s |" % " | ".join(CELLS), "|---|---|%s" % ("---|" * len(CELLS)), *rows, "",
             "`pass`: every check of the cell held. `-`: the client cannot do it. `legacy`: its newest version with `initialize`. `auto`: the client asks first with "
-            "`server/discover` and may fall back. A date: the client knows that version only.", ""]
+            "`server/discover` and may fall back. A date: the client knows that version only. `bridge`: through `mcp connect`, with one daemon "
+            "behind it.", ""]
         lines += ["- [%d] %s" % (number, text) for number, text in enumerate(notes, 1)]
         lines += ["- **Not run**: %s: %s" % pair for pair in self.missing]
         lines += [
@@ -112,7 +117,8 @@ class Grid(Table):
             "answered all the same by the next generation (after one run of the agent, as counted through rmcp and the SDKs).",
             "- **upgrade**: another build is installed in the middle of a consult; the server becomes it in its own process, the "
             "answer comes on the same connection after one run of the agent, progress goes on rising where there is some, and "
-            "further calls are served (the Inspector makes one call a connection).",
+            "further calls are served (the Inspector makes one call a connection). Through a bridge the daemon is killed before, in the "
+            "same consult.",
             "- **shutdown**: the server goes when its client does, in the client's own way; no process is left.", ""]
         return "\n".join(lines)
 
@@ -133,7 +139,7 @@ def drive(grid, scratch, command, era):
 
     def run(cell, server, **variables):
         done = subprocess.run(
-            [*command, era, server, json.dumps(env), scratch.work], env=scratch.environment(PYTHONDONTWRITEBYTECODE="1", **variables),
+            [*command, era, server, json.dumps(env), scratch.work], env=scratch.environment(PYTHONDONTWRITEBYTECODE="1", INTEROP_DOOR=os.environ.get("INTEROP_DOOR"), **variables),
             cwd=scratch.work, capture_output=True, text=True, timeout=300)
         for line in done.stdout.splitlines():
             grid.check(*json.loads(line))
@@ -153,7 +159,7 @@ def drive(grid, scratch, command, era):
     # Once more, to be killed: whatever a client promises about its servers, this one keeps none of it.
     here = scratch.path("hangs")
     driver = subprocess.Popen(
-        [*command, era, phone_opus(), json.dumps(env), scratch.work], env=scratch.environment(PYTHONDONTWRITEBYTECODE="1", INTEROP_HANG=here),
+        [*command, era, phone_opus(), json.dumps(env), scratch.work], env=scratch.environment(PYTHONDONTWRITEBYTECODE="1", INTEROP_DOOR=os.environ.get("INTEROP_DOOR"), INTEROP_HANG=here),
         cwd=scratch.work, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     end = time.monotonic() + 20
     while not os.path.exists(here) and time.monotonic() < end:
@@ -257,7 +263,7 @@ def inspect(grid, scratch, command, era):
         env = dict(server_environment(scratch), **variables)
         given = [word for name, value in env.items() if name.startswith("PHONE_OPUS") for word in ("-e", name + "=" + value)]
         return subprocess.Popen(
-            [command, "--cli", *given, *(server or [phone_opus(), "mcp", "serve"]), "--protocol-era", era, "--method", method,
+            [command, "--cli", *given, *(server or [phone_opus(), *words()]), "--protocol-era", era, "--method", method,
              *more, "--format", "json", "-q"],
             env=scratch.environment(), cwd=scratch.work, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
@@ -314,17 +320,15 @@ def inspect(grid, scratch, command, era):
     add("parallel", "1000 calls, 16 at once", code == 0 and result.get("errorRate") == 0 and result.get("ok") == 1000,
         "%.0f a second, %s" % (result.get("throughput", 0), result.get("latencyMs")))
 
-    for name, more in (
-        ("panic", {"PHONE_OPUS_MCP_TEST_WORKER_CRASH_ONCE_KEY": "tools/call:consult"}),
-        ("SIGKILL of its process", {"PHONE_OPUS_ISOLATION": "process", "PHONE_OPUS_FAULTS": "worker.before_reply@tools/call:consult=kill"}),
-    ):
+    grid.cannot_crash()
+    for name, more in crashes():
         code, result, stderr = consult({"answer": "all the same"}, **more)
         add("worker crash", name, code == 0 and result.get("structuredContent", {}).get("response") == "all the same", stderr or "exit 0")
 
     # A connection has one call here, so the next one cannot be asked what became of its server.
     upgrade = Upgrade(scratch, era)
     upgrade.start()
-    code, result, stderr = consult(upgrade.script, server=[upgrade.program, "mcp", "serve"])
+    code, result, stderr = consult(upgrade.script, server=[upgrade.program, *words()])
     answer = result.get("structuredContent", {}).get("response")
     add("upgrade", "the answer arrives", code == 0 and answer == upgrade.ANSWER, stderr or answer)
     upgrade.checks(grid.check)
@@ -386,18 +390,20 @@ def main():
         skip("no /proc here, so what is left of a run cannot be seen")
     phone_opus()
     grid = Grid()
-    parts = (rmcp, ts1, ts2, python, inspector, claude, codex, gemini)
-    only = sys.argv[1:]
-    for part in parts:
-        if only and part.__name__ not in only:
-            continue
-        try:
-            part(grid)
-        except (subprocess.TimeoutExpired, OSError, KeyError, IndexError, ValueError) as error:
-            grid.add(part.__name__ + " went through", False, repr(error), cell="call")
+    only, doors = [word for word in sys.argv[1:] if word not in DOORS], [word for word in sys.argv[1:] if word in DOORS]
+    for door in doors or DOORS:
+        os.environ["INTEROP_DOOR"] = door
+        for part in (rmcp, ts1, ts2, python, inspector, claude, codex, gemini):
+            # The tests of rmcp start their own server.
+            if only and part.__name__ not in only or bridged() and part is rmcp:
+                continue
+            try:
+                part(grid)
+            except (subprocess.TimeoutExpired, OSError, KeyError, IndexError, ValueError) as error:
+                grid.add(part.__name__ + " went through", False, repr(error), cell="call")
     table = grid.markdown()
     print("\n" + table)
-    if not only:
+    if not only and not doors:
         with open(os.path.join(HERE, "RESULTS.md"), "w") as file:
             file.write(table)
     return grid.end()
