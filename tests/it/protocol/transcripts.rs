@@ -232,6 +232,8 @@ impl Redaction {
         for (place, name) in &self.places {
             text = text.replace(place, name);
         }
+        // A machine that is busy gives up the look at the directory.
+        text = text.replace(" · whether files changed is not known", "");
         let mut out = String::new();
         let mut rest = text.as_str();
         while let Some(first) = rest.chars().next() {
@@ -273,6 +275,9 @@ impl Redaction {
                     members.iter().map(|(name, value)| (name.clone(), self.value(name, value))).collect();
                 if members.get("status") == Some(&json!("working")) && members.contains_key("statusMessage") {
                     members.insert("statusMessage".to_owned(), json!("at work"));
+                }
+                if members.get("workspace_changed") == Some(&Value::Null) {
+                    members.remove("workspace_changed");
                 }
                 Value::Object(members)
             }
