@@ -69,14 +69,8 @@ const EXAMPLES: &[Example] = &[
     inside("rmcp-best", "bench_rmcp_best", RMCP_MAX_LINE),
     inside("phone-opus", OURS, OUR_MAX_LINE),
     apart(FLOOR2, "bench_floor2", &[]),
-    apart("phone-opus-process", OURS, IN_A_PROCESS),
+    apart("phone-opus-process", OURS, &[("BENCH_ISOLATION", "process")]),
 ];
-
-/// Tells ours to run its tools in a process of their own.
-const IN_A_PROCESS: &[(&str, &str)] = &[("BENCH_ISOLATION", "process")];
-
-/// What the label of any other server ends in whose tools run in a process of their own; it is told so as ours is.
-const APART: &str = "-process";
 
 impl PeerChoice {
     /// Every server this repository builds, the floor first.
@@ -135,16 +129,13 @@ pub(crate) struct Named {
 /// Builds what has to be built. The error is one sentence.
 pub(crate) fn prepare(choice: &PeerChoice) -> Result<Peer, String> {
     match choice {
-        PeerChoice::Program { label, argv } => {
-            let apart = label.ends_with(APART);
-            Ok(Peer {
-                label: label.clone(),
-                argv: argv.iter().map(PathBuf::from).collect(),
-                max_line: None,
-                place: if apart { Place::Apart } else { Place::Inside },
-                variables: if apart { IN_A_PROCESS } else { &[] },
-            })
-        }
+        PeerChoice::Program { label, argv } => Ok(Peer {
+            label: label.clone(),
+            argv: argv.iter().map(PathBuf::from).collect(),
+            max_line: None,
+            place: Place::Inside,
+            variables: &[],
+        }),
         PeerChoice::Example(example) => Ok(Peer {
             label: example.label.to_owned(),
             argv: vec![if example.target == OURS {

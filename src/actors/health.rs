@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use tokio::sync::oneshot;
 
 use crate::actors::current::Current;
+use crate::actors::jobs::host_life::HostLife;
 use crate::actors::rollout::RolloutHandle;
 use crate::actors::session::gauges::Gauges;
 use crate::actors::workers::messages::{WorkersMsg, WorkersSnapshot};
@@ -55,6 +56,8 @@ pub struct HealthSource {
     pub notices: Arc<[String]>,
     /// Whose sessions there are.
     pub callers: Callers,
+    /// How others see that this system lives.
+    pub life: HostLife,
 }
 
 async fn within<T>(question: impl Future<Output = Option<T>>) -> Option<T> {
@@ -108,6 +111,10 @@ impl HealthSource {
             "attached_jobs": attached,
             "environment": caller.origin,
         });
+        if let (Value::Object(object), Some(grace)) = (&mut value, self.life.grace()) {
+            object.insert("adopted_jobs".into(), json!(self.life.adopted()));
+            object.insert("orphan_grace_s".into(), json!(grace.as_secs()));
+        }
         if let (Value::Object(object), false) = (&mut value, self.notices.is_empty()) {
             object.insert("notices".into(), json!(self.notices.as_ref()));
         }

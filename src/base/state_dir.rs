@@ -11,6 +11,7 @@
 //! slots/N                      held by a runner while its agent runs
 //! waiting/ID (and ID.bell)     held by a process that waits with jobs, and how it is woken
 //! hosts/ID.json                what a host says of itself, for whoever looks
+//! hosts/ID/lock                held by a host whose jobs may be adopted when it is gone
 //! secret                       what digests of environments are keyed by
 //! daemon.lock                  held by the daemon of this directory
 //! daemon.json                  how that daemon is reached
@@ -311,7 +312,7 @@ impl StateDir {
         private_dir(&self.waiting(), Place::Inside)
     }
 
-    /// Where hosts say how they are.
+    /// Where hosts say how they are, and that they live.
     #[must_use]
     pub fn hosts(&self) -> PathBuf {
         self.root.join("hosts")
@@ -321,6 +322,22 @@ impl StateDir {
     #[must_use]
     pub fn host_row(&self, host: HostId) -> PathBuf {
         self.hosts().join(format!("{host}.json"))
+    }
+
+    /// The file whose lock says that a host lives.
+    #[must_use]
+    pub fn host_lock(&self, host: HostId) -> PathBuf {
+        self.hosts().join(host.to_string()).join("lock")
+    }
+
+    /// Makes the directory of one host for its lock, and what it lies in.
+    ///
+    /// # Errors
+    ///
+    /// As for [`StateDir::create`].
+    pub fn create_host_dir(&self, host: HostId) -> Result<(), StateDirError> {
+        self.create_hosts()?;
+        private_dir(&self.hosts().join(host.to_string()), Place::Inside)
     }
 
     /// Makes the directory of hosts, and what it lies in.

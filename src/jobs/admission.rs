@@ -15,7 +15,7 @@
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
-use crate::base::ids::{JobId, UnixMillis, WaiterId};
+use crate::base::ids::{HostId, JobId, UnixMillis, WaiterId};
 use crate::jobs::{CancelReason, JobMode, JobState};
 
 /// A conversation of an agent, across which runs are serial. Ids are only unique within one kind of agent.
@@ -53,6 +53,8 @@ pub struct QueueRow {
     pub waiter: Option<WaiterId>,
     /// The digest of the environment it is to run with.
     pub environment: Option<String>,
+    /// The host that has custody of it; `None` where no other one may follow it in that.
+    pub host: Option<HostId>,
 }
 
 /// A row together with the evidence of its runner.
@@ -237,6 +239,7 @@ mod tests {
                 cancel_requested: None,
                 waiter: None,
                 environment: None,
+                host: None,
             };
             self.contenders.push(Contender { row, alive: true });
             job

@@ -246,6 +246,7 @@ mod tests {
                 cancel_requested: None,
                 waiter: None,
                 environment: None,
+                host: None,
             };
             assert_eq!(JobEvidence::new(&dir).is_alive(&row), looked_after, "{what}");
         }

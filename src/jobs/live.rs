@@ -70,11 +70,20 @@ pub struct JobLive {
     pub finished: Option<Arc<JobRecord>>,
     /// The job as it will have ended, while the store does not take its outcome. For whoever waits; it is not the truth yet.
     pub unstored: Option<Arc<JobRecord>>,
+    /// It is followed by the store alone: whoever works at it has no pipe to this host.
+    pub by_store: bool,
 }
 
 impl Default for JobLive {
     fn default() -> Self {
-        Self { phase: Phase::Queued(None), text: String::new(), events: 0, finished: None, unstored: None }
+        Self {
+            phase: Phase::Queued(None),
+            text: String::new(),
+            events: 0,
+            finished: None,
+            unstored: None,
+            by_store: false,
+        }
     }
 }
 

@@ -89,15 +89,7 @@ impl JobLock {
     ///
     /// The file is there and cannot be looked at.
     pub fn wait_until_free(dir: &StateDir, job: JobId) -> Result<(), LockError> {
-        let path = dir.job_lock(job);
-        let Some(file) = open_to_look(&path)? else { return Ok(()) };
-        loop {
-            match flock(&file, FlockOperation::LockShared) {
-                Ok(()) => return Ok(()),
-                Err(Errno::INTR) => {}
-                Err(error) => return Err(LockError::io(&path, &error.into())),
-            }
-        }
+        wait_until_free_at(&dir.job_lock(job))
     }
 
     /// Gives the lock's file the present time: a sign of life, for an owner who takes long.
@@ -132,6 +124,18 @@ pub(crate) fn is_held_at(path: &Path) -> Result<bool, LockError> {
         Ok(()) => Ok(false),
         Err(Errno::WOULDBLOCK) => Ok(true),
         Err(error) => Err(LockError::io(path, &error.into())),
+    }
+}
+
+/// Blocks until nobody holds the lock of this file for itself; a file that is not there has no holder.
+pub(crate) fn wait_until_free_at(path: &Path) -> Result<(), LockError> {
+    let Some(file) = open_to_look(path)? else { return Ok(()) };
+    loop {
+        match flock(&file, FlockOperation::LockShared) {
+            Ok(()) => return Ok(()),
+            Err(Errno::INTR) => {}
+            Err(error) => return Err(LockError::io(path, &error.into())),
+        }
     }
 }
 

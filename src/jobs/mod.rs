@@ -16,6 +16,7 @@
 pub mod admission;
 pub mod client;
 pub mod evidence;
+pub mod host_lock;
 pub mod host_row;
 pub mod journal;
 pub mod leftovers;
@@ -36,7 +37,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::base::fault::{Fault, FaultCode};
-use crate::base::ids::{AgentSessionId, ChainId, InvocationId, JobId, RunToken, UnixMillis, WaiterId};
+use crate::base::ids::{AgentSessionId, ChainId, HostId, InvocationId, JobId, RunToken, UnixMillis, WaiterId};
 use crate::jobs::journal::AgentEvent;
 
 /// Where a job stands.
@@ -265,6 +266,9 @@ pub struct NewJob {
     /// Whose usage it is (`Agent::account`); set by whoever knows the environment the agent is to get.
     #[serde(default)]
     pub account: String,
+    /// The host that has custody of it, where another one may follow it in that; set by that host.
+    #[serde(default)]
+    pub host: Option<HostId>,
 }
 
 /// A job as the store holds it.
@@ -312,6 +316,9 @@ pub struct JobRecord {
     /// The digest of the environment it is to run with.
     #[serde(skip)]
     pub environment: Option<String>,
+    /// The host that has custody of it; `None` where no other one may follow it in that.
+    #[serde(skip)]
+    pub host: Option<HostId>,
 }
 
 impl JobRecord {
@@ -339,6 +346,7 @@ impl JobRecord {
             last_event: 0,
             waiter: None,
             environment: None,
+            host: None,
         }
     }
 

@@ -70,6 +70,7 @@ pub struct RunnerCommand {
     manner: Arc<RunnerManner>,
     /// Whose runners they are, where it is not the host itself.
     caller: Option<Arc<CallerContext>>,
+    orphan_grace: Duration,
 }
 
 impl RunnerCommand {
@@ -89,7 +90,14 @@ impl RunnerCommand {
         let manner = Arc::new(RunnerManner::new(config, given));
         let (stand_in, max_running) = (StandIn::default(), config.max_running);
         let host = Common { program, stand_in, dir, max_running, environment, manner: Arc::clone(&manner), variables };
-        Self { host: Arc::new(host), agents, billing: config.billing, manner, caller: None }
+        let orphan_grace = Duration::ZERO;
+        Self { host: Arc::new(host), agents, billing: config.billing, manner, caller: None, orphan_grace }
+    }
+
+    /// The same for a host whose jobs wait so long to be adopted when it is gone; zero when they do not.
+    #[must_use]
+    pub fn with_orphan_grace(self, grace: Duration) -> Self {
+        Self { orphan_grace: grace, ..self }
     }
 
     /// How runners of a caller's jobs are started: with its environment, under its configuration.
@@ -113,6 +121,7 @@ impl RunnerCommand {
             billing: config.billing,
             manner: Arc::new(RunnerManner::new(config, Some(given))),
             caller: Some(Arc::clone(caller)),
+            orphan_grace: self.orphan_grace,
         }
     }
 
@@ -244,6 +253,10 @@ impl RunnerCommand {
             .args(["--extra-usage", manner.extra_usage.as_str()])
             // It outlives its host as long as its jobs do.
             .kill_on_drop(false);
+        if !self.orphan_grace.is_zero() {
+            // A part of a second is none.
+            command.args(["--orphan-grace-s", &self.orphan_grace.as_secs().max(1).to_string()]);
+        }
         if let Some(path) = &manner.claude_bin {
             command.arg("--claude-bin").arg(path);
         }

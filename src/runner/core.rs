@@ -1,7 +1,7 @@
 //! The runner's decisions: when its job must end, and why. When it may start is decided by `admission` and the store.
 //!
-//! Owns: the caller-lost, deadline, stall and leaving clocks, the reason of an end. May not know: processes, the store,
-//! I/O; `now` is passed in.
+//! Owns: the caller-lost, deadline, stall and leaving clocks, who has custody of the job, the reason of an end. May not know:
+//! processes, the store, locks, I/O; `now` is passed in.
 //!
 //! ```text
 //!  beginning ──started──▶ running ──process over──▶ done
@@ -12,17 +12,29 @@
 //! added up from looks at the pipe that came on time and found it empty. A runner that was stopped with its agent, a
 //! machine that slept, a store that kept the runner waiting are no silence of the agent.
 //!
+//! A job has the custody of the host at the other end of its pipe. When that end is closed, a job that may be adopted has
+//! the custody of the host its row names, for as long as that one holds its lock; from the moment on in which nobody has it,
+//! a synchronous job is given a grace in which another host may come. Others are given [`CALLER_GRACE`].
+//!
+//! ```text
+//!  pipe ──closed──▶ nobody's ──the row's host lives──▶ adopted ──its lock is free──▶ nobody's
+//!                     └── grace over, synchronous ──▶ ending
+//! ```
+//!
 //! Invariants: (1) the first reason to end a job stays; (2) a background job never ends because a host is gone; (3) an
-//! agent is taken for stuck only by looks that would have heard it; (4) one that has given its result is told to leave.
+//! agent is taken for stuck only by looks that would have heard it; (4) one that has given its result is told to leave; (5) L7:
+//! a synchronous job without a host ends a grace after it lost the last one, however many it had.
 
 use std::time::{Duration, Instant};
 
 use crate::agents::{AgentEvent, StopCause};
 use crate::base::fault::Fault;
+use crate::base::ids::HostId;
 use crate::jobs::store::Glance;
 use crate::jobs::{CancelReason, JobMode};
 
-/// How long a synchronous job survives its caller: long enough for a host that replaces itself to come back.
+/// How long a synchronous job that nobody may adopt survives its caller: long enough for a host that replaces itself to come
+/// back.
 const CALLER_GRACE: Duration = Duration::from_secs(2);
 
 /// Time between two looks above which the second one was late. Eight times what is usual: a busy machine is not late, a
@@ -48,6 +60,23 @@ pub enum Pipe {
     Unread,
 }
 
+/// Whether a host was found to live, by its lock.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HostSeen {
+    /// It holds its lock.
+    Alive,
+    /// Nobody does.
+    Gone,
+}
+
+/// Who may adopt a job, and how long it waits for that.
+#[derive(Debug, Clone, Copy)]
+struct Adoptable {
+    /// The host that has custody of it, by its row.
+    host: HostId,
+    grace: Duration,
+}
+
 /// The clocks of one job.
 #[derive(Debug, Clone, Copy)]
 pub struct Clocks {
@@ -62,7 +91,12 @@ pub struct Clocks {
 pub struct RunnerCore {
     clocks: Clocks,
     mode: JobMode,
-    host_gone: Option<Instant>,
+    /// `None` when it depends on its pipe alone.
+    adoptable: Option<Adoptable>,
+    /// The pipe is closed.
+    pipe_over: bool,
+    /// Since when no host has custody of it.
+    lost: Option<Instant>,
     running: Option<Running>,
     stop: Option<StopCause>,
 }
@@ -91,7 +125,15 @@ impl RunnerCore {
     /// the waiting process.
     #[must_use]
     pub fn new(clocks: Clocks, mode: JobMode) -> Self {
-        Self { clocks, mode, host_gone: None, running: None, stop: None }
+        Self { clocks, mode, adoptable: None, pipe_over: false, lost: None, running: None, stop: None }
+    }
+
+    /// The same for a job that is in the custody of this host by its row, and waits so long to be adopted when it is in
+    /// nobody's. Without either it is as any other.
+    #[must_use]
+    pub fn adoptable(self, host: Option<HostId>, grace: Duration) -> Self {
+        let adoptable = host.filter(|_| !grace.is_zero()).map(|host| Adoptable { host, grace });
+        Self { adoptable, ..self }
     }
 
     /// The store was looked at.
@@ -99,6 +141,32 @@ impl RunnerCore {
         self.mode = glance.mode;
         if let Some(reason) = glance.cancel_requested {
             self.end(StopCause::Cancelled(reason));
+        }
+        if let (Some(adoptable), Some(host)) = (&mut self.adoptable, glance.host)
+            && adoptable.host != host
+        {
+            // It was adopted. Whether that one is gone again by now is to be looked at.
+            adoptable.host = host;
+            self.lost = None;
+        }
+    }
+
+    /// The host whose lock says whether somebody has custody of the job; `None` where that is not in question.
+    #[must_use]
+    pub fn host_to_look_for(&self) -> Option<HostId> {
+        self.adoptable.filter(|_| self.pipe_over && self.mode == JobMode::Sync).map(|adoptable| adoptable.host)
+    }
+
+    /// A host was looked for.
+    pub fn looked_for_host(&mut self, host: HostId, seen: HostSeen, now: Instant) {
+        if self.host_to_look_for() != Some(host) {
+            return;
+        }
+        match seen {
+            HostSeen::Alive => self.lost = None,
+            HostSeen::Gone => {
+                self.lost.get_or_insert(now);
+            }
         }
     }
 
@@ -114,7 +182,8 @@ impl RunnerCore {
 
     /// The host's end of the pipe is closed.
     pub fn host_went(&mut self, now: Instant) {
-        self.host_gone.get_or_insert(now);
+        self.pipe_over = true;
+        self.lost.get_or_insert(now);
     }
 
     /// The agent was started.
@@ -195,7 +264,8 @@ impl RunnerCore {
     /// Time has passed. Returns why the job is to end, from the first moment on that it is.
     pub fn tick(&mut self, now: Instant) -> Option<&StopCause> {
         let past = |since: Instant, limit: Duration| now.saturating_duration_since(since) >= limit;
-        if self.mode == JobMode::Sync && self.host_gone.is_some_and(|at| past(at, CALLER_GRACE)) {
+        let grace = self.adoptable.map_or(CALLER_GRACE, |adoptable| adoptable.grace);
+        if self.mode == JobMode::Sync && self.lost.is_some_and(|at| past(at, grace)) {
             self.end(StopCause::Cancelled(CancelReason::CallerLost));
         }
         match self.running {
@@ -226,7 +296,7 @@ mod tests {
     }
 
     fn glance(mode: JobMode, cancel_requested: Option<CancelReason>) -> Glance {
-        Glance { state: JobState::Running, mode, cancel_requested, last_event: 0 }
+        Glance { state: JobState::Running, mode, cancel_requested, last_event: 0, host: None }
     }
 
     const fn secs(seconds: u64) -> Duration {
@@ -251,6 +321,68 @@ mod tests {
         core.host_went(now);
         core.glanced(&glance(JobMode::Background, None));
         assert_eq!(core.tick(now + secs(60)), None);
+    }
+
+    const GRACE: Duration = secs(30);
+
+    fn named(host: HostId) -> Glance {
+        Glance { host: Some(host), ..glance(JobMode::Sync, None) }
+    }
+
+    /// What a look of the runner finds: the host its row names, and whether that one lives.
+    fn look(core: &mut RunnerCore, host: HostId, seen: HostSeen, now: Instant) -> Option<StopCause> {
+        core.glanced(&named(host));
+        if let Some(host) = core.host_to_look_for() {
+            core.looked_for_host(host, seen, now);
+        }
+        core.tick(now).cloned()
+    }
+
+    #[test]
+    fn a_job_that_may_be_adopted_waits_for_that_and_each_host_it_loses_begins_the_wait_anew() {
+        const LOST: StopCause = StopCause::Cancelled(CancelReason::CallerLost);
+        let [one, two, three] = [(); 3].map(|()| HostId::random());
+        let core = |mode| RunnerCore::new(CLOCKS, mode).adoptable(Some(one), GRACE);
+        let start = Instant::now();
+        let at = |seconds| start + secs(seconds);
+
+        let mut job = core(JobMode::Sync);
+        assert_eq!(job.host_to_look_for(), None, "its pipe says that its host is there");
+        assert_eq!(look(&mut job, one, HostSeen::Gone, at(0)), None);
+        job.host_went(at(10));
+        assert_eq!(look(&mut job, one, HostSeen::Gone, at(39)), None);
+        assert_eq!(look(&mut job, one, HostSeen::Gone, at(40)), Some(LOST), "nobody came");
+
+        let mut job = core(JobMode::Sync);
+        job.host_went(at(0));
+        assert_eq!(look(&mut job, two, HostSeen::Alive, at(29)), None, "adopted");
+        assert_eq!(look(&mut job, two, HostSeen::Alive, at(1000)), None);
+        assert_eq!(look(&mut job, two, HostSeen::Gone, at(1001)), None, "lost again");
+        assert_eq!(look(&mut job, three, HostSeen::Gone, at(1030)), None, "the third one is gone as it is seen");
+        assert_eq!(look(&mut job, three, HostSeen::Gone, at(1059)), None);
+        assert_eq!(look(&mut job, three, HostSeen::Gone, at(1060)), Some(LOST));
+
+        let mut background = core(JobMode::Background);
+        background.host_went(at(0));
+        assert_eq!(background.host_to_look_for(), None, "nobody needs to be there");
+        assert_eq!(background.tick(at(1000)), None);
+        // What a caller of another host that is gone says changes nothing.
+        let mut job = core(JobMode::Sync);
+        job.host_went(at(0));
+        job.looked_for_host(two, HostSeen::Alive, at(1));
+        assert_eq!(job.tick(at(30)), Some(&LOST));
+    }
+
+    #[test]
+    fn a_job_that_nobody_may_adopt_does_not_wait_for_it() {
+        for (host, grace) in [(None, GRACE), (Some(HostId::random()), Duration::ZERO)] {
+            let now = Instant::now();
+            let mut job = RunnerCore::new(CLOCKS, JobMode::Sync).adoptable(host, grace);
+            job.host_went(now);
+            job.glanced(&named(HostId::random()));
+            assert_eq!(job.host_to_look_for(), None);
+            assert_eq!(job.tick(now + secs(2)), Some(&StopCause::Cancelled(CancelReason::CallerLost)));
+        }
     }
 
     /// Looks of an idle runner, four a second, from `from` to `to` seconds after the start; the first moment there is a

@@ -30,7 +30,7 @@ use tokio::sync::mpsc;
 
 use self::agent_run::failed;
 pub use self::command::{Begins, RunnerCommand, RunnerManner};
-pub use self::core::{Clocks, Pipe, RunnerCore};
+pub use self::core::{Clocks, HostSeen, Pipe, RunnerCore};
 pub use self::ending::outcome_channel;
 use self::ending::{Ended, Ending, Told};
 use self::journal::Journal;
@@ -75,6 +75,8 @@ pub struct RunnerOptions {
     pub max_running: usize,
     /// Silence after which the agent is taken for stuck.
     pub stall: Duration,
+    /// How long the job waits to be adopted when its host is gone; zero when it is not.
+    pub orphan_grace: Duration,
     /// What becomes of a run that would be paid for beyond its plan.
     pub extra_usage: ExtraUsage,
     /// The agents there are.
@@ -159,7 +161,7 @@ where
     }
     let listening = Signals::new().map_err(RunnerError::Signal)?;
     let clocks = Clocks { timeout: Duration::from_secs(record.request.timeout_s), stall: options.stall };
-    let core = RunnerCore::new(clocks, record.mode);
+    let core = RunnerCore::new(clocks, record.mode).adoptable(record.host, options.orphan_grace);
     let mut runner = Runner {
         journal: Journal::start(store.clone(), options.job),
         store: store.clone(),

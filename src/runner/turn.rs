@@ -67,6 +67,7 @@ impl Runner {
             None => self.store.glance(self.options.job).await?,
         };
         self.core.glanced(&glance);
+        self.look_for_host();
         if self.core.tick(Instant::now()).is_some() {
             return Ok(Turn::Over);
         }

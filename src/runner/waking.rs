@@ -9,6 +9,8 @@ use std::time::{Duration, Instant};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::Runner;
+use super::core::HostSeen;
+use crate::jobs::host_lock::HostLock;
 
 /// How often the store is looked at for a cancel by another process.
 pub(super) const LOOK_EVERY: Duration = Duration::from_millis(250);
@@ -65,6 +67,15 @@ impl Runner {
         self.core.host_went(Instant::now());
     }
 
+    /// Looks whether a host lives that has adopted the job. Nothing is looked at while the pipe is open.
+    pub(super) fn look_for_host(&mut self) {
+        if let Some(host) = self.core.host_to_look_for() {
+            let lives = HostLock::lives(&self.options.dir, host);
+            let seen = if lives { HostSeen::Alive } else { HostSeen::Gone };
+            self.core.looked_for_host(host, seen, Instant::now());
+        }
+    }
+
     pub(super) async fn asked_to_end(&mut self) {
         // The host records why before it asks.
         let recorded = self.store.glance(self.options.job).await.ok().and_then(|glance| glance.cancel_requested);
@@ -77,6 +88,7 @@ impl Runner {
         if let Ok(glance) = self.store.glance(self.options.job).await {
             self.core.glanced(&glance);
         }
+        self.look_for_host();
         self.core.tick(Instant::now()).is_some()
     }
 }

@@ -15,6 +15,7 @@ use super::{INSTRUCTIONS, OwnTools, SystemBuilder};
 use crate::actors::connections::Served;
 use crate::actors::current::Current;
 use crate::actors::health::HealthSource;
+use crate::actors::jobs::host_life::HostLife;
 use crate::actors::jobs::jobs_of;
 use crate::actors::rollout::{RolloutHandle, RolloutMsg};
 use crate::actors::root::Names;
@@ -49,6 +50,8 @@ pub(super) const NOWHERE: &str = "/nonexistent";
 /// What a system's parts are made from. A system that starts and the dry run of a hand-over are put together from the same.
 pub(super) struct Assembly {
     pub(super) host: HostId,
+    /// How others see that it lives.
+    pub(super) life: HostLife,
     pub(super) started: Instant,
     pub(super) names: Names,
     pub(super) config: Arc<Config>,
@@ -89,14 +92,15 @@ impl Assembly {
         let environment = said.environment.unwrap_or_else(Environment::capture);
         let store = StoreHandle::sqlite_with(dir_of(said.state_dir.as_ref()), said.faults.clone());
         let runner = said.state_dir.as_ref().zip(said.runner).map(|(dir, program)| {
-            Arc::new(RunnerCommand::new(
+            let command = RunnerCommand::new(
                 program,
                 dir.clone(),
                 &config,
                 said.agents.clone(),
                 Some(environment.clone()),
                 said.faults.variables(),
-            ))
+            );
+            Arc::new(command.with_orphan_grace(said.orphan_grace))
         });
         let callers = Callers::new(CallerContext {
             cwd: said.default_cwd.clone(),
@@ -110,8 +114,10 @@ impl Assembly {
         let uptime = earlier.map_or(Duration::ZERO, |snapshot| snapshot.uptime + snapshot.age());
         let setup = said.rollout.map(Arc::new);
         let carried = earlier.map(|snapshot| snapshot.rollout.clone());
+        let host = earlier.map_or_else(HostId::random, |snapshot| snapshot.host);
         Self {
-            host: earlier.map_or_else(HostId::random, |snapshot| snapshot.host),
+            host,
+            life: HostLife::new(dir_of(said.state_dir.as_ref()), host, said.orphan_grace),
             started: now.checked_sub(uptime).unwrap_or(now),
             rollout: rollouts(setup.as_deref(), carried, &config, names.rollout.current(), &telemetry),
             places: Places {
@@ -209,6 +215,7 @@ impl Assembly {
             rollout: self.rollout.clone(),
             notices: self.notices.clone().into(),
             callers: self.callers.clone(),
+            life: self.life.clone(),
         }
     }
 

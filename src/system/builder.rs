@@ -4,6 +4,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::System;
 use crate::actors::supervision::slot::RestartPolicy;
@@ -42,6 +43,7 @@ pub struct SystemBuilder {
     pub(super) restart: Option<RestartPolicy>,
     pub(super) isolation: Isolation,
     pub(super) worker_policy: WorkerPolicy,
+    pub(super) orphan_grace: Duration,
     pub(super) session_limits: SessionLimits,
     pub(super) line_limit: usize,
     pub(super) telemetry_log: bool,
@@ -68,6 +70,7 @@ impl System {
             restart: None,
             isolation: Isolation::default(),
             worker_policy: WorkerPolicy::default(),
+            orphan_grace: Duration::ZERO,
             session_limits: SessionLimits::default(),
             line_limit: LINE_LIMIT,
             telemetry_log: true,
@@ -170,6 +173,15 @@ impl SystemBuilder {
     #[must_use]
     pub fn worker_policy(mut self, policy: WorkerPolicy) -> Self {
         self.worker_policy = policy;
+        self
+    }
+
+    /// How long a job of this system waits to be adopted by another one when this one is gone without having ended, and a job
+    /// this one adopts waits for its callers; whole seconds. Zero, when not set: a synchronous job ends when its system is gone,
+    /// and none is adopted.
+    #[must_use]
+    pub fn orphan_grace(mut self, grace: Duration) -> Self {
+        self.orphan_grace = grace;
         self
     }
 

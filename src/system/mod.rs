@@ -381,6 +381,7 @@ impl System {
     pub async fn shutdown(&self, grace: Grace) -> Shutdown {
         if grace.0.is_zero() {
             self.inner.root.kill();
+            self.inner.health.life.end();
             return Shutdown::Killed;
         }
         self.inner.root.stop(None);
@@ -389,6 +390,7 @@ impl System {
             Ok(Down::Failed(fault)) => Shutdown::AfterFault(fault),
             Err(_) => {
                 self.inner.root.kill();
+                self.inner.health.life.end();
                 Shutdown::Killed
             }
         }

@@ -114,7 +114,8 @@ impl SystemBuilder {
         if let Some(snapshot) = &restore {
             let means = assembly.means();
             let Lasting { gauges, connections, doors, attachments } = &lasting;
-            snapshot.restore_into((connections, doors), attachments, gauges, &assembly.telemetry, means.as_ref());
+            let Assembly { telemetry, life, .. } = &assembly;
+            snapshot.restore_into((connections, doors), attachments, gauges, telemetry, means.as_ref(), life);
         }
         let handing = Arc::new(assembly.handing(&lasting));
         let (table, supervisor) = (lasting.doors.clone(), assembly.names.doors.current());
@@ -211,6 +212,7 @@ impl Assembly {
             callers: self.callers.clone(),
             limits: AcceptLimits { max_queued: self.config.max_queued },
             attachments: lasting.attachments.clone(),
+            life: self.life.clone(),
             connections: lasting.connections.clone(),
             faults: self.faults.clone(),
             telemetry: self.telemetry.clone(),
@@ -246,6 +248,7 @@ impl Assembly {
             workers: self.names.workers.current(),
             jobs: self.names.jobs.current(),
             attachments: lasting.attachments.clone(),
+            life: self.life.clone(),
             store: self.store.clone(),
             telemetry: self.telemetry.clone(),
             gauges: Arc::clone(&lasting.gauges),

@@ -386,6 +386,7 @@ impl Consults {
             accepted_at: UnixMillis::now(),
             environment: None,
             account: String::new(),
+            host: None,
         }
     }
 

@@ -22,11 +22,12 @@ use super::core::{WaitingCore, WaitingEffect, WaitingEvent};
 use super::wire::{self, FromWaiting, Pieces, ToWaiting};
 use crate::agents::{RunEnd, StopCause};
 use crate::base::fault::{Fault, FaultCode};
-use crate::base::ids::{JobId, UnixMillis};
+use crate::base::ids::{HostId, JobId, UnixMillis};
 use crate::base::signals;
 use crate::base::state_dir::StateDir;
 use crate::exec::lines::LineReader;
 use crate::jobs::evidence::{JobEvidence, WaiterLock};
+use crate::jobs::host_lock::HostLock;
 use crate::jobs::lock::{JobLock, LockError};
 use crate::jobs::store::{CancelState, StoreError, StoreHandle};
 use crate::jobs::{CancelReason, JobOutcome, JobState, sweep};
@@ -53,6 +54,8 @@ pub struct WaitingOptions {
     pub runner: RunnerCommand,
     /// Agent runs at once.
     pub max_running: usize,
+    /// How long jobs wait to be adopted when the host is gone; zero when they do not.
+    pub orphan_grace: Duration,
 }
 
 /// Why a waiting process could not go on. Its jobs are its host's again, or a sweep's.
@@ -91,7 +94,7 @@ where
     let (freed, mut frees) = mpsc::unbounded_channel();
     let store = StoreHandle::sqlite(options.dir.clone());
     let mut process = Process {
-        core: WaitingCore::new(options.max_running),
+        core: WaitingCore::new(options.max_running).with_orphan_grace(options.orphan_grace),
         store: store.clone(),
         options,
         lock,
@@ -119,7 +122,7 @@ where
                     events.push(WaitingEvent::HostGone);
                 }
             },
-            Some(job) = frees.recv() => events.push(WaitingEvent::Freed(job)),
+            Some(freed) = frees.recv() => events.push(freed),
             Some(over) = process.runners.join_next() => events.extend(over.ok()),
             () = rung(bell.as_ref()) => events.push(WaitingEvent::Rang),
             () = tokio::time::sleep_until(at), if due.is_some() => events.push(WaitingEvent::Due),
@@ -128,8 +131,8 @@ where
         while let Some(line) = lines.ready() {
             events.extend(process.heard(&line)?);
         }
-        while let Ok(job) = frees.try_recv() {
-            events.push(WaitingEvent::Freed(job));
+        while let Ok(freed) = frees.try_recv() {
+            events.push(freed);
         }
         process.handle(std::mem::take(&mut events)).await;
     }
@@ -180,7 +183,8 @@ struct Process<W> {
     options: WaitingOptions,
     store: StoreHandle,
     lock: WaiterLock,
-    freed: mpsc::UnboundedSender<JobId>,
+    /// Where the threads say that a lock is free that they were blocked on.
+    freed: mpsc::UnboundedSender<WaitingEvent>,
     /// Runners of ours; each ends as an event.
     runners: JoinSet<WaitingEvent>,
     /// What tells runners of ours that their host is there: one that is stuck is not gone.
@@ -284,7 +288,10 @@ impl<W: AsyncWrite + Unpin> Process<W> {
                 None
             }
             WaitingEffect::Start(job) => self.start(job),
-            WaitingEffect::Watch(job) => self.watch(job),
+            WaitingEffect::Watch(job) => {
+                self.watch(WaitingEvent::Freed(job), move |dir| JobLock::wait_until_free(dir, job))
+            }
+            WaitingEffect::WatchHost(host) => self.watch_host(host),
             WaitingEffect::Cancel(job, reason) => self.end(job, Some(reason)).await,
             WaitingEffect::Expire(job) => self.end(job, None).await,
             WaitingEffect::Lost(job) => {
@@ -311,18 +318,26 @@ impl<W: AsyncWrite + Unpin> Process<W> {
         }
     }
 
-    /// Has a thread blocked on a run's lock.
-    fn watch(&mut self, job: JobId) -> Option<WaitingEvent> {
-        let (dir, freed) = (self.options.dir.clone(), self.freed.clone());
+    /// Has a thread blocked on a lock; what is to be told when it is free. Without a thread it counts as free, and is looked at
+    /// again instead.
+    fn watch(
+        &mut self,
+        told: WaitingEvent,
+        blocks: impl FnOnce(&StateDir) -> Result<(), LockError> + Send + 'static,
+    ) -> Option<WaitingEvent> {
+        let (dir, freed, tells) = (self.options.dir.clone(), self.freed.clone(), told.clone());
         let blocked = std::thread::Builder::new().name("watch".to_owned()).stack_size(STACK).spawn(move || {
             signals::leave_to_others();
-            if let Err(error) = JobLock::wait_until_free(&dir, job) {
-                tracing::warn!(%job, %error, "a run's lock cannot be waited for");
+            if let Err(error) = blocks(&dir) {
+                tracing::warn!(%error, "a lock cannot be waited for");
             }
-            let _ = freed.send(job);
+            let _ = freed.send(tells);
         });
-        // Without a thread it counts as one whose lock was free, and is looked at again instead.
-        blocked.err().map(|_| WaitingEvent::Freed(job))
+        blocked.err().map(|_| told)
+    }
+
+    fn watch_host(&mut self, host: HostId) -> Option<WaitingEvent> {
+        self.watch(WaitingEvent::HostFreed(host), move |dir| HostLock::wait_until_gone(dir, host))
     }
 
     /// Starts a runner that has no host to talk to. Whether its host lives is told by a pipe we hold.

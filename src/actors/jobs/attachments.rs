@@ -12,6 +12,7 @@ use tokio::sync::{mpsc, watch};
 
 use super::core::{AskId, Claim, JobsCore, JobsEffect, JobsEvent};
 use super::custody::Custody;
+use super::custody::core::RunHere;
 use super::means::Means;
 use super::room::Room;
 use super::starting::HeldRunner;
@@ -62,6 +63,18 @@ impl Attachment {
     /// Asks the runner to end its job. One request waits at most: a second one adds nothing.
     pub fn terminate(&self) {
         let _ = self.terminate.try_send(());
+    }
+
+    /// Whether its runner has no pipe to this host.
+    #[must_use]
+    pub fn is_by_store(&self) -> bool {
+        self.news.borrow().by_store
+    }
+
+    /// Whether callers of the host the job was adopted from may still come back.
+    #[must_use]
+    pub fn is_awaited(&self) -> bool {
+        self.rules.core().claim(self.job).is_some_and(Claim::is_awaited)
     }
 
     /// Whether a caller waits for the job, and who does. A job that was just released is waited for by nobody.
@@ -151,18 +164,31 @@ impl Attachments {
         });
     }
 
+    /// Makes custody of a job that was adopted; the one that is there stays. The rules have its claim already.
+    pub fn attach_by_store(&self, record: &JobRecord, means: Means, run_here: RunHere) {
+        let (news, followed) = watch::channel(JobLive { by_store: true, ..JobLive::default() });
+        let (terminate, asked) = mpsc::channel(1);
+        let mut table = self.table();
+        table.entry(record.id).or_insert_with(|| Attachment {
+            job: record.id,
+            custody: Kept::new(Custody::adopted(record, means, run_here, self.room.clone(), news, asked)),
+            news: followed,
+            terminate,
+            rules: self.rules.clone(),
+        });
+    }
+
     /// Takes in a custody that another image passed on, and who waits for its job.
     pub(super) fn take_in(
         &self,
         job: JobId,
-        mode: JobMode,
-        callers: Vec<InvocationId>,
+        claim: JobsEvent,
         custody: Custody,
         news: watch::Receiver<JobLive>,
         terminate: mpsc::Sender<()>,
     ) {
         // Nobody attends to anything yet; the supervisor does when it starts.
-        drop(self.decide(JobsEvent::Inherited { job, mode, callers }));
+        drop(self.decide(claim));
         let rules = self.rules.clone();
         self.table().insert(job, Attachment { job, custody: Kept::new(custody), news, terminate, rules });
     }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use tokio::sync::{oneshot, watch};
 
+use super::adopting::AtWork;
 use super::core::AskId;
 use super::starting::HeldRunner;
 use crate::actors::supervision::driver::ChildNews;
@@ -43,6 +44,8 @@ pub enum JobsMsg {
         ask: AskId,
         /// A runner that was started for it meanwhile.
         held: Option<HeldRunner>,
+        /// It was adopted on the way: whether anybody works at it.
+        adopted: Option<AtWork>,
         /// What became of it.
         result: Box<Result<Accept, Fault>>,
     },
@@ -85,6 +88,15 @@ pub enum JobsMsg {
     Sweep,
     /// A background job was accepted and has no runner: its host died in between.
     Adopt(Box<JobRecord>),
+    /// The sweep has looked at jobs of other hosts.
+    Looked {
+        /// Jobs that are in the custody of this host from now on, and at which somebody works.
+        adopted: Vec<JobRecord>,
+        /// Another host lives whose jobs may have to be adopted.
+        others: bool,
+    },
+    /// The time is over in which the callers of an adopted job may come back.
+    CallersDue(JobId),
     /// Let go of every job's custody, start no runner, and tell when no accept is under way any more.
     LetGo(oneshot::Sender<()>),
     /// Attend to them again.
@@ -111,6 +123,8 @@ impl JobsMsg {
             Self::Child(news) => news.name(),
             Self::Sweep => "sweep",
             Self::Adopt(_) => "adopt",
+            Self::Looked { .. } => "looked",
+            Self::CallersDue(_) => "callers_due",
             Self::LetGo(_) => "let_go",
             Self::Resume => "resume",
             Self::Attached(_) => "attached",

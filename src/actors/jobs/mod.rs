@@ -8,15 +8,17 @@
 //! Invariants: (1) L4: a job is in the store before anybody hears its id; (2) the supervisor never awaits the store: verbs
 //! run as tasks and come back as messages; (3) every change of who waits passes `JobsCore::step`.
 //!
-//! Reading order: [`core`] for the rules, [`messages`] for what wakes the supervisor, this file, `chores`, [`attachments`],
-//! [`custody`], [`room`].
+//! Reading order: [`core`] for the rules, [`messages`] for what wakes the supervisor, this file, `chores`, `adopting`,
+//! [`attachments`], [`custody`], [`room`], [`host_life`].
 
+pub(crate) mod adopting;
 pub mod attachments;
 mod chores;
 mod consult;
 pub mod core;
 pub mod custody;
 mod handle;
+pub mod host_life;
 pub mod means;
 pub mod messages;
 pub mod room;
@@ -34,11 +36,14 @@ use ractor::{Actor, ActorProcessingErr, ActorRef, SupervisionEvent};
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 
+use self::adopting::{AtWork, LeftAlone, Looked};
 use self::attachments::{Attachment, Attachments};
 use self::chores::{accept_again, end_for_lost_caller, keep_reserve, prune};
 use self::consult::{Consult, ConsultArguments};
 use self::core::{AskId, Custodian, Found, JobsEffect, JobsEvent};
+use self::custody::core::RunHere;
 pub use self::handle::jobs_of;
+use self::host_life::HostLife;
 use self::means::Means;
 use self::messages::{Again, JobsMsg};
 use self::room::Beginning;
@@ -56,6 +61,7 @@ use crate::base::state_dir::StateDir;
 use crate::failpoints::{Broken, FaultPoint, Faults, Operation};
 use crate::jobs::client::Accepted;
 use crate::jobs::evidence::JobEvidence;
+use crate::jobs::host_lock::clear_hosts;
 use crate::jobs::overdue::Overdue;
 use crate::jobs::store::{Accept, AcceptLimits, StoreError, StoreHandle};
 use crate::jobs::sweep;
@@ -109,6 +115,8 @@ pub struct JobsArguments {
     pub limits: AcceptLimits,
     /// The jobs this host looks after; outlives every incarnation of the supervisor.
     pub attachments: Attachments,
+    /// The life of this host, by which its jobs may be adopted.
+    pub life: HostLife,
     /// The connections: a caller whose connection is over waits for nothing.
     pub connections: Connections,
     /// Fault plan.
@@ -126,7 +134,11 @@ pub struct JobsState {
     sweeps: u64,
     /// Jobs of no host, whose runners may stand still.
     overdue: Arc<Overdue>,
+    /// Waiting jobs of hosts that are gone.
+    alone: Arc<LeftAlone>,
     tasks: JoinSet<()>,
+    /// The next sweep, where one is due sooner than the others.
+    soon: JoinSet<()>,
     /// Who is to be told that no accept is under way.
     still: Option<oneshot::Sender<()>>,
     runners: Runners,
@@ -167,7 +179,12 @@ impl Actor for Jobs {
         let sweeping = me.clone();
         if arguments.runner.is_some() {
             // Where no job was ever accepted there is nothing to sweep yet, and an idle host stays asleep.
-            let first = if arguments.dir.root().exists() { FIRST_SWEEP } else { SWEEP_EVERY };
+            let first = match (arguments.dir.root().exists(), arguments.life.grace()) {
+                // Whoever adopts jobs of others does it before their time is over, and is no program a client tries out.
+                (true, Some(_)) => Duration::ZERO,
+                (true, None) => FIRST_SWEEP,
+                (false, _) => SWEEP_EVERY,
+            };
             tasks.spawn(async move {
                 let mut wait = first;
                 loop {
@@ -195,7 +212,9 @@ impl Actor for Jobs {
             asking: HashMap::new(),
             sweeps: 0,
             overdue: Arc::default(),
+            alone: Arc::default(),
             tasks,
+            soon: JoinSet::new(),
             still: None,
         })
     }
@@ -240,6 +259,8 @@ impl Actor for Jobs {
             }
             state.release(job);
         }
+        // Nobody waits for what is left, but for background jobs, which another host may adopt.
+        state.arguments.life.end();
         Ok(())
     }
 }
@@ -252,7 +273,7 @@ impl JobsState {
         }
         match message {
             JobsMsg::Accept { job, caller, again, reply } => self.accept(&me, job, caller, again, reply).await,
-            JobsMsg::Stored { ask, held, result } => self.stored(&me, ask, held, *result).await,
+            JobsMsg::Stored { ask, held, adopted, result } => self.stored(&me, ask, held, adopted, *result).await,
             JobsMsg::Withdrawn(caller) => self.decide(&me, JobsEvent::Withdrawn(caller)).await,
             JobsMsg::Resumed { session, open } => self.decide(&me, JobsEvent::Resumed { session, open }).await,
             JobsMsg::SessionOver(session) => {
@@ -270,6 +291,20 @@ impl JobsState {
                     self.decide_about(&me, event, &mut about).await;
                 }
             }
+            JobsMsg::Looked { adopted, others } => {
+                for record in &adopted {
+                    let event = JobsEvent::Adopted { job: record.id, mode: record.mode };
+                    self.decide_about(&me, event, &mut About { record: Some(record), ..About::default() }).await;
+                }
+                if let (true, true, Some(grace)) = (others, self.soon.is_empty(), self.arguments.life.grace()) {
+                    // A host that is gone right after is noticed well within the time its jobs wait.
+                    self.soon.spawn(async move {
+                        tokio::time::sleep((grace / 3).min(SWEEP_EVERY)).await;
+                        let _ = me.cast(JobsMsg::Sweep);
+                    });
+                }
+            }
+            JobsMsg::CallersDue(job) => self.decide(&me, JobsEvent::CallersDue(job)).await,
             JobsMsg::LetGo(reply) => {
                 self.still = Some(reply);
                 self.decide(&me, JobsEvent::LetGo).await;
@@ -307,7 +342,7 @@ impl JobsState {
             }
             JobsMsg::Sweep => self.sweep(me),
         }
-        while self.tasks.try_join_next().is_some() {}
+        while self.tasks.try_join_next().is_some() || self.soon.try_join_next().is_some() {}
         Ok(())
     }
 
@@ -337,6 +372,24 @@ impl JobsState {
                     (Some(record), Some(means)) => self.arguments.attachments.attach(record, means, about.held.take()),
                     _ => tracing::error!(%job, "custody of a job could not be made"),
                 }
+            }
+            JobsEffect::AttachByStore(job) => {
+                let record = about.record.filter(|record| record.id == job);
+                // Where nobody here has its environment, it is followed all the same, and started by nobody.
+                let with = record.and_then(|record| self.runners.with(record.environment.as_deref()));
+                let run_here = if with.is_some() { RunHere::Allowed } else { RunHere::Refused };
+                let runner = with.map(|run_as| run_as.runner).or_else(|| self.runners.own().cloned());
+                match (record, runner.map(|runner| self.means(runner))) {
+                    (Some(record), Some(means)) => self.arguments.attachments.attach_by_store(record, means, run_here),
+                    _ => tracing::error!(%job, "custody of an adopted job could not be made"),
+                }
+            }
+            JobsEffect::AwaitCallers(job) => {
+                let (grace, me) = (self.arguments.life.grace().unwrap_or_default(), me.clone());
+                self.tasks.spawn(async move {
+                    tokio::time::sleep(grace).await;
+                    let _ = me.cast(JobsMsg::CallersDue(job));
+                });
             }
             JobsEffect::Attend(job) => self.attend(me, ChildEvent::Wanted(job)).await,
             JobsEffect::HandOver(job) => {
@@ -391,21 +444,46 @@ impl JobsState {
     fn sweep(&mut self, me: ActorRef<JobsMsg>) {
         let (store, dir) = (self.arguments.store.clone(), self.arguments.dir.clone());
         let remnants = dir.clone();
-        self.tasks.spawn(async move { drop(tokio::task::spawn_blocking(move || remnants.remove_remnants()).await) });
+        self.tasks.spawn(async move {
+            let remove = move || (remnants.remove_remnants(), clear_hosts(&remnants));
+            drop(tokio::task::spawn_blocking(remove).await);
+        });
         if !dir.database().exists() {
             // No job was ever accepted here, so an idle host leaves the disk alone.
             return;
         }
         let prunes = self.sweeps.is_multiple_of(PRUNE_EVERY);
         self.sweeps += 1;
-        let ours: HashSet<JobId> = self.arguments.attachments.all().into_iter().map(|(job, _)| job).collect();
+        let attached = self.arguments.attachments.all();
+        // A runner without a pipe to us that stands still is ended as one of no host is.
+        let with_pipes: HashSet<JobId> =
+            attached.iter().filter(|(_, attachment)| !attachment.is_by_store()).map(|(job, _)| *job).collect();
+        let mut ours: HashSet<JobId> = attached.into_iter().map(|(job, _)| job).collect();
+        let (life, alone) = (self.arguments.life.clone(), Arc::clone(&self.alone));
         let environments = self.runners.digests();
         let overdue = Arc::clone(&self.overdue);
         self.tasks.spawn(async move {
-            overdue.look(&store, &dir, &ours).await;
+            match adopting::look(&store, &dir, &life, &ours, &environments, &alone).await {
+                Ok(Looked { adopted, spared, others }) => {
+                    ours.extend(adopted.iter().map(|record| record.id));
+                    ours.extend(spared);
+                    if others || !adopted.is_empty() {
+                        let _ = me.cast(JobsMsg::Looked { adopted, others });
+                    }
+                }
+                Err(error) => tracing::warn!(%error, "jobs of other hosts could not be looked at"),
+            }
+            overdue.look(&store, &dir, &with_pipes).await;
             keep_reserve(&dir).await;
             match sweep::sweep(&store, &dir, &ours, &environments).await {
-                Ok(orphans) => orphans.into_iter().for_each(|record| drop(me.cast(JobsMsg::Adopt(Box::new(record))))),
+                Ok(orphans) => {
+                    for mut record in orphans {
+                        let others = life.grace().is_some() && record.host.is_some_and(|host| host != life.host());
+                        if !others || adopting::adopt(&store, &dir, &life, &mut record).await.is_some() {
+                            let _ = me.cast(JobsMsg::Adopt(Box::new(record)));
+                        }
+                    }
+                }
                 Err(error) => tracing::warn!(%error, "the sweep did not finish"),
             }
             if prunes {
@@ -448,6 +526,7 @@ impl JobsState {
         };
         job.account = run_as.runner.account(&job.request);
         job.environment = run_as.digest.as_deref().map(str::to_owned);
+        job.host = self.arguments.life.hold();
         let (ask, mode) = (self.arguments.attachments.next_ask(), job.mode);
         let invocation = job.invocation;
         self.asking.insert(ask, Asking { job: Some(job), invocation, run_as, again, reply });
@@ -460,6 +539,7 @@ impl JobsState {
         let Some(job) = asking.job.take() else { return };
         let runner = Arc::clone(&asking.run_as.runner);
         let (store, limits, me) = (self.arguments.store.clone(), self.arguments.limits, me.clone());
+        let adopts = self.arguments.life.grace().map(|_| (self.arguments.dir.clone(), self.arguments.life.clone()));
         let holder = self.has_room().then(|| (runner, self.arguments.dir.clone()));
         self.tasks.spawn(async move {
             let mut accepting = pin!(async {
@@ -474,14 +554,18 @@ impl JobsState {
                 }
             });
             // Asked for first: while the disk is written, this thread starts who will run the job.
-            let (result, held) = match poll_immediate(&mut accepting).await {
+            let (mut result, held) = match poll_immediate(&mut accepting).await {
                 Some(result) => (result, None),
                 None => {
                     let held = holder.and_then(|(runner, dir)| HeldRunner::start(&runner, &dir, job.id));
                     (accepting.await, held)
                 }
             };
-            let _ = me.cast(JobsMsg::Stored { ask, held, result: Box::new(result.map_err(Fault::from)) });
+            let adopted = match (&mut result, adopts) {
+                (Ok(Accept::Joined(record)), Some((dir, life))) => adopting::adopt(&store, &dir, &life, record).await,
+                _ => None,
+            };
+            let _ = me.cast(JobsMsg::Stored { ask, held, adopted, result: Box::new(result.map_err(Fault::from)) });
         });
     }
 
@@ -500,6 +584,7 @@ impl JobsState {
         me: &ActorRef<JobsMsg>,
         ask: AskId,
         held: Option<HeldRunner>,
+        adopted: Option<AtWork>,
         result: Result<Accept, Fault>,
     ) {
         let (record, joined) = match accepted(result) {
@@ -514,7 +599,7 @@ impl JobsState {
         if !joined {
             self.count(&record);
         }
-        let custodian = self.custodian(ask, &record, joined);
+        let custodian = self.custodian(ask, &record, joined, adopted);
         let found = Found { job: record.id, mode: record.mode, state: record.state, custodian };
         let runner = self.asking.get(&ask).map(|asking| Arc::clone(&asking.run_as.runner));
         let mut about = About { record: Some(&record), runner, held };
@@ -528,19 +613,28 @@ impl JobsState {
     }
 
     /// Who looks after a job that was accepted or joined, by the evidence there is.
-    fn custodian(&self, ask: AskId, record: &JobRecord, joined: bool) -> Custodian {
+    fn custodian(&self, ask: AskId, record: &JobRecord, joined: bool, adopted: Option<AtWork>) -> Custodian {
         if !joined {
             return Custodian::Inserted;
         }
+        let asking = self.asking.get(&ask);
+        let has_its_environment =
+            asking.is_some_and(|asking| record.environment.as_deref() == asking.run_as.digest.as_deref());
+        match adopted {
+            // Its host is gone for sure, so nobody is about to begin with it.
+            Some(AtWork::Nobody) if has_its_environment => return Custodian::Orphan,
+            Some(_) => return Custodian::Adopted,
+            None => {}
+        }
         // One of ours that was accepted just before an incarnation of ours ended has no runner yet.
-        let Some(asking) = self.asking.get(&ask) else { return Custodian::Somebody };
+        let Some(asking) = asking else { return Custodian::Somebody };
         let is_ours = |invocation: InvocationId| record.invocation.as_deref() == Some(&invocation.to_string());
         if record.state == JobState::Queued && asking.invocation.is_some_and(is_ours) {
             return Custodian::Unattended;
         }
         // A joined job that nobody runs (its host died between accepting and starting) is run by whoever asks for it.
         let orphan = self.arguments.attachments.get(record.id).is_none()
-            && record.environment.as_deref() == asking.run_as.digest.as_deref()
+            && has_its_environment
             && sweep::is_orphan(&self.arguments.dir, &mut JobEvidence::new(&self.arguments.dir), record);
         if orphan { Custodian::Orphan } else { Custodian::Somebody }
     }
@@ -557,7 +651,15 @@ impl JobsState {
         for report in self.consults.handle(me, event, spawn).await {
             match report {
                 // One that was lost too often lets go of its runner.
-                ChildReport::LeftOut(job) | ChildReport::GaveUp(job) => self.release(job),
+                ChildReport::LeftOut(job) | ChildReport::GaveUp(job) => {
+                    let attachment = self.arguments.attachments.get(job);
+                    let is_sync = |attachment: &Attachment| attachment.claim().0 == JobMode::Sync;
+                    if let (Some(_), Some(attachment)) = (self.arguments.life.grace(), attachment.filter(is_sync)) {
+                        // A runner that lives by our lock does not notice by its pipe.
+                        self.tasks.spawn(end_for_lost_caller(self.arguments.store.clone(), attachment, job));
+                    }
+                    self.release(job);
+                }
                 ChildReport::NotStarted(..) => {}
             }
         }

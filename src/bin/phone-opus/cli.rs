@@ -329,6 +329,9 @@ pub(crate) struct ServeOptions {
     /// What the image before this one passed on (given by it when it is replaced in place).
     #[arg(long, value_name = "WHERE", hide = true)]
     pub(crate) restore: Option<OsString>,
+    /// Seconds in which a consult of this server may be adopted by the next one when this one is gone (a daemon's; for tests).
+    #[arg(long, value_name = "N", default_value_t = 0, hide = true)]
+    pub(crate) orphan_grace_s: u64,
     /// Where jobs are kept.
     #[command(flatten)]
     pub(crate) common: Common,
@@ -401,6 +404,9 @@ pub(crate) struct RunWords {
     /// What becomes of a run that would be paid for beyond its plan.
     #[arg(long, default_value = Config::default().extra_usage.as_str(), value_parser = words::<ExtraUsage>())]
     pub(crate) extra_usage: ExtraUsage,
+    /// Seconds in which a job whose host is gone may be adopted by another one; 0 when it may not.
+    #[arg(long, default_value_t = 0)]
+    pub(crate) orphan_grace_s: u64,
     /// Claude Code's program.
     #[arg(long, value_name = "PATH")]
     pub(crate) claude_bin: Option<PathBuf>,

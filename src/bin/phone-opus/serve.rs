@@ -60,7 +60,7 @@ fn serve_client(options: &ServeOptions) -> Result<ExitCode, SetupError> {
         let (input, output) =
             (Input::stdin().map_err(SetupError::Runtime)?, Output::stdout().map_err(SetupError::Runtime)?);
         let faults = prepared.faults.clone();
-        let mut builder = prepared.system();
+        let mut builder = prepared.system().orphan_grace(Duration::from_secs(options.orphan_grace_s));
         let mut next = None;
         if let Some(setup) = rollout() {
             // As we were started, and with another file in our place.
@@ -139,6 +139,7 @@ pub(crate) fn background_consult(options: &RunnerArguments) -> ExitCode {
         dir,
         max_running: runs.max_running,
         stall: Duration::from_secs(runs.stall_s),
+        orphan_grace: Duration::from_secs(runs.orphan_grace_s),
         extra_usage: runs.extra_usage,
         agents: agents(runs.claude_bin.clone(), &runs.agent_env, program()),
         environment: Environment::capture(),

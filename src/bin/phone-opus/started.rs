@@ -38,7 +38,7 @@ pub(crate) fn by_a_host(words: impl Iterator<Item = OsString>) -> Option<Started
 /// A runner's options: each followed by its value, and at most once but for the variables; those a host always names are there.
 fn runner(options: &[OsString]) -> Option<RunnerArguments> {
     let (mut job, mut state_dir, mut max_running, mut stall_s) = (None, None, None, None);
-    let (mut extra_usage, mut claude_bin, mut agent_env) = (None, None, Vec::new());
+    let (mut extra_usage, mut orphan_grace_s, mut claude_bin, mut agent_env) = (None, None, None, Vec::new());
     let (held, options) = match options.split_last() {
         Some((last, rest)) if last == "--held" => (true, rest),
         _ => (false, options),
@@ -55,6 +55,7 @@ fn runner(options: &[OsString]) -> Option<RunnerArguments> {
             "--max-running" => max_running.replace(read(value)?).is_some(),
             "--stall-s" => stall_s.replace(read(value)?).is_some(),
             "--extra-usage" => extra_usage.replace(ExtraUsage::parse(value.to_str()?)?).is_some(),
+            "--orphan-grace-s" => orphan_grace_s.replace(read(value)?).is_some(),
             "--claude-bin" => claude_bin.replace(value.into()).is_some(),
             "--agent-env" => {
                 agent_env.push(value.to_str()?.to_owned());
@@ -73,6 +74,7 @@ fn runner(options: &[OsString]) -> Option<RunnerArguments> {
             max_running: max_running?,
             stall_s: stall_s?,
             extra_usage: extra_usage?,
+            orphan_grace_s: orphan_grace_s.unwrap_or(0),
             claude_bin,
             agent_env,
         },
@@ -110,7 +112,9 @@ mod tests {
         let runner = "mcp background-consult --state-dir /s --max-running 3 --stall-s 420 --extra-usage stop";
         let job = "--job 65256527-361a-4d3a-9a5f-945ee374307e";
         let own = ["mcp worker --generation 7".to_owned(), format!("{runner} {job}"), {
-            format!("{runner} --claude-bin /usr/bin/claude --agent-env A --agent-env B {job} --held")
+            format!(
+                "{runner} --orphan-grace-s 30 --claude-bin /usr/bin/claude --agent-env A --agent-env B {job} --held"
+            )
         }];
         for line in &own {
             let read = by_a_host(line.split(' ').map(OsString::from)).map(|found| format!("{found:?}"));

@@ -26,7 +26,7 @@ pub use self::thread::StoreHandle;
 pub use crate::jobs::admission::{QueueRow, SessionKey};
 
 use crate::base::fault::{Fault, FaultCode};
-use crate::base::ids::{InvocationId, JobId, UnixMillis, WaiterId};
+use crate::base::ids::{HostId, InvocationId, JobId, UnixMillis, WaiterId};
 use crate::base::local_time;
 use crate::base::state_dir::StateDirError;
 use crate::jobs::limits::Scope;
@@ -151,6 +151,18 @@ pub enum CancelState {
     GoesOn,
 }
 
+/// What became of an attempt to adopt a job.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[must_use]
+pub enum Adoption {
+    /// The job is in the custody of the host that asked.
+    Adopted,
+    /// It is in that of another one by now, or nobody may adopt it; nothing was changed.
+    Elsewhere,
+    /// It is over; nothing was changed.
+    Over { state: JobState },
+}
+
 /// What a runner or a waiting caller looks at again and again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Glance {
@@ -162,6 +174,8 @@ pub struct Glance {
     pub cancel_requested: Option<CancelReason>,
     /// The highest journal sequence number, 0 when there is none.
     pub last_event: u64,
+    /// The host that has custody of it; `None` where no other one may follow it.
+    pub host: Option<HostId>,
 }
 
 impl Glance {
@@ -173,6 +187,7 @@ impl Glance {
             mode: record.mode,
             cancel_requested: record.cancel_requested,
             last_event: record.last_event,
+            host: record.host,
         }
     }
 }
@@ -597,6 +612,14 @@ pub trait Store: Send {
     ///
     /// `UnknownJob`; the store cannot be used.
     fn hand_over(&mut self, job: JobId) -> Result<Transition, StoreError>;
+
+    /// Gives a job that is not over from the custody of one host, which is gone, into that of another. Of several who try it
+    /// at once one succeeds. Who waits with a queued job is woken.
+    ///
+    /// # Errors
+    ///
+    /// `UnknownJob`; the store cannot be used.
+    fn adopt(&mut self, job: JobId, from: HostId, by: HostId) -> Result<Adoption, StoreError>;
 
     /// Notes that somebody read the outcome; the first time stays, and a job that is not over is left alone.
     ///

@@ -18,10 +18,10 @@ use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
 use super::{
-    Accept, AcceptLimits, BUSY_BOUND, CancelState, ChainCost, DataVersion, DayCost, Glance, JobCounts, JobFilter,
-    Limit, Pruned, QueueRow, RetentionPolicy, SqliteStore, StartOutcome, Store, StoreError, Transition,
+    Accept, AcceptLimits, Adoption, BUSY_BOUND, CancelState, ChainCost, DataVersion, DayCost, Glance, JobCounts,
+    JobFilter, Limit, Pruned, QueueRow, RetentionPolicy, SqliteStore, StartOutcome, Store, StoreError, Transition,
 };
-use crate::base::ids::{InvocationId, JobId, UnixMillis, WaiterId};
+use crate::base::ids::{HostId, InvocationId, JobId, UnixMillis, WaiterId};
 use crate::base::signals;
 use crate::base::state_dir::StateDir;
 use crate::failpoints::{Broken, FaultPoint, Faults, Operation};
@@ -262,6 +262,7 @@ impl Command {
             | Self::Append { .. }
             | Self::RequestCancel { .. }
             | Self::HandOver { .. }
+            | Self::Adopt { .. }
             | Self::MarkRead { .. }
             | Self::ClearLimits { .. }
             | Self::Prune { .. } => Some(self.name()),
@@ -379,6 +380,8 @@ verbs! {
         |store| store.request_cancel(job, reason);
     /// Turns a job nobody waits for any more into a background job.
     HandOver: hand_over(job: JobId) -> Transition = |store| store.hand_over(job);
+    /// Gives a job into the custody of another host: [`Store::adopt`].
+    Adopt: adopt(job: JobId, from: HostId, by: HostId) -> Adoption = |store| store.adopt(job, from, by);
     /// Notes that somebody read the outcome.
     MarkRead: mark_read(job: JobId, at: UnixMillis) -> () = |store| store.mark_read(job, at);
     /// The finished jobs of a workspace nobody has read, newest first.
@@ -427,6 +430,7 @@ mod tests {
             accepted_at: UnixMillis(1),
             environment: None,
             account: String::new(),
+            host: None,
         }
     }
 
@@ -492,6 +496,9 @@ mod tests {
         }
         fn hand_over(&mut self, job: JobId) -> Result<Transition, StoreError> {
             self.inner.hand_over(job)
+        }
+        fn adopt(&mut self, job: JobId, from: HostId, by: HostId) -> Result<Adoption, StoreError> {
+            self.inner.adopt(job, from, by)
         }
         fn mark_read(&mut self, job: JobId, at: UnixMillis) -> Result<(), StoreError> {
             self.inner.mark_read(job, at)

@@ -35,6 +35,7 @@ use crate::actors::doors::table::DoorTable;
 use crate::actors::doors::unix::{DoorSnapshot, ListeningSocket};
 use crate::actors::jobs::attachments::Attachments;
 use crate::actors::jobs::custody::passed::{CustodySnapshot, inherit_the_rest};
+use crate::actors::jobs::host_life::HostLife;
 use crate::actors::jobs::means::Means;
 use crate::actors::jobs::room::RoomSnapshot;
 use crate::actors::session::{Gauges, SessionSnapshot};
@@ -130,6 +131,9 @@ pub struct HostSnapshot {
     /// Who waits with those whose turn has not come.
     #[serde(default)]
     pub(crate) waiting: Option<RoomSnapshot>,
+    /// The lock by which others see that this host lives.
+    #[serde(default)]
+    pub(crate) host_lock: Option<PassedPipe>,
     pub(crate) telemetry: Option<CountersSnapshot>,
     /// Records telemetry lost.
     pub(crate) dropped: u64,
@@ -187,6 +191,7 @@ impl HostSnapshot {
             },
             jobs: Vec::new(),
             waiting: None,
+            host_lock: None,
             telemetry: Some(CountersSnapshot::default()),
             dropped: 0,
             stale: 0,
@@ -248,7 +253,8 @@ impl HostSnapshot {
         let waiting = self.waiting.iter().flat_map(RoomSnapshot::pipes);
         let sockets = self.connections.iter().map(|connection| &connection.socket);
         let doors = self.doors.iter().map(|door| &door.socket);
-        self.jobs.iter().flat_map(CustodySnapshot::pipes).chain(waiting).chain(sockets).chain(doors)
+        let ours = self.jobs.iter().flat_map(CustodySnapshot::pipes).chain(waiting).chain(&self.host_lock);
+        ours.chain(sockets).chain(doors)
     }
 
     /// Every descriptor that goes with it.
@@ -265,11 +271,15 @@ impl HostSnapshot {
         gauges: &Gauges,
         telemetry: &TelemetryHandle,
         means: Option<&Means>,
+        life: &HostLife,
     ) {
         gauges.inherit(self.stale, self.replays, &self.broken_laws);
         telemetry.lose(self.dropped);
         inherit_the_rest(&self.jobs, self.waiting.as_ref());
         let mut pipes = InheritedPipes::these(self.pipes());
+        if let Some(lock) = self.host_lock.as_ref().and_then(|lock| pipes.take(lock)) {
+            life.inherit(lock);
+        }
         if let Some(waiting) = &self.waiting {
             attachments.room().inherit(waiting, &mut pipes);
         }
@@ -389,7 +399,7 @@ mod tests {
         let mut value = serde_json::to_value(snapshot()).expect("JSON");
         let members = value.as_object_mut().expect("an object");
         // Without what was added since.
-        for added in ["config", "state_dir"] {
+        for added in ["config", "state_dir", "host_lock"] {
             members.remove(added);
         }
         let old = HostSnapshot::parse(value.to_string().as_bytes()).expect("it is understood");

@@ -28,6 +28,7 @@ use crate::actors::doors::table::DoorTable;
 use crate::actors::doors::unix::{DoorEvent, DoorSnapshot};
 use crate::actors::jobs::attachments::Attachments;
 use crate::actors::jobs::custody::passed::{CustodySnapshot, NotNow};
+use crate::actors::jobs::host_life::HostLife;
 use crate::actors::jobs::messages::JobsMsg;
 use crate::actors::reply::SessionMailbox;
 use crate::actors::rollout::RolloutHandle;
@@ -133,6 +134,7 @@ pub(crate) struct HandOverDesk {
     pub(crate) workers: Current<WorkersMsg>,
     pub(crate) jobs: Current<JobsMsg>,
     pub(crate) attachments: Attachments,
+    pub(crate) life: HostLife,
     pub(crate) store: StoreHandle,
     pub(crate) telemetry: TelemetryHandle,
     pub(crate) gauges: Arc<Gauges>,
@@ -311,6 +313,7 @@ impl HandOverDesk {
             workers,
             jobs,
             waiting: None,
+            host_lock: None,
             telemetry,
             dropped: self.telemetry.dropped(),
             stale: self.gauges.stale.load(Ordering::Relaxed),
@@ -390,7 +393,8 @@ impl HandOverDesk {
         }
 
         let waiting = self.attachments.room().let_go().await;
-        let snapshot = HostSnapshot { waiting, ..self.snapshot((doors, sessions), workers, jobs).await };
+        let host_lock = self.life.passed();
+        let snapshot = HostSnapshot { waiting, host_lock, ..self.snapshot((doors, sessions), workers, jobs).await };
         let pipes: Vec<PassedPipe> = snapshot.descriptors().copied().collect();
         let written = snapshot.write(dir.root(), self.place().await?)?;
         let failed = self.become_it(to, &written, &pipes).await;

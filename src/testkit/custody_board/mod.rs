@@ -11,6 +11,7 @@
 
 #![expect(clippy::expect_used, reason = "what goes wrong in a cell fails the cell")]
 
+mod adopted;
 mod inherited;
 mod trouble;
 
@@ -72,7 +73,7 @@ enum Loss {
 /// What a cell has seen: in words, and whether it is right.
 type Seen = (String, Option<bool>);
 
-/// Asks the program every question, and returns a row for each. Takes some fifty seconds.
+/// Asks the program every question, and returns a row for each. Takes about a minute.
 ///
 /// The program must be able to play the scripted agent (built with the feature `testkit`).
 ///
@@ -100,6 +101,9 @@ pub async fn run(program: impl Into<PathBuf>) -> Vec<CustodyRow> {
         row("alive after SIGKILL of the runner", alive(program, Loss::Runner, &[])).await,
         row("alive after SIGKILL of server and runner", alive(program, Loss::HostAndRunner, &[])).await,
         row("background consult after SIGKILL of the server", goes_on(program)).await,
+        row("a consult after SIGKILL of a server, asked of the next one that adopts it", adopted::asked_again(program))
+            .await,
+        row("alive after SIGKILL of three such servers in a row", adopted::three_in_a_row(program)).await,
         row("answer of 400 KB, bytes of the reply", long_answer(program)).await,
         row("exit code 3 with output", exit_code(program, true)).await,
         row("exit code 3 with a whole answer", exit_code(program, false)).await,

@@ -15,16 +15,17 @@
 //!
 //! Invariants: (1) a job is offered or started only when the plan of a look says that it may start, and once for each turn;
 //! (2) while it waits with anything that could start, it is blocked on every live run, or looks again within a second; (3) a
-//! background job never ends because a host is gone.
+//! background job never ends because a host is gone; (4) a synchronous one that may be adopted ends a grace after the last
+//! host is gone that had custody of it.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::time::{Duration, Instant};
 
-use crate::base::ids::JobId;
+use crate::base::ids::{HostId, JobId};
 use crate::jobs::admission::{Contender, Position, plan};
 use crate::jobs::{CancelReason, JobMode, JobState};
 
-/// How long a synchronous job survives its host, as it does in a runner.
+/// How long a synchronous job that nobody may adopt survives its host, as it does in a runner.
 pub const CALLER_GRACE: Duration = Duration::from_secs(2);
 
 /// How long a host may take to start the runner of a job whose turn it is. One that is stopped or stuck must not hold up the
@@ -61,6 +62,8 @@ pub enum WaitingEvent {
     HostGone,
     /// A run that was watched has ended, in whatever way.
     Freed(JobId),
+    /// A host that was watched is gone.
+    HostFreed(HostId),
     /// The bell was rung.
     Rang,
     /// A runner of ours has ended without its job having begun: there was no permit after all.
@@ -84,6 +87,8 @@ pub enum WaitingEffect {
     Start(JobId),
     /// Block until this run is over.
     Watch(JobId),
+    /// Block until this host, which has adopted a job of ours, is gone.
+    WatchHost(HostId),
     /// Make this job, which never began, cancelled.
     Cancel(JobId, CancelReason),
     /// Make this job failed: it waited too long.
@@ -112,16 +117,24 @@ struct Held {
     sync: bool,
     /// Runners of ours that ended without having begun it.
     failed: u32,
+    /// The host that has custody of it, by its row; `None` where it may not be adopted.
+    host: Option<HostId>,
+    /// Since when no host is known to have it.
+    lost: Option<Instant>,
 }
 
 /// The state of a waiting process.
 #[derive(Debug)]
 pub struct WaitingCore {
     limit: usize,
+    /// How long a job waits to be adopted; zero when none is.
+    orphan_grace: Duration,
     jobs: BTreeMap<JobId, Held>,
     host_gone: Option<Instant>,
     /// Runs we are blocked on.
     watched: BTreeSet<JobId>,
+    /// Hosts we are blocked on.
+    hosts: BTreeSet<HostId>,
     /// Runs whose lock was given back since the last look: not to be blocked on again before they were seen to go on.
     freed: HashSet<JobId>,
     /// Every permit was taken at the last look, by runs we are blocked on.
@@ -138,9 +151,11 @@ impl WaitingCore {
     pub fn new(limit: usize) -> Self {
         Self {
             limit,
+            orphan_grace: Duration::ZERO,
             jobs: BTreeMap::new(),
             host_gone: None,
             watched: BTreeSet::new(),
+            hosts: BTreeSet::new(),
             freed: HashSet::new(),
             full: false,
             look: false,
@@ -148,6 +163,19 @@ impl WaitingCore {
             pause: AGAIN_FIRST,
             order: Vec::new(),
         }
+    }
+
+    /// The same for jobs that wait so long to be adopted when their host is gone.
+    #[must_use]
+    pub fn with_orphan_grace(self, grace: Duration) -> Self {
+        Self { orphan_grace: grace, ..self }
+    }
+
+    /// When a synchronous job is to be ended because no host has it.
+    fn callers_lost_at(&self, held: &Held) -> Option<Instant> {
+        let adoptable = held.host.is_some() && !self.orphan_grace.is_zero();
+        let grace = if adoptable { self.orphan_grace } else { CALLER_GRACE };
+        held.lost.filter(|_| held.sync && held.stage == Stage::Waiting).map(|lost| lost + grace)
     }
 
     /// Whether the queue is to be looked at, once all that is there to be heard was heard. Asking takes the wish back.
@@ -168,7 +196,7 @@ impl WaitingCore {
             Stage::Offered(at) => Some(at + OFFER_LIMIT),
             Stage::Waiting | Stage::Started => None,
         });
-        let callers = self.host_gone.filter(|_| self.jobs.values().any(|held| held.sync)).map(|at| at + CALLER_GRACE);
+        let callers = self.jobs.values().filter_map(|held| self.callers_lost_at(held));
         let bounds = self.jobs.values().map(|held| held.since + QUEUE_BOUND).min();
         offers.chain(callers).chain(bounds).chain(self.again_at).min()
     }
@@ -209,6 +237,14 @@ impl WaitingCore {
                 self.full = false;
                 self.look = true;
             }
+            WaitingEvent::HostFreed(host) => {
+                self.hosts.remove(&host);
+                for held in self.jobs.values_mut().filter(|held| held.host == Some(host)) {
+                    held.lost.get_or_insert(now);
+                }
+                // Another one may have adopted them by now.
+                self.look = true;
+            }
             WaitingEvent::NotYet(job) => {
                 if let Some(held) = self.jobs.get_mut(&job) {
                     held.stage = Stage::Waiting;
@@ -237,7 +273,8 @@ impl WaitingCore {
     }
 
     fn came(&mut self, job: JobId, now: Instant) {
-        self.jobs.entry(job).or_insert(Held { since: now, stage: Stage::Waiting, sync: true, failed: 0 });
+        let new = Held { since: now, stage: Stage::Waiting, sync: true, failed: 0, host: None, lost: None };
+        self.jobs.entry(job).or_insert(new);
         // With every permit taken there is nothing to be seen that an end of one of them will not show.
         self.look |= !self.full;
     }
@@ -265,6 +302,9 @@ impl WaitingCore {
 
     fn host_went(&mut self, now: Instant) -> Vec<WaitingEffect> {
         self.host_gone.get_or_insert(now);
+        for held in self.jobs.values_mut() {
+            held.lost.get_or_insert(now);
+        }
         self.look = true;
         // Whether it had begun to start them nobody knows; the job's lock decides between its runner and ours.
         self.take_over(|_| true)
@@ -286,7 +326,7 @@ impl WaitingCore {
             self.again_at = None;
             self.look = true;
         }
-        if self.host_gone.is_some_and(|at| at + CALLER_GRACE <= now) && self.jobs.values().any(|held| held.sync) {
+        if self.jobs.values().any(|held| self.callers_lost_at(held).is_some_and(|at| at <= now)) {
             // The store knows which of them were handed over meanwhile.
             self.look = true;
         }
@@ -348,12 +388,20 @@ impl WaitingCore {
 
     /// Lets go of what is not queued any more, and ends what is to be ended.
     fn forget_the_over(&mut self, contenders: &[Contender], now: Instant, effects: &mut Vec<WaitingEffect>) {
-        let callers_lost = self.host_gone.is_some_and(|at| at + CALLER_GRACE <= now);
         let mut queued = HashSet::new();
         for row in contenders.iter().map(|one| &one.row).filter(|row| row.state == JobState::Queued) {
             let Some(held) = self.jobs.get_mut(&row.job) else { continue };
             held.sync = row.mode == JobMode::Sync;
-            let lost = (callers_lost && held.sync).then_some(CancelReason::CallerLost);
+            let host = std::mem::replace(&mut held.host, row.host);
+            if let (true, true, Some(now_of)) = (self.host_gone.is_some(), host != row.host, row.host) {
+                // It was adopted, or is seen for the first time since our own host is gone: its host's lock says the rest.
+                held.lost = None;
+                if !self.orphan_grace.is_zero() && self.hosts.insert(now_of) {
+                    effects.push(WaitingEffect::WatchHost(now_of));
+                }
+            }
+            let held = *held;
+            let lost = self.callers_lost_at(&held).is_some_and(|at| at <= now).then_some(CancelReason::CallerLost);
             let reason = row.cancel_requested.or(lost);
             // What was offered or started is with a runner, which finds the request itself.
             match reason.filter(|_| held.stage == Stage::Waiting) {

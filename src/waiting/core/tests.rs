@@ -18,6 +18,7 @@ fn row(sequence: u64, state: JobState) -> Contender {
         cancel_requested: None,
         waiter: None,
         environment: None,
+        host: None,
     };
     Contender { row, alive: true }
 }
@@ -157,6 +158,44 @@ fn a_lost_host_ends_synchronous_jobs_after_two_seconds_and_background_jobs_never
     assert!(core.is_over(), "what runs needs nobody");
 }
 
+/// L7: whoever has a waiting job in custody keeps it; when nobody does for so long, it ends, however many had it.
+#[test]
+fn a_waiting_job_that_may_be_adopted_ends_a_grace_after_the_last_host_that_had_it() {
+    let grace = Duration::from_secs(30);
+    let start = Instant::now();
+    let at = |seconds| start + Duration::from_secs(seconds);
+    let [own, second, third] = [(); 3].map(|()| HostId::random());
+    let mut rows = [row(1, JobState::Running), row(2, JobState::Queued)];
+    let job = rows[1].row.job;
+    (rows[1].row.mode, rows[1].row.host) = (JobMode::Sync, Some(own));
+    let mut core = WaitingCore::new(1).with_orphan_grace(grace);
+    core.step(WaitingEvent::Came(job), start);
+    let mut look = |core: &mut WaitingCore, host, now| {
+        rows[1].row.host = Some(host);
+        assert!(core.take_look());
+        core.step(WaitingEvent::Looked(rows.to_vec()), now)
+    };
+    look(&mut core, own, start);
+    core.step(WaitingEvent::HostGone, at(1));
+    assert_eq!(look(&mut core, own, at(1)), []);
+    assert_eq!(core.wake_at(), Some(at(31)), "and no look before");
+    // The bell is rung for it when it is adopted.
+    core.step(WaitingEvent::Rang, at(20));
+    assert_eq!(look(&mut core, second, at(20)), [WaitingEffect::WatchHost(second)]);
+    assert_eq!(core.wake_at(), Some(start + QUEUE_BOUND), "its lock says when that one is gone");
+    core.step(WaitingEvent::HostFreed(second), at(500));
+    assert_eq!(look(&mut core, second, at(500)), []);
+    assert_eq!(core.wake_at(), Some(at(530)));
+    core.step(WaitingEvent::Due, at(530));
+    // Adopted again in the last moment, by one that is gone before anybody looked.
+    assert_eq!(look(&mut core, third, at(530)), [WaitingEffect::WatchHost(third)]);
+    core.step(WaitingEvent::HostFreed(third), at(530));
+    assert_eq!(look(&mut core, third, at(530)), []);
+    core.step(WaitingEvent::Due, at(560));
+    assert_eq!(look(&mut core, third, at(560)), [WaitingEffect::Cancel(job, CancelReason::CallerLost)]);
+    assert!(core.is_over());
+}
+
 #[test]
 fn a_job_whose_session_is_busy_is_woken_by_the_end_of_that_run() {
     let now = Instant::now();
@@ -260,7 +299,10 @@ impl World {
                         self.starting.push((None, job));
                         events.push(WaitingEvent::Taken(job));
                     }
-                    WaitingEffect::Offer(_) | WaitingEffect::TellOver(_) | WaitingEffect::TellMoved => {}
+                    WaitingEffect::Offer(_)
+                    | WaitingEffect::TellOver(_)
+                    | WaitingEffect::TellMoved
+                    | WaitingEffect::WatchHost(_) => {}
                     WaitingEffect::Start(job) => self.starting.push((Some(holder), job)),
                     WaitingEffect::Watch(job) => self.blocked.push((holder, job)),
                     WaitingEffect::Cancel(job, _) | WaitingEffect::Expire(job) | WaitingEffect::Lost(job) => {

@@ -228,6 +228,7 @@ fn ten_thousand(dir: &phone_opus::internals::base::state_dir::StateDir, here: &P
             accepted_at: at,
             environment: None,
             account: String::new(),
+            host: None,
         };
         let _ = store.accept(&job, AcceptLimits { max_queued: 20 }).expect("accepted");
         jobs.push(job.id);

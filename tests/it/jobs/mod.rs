@@ -1,5 +1,7 @@
 //! Consults as jobs: who pays, where they look, what they leave, and that none is lost or run twice.
 
+mod adoption;
+mod adoption_model;
 mod answers;
 mod billing;
 mod callers;

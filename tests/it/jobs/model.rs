@@ -1,5 +1,5 @@
 //! Whole consults against the rules of the jobs' supervisor, without a process: a store, runners and another host in
-//! miniature, and a random order of everything that can happen to them.
+//! miniature, hosts that are killed and hosts that adopt, and a random order of everything that can happen to them.
 //!
 //! A seed makes a schedule. After each event the laws are looked at: L3 (a consult is at most one run, a key is one job),
 //! L4 (who is answered is answered with a job the store has, and a terminal state stays), L7 (a synchronous job whose
@@ -42,6 +42,10 @@ enum Host {
     Ours,
     Other,
     Nobody,
+    /// One that was killed; whoever works at the job goes on.
+    Dead,
+    /// Ours by the job's row: it was adopted, which is on its way to the supervisor.
+    Adopting,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -68,6 +72,8 @@ struct Call {
     ask: Option<AskId>,
     withdrawn: bool,
     answer: Option<Option<JobId>>,
+    /// Its host was killed, and it asks the next one by its key.
+    comes_back: bool,
 }
 
 /// The store's answer, on its way back to the supervisor.
@@ -90,13 +96,17 @@ struct World {
     attending: BTreeSet<JobId>,
     still: bool,
     let_go: bool,
+    /// Hosts there were.
+    hosts: u32,
+    /// Hosts die often, and each call has a key by which it can be made again.
+    kills: bool,
     log: Vec<String>,
     /// How often what was interesting happened, so that a schedule that reaches nothing is noticed.
     met: BTreeMap<&'static str, u64>,
 }
 
-fn host() -> HostId {
-    "00000000-0000-4000-8000-000000000001".parse().expect("an id")
+fn host(number: u32) -> HostId {
+    format!("00000000-0000-4000-8000-{number:012}").parse().expect("an id")
 }
 
 fn job_id(number: usize) -> JobId {
@@ -116,6 +126,8 @@ impl World {
             attending: BTreeSet::new(),
             still: true,
             let_go: false,
+            hosts: 1,
+            kills: seed % 2 == 1,
             log: Vec::new(),
             met: BTreeMap::new(),
         }
@@ -154,8 +166,18 @@ impl World {
             }
             JobsEffect::Attach(job) => {
                 let stored = self.jobs.get_mut(&job).expect("a job");
-                assert!(stored.host != Host::Other, "L3: a job of another host is not attached here");
+                let free = matches!(stored.host, Host::Ours | Host::Nobody);
+                assert!(free, "L3: a job of another host is not attached here: {stored:?}");
                 stored.host = Host::Ours;
+            }
+            JobsEffect::AttachByStore(job) => {
+                let stored = self.jobs.get_mut(&job).expect("a job");
+                assert!(stored.host == Host::Adopting, "L3: it is followed, and not ours: {stored:?}");
+                stored.host = Host::Ours;
+                self.met("adopted with its runner");
+            }
+            JobsEffect::AwaitCallers(job) => {
+                assert!(self.core.claim(job).is_some(), "callers of {job} are waited for, which nobody looks after");
             }
             JobsEffect::Attend(job) => {
                 assert!(!self.let_go, "nobody attends while attention is withdrawn");
@@ -230,7 +252,8 @@ impl World {
             Some((_, stored)) if stored.arguments != call.arguments => None,
             Some((&job, stored)) => {
                 let custodian = match stored.host {
-                    Host::Ours | Host::Other => Custodian::Somebody,
+                    Host::Dead if !stored.state.is_terminal() => Custodian::Adopted,
+                    Host::Ours | Host::Other | Host::Dead | Host::Adopting => Custodian::Somebody,
                     Host::Nobody if stored.state == JobState::Queued && same_call(stored) => Custodian::Unattended,
                     Host::Nobody if stored.state == JobState::Queued => Custodian::Orphan,
                     Host::Nobody => Custodian::Somebody,
@@ -254,8 +277,13 @@ impl World {
                 Some(Found { job, mode: call.mode, state: JobState::Queued, custodian: Custodian::Inserted })
             }
         };
-        if did.is_some_and(|found| found.custodian == Custodian::Somebody) {
-            self.met("joined");
+        match did {
+            Some(Found { custodian: Custodian::Somebody, .. }) => self.met("joined"),
+            Some(Found { custodian: Custodian::Adopted, job, .. }) => {
+                self.met("adopted for a call");
+                self.jobs.get_mut(&job).expect("a job").host = Host::Adopting;
+            }
+            _ => {}
         }
         self.under[at].did = Some(did);
     }
@@ -267,19 +295,40 @@ impl World {
 
     /// One thing happens.
     fn happen(&mut self) {
+        if self.kills && self.random.u8(0..6) == 0 {
+            return match self.random.u8(0..6) {
+                0 => self.the_host_dies(),
+                1 => self.callers_are_due(),
+                2 => self.sweep(),
+                _ => self.one_comes_back(),
+            };
+        }
         match self.random.u8(0..100) {
             0..20 => {
                 let caller = (self.random.u8(0..5) > 0).then(|| InvocationId {
-                    host: host(),
+                    host: host(self.hosts),
                     session: SessionNumber(self.random.u64(1..=self.sessions)),
                     call: self.calls.len() as u64,
                 });
                 // Without a caller: a background job, or an embedding program's own consult.
                 let waits = caller.is_some() || self.random.bool();
                 let mode = if waits { JobMode::Sync } else { JobMode::Background };
-                let key = (self.random.u8(0..3) == 0).then(|| self.random.u8(0..3));
+                let key = if self.kills {
+                    Some(self.random.u8(0..24))
+                } else {
+                    (self.random.u8(0..3) == 0).then(|| self.random.u8(0..3))
+                };
                 let arguments = u8::from(self.random.u8(0..8) == 0);
-                self.calls.push(Call { caller, key, arguments, mode, ask: None, withdrawn: false, answer: None });
+                self.calls.push(Call {
+                    caller,
+                    key,
+                    arguments,
+                    mode,
+                    ask: None,
+                    withdrawn: false,
+                    answer: None,
+                    comes_back: false,
+                });
                 self.put(self.calls.len() - 1);
             }
             20..22 => {
@@ -358,6 +407,64 @@ impl World {
         }
     }
 
+    /// Our host is killed, and another one is there in its place.
+    fn the_host_dies(&mut self) {
+        self.met("a host died");
+        self.log.push("the host dies".to_owned());
+        for at in 0..self.under.len() {
+            if self.under[at].did.is_none() && self.random.bool() {
+                self.commit(at);
+            }
+        }
+        self.under.clear();
+        self.attending.clear();
+        self.core = JobsCore::default();
+        (self.let_go, self.still) = (false, true);
+        self.hosts += 1;
+        for stored in self.jobs.values_mut().filter(|stored| matches!(stored.host, Host::Ours | Host::Adopting)) {
+            // Whoever works at a job, or waits with it, outlives its host.
+            stored.host = if stored.runner == Runner::None { Host::Nobody } else { Host::Dead };
+        }
+        for call in self.calls.iter_mut().filter(|call| !call.withdrawn) {
+            let over = matches!(call.answer, Some(Some(job)) if self.jobs[&job].state.is_terminal());
+            call.ask = None;
+            // A bridge asks again by the key of its call. Whoever has none, or is in the process that died, has lost its call.
+            call.comes_back = call.caller.is_some() && call.key.is_some() && !over && call.mode == JobMode::Sync;
+            if call.comes_back {
+                call.answer = None;
+            }
+            call.withdrawn = !call.comes_back;
+        }
+    }
+
+    /// A call whose host was killed is made again at the next one.
+    fn one_comes_back(&mut self) {
+        let waiting: Vec<usize> =
+            (0..self.calls.len()).filter(|at| self.calls[*at].comes_back && !self.calls[*at].withdrawn).collect();
+        let Some(at) = self.random.choice(waiting) else { return };
+        self.met("came back");
+        let session = SessionNumber(self.random.u64(1..=self.sessions));
+        let call = self.calls.len() as u64;
+        let again = Call {
+            caller: Some(InvocationId { host: host(self.hosts), session, call }),
+            comes_back: false,
+            ..self.calls[at].clone()
+        };
+        (self.calls[at].comes_back, self.calls[at].withdrawn) = (false, true);
+        self.calls.push(again);
+        self.put(self.calls.len() - 1);
+    }
+
+    /// The time is over in which the callers of an adopted job may come back.
+    fn callers_are_due(&mut self) {
+        let awaited: Vec<JobId> =
+            self.core.claims().filter(|(_, claim)| claim.is_awaited()).map(|(job, _)| job).collect();
+        if let Some(job) = self.random.choice(awaited) {
+            self.met("callers were due");
+            self.on(JobsEvent::CallersDue(job));
+        }
+    }
+
     fn one_withdraws(&mut self) {
         let open: Vec<usize> =
             (0..self.calls.len()).filter(|at| !self.calls[*at].withdrawn && self.calls[*at].caller.is_some()).collect();
@@ -407,6 +514,11 @@ impl World {
             // Only who attends to it starts a runner.
             (Runner::None, _) if attended => stored.runner = Runner::Waiting,
             (Runner::None, _) => {}
+            // It has waited for another host long enough.
+            (_, 5) if stored.host == Host::Dead && stored.mode == JobMode::Sync => {
+                stored.state = JobState::Cancelled;
+                self.met("nobody adopted it in time");
+            }
             (Runner::Waiting, 0) => stored.runner = Runner::None,
             (Runner::Waiting, _) if stored.cancelled.is_some() => stored.state = JobState::Cancelled,
             (Runner::Waiting, _) => {
@@ -433,6 +545,26 @@ impl World {
 
     /// Background jobs that nobody runs are adopted; synchronous ones have lost their caller.
     fn sweep(&mut self) {
+        let dead = |job: &Stored| match job.host {
+            Host::Dead => !job.state.is_terminal(),
+            // What was adopted, and was lost on the way to the supervisor.
+            Host::Adopting => job.state == JobState::Running,
+            _ => false,
+        };
+        let gone: Vec<(JobId, JobMode)> =
+            self.jobs.iter().filter(|(_, job)| dead(job)).map(|(id, job)| (*id, job.mode)).collect();
+        for (job, mode) in gone {
+            let on_its_way = self.under.iter().any(|under| under.did.flatten().is_some_and(|found| found.job == job));
+            let stored = self.jobs.get_mut(&job).expect("a job");
+            if on_its_way && stored.host == Host::Adopting {
+                continue;
+            }
+            // Of two hosts that adopt it one does.
+            stored.host = if self.random.u8(0..4) == 0 { Host::Other } else { Host::Adopting };
+            if stored.host == Host::Adopting {
+                self.on(JobsEvent::Adopted { job, mode });
+            }
+        }
         let lost: Vec<(JobId, JobMode)> = self
             .jobs
             .iter()
@@ -459,7 +591,7 @@ impl World {
         for (id, job) in &self.jobs {
             assert!(job.runs <= 1, "L3: {id} ran {} times", job.runs);
         }
-        for key in 0..3 {
+        for key in 0..24 {
             let of_key = self.jobs.values().filter(|job| job.key == Some(key)).count();
             assert!(of_key <= 1, "L3: {of_key} jobs of one key");
         }
@@ -490,6 +622,7 @@ impl World {
             let stays =
                 |caller: &InvocationId| self.calls.iter().any(|call| call.caller == Some(*caller) && !call.withdrawn);
             let alone = claim.mode() == JobMode::Sync
+                && !claim.is_awaited()
                 && !claim.callers().any(|caller| stays(&caller))
                 && !self.core.is_accepting()
                 && !self.calls.iter().any(by_program);
@@ -543,8 +676,14 @@ fn whatever_order_things_happen_in_a_consult_keeps_the_laws() {
         "restarted",
         "a runner died",
         "adopted",
+        "a host died",
+        "came back",
+        "adopted for a call",
+        "adopted with its runner",
+        "callers were due",
+        "nobody adopted it in time",
     ] {
-        assert!(met.get(what).is_some_and(|times| *times > 100), "{what}: {met:?}");
+        assert!(met.get(what).is_some_and(|times| *times > 10), "{what}: {met:?}");
     }
 }
 

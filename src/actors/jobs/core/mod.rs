@@ -6,15 +6,19 @@
 //!
 //! ```text
 //!  Asked ──▶ Ask the store ──Stored──▶ Attach · Attend · Answer        a job this host looks after
+//!                               ├────▶ AttachByStore · Attend · Answer  a job this host has just adopted
 //!                               └────▶ HandOver · Answer               a job another host looks after
 //!  Withdrawn · SessionOver · Resumed ──▶ the last caller is gone ──▶ EndForLostCaller
-//!                                             └── an accept is under way, which may join: decided when it is stored
+//!                                             ├── an accept is under way, which may join: decided when it is stored
+//!                                             └── its callers may still come back: decided when their time is over
+//!  Adopted ──▶ AttachByStore · Attend · AwaitCallers ──CallersDue──▶ nobody came back ──▶ EndForLostCaller
 //! ```
 //!
 //! Invariants: (1) an ask is answered, refused or, with its incarnation, dropped, exactly once; (2) L7: a synchronous job
 //! without a caller is asked to end, once, and no other job is; (3) L3: a job is attached at most once at a time, so one
 //! host never starts two runners for it; (4) a job somebody joined in the background is a background job from then on;
-//! (5) while attention is withdrawn no job is attended to, and `Still` is said once no accept is under way.
+//! (5) while attention is withdrawn no job is attended to, and `Still` is said once no accept is under way; (6) a synchronous
+//! job that was adopted is ended for want of callers when the time is over in which all it had may come back, and not before.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
 
@@ -38,6 +42,8 @@ pub enum Custodian {
     Unattended,
     /// Nobody, and it may be run here: its host died between accepting it and starting its runner.
     Orphan,
+    /// This host, which has just adopted it: the one that had it is gone, and somebody whom that one started works at it.
+    Adopted,
     /// This host already, or another one.
     Somebody,
 }
@@ -98,6 +104,15 @@ pub enum JobsEvent {
         /// Its mode.
         mode: JobMode,
     },
+    /// The sweep adopted a job whose host is gone and at which somebody works.
+    Adopted {
+        /// The job.
+        job: JobId,
+        /// Its mode.
+        mode: JobMode,
+    },
+    /// The time is over in which the callers of an adopted job may come back.
+    CallersDue(JobId),
     /// A job is attached with what the previous image of the program knew of it.
     Inherited {
         /// The job.
@@ -106,6 +121,8 @@ pub enum JobsEvent {
         mode: JobMode,
         /// Who waits.
         callers: Vec<InvocationId>,
+        /// Whether callers of the host it was adopted from may still come back.
+        awaited: bool,
     },
     /// Attend to no job any more.
     LetGo,
@@ -126,6 +143,10 @@ pub enum JobsEffect {
     Refuse(AskId),
     /// Make custody of this job.
     Attach(JobId),
+    /// Make custody of this job, at which somebody works whom another host started: it is followed by the store.
+    AttachByStore(JobId),
+    /// Tell when the time is over in which this job's callers may come back.
+    AwaitCallers(JobId),
     /// Put a consult actor to this attached job, unless it has one.
     Attend(JobId),
     /// Answer with the job.
@@ -155,11 +176,14 @@ pub struct Claim {
     kept: bool,
     /// Its end was asked for because nobody waits.
     lost: bool,
+    /// It was adopted, and callers it had may still come back.
+    awaited: bool,
 }
 
 impl Claim {
     fn new(mode: JobMode) -> Self {
-        Self { mode, callers: BTreeSet::new(), doubt: BTreeSet::new(), kept: false, lost: false }
+        let (callers, doubt) = (BTreeSet::new(), BTreeSet::new());
+        Self { mode, callers, doubt, kept: false, lost: false, awaited: false }
     }
 
     /// Whether a caller waits for it.
@@ -179,8 +203,15 @@ impl Claim {
         self.lost
     }
 
+    /// Whether callers it had when it was adopted may still come back.
+    #[must_use]
+    pub const fn is_awaited(&self) -> bool {
+        self.awaited
+    }
+
     fn in_background(&mut self) {
         self.mode = JobMode::Background;
+        self.awaited = false;
         self.callers.clear();
         self.doubt.clear();
     }
@@ -273,10 +304,13 @@ impl JobsCore {
                     effects.push(JobsEffect::Release(job));
                 }
             }
-            JobsEvent::Orphaned { job, mode } => self.attach(job, mode, effects),
-            JobsEvent::Inherited { job, mode, callers } => {
+            JobsEvent::Orphaned { job, mode } => self.attach(job, mode, JobsEffect::Attach(job), effects),
+            JobsEvent::Adopted { job, mode } => self.adopt(job, mode, effects),
+            JobsEvent::CallersDue(job) => self.callers_due(job, effects),
+            JobsEvent::Inherited { job, mode, callers, awaited } => {
                 let claim = self.claims.entry(job).or_insert_with(|| Claim::new(mode));
                 claim.callers.extend(callers);
+                claim.awaited |= awaited && mode == JobMode::Sync;
                 if self.attention == Attention::Paid {
                     effects.push(JobsEffect::Attend(job));
                 }
@@ -312,8 +346,12 @@ impl JobsCore {
         // An ask of an earlier incarnation is not answered, but what the store made of it has to be looked after.
         let asked = self.asks.remove(&ask);
         if let Some(found) = found {
-            if found.custodian != Custodian::Somebody {
-                self.attach(found.job, found.mode, effects);
+            match found.custodian {
+                Custodian::Inserted | Custodian::Unattended | Custodian::Orphan => {
+                    self.attach(found.job, found.mode, JobsEffect::Attach(found.job), effects);
+                }
+                Custodian::Adopted => self.adopt(found.job, found.mode, effects),
+                Custodian::Somebody => {}
             }
             if let Some(ask) = asked {
                 self.joined(found, ask, effects);
@@ -367,12 +405,30 @@ impl JobsCore {
         }
     }
 
-    fn attach(&mut self, job: JobId, mode: JobMode, effects: &mut Vec<JobsEffect>) {
+    /// Looks after a job whose host is gone. Its callers, if it depends on any, are given time to come back.
+    fn adopt(&mut self, job: JobId, mode: JobMode, effects: &mut Vec<JobsEffect>) {
+        let is_new = !self.claims.contains_key(&job);
+        self.attach(job, mode, JobsEffect::AttachByStore(job), effects);
+        if let Some(claim) = self.claims.get_mut(&job).filter(|_| is_new && mode == JobMode::Sync) {
+            claim.awaited = true;
+            effects.push(JobsEffect::AwaitCallers(job));
+        }
+    }
+
+    /// Whoever has not come back by now has lost its job.
+    fn callers_due(&mut self, job: JobId, effects: &mut Vec<JobsEffect>) {
+        let Some(claim) = self.claims.get_mut(&job) else { return };
+        if std::mem::take(&mut claim.awaited) && claim.callers.is_empty() {
+            lose(job, claim, &self.asks, effects);
+        }
+    }
+
+    fn attach(&mut self, job: JobId, mode: JobMode, made: JobsEffect, effects: &mut Vec<JobsEffect>) {
         if self.claims.contains_key(&job) {
             return;
         }
         self.claims.insert(job, Claim::new(mode));
-        effects.push(JobsEffect::Attach(job));
+        effects.push(made);
         if self.attention == Attention::Paid {
             effects.push(JobsEffect::Attend(job));
         }
@@ -425,12 +481,15 @@ impl JobsCore {
         // was under way fails on a job that is attended to, and is tried again.
         self.attention = Attention::Paid;
         effects.extend(self.claims.keys().map(|job| JobsEffect::Attend(*job)));
+        // Whoever was to tell is gone with the last incarnation.
+        let awaited = self.claims.iter().filter(|(_, claim)| claim.awaited);
+        effects.extend(awaited.map(|(job, _)| JobsEffect::AwaitCallers(*job)));
     }
 }
 
 /// The last caller of a job is gone. While an accept is under way, it may join.
 fn lose(job: JobId, claim: &mut Claim, asks: &BTreeMap<AskId, Ask>, effects: &mut Vec<JobsEffect>) {
-    if claim.lost || claim.kept {
+    if claim.lost || claim.kept || claim.awaited {
         return;
     }
     claim.doubt = asks.iter().filter(|(_, ask)| !ask.withdrawn).map(|(ask, _)| *ask).collect();

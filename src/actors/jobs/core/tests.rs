@@ -248,7 +248,7 @@ fn while_attention_is_withdrawn_jobs_are_taken_in_and_not_attended_to() {
 fn what_the_last_image_knew_is_attended_to_and_its_callers_still_count() {
     let mut rig = Rig::default();
     let job = JobId::random();
-    let inherited = JobsEvent::Inherited { job, mode: JobMode::Sync, callers: vec![call(1, 1)] };
+    let inherited = JobsEvent::Inherited { job, mode: JobMode::Sync, callers: vec![call(1, 1)], awaited: false };
     assert_eq!(rig.on(inherited), [JobsEffect::Attend(job)]);
     assert_eq!(rig.on(JobsEvent::Withdrawn(call(1, 1))), [JobsEffect::EndForLostCaller(job)]);
 }
@@ -306,7 +306,7 @@ fn what_the_last_image_knew_is_not_attended_to_while_attention_is_withdrawn() {
     let mut rig = Rig::default();
     rig.on(JobsEvent::LetGo);
     let job = JobId::random();
-    assert_eq!(rig.on(JobsEvent::Inherited { job, mode: JobMode::Background, callers: vec![] }), []);
+    assert_eq!(rig.on(JobsEvent::Inherited { job, mode: JobMode::Background, callers: vec![], awaited: false }), []);
     assert_eq!(rig.on(JobsEvent::Resume), [JobsEffect::Attend(job)]);
 }
 
@@ -350,4 +350,97 @@ fn a_program_that_joins_a_job_in_doubt_keeps_it() {
     assert_eq!(rig.on(JobsEvent::Withdrawn(call(1, 1))), []);
     assert_eq!(rig.find(ask, joined(job, JobMode::Sync)), [JobsEffect::Answer(ask)]);
     assert!(!rig.core.claim(job).is_some_and(Claim::is_lost));
+}
+
+fn adopted(job: JobId, mode: JobMode) -> JobsEvent {
+    JobsEvent::Adopted { job, mode }
+}
+
+#[test]
+fn an_adopted_job_is_followed_by_the_store_and_its_callers_have_their_time_to_come_back() {
+    let mut rig = Rig::default();
+    let (sync, background) = (JobId::random(), JobId::random());
+    let effects = rig.on(adopted(sync, JobMode::Sync));
+    assert_eq!(effects, [JobsEffect::AttachByStore(sync), JobsEffect::Attend(sync), JobsEffect::AwaitCallers(sync)]);
+    assert_eq!(rig.on(adopted(sync, JobMode::Sync)), [], "once");
+    let effects = rig.on(adopted(background, JobMode::Background));
+    assert_eq!(effects, [JobsEffect::AttachByStore(background), JobsEffect::Attend(background)]);
+    assert_eq!(rig.on(JobsEvent::CallersDue(background)), [], "it depends on nobody");
+    assert_eq!(rig.on(JobsEvent::CallersDue(sync)), [JobsEffect::EndForLostCaller(sync)], "nobody came back");
+    assert_eq!(rig.on(JobsEvent::CallersDue(sync)), [], "once");
+    assert_eq!(rig.on(JobsEvent::Ended(sync)), [JobsEffect::Release(sync)]);
+}
+
+/// How callers come back to an adopted job and leave it, and when it is ended for that.
+#[test]
+fn who_comes_back_to_an_adopted_job_keeps_it_and_takes_it_along_like_any_other() {
+    let (one, two) = (call(1, 1), call(2, 1));
+    let joins = |rig: &mut Rig, job, caller| {
+        let (ask, _) = rig.ask(Some(caller), JobMode::Sync);
+        rig.find(ask, joined(job, JobMode::Sync))
+    };
+    // Back in time, and it goes after it.
+    let (mut rig, job) = (Rig::default(), JobId::random());
+    rig.on(adopted(job, JobMode::Sync));
+    assert!(joins(&mut rig, job, one).iter().all(|effect| matches!(effect, JobsEffect::Answer(_))));
+    assert_eq!(rig.on(JobsEvent::CallersDue(job)), []);
+    assert_eq!(rig.on(JobsEvent::Withdrawn(one)), [JobsEffect::EndForLostCaller(job)]);
+    // It leaves while the other one may still come back, which does or does not.
+    for comes in [true, false] {
+        let (mut rig, job) = (Rig::default(), JobId::random());
+        rig.on(adopted(job, JobMode::Sync));
+        joins(&mut rig, job, one);
+        assert_eq!(rig.on(JobsEvent::Withdrawn(one)), [], "the other one is not known yet");
+        if comes {
+            joins(&mut rig, job, two);
+        }
+        let due = rig.on(JobsEvent::CallersDue(job));
+        assert_eq!(due.contains(&JobsEffect::EndForLostCaller(job)), !comes);
+    }
+    // It is asking when the time is over.
+    for finds in [true, false] {
+        let (mut rig, job) = (Rig::default(), JobId::random());
+        rig.on(adopted(job, JobMode::Sync));
+        let (ask, _) = rig.ask(Some(one), JobMode::Sync);
+        assert_eq!(rig.on(JobsEvent::CallersDue(job)), [], "it may join");
+        let found = if finds { joined(job, JobMode::Sync) } else { fresh(JobMode::Sync) };
+        assert_eq!(rig.find(ask, found).contains(&JobsEffect::EndForLostCaller(job)), !finds);
+    }
+    // Whoever goes on in the background, or is an embedding program, frees it of its callers.
+    for mode in [JobMode::Background, JobMode::Sync] {
+        let (mut rig, job) = (Rig::default(), JobId::random());
+        rig.on(adopted(job, JobMode::Sync));
+        let (ask, _) = rig.ask(None, mode);
+        rig.find(ask, joined(job, JobMode::Sync));
+        assert_eq!(rig.on(JobsEvent::CallersDue(job)), [], "{mode:?}");
+    }
+}
+
+#[test]
+fn a_call_that_joins_what_is_adopted_for_it_claims_it() {
+    for mode in [JobMode::Sync, JobMode::Background] {
+        let mut rig = Rig::default();
+        let (ask, _) = rig.ask(Some(call(1, 1)), JobMode::Sync);
+        let found = Found { custodian: Custodian::Adopted, state: JobState::Running, ..fresh(mode) };
+        let effects = rig.find(ask, found);
+        assert_eq!(effects[..2], [JobsEffect::AttachByStore(found.job), JobsEffect::Attend(found.job)]);
+        assert_eq!(effects.last(), Some(&JobsEffect::Answer(ask)));
+        assert_eq!(effects.contains(&JobsEffect::AwaitCallers(found.job)), mode == JobMode::Sync);
+        assert!(!effects.contains(&JobsEffect::HandOver(found.job)), "it is ours: {effects:?}");
+        assert_eq!(rig.core.claim(found.job).map(|claim| claim.callers().count()), Some(1));
+    }
+}
+
+#[test]
+fn whoever_is_started_again_tells_when_the_callers_of_adopted_jobs_are_due() {
+    let (mut rig, job) = (Rig::default(), JobId::random());
+    rig.on(adopted(job, JobMode::Sync));
+    assert_eq!(rig.on(JobsEvent::Restarted), [JobsEffect::Attend(job), JobsEffect::AwaitCallers(job)]);
+    rig.on(JobsEvent::CallersDue(job));
+    assert_eq!(rig.on(JobsEvent::Restarted), [JobsEffect::Attend(job)]);
+    // The next image begins with that, too: its supervisor is started.
+    let (mut rig, job) = (Rig::default(), JobId::random());
+    rig.on(JobsEvent::Inherited { job, mode: JobMode::Sync, callers: vec![], awaited: true });
+    assert_eq!(rig.on(JobsEvent::Restarted), [JobsEffect::Attend(job), JobsEffect::AwaitCallers(job)]);
+    assert_eq!(rig.on(JobsEvent::CallersDue(job)), [JobsEffect::EndForLostCaller(job)]);
 }

@@ -12,12 +12,13 @@
 //! `self`, so another incarnation goes on from there; (4) an outcome the store does not take yet is news for whoever waits,
 //! and nothing else.
 //!
-//! Reading order: [`core`] for the stages, this file for what is waited for, [`link`] for the pipes, [`passed`] for the next
-//! image of the program.
+//! Reading order: [`core`] for the stages, this file for what is waited for, [`link`] for the pipes, `watched` for a job that
+//! was adopted, [`passed`] for the next image of the program.
 
 pub mod core;
 mod link;
 pub mod passed;
+mod watched;
 
 use std::future::pending;
 use std::sync::Arc;
@@ -28,10 +29,11 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, Interval, MissedTickBehavior};
 
 use self::core::{
-    CustodyCore, CustodyEffect, CustodyEnd, CustodyEvent, CustodyWait, EXIT_LIMIT, HandIn, LOOK_EVERY, RunnerAnswer,
-    ShownPhase, StoreAnswer,
+    CustodyCore, CustodyEffect, CustodyEnd, CustodyEvent, CustodyWait, EXIT_LIMIT, HandIn, LOOK_EVERY, Ours, RunHere,
+    RunnerAnswer, ShownPhase, StoreAnswer,
 };
 use self::link::{Link, RunnerWord, ask_outcome, ask_to_end};
+use self::watched::Watched;
 use super::means::Means;
 use super::room::{Beginning, Room, Turn};
 use super::runner_child::RunnerChild;
@@ -77,6 +79,8 @@ pub struct Custody {
     looking: JoinSet<bool>,
     /// When the job is to be looked after.
     looks: Option<Interval>,
+    /// What was seen of a job that was adopted.
+    watched: Watched,
 }
 
 impl Custody {
@@ -90,8 +94,22 @@ impl Custody {
         news: watch::Sender<JobLive>,
         asked: mpsc::Receiver<()>,
     ) -> Self {
-        let core = CustodyCore::new(Duration::from_secs(record.request.timeout_s));
+        let ours = if record.host.is_some() { Ours::ByItsRow } else { Ours::ByItsPipes };
+        let core = CustodyCore::new(Duration::from_secs(record.request.timeout_s)).held(ours);
         Self::of(record.id, record.request.agent.clone(), core, means, held, room, news, asked)
+    }
+
+    /// Custody of a job that was adopted, and at which somebody works whom another host started.
+    pub(super) fn adopted(
+        record: &JobRecord,
+        means: Means,
+        run_here: RunHere,
+        room: Room,
+        news: watch::Sender<JobLive>,
+        asked: mpsc::Receiver<()>,
+    ) -> Self {
+        let core = CustodyCore::adopted(Duration::from_secs(record.request.timeout_s), run_here);
+        Self::of(record.id, record.request.agent.clone(), core, means, None, room, news, asked)
     }
 
     #[expect(clippy::too_many_arguments, reason = "the fields of a custody that differ from one to the other")]
@@ -123,6 +141,7 @@ impl Custody {
             asking: JoinSet::new(),
             looking: JoinSet::new(),
             looks: None,
+            watched: Watched::default(),
         }
     }
 
@@ -157,6 +176,13 @@ impl Custody {
         let mut effects = Vec::new();
         let awaited = self.core.step(event, clock::now(), &mut effects);
         effects.into_iter().for_each(|effect| self.perform(effect));
+        if awaited == CustodyWait::News {
+            // For whoever looks for runners that stand still; nobody who follows the job is told.
+            self.news.send_if_modified(|live| {
+                live.by_store = true;
+                false
+            });
+        }
         awaited
     }
 
@@ -232,6 +258,7 @@ impl Custody {
                 },
                 None => CustodyEvent::PipesOver(None),
             },
+            CustodyWait::News => self.watch().await,
             CustodyWait::Runner => self.runner().await,
             CustodyWait::Exit => self.exit().await,
             CustodyWait::Store => CustodyEvent::Read(self.read().await),

@@ -14,10 +14,11 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
 use super::Custody;
-use super::core::{CustodyCore, CustodyEvent, CustodyPast, CustodyStage, HandIn, RUNNER_STARTS};
+use super::core::{CustodyCore, CustodyEvent, CustodyPast, CustodyStage, HandIn, Ours, RUNNER_STARTS};
 use super::link::{Ends, Link};
 use crate::actors::callers::CallerSnapshot;
 use crate::actors::jobs::attachments::{Attachment, Attachments};
+use crate::actors::jobs::core::JobsEvent;
 use crate::actors::jobs::means::Means;
 use crate::actors::jobs::room::RoomSnapshot;
 use crate::actors::jobs::runner_child::RunnerChild;
@@ -53,6 +54,16 @@ pub struct CustodySnapshot {
     /// Whose job it is, where it is not run with the environment of the host.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     caller: Option<Box<CallerSnapshot>>,
+    /// Its row names this host.
+    #[serde(default)]
+    by_row: bool,
+    /// It was adopted and is watched in the store. An image that does not know of this judges it, finds it in other hands, and
+    /// leaves it to them.
+    #[serde(default)]
+    watched: bool,
+    /// Callers of the host it was adopted from may still come back.
+    #[serde(default)]
+    awaited: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -136,6 +147,9 @@ impl Attachment {
             overdue: false,
             timeout_s: 0,
             caller: None,
+            by_row: false,
+            watched: false,
+            awaited: self.is_awaited(),
         }
     }
 }
@@ -144,7 +158,7 @@ impl Custody {
     fn passed(&self, attachment: &Attachment, stage: StageSnapshot) -> CustodySnapshot {
         let live = self.news.borrow();
         let (mode, callers) = attachment.claim();
-        let CustodyPast { starts, why, overdue, .. } = self.core.past();
+        let CustodyPast { ours, starts, why, overdue, stage: at } = self.core.past();
         CustodySnapshot {
             job: self.job,
             agent: self.agent.clone(),
@@ -156,10 +170,13 @@ impl Custody {
             phase: live.phase.clone(),
             text: live.text.clone(),
             events: live.events,
-            asked: self.core.end_by().is_some() || !self.asked.is_empty(),
+            asked: self.core.is_end_wanted() || !self.asked.is_empty(),
             overdue,
             timeout_s: self.core.timeout().as_secs(),
             caller: self.means.runner.caller().map(|caller| Box::new(CallerSnapshot::from(&**caller))),
+            by_row: ours == Ours::ByItsRow,
+            watched: at == CustodyStage::Watching,
+            awaited: attachment.is_awaited(),
         }
     }
 
@@ -179,7 +196,7 @@ impl Custody {
             CustodyStage::Starting => StageSnapshot::Starting,
             CustodyStage::Following => self.let_go_of_runner().await?,
             CustodyStage::Leaving => self.leaving_snapshot(),
-            CustodyStage::Judging => StageSnapshot::Judging,
+            CustodyStage::Judging | CustodyStage::Watching => StageSnapshot::Judging,
         };
         Ok(self.passed(attachment, stage))
     }
@@ -258,6 +275,7 @@ fn stage(passed: &CustodySnapshot, pipes: &mut InheritedPipes, means: &Means) ->
     match &passed.stage {
         StageSnapshot::Waiting => (CustodyStage::Waiting(HandIn::Again), None),
         StageSnapshot::Starting => (CustodyStage::Starting, None),
+        StageSnapshot::Judging if passed.watched => (CustodyStage::Watching, None),
         StageSnapshot::Judging => (CustodyStage::Judging, None),
         StageSnapshot::Leaving { pid } => leaving(Some(*pid)),
         StageSnapshot::Following(link) => {
@@ -309,11 +327,14 @@ impl Attachments {
             phase: passed.phase.clone(),
             text: passed.text.clone(),
             events: passed.events,
+            by_store: passed.watched,
             ..JobLive::default()
         };
         let (news, followed) = watch::channel(live);
         let (terminate, asked) = mpsc::channel(1);
-        let past = CustodyPast { stage, starts: passed.starts, why: passed.why.clone(), overdue: passed.overdue };
+        let CustodySnapshot { starts, ref why, overdue, .. } = *passed;
+        let ours = if passed.by_row { Ours::ByItsRow } else { Ours::ByItsPipes };
+        let past = CustodyPast { ours, stage, starts, why: why.clone(), overdue };
         let core = CustodyCore::inherited(past, Duration::from_secs(passed.timeout_s));
         let (job, agent, room) = (passed.job, passed.agent.clone(), self.room().clone());
         let mut custody = Custody::of(job, agent, core, means, None, room, news, asked);
@@ -326,7 +347,13 @@ impl Attachments {
             // To be asked twice adds nothing.
             let _ = terminate.try_send(());
         }
-        self.take_in(passed.job, passed.mode, passed.callers.clone(), custody, followed, terminate);
+        let claim = JobsEvent::Inherited {
+            job: passed.job,
+            mode: passed.mode,
+            callers: passed.callers.clone(),
+            awaited: passed.awaited,
+        };
+        self.take_in(passed.job, claim, custody, followed, terminate);
     }
 }
 

@@ -39,6 +39,7 @@ use phone_opus::internals::daemon::lock::DaemonLock;
 use phone_opus::internals::daemon::paths::{self, PathError};
 use phone_opus::internals::daemon::record::{DaemonRecord, DaemonRecordError};
 use phone_opus::internals::daemon::start::{READY, TAKEN};
+use phone_opus::internals::jobs::host_lock::ORPHAN_GRACE;
 use phone_opus::internals::jobs::lock::LockError;
 use phone_opus::internals::rollout::Trigger;
 use phone_opus::internals::system::handover::{HostSnapshot, Luggage, NewImage, Packed, Restore};
@@ -172,7 +173,7 @@ fn serve(options: &DaemonRunOptions, passed: Option<Listener>, ready: &mut Ready
         let faults = prepared.faults.clone();
         let config = Arc::new(prepared.config.clone());
         let side = Arc::new(HostSide::new(Arc::clone(&config), prepared.environment.clone(), prepared.agents()));
-        let mut builder = prepared.system().default_cwd(None).start_dir(None);
+        let mut builder = prepared.system().orphan_grace(ORPHAN_GRACE).default_cwd(None).start_dir(None);
         let mut next = None;
         if let Some(setup) = launch {
             let environment = begin_environment();

@@ -12,7 +12,7 @@ use rusqlite::types::{ToSqlOutput, ValueRef};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::base::ids::{JobId, UnixMillis, WaiterId};
+use crate::base::ids::{HostId, JobId, UnixMillis, WaiterId};
 use crate::jobs::journal::AgentEvent;
 use crate::jobs::store::{Glance, QueueRow, SessionKey, StoreError};
 use crate::jobs::{
@@ -113,6 +113,10 @@ pub(super) fn waiter(row: &Row<'_>) -> Result<Option<WaiterId>, StoreError> {
     parsed(row, "waiter", |text| text.parse().ok())
 }
 
+pub(super) fn host(row: &Row<'_>) -> Result<Option<HostId>, StoreError> {
+    parsed(row, "host", |text| text.parse().ok())
+}
+
 fn process(row: &Row<'_>) -> Result<Option<RunProcess>, StoreError> {
     let Some(token) = parsed(row, "run_token", |text| text.parse().ok())? else { return Ok(None) };
     Ok(Some(RunProcess {
@@ -146,6 +150,7 @@ pub(super) fn record(row: &Row<'_>) -> Result<JobRecord, StoreError> {
         last_event: unsigned(row.get("last_event")?),
         waiter: waiter(row)?,
         environment: row.get("environment")?,
+        host: host(row)?,
     })
 }
 
@@ -170,6 +175,7 @@ pub(super) fn glance(row: &Row<'_>) -> Result<Glance, StoreError> {
         mode: required(row, "mode", parse_mode)?,
         cancel_requested: cancel_reason(row)?,
         last_event: unsigned(row.get("last_event")?),
+        host: host(row)?,
     })
 }
 
@@ -189,6 +195,7 @@ pub(super) fn queue_row(row: &Row<'_>) -> Result<QueueRow, StoreError> {
         cancel_requested: cancel_reason(row)?,
         waiter: waiter(row)?,
         environment: row.get("environment")?,
+        host: host(row)?,
     })
 }
 

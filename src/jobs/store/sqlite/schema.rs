@@ -8,7 +8,7 @@ use rusqlite::{Connection, TransactionBehavior};
 use crate::jobs::store::StoreError;
 
 /// Steps in order; once released, one is never changed.
-const STEPS: &[&str] = &[FIRST, LIMITS, PROOF, WAITING, ACCOUNT_LIMITS];
+const STEPS: &[&str] = &[FIRST, LIMITS, PROOF, WAITING, ACCOUNT_LIMITS, CUSTODY];
 
 /// The version this program writes.
 pub(super) fn known() -> i64 {
@@ -122,6 +122,12 @@ CREATE TABLE account_limits (
     job        TEXT    NOT NULL,
     PRIMARY KEY (agent, billing, account, family)
 ) WITHOUT ROWID;
+";
+
+/// The host that has custody of a job and may be followed in it by another one, by the lock it holds; null where nobody may:
+/// such a job depends on the pipes of the host that accepted it.
+const CUSTODY: &str = "
+ALTER TABLE jobs ADD COLUMN host TEXT;
 ";
 
 pub(super) fn version(connection: &Connection) -> Result<i64, StoreError> {

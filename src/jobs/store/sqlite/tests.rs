@@ -13,7 +13,8 @@ use crate::base::fault::{Fault, FaultCode};
 use crate::base::ids::{AgentSessionId, ChainId, HostId, InvocationId, RunToken, SessionNumber};
 use crate::jobs::journal::AgentEvent;
 use crate::jobs::store::{
-    Accept, AcceptLimits, Ages, CancelState, JobFilter, LIMIT_MOST, RetentionPolicy, StartOutcome, Store, Transition,
+    Accept, AcceptLimits, Adoption, Ages, CancelState, JobFilter, LIMIT_MOST, RetentionPolicy, StartOutcome, Store,
+    Transition,
 };
 use crate::jobs::{
     Billing, CancelReason, ConsultRequest, JobMode, JobOutcome, JobState, JournalEvent, NewJob, RunProcess,
@@ -40,6 +41,7 @@ fn new_job(workspace: &str, prompt: &str) -> NewJob {
         accepted_at: at(1),
         environment: None,
         account: String::new(),
+        host: None,
     }
 }
 
@@ -640,6 +642,49 @@ fn handing_over_and_the_process_are_recorded_while_the_job_lives() {
     assert_eq!((record.mode, record.process), (JobMode::Background, Some(process)));
     assert_eq!(store.finish(job, JobState::Failed, &JobOutcome::default(), at(3)), Ok(Transition::Done));
     assert_eq!(store.hand_over(job), Ok(Transition::Refused { current: JobState::Failed }));
+}
+
+/// L3: who adopts a job first has it, and nobody adopts one that was not left to others or is over.
+#[test]
+fn a_job_is_adopted_once_by_whoever_knows_whose_it_was() {
+    let mut store = memory();
+    let [first, second, third] = [(); 3].map(|()| HostId::random());
+    let job = insert(&mut store, &NewJob { host: Some(first), ..new_job("/w", "p") });
+    assert_eq!(store.job(job).expect("there").host, Some(first));
+    assert_eq!(store.adopt(job, second, third), Ok(Adoption::Elsewhere), "it was never the second one's");
+    assert_eq!(store.adopt(job, first, second), Ok(Adoption::Adopted));
+    assert_eq!(store.adopt(job, first, third), Ok(Adoption::Elsewhere), "somebody was quicker");
+    assert_eq!(store.start(job, at(2)), Ok(StartOutcome::Started));
+    assert_eq!(store.glance(job).expect("there").host, Some(second));
+    assert_eq!(store.adopt(job, second, third), Ok(Adoption::Adopted), "and it is lost again");
+    assert_eq!(store.queue().expect("a queue")[0].host, Some(third));
+    assert_eq!(store.finish(job, JobState::Failed, &JobOutcome::default(), at(3)), Ok(Transition::Done));
+    assert_eq!(store.adopt(job, third, first), Ok(Adoption::Over { state: JobState::Failed }));
+    assert_eq!(store.job(job).expect("there").host, Some(third));
+    let nobodys = insert(&mut store, &new_job("/w", "p"));
+    assert_eq!(store.adopt(nobodys, first, second), Ok(Adoption::Elsewhere));
+    let unknown = JobId::random();
+    assert_eq!(store.adopt(unknown, first, second), Err(StoreError::UnknownJob(unknown)));
+}
+
+#[test]
+fn of_many_hosts_that_adopt_a_job_at_once_one_does() {
+    const HOSTS: usize = 8;
+    let (_scratch, dir) = scratch();
+    let gone = HostId::random();
+    let job = insert(&mut open(&dir), &NewJob { host: Some(gone), ..new_job("/w", "p") });
+    let together = Barrier::new(HOSTS);
+    let adopted: Vec<HostId> = std::thread::scope(|scope| {
+        let adopt = || {
+            let (mut store, host) = (open(&dir), HostId::random());
+            together.wait();
+            (store.adopt(job, gone, host).expect("tried") == Adoption::Adopted).then_some(host)
+        };
+        let adopting: Vec<_> = (0..HOSTS).map(|_| scope.spawn(adopt)).collect();
+        adopting.into_iter().filter_map(|one| one.join().expect("no panic")).collect()
+    });
+    assert_eq!(adopted.len(), 1);
+    assert_eq!(open(&dir).job(job).expect("there").host, Some(adopted[0]));
 }
 
 #[test]

@@ -12,12 +12,12 @@ use rusqlite::{Connection, OptionalExtension, Row, Transaction, params};
 use super::rows;
 use super::{Durability, Place, SqliteStore};
 use crate::base::fault::FaultCode;
-use crate::base::ids::{InvocationId, JobId, UnixMillis, WaiterId};
+use crate::base::ids::{HostId, InvocationId, JobId, UnixMillis, WaiterId};
 use crate::jobs::evidence;
 use crate::jobs::journal::AgentEvent;
 use crate::jobs::limits::Scope;
 use crate::jobs::store::{
-    Accept, AcceptLimits, Ages, CHAINS_MOST, CancelState, ChainCost, DataVersion, DayCost, Glance, JobCounts,
+    Accept, AcceptLimits, Adoption, Ages, CHAINS_MOST, CancelState, ChainCost, DataVersion, DayCost, Glance, JobCounts,
     JobFilter, LIMIT_MOST, Limit, MOST_LISTED, Pruned, QueueRow, RetentionPolicy, StartOutcome, Store, StoreError,
     Transition,
 };
@@ -60,7 +60,7 @@ const SUMMARY: &str = "SELECT id, state, mode, agent, workspace, session_id, pro
     unread FROM jobs";
 
 pub(super) const QUEUE: &str = "SELECT id, sequence, workspace, agent, session_id, state, mode, accepted_at, turn,
-    cancel_requested, waiter, environment,
+    cancel_requested, waiter, environment, host,
     (SELECT max(other.start_turn) FROM jobs AS other WHERE other.workspace = jobs.workspace) AS served
     FROM jobs WHERE state IN ('queued', 'running') ORDER BY sequence";
 
@@ -174,6 +174,12 @@ fn is_same(connection: &Connection, new: &NewJob, found: &JobRecord) -> Result<b
     let alike = |name: &str| ours.get(name) == theirs.get(name);
     let same_names = stored == given.join(",");
     Ok(same_names && alike("prompt") && alike("billing") && given.iter().all(|name| alike(name)))
+}
+
+/// Who waits with a queued job.
+fn waiter(connection: &Connection, sequence: i64) -> Result<Option<WaiterId>, StoreError> {
+    let mut statement = connection.prepare_cached("SELECT waiter FROM jobs WHERE sequence = ?1")?;
+    Ok(statement.query_and_then([sequence], rows::waiter)?.next().transpose()?.flatten())
 }
 
 fn next_turn(connection: &Connection) -> Result<i64, StoreError> {
@@ -420,8 +426,8 @@ impl Store for SqliteStore {
             transaction
                 .prepare_cached(
                     "INSERT INTO jobs (id, invocation, request_key, workspace, mode, state, agent, session_id,
-                        prompt_head, chain, depth, accepted_at, turn, bytes, given, environment, account)
-                     VALUES (?1, ?2, ?3, ?4, ?5, 'queued', ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16)",
+                        prompt_head, chain, depth, accepted_at, turn, bytes, given, environment, account, host)
+                     VALUES (?1, ?2, ?3, ?4, ?5, 'queued', ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17)",
                 )?
                 .execute(params![
                     new.id.to_string(),
@@ -440,6 +446,7 @@ impl Store for SqliteStore {
                     new.given.as_ref().map(|names| names.join(",")),
                     new.environment,
                     new.account,
+                    new.host.map(|host| host.to_string()),
                 ])?;
             transaction
                 .prepare_cached("INSERT INTO requests (job, request) VALUES (?1, ?2)")?
@@ -455,7 +462,7 @@ impl Store for SqliteStore {
     fn glance(&mut self, job: JobId) -> Result<Glance, StoreError> {
         self.read(|transaction| {
             let mut statement = transaction
-                .prepare_cached("SELECT state, mode, cancel_requested, last_event FROM jobs WHERE id = ?1")?;
+                .prepare_cached("SELECT state, mode, cancel_requested, last_event, host FROM jobs WHERE id = ?1")?;
             let found = statement.query_and_then([job.to_string()], rows::glance)?.next();
             found.unwrap_or(Err(StoreError::UnknownJob(job)))
         })
@@ -654,12 +661,7 @@ impl Store for SqliteStore {
                 .prepare_cached("UPDATE jobs SET cancel_requested = ?2 WHERE sequence = ?1")?
                 .execute(params![sequence, reason.as_str()])?;
             if state == JobState::Queued {
-                waits = transaction
-                    .prepare_cached("SELECT waiter FROM jobs WHERE sequence = ?1")?
-                    .query_and_then([sequence], rows::waiter)?
-                    .next()
-                    .transpose()?
-                    .flatten();
+                waits = waiter(transaction, sequence)?;
             }
             Ok(CancelState::Requested { state })
         });
@@ -678,6 +680,30 @@ impl Store for SqliteStore {
                 .execute(params![sequence, JobMode::Background.as_str()])?;
             Ok(transition(changed, current))
         })
+    }
+
+    fn adopt(&mut self, job: JobId, from: HostId, by: HostId) -> Result<Adoption, StoreError> {
+        let mut waits = None;
+        let done = self.write(Durability::Normal, |transaction| {
+            let (sequence, state) = locate(transaction, job)?;
+            let changed = transaction
+                .prepare_cached(
+                    "UPDATE jobs SET host = ?3 WHERE sequence = ?1 AND host = ?2 AND state IN ('queued', 'running')",
+                )?
+                .execute(params![sequence, from.to_string(), by.to_string()])?;
+            if changed == 0 {
+                return Ok(if state.is_terminal() { Adoption::Over { state } } else { Adoption::Elsewhere });
+            }
+            if state == JobState::Queued {
+                waits = waiter(transaction, sequence)?;
+            }
+            Ok(Adoption::Adopted)
+        });
+        if let (Ok(_), Some(waiter), Place::Dir(dir)) = (&done, waits, &self.place) {
+            // Who waits with it learns whose lock it is to watch.
+            evidence::ring(dir, waiter);
+        }
+        done
     }
 
     fn mark_read(&mut self, job: JobId, at: UnixMillis) -> Result<(), StoreError> {

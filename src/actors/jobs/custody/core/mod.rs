@@ -8,7 +8,12 @@
 //!      ▲                                                                   └── over already ──────┼─────────▶ done
 //!      │                                                                                        ├── still queued
 //!      └────────────────────────────────────────────────────────────────────────────────────────┘── else: settle
+//!  Watching ── over ─────────────────────────────────────────────────────────────────────────────────────▶ done
+//!     └── nobody works at it any more ──▶ Judging ── somebody does after all ──▶ Watching
 //! ```
+//!
+//! A job that another host began is watched in the store: its runner, or who waits with it, has no pipe to us, and finds a
+//! request to end there.
 //!
 //! Invariants: (1) a runner is started only for a job whose turn has come, and again only while the store says that the job
 //! is queued; (2) the pipe's end is not the truth: custody is over when the store says so, or when the job is in other
@@ -79,6 +84,8 @@ pub enum CustodyStage {
     Leaving,
     /// There is no runner: the store says what became of the job.
     Judging,
+    /// Somebody whom another host started works at the job, which was adopted.
+    Watching,
 }
 
 /// What a runner had to say when it was asked for an outcome.
@@ -108,6 +115,8 @@ pub enum StoreAnswer {
 pub enum CustodyEvent {
     /// A consult actor begins to work with it, the first or another.
     Began,
+    /// Nobody works any more at a job that was adopted.
+    NobodyThere,
     /// It was handed in, and waits.
     HandedIn,
     /// It could not be handed in.
@@ -231,6 +240,8 @@ pub enum CustodyWait {
     Room(Duration),
     /// The runner's greeting: `Connected`, `PipesOver`.
     Greeting,
+    /// News of a job that was adopted: `Read`, `NobodyThere`, `EndAsked`.
+    News,
     /// What the runner does next: `AgentOver`, `PipesOver`, `EndAsked`, `EndDue`, `Answered`, `Looked`, `LookDue`.
     Runner,
     /// The exit of its process: `Exited`, `NotExited`.
@@ -245,9 +256,29 @@ pub enum CustodyWait {
     Over(CustodyEnd),
 }
 
+/// Whether a job stays in the custody of this host whoever runs it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ours {
+    /// Its row names us, so its runner lives by our lock where it has no pipe to us.
+    ByItsRow,
+    /// By the pipes to its runner alone.
+    ByItsPipes,
+}
+
+/// Whether a job that was adopted may be started here, where whoever was to start it is gone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RunHere {
+    /// Its environment is one of ours.
+    Allowed,
+    /// It is not, so nobody has what it is to run with.
+    Refused,
+}
+
 /// What another image of the program knew.
 #[derive(Debug, Clone, PartialEq)]
 pub struct CustodyPast {
+    /// The job's row names this host.
+    pub ours: Ours,
     /// Where custody stood.
     pub stage: CustodyStage,
     /// Runners started.
@@ -261,6 +292,7 @@ pub struct CustodyPast {
 /// Custody of one job, as far as it decides.
 #[derive(Debug, Clone, PartialEq)]
 pub struct CustodyCore {
+    ours: Ours,
     stage: CustodyStage,
     starts: u32,
     why: Option<Fault>,
@@ -298,6 +330,7 @@ impl CustodyCore {
     #[must_use]
     pub const fn new(timeout: Duration) -> Self {
         Self {
+            ours: Ours::ByItsPipes,
             stage: CustodyStage::Waiting(HandIn::New),
             starts: 0,
             why: None,
@@ -318,18 +351,33 @@ impl CustodyCore {
         }
     }
 
+    /// The same of a job that is ours in this way.
+    #[must_use]
+    pub const fn held(mut self, ours: Ours) -> Self {
+        self.ours = ours;
+        self
+    }
+
+    /// Of a job that was adopted, and at which somebody works whom another host started.
+    #[must_use]
+    pub fn adopted(timeout: Duration, run_here: RunHere) -> Self {
+        let starts = if run_here == RunHere::Allowed { 0 } else { RUNNER_STARTS };
+        Self { stage: CustodyStage::Watching, starts, ..Self::new(timeout).held(Ours::ByItsRow) }
+    }
+
     /// Of a job whose custody another image of the program passed on.
     #[must_use]
     pub fn inherited(past: CustodyPast, timeout: Duration) -> Self {
-        let CustodyPast { stage, starts, why, overdue } = past;
+        let CustodyPast { ours, stage, starts, why, overdue } = past;
         // What the agent did between the two images is not known.
-        Self { stage, starts, why, overdue, agent_over: true, ..Self::new(timeout) }
+        Self { stage, starts, why, overdue, agent_over: true, ..Self::new(timeout).held(ours) }
     }
 
     /// What the next image has to know.
     #[must_use]
     pub fn past(&self) -> CustodyPast {
-        CustodyPast { stage: self.stage, starts: self.starts, why: self.why.clone(), overdue: self.overdue }
+        let Self { ours, stage, starts, why, overdue, .. } = self;
+        CustodyPast { ours: *ours, stage: *stage, starts: *starts, why: why.clone(), overdue: *overdue }
     }
 
     /// Where it stands.
@@ -350,6 +398,12 @@ impl CustodyCore {
         self.end_by
     }
 
+    /// Whether somebody wants the job's end. Else its runner has only had its time.
+    #[must_use]
+    pub const fn is_end_wanted(&self) -> bool {
+        self.end_wanted
+    }
+
     /// Takes what happened; adds what is to be done at once, in this order. An event that does not belong to what is waited
     /// for changes nothing, and the same is waited for as after [`CustodyEvent::Began`].
     pub fn step(&mut self, event: CustodyEvent, now: Instant, effects: &mut Vec<CustodyEffect>) -> CustodyWait {
@@ -360,6 +414,7 @@ impl CustodyCore {
             (CustodyStage::Following, event) => self.follows(event, now, effects),
             (CustodyStage::Leaving, event) => self.leaves(event, effects),
             (CustodyStage::Judging, event) => self.judges(event, now, effects),
+            (CustodyStage::Watching, event) => self.watches(event, effects),
         }
     }
 
@@ -378,6 +433,24 @@ impl CustodyCore {
             CustodyStage::Following => CustodyWait::Greeting,
             CustodyStage::Leaving => self.leave(effects),
             CustodyStage::Judging => CustodyWait::Store,
+            CustodyStage::Watching => CustodyWait::News,
+        }
+    }
+
+    fn watches(&mut self, event: CustodyEvent, effects: &mut Vec<CustodyEffect>) -> CustodyWait {
+        match event {
+            CustodyEvent::Read(StoreAnswer::State(state)) if state.is_terminal() => {
+                self.stage = CustodyStage::Judging;
+                CustodyWait::Over(CustodyEnd::Stored)
+            }
+            CustodyEvent::Read(StoreAnswer::Unknown) => CustodyWait::Over(CustodyEnd::LeftToOthers),
+            CustodyEvent::NobodyThere => {
+                let detail = "who worked at the job when it was adopted is gone.";
+                self.judge(Some(Box::new(Fault::new(FaultCode::RunnerLost, detail))))
+            }
+            // The request is in the store, where whoever works at it finds it. One that stands still is found by the sweep.
+            CustodyEvent::EndAsked | CustodyEvent::Read(_) => CustodyWait::News,
+            _ => self.begin(effects),
         }
     }
 
@@ -617,6 +690,11 @@ impl CustodyCore {
                 CustodyWait::Settling(Box::new(self.why.clone().unwrap_or_else(lost)))
             }
             CustodyEvent::Settled => CustodyWait::Over(CustodyEnd::Stored),
+            // Whoever runs it goes on as long as this host lives, so its callers are still ours to speak for.
+            CustodyEvent::Elsewhere if self.ours == Ours::ByItsRow => {
+                self.stage = CustodyStage::Watching;
+                CustodyWait::News
+            }
             CustodyEvent::Read(StoreAnswer::Unknown) | CustodyEvent::Elsewhere => {
                 CustodyWait::Over(CustodyEnd::LeftToOthers)
             }

@@ -53,6 +53,7 @@ fn to(stage: CustodyStage) -> Vec<E> {
         CustodyStage::Following => vec![E::Turn, E::Started, E::Connected],
         CustodyStage::Leaving => vec![E::Turn, E::Started, E::Connected, E::PipesOver(None)],
         CustodyStage::Judging => vec![E::Turn, E::NotStarted(fault())],
+        CustodyStage::Watching => unreachable!("a job is adopted or it is not"),
     }
 }
 
@@ -447,4 +448,74 @@ fn the_time_of_a_runner_that_was_killed_is_not_held_against_the_next() {
         let told = if wanted { vec![F::AskToEnd] } else { vec![] };
         assert_eq!(rig.on(E::Connected), (told, CustodyWait::Runner));
     }
+}
+
+/// A job that was adopted, with a clock of its own.
+fn adopted(run_here: RunHere) -> Rig {
+    Rig { core: CustodyCore::adopted(Duration::from_secs(600), run_here), now: Instant::now() }
+}
+
+#[test]
+fn the_table_of_a_job_that_was_adopted() {
+    use CustodyStage::{Judging, Watching};
+    let left = CustodyWait::Over(CustodyEnd::LeftToOthers);
+    let rows = [
+        (E::Began, CustodyWait::News, Watching),
+        (E::EndAsked, CustodyWait::News, Watching),
+        (read(JobState::Running), CustodyWait::News, Watching),
+        (read(JobState::Succeeded), CustodyWait::Over(CustodyEnd::Stored), Judging),
+        (E::Read(StoreAnswer::Unknown), left, Watching),
+        (E::NobodyThere, CustodyWait::Store, Judging),
+        // What belongs to none of this begins it again.
+        (E::Exited(Some(0)), CustodyWait::News, Watching),
+    ];
+    for run_here in [RunHere::Allowed, RunHere::Refused] {
+        for (event, awaited, then) in rows.clone() {
+            let mut rig = adopted(run_here);
+            assert_eq!(rig.on(E::Began).1, CustodyWait::News);
+            assert_eq!(rig.on(event.clone()), (vec![], awaited), "{event:?}");
+            assert_eq!(rig.core.stage(), then, "{event:?}");
+        }
+    }
+}
+
+#[test]
+fn an_adopted_job_nobody_began_is_run_here_where_it_may_and_settled_where_it_may_not() {
+    for (run_here, runs) in [(RunHere::Allowed, true), (RunHere::Refused, false)] {
+        let mut rig = adopted(run_here);
+        rig.on(E::Began);
+        rig.on(E::NobodyThere);
+        let (effects, awaited) = rig.on(read(JobState::Queued));
+        assert_eq!(awaited == CustodyWait::HandIn(HandIn::New), runs, "{awaited:?}");
+        assert_eq!(effects == [F::LeaveRoom], !runs);
+    }
+}
+
+#[test]
+fn a_job_that_is_ours_by_its_row_stays_so_whoever_runs_it() {
+    for (ours, awaited) in
+        [(Ours::ByItsRow, CustodyWait::News), (Ours::ByItsPipes, CustodyWait::Over(CustodyEnd::LeftToOthers))]
+    {
+        let mut rig = Rig { core: CustodyCore::new(Duration::from_secs(600)).held(ours), now: Instant::now() };
+        rig.after(&to(CustodyStage::Judging));
+        rig.on(read(JobState::Running));
+        assert_eq!(rig.on(E::Elsewhere).1, awaited);
+        // The next image knows it.
+        let past = rig.core.past();
+        assert_eq!(CustodyCore::inherited(past.clone(), Duration::ZERO).past(), past);
+    }
+}
+
+/// An order no process had been brought into: a runner had its time, the program was upgraded, and the next image took that
+/// for a request: it ended the job in the hands of the next runner.
+#[test]
+fn a_runner_that_had_its_time_is_no_request_to_end_the_job() {
+    let mut rig = Rig::new();
+    rig.after(&to(CustodyStage::Following));
+    rig.on(E::LookDue);
+    rig.pass(Duration::from_secs(600) + END_LIMIT);
+    rig.on(E::LookDue);
+    assert!(rig.core.end_by().is_some() && !rig.core.is_end_wanted());
+    rig.on(E::EndAsked);
+    assert!(rig.core.is_end_wanted());
 }
