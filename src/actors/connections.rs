@@ -305,7 +305,7 @@ impl Connections {
         let (over, closed) = oneshot::channel();
         let mailbox = session.mailbox();
         match context {
-            Some(context) => s.callers.set(number, context),
+            Some(context) => s.callers.admit_as(number, context),
             // Whose a session is that goes on was passed on with it.
             None if resumes.is_some_and(|resumes| resumes == number) => {}
             None => s.callers.admit(number),
@@ -346,7 +346,7 @@ impl Connections {
                 Ok(core) => {
                     open.next = open.next.max(session.number.0 + 1);
                     match context {
-                        Some(context) => s.callers.set(session.number, context),
+                        Some(context) => s.callers.admit_as(session.number, context),
                         None => s.callers.admit(session.number),
                     }
                     let awaited = Awaited { core, owes_change, comes_by, session };

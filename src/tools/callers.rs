@@ -164,11 +164,20 @@ impl Callers {
         self.table().sessions.entry(session).or_default();
     }
 
-    /// A session has this context. To be said before its first call.
-    pub fn set(&self, session: SessionNumber, context: CallerContext) {
+    /// A session begins that has this context.
+    pub fn admit_as(&self, session: SessionNumber, context: CallerContext) {
         let mut table = self.table();
         table.absent = if self.0.copy { Absent::HasTheHosts } else { Absent::IsOver };
         table.sessions.insert(session, Some(Arc::new(context)));
+    }
+
+    /// A session has this context from here on. To be said before its first call; for one that is over it says nothing.
+    pub fn set(&self, session: SessionNumber, context: CallerContext) {
+        let mut table = self.table();
+        if let Some(known) = table.sessions.get_mut(&session) {
+            *known = Some(Arc::new(context));
+            table.absent = if self.0.copy { Absent::HasTheHosts } else { Absent::IsOver };
+        }
     }
 
     /// The context of a session; `None` when it is over.
@@ -242,7 +251,7 @@ mod tests {
         assert_eq!((origin(one), origin(two)), (Some(CallerOrigin::Host), Some(CallerOrigin::Host)));
         callers.forget(one);
         assert_eq!(origin(one), Some(CallerOrigin::Host), "a late call of a host that has one environment only");
-        callers.set(two, context(CallerOrigin::Base, "base"));
+        callers.admit_as(two, context(CallerOrigin::Base, "base"));
         callers.admit(three);
         callers.set(two, context(CallerOrigin::Caller, "two"));
         callers.admit(two);
@@ -251,13 +260,15 @@ mod tests {
         callers.forget(two);
         callers.forget(three);
         assert_eq!((origin(two), origin(three)), (None, None), "never somebody else's");
+        callers.set(two, context(CallerOrigin::Caller, "two"));
+        assert_eq!(origin(two), None, "it was over before it was made out whose it is");
         assert!(callers.own().is_empty());
     }
 
     #[test]
     fn a_worker_process_is_told_of_contexts_of_their_own_only() {
         let callers = Callers::copy_of(context(CallerOrigin::Host, "host"));
-        callers.set(SessionNumber(2), context(CallerOrigin::Caller, "two"));
+        callers.admit_as(SessionNumber(2), context(CallerOrigin::Caller, "two"));
         let origin = |session| callers.of(SessionNumber(session)).map(|context| context.origin);
         assert_eq!((origin(1), origin(2)), (Some(CallerOrigin::Host), Some(CallerOrigin::Caller)));
     }

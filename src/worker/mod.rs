@@ -396,7 +396,7 @@ impl Inside {
             }
             ToWorker::Caller { g, s, caller } if g == generation => {
                 if let Some(callers) = &self.callers {
-                    callers.set(s, (*caller).into());
+                    callers.admit_as(s, (*caller).into());
                 }
                 Ok(())
             }

@@ -173,8 +173,8 @@ mod tests {
         let host = runners.of(None).expect("the host").digest;
         assert_eq!(runners.of(Some(one)).expect("as the host").digest, host);
         callers.admit(one);
-        callers.set(two, context(CallerOrigin::Caller, "/two"));
-        callers.set(three, context(CallerOrigin::Caller, "/host"));
+        callers.admit_as(two, context(CallerOrigin::Caller, "/two"));
+        callers.admit_as(three, context(CallerOrigin::Caller, "/host"));
         let of_two = runners.of(Some(two)).expect("its own");
         assert!(of_two.digest.is_some() && of_two.digest != host);
         assert_eq!(of_two.runner.caller(), callers.of(two).as_ref());
