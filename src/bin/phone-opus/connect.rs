@@ -29,7 +29,7 @@ use crate::begin::{self, Kind};
 use crate::cli::{ConnectOptions, Overrides};
 use crate::logging;
 use crate::output::say;
-use crate::settings::{Prepared, SetupError, chain, prepare, refused, runtime, say_never_met};
+use crate::settings::{Prepared, SetupError, chain, prepare, refused, rollout_with, runtime, say_never_met};
 
 /// How long a runtime's own threads may take to end; one that starts a daemon does not keep the process.
 const RUNTIME_END: Duration = Duration::from_millis(100);
@@ -119,7 +119,10 @@ fn bridge_options(options: &ConnectOptions, prepared: Prepared, chosen: Settings
     };
     let dir = prepared.dir.clone();
     let clients = Clients::new(Arc::new(prepared.config.clone()), Some(dir.clients()));
-    let start = DaemonStart::new(dir.clone(), prepared.program.clone(), &prepared.environment, DaemonStarter::Client);
+    // Where its next version will lie is known to whoever was called by that path.
+    let launch = rollout_with(Vec::new()).map(|setup| setup.launch.path);
+    let start = DaemonStart::new(dir.clone(), prepared.program.clone(), &prepared.environment, DaemonStarter::Client)
+        .called(launch);
     BridgeOptions {
         setup: BridgeSetup {
             local: SessionCore::new(catalog, Arc::clone(&identity), SessionLimits::default()),
