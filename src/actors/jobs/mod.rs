@@ -618,8 +618,9 @@ impl JobsState {
             return Custodian::Inserted;
         }
         let asking = self.asking.get(&ask);
-        let has_its_environment =
-            asking.is_some_and(|asking| record.environment.as_deref() == asking.run_as.digest.as_deref());
+        // What cannot be compared is not the same.
+        let has_its_environment = record.environment.is_some()
+            && asking.is_some_and(|asking| record.environment.as_deref() == asking.run_as.digest.as_deref());
         match adopted {
             // Its host is gone for sure, so nobody is about to begin with it.
             Some(AtWork::Nobody) if has_its_environment => return Custodian::Orphan,

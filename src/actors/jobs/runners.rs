@@ -95,15 +95,15 @@ impl Runners {
         made
     }
 
-    /// The digests of everybody by whom a job may be run that was left alone; `None` is where no environment was given.
+    /// The digests of everybody by whom a job may be run that was left alone.
     pub(super) fn digests(&mut self) -> HashSet<Option<String>> {
         let present: HashMap<SessionNumber, Arc<CallerContext>> = self.callers.own().into_iter().collect();
         self.made.retain(|session, _| present.contains_key(session));
         let text = |digest: &Arc<str>| digest.as_ref().to_owned();
-        let hosts = self.hosts().map(|hosts| hosts.digest.as_ref().map(text));
-        let mut digests: HashSet<Option<String>> = hosts.into_iter().collect();
+        // Whose cannot be told is nobody else's, and nobody's own: it may have been another caller's.
+        let hosts = self.hosts().and_then(|hosts| hosts.digest).as_ref().map(text);
+        let mut digests: HashSet<Option<String>> = hosts.into_iter().map(Some).collect();
         for (session, context) in &present {
-            // Whose cannot be told is nobody else's.
             digests.extend(self.made(*session, context).digest.as_ref().map(|digest| Some(text(digest))));
         }
         digests
@@ -111,10 +111,10 @@ impl Runners {
 
     /// How a job is run that was accepted with this environment; `None` when nobody is there who has it.
     pub(super) fn with(&mut self, digest: Option<&str>) -> Option<RunAs> {
+        digest?;
         if let Some(hosts) = self.hosts().filter(|hosts| hosts.digest.as_deref() == digest) {
             return Some(hosts);
         }
-        digest?;
         let present = self.callers.own();
         let (session, context) =
             present.iter().find(|(session, context)| self.made(*session, context).digest.as_deref() == digest)?;
@@ -152,6 +152,28 @@ mod tests {
             key_withheld: false,
             origin,
         }
+    }
+
+    #[test]
+    fn where_environments_cannot_be_compared_nobody_has_anybodys() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let dir = StateDir::at(dir.path());
+        std::fs::create_dir(dir.root().join("secret")).expect("something else in its place");
+        let agents = AgentRegistry::standard(None, "/p".into());
+        let own = RunnerCommand::new(
+            "/p".into(),
+            dir.clone(),
+            &Config::default(),
+            agents,
+            Some(environment("/host")),
+            Vec::new(),
+        );
+        let callers = Callers::new(context(CallerOrigin::Host, "/host"));
+        callers.admit_as(SessionNumber(2), context(CallerOrigin::Caller, "/two"));
+        let mut runners = Runners::new(Some(Arc::new(own)), dir, callers);
+        let of_two = runners.of(Some(SessionNumber(2))).expect("its own");
+        assert!(of_two.digest.is_none() && of_two.runner.caller().is_some(), "it is run all the same");
+        assert!(runners.with(None).is_none() && runners.digests().is_empty());
     }
 
     #[test]
