@@ -48,6 +48,10 @@ use crate::tools::tasks::TaskDesk;
 /// machine, and room for those that only ask how it is.
 const CONNECTIONS: usize = 1024;
 
+/// Bytes of arguments that the calls of one client of a socket may hold: a thousand clients share the process, and two of the
+/// longest lines fit.
+const SHARED_CALL_BYTES: usize = 16 * 1024 * 1024;
+
 /// What every session of a system is made from.
 pub struct Served {
     /// This system.
@@ -217,6 +221,13 @@ impl Connections {
         self.count.subscribe()
     }
 
+    /// The bounds of a session, which may share the process with many.
+    fn limits(&self, shares: bool) -> SessionLimits {
+        let limits = self.served.limits;
+        let call_bytes = if shares { limits.call_bytes.min(SHARED_CALL_BYTES) } else { limits.call_bytes };
+        SessionLimits { call_bytes, ..limits }
+    }
+
     fn counted(&self, open: &Open) {
         let count = open.connections.len();
         self.served.gauges.connections.store(count, Ordering::Relaxed);
@@ -273,7 +284,11 @@ impl Connections {
             None => {
                 let number = SessionNumber(open.next);
                 open.next += 1;
-                (number, SessionCore::new(Arc::clone(&s.catalog), Arc::clone(&s.identity), s.limits), None)
+                (
+                    number,
+                    SessionCore::new(Arc::clone(&s.catalog), Arc::clone(&s.identity), self.limits(desk.is_some())),
+                    None,
+                )
             }
         };
         let mut session = SessionLoop::new(SessionParts {
@@ -342,7 +357,8 @@ impl Connections {
         });
         for (session, context, comes_by) in standard.into_iter().chain(by_sockets) {
             let (tools, identity) = (Arc::clone(&s.catalog), Arc::clone(&s.identity));
-            match SessionCore::restored(tools, identity, s.limits, &session.core, clock::now(), since) {
+            let limits = self.limits(matches!(comes_by, ComesBy::Socket(_)));
+            match SessionCore::restored(tools, identity, limits, &session.core, clock::now(), since) {
                 Ok(core) => {
                     open.next = open.next.max(session.number.0 + 1);
                     match context {

@@ -13,6 +13,10 @@ const CHUNK: usize = 64 * 1024;
 /// Bytes asked for at first: most clients send a short line at a time, and a buffer's memory stays with each connection.
 const FIRST_CHUNK: usize = 8 * 1024;
 
+/// Reads of a client that was silent until room is kept for what it sends: as many as open a session. Each costs an allocation
+/// of its own size.
+const SPARE: u8 = 4;
+
 /// What is kept of a line that is too long: enough to find its id, which clients write near the front.
 const HEAD: usize = 4 * 1024;
 
@@ -58,6 +62,8 @@ pub struct FrameReader {
     /// Bytes asked for at a time; doubled, up to [`CHUNK`], whenever a read has filled all the room there was.
     chunk: usize,
     limit: usize,
+    /// Reads that keep no room for the next one, since the client was last silent.
+    spare: u8,
     /// The head of the over-long line being skipped.
     skipping: Option<Bytes>,
 }
@@ -67,7 +73,7 @@ impl FrameReader {
     #[must_use]
     pub fn new(limit: usize) -> Self {
         // The first look finds no room, and doubles the chunk.
-        Self { buffer: BytesMut::new(), scanned: 0, chunk: FIRST_CHUNK / 2, limit, skipping: None }
+        Self { buffer: BytesMut::new(), scanned: 0, chunk: FIRST_CHUNK / 2, limit, spare: SPARE, skipping: None }
     }
 
     /// A reader that goes on where another one stood: with what it had read of a line, or with the head of the line it was
@@ -89,11 +95,24 @@ impl FrameReader {
         self.buffer.capacity() == 0
     }
 
+    /// Whether the next bytes are to be read elsewhere and taken by [`FrameReader::take_spare`]: no room is kept for them.
+    #[must_use]
+    pub fn is_spare(&self) -> bool {
+        self.spare > 0 && self.buffer.is_empty()
+    }
+
+    /// Appends bytes that were read elsewhere, for which no room was kept.
+    pub fn take_spare(&mut self, bytes: &[u8]) {
+        self.spare = self.spare.saturating_sub(1);
+        self.buffer.extend_from_slice(bytes);
+    }
+
     /// Gives the memory back that is kept for what comes next, unless a part of a line is in it.
     pub fn rest(&mut self) {
         if self.buffer.is_empty() {
             self.buffer = BytesMut::new();
             self.chunk = FIRST_CHUNK / 2;
+            self.spare = SPARE;
         }
     }
 
@@ -252,6 +271,25 @@ mod tests {
             assert_eq!(reader.next_frame(), None);
         }
         assert!((CHUNK..=2 * CHUNK).contains(&room(&mut reader)), "{}", room(&mut reader));
+    }
+
+    #[test]
+    fn a_client_that_was_silent_has_room_kept_only_once_it_goes_on_speaking() {
+        let mut reader = FrameReader::new(1024);
+        for _ in 0..2 {
+            for _ in 0..SPARE {
+                assert!(reader.is_spare());
+                reader.take_spare(b"a line\n");
+                assert_eq!(reader.next_frame(), Some(line("a line")));
+            }
+            assert!(reader.buffer.capacity() < 64 && !reader.is_spare());
+            reader.space().extend_from_slice(b"a line\n");
+            assert_eq!(reader.next_frame(), Some(line("a line")));
+            assert!(reader.buffer.capacity() > 1024);
+            reader.rest();
+        }
+        reader.take_spare(b"half");
+        assert!(!reader.is_spare(), "the rest of it goes where its beginning is");
     }
 
     #[test]

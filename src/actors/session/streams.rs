@@ -17,8 +17,8 @@ use super::turn::TurnEvent;
 use crate::failpoints::{FaultPoint, Operation};
 use crate::protocol::frame::FrameReader;
 
-/// Bytes that are read by the stack; most first lines are shorter, and of a longer one the rest follows at once.
-const FIRST: usize = 1024;
+/// Bytes that are read by the stack; what opens a session is shorter, and of a longer line the rest follows at once.
+const FIRST: usize = 4096;
 
 /// What a connection reads from.
 pub type ClientInput = Box<dyn AsyncRead + Send + Unpin>;
@@ -91,14 +91,14 @@ impl SessionLoop {
 ///
 /// Safe: what was read is in the reader.
 pub(super) async fn read(input: &mut ClientInput, reader: &mut FrameReader) -> std::io::Result<usize> {
-    if !reader.keeps_nothing() {
+    if !reader.is_spare() {
         return input.read_buf(reader.space()).await;
     }
     std::future::poll_fn(|cx| {
         let mut first = [const { MaybeUninit::uninit() }; FIRST];
         let mut first = ReadBuf::uninit(&mut first);
         ready!(Pin::new(&mut *input).poll_read(cx, &mut first))?;
-        reader.space().extend_from_slice(first.filled());
+        reader.take_spare(first.filled());
         Poll::Ready(Ok(first.filled().len()))
     })
     .await
