@@ -10,7 +10,6 @@
 //! jobs/ID/outcome.json         an outcome the store does not take yet
 //! slots/N                      held by a runner while its agent runs
 //! waiting/ID (and ID.bell)     held by a process that waits with jobs, and how it is woken
-//! hosts/ID.json                what a host says of itself, for whoever looks
 //! hosts/ID/lock                held by a host whose jobs may be adopted when it is gone
 //! secret                       what digests of environments are keyed by
 //! daemon.lock                  held by the daemon of this directory
@@ -318,10 +317,14 @@ impl StateDir {
         self.root.join("hosts")
     }
 
-    /// What one host says of itself.
-    #[must_use]
-    pub fn host_row(&self, host: HostId) -> PathBuf {
-        self.hosts().join(format!("{host}.json"))
+    /// Makes the directory of hosts, and what it lies in.
+    ///
+    /// # Errors
+    ///
+    /// As for [`StateDir::create`].
+    pub fn create_hosts(&self) -> Result<(), StateDirError> {
+        self.create()?;
+        private_dir(&self.hosts(), Place::Inside)
     }
 
     /// The file whose lock says that a host lives.
@@ -338,16 +341,6 @@ impl StateDir {
     pub fn create_host_dir(&self, host: HostId) -> Result<(), StateDirError> {
         self.create_hosts()?;
         private_dir(&self.hosts().join(host.to_string()), Place::Inside)
-    }
-
-    /// Makes the directory of hosts, and what it lies in.
-    ///
-    /// # Errors
-    ///
-    /// As for [`StateDir::create`].
-    pub fn create_hosts(&self) -> Result<(), StateDirError> {
-        self.create()?;
-        private_dir(&self.hosts(), Place::Inside)
     }
 
     /// The file whose lock says that a daemon of this directory lives.

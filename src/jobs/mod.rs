@@ -17,7 +17,6 @@ pub mod admission;
 pub mod client;
 pub mod evidence;
 pub mod host_lock;
-pub mod host_row;
 pub mod journal;
 pub mod leftovers;
 pub mod limits;

@@ -59,7 +59,7 @@ pub(crate) enum Command {
         #[command(subcommand)]
         command: JobsCommand,
     },
-    /// Who serves here, what is asked, and who waits for what.
+    /// Who serves here, what is asked, and what is waited for.
     #[command(after_help = "It looks, and starts and makes nothing.")]
     Status(StatusOptions),
     /// One server that many clients share: start it, ask how it is, end it.

@@ -1,21 +1,21 @@
-//! `status`: who serves here, what is asked, and who waits for what.
+//! `status`: who serves here, what is asked, and what is waited for.
 //!
-//! Owns: what people and scripts are shown. May not know: how hosts write their rows, how a daemon answers.
+//! Owns: what people and scripts are shown. May not know: how a queue is ordered, how a daemon answers.
 //!
-//! Everything is looked up where it lies: the queue in the store, who waits in the hosts' rows, the daemon by its own word. So it
-//! says the same with a daemon and without one, and starts and makes nothing.
+//! Everything is looked up where it lies: the queue in the store, the daemon by its own word. So it says the same of the queue with
+//! a daemon and without one, and starts and makes nothing.
 
 use std::collections::HashMap;
 use std::process::ExitCode;
 
-use phone_opus::internals::base::ids::{JobId, UnixMillis};
+use phone_opus::internals::base::ids::UnixMillis;
 use phone_opus::internals::base::state_dir::StateDir;
 use phone_opus::internals::daemon::ask::{ANSWER, ask};
 use phone_opus::internals::daemon::control::{DaemonAnswer, DaemonStatus};
 use phone_opus::internals::daemon::start::{DaemonLook, look};
 use phone_opus::internals::jobs::admission::QueueRow;
-use phone_opus::internals::jobs::host_row::{HostRow, living_rows};
 use phone_opus::internals::jobs::store::StoreHandle;
+use phone_opus::internals::jobs::{JobMode, JobState};
 use serde_json::{Value, json};
 
 use crate::cli::StatusOptions;
@@ -30,7 +30,7 @@ pub(crate) fn run(options: &StatusOptions) -> ExitCode {
         Ok(dir) => dir,
         Err(error) => return refused(&error),
     };
-    let (daemon, hosts) = (daemon(&dir), living_rows(&dir));
+    let daemon = daemon(&dir);
     let queue = match queue(&dir) {
         Ok(queue) => queue,
         Err(why) => {
@@ -39,10 +39,10 @@ pub(crate) fn run(options: &StatusOptions) -> ExitCode {
         }
     };
     if options.json {
-        let jobs: Vec<Value> = queue.iter().map(|row| job(row, &hosts)).collect();
-        print(&json!({"daemon": daemon, "hosts": hosts, "jobs": jobs}).to_string());
+        let jobs: Vec<Value> = queue.iter().map(job).collect();
+        print(&json!({"daemon": daemon, "jobs": jobs}).to_string());
     } else {
-        print(&shown(daemon.as_ref(), &hosts, &queue));
+        print(&shown(daemon.as_ref(), &queue));
     }
     ExitCode::SUCCESS
 }
@@ -70,24 +70,18 @@ fn queue(dir: &StateDir) -> Result<Vec<QueueRow>, String> {
     })
 }
 
-/// How many calls wait for a job, by what its hosts say.
-fn waiting(job: JobId, hosts: &[HostRow]) -> usize {
-    hosts.iter().flat_map(|host| &host.jobs).filter(|row| row.job == job).map(|row| row.callers.len()).sum()
-}
-
-fn job(row: &QueueRow, hosts: &[HostRow]) -> Value {
+fn job(row: &QueueRow) -> Value {
     json!({
         "job_id": row.job,
         "state": row.state,
         "mode": row.mode,
         "workspace": row.workspace.display().to_string(),
         "accepted_at": row.accepted_at,
-        "waited_for_by": waiting(row.job, hosts),
     })
 }
 
 /// The same for people.
-fn shown(daemon: Option<&DaemonStatus>, hosts: &[HostRow], queue: &[QueueRow]) -> String {
+fn shown(daemon: Option<&DaemonStatus>, queue: &[QueueRow]) -> String {
     let mut lines = vec![match daemon {
         Some(status) => {
             format!("a daemon serves {} clients (process {})", status.connections.saturating_sub(1), status.pid)
@@ -95,25 +89,16 @@ fn shown(daemon: Option<&DaemonStatus>, hosts: &[HostRow], queue: &[QueueRow]) -
         None => "no daemon is running".to_owned(),
     }];
     let now = UnixMillis::now();
-    for host in hosts {
-        let since = now.since(host.began) / 1000;
-        let (sessions, jobs) = (host.sessions.len(), host.jobs.len());
-        lines.push(format!(
-            "host {}: {sessions} sessions, {jobs} jobs, for {since} s (process {})",
-            host.host, host.pid
-        ));
-    }
     let mut places: HashMap<bool, usize> = HashMap::new();
     for row in queue {
-        let runs = row.state == phone_opus::internals::jobs::JobState::Running;
+        let runs = row.state == JobState::Running;
         let place = places.entry(runs).or_default();
         *place += 1;
         let stands = if runs { "runs".to_owned() } else { format!("waits, accepted as number {place}") };
         let since = now.since(row.accepted_at) / 1000;
-        let who = match waiting(row.job, hosts) {
-            0 => "nobody waits for it".to_owned(),
-            1 => "1 call waits for it".to_owned(),
-            calls => format!("{calls} calls wait for it"),
+        let who = match row.mode {
+            JobMode::Sync => "its caller waits for it",
+            JobMode::Background => "in the background",
         };
         lines.push(format!("{} {stands}, for {since} s, {who}: {}", row.job, row.workspace.display()));
     }
