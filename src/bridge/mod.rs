@@ -198,7 +198,8 @@ impl<W: AsyncWrite + Unpin> Bridge<W> {
             }
             BridgeEffect::Start => {
                 let start = self.means.start.clone();
-                let connect = move || start.connect(start::PATIENCE).map_err(|error| format!("{}.", chain(&error)));
+                let connect =
+                    move || start.connect(start::PATIENCE).map_err(|error| format!("failed to {}.", chain(&error)));
                 self.under_way.spawn_blocking(move || Outcome::Started(connect()));
             }
             BridgeEffect::HostHere(why) => {

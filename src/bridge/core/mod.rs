@@ -289,7 +289,13 @@ impl BridgeCore {
             }
             BridgeEvent::Lost(link) => {
                 let served = self.link.take_if(|known| *known == link).is_some();
+                // Told that the client has gone, whoever served has answered what it would.
+                let ends = served && self.input_ended;
                 self.on_lost(link, out);
+                if ends {
+                    self.over = true;
+                    return effects.push(BridgeEffect::End);
+                }
                 if served {
                     self.look(SearchEvent::Ended, now, out, effects);
                 }

@@ -15,7 +15,6 @@
 //! search is longer than its bounds, and each ends with somebody who serves or with words why nobody does; (3) a daemon is
 //! there when it has answered `session_open`, and nothing else proves it.
 
-use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 /// How long a daemon may take to answer `session_open`. One that is stopped or stuck takes longer; a client that waited for it
@@ -31,11 +30,8 @@ const REPLACED: Duration = Duration::from_secs(10);
 /// Daemons started in one search: the first may find that it is not needed any more just when somebody comes.
 const STARTS: u32 = 2;
 
-/// Losses in [`LOSS_PERIOD`] after which this process serves itself: a daemon that its clients' calls end is no use.
-const LOSSES: usize = 5;
-
-/// See [`LOSSES`].
-const LOSS_PERIOD: Duration = Duration::from_secs(60);
+/// Daemons in a row that answered nothing before they were lost, after which this process serves itself.
+const LOSSES: u32 = 5;
 
 /// What came of what was asked for, or of time.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -114,7 +110,8 @@ pub(super) struct Search {
     /// A daemon has ended a connection before it answered.
     ended: bool,
     asked_reload: bool,
-    losses: VecDeque<Instant>,
+    /// Daemons lost since the last answer.
+    losses: u32,
     ours: &'static str,
 }
 
@@ -122,15 +119,12 @@ impl Search {
     /// One that has not begun; `ours` is the version of this program.
     #[must_use]
     pub(super) fn new(ours: &'static str, now: Instant) -> Self {
-        Self {
-            stage: Stage::Idle,
-            began: now,
-            starts: 0,
-            ended: false,
-            asked_reload: false,
-            losses: VecDeque::new(),
-            ours,
-        }
+        Self { stage: Stage::Idle, began: now, starts: 0, ended: false, asked_reload: false, losses: 0, ours }
+    }
+
+    /// Whoever serves has answered something: it is of use.
+    pub(super) fn answered(&mut self) {
+        self.losses = 0;
     }
 
     /// Whether somebody serves.
@@ -267,11 +261,11 @@ impl Search {
     }
 
     fn lost(&mut self, now: Instant) -> Vec<SearchEffect> {
-        self.losses.retain(|loss| now.saturating_duration_since(*loss) < LOSS_PERIOD);
-        self.losses.push_back(now);
-        if self.losses.len() > LOSSES {
-            self.losses.clear();
-            return self.host(format!("daemons were lost more than {LOSSES} times within a minute."));
+        self.losses += 1;
+        if self.losses > LOSSES {
+            self.losses = 0;
+            return self
+                .host(format!("more than {LOSSES} daemons were lost in a row before they had answered anything."));
         }
         self.begin(now)
     }
@@ -465,17 +459,30 @@ mod tests {
     }
 
     #[test]
-    fn a_daemon_that_is_lost_again_and_again_is_left_alone() {
-        let life = |at: u64| [(at, Heard::Connected), (at, opened(OURS)), (at + 1, Heard::Ended)];
-        let mut often = vec![(0, Heard::Wanted)];
-        often.extend((0..6).flat_map(|n| life(n * 1000)));
-        let said = told(&often);
-        assert_eq!(said.last().map(String::as_str), Some("here: daemons were lost more than 5 times within a minute."));
-        assert_eq!(said.iter().filter(|word| *word == "Serve").count(), 6);
-        // As often, but over hours: each time it is looked for again.
-        let mut seldom = vec![(0, Heard::Wanted)];
-        seldom.extend((0..60).flat_map(|n| life(n * 600_000)));
-        assert_eq!(told(&seldom).last().map(String::as_str), Some("Reach"));
+    fn daemons_that_are_lost_before_they_answer_are_left_alone() {
+        for (answers, expected) in [
+            (
+                false,
+                SearchEffect::HostHere(
+                    "more than 5 daemons were lost in a row before they had answered anything.".to_owned(),
+                ),
+            ),
+            (true, SearchEffect::Reach),
+        ] {
+            let now = Instant::now();
+            let mut search = Search::new(OURS, now);
+            search.step(Heard::Wanted, now);
+            let mut last = Vec::new();
+            for life in 1..=6 {
+                search.step(Heard::Connected, now);
+                assert!(search.step(opened(OURS), now).contains(&SearchEffect::Serve), "life {life}");
+                if answers {
+                    search.answered();
+                }
+                last = search.step(Heard::Ended, now);
+            }
+            assert_eq!(last, [expected]);
+        }
     }
 
     #[test]

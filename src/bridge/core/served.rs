@@ -101,6 +101,9 @@ impl BridgeCore {
             return;
         }
         let Some(held) = self.calls.take(number) else { return };
+        if self.link == Some(link) {
+            self.search.answered();
+        }
         if kind == Kind::List && result.is_some() {
             self.told = Some(self.catalog);
         }

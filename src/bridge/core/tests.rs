@@ -683,6 +683,15 @@ fn a_client_that_ends_gets_what_it_asked_for_and_nobody_waits_for_ever() {
     assert_eq!(rig.did(), [BridgeEffect::EndInput(link)]);
     rig.line(link, &answer("1"));
     assert_eq!((rig.told(), rig.did()), (vec![answer("1")], vec![BridgeEffect::End]));
+    // Whoever serves lets go of it: nobody else is looked for.
+    let mut rig = Rig::new();
+    rig.handshake();
+    rig.client(&call("1", "consult", "{}"));
+    let link = rig.served();
+    rig.sent(link);
+    rig.step(BridgeEvent::ClientEnded);
+    rig.step(BridgeEvent::Lost(link));
+    assert_eq!(rig.did(), [BridgeEffect::EndInput(link), BridgeEffect::End]);
     // None comes.
     let mut rig = Rig::new();
     rig.handshake();

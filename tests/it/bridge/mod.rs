@@ -1,4 +1,6 @@
 //! `mcp connect`, the real program, with daemons of a test's own and with real ones.
 
+mod alone;
 mod peer;
+mod real;
 mod skew;
