@@ -275,7 +275,8 @@ class Upgrade(threading.Thread):
         self.given_up = threading.Event()
 
     def servers(self):
-        words = self.program + (" daemon run" if bridged() else " mcp serve")
+        # The one that was started first only starts the daemon.
+        words = self.program + (" daemon run --detached" if bridged() else " mcp serve")
         return [pid for pid, line in self.scratch.processes().items() if line.startswith(words)]
 
     def kill_daemon(self):
