@@ -275,9 +275,9 @@ class Upgrade(threading.Thread):
         self.given_up = threading.Event()
 
     def servers(self):
-        # The one that was started first only starts the daemon.
-        words = self.program + (" daemon run --detached" if bridged() else " mcp serve")
-        return [pid for pid, line in self.scratch.processes().items() if line.startswith(words)]
+        words = self.program + (" daemon run" if bridged() else " mcp serve")
+        # What is told to detach only starts the daemon.
+        return [pid for pid, line in self.scratch.processes().items() if line.startswith(words) and " --detach " not in line]
 
     def kill_daemon(self):
         """Kills the daemon; the bridge sees to it that there is another one."""
