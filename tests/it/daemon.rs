@@ -18,7 +18,9 @@ use phone_opus::internals::daemon::ask::{ANSWER, AskError, ask};
 use phone_opus::internals::daemon::control::{DaemonAnswer, Opening};
 use phone_opus::internals::daemon::record::DaemonRecord;
 use phone_opus::internals::daemon::start::{DaemonStart, DaemonStarter, PATIENCE as STARTS_WITHIN};
-use phone_opus::testkit::{NOBODY, Process, Rig, Signal, Start, give_away, tried_program, until, until_seen};
+use phone_opus::testkit::{
+    NOBODY, PATIENCE, Process, Rig, Signal, Start, Waiting, give_away, tried_program, until, until_seen,
+};
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::UnixStream;
@@ -638,11 +640,18 @@ async fn an_agent_has_nothing_of_the_daemons_but_its_own_streams() {
     peer.open(&rig, &rig.work()).await;
     peer.call(2, &rig.waiting("begun", "go")).await;
     rig.wait_for_sign("begun").await;
-    for agent in rig.agents() {
+    let descriptors = |agent: &Process| {
         let dir = std::fs::read_dir(format!("/proc/{}/fd", agent.pid.as_raw_nonzero())).expect("it is there");
         let mut open: Vec<u32> = dir.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).collect();
         open.sort_unstable();
-        assert_eq!(open, [0, 1, 2], "{agent:?}");
+        open
+    };
+    // The sign is a file that it makes, and closes a moment after it is seen.
+    let waiting = Waiting::until("agents hold their streams alone", PATIENCE);
+    for agent in rig.agents() {
+        while descriptors(&agent) != [0, 1, 2] {
+            waiting.again(|| format!("{agent:?} holds {:?}", descriptors(&agent))).await;
+        }
     }
     rig.give_sign("go");
     assert_eq!(response(&peer.answer(2).await.expect("an answer"))["response"], "done");

@@ -13,7 +13,8 @@ use std::time::{Duration, Instant};
 use phone_opus::internals::base::ids::UnixMillis;
 use phone_opus::internals::jobs::JobState;
 use phone_opus::testkit::{
-    FileFate, KEY, OwnFileSystem, Process, ProgramFile, Rig, Role, Run, Signal, Start, Step, Waiting, tried_program,
+    FileFate, KEY, OwnFileSystem, PATIENCE, Process, ProgramFile, Rig, Role, Run, Signal, Start, Step, Waiting,
+    tried_program,
 };
 use serde_json::{Value, json};
 
@@ -92,8 +93,12 @@ async fn a_descriptor_the_server_was_started_with_is_held_by_none_of_its_childre
     let job = host.consult_in_background(&prompt).await;
     rig.wait_for_sign("begun").await;
     assert!(is_held(&ours), "the server itself has it");
+    // The sign is a file that it makes, and closes a moment after it is seen.
+    let waiting = Waiting::until("agents hold their streams alone", PATIENCE);
     for agent in rig.agents() {
-        assert_eq!(descriptors(&agent), [0, 1, 2], "{agent:?}");
+        while descriptors(&agent) != [0, 1, 2] {
+            waiting.again(|| format!("{agent:?} holds {:?}", descriptors(&agent))).await;
+        }
     }
     host.signal(Signal::KILL);
     host.exit().await;
