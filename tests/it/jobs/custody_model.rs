@@ -569,7 +569,9 @@ fn whatever_becomes_of_runners_and_hosts_a_job_in_custody_keeps_the_laws_and_end
         "settled",
         "told an outcome that is not stored",
     ] {
-        assert!(met.get(what).is_some_and(|times| *times > 10), "{what}: {met:?}");
+        // An orphan is adopted now in most of the orders in which it was left to others before.
+        let least = if what == "left to others" { 10 } else { 20 };
+        assert!(met.get(what).is_some_and(|times| *times > least), "{what}: {met:?}");
     }
 }
 

@@ -683,7 +683,10 @@ fn whatever_order_things_happen_in_a_consult_keeps_the_laws() {
         "callers were due",
         "nobody adopted it in time",
     ] {
-        assert!(met.get(what).is_some_and(|times| *times > 10), "{what}: {met:?}");
+        // A host has to die at one moment of few for these.
+        let rare = ["adopted for a call", "callers were due", "nobody adopted it in time"].contains(&what);
+        let least = if rare { 10 } else { 100 };
+        assert!(met.get(what).is_some_and(|times| *times > least), "{what}: {met:?}");
     }
 }
 
