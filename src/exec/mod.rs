@@ -26,6 +26,7 @@ pub(crate) mod lines;
 pub mod local;
 pub mod server;
 pub mod session;
+pub mod target;
 pub mod wire;
 
 pub use self::client::{ExecClient, ExecError};
@@ -33,6 +34,7 @@ pub use self::core::ProcessLog;
 pub use self::local::{Adopt, CloseBy, LocalExec, LocalProcess, OutputTap, ProcessEnd, SpawnError, SpawnSpec, Stdin};
 pub use self::server::{PeerEnd, ProcessTable, Server};
 pub use self::session::{EventStream, ProcessSession};
+pub use self::target::{ExecTarget, ServerUrl, TargetWords};
 
 use bytes::Bytes;
 
