@@ -9,6 +9,16 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Base64(pub Bytes);
 
+/// Appends the text of these bytes.
+pub(crate) fn append(text: &mut Vec<u8>, bytes: &[u8]) {
+    let at = text.len();
+    let length = base64::encoded_len(bytes.len(), true).unwrap_or_default();
+    text.resize(at + length, 0);
+    // There is room for exactly that, so it cannot be refused.
+    let written = STANDARD.encode_slice(bytes, &mut text[at..]).unwrap_or_default();
+    text.truncate(at + written);
+}
+
 impl Serialize for Base64 {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.serialize_str(&STANDARD.encode(&self.0))

@@ -13,5 +13,6 @@ pub mod local_time;
 pub mod nearest;
 pub mod procfs;
 pub mod signals;
+pub mod socket;
 pub mod state_dir;
 pub mod stdio;

@@ -14,19 +14,16 @@
 //! unlinked or replaced that is not proven ours; (3) whoever comes in has our user id by the kernel's word; (4) what one
 //! client sends of its environment reaches its own consults and nothing else (L17).
 
-pub mod accept;
 pub mod ask;
 pub mod context;
 pub mod control;
 pub mod idle;
 pub mod life;
-pub mod listener;
 pub mod lock;
-pub mod paths;
-pub mod peer;
-pub mod reach;
 pub mod record;
 pub mod start;
+
+pub use crate::base::socket::{accept, listener, paths, peer, reach};
 
 /// The version of what is said beside JSON-RPC: of `session_open`, and of the record. `hello`, `status` and `shutdown` are
 /// the same in all versions.

@@ -16,9 +16,9 @@ const READ_BYTES: usize = 64 * 1024;
 /// Why there are no more lines.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum LineError {
-    /// A line went over [`LINE_BYTES`].
-    #[error("read a line of more than {LINE_BYTES} bytes")]
-    TooLong,
+    /// A line went over the bound.
+    #[error("read a line of more than {0} bytes")]
+    TooLong(usize),
     /// The reader failed.
     #[error("read from the peer")]
     Read(#[source] std::io::Error),
@@ -32,12 +32,18 @@ pub(crate) struct LineReader<R> {
     buffer: BytesMut,
     /// How much of `buffer` is known to hold no line end.
     searched: usize,
+    longest: usize,
 }
 
 impl<R: AsyncRead + Unpin> LineReader<R> {
     /// Lines of `reader`, after bytes that were read from it before.
     pub(crate) fn after(unread: &[u8], reader: R) -> Self {
-        Self { reader, buffer: BytesMut::from(unread), searched: 0 }
+        Self { reader, buffer: BytesMut::from(unread), searched: 0, longest: LINE_BYTES }
+    }
+
+    /// The same with another bound than [`LINE_BYTES`].
+    pub(crate) fn up_to(self, longest: usize) -> Self {
+        Self { longest, ..self }
     }
 
     /// The next line without its end, `None` at the end of input.
@@ -58,8 +64,8 @@ impl<R: AsyncRead + Unpin> LineReader<R> {
                 }
             }
             self.searched = self.buffer.len();
-            if self.buffer.len() > LINE_BYTES {
-                return Err(LineError::TooLong);
+            if self.buffer.len() > self.longest {
+                return Err(LineError::TooLong(self.longest));
             }
             self.buffer.reserve(READ_BYTES);
             if self.reader.read_buf(&mut self.buffer).await.map_err(LineError::Read)? == 0 {

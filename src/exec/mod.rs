@@ -27,6 +27,7 @@ pub mod local;
 pub mod server;
 pub mod session;
 pub mod target;
+pub mod transport;
 pub mod wire;
 
 pub use self::client::{ExecClient, ExecError};

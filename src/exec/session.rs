@@ -4,17 +4,26 @@
 //! May not know: where events come from and where they go.
 //!
 //! Invariants: the lock is never held over an await; a subscriber only ever looks at the shared ring, so a slow one costs
-//! nothing and loses only its own view; the wake value never goes back, watched or not.
+//! nothing and loses only its own view, but for the one reader that may ask to miss nothing ([`ProcessSession::attach`]): for
+//! it whoever publishes waits for [`ProcessSession::room`]; the wake value never goes back, watched or not.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
 use super::core::{Misplaced, ProcessLog};
 use super::{Cursor, OutputStream, ProcessEvent, ReadResult};
+
+/// Output that may be published ahead of a reader that must miss nothing: half of what is retained, so that what was on its way
+/// to it when its connection was cut can be read again.
+const AHEAD_BYTES: usize = super::RING_BYTES / 2;
+
+/// Chunks of such output; half of what a server retains (50,000), for a process that writes byte by byte.
+const AHEAD_CHUNKS: usize = 25_000;
 
 /// A shared handle on one session; clones are the same session.
 #[derive(Debug, Clone)]
@@ -26,6 +35,19 @@ pub struct ProcessSession {
 struct Shared {
     core: Mutex<ProcessLog>,
     wake: watch::Sender<u64>,
+    /// The reader that must miss nothing. Taken after `core`, never before it.
+    ahead: Mutex<Option<Ahead>>,
+    /// The last position that a reader was known to have.
+    released: AtomicU64,
+    /// Told when there may be room again.
+    room: Notify,
+}
+
+/// What was published and not yet released by the reader that must miss nothing.
+#[derive(Debug, Clone, Copy, Default)]
+struct Ahead {
+    chunks: usize,
+    bytes: usize,
 }
 
 impl Default for ProcessSession {
@@ -45,7 +67,14 @@ impl ProcessSession {
     #[must_use]
     pub fn over(core: ProcessLog) -> Self {
         let wake = watch::Sender::new(core.wake());
-        Self { shared: Arc::new(Shared { core: Mutex::new(core), wake }) }
+        let shared = Shared {
+            core: Mutex::new(core),
+            wake,
+            ahead: Mutex::new(None),
+            released: AtomicU64::new(0),
+            room: Notify::new(),
+        };
+        Self { shared: Arc::new(shared) }
     }
 
     /// Publishes output.
@@ -53,7 +82,80 @@ impl ProcessSession {
     /// # Errors
     /// After the end of the session; nothing is published.
     pub fn publish_output(&self, stream: OutputStream, bytes: Bytes) -> Result<(), Misplaced> {
-        self.change(|core| core.append_output(stream, bytes))
+        let size = bytes.len();
+        self.change(|core| {
+            core.append_output(stream, bytes)?;
+            if let Some(ahead) = &mut *self.ahead() {
+                ahead.bytes += size;
+                ahead.chunks += size.div_ceil(super::CHUNK_BYTES);
+            }
+            Ok(())
+        })
+    }
+
+    /// From now on, whoever publishes output waits while so much lies after position `seen` that its reader could miss some.
+    #[allow(dead_code, reason = "for servers that lose nothing")]
+    pub(crate) fn attach(&self, seen: u64) {
+        self.look(|core| {
+            let (chunks, bytes) = core.retained_after(seen);
+            *self.ahead() = Some(Ahead { chunks, bytes });
+        });
+        self.shared.room.notify_waiters();
+    }
+
+    /// Nobody waits for a reader any more.
+    #[allow(dead_code, reason = "for servers that lose nothing")]
+    pub(crate) fn detach(&self) {
+        *self.ahead() = None;
+        self.shared.room.notify_waiters();
+    }
+
+    /// The reader that must miss nothing has what there is up to `seq`, so much more than before.
+    pub(crate) fn release(&self, seq: u64, chunks: usize, bytes: usize) {
+        if let Some(ahead) = &mut *self.ahead() {
+            ahead.chunks = ahead.chunks.saturating_sub(chunks);
+            ahead.bytes = ahead.bytes.saturating_sub(bytes);
+        }
+        self.shared.released.fetch_max(seq, Ordering::Relaxed);
+        if self.has_room() {
+            self.shared.room.notify_waiters();
+        }
+    }
+
+    /// The last position that a reader was known to have; where the next one begins that does not say where it stands.
+    #[allow(dead_code, reason = "for servers that lose nothing")]
+    pub(crate) fn released(&self) -> u64 {
+        self.shared.released.load(Ordering::Relaxed)
+    }
+
+    /// Whether this is a handle on the same session.
+    pub(crate) fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.shared, &other.shared)
+    }
+
+    /// Waits until output may be published. At once where no reader must miss nothing.
+    ///
+    /// # Cancel safety
+    /// It only waits.
+    pub(crate) async fn room(&self) {
+        while !self.has_room() {
+            let told = self.shared.room.notified();
+            tokio::pin!(told);
+            // Registered before the second look, so that room that is made in between is heard of.
+            told.as_mut().enable();
+            if self.has_room() {
+                return;
+            }
+            told.await;
+        }
+    }
+
+    fn has_room(&self) -> bool {
+        self.ahead().is_none_or(|ahead| ahead.bytes < AHEAD_BYTES && ahead.chunks < AHEAD_CHUNKS)
+    }
+
+    fn ahead(&self) -> MutexGuard<'_, Option<Ahead>> {
+        self.shared.ahead.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Publishes the exit.
@@ -223,6 +325,19 @@ impl EventStream {
     #[must_use]
     pub fn cursor(&self) -> Cursor {
         Cursor::after(self.seen)
+    }
+
+    /// Waits until something after what was delivered may have happened.
+    ///
+    /// # Cancel safety
+    /// It only waits.
+    pub(crate) async fn changed(&mut self) {
+        self.wake.borrow_and_update();
+        if self.state == StreamState::Ended || self.session.look(|core| core.next_event(self.seen)).is_some() {
+            return;
+        }
+        // The sender lives in the session this stream holds.
+        let _ = self.wake.changed().await;
     }
 
     /// Whether the terminal event was delivered.

@@ -15,7 +15,7 @@ use serde_json::Value;
 use serde_json::value::RawValue;
 
 use super::{OutputChunk, OutputStream, ProcessEvent, ReadExit, ReadResult};
-use crate::base::base64::Base64;
+use crate::base::base64::{self, Base64};
 
 /// Method names.
 pub mod method {
@@ -33,6 +33,14 @@ pub mod method {
     pub const SIGNAL: &str = "process/signal";
     /// Request: ends a process.
     pub const TERMINATE: &str = "process/terminate";
+    /// Request, an extension: the end of standard input.
+    pub const CLOSE_STDIN: &str = "process/closeStdin";
+    /// Request, an extension: the size of a terminal.
+    pub const RESIZE: &str = "process/resize";
+    /// Request: what the machine is like.
+    pub const ENVIRONMENT_INFO: &str = "environment/info";
+    /// Request: whether it can be used.
+    pub const ENVIRONMENT_STATUS: &str = "environment/status";
     /// Notification: output.
     pub const OUTPUT: &str = "process/output";
     /// Notification: the exit.
@@ -253,6 +261,9 @@ pub struct InitializeResult {
     /// What the machine is like; servers of the older dialect do not say.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub environment_info: Option<Value>,
+    /// How long what runs outlives its connection, in milliseconds. Ours only; absent where it does not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lease_ms: Option<u64>,
 }
 
 /// Parameters of [`method::START`].
@@ -290,6 +301,9 @@ pub struct StartParams {
     /// Whatever the client likes.
     #[serde(default)]
     pub metadata: Option<Value>,
+    /// Whether the rest of its group ends when the leader does. An extension; without it the rest lives on.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub ends_with_leader: bool,
 }
 
 /// Answer to [`method::START`].
@@ -489,6 +503,29 @@ pub enum WireSignal {
 pub struct TerminateParams {
     /// Which process.
     pub process_id: String,
+    /// What it gets between being asked and being killed. An extension; without it, it is killed at once.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub grace_ms: Option<u64>,
+}
+
+/// Parameters of [`method::CLOSE_STDIN`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct CloseStdinParams {
+    /// Which process.
+    pub process_id: String,
+}
+
+/// Parameters of [`method::RESIZE`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ResizeParams {
+    /// Which process.
+    pub process_id: String,
+    /// Columns.
+    pub cols: u16,
+    /// Rows.
+    pub rows: u16,
 }
 
 /// Answer to [`method::TERMINATE`].
@@ -547,28 +584,63 @@ pub struct EventHead {
     pub seq: u64,
 }
 
-/// The line that announces an event. `None` for events a peer finds out by itself: `Lagged` is a hole in the positions,
-/// `Failed` is in every read's `failure`.
+/// The line that announces an event, of a process without a terminal; `None` where [`append_event`] appends nothing.
 ///
 /// # Errors
 /// As [`WireOutgoing::to_line`].
 pub fn event_line(process_id: &str, event: &ProcessEvent) -> Result<Option<Vec<u8>>, serde_json::Error> {
-    let process_id = process_id.to_owned();
+    let mut line = Vec::new();
+    append_event(&mut line, process_id, WireStream::Stdout, event);
+    Ok(Some(line).filter(|line| !line.is_empty()))
+}
+
+/// Appends the line that announces an event; nothing for events a peer finds out by itself: `Lagged` is a hole in the positions,
+/// `Failed` is in every read's `failure`. `output` is what standard output is called: a terminal has only one direction.
+///
+/// Written by hand: it is made for every piece of every process's output.
+pub(super) fn append_event(text: &mut Vec<u8>, process_id: &str, output: WireStream, event: &ProcessEvent) {
+    let (name, seq) = match event {
+        ProcessEvent::Output { seq, .. } => (method::OUTPUT, seq),
+        ProcessEvent::Exited { seq, .. } => (method::EXITED, seq),
+        ProcessEvent::Closed { seq } => (method::CLOSED, seq),
+        ProcessEvent::Failed { .. } | ProcessEvent::Lagged { .. } => return,
+    };
+    text.extend_from_slice(b"{\"method\":\"");
+    text.extend_from_slice(name.as_bytes());
+    text.extend_from_slice(b"\",\"params\":{\"processId\":");
+    append_json(text, process_id);
+    text.extend_from_slice(b",\"seq\":");
+    append_json(text, seq);
     match event {
-        ProcessEvent::Output { seq, stream, bytes } => {
-            let params = OutputParams { process_id, seq: *seq, stream: (*stream).into(), chunk: Base64(bytes.clone()) };
-            WireOutgoing::Notification { method: method::OUTPUT, params }.to_line().map(Some)
+        ProcessEvent::Output { stream, bytes, .. } => {
+            text.extend_from_slice(b",\"stream\":\"");
+            let stream = match stream {
+                OutputStream::Stdout => output,
+                OutputStream::Stderr => WireStream::Stderr,
+            };
+            text.extend_from_slice(match stream {
+                WireStream::Stdout => b"stdout",
+                WireStream::Stderr => b"stderr",
+                WireStream::Pty => b"pty",
+            });
+            text.extend_from_slice(b"\",\"chunk\":\"");
+            base64::append(text, bytes);
+            text.push(b'"');
         }
-        ProcessEvent::Exited { seq, code } => {
-            let params = ExitedParams { process_id, seq: *seq, exit_code: *code, sandbox_denied: false };
-            WireOutgoing::Notification { method: method::EXITED, params }.to_line().map(Some)
+        ProcessEvent::Exited { code, .. } => {
+            text.extend_from_slice(b",\"exitCode\":");
+            append_json(text, code);
+            // Always sent, because its absence costs the peer a round trip.
+            text.extend_from_slice(b",\"sandboxDenied\":false");
         }
-        ProcessEvent::Closed { seq } => {
-            let params = ClosedParams { process_id, seq: *seq };
-            WireOutgoing::Notification { method: method::CLOSED, params }.to_line().map(Some)
-        }
-        ProcessEvent::Failed { .. } | ProcessEvent::Lagged { .. } => Ok(None),
+        _ => {}
     }
+    text.extend_from_slice(b"}}\n");
+}
+
+/// Into memory, of a text or a number, neither of which can be refused.
+fn append_json<T: Serialize + ?Sized>(text: &mut Vec<u8>, value: &T) {
+    let _ = serde_json::to_writer(text, value);
 }
 
 /// The event a notification announces.
@@ -671,6 +743,34 @@ mod tests {
         }
         let odd = PathBuf::from("/ä /%?#");
         assert_eq!(read_cwd(&cwd_uri(&odd)), Ok(odd));
+    }
+
+    #[test]
+    fn the_hand_written_line_is_what_the_types_read() {
+        let text = |event: &ProcessEvent, output| {
+            let mut line = Vec::new();
+            append_event(&mut line, "p \"\u{e4}\"", output, event);
+            String::from_utf8(line).unwrap()
+        };
+        for size in 0..70 {
+            let bytes: Vec<u8> = (0..size).map(|byte: u8| byte.wrapping_mul(37)).collect();
+            let event = ProcessEvent::Output { seq: 7, stream: OutputStream::Stdout, bytes: bytes.clone().into() };
+            let line = text(&event, WireStream::Pty);
+            let Ok(WireIncoming::Notification { method, params }) = WireIncoming::parse(line.as_bytes()) else {
+                panic!("{line}")
+            };
+            let read: OutputParams = serde_json::from_str(params.get()).unwrap();
+            assert_eq!(method, method::OUTPUT);
+            assert_eq!((read.process_id.as_str(), read.seq, read.stream), ("p \"\u{e4}\"", 7, WireStream::Pty));
+            assert_eq!(read.chunk.0.as_ref(), bytes);
+        }
+        let exited = text(&ProcessEvent::Exited { seq: 8, code: -1 }, WireStream::Stdout);
+        assert_eq!(
+            exited,
+            "{\"method\":\"process/exited\",\"params\":{\"processId\":\"p \\\"\u{e4}\\\"\",\"seq\":8,\"exitCode\":-1,\"sandboxDenied\":false}}\n"
+        );
+        assert!(text(&ProcessEvent::Closed { seq: 9 }, WireStream::Stdout).contains("\"seq\":9"));
+        assert_eq!(text(&ProcessEvent::Lagged { from: 1, to: 2 }, WireStream::Stdout), "");
     }
 
     #[test]

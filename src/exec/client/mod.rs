@@ -255,7 +255,7 @@ impl ExecClient {
     /// # Cancel safety
     /// What was sent stays sent.
     pub async fn terminate(&self, process_id: &str) -> Result<bool, ExecError> {
-        let params = TerminateParams { process_id: process_id.to_owned() };
+        let params = TerminateParams { process_id: process_id.to_owned(), grace_ms: None };
         let answer: TerminateAnswer =
             self.call(&self.permits.urgent, method::TERMINATE, &params, CALL_DEADLINE).await?;
         Ok(answer.running)

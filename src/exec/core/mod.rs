@@ -9,7 +9,7 @@
 //! Invariants:
 //! 1. Every position up to `published` was published or is lost, and that never changes again.
 //! 2. After the terminal event no input changes anything.
-//! 3. `outputs` holds at most [`RING_OUTPUTS`] chunks and [`RING_BYTES`] bytes (or one chunk); `pending` at most
+//! 3. `outputs` holds at most what its [`Retention`] says (or one chunk); `pending` at most
 //!    [`REORDER_EVENTS`] and [`REORDER_BYTES`].
 //! 4. The wake counter grows with every visible change and never goes back.
 //!
@@ -68,9 +68,25 @@ pub enum Urgency {
     Now,
 }
 
+/// How much output a log retains: whole chunks, the oldest dropped first, and never the last one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Retention {
+    /// At most so many chunks.
+    pub chunks: usize,
+    /// At most so many bytes.
+    pub bytes: usize,
+}
+
+impl Default for Retention {
+    fn default() -> Self {
+        Self { chunks: RING_OUTPUTS, bytes: RING_BYTES }
+    }
+}
+
 /// The ordered events of one process. See the module's text.
 #[derive(Debug, Default)]
 pub struct ProcessLog {
+    retention: Retention,
     /// Every position up to here is published or lost.
     published: u64,
     /// Retained output, positions ascending.
@@ -124,6 +140,12 @@ impl ProcessLog {
     #[must_use]
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// A session in which nothing has happened, that retains so much.
+    #[must_use]
+    pub fn retaining(retention: Retention) -> Self {
+        Self { retention, ..Self::default() }
     }
 
     /// A session whose events up to `seq` were published before, by another core.
@@ -365,6 +387,13 @@ impl ProcessLog {
         (self.outputs.len(), self.output_bytes)
     }
 
+    /// Retained output after position `after`: events and bytes.
+    #[must_use]
+    pub fn retained_after(&self, after: u64) -> (usize, usize) {
+        let chunks = self.outputs.range(self.first_output_after(after)..);
+        chunks.fold((0, 0), |(count, bytes), chunk| (count + 1, bytes + chunk.bytes.len()))
+    }
+
     /// Events and bytes that wait for an earlier one.
     #[must_use]
     pub fn waiting(&self) -> (usize, usize) {
@@ -461,7 +490,9 @@ impl ProcessLog {
     }
 
     fn evict(&mut self) {
-        while self.outputs.len() > RING_OUTPUTS || (self.output_bytes > RING_BYTES && self.outputs.len() > 1) {
+        while self.outputs.len() > self.retention.chunks
+            || (self.output_bytes > self.retention.bytes && self.outputs.len() > 1)
+        {
             let Some(oldest) = self.outputs.pop_front() else { return };
             self.output_bytes -= oldest.bytes.len();
         }

@@ -21,9 +21,10 @@ use tokio::process::Command;
 pub const DESCRIPTORS_VARIABLE: &str = "PHONE_OPUS_DESCRIPTORS";
 
 /// What ends a child when the thread that started it ends, however that happens. On Linux only.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum EndsWithUs {
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum EndsWithUs {
     /// TERM, so that it can end in order.
+    #[default]
     Asked,
     /// KILL: it has nothing to put in order.
     AtOnce,
@@ -42,6 +43,20 @@ pub(crate) fn as_a_program(command: &mut Command, ends: EndsWithUs, descriptors:
     };
     #[expect(unsafe_code, reason = "signals, limits and the parent-death signal can only be set by the child itself")]
     // SAFETY: `prepare` runs in the forked child on values it captured by copy; see the module's invariant.
+    unsafe {
+        command.pre_exec(prepare);
+    }
+}
+
+/// Has the child lead a session of its own whose terminal is its standard input.
+pub(super) fn with_its_terminal(command: &mut Command) {
+    let prepare = || {
+        rustix::process::setsid()?;
+        rustix::process::ioctl_tiocsctty(rustix::stdio::stdin())?;
+        Ok(())
+    };
+    #[expect(unsafe_code, reason = "a controlling terminal can only be taken by the child itself")]
+    // SAFETY: `prepare` makes two system calls and captures nothing; see the module's invariant.
     unsafe {
         command.pre_exec(prepare);
     }

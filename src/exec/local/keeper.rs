@@ -5,6 +5,7 @@
 //!
 //! ```text
 //! leader ends ──▶ group empties ──▶ pipes close ──▶ over
+//!      └─ (others are kept) ──▶ pipes close: closed ──▶ group empties, or is ended ──▶ over
 //! ```
 //!
 //! Invariant: a keeper that goes before that kills the group while the leader still holds its number.
@@ -13,7 +14,7 @@ use std::collections::BTreeSet;
 use std::io;
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, WaitOptions};
@@ -25,7 +26,7 @@ use tokio::time::Instant;
 use super::super::session::ProcessSession;
 use super::group::{Group, GroupState, Look};
 use super::pipes::PumpEnd;
-use super::{Adopt, CloseBy, GRACE, KILL_BOUND, PIPE_BOUND, ProcessEnd, Stop};
+use super::{Adopt, CloseBy, GRACE, KILL_BOUND, Leftovers, PIPE_BOUND, ProcessEnd, Stop};
 use crate::base::procfs;
 
 /// The longest pause between two looks at a group. Others' children end without telling us, so we have to look.
@@ -36,6 +37,12 @@ const THOROUGH_PAUSE: Duration = Duration::from_millis(16);
 
 /// How often dead adopted descendants are reaped while the leader runs; they cost a table entry until then.
 const ADOPTED_PAUSE: Duration = Duration::from_secs(1);
+
+/// The pause between two looks at a group that lives on without its leader.
+const LINGER_PAUSE: Duration = Duration::from_secs(1);
+
+/// How long the pipes of a killed group may stay open where what left the group may live on: what is in them is read at once.
+const KEPT_PIPE_BOUND: Duration = Duration::from_millis(100);
 
 /// Kills the group if the keeper goes away before it is done.
 #[derive(Debug)]
@@ -60,7 +67,10 @@ pub(super) struct Keeper {
     pub(super) child: Child,
     pub(super) adopt: Adopt,
     pub(super) close: CloseBy,
+    pub(super) leftovers: Leftovers,
     pub(super) stop: watch::Receiver<Stop>,
+    /// What the group gets when it is asked to end.
+    pub(super) grace: Arc<Mutex<Duration>>,
     /// When the grace of a stop is over.
     pub(super) kill_at: Option<Instant>,
     pub(super) pumps: JoinSet<PumpEnd>,
@@ -85,14 +95,13 @@ impl Keeper {
         if let Err(refused) = self.fuse.session.publish_exited(code) {
             tracing::warn!(%refused, "the session did not take the exit");
         }
+        let closed = self.leftovers == Leftovers::Keep && self.leader_leaves_others().await;
         let Emptied { reaped, left } = self.group_empties().await;
         self.fuse.group.enter(GroupState::Gone);
         self.feeder = None;
         let pipes_leaked = self.pipes_close().await;
-        if self.close == CloseBy::Backend
-            && let Err(refused) = self.fuse.session.publish_closed()
-        {
-            tracing::warn!(%refused, "the session did not take the end");
+        if !closed {
+            self.publish_closed();
         }
         ProcessEnd { code, signal, reaped, left, terminated: *self.stop.borrow() != Stop::No, pipes_leaked }
     }
@@ -121,12 +130,57 @@ impl Keeper {
         }
     }
 
+    fn publish_closed(&self) {
+        if self.close == CloseBy::Backend
+            && let Err(refused) = self.fuse.session.publish_closed()
+        {
+            tracing::warn!(%refused, "the session did not take the end");
+        }
+    }
+
+    /// The leader is gone, and others may live on with its pipes: waits until the pipes close and publishes that, then until the
+    /// group is empty; or until somebody asks for the end. Returns whether the end was published.
+    async fn leader_leaves_others(&mut self) -> bool {
+        let mut look = tokio::time::interval(LINGER_PAUSE);
+        let mut closed = false;
+        while *self.stop.borrow() == Stop::No {
+            tokio::select! {
+                biased;
+                stop = stop_asked(&mut self.stop) => self.stop_group(stop),
+                pump = self.pumps.join_next(), if !closed => {
+                    if pump.is_none() {
+                        self.feeder = None;
+                        self.publish_closed();
+                        closed = true;
+                    }
+                }
+                _ = look.tick() => {
+                    if *self.fuse.group.state() != GroupState::Gone && self.is_nobodys() {
+                        // Never signalled again, whatever holds the pipes.
+                        self.fuse.group.enter(GroupState::Gone);
+                    }
+                }
+            }
+            if closed && (*self.fuse.group.state() == GroupState::Gone || self.is_nobodys()) {
+                break;
+            }
+        }
+        closed
+    }
+
+    /// Whether the group is empty; its number is somebody else's when a process has it again.
+    fn is_nobodys(&self) -> bool {
+        self.fuse.group.is_empty(Look::Thorough) || procfs::start_time(self.fuse.group.leader) != 0
+    }
+
     fn stop_group(&mut self, stop: Stop) {
         match stop {
             Stop::No => {}
             Stop::Asked => {
                 self.fuse.group.signal(Signal::TERM);
-                self.kill_at.get_or_insert_with(|| Instant::now() + GRACE);
+                let grace = *self.grace.lock().unwrap_or_else(PoisonError::into_inner);
+                let at = Instant::now() + grace;
+                self.kill_at = Some(self.kill_at.map_or(at, |before| before.min(at)));
             }
             Stop::Kill => {
                 self.fuse.group.signal(Signal::KILL);
@@ -137,6 +191,9 @@ impl Keeper {
 
     /// Waits until nothing of the group, nor of what we adopted, is left, and kills what does not go by itself.
     async fn group_empties(&mut self) -> Emptied {
+        if *self.fuse.group.state() == GroupState::Gone {
+            return Emptied { reaped: 0, left: 0 };
+        }
         let mut killed = BTreeSet::new();
         let mut pause = Duration::from_millis(1);
         let mut emptying = Emptying::new(Instant::now());
@@ -185,7 +242,11 @@ impl Keeper {
 
     /// Waits for the pipes to close, for [`PIPE_BOUND`] at most. Returns whether something held them.
     async fn pipes_close(&mut self) -> bool {
-        self.pipes_until.send_replace(Some(Instant::now() + PIPE_BOUND));
+        let bound = match self.leftovers {
+            Leftovers::End => PIPE_BOUND,
+            Leftovers::Keep => KEPT_PIPE_BOUND,
+        };
+        self.pipes_until.send_replace(Some(Instant::now() + bound));
         let mut leaked = false;
         while let Some(end) = self.pumps.join_next().await {
             leaked |= !matches!(end, Ok(PumpEnd::Closed));

@@ -34,10 +34,11 @@ use bytes::Bytes;
 use rustix::process::{Pid, Signal};
 use tokio::sync::{Semaphore, mpsc, watch};
 
-pub use self::begin::DESCRIPTORS_VARIABLE;
-pub(crate) use self::begin::{EndsWithUs, as_a_program};
+pub(crate) use self::begin::as_a_program;
+pub use self::begin::{DESCRIPTORS_VARIABLE, EndsWithUs};
 use self::group::Group;
 pub use self::start::{LocalExec, SpawnError, is_no_room, may_be_entered};
+use self::terminal::Terminal;
 use super::OutputStream;
 use crate::base::procfs;
 
@@ -46,6 +47,7 @@ mod group;
 mod keeper;
 mod pipes;
 mod start;
+mod terminal;
 
 /// What a group gets between being asked to stop (or losing its leader) and being killed.
 ///
@@ -134,6 +136,39 @@ impl fmt::Debug for Stdin {
             Self::Piped => f.write_str("Piped"),
         }
     }
+}
+
+/// How to start it and keep it, beside what is started. The default is what a runner wants for its agent.
+#[derive(Debug, Clone, Default)]
+pub struct SpawnMode {
+    /// Its own name, when not the program's.
+    pub arg0: Option<OsString>,
+    /// A terminal of this size instead of pipes: everything it writes is its standard output.
+    pub terminal: Option<TerminalSize>,
+    /// What becomes of the rest of its group when the leader has ended.
+    pub leftovers: Leftovers,
+    /// What ends it when we are gone.
+    pub ends: EndsWithUs,
+}
+
+/// The size of a terminal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TerminalSize {
+    /// Columns.
+    pub cols: u16,
+    /// Rows.
+    pub rows: u16,
+}
+
+/// What becomes of the rest of a group when its leader has ended by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Leftovers {
+    /// It is ended after [`GRACE`]; the process is over when nothing is left.
+    #[default]
+    End,
+    /// It lives on, with the pipes it has; the session is closed when they are. It is ended when somebody asks for the end, and
+    /// when the process's handle is dropped.
+    Keep,
 }
 
 /// Whether all other children of this process belong to the process being started.
@@ -287,6 +322,9 @@ struct ControlState {
     group: Arc<Group>,
     stop: watch::Sender<Stop>,
     stdin: Mutex<Option<StdinQueue>>,
+    /// What an asked group gets before it is killed.
+    grace: Arc<Mutex<Duration>>,
+    terminal: Option<Arc<Terminal>>,
     end: watch::Receiver<Option<ProcessEnd>>,
 }
 
@@ -327,6 +365,9 @@ impl ProcessControl {
 
     /// Sends INT to the group, as a terminal's Ctrl-C would. Does nothing once the group is empty.
     pub fn interrupt(&self) {
+        if !self.has_ended() && self.shared.terminal.as_ref().is_some_and(|terminal| terminal.interrupt()) {
+            return;
+        }
         self.shared.group.signal(Signal::INT);
     }
 
@@ -339,6 +380,25 @@ impl ProcessControl {
             self.ask(Stop::Asked);
         }
         running
+    }
+
+    /// As [`ProcessControl::terminate`], with so much time before the KILL. A later call may shorten it.
+    pub fn terminate_within(&self, grace: Duration) -> bool {
+        let running = !self.has_ended();
+        if running {
+            {
+                let asked = *self.shared.stop.borrow() != Stop::No;
+                let mut set = self.shared.grace.lock().unwrap_or_else(PoisonError::into_inner);
+                *set = if asked { grace.min(*set) } else { grace };
+            }
+            self.shared.stop.send_modify(|asked| *asked = Stop::Asked.max(*asked));
+        }
+        running
+    }
+
+    /// Sets the size of its terminal. Returns whether it has one.
+    pub fn resize(&self, size: TerminalSize) -> bool {
+        self.shared.terminal.as_ref().is_some_and(|terminal| terminal.resize(size))
     }
 
     /// Ends it without asking: KILL to the group at once, until the group is empty.

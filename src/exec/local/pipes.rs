@@ -7,7 +7,7 @@ use std::io;
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::process::ChildStdin;
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::time::Instant;
@@ -86,6 +86,7 @@ impl Pump {
             if late > LATE_BYTES {
                 return PumpEnd::Abandoned;
             }
+            self.session.room().await;
         }
     }
 }
@@ -112,7 +113,13 @@ pub(super) async fn feed_bytes(mut pipe: ChildStdin, bytes: Bytes) {
     }
 }
 
-pub(super) async fn feed_queue(mut pipe: ChildStdin, mut queue: mpsc::UnboundedReceiver<Bytes>, room: Arc<Semaphore>) {
+/// Writes what is queued. At the end of the queue writes `last_words`, and closes.
+pub(super) async fn feed_queue(
+    mut pipe: impl AsyncWrite + Unpin,
+    mut queue: mpsc::UnboundedReceiver<Bytes>,
+    room: Arc<Semaphore>,
+    last_words: &'static [u8],
+) {
     /// Whoever waits for room learns that there will be none, also when this task is aborted.
     struct CloseOnDrop(Arc<Semaphore>);
     impl Drop for CloseOnDrop {
@@ -128,4 +135,5 @@ pub(super) async fn feed_queue(mut pipe: ChildStdin, mut queue: mpsc::UnboundedR
         }
         room.0.add_permits(bytes.len().min(STDIN_BYTES));
     }
+    let _ = pipe.write_all(last_words).await;
 }

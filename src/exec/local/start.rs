@@ -15,13 +15,14 @@ use tokio::task::JoinSet;
 
 use super::super::OutputStream;
 use super::super::session::ProcessSession;
-use super::begin::{EndsWithUs, as_a_program};
+use super::begin::{as_a_program, with_its_terminal};
 use super::group::{Group, GroupState};
 use super::keeper::{AbortOnDrop, Fuse, Keeper};
 use super::pipes::{Pump, feed_bytes, feed_queue};
+use super::terminal::{END_OF_FILE, Pty, Terminal};
 use super::{
-    CloseBy, ControlState, LocalProcess, OutputTap, ProcessControl, STDIN_BYTES, SpawnSpec, Stdin, StdinQueue, Stop,
-    TAP_CHUNKS,
+    CloseBy, ControlState, GRACE, LocalProcess, OutputTap, ProcessControl, STDIN_BYTES, SpawnMode, SpawnSpec, Stdin,
+    StdinQueue, Stop, TAP_CHUNKS,
 };
 use crate::base::image::StandIn;
 use crate::base::procfs;
@@ -97,6 +98,23 @@ impl LocalExec {
         session: ProcessSession,
         close: CloseBy,
     ) -> Result<(LocalProcess, OutputTap), SpawnError> {
+        Self::spawn_with(spec, SpawnMode::default(), session, close)
+    }
+
+    /// As [`LocalExec::spawn`], in this way. On a terminal, standard input is the terminal whatever [`SpawnSpec::stdin`] says,
+    /// and can be written.
+    ///
+    /// # Errors
+    /// As [`LocalExec::spawn`].
+    ///
+    /// # Panics
+    /// As [`LocalExec::spawn`].
+    pub fn spawn_with(
+        spec: SpawnSpec,
+        mode: SpawnMode,
+        session: ProcessSession,
+        close: CloseBy,
+    ) -> Result<(LocalProcess, OutputTap), SpawnError> {
         // An ENOENT of spawn does not say whether the program or the directory is missing, so this is asked first.
         match std::fs::metadata(&spec.cwd) {
             Ok(found) if !found.is_dir() => return Err(SpawnError::CwdNotADirectory { cwd: spec.cwd }),
@@ -108,20 +126,32 @@ impl LocalExec {
             }
             _ => {}
         }
+        let other = |source| SpawnError::Other { program: spec.program.clone(), source };
+        let pty = mode.terminal.map(Pty::open).transpose().map_err(other)?;
         // The built-in agent is our own image.
         let started = StandIn::default().start(&spec.program, |program| {
             let mut command = Command::new(program);
+            if let Some(arg0) = &mode.arg0 {
+                command.arg0(arg0);
+            }
             command
                 .args(&spec.args)
                 .current_dir(&spec.cwd)
                 .env_clear()
                 .envs(spec.env.iter().map(|(name, value)| (name, value)))
-                .stdin(spec.stdin.as_stdio()?)
-                .stdout(Stdio::piped())
-                .stderr(Stdio::piped())
-                .process_group(0)
                 .kill_on_drop(true);
-            as_a_program(&mut command, EndsWithUs::Asked, spec.descriptors);
+            as_a_program(&mut command, mode.ends, spec.descriptors);
+            match &pty {
+                Some(pty) => {
+                    command.stdin(pty.end()?).stdout(pty.end()?).stderr(pty.end()?);
+                    // Leading a session is leading a group.
+                    with_its_terminal(&mut command);
+                }
+                None => {
+                    command.stdin(spec.stdin.as_stdio()?).stdout(Stdio::piped()).stderr(Stdio::piped());
+                    command.process_group(0);
+                }
+            }
             command.spawn()
         });
         let mut child = started.map_err(|error| classify(spec.program.clone(), &spec.cwd, error))?;
@@ -146,18 +176,37 @@ impl LocalExec {
             let pump = Pump::new(OutputStream::Stderr, &session, &tap, &pipes_until);
             pumps.spawn(pump.run(pipe));
         }
+        let terminal = pty.map(Pty::ours).transpose().map_err(other)?;
+        if let Some(terminal) = &terminal {
+            let pump = Pump::new(OutputStream::Stdout, &session, &tap, &pipes_until);
+            pumps.spawn(pump.run(terminal.reader().map_err(other)?));
+        }
+        let terminal_input = terminal.as_ref().map(Terminal::writer).transpose().map_err(other)?;
         // A feeder is the keeper's: it is aborted when the keeper ends.
+        let queued = || {
+            let (queue, receiver) = mpsc::unbounded_channel();
+            let room = Arc::new(Semaphore::new(STDIN_BYTES));
+            (StdinQueue { queue, room: Arc::clone(&room) }, receiver, room)
+        };
         let (stdin, feeder) = match (child.stdin.take(), spec.stdin) {
+            (None, _) if terminal_input.is_some() => match terminal_input {
+                Some(side) => {
+                    let (stdin, receiver, room) = queued();
+                    let feeder = tokio::spawn(feed_queue(side, receiver, room, END_OF_FILE));
+                    (Some(stdin), Some(feeder.abort_handle()))
+                }
+                None => (None, None),
+            },
             (Some(pipe), Stdin::Bytes(bytes)) => (None, Some(tokio::spawn(feed_bytes(pipe, bytes)).abort_handle())),
             (Some(pipe), Stdin::Piped) => {
-                let (queue, receiver) = mpsc::unbounded_channel();
-                let room = Arc::new(Semaphore::new(STDIN_BYTES));
-                let feeder = tokio::spawn(feed_queue(pipe, receiver, Arc::clone(&room)));
-                (Some(StdinQueue { queue, room }), Some(feeder.abort_handle()))
+                let (stdin, receiver, room) = queued();
+                let feeder = tokio::spawn(feed_queue(pipe, receiver, room, b""));
+                (Some(stdin), Some(feeder.abort_handle()))
             }
             _ => (None, None),
         };
 
+        let grace = Arc::new(Mutex::new(GRACE));
         let (stop, stop_receiver) = watch::channel(Stop::No);
         let (end, end_receiver) = watch::channel(None);
         let control = ProcessControl {
@@ -165,6 +214,8 @@ impl LocalExec {
                 group: Arc::clone(&group),
                 stop,
                 stdin: Mutex::new(stdin),
+                grace: Arc::clone(&grace),
+                terminal: terminal.map(Arc::new),
                 end: end_receiver.clone(),
             }),
         };
@@ -173,7 +224,9 @@ impl LocalExec {
             child,
             adopt: spec.adopt,
             close,
+            leftovers: mode.leftovers,
             stop: stop_receiver,
+            grace,
             kill_at: None,
             pumps,
             pipes_until,

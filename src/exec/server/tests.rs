@@ -9,6 +9,11 @@ use tokio::time::Instant;
 
 use super::super::OutputStream;
 use super::super::lines::LineReader;
+use std::collections::HashMap;
+use std::sync::atomic::Ordering;
+
+use tokio::io::AsyncWriteExt as _;
+
 use super::*;
 
 const PATIENCE: Duration = Duration::from_secs(20);

@@ -1,4 +1,4 @@
-//! A daemon's socket in the file system.
+//! A listening socket in the file system.
 //!
 //! Owns: making it so that nobody can come in before it is closed to others, putting it in the place of one that was left
 //! behind, knowing it again, taking it away. May not know: who accepts, which paths are tried (`paths.rs`).
@@ -10,7 +10,7 @@
 //! A socket that is bound and does not listen yet refuses everybody, so no umask is needed and there is no moment in which
 //! others could connect. The rename is atomic: a client finds the old one, which refuses, or the new one, which serves.
 //!
-//! Invariants, for who holds the daemon's lock: (1) nothing is replaced but a socket of ours nobody listens on, or a link;
+//! Invariants, for the one process that may listen there (a daemon holds its lock): (1) nothing is replaced but a socket of ours nobody listens on, or a link;
 //! (2) nothing is unlinked but the very socket that was bound here, by device and inode.
 
 use std::ffi::OsStr;
