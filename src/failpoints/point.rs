@@ -257,6 +257,10 @@ fault_points! {
     UnixAccept = "unix.accept", Transport, built,
         [Panic Error Exit Kill Abort Delay Hang Drop],
         "a connection came in on the socket";
+    // A start waits for nobody.
+    UnixBind = "unix.bind", Transport, built,
+        [Panic Error Exit Kill Abort Delay],
+        "a daemon is about to make its socket; an error is that of a file system that has none";
 }
 
 /// The methods of requests but for calls of tools, which are named by their tool.
@@ -330,7 +334,8 @@ impl FaultPoint {
             | Self::RolloutSnapshot
             | Self::RolloutBeforeExec
             | Self::RolloutAfterRestore
-            | Self::UnixAccept => Operations::None,
+            | Self::UnixAccept
+            | Self::UnixBind => Operations::None,
             Self::SessionDispatch | Self::LedgerRecord | Self::WorkerBeforeReply | Self::WorkerAfterReply => {
                 Operations::Calls
             }
@@ -358,7 +363,7 @@ impl FaultPoint {
     /// Whether it is met only where clients come in by a socket, which a host on standard streams never does.
     #[must_use]
     pub const fn is_of_a_socket(self) -> bool {
-        matches!(self, Self::UnixAccept)
+        matches!(self, Self::UnixAccept | Self::UnixBind)
     }
 
     /// Whether it is met only in a process of its own, never in the one that holds the actors.

@@ -19,7 +19,7 @@ use std::process::{Output, Stdio};
 use std::time::Duration;
 
 use serde_json::Value;
-use tokio::process::Command;
+use tokio::process::{Child, Command};
 
 use super::agent_process::AgentProcess;
 use super::client::{Client, Exchange, REVISION};
@@ -32,7 +32,7 @@ use super::wait::{PATIENCE, Waiting};
 use crate::agents::{AgentRegistry, Environment, RUN_TOKEN_VARIABLE};
 use crate::base::ids::JobId;
 use crate::base::state_dir::StateDir;
-use crate::config::Config;
+use crate::config::{Config, Words};
 use crate::jobs::store::{JobFilter, StoreHandle};
 use crate::jobs::{JobRecord, JournalEntry};
 use crate::system::{Grace, Shutdown, System, SystemBuilder};
@@ -56,6 +56,23 @@ const JOURNAL_BYTES: usize = 8 * 1024 * 1024;
 
 /// Characters of a host's log that are shown when a law is broken.
 const LOG_SHOWN: usize = 2000;
+
+/// How a client comes to whoever serves it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Through {
+    /// By the standard streams of a host of its own (`mcp serve`).
+    #[default]
+    Streams,
+    /// By a bridge (`mcp connect`) to a daemon that it shares.
+    Daemon,
+}
+
+impl Words for Through {
+    const WORDS: &'static [(&'static str, Self, &'static str)] = &[
+        ("streams", Self::Streams, "each by the standard streams of a server of its own"),
+        ("daemon", Self::Daemon, "by bridges to one daemon"),
+    ];
+}
 
 /// One run of the scripted agent, by its log.
 #[derive(Debug, Clone)]
@@ -129,6 +146,8 @@ pub struct Rig {
     /// Stands in every prompt and may be seen nowhere else.
     canary: String,
     hosts: usize,
+    /// How the clients of this world come to a host.
+    through: Through,
     patience: Duration,
     before: Surroundings,
     /// What a case put into the home.
@@ -184,6 +203,7 @@ impl Rig {
             env,
             canary,
             hosts: 0,
+            through: Through::Streams,
             patience: PATIENCE,
             before,
             own_at_home: BTreeSet::new(),
@@ -217,6 +237,13 @@ impl Rig {
     #[must_use]
     pub fn with_patience(mut self, patience: Duration) -> Self {
         self.patience = patience;
+        self
+    }
+
+    /// With clients that come to their host so, from here on.
+    #[must_use]
+    pub fn with_clients(mut self, through: Through) -> Self {
+        self.through = through;
         self
     }
 
@@ -442,13 +469,17 @@ impl Rig {
         self.host_in(&self.work())
     }
 
-    /// Starts a host in this directory.
+    /// Starts a host in this directory, or a bridge where clients come through a daemon.
     ///
     /// # Panics
     ///
     /// When it cannot be started.
     pub fn host_in(&mut self, dir: &Path) -> Client {
-        self.host_with(&["mcp", "serve"], dir)
+        let word = match self.through {
+            Through::Streams => "serve",
+            Through::Daemon => "connect",
+        };
+        self.host_with(&["mcp", word], dir)
     }
 
     /// Starts a host by these arguments in this directory.
@@ -457,11 +488,56 @@ impl Rig {
     ///
     /// When it cannot be started.
     pub fn host_with(&mut self, arguments: &[&str], dir: &Path) -> Client {
+        let mut command = self.logged(arguments);
+        command.current_dir(dir).stdin(Stdio::piped()).stdout(Stdio::piped());
+        Client::of_process(command.spawn().expect("a host")).patience(self.patience)
+    }
+
+    /// A command whose words on stderr are kept among those of the hosts.
+    fn logged(&mut self, arguments: &[&str]) -> Command {
         self.hosts += 1;
         let stderr = std::fs::File::create(self.path(&format!("host-{}.stderr", self.hosts))).expect("a file");
         let mut command = self.command(arguments);
-        command.current_dir(dir).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(stderr);
-        Client::of_process(command.spawn().expect("a host")).patience(self.patience)
+        command.stderr(stderr);
+        command
+    }
+
+    /// Starts a daemon by these words and with everything this world's processes are started with, its fault plan too, and
+    /// waits until it serves. Nobody has connected to it by then.
+    ///
+    /// # Panics
+    ///
+    /// When it does not serve.
+    pub async fn daemon(&mut self, words: &[&str]) -> Child {
+        let mut command = self.logged(&[&["daemon", "run"], words].concat());
+        let child = command.stdin(Stdio::null()).stdout(Stdio::null()).spawn().expect("a daemon");
+        let waiting = Waiting::until("a daemon serves", self.patience);
+        while !self.state_dir().daemon_record().exists() {
+            waiting.again(|| format!("{:?}", self.processes())).await;
+        }
+        child
+    }
+
+    /// Ends the daemon of this world, where there is one. Nothing happens to jobs that have a runner.
+    ///
+    /// # Panics
+    ///
+    /// When it does not end.
+    pub async fn end_daemon(&self) {
+        let waiting = Waiting::until("the daemon is told to stop", self.patience);
+        loop {
+            let stopped = self.run(&["daemon", "stop", "--force"]).await;
+            if matches!(stopped.status.code(), Some(0 | 4)) {
+                break;
+            }
+            // One whose part stands still is heard of again when that part was started anew.
+            waiting.again(|| format!("{stopped:?}")).await;
+        }
+        let waiting = Waiting::until("no daemon is left", self.patience);
+        let is_daemon = |process: &Process| process.role == Role::Host && process.command.contains(" daemon run");
+        while self.processes().iter().any(is_daemon) {
+            waiting.again(|| format!("{:?}", self.processes())).await;
+        }
     }
 
     /// Starts a host and greets it.
@@ -809,6 +885,10 @@ impl Rig {
     /// When the store or the agent's log cannot be read.
     pub async fn violations(&self, exchanges: &[Exchange]) -> Vec<Violation> {
         let mut broken = Broken(Vec::new());
+        if self.through == Through::Daemon {
+            // It stays when its clients go, and is nothing that a case has left.
+            self.end_daemon().await;
+        }
         broken.note(self.nothing_is_left_alive().await);
         let (jobs, runs, telemetry) = (self.jobs().await, self.runs(), self.telemetry());
         for exchange in exchanges {

@@ -29,6 +29,7 @@ use serde::{Deserialize, Serialize};
 use super::paths::{self, PathError};
 use super::reach::{self, Reached};
 use crate::base::ids::JobId;
+use crate::failpoints::{FaultPoint, Faults, Operation};
 
 /// Clients that may wait at the door. As many as may be connected; the system cuts it to what it allows.
 const BACKLOG: i32 = 1024;
@@ -140,15 +141,19 @@ pub struct Listener {
 
 impl Listener {
     /// Listens at the first of these paths that can have a socket. Only for who holds the daemon's lock. The socket does not
-    /// block and closes on `exec`.
+    /// block and closes on `exec`. May stand still where a fault plan says so.
     ///
     /// # Errors
     ///
     /// Another process listens at one of them, something else has the name, the system refused, or none can have a socket.
-    pub fn bind_first(paths: &[PathBuf]) -> Result<Self, ListenError> {
+    pub fn bind_first(paths: &[PathBuf], faults: &Faults) -> Result<Self, ListenError> {
         let mut tried = Vec::new();
         for path in paths {
-            match Self::bind(path) {
+            let bound = match faults.meet_blocking(FaultPoint::UnixBind, Operation::None) {
+                None => Self::bind(path),
+                Some(_) => Err(ListenError::Io { doing: "listen at", path: path.clone(), errno: Errno::OPNOTSUPP }),
+            };
+            match bound {
                 Err(error) if error.is_of_the_place() => tried.push(error),
                 bound => return bound,
             }
@@ -394,11 +399,12 @@ mod tests {
         let (scratch, path) = scratch();
         let open = scratch.path().join("x.sock");
         fs::set_permissions(scratch.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).expect("a mode");
-        let listener = Listener::bind_first(&[open.clone(), path.clone()]).expect("the second does");
+        let listener = Listener::bind_first(&[open.clone(), path.clone()], &Faults::none()).expect("the second does");
         assert_eq!(listener.place().path, path);
-        assert!(matches!(Listener::bind_first(&[open.clone(), path]), Err(ListenError::Taken { .. })));
+        assert!(matches!(Listener::bind_first(&[open.clone(), path], &Faults::none()), Err(ListenError::Taken { .. })));
         let too_long = PathBuf::from(format!("{}/{}", scratch.path().display(), "x".repeat(120)));
-        let said = Listener::bind_first(&[open, too_long.join("y.sock")]).expect_err("none does").to_string();
+        let said =
+            Listener::bind_first(&[open, too_long.join("y.sock")], &Faults::none()).expect_err("none does").to_string();
         assert!(said.contains("others can enter") && said.contains("y.sock") || said.contains("xxx"), "{said}");
     }
 
@@ -419,6 +425,24 @@ mod tests {
         let (one, _other) = std::os::unix::net::UnixStream::pair().expect("a pair");
         refused(one.into(), "does not listen");
         refused(fs::File::create(scratch.path().join("file")).expect("a file").into(), "is no socket");
+    }
+
+    #[test]
+    fn another_path_is_tried_where_this_one_cannot_have_a_socket_and_nowhere_else() {
+        let io = |errno| ListenError::Io { doing: "listen at", path: "/a".into(), errno };
+        for errno in [Errno::NOTSUP, Errno::OPNOTSUPP, Errno::IO, Errno::NAMETOOLONG] {
+            assert!(io(errno).is_of_the_place(), "{errno:?}");
+        }
+        for errno in [Errno::ACCESS, Errno::PERM, Errno::ADDRINUSE, Errno::MFILE, Errno::NOSPC, Errno::ROFS] {
+            assert!(!io(errno).is_of_the_place(), "{errno:?}");
+        }
+        // A file system without sockets, as a fault plan makes one: the second path has the socket, and the first has nothing.
+        let (_scratch, path) = scratch();
+        let second = path.with_file_name("second.sock");
+        let faults = Faults::armed("unix.bind=error").expect("a plan");
+        let listener = Listener::bind_first(&[path.clone(), second.clone()], &faults).expect("the second does");
+        assert_eq!(listener.place().path, second);
+        assert_eq!(names(&path), ["second.sock"]);
     }
 
     #[test]

@@ -10,6 +10,7 @@ use phone_opus::internals::agents::ExtraUsage;
 use phone_opus::internals::base::ids::{AgentSessionId, JobId};
 use phone_opus::internals::config::{Config, Key, Words, WorkerIsolation};
 use phone_opus::internals::jobs::{Billing, JobState};
+use phone_opus::testkit::rig::Through;
 
 /// Lets one coding agent phone another one.
 ///
@@ -90,7 +91,8 @@ pub(crate) enum Command {
         phone-opus selftest --only worker. --only kill\n  \
         phone-opus selftest --soak 10               ten minutes of random plans; each line names its seed\n  \
         phone-opus selftest --replay 1234           the plan and the workload of that seed again\n  \
-        phone-opus selftest --custody               a table of what becomes of prompts, secrets and processes\n\n\
+        phone-opus selftest --custody               a table of what becomes of prompts, secrets and processes\n  \
+        phone-opus selftest --through daemon        either board, with clients that share a daemon\n\n\
         It needs no agent and no network, and touches nothing but a scratch directory.\n\
         Exit codes: 0 all laws hold, 1 a law was broken, 2 wrong usage.")]
     Selftest(SelftestOptions),
@@ -626,6 +628,9 @@ pub(crate) struct SelftestOptions {
     /// The custody scoreboard instead: what becomes of prompts, secrets and processes.
     #[arg(long, conflicts_with_all = ["only", "control", "list", "soak", "replay", "seed"])]
     pub(crate) custody: bool,
+    /// How clients come to the server that is struck.
+    #[arg(long, default_value = "streams", value_parser = words::<Through>(), conflicts_with_all = ["control", "soak", "replay"])]
+    pub(crate) through: Through,
     /// How many are played at once.
     #[arg(long, value_name = "N", default_value_t = AT_ONCE, value_parser = at_once)]
     pub(crate) at_once: usize,

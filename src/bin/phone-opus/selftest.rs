@@ -9,6 +9,7 @@ use phone_opus::internals::config::WorkerIsolation;
 use phone_opus::testkit::custody_board;
 use phone_opus::testkit::invariants::Violation;
 use phone_opus::testkit::processes;
+use phone_opus::testkit::rig::Through;
 use phone_opus::testkit::scoreboard::rows::{controls, place};
 use phone_opus::testkit::scoreboard::{self, Draw, FaultRow, Score, rows};
 use serde_json::{Value, json};
@@ -36,7 +37,7 @@ pub(crate) fn run(options: &SelftestOptions) -> ExitCode {
 
 fn play(options: &SelftestOptions) -> Result<ExitCode, SetupError> {
     if options.custody {
-        let rows = runtime()?.block_on(custody_board::run(program()));
+        let rows = runtime()?.block_on(custody_board::run(program(), options.through));
         return Ok(custody(&rows, options.json));
     }
     let chosen = chosen(options);
@@ -90,7 +91,7 @@ fn custody(rows: &[custody_board::CustodyRow], as_json: bool) -> ExitCode {
 
 /// The rows that are asked for.
 fn chosen(options: &SelftestOptions) -> Vec<FaultRow> {
-    let all = if options.control { controls() } else { rows() };
+    let all = if options.control { controls() } else { rows(options.through) };
     let only = |row: &FaultRow| options.only.iter().all(|text| row.name().contains(text.as_str()));
     all.into_iter().filter(only).collect()
 }
@@ -169,9 +170,13 @@ impl Board {
             say_over("");
         }
         let variables = |row: &FaultRow| {
+            let (host, through) = match row.through {
+                Through::Streams => ("mcp serve", ""),
+                Through::Daemon => ("daemon run", " --through daemon"),
+            };
             format!(
-                "PHONE_OPUS_FAULTS='{}' PHONE_OPUS_FAULT_SEED={seed} PHONE_OPUS_ISOLATION={} phone-opus mcp serve, or \
-                 phone-opus selftest --seed {seed}{} --only '{}'",
+                "PHONE_OPUS_FAULTS='{}' PHONE_OPUS_FAULT_SEED={seed} PHONE_OPUS_ISOLATION={} phone-opus {host}, or \
+                 phone-opus selftest --seed {seed}{}{through} --only '{}'",
                 row.plan(),
                 if row.isolation == WorkerIsolation::Process { "process" } else { "in_process" },
                 if row.control.is_some() { " --control" } else { "" },

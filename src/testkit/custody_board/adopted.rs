@@ -2,7 +2,6 @@
 //!
 //! Owns: those cells. May not know: the others.
 
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
@@ -12,7 +11,7 @@ use super::super::client::{Client, REVISION};
 use super::super::processes;
 use super::super::rig::Rig;
 use super::super::wait::{PATIENCE, Waiting};
-use super::{Seen, begun, lawful, leaving, listed, over, world};
+use super::{Seen, Tried, begun, lawful, leaving, listed, over, world};
 
 /// Seconds consults wait for the next server here; a daemon's wait half a minute.
 const GRACE_S: u64 = 4;
@@ -32,8 +31,8 @@ async fn kill(host: &mut Client) {
 }
 
 /// It is killed in the middle of a synchronous consult, and the call is made again at the next one.
-pub(super) async fn asked_again(program: &Path) -> Seen {
-    let mut rig = world(program);
+pub(super) async fn asked_again(tried: &Tried) -> Seen {
+    let mut rig = world(tried);
     let mut host = serve(&mut rig).await;
     let asked = json!({"prompt": rig.waiting("begun", "go"), "request_key": "one"});
     let sent = host.start("consult", asked.clone()).await;
@@ -57,8 +56,8 @@ pub(super) async fn asked_again(program: &Path) -> Seen {
 }
 
 /// Three such servers are killed one after the other, each when it has adopted the consult, and no fourth comes.
-pub(super) async fn three_in_a_row(program: &Path) -> Seen {
-    let mut rig = world(program);
+pub(super) async fn three_in_a_row(tried: &Tried) -> Seen {
+    let mut rig = world(tried);
     let mut host = serve(&mut rig).await;
     let (sent, _) = begun(&rig, &mut host, &[]).await;
     sent.into_iter().for_each(|sent| host.give_up_on(sent));

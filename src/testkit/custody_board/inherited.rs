@@ -2,18 +2,16 @@
 //!
 //! Owns: those cells. May not know: the others.
 
-use std::path::Path;
-
 use rustix::fs::{Mode, OFlags};
 use serde_json::json;
 
 use super::super::processes::Role;
 use super::super::starts::Start;
-use super::{PLANTED, Seen, over, world};
+use super::{PLANTED, Seen, Tried, over, world};
 
 /// What the runner, which its agent can look at first, holds of what is withheld from the agent.
-pub(super) async fn in_the_runner(program: &Path) -> Seen {
-    let mut rig = world(program);
+pub(super) async fn in_the_runner(tried: &Tried) -> Seen {
+    let mut rig = world(tried);
     let mut host = rig.serve().await;
     let sent = host.start("consult", json!({"prompt": rig.waiting("begun", "go")})).await;
     rig.wait_for_sign("begun").await;
@@ -39,8 +37,8 @@ pub(super) async fn in_the_runner(program: &Path) -> Seen {
 }
 
 /// What the agent holds of a server that was started with a pipe of somebody else's.
-pub(super) async fn descriptors(program: &Path) -> Seen {
-    let rig = world(program);
+pub(super) async fn descriptors(tried: &Tried) -> Seen {
+    let rig = world(tried);
     let pipe = rig.path("foreign");
     let made = std::process::Command::new("mkfifo").arg(&pipe).status().is_ok_and(|made| made.success());
     // Read without waiting for the writer, which opens it without waiting for a reader then.

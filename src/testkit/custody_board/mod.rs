@@ -12,12 +12,13 @@
 #![expect(clippy::expect_used, reason = "what goes wrong in a cell fails the cell")]
 
 mod adopted;
+mod bridged;
 mod inherited;
 mod trouble;
 
 use std::fmt::Write as _;
 use std::panic::AssertUnwindSafe;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use futures_util::FutureExt as _;
@@ -26,7 +27,7 @@ use serde_json::json;
 
 use super::client::{Client, Exchange, Sent};
 use super::processes::{self, Role};
-use super::rig::{KEY, Rig, Run};
+use super::rig::{KEY, Rig, Run, Through};
 use super::scripted_agent::{ForkPlace, Script, Step};
 use super::wait::{PATIENCE, Waiting};
 use crate::agents::MAX_PROMPT_BYTES;
@@ -73,6 +74,12 @@ enum Loss {
 /// What a cell has seen: in words, and whether it is right.
 type Seen = (String, Option<bool>);
 
+/// What is asked: a program, and how its clients come to it.
+struct Tried {
+    program: PathBuf,
+    through: Through,
+}
+
 /// Asks the program every question, and returns a row for each. Takes about a minute.
 ///
 /// The program must be able to play the scripted agent (built with the feature `testkit`).
@@ -80,43 +87,59 @@ type Seen = (String, Option<bool>);
 /// # Cancel safety
 ///
 /// Safe: a world that is dropped ends its processes.
-pub async fn run(program: impl Into<PathBuf>) -> Vec<CustodyRow> {
-    let program = program.into();
-    let program = program.as_path();
+pub async fn run(program: impl Into<PathBuf>, through: Through) -> Vec<CustodyRow> {
+    let tried = &Tried { program: program.into(), through };
+    let mut rows = of_any_door(tried).await;
+    rows.extend(match through {
+        Through::Streams => of_streams(tried).await,
+        Through::Daemon => bridged::rows(tried).await,
+    });
+    rows
+}
+
+/// The questions that are the same whichever way a client comes.
+async fn of_any_door(tried: &Tried) -> Vec<CustodyRow> {
     let deaf = [Step::IgnoreTerm];
     vec![
-        row("where the prompt goes", prompt_channel(program)).await,
-        row("prompt of 200 KB", long_prompt(program, 200_000)).await,
-        row("prompt of 1 MB", long_prompt(program, MAX_PROMPT_BYTES)).await,
-        row("leaked to the agent: key, marker, secret", environment(program)).await,
-        row("held by its runner: key, marker, secret", inherited::in_the_runner(program)).await,
-        row("descriptors in the agent, of a server that was given more", inherited::descriptors(program)).await,
-        row("alive after the call was cancelled", alive(program, Loss::Withdrawn, &[])).await,
-        row("alive after `consult_cancel`", alive(program, Loss::Cancelled, &[])).await,
-        row("the same, an agent deaf to SIGTERM", alive(program, Loss::Cancelled, &deaf)).await,
-        row("alive after disconnect", alive(program, Loss::Disconnect, &[])).await,
-        row("alive after SIGTERM to the server", alive(program, Loss::Host(Signal::TERM), &[])).await,
-        row("alive after SIGKILL of the server", alive(program, Loss::Host(Signal::KILL), &[])).await,
-        row("the same, an agent deaf to SIGTERM", alive(program, Loss::Host(Signal::KILL), &deaf)).await,
-        row("alive after SIGKILL of the runner", alive(program, Loss::Runner, &[])).await,
-        row("alive after SIGKILL of server and runner", alive(program, Loss::HostAndRunner, &[])).await,
-        row("background consult after SIGKILL of the server", goes_on(program)).await,
-        row("a consult after SIGKILL of a server, asked of the next one that adopts it", adopted::asked_again(program))
+        row("where the prompt goes", prompt_channel(tried)).await,
+        row("prompt of 200 KB", long_prompt(tried, 200_000)).await,
+        row("prompt of 1 MB", long_prompt(tried, MAX_PROMPT_BYTES)).await,
+        row("leaked to the agent: key, marker, secret", environment(tried)).await,
+        row("held by its runner: key, marker, secret", inherited::in_the_runner(tried)).await,
+        row("descriptors in the agent, of a server that was given more", inherited::descriptors(tried)).await,
+        row("alive after the call was cancelled", alive(tried, Loss::Withdrawn, &[])).await,
+        row("alive after `consult_cancel`", alive(tried, Loss::Cancelled, &[])).await,
+        row("the same, an agent deaf to SIGTERM", alive(tried, Loss::Cancelled, &deaf)).await,
+        row("alive after disconnect", alive(tried, Loss::Disconnect, &[])).await,
+        row("alive after SIGKILL of the runner", alive(tried, Loss::Runner, &[])).await,
+        row("answer of 400 KB, bytes of the reply", long_answer(tried)).await,
+        row("exit code 3 with output", exit_code(tried, true)).await,
+        row("exit code 3 with a whole answer", exit_code(tried, false)).await,
+        row("a whole answer, then it hangs", hangs_after_its_answer(tried)).await,
+        row("another payer, behind a byte order mark", payer(tried, Some("\u{feff}"))).await,
+        row("at work, and no word of who pays", payer(tried, None)).await,
+        row("an answer while another program holds the store", trouble::held_store(tried)).await,
+        row("an answer on a full disk", trouble::full_disk(tried)).await,
+        row("alive after `consult_cancel` of a job whose runner stands still", trouble::frozen_runner(tried)).await,
+    ]
+}
+
+/// The questions about a server that ends with its client, and about what is no server.
+async fn of_streams(tried: &Tried) -> Vec<CustodyRow> {
+    let deaf = [Step::IgnoreTerm];
+    vec![
+        row("alive after SIGTERM to the server", alive(tried, Loss::Host(Signal::TERM), &[])).await,
+        row("alive after SIGKILL of the server", alive(tried, Loss::Host(Signal::KILL), &[])).await,
+        row("the same, an agent deaf to SIGTERM", alive(tried, Loss::Host(Signal::KILL), &deaf)).await,
+        row("background consult after SIGKILL of the server", goes_on(tried)).await,
+        row("alive after SIGKILL of server and runner", alive(tried, Loss::HostAndRunner, &[])).await,
+        row("a consult after SIGKILL of a server, asked of the next one that adopts it", adopted::asked_again(tried))
             .await,
-        row("alive after SIGKILL of three such servers in a row", adopted::three_in_a_row(program)).await,
-        row("answer of 400 KB, bytes of the reply", long_answer(program)).await,
-        row("exit code 3 with output", exit_code(program, true)).await,
-        row("exit code 3 with a whole answer", exit_code(program, false)).await,
-        row("a whole answer, then it hangs", hangs_after_its_answer(program)).await,
-        row("another payer, behind a byte order mark", payer(program, Some("\u{feff}"))).await,
-        row("at work, and no word of who pays", payer(program, None)).await,
-        row("an answer while another program holds the store", trouble::held_store(program)).await,
-        row("an answer on a full disk", trouble::full_disk(program)).await,
-        row("alive after `consult_cancel` of a job whose runner stands still", trouble::frozen_runner(program)).await,
-        row("alive after the trial of a new version", trouble::trial(program)).await,
-        row("listed of a server's state during its upgrade", trouble::snapshot(program)).await,
-        row("a consult after `chmod -x` of the running program", trouble::not_run(program)).await,
-        row("an answer shown to a closed pipe", trouble::closed_output(program)).await,
+        row("alive after SIGKILL of three such servers in a row", adopted::three_in_a_row(tried)).await,
+        row("alive after the trial of a new version", trouble::trial(tried)).await,
+        row("listed of a server's state during its upgrade", trouble::snapshot(tried)).await,
+        row("a consult after `chmod -x` of the running program", trouble::not_run(tried)).await,
+        row("an answer shown to a closed pipe", trouble::closed_output(tried)).await,
     ]
 }
 
@@ -147,8 +170,9 @@ async fn row(cell: &'static str, asked: impl Future<Output = Seen>) -> CustodyRo
     CustodyRow { cell, seen, right }
 }
 
-fn world(program: &Path) -> Rig {
-    PLANTED.iter().fold(Rig::new(program), |rig, (_, name, value)| rig.with(name, *value))
+fn world(tried: &Tried) -> Rig {
+    let rig = Rig::new(&tried.program).with_clients(tried.through);
+    PLANTED.iter().fold(rig, |rig, (_, name, value)| rig.with(name, *value))
 }
 
 /// What was seen, unless a law was broken on the way to it.
@@ -172,8 +196,8 @@ fn only_run(rig: &Rig) -> Run {
     runs.remove(0)
 }
 
-async fn prompt_channel(program: &Path) -> Seen {
-    let mut rig = world(program);
+async fn prompt_channel(tried: &Tried) -> Seen {
+    let mut rig = world(tried);
     let mut host = rig.serve().await;
     let sent = host.start("consult", json!({"prompt": rig.waiting("begun", "go")})).await;
     rig.wait_for_sign("begun").await;
@@ -193,8 +217,8 @@ async fn prompt_channel(program: &Path) -> Seen {
     over(&rig, host, seen).await
 }
 
-async fn long_prompt(program: &Path, bytes: usize) -> Seen {
-    let mut rig = world(program);
+async fn long_prompt(tried: &Tried, bytes: usize) -> Seen {
+    let mut rig = world(tried);
     let mut host = rig.serve().await;
     let prompt = rig.answering("42");
     let prompt = format!("{prompt}{}", "x".repeat(bytes - prompt.len()));
@@ -209,8 +233,8 @@ async fn long_prompt(program: &Path, bytes: usize) -> Seen {
     over(&rig, host, seen).await
 }
 
-async fn environment(program: &Path) -> Seen {
-    let mut rig = world(program);
+async fn environment(tried: &Tried) -> Seen {
+    let mut rig = world(tried);
     let mut host = rig.serve().await;
     host.consult(&rig.answering("42")).await.expect_success();
     let run = only_run(&rig);
@@ -271,8 +295,8 @@ async fn begun(rig: &Rig, host: &mut Client, manners: &[Step]) -> (Option<Sent>,
     (Some(sent), job)
 }
 
-async fn alive(program: &Path, loss: Loss, manners: &[Step]) -> Seen {
-    let mut rig = world(program);
+async fn alive(tried: &Tried, loss: Loss, manners: &[Step]) -> Seen {
+    let mut rig = world(tried);
     let mut host = rig.serve().await;
     let (sent, job) = begun(&rig, &mut host, manners).await;
     let sent = sent.expect("a call");
@@ -335,8 +359,8 @@ fn listed(left: &[&str]) -> String {
     if left.is_empty() { "nothing".to_owned() } else { left.join(", ") }
 }
 
-async fn goes_on(program: &Path) -> Seen {
-    let mut rig = world(program);
+async fn goes_on(tried: &Tried) -> Seen {
+    let mut rig = world(tried);
     let mut host = rig.serve().await;
     let prompt = rig.waiting("begun", "go");
     let job = host.consult_in_background(&prompt).await;
@@ -353,8 +377,8 @@ async fn goes_on(program: &Path) -> Seen {
     lawful(&rig, &[host.exchange(), next.exchange()], (seen, Some(right))).await
 }
 
-async fn long_answer(program: &Path) -> Seen {
-    let mut rig = world(program);
+async fn long_answer(tried: &Tried) -> Seen {
+    let mut rig = world(tried);
     let mut host = rig.serve().await;
     // Every thousand bytes differ, so that a page that is missing or doubled is noticed.
     let answer: String = (0..LONG_ANSWER / 1000).map(|part| format!("{part:-<1000}")).collect();
@@ -371,8 +395,8 @@ async fn long_answer(program: &Path) -> Seen {
     over(&rig, host, (format!("{bytes}; {readable} readable in {pages} pages"), Some(right))).await
 }
 
-async fn exit_code(program: &Path, cut_off: bool) -> Seen {
-    let mut rig = world(program);
+async fn exit_code(tried: &Tried, cut_off: bool) -> Seen {
+    let mut rig = world(tried);
     let mut host = rig.serve().await;
     let script = Script {
         steps: vec![Step::Text("so far".into()), Step::Stderr("last words".into())],
@@ -396,8 +420,8 @@ async fn exit_code(program: &Path, cut_off: bool) -> Seen {
     over(&rig, host, (seen, Some(right))).await
 }
 
-async fn hangs_after_its_answer(program: &Path) -> Seen {
-    let mut rig = world(program);
+async fn hangs_after_its_answer(tried: &Tried) -> Seen {
+    let mut rig = world(tried);
     let mut host = rig.serve().await;
     let script = Script { answer: Some("42".into()), after: vec![Step::Hang], ..Script::default() };
     let began = Instant::now();
@@ -409,8 +433,8 @@ async fn hangs_after_its_answer(program: &Path) -> Seen {
 }
 
 /// An agent that an API key would pay for and hides its introduction behind this, or has none at all.
-async fn payer(program: &Path, hidden_behind: Option<&str>) -> Seen {
-    let mut rig = world(program);
+async fn payer(tried: &Tried, hidden_behind: Option<&str>) -> Seen {
+    let mut rig = world(tried);
     let mut host = rig.serve().await;
     let script = Script {
         no_init: hidden_behind.is_none(),

@@ -16,14 +16,14 @@ use super::super::processes::{self, Role};
 use super::super::rig::Rig;
 use super::super::trouble::{FileFate, ProgramFile};
 use super::super::wait::{PATIENCE, Waiting};
-use super::{Seen, lawful, over, world};
+use super::{Seen, Tried, lawful, over, world};
 
 /// How long the store is held: longer than it is waited for at a time.
 const HELD: Duration = Duration::from_secs(6);
 
 /// An answer that comes while another program holds the store.
-pub(super) async fn held_store(program: &Path) -> Seen {
-    let mut rig = world(program);
+pub(super) async fn held_store(tried: &Tried) -> Seen {
+    let mut rig = world(tried);
     let mut host = rig.serve().await;
     let sent = host.start("consult", json!({"prompt": rig.waiting("begun", "go")})).await;
     rig.wait_for_sign("begun").await;
@@ -47,8 +47,8 @@ pub(super) async fn held_store(program: &Path) -> Seen {
 }
 
 /// An answer that finds the disk full, and room a moment later.
-pub(super) async fn full_disk(program: &Path) -> Seen {
-    let mut rig = world(program);
+pub(super) async fn full_disk(tried: &Tried) -> Seen {
+    let mut rig = world(tried);
     let Some(disk) = rig.small_disk(4 << 20) else { return ("no disk can be mounted here".to_owned(), None) };
     let mut host = rig.serve().await;
     let sent = host.start("consult", json!({"prompt": rig.waiting("begun", "go")})).await;
@@ -71,8 +71,8 @@ async fn told(rig: &Rig, host: Client, reply: &Reply, stored: bool) -> Seen {
 }
 
 /// A job is cancelled whose runner stands still: only the runner could end its agent.
-pub(super) async fn frozen_runner(program: &Path) -> Seen {
-    let mut rig = world(program);
+pub(super) async fn frozen_runner(tried: &Tried) -> Seen {
+    let mut rig = world(tried);
     let mut host = rig.serve().await;
     let job = host.consult_in_background(&rig.hanging("begun")).await;
     rig.wait_for_sign("begun").await;
@@ -100,11 +100,11 @@ fn replaceable(program: &Path) -> (Rig, PathBuf, tempfile::TempDir) {
 }
 
 /// A new version is tried that starts a process in a session of its own without an environment, and fails.
-pub(super) async fn trial(program: &Path) -> Seen {
+pub(super) async fn trial(tried: &Tried) -> Seen {
     if !processes::are_visible() {
         return ("processes cannot be seen here".to_owned(), None);
     }
-    let (mut rig, copy, _dir) = replaceable(program);
+    let (mut rig, copy, _dir) = replaceable(&tried.program);
     let mut host = rig.serve().await;
     let begun = rig.sign("tried");
     let number = 100_000_000 + std::process::id();
@@ -127,8 +127,8 @@ pub(super) async fn trial(program: &Path) -> Seen {
 }
 
 /// What directories list of a server's state while it is handed over to another image of it.
-pub(super) async fn snapshot(program: &Path) -> Seen {
-    let mut rig = world(program).with_faults("rollout.before_exec#*=delay:500");
+pub(super) async fn snapshot(tried: &Tried) -> Seen {
+    let mut rig = world(tried).with_faults("rollout.before_exec#*=delay:500");
     let mut host = rig.serve().await;
     let sent = host.start("consult", json!({"prompt": rig.waiting("begun", "go")})).await;
     rig.wait_for_sign("begun").await;
@@ -152,11 +152,11 @@ pub(super) async fn snapshot(program: &Path) -> Seen {
 }
 
 /// The program's file loses the permission to be run while it serves.
-pub(super) async fn not_run(program: &Path) -> Seen {
-    let (mut rig, copy, _dir) = replaceable(program);
+pub(super) async fn not_run(tried: &Tried) -> Seen {
+    let (mut rig, copy, _dir) = replaceable(&tried.program);
     let player = rig.player();
     remove(&player);
-    std::os::unix::fs::symlink(program, player).expect("a link");
+    std::os::unix::fs::symlink(&tried.program, player).expect("a link");
     rig.set("PHONE_OPUS_ROLLOUT", "off");
     let mut host = rig.serve().await;
     let file = ProgramFile::new(&copy);
@@ -170,8 +170,8 @@ pub(super) async fn not_run(program: &Path) -> Seen {
 }
 
 /// An answer is shown to a pipe nobody reads any more.
-pub(super) async fn closed_output(program: &Path) -> Seen {
-    let rig = world(program);
+pub(super) async fn closed_output(tried: &Tried) -> Seen {
+    let rig = world(tried);
     let begun = rig.run(&["consult", "--background", "--json", &rig.answering("42")]).await;
     let job = rig.only_job_over().await;
     let id = job.id.to_string();

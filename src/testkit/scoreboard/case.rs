@@ -13,8 +13,9 @@
 use std::path::Path;
 use std::time::Duration;
 
-use rustix::process::{Signal, kill_process};
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
+use tokio::process::Child;
 
 use super::rows::{Control, ExpectedAnswer, FaultRow, OVER, needs_upgrade};
 use super::{PATIENCE, Recovered, Score};
@@ -25,7 +26,7 @@ use crate::jobs::{JobRecord, JobState};
 use crate::testkit::client::{Client, Exchange, REVISION, Reply, Sent};
 use crate::testkit::invariants::Violation;
 use crate::testkit::processes::Role;
-use crate::testkit::rig::{FAULT_SEED, FAULTS, Rig};
+use crate::testkit::rig::{FAULT_SEED, FAULTS, Rig, Through};
 use crate::testkit::scripted_agent::{Script, Step};
 use crate::testkit::wait::Waiting;
 
@@ -47,6 +48,8 @@ pub(super) struct World {
     pub(super) rig: Rig,
     faults: Faults,
     patience: Duration,
+    /// The daemon that follows the plan, where one does.
+    daemon: Option<Child>,
     pub(super) broken: Vec<Violation>,
 }
 
@@ -72,7 +75,13 @@ impl World {
         // Only to read the counts: nothing in this process meets a point of it.
         let faults =
             Faults::arm(plan, Ends::Process, FaultCounters::File(counts)).unwrap_or_else(|error| panic!("{error}"));
-        Self { rig, faults, patience, broken: Vec::new() }
+        Self { rig, faults, patience, daemon: None, broken: Vec::new() }
+    }
+
+    /// With clients that come to their host so.
+    fn through(mut self, through: Through) -> Self {
+        self.rig = self.rig.with_clients(through);
+        self
     }
 
     /// How often the plan has struck, in all processes.
@@ -185,8 +194,13 @@ impl World {
 ///
 /// When something that is waited for does not come, or answers other than it must.
 pub(super) async fn play(program: &Path, seed: u64, row: &FaultRow) -> Score {
-    let mut world = World::new(program, &row.plan(), seed, row.isolation, PATIENCE);
+    let mut world = World::new(program, &row.plan(), seed, row.isolation, PATIENCE).through(row.through);
     let mut score = Score::default();
+    if row.through == Through::Daemon {
+        // The plan is this daemon's alone: neither the bridge's nor that of whoever comes after it.
+        world.daemon = Some(world.rig.daemon(&[]).await);
+        world.disarm();
+    }
     let mut host = world.rig.host();
     if row.expect.answer == ExpectedAnswer::Ends {
         host.expect_end();
@@ -263,7 +277,10 @@ async fn consult(world: &mut World, host: &mut Client, row: &FaultRow) -> String
     let call = host.start("consult", json!({ "prompt": prompt })).await;
     if upgraded {
         world.rig.wait_for_sign("begun").await;
-        upgrade(host);
+        match &world.daemon {
+            Some(daemon) => upgrade(daemon.id().and_then(|pid| Pid::from_raw(i32::try_from(pid).ok()?))),
+            None => upgrade(Some(host.host_pid())),
+        }
         let waiting = Waiting::until("the plan has struck", PATIENCE);
         while world.fired() == 0 {
             waiting.again(|| "it has not").await;
@@ -286,8 +303,8 @@ async fn consult(world: &mut World, host: &mut Client, row: &FaultRow) -> String
 }
 
 /// Asks a host to be replaced by itself. One that ends just then needs not hear it.
-pub(super) fn upgrade(host: &Client) {
-    let _ = kill_process(host.host_pid(), Signal::USR2);
+pub(super) fn upgrade(host: Option<Pid>) {
+    let _ = host.map(|pid| kill_process(pid, Signal::USR2));
 }
 
 /// Withdraws a consult that is held up for as long as its caller likes.

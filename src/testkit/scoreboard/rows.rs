@@ -12,6 +12,7 @@ use std::time::Duration;
 use crate::base::fault::FaultCode;
 use crate::config::WorkerIsolation;
 use crate::failpoints::{ActionKind, FaultAction, FaultPlan, FaultPoint, FaultRule, When};
+use crate::testkit::rig::Through;
 
 /// What the caller of the struck consult is told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,6 +66,8 @@ pub struct FaultRow {
     pub rule: FaultRule,
     /// Where the host's tools run.
     pub isolation: WorkerIsolation,
+    /// How its client comes to the host that is struck.
+    pub through: Through,
     /// What is promised.
     pub expect: Expectation,
     /// Set in rows that must fail.
@@ -72,7 +75,7 @@ pub struct FaultRow {
 }
 
 impl FaultRow {
-    /// Its name: the rule, and where tools run.
+    /// Its name: the rule, where tools run, and whether a daemon is struck.
     #[must_use]
     pub fn name(&self) -> String {
         let control = match self.control {
@@ -80,7 +83,11 @@ impl FaultRow {
             Some(Control::OpenFile) => " open-file",
             Some(Control::WrongAnswer) => " wrong-answer",
         };
-        format!("{} ({}){control}", self.rule, place(self.isolation))
+        let through = match self.through {
+            Through::Streams => "",
+            Through::Daemon => ", daemon",
+        };
+        format!("{} ({}{through}){control}", self.rule, place(self.isolation))
     }
 
     /// Its fault plan.
@@ -149,8 +156,10 @@ const fn strikes(point: FaultPoint) -> &'static [(Option<&'static str>, u64)] {
         | FaultPoint::RolloutSnapshot
         | FaultPoint::RolloutBeforeExec
         | FaultPoint::RolloutAfterRestore => &[(None, 1)],
-        // The rows' host has no socket; `tests/it/doors` strikes it.
-        FaultPoint::UnixAccept => &[],
+        // Where the rows' host has a socket.
+        FaultPoint::UnixAccept => &[(None, 1)],
+        // Met before anybody can be a client.
+        FaultPoint::UnixBind => &[],
     }
 }
 
@@ -196,11 +205,12 @@ pub const fn action(kind: ActionKind, delay: Duration, code: u8) -> FaultAction 
     }
 }
 
-/// Every row: each point anything meets, with each action it accepts, in either place where a worker is concerned.
+/// Every row: each point that is met on this way, with each action it accepts, in either place where a worker is concerned.
 #[must_use]
-pub fn rows() -> Vec<FaultRow> {
+pub fn rows(through: Through) -> Vec<FaultRow> {
     let mut rows = Vec::new();
-    for &point in FaultPoint::ALL.iter().filter(|point| point.is_reached()) {
+    let is_met = |point: &&FaultPoint| point.is_reached() && (through == Through::Daemon || !point.is_of_a_socket());
+    for &point in FaultPoint::ALL.iter().filter(is_met) {
         for &(operation, time) in strikes(point) {
             for &kind in point.accepted() {
                 for isolation in [WorkerIsolation::InProcess, WorkerIsolation::Process] {
@@ -213,8 +223,11 @@ pub fn rows() -> Vec<FaultRow> {
                         when: NonZeroU64::new(time).map_or(When::Always, When::Nth),
                         action: action(kind, DELAY, 1),
                     };
-                    let expect = expected(point, operation, kind, isolation);
-                    rows.push(FaultRow { rule, isolation, expect, control: None });
+                    let expect = match (through, expected(point, operation, kind, isolation)) {
+                        (Through::Streams, expect) => expect,
+                        (Through::Daemon, expect) => bridged(expect),
+                    };
+                    rows.push(FaultRow { rule, isolation, through, expect, control: None });
                 }
             }
         }
@@ -232,6 +245,7 @@ pub fn controls() -> Vec<FaultRow> {
         .map(|control| FaultRow {
             rule: rule.clone(),
             isolation: WorkerIsolation::InProcess,
+            through: Through::Streams,
             expect: match control {
                 Control::WrongAnswer => Expectation { answer: ExpectedAnswer::Fault(FaultCode::Busy), ..expect },
                 _ => expect,
@@ -347,8 +361,18 @@ pub fn expected(
         (P::RolloutSnapshot | P::RolloutBeforeExec, _) | (P::RolloutAfterRestore, A::Delay) => good(2),
         // Afterwards there is no old one: a program that cannot go on ends, and what was accepted is kept.
         (P::RolloutAfterRestore, _) => ends(1, 1),
-        // No row names it.
-        (P::UnixAccept, _) => good(1),
+        // A bridge looks for a daemon once more, or serves its client itself.
+        (P::UnixAccept | P::UnixBind, _) => good(1),
+    }
+}
+
+/// What is promised to the client of a bridge: the end of its daemon, or of the connection to it, is no end of its own. The
+/// call goes to the next daemon, where it joins what it began.
+#[must_use]
+const fn bridged(expect: Expectation) -> Expectation {
+    match expect.answer {
+        ExpectedAnswer::Ends => Expectation { answer: ExpectedAnswer::Success, generation: 1, runs: (1, 1) },
+        _ => expect,
     }
 }
 
@@ -360,11 +384,15 @@ mod tests {
 
     #[test]
     fn every_point_that_is_met_has_a_row_for_every_action_it_accepts() {
-        let rows = rows();
-        for &point in FaultPoint::ALL {
-            for &kind in point.accepted() {
-                let found = rows.iter().filter(|row| row.rule.point == point && row.rule.action.kind() == kind);
-                assert_eq!(found.count() > 0, point.is_reached() && !point.is_of_a_socket(), "{point}={kind}");
+        for (through, sockets) in [(Through::Streams, false), (Through::Daemon, true)] {
+            let rows = rows(through);
+            for &point in FaultPoint::ALL {
+                for &kind in point.accepted() {
+                    let found = rows.iter().filter(|row| row.rule.point == point && row.rule.action.kind() == kind);
+                    let is_met = point.is_reached() && (sockets || !point.is_of_a_socket());
+                    let is_met = is_met && point != FaultPoint::UnixBind;
+                    assert_eq!(found.count() > 0, is_met, "{point}={kind}");
+                }
             }
         }
     }
@@ -372,7 +400,7 @@ mod tests {
     #[test]
     fn a_row_is_known_by_its_name_and_its_plan_is_one_that_can_be_armed() {
         let mut names = BTreeSet::new();
-        for row in rows().iter().chain(&controls()) {
+        for row in rows(Through::Streams).iter().chain(&rows(Through::Daemon)).chain(&controls()) {
             assert!(names.insert(row.name()), "{} stands twice", row.name());
             let plan = FaultPlan::parse(&row.plan(), 0).expect("a plan");
             assert_eq!(plan.rules(), std::slice::from_ref(&row.rule));
@@ -381,10 +409,11 @@ mod tests {
 
     #[test]
     fn no_row_expects_more_runs_than_one_or_an_answer_without_one() {
-        for row in rows() {
+        for row in rows(Through::Streams).into_iter().chain(rows(Through::Daemon)) {
             let Expectation { answer, runs: (fewest, most), generation } = row.expect;
             assert!(fewest <= most && most <= 1 && (1..=2).contains(&generation), "{}", row.name());
             assert!(answer != ExpectedAnswer::Success || fewest == 1, "{}", row.name());
+            assert!(answer != ExpectedAnswer::Ends || row.through == Through::Streams, "{}", row.name());
         }
     }
 }

@@ -333,7 +333,7 @@ impl Soak<'_> {
                 }
             }
             Deed::Settle => self.settle(player).await,
-            Deed::Upgrade => upgrade(&player.client),
+            Deed::Upgrade => upgrade(Some(player.client.host_pid())),
         }
     }
 

@@ -7,6 +7,7 @@
 use std::time::{Duration, Instant};
 
 use phone_opus::testkit::client::REVISION;
+use phone_opus::testkit::rig::FAULTS;
 use phone_opus::testkit::{Client, Rig, Role, tried_program, until};
 use serde_json::json;
 
@@ -74,6 +75,30 @@ async fn a_daemon_killed_in_the_middle_costs_neither_connection_nor_consult() {
 }
 
 #[tokio::test]
+async fn a_daemon_that_ends_as_a_client_comes_in_costs_neither_that_one_nor_another() {
+    for action in ["exit", "kill", "abort"] {
+        let mut rig = new_rig().with_faults(&format!("unix.accept#2={action}"));
+        let mut struck = rig.daemon(&[]).await;
+        rig.unset(FAULTS);
+        let mut first = connect(&mut rig).await;
+        let prompt = rig.waiting("begun", "go");
+        let sent = first.start("consult", json!({"prompt": prompt})).await;
+        rig.wait_for_sign("begun").await;
+        // The second who comes in.
+        let mut second = connect(&mut rig).await;
+        second.consult(&rig.answering("43")).await.expect_success();
+        assert!(!struck.wait().await.expect("it ends").success(), "{action}");
+        let health = second.health().await;
+        assert!(!health.has("notices"), "{action}: {:#}", health.0);
+        rig.give_sign("go");
+        first.reply(sent).await.expect_success();
+        rig.expect_runs(2);
+        assert_eq!(rig.all(Role::Host).len(), 1, "{action}: both have the next one");
+        stop(rig, vec![first, second]).await;
+    }
+}
+
+#[tokio::test]
 async fn a_daemon_that_stands_still_is_left_alone_and_this_process_serves() {
     let mut rig = new_rig();
     let mut first = connect(&mut rig).await;
@@ -106,6 +131,9 @@ async fn fifty_clients_at_once_have_one_daemon() {
         assert!(!health.has("notices"), "{:#}", health.0);
     }
     assert_eq!(rig.all(Role::Host).len(), 1);
+    let told = rig.run(&["daemon", "status", "--json"]).await;
+    let told: serde_json::Value = serde_json::from_slice(&told.stdout).expect("JSON");
+    assert_eq!(told["connections"], 51, "fifty sessions, and whoever asks: {told}");
     stop(rig, clients).await;
 }
 

@@ -7,6 +7,7 @@
 use std::process::Output;
 use std::time::Duration;
 
+use phone_opus::testkit::rig::Through;
 use phone_opus::testkit::scoreboard::{Draw, rows};
 use phone_opus::testkit::{Rig, tried_program};
 use serde_json::{Value, json};
@@ -68,11 +69,36 @@ async fn a_row_of_each_kind_of_end_holds_on_the_real_program() {
 }
 
 #[tokio::test]
+async fn a_row_of_each_kind_holds_for_the_client_of_a_daemon() {
+    let mut played = 0;
+    for only in [
+        "unix.accept",
+        "jobs.after_accept",
+        "jobs.supervise@attach",
+        "stdio.write#2=",
+        "rollout.after_restore",
+        "runner.before_terminal=kill",
+    ] {
+        let board = parsed(&selftest(&["--json", "--through", "daemon", "--only", only]).await, 0);
+        let rows = board["rows"].as_array().expect("rows");
+        assert!(!rows.is_empty(), "{only}");
+        played += rows.len();
+        for row in rows {
+            assert_eq!((&row["holds"], &row["left"], &row["fired"]), (&json!(true), &json!(0), &json!(1)), "{row}");
+            // Whatever becomes of a daemon, its client keeps its connection.
+            assert_eq!(row["recovered"], "yes", "{row}");
+            assert!(row["replay"].as_str().is_some_and(|again| again.contains("--through daemon")), "{row}");
+        }
+    }
+    assert!(played > 40, "{played} rows");
+}
+
+#[tokio::test]
 async fn a_panic_anywhere_holds_and_is_shown_as_a_table() {
     let output = selftest(&["--only", "=panic"]).await;
     let said = text(&output);
     assert_eq!(output.status.code(), Some(0), "{said}");
-    let count = rows().iter().filter(|row| row.name().contains("=panic")).count();
+    let count = rows(Through::Streams).iter().filter(|row| row.name().contains("=panic")).count();
     assert_eq!(said.lines().filter(|line| line.starts_with("ok ")).count(), count, "{said}");
     for heading in ["answered", "recovered", "generation", "runs", "orphans", "time"] {
         assert!(said.lines().next().is_some_and(|line| line.contains(heading)), "{heading}: {said}");
@@ -130,6 +156,8 @@ async fn what_is_asked_for_wrongly_is_refused_before_anything_is_played() {
         &["--soak", "soon"],
         &["--soak", "1", "--replay", "1"],
         &["--at-once", "0"],
+        &["--through", "a_window"],
+        &["--through", "daemon", "--soak", "1"],
         &["--seed", "-1"],
     ] {
         let output = selftest(wrong).await;
@@ -137,7 +165,7 @@ async fn what_is_asked_for_wrongly_is_refused_before_anything_is_played() {
         assert!(!output.stderr.is_empty(), "{wrong:?}");
     }
     let listed = selftest(&["--list"]).await;
-    assert_eq!(text(&listed).lines().count(), rows().len());
+    assert_eq!(text(&listed).lines().count(), rows(Through::Streams).len());
     let listed = parsed(&selftest(&["--list", "--json", "--only", "runner.start=kill"]).await, 0);
     assert_eq!(listed["rows"][0]["answer"], "success", "{listed}");
 }
@@ -148,4 +176,12 @@ async fn every_cell_of_the_custody_scoreboard_is_right() {
     let cells = board["cells"].as_array().expect("cells");
     let wrong = |cell: &&Value| cell["right"] == json!(false);
     assert_eq!((cells.len(), cells.iter().filter(wrong).count()), (31, 0), "{board:#}");
+}
+
+#[tokio::test]
+async fn every_cell_of_the_custody_scoreboard_is_right_for_the_clients_of_a_daemon() {
+    let board = parsed(&selftest(&["--custody", "--through", "daemon", "--json"]).await, 0);
+    let cells = board["cells"].as_array().expect("cells");
+    let wrong = |cell: &&Value| cell["right"] == json!(false);
+    assert_eq!((cells.len(), cells.iter().filter(wrong).count()), (29, 0), "{board:#}");
 }

@@ -1,7 +1,8 @@
 //! Custody on trial: whatever is killed, and whenever, each accepted consult ends once, was run at most once, and leaves
 //! nothing behind.
 //!
-//! `PHONE_OPUS_CUSTODY_KILLS=1000` makes the storm as long as it is meant to be, `PHONE_OPUS_CUSTODY_SEED` repeats one (it
+//! One storm is over hosts with a client each, one over a daemon and its bridges. `PHONE_OPUS_CUSTODY_KILLS=1000` makes them as
+//! long as they are meant to be, `PHONE_OPUS_CUSTODY_SEED` repeats one (it
 //! is printed), and `PHONE_OPUS_TEST_PROGRAM` names another program than the one of this build, such as a released one.
 //!
 //! Laws: L3, L4, L7.
@@ -13,8 +14,8 @@ use std::time::{Duration, Instant};
 
 use phone_opus::internals::base::ids::JobId;
 use phone_opus::internals::jobs::{JobMode, JobRecord, JobState};
-use phone_opus::testkit::client::Exchange;
-use phone_opus::testkit::rig::FAULTS;
+use phone_opus::testkit::client::{Exchange, REVISION};
+use phone_opus::testkit::rig::{FAULTS, Through};
 use phone_opus::testkit::{
     Client, ForkPlace, Process, Reply, Rig, Role, Script, Sent, Signal, Step, Waiting, tried_program,
 };
@@ -48,10 +49,15 @@ fn new_rig() -> Rig {
 
 /// Waits until every job is over, with hosts that come and go: a new one looks for lost jobs a second after its start, and
 /// after that only every 30 s.
-async fn every_job_is_over(rig: &mut Rig) {
+async fn every_job_is_over(rig: &mut Rig, through: Through) {
     let waiting = Waiting::until("every job is over", PATIENCE);
     loop {
+        if through == Through::Daemon {
+            rig.end_daemon().await;
+        }
         let mut sweeper = rig.serve().await;
+        // A bridge looks for somebody who serves when it is asked for what one has.
+        sweeper.call("consult_jobs", json!({})).await;
         let began = Instant::now();
         let mut open = usize::MAX;
         while open > 0 && began.elapsed() < Duration::from_millis(2500) {
@@ -83,6 +89,7 @@ struct Open {
 /// One world in which things are killed.
 struct Storm {
     rig: Rig,
+    through: Through,
     rng: fastrand::Rng,
     hosts: Vec<Client>,
     open: Vec<Open>,
@@ -98,8 +105,9 @@ struct Storm {
 }
 
 impl Storm {
-    async fn begin(seed: u64) -> Self {
+    async fn begin(seed: u64, through: Through) -> Self {
         let mut rig = new_rig()
+            .with_clients(through)
             .with("PHONE_OPUS_ISOLATION", "process")
             // What is logged at every level is looked through for secrets by other tests; here it would fill the disk.
             .with("PHONE_OPUS_LOG", "warn")
@@ -107,6 +115,7 @@ impl Storm {
         let hosts = vec![rig.serve().await, rig.serve().await];
         Self {
             rig,
+            through,
             rng: fastrand::Rng::with_seed(seed),
             hosts,
             open: Vec::new(),
@@ -195,13 +204,14 @@ impl Storm {
             if let Some(role) = self.rng.choice(&roles)
                 && let Some(victim) = self.rng.choice(&by_role[role])
             {
-                if let Some(host) = self.hosts.iter().position(|host| host.host_pid() == victim.pid) {
-                    if self.rng.u8(..ALL_AT_ONCE) == 0 {
-                        let killed =
-                            by_role.get(&Role::Runner).into_iter().flatten().filter(|it| it.send(Signal::KILL));
-                        *self.kills.entry(Role::Runner).or_default() += killed.count();
-                    }
-                    self.kill_host(host).await;
+                let client = self.hosts.iter().position(|host| host.host_pid() == victim.pid);
+                let serves = client.is_some() || victim.role == Role::Host;
+                if serves && self.rng.u8(..ALL_AT_ONCE) == 0 {
+                    let killed = by_role.get(&Role::Runner).into_iter().flatten().filter(|it| it.send(Signal::KILL));
+                    *self.kills.entry(Role::Runner).or_default() += killed.count();
+                }
+                if let Some(client) = client {
+                    self.kill_host(client).await;
                 } else if !victim.send(Signal::KILL) {
                     continue;
                 }
@@ -215,7 +225,7 @@ impl Storm {
     /// Kills a host and puts another in its place.
     async fn kill_host(&mut self, host: usize) {
         let mut client = std::mem::replace(&mut self.hosts[host], self.rig.host());
-        self.hosts[host].handshake("2025-11-25").await;
+        self.hosts[host].handshake(REVISION).await;
         client.signal(Signal::KILL);
         client.exit().await;
         client.silence().await;
@@ -264,7 +274,7 @@ impl Storm {
             told.push(host.exchange());
         }
         let began = Instant::now();
-        every_job_is_over(&mut self.rig).await;
+        every_job_is_over(&mut self.rig, self.through).await;
         println!("settled {:?} after the last answer", began.elapsed());
         self.look().await;
         self.results_are_readable().await;
@@ -297,6 +307,15 @@ impl Storm {
 
 #[tokio::test]
 async fn whatever_is_killed_each_accepted_consult_ends_once_runs_at_most_once_and_leaves_nothing() {
+    storms(Through::Streams).await;
+}
+
+#[tokio::test]
+async fn whatever_is_killed_of_a_daemon_and_its_bridges_each_consult_ends_once_runs_at_most_once_and_leaves_nothing() {
+    storms(Through::Daemon).await;
+}
+
+async fn storms(through: Through) {
     if !phone_opus::testkit::processes::are_visible() {
         return println!("skipped: the processes of this machine cannot be seen");
     }
@@ -306,7 +325,7 @@ async fn whatever_is_killed_each_accepted_consult_ends_once_runs_at_most_once_an
     for (seed, round) in (first..).zip(0..kills.div_ceil(KILLS_PER_ROUND)) {
         println!("PHONE_OPUS_CUSTODY_SEED={seed}");
         let began = Instant::now();
-        let mut storm = Storm::begin(seed).await;
+        let mut storm = Storm::begin(seed, through).await;
         for kill in 0..KILLS_PER_ROUND.min(kills - round * KILLS_PER_ROUND) {
             while storm.open.len() < OPEN {
                 storm.ask().await;
@@ -462,7 +481,7 @@ async fn clients_that_end_their_server_as_real_ones_do_leave_what_was_promised_a
     }
     println!("synchronous consults were over {:?} after the last server was ended", last.elapsed());
     rig.give_sign("go");
-    every_job_is_over(&mut rig).await;
+    every_job_is_over(&mut rig, Through::Streams).await;
     let jobs = rig.jobs().await;
     let mut reader = rig.serve().await;
     let mut table: BTreeMap<String, usize> = BTreeMap::new();

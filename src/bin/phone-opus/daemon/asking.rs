@@ -160,6 +160,8 @@ pub(super) fn request(verb: LifeVerb, of: &DaemonAsked) -> ExitCode {
     let ends = matches!(verb, LifeVerb::Shutdown(_) | LifeVerb::Drain);
     let life = match ask(&stream, HELLO, ANSWER) {
         Ok(DaemonAnswer::Hello { generation, .. }) => Some(generation),
+        // Its answer may still come, and would be taken for that to the next question.
+        Err(error @ AskError::Silent { .. }) => return failed(command, &chain(&error)),
         _ => None,
     };
     match ask(&stream, &line.to_string(), ANSWER) {

@@ -39,6 +39,7 @@ use phone_opus::internals::daemon::lock::DaemonLock;
 use phone_opus::internals::daemon::paths::{self, PathError};
 use phone_opus::internals::daemon::record::{DaemonRecord, DaemonRecordError};
 use phone_opus::internals::daemon::start::{READY, TAKEN};
+use phone_opus::internals::failpoints::Faults;
 use phone_opus::internals::jobs::host_lock::ORPHAN_GRACE;
 use phone_opus::internals::jobs::lock::LockError;
 use phone_opus::internals::rollout::Trigger;
@@ -184,7 +185,8 @@ fn serve(options: &DaemonRunOptions, passed: Option<Listener>, ready: &mut Ready
             builder = builder.restore(snapshot);
         }
         let system = builder.start().await.map_err(|fault| NotServing::System(fault.to_string()))?;
-        let daemon = Daemon::open(options, Place { dir, asked, passed, lock, earlier }, &system, side);
+        let place = Place { dir, asked, passed, lock, earlier };
+        let daemon = Daemon::open(options, place, &system, side, faults.clone());
         let code = match daemon {
             Ok(mut daemon) => {
                 if let Some(next) = next {
@@ -339,6 +341,7 @@ struct Daemon {
     requests: mpsc::Receiver<Request>,
     connections: watch::Receiver<usize>,
     side: Arc<HostSide>,
+    faults: Faults,
     keys: Keys,
     trunk: Arc<Trunk>,
     /// Answers that are being made.
@@ -375,6 +378,7 @@ impl Daemon {
         Place { dir, asked, passed, lock, earlier }: Place,
         system: &System,
         side: Arc<HostSide>,
+        faults: Faults,
     ) -> Result<Self, NotServing> {
         let generation = earlier.as_ref().map_or_else(DaemonId::random, |earlier| earlier.generation);
         let about = About { generation, pid: std::process::id() };
@@ -398,7 +402,7 @@ impl Daemon {
                 (SocketOwner::Activator, place, system.listen(listener.into_socket(), options_of_door).map_err(failed)?)
             }
             (None, None) => {
-                let listener = Listener::bind_first(&candidates)?;
+                let listener = Listener::bind_first(&candidates, &faults)?;
                 (SocketOwner::Ours, listener.place().clone(), system.listen(listener, options_of_door).map_err(failed)?)
             }
         };
@@ -427,6 +431,7 @@ impl Daemon {
             requests,
             connections,
             side,
+            faults,
             keys: Keys::default(),
             trunk: Arc::new(Trunk(Mutex::new(Some(trunk)))),
             answering: JoinSet::new(),
@@ -588,7 +593,7 @@ impl Daemon {
 
     fn make_socket_again(&mut self) {
         tracing::warn!(path = %self.place.path.display(), "the daemon's socket is gone, and is made again");
-        match Listener::bind_first(&self.candidates) {
+        match Listener::bind_first(&self.candidates, &self.faults) {
             Ok(listener) => {
                 self.place = listener.place().clone();
                 self.trunk.change(|passed| passed.place = listener.place().clone());
