@@ -48,19 +48,20 @@ fn new_rig() -> Rig {
 }
 
 /// Waits until every job is over, with hosts that come and go: a new one looks for lost jobs a second after its start, and
-/// after that only every 30 s.
+/// after that only every 30 s. A daemon stays: each would give the callers of those that are gone their time anew.
 async fn every_job_is_over(rig: &mut Rig, through: Through) {
     let waiting = Waiting::until("every job is over", PATIENCE);
+    let stays = match through {
+        Through::Streams => Duration::from_millis(2500),
+        Through::Daemon => PATIENCE,
+    };
     loop {
-        if through == Through::Daemon {
-            rig.end_daemon().await;
-        }
         let mut sweeper = rig.serve().await;
         // A bridge looks for somebody who serves when it is asked for what one has.
         sweeper.call("consult_jobs", json!({})).await;
         let began = Instant::now();
         let mut open = usize::MAX;
-        while open > 0 && began.elapsed() < Duration::from_millis(2500) {
+        while open > 0 && began.elapsed() < stays {
             open = rig.jobs().await.into_iter().filter(|job| !job.state.is_terminal()).count();
             waiting.again(|| format!("{open} jobs are open; {:?}", rig.processes())).await;
         }
