@@ -497,7 +497,8 @@ mod tests {
             rollout.snapshot        x x x x x x x - - - - -
             rollout.before_exec     x x x x x x x - - - - -
             rollout.after_restore   x x x x x x x - - - - -
-            unix.accept             x x x x x x x x - - - -";
+            unix.accept             x x x x x x x x - - - -
+            unix.bind               x x x x x x - - - - - -";
         let columns: Vec<&str> = columns.split(' ').collect();
         let kinds: Vec<&str> = ActionKind::ALL.iter().map(|kind| kind.as_str()).collect();
         assert_eq!(kinds, columns);
