@@ -29,7 +29,6 @@ use serde::{Deserialize, Serialize};
 use super::paths::{self, PathError};
 use super::reach::{self, Reached};
 use crate::base::ids::JobId;
-use crate::failpoints::{FaultPoint, Faults, Operation};
 
 /// Clients that may wait at the door. As many as may be connected; the system cuts it to what it allows.
 const BACKLOG: i32 = 1024;
@@ -141,19 +140,28 @@ pub struct Listener {
 
 impl Listener {
     /// Listens at the first of these paths that can have a socket. Only for who holds the daemon's lock. The socket does not
-    /// block and closes on `exec`. May stand still where a fault plan says so.
+    /// block and closes on `exec`.
     ///
     /// # Errors
     ///
     /// Another process listens at one of them, something else has the name, the system refused, or none can have a socket.
-    pub fn bind_first(paths: &[PathBuf], faults: &Faults) -> Result<Self, ListenError> {
+    pub fn bind_first(paths: &[PathBuf]) -> Result<Self, ListenError> {
+        Self::bind_first_where(paths, || Ok(()))
+    }
+
+    /// The same, where something else than the system may refuse each of them first, with the system's word for it.
+    ///
+    /// # Errors
+    ///
+    /// As [`Listener::bind_first`].
+    pub fn bind_first_where(
+        paths: &[PathBuf],
+        mut may: impl FnMut() -> Result<(), Errno>,
+    ) -> Result<Self, ListenError> {
         let mut tried = Vec::new();
         for path in paths {
-            let bound = match faults.meet_blocking(FaultPoint::UnixBind, Operation::None) {
-                None => Self::bind(path),
-                Some(_) => Err(ListenError::Io { doing: "listen at", path: path.clone(), errno: Errno::OPNOTSUPP }),
-            };
-            match bound {
+            let refused = |errno| ListenError::Io { doing: "listen at", path: path.clone(), errno };
+            match may().map_err(refused).and_then(|()| Self::bind(path)) {
                 Err(error) if error.is_of_the_place() => tried.push(error),
                 bound => return bound,
             }
@@ -399,12 +407,11 @@ mod tests {
         let (scratch, path) = scratch();
         let open = scratch.path().join("x.sock");
         fs::set_permissions(scratch.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).expect("a mode");
-        let listener = Listener::bind_first(&[open.clone(), path.clone()], &Faults::none()).expect("the second does");
+        let listener = Listener::bind_first(&[open.clone(), path.clone()]).expect("the second does");
         assert_eq!(listener.place().path, path);
-        assert!(matches!(Listener::bind_first(&[open.clone(), path], &Faults::none()), Err(ListenError::Taken { .. })));
+        assert!(matches!(Listener::bind_first(&[open.clone(), path]), Err(ListenError::Taken { .. })));
         let too_long = PathBuf::from(format!("{}/{}", scratch.path().display(), "x".repeat(120)));
-        let said =
-            Listener::bind_first(&[open, too_long.join("y.sock")], &Faults::none()).expect_err("none does").to_string();
+        let said = Listener::bind_first(&[open, too_long.join("y.sock")]).expect_err("none does").to_string();
         assert!(said.contains("others can enter") && said.contains("y.sock") || said.contains("xxx"), "{said}");
     }
 
@@ -436,13 +443,17 @@ mod tests {
         for errno in [Errno::ACCESS, Errno::PERM, Errno::ADDRINUSE, Errno::MFILE, Errno::NOSPC, Errno::ROFS] {
             assert!(!io(errno).is_of_the_place(), "{errno:?}");
         }
-        // A file system without sockets, as a fault plan makes one: the second path has the socket, and the first has nothing.
-        let (_scratch, path) = scratch();
-        let second = path.with_file_name("second.sock");
-        let faults = Faults::armed("unix.bind=error").expect("a plan");
-        let listener = Listener::bind_first(&[path.clone(), second.clone()], &faults).expect("the second does");
-        assert_eq!(listener.place().path, second);
-        assert_eq!(names(&path), ["second.sock"]);
+        // A file system without sockets: the second path has the socket, and the first has nothing.
+        for errno in [Errno::NOTSUP, Errno::OPNOTSUPP, Errno::IO] {
+            let (_scratch, path) = scratch();
+            let second = path.with_file_name("second.sock");
+            let mut answers = [Err(errno), Ok(())].into_iter();
+            let both = [path.clone(), second.clone()];
+            let listener =
+                Listener::bind_first_where(&both, || answers.next().unwrap_or(Ok(()))).expect("the second does");
+            assert_eq!(listener.place().path, second);
+            assert_eq!(names(&path), ["second.sock"]);
+        }
     }
 
     #[test]

@@ -39,12 +39,13 @@ use phone_opus::internals::daemon::lock::DaemonLock;
 use phone_opus::internals::daemon::paths::{self, PathError};
 use phone_opus::internals::daemon::record::{DaemonRecord, DaemonRecordError};
 use phone_opus::internals::daemon::start::{READY, TAKEN};
-use phone_opus::internals::failpoints::Faults;
+use phone_opus::internals::failpoints::{FaultPoint, Faults, Operation};
 use phone_opus::internals::jobs::host_lock::ORPHAN_GRACE;
 use phone_opus::internals::jobs::lock::LockError;
 use phone_opus::internals::rollout::Trigger;
 use phone_opus::internals::system::handover::{HostSnapshot, Luggage, NewImage, Packed, Restore};
 use phone_opus::internals::system::{Grace, Shutdown, System};
+use rustix::io::Errno;
 use sd_notify::NotifyState;
 use serde::{Deserialize, Serialize};
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -218,6 +219,14 @@ fn alone(dir: &StateDir, before: Option<&mut HostSnapshot>) -> Result<(DaemonLoc
         None => DaemonLock::try_acquire(dir)?.ok_or_else(|| NotServing::Taken(dir.root().to_owned()))?,
     };
     Ok((lock, earlier))
+}
+
+/// Listens at the first place that can have a socket, where the fault plan lets it.
+fn listen(candidates: &[PathBuf], faults: &Faults) -> Result<Listener, ListenError> {
+    Listener::bind_first_where(candidates, || match faults.meet_blocking(FaultPoint::UnixBind, Operation::None) {
+        None => Ok(()),
+        Some(_) => Err(Errno::OPNOTSUPP),
+    })
 }
 
 /// What a daemon tells its next image of itself.
@@ -402,7 +411,7 @@ impl Daemon {
                 (SocketOwner::Activator, place, system.listen(listener.into_socket(), options_of_door).map_err(failed)?)
             }
             (None, None) => {
-                let listener = Listener::bind_first(&candidates, &faults)?;
+                let listener = listen(&candidates, &faults)?;
                 (SocketOwner::Ours, listener.place().clone(), system.listen(listener, options_of_door).map_err(failed)?)
             }
         };
@@ -593,7 +602,7 @@ impl Daemon {
 
     fn make_socket_again(&mut self) {
         tracing::warn!(path = %self.place.path.display(), "the daemon's socket is gone, and is made again");
-        match Listener::bind_first(&self.candidates, &self.faults) {
+        match listen(&self.candidates, &self.faults) {
             Ok(listener) => {
                 self.place = listener.place().clone();
                 self.trunk.change(|passed| passed.place = listener.place().clone());
