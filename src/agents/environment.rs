@@ -13,6 +13,7 @@ use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -22,9 +23,10 @@ use super::{Credential, RunRequest, programs};
 use crate::base::base64::Base64;
 use crate::jobs::Billing;
 
-/// A snapshot of environment variables, sorted by name.
+/// A snapshot of environment variables, sorted by name. Cheap to clone: whatever a host starts and whoever asks for its own
+/// context has the same one.
 #[derive(Clone, Default, PartialEq, Eq)]
-pub struct Environment(BTreeMap<OsString, OsString>);
+pub struct Environment(Arc<BTreeMap<OsString, OsString>>);
 
 impl Environment {
     /// The environment of this process. For the binary only; the library is given a snapshot.
@@ -42,14 +44,14 @@ impl Environment {
     /// The same environment with one variable more or changed.
     #[must_use]
     pub fn with(mut self, name: impl Into<OsString>, value: impl Into<OsString>) -> Self {
-        self.0.insert(name.into(), value.into());
+        Arc::make_mut(&mut self.0).insert(name.into(), value.into());
         self
     }
 
     /// The same environment without the variables of such a name.
     #[must_use]
     pub fn without(mut self, is_left_out: impl Fn(&OsStr) -> bool) -> Self {
-        self.0.retain(|name, _| !is_left_out(name));
+        Arc::make_mut(&mut self.0).retain(|name, _| !is_left_out(name));
         self
     }
 
@@ -69,6 +71,10 @@ impl Environment {
         format!("{:016x}{:016x}", half(0), half(1))
     }
 
+    fn into_variables(self) -> BTreeMap<OsString, OsString> {
+        Arc::unwrap_or_clone(self.0)
+    }
+
     /// All variables, sorted by name.
     pub fn iter(&self) -> impl Iterator<Item = (&OsStr, &OsStr)> {
         self.0.iter().map(|(name, value)| (name.as_os_str(), value.as_os_str()))
@@ -77,7 +83,7 @@ impl Environment {
 
 impl<N: Into<OsString>, V: Into<OsString>> FromIterator<(N, V)> for Environment {
     fn from_iter<I: IntoIterator<Item = (N, V)>>(variables: I) -> Self {
-        Self(variables.into_iter().map(|(name, value)| (name.into(), value.into())).collect())
+        Self(Arc::new(variables.into_iter().map(|(name, value)| (name.into(), value.into())).collect()))
     }
 }
 
@@ -431,18 +437,18 @@ fn is_relative(value: &OsStr) -> bool {
 
 /// What a runner is started with: ours, what its agent may get (`needed`), and whether something was withheld.
 pub(crate) fn for_runner(env: &Environment, needed: impl IntoIterator<Item = Environment>) -> Environment {
-    let needed: Environment = needed.into_iter().flat_map(|needed| needed.0).collect();
+    let needed: Environment = needed.into_iter().flat_map(Environment::into_variables).collect();
     let withheld = has_pay(env) && !has_pay(&needed);
     let own = env.iter().filter(|(name, _)| {
         name.to_str().is_some_and(|name| name.starts_with("PHONE_OPUS_") || LOADER.contains(&name) || common(name))
     });
     let mut all: BTreeMap<OsString, OsString> = own.map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
     all.remove(OsStr::new(WITHHELD));
-    all.extend(needed.0);
+    all.extend(needed.into_variables());
     if withheld {
         all.insert(WITHHELD.into(), "1".into());
     }
-    Environment(all)
+    Environment(Arc::new(all))
 }
 
 /// What the runner of a caller is started with whose host has another environment: of the host (`own`) what programs need to
@@ -455,7 +461,7 @@ pub(crate) fn for_callers_runner(
 ) -> Environment {
     const OF_A_RUN: [&str; 4] = [CHAIN, DEPTH, RUN_TOKEN, WITHHELD];
     let is_ours = |name: &str| name.starts_with("PHONE_OPUS_") || LOADER.contains(&name);
-    let needed = needed.into_iter().flat_map(|needed| needed.0);
+    let needed = needed.into_iter().flat_map(Environment::into_variables);
     let of_caller = env.iter().filter(|(name, _)| name.to_str().is_some_and(common));
     let mut all: BTreeMap<OsString, OsString> =
         of_caller.map(|(name, value)| (name.to_owned(), value.to_owned())).chain(needed).collect();
@@ -466,7 +472,7 @@ pub(crate) fn for_callers_runner(
     if withheld {
         all.insert(WITHHELD.into(), "1".into());
     }
-    Environment(all)
+    Environment(Arc::new(all))
 }
 
 /// What of a caller's environment may go to another process that is to run its consults: what passes to every agent, and what
@@ -475,14 +481,14 @@ pub(crate) fn for_caller(env: &Environment, needed: impl IntoIterator<Item = Env
     let everybodys = env.iter().filter(|(name, _)| name.to_str().is_some_and(common));
     let everybodys = everybodys.map(|(name, value)| (name.to_owned(), value.to_owned()));
     let mut all: BTreeMap<OsString, OsString> = everybodys.collect();
-    all.extend(needed.into_iter().flat_map(|needed| needed.0));
+    all.extend(needed.into_iter().flat_map(Environment::into_variables));
     all.retain(|name, _| {
         let name = name.to_str();
         name.is_some_and(|name| {
             !name.starts_with("PHONE_OPUS_") && !LOADER.contains(&name) && !HOST_MARKERS.contains(&name)
         })
     });
-    Environment(all)
+    Environment(Arc::new(all))
 }
 
 /// Whether a caller has a way to pay that it does not send.

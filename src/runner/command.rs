@@ -9,7 +9,7 @@
 use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use crate::agents::{AgentRegistry, Environment, ExtraUsage};
@@ -17,7 +17,7 @@ use crate::base::ids::JobId;
 use crate::base::image::StandIn;
 use crate::base::state_dir::StateDir;
 use crate::config::{Config, Key};
-use crate::jobs::{Billing, ConsultRequest};
+use crate::jobs::ConsultRequest;
 use crate::tools::callers::{CallerContext, CallerOrigin};
 
 /// What a runner is told and given, beside its job.
@@ -53,23 +53,39 @@ struct Common {
     program: PathBuf,
     stand_in: StandIn,
     dir: StateDir,
-    max_running: usize,
+    config: Arc<Config>,
+    agents: AgentRegistry,
     environment: Option<Environment>,
-    /// As the host starts a child for itself.
-    manner: Arc<RunnerManner>,
+    /// As the host starts a child for itself; made for the first one, which most hosts never start.
+    manner: OnceLock<Arc<RunnerManner>>,
     /// Set over every environment.
     variables: Vec<(&'static str, OsString)>,
+}
+
+impl Common {
+    fn manner(&self) -> &Arc<RunnerManner> {
+        self.manner.get_or_init(|| {
+            // A runner is what its agent can look at first: it holds nothing that is withheld from the agent.
+            let given = |own: &Environment| self.agents.for_runners(own, self.config.billing);
+            Arc::new(RunnerManner::new(&self.config, self.environment.as_ref().map(given)))
+        })
+    }
+}
+
+/// What makes a caller's runners others than the host's.
+#[derive(Debug, Clone)]
+struct ForCaller {
+    context: Arc<CallerContext>,
+    agents: AgentRegistry,
+    manner: Arc<RunnerManner>,
 }
 
 /// How a host starts runners: for itself, or for one of its callers. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct RunnerCommand {
     host: Arc<Common>,
-    agents: AgentRegistry,
-    billing: Billing,
-    manner: Arc<RunnerManner>,
     /// Whose runners they are, where it is not the host itself.
-    caller: Option<Arc<CallerContext>>,
+    caller: Option<ForCaller>,
     orphan_grace: Duration,
 }
 
@@ -80,18 +96,14 @@ impl RunnerCommand {
     pub fn new(
         program: PathBuf,
         dir: StateDir,
-        config: &Config,
+        config: &Arc<Config>,
         agents: AgentRegistry,
         environment: Option<Environment>,
         variables: Vec<(&'static str, OsString)>,
     ) -> Self {
-        // A runner is what its agent can look at first: it holds nothing that is withheld from the agent.
-        let given = environment.as_ref().map(|environment| agents.for_runners(environment, config.billing));
-        let manner = Arc::new(RunnerManner::new(config, given));
-        let (stand_in, max_running) = (StandIn::default(), config.max_running);
-        let host = Common { program, stand_in, dir, max_running, environment, manner: Arc::clone(&manner), variables };
-        let orphan_grace = Duration::ZERO;
-        Self { host: Arc::new(host), agents, billing: config.billing, manner, caller: None, orphan_grace }
+        let (stand_in, config, manner) = (StandIn::default(), Arc::clone(config), OnceLock::new());
+        let host = Common { program, stand_in, dir, config, agents, environment, manner, variables };
+        Self { host: Arc::new(host), caller: None, orphan_grace: Duration::ZERO }
     }
 
     /// The same for a host whose jobs wait so long to be adopted when it is gone; zero when they do not.
@@ -106,21 +118,18 @@ impl RunnerCommand {
         if caller.origin == CallerOrigin::Host {
             return self.clone();
         }
-        let (config, hosts) = (&caller.config, &self.host.manner);
+        let (config, hosts, agents) = (&caller.config, &self.host.config, &self.host.agents);
         let same = config.claude_bin == hosts.claude_bin && config.agent_env == hosts.agent_env;
-        let agents =
-            if same { self.agents.clone() } else { self.agents.under(config.claude_bin.as_deref(), &config.agent_env) };
+        let agents = if same { agents.clone() } else { agents.under(config.claude_bin.as_deref(), &config.agent_env) };
         let own = self.own_variables();
         let mut given = agents.for_callers_runners(&own, &caller.environment, config.billing, caller.key_withheld);
         for (name, value) in &self.host.variables {
             given = given.with(*name, value);
         }
+        let manner = Arc::new(RunnerManner::new(config, Some(given)));
         Self {
             host: Arc::clone(&self.host),
-            agents,
-            billing: config.billing,
-            manner: Arc::new(RunnerManner::new(config, Some(given))),
-            caller: Some(Arc::clone(caller)),
+            caller: Some(ForCaller { context: Arc::clone(caller), agents, manner }),
             orphan_grace: self.orphan_grace,
         }
     }
@@ -135,37 +144,46 @@ impl RunnerCommand {
     /// Whose runners they are, where it is not the host itself.
     #[must_use]
     pub fn caller(&self) -> Option<&Arc<CallerContext>> {
-        self.caller.as_ref()
+        self.caller.as_ref().map(|caller| &caller.context)
     }
 
     /// How a runner of a caller's jobs is started by somebody who does not have its environment; `None` where it is the host's
     /// own, which all its children have.
     #[must_use]
     pub fn callers_manner(&self) -> Option<&Arc<RunnerManner>> {
-        self.caller.as_ref().map(|_| &self.manner)
+        self.caller.as_ref().map(|caller| &caller.manner)
+    }
+
+    fn manner(&self) -> &Arc<RunnerManner> {
+        self.callers_manner().unwrap_or_else(|| self.host.manner())
+    }
+
+    fn config(&self) -> &Config {
+        self.caller.as_ref().map_or(&self.host.config, |caller| &caller.context.config)
     }
 
     /// The agents whose output a host can read.
     #[must_use]
     pub fn agents(&self) -> &AgentRegistry {
-        &self.agents
+        self.caller.as_ref().map_or(&self.host.agents, |caller| &caller.agents)
     }
 
     /// Agent runs at once.
     #[must_use]
     pub fn max_running(&self) -> usize {
-        self.host.max_running
+        self.host.config.max_running
     }
 
     /// What the agents' environment is made from.
     fn environment(&self) -> Option<&Environment> {
-        self.caller.as_ref().map(|caller| &caller.environment).or(self.host.environment.as_ref())
+        self.caller().map(|caller| &caller.environment).or(self.host.environment.as_ref())
     }
 
     /// A digest of what of the environment may reach an agent; `None` where no environment was given.
     #[must_use]
     pub fn environment_digest(&self, secret: &str) -> Option<String> {
-        self.environment().map(|environment| environment.digest(secret, self.billing, &self.manner.agent_env))
+        let config = self.config();
+        self.environment().map(|environment| environment.digest(secret, config.billing, &config.agent_env))
     }
 
     /// The program runners are started from.
@@ -177,7 +195,7 @@ impl RunnerCommand {
     /// Whose usage this request is.
     #[must_use]
     pub fn account(&self, request: &ConsultRequest) -> String {
-        let agent = self.agents.get(&request.agent).ok();
+        let agent = self.agents().get(&request.agent).ok();
         let account = |environment: &Environment| agent.map(|agent| agent.account(environment, request.billing));
         self.environment().and_then(account).unwrap_or_default()
     }
@@ -193,7 +211,7 @@ impl RunnerCommand {
         begins: Begins,
         pipes: impl FnMut(&mut tokio::process::Command),
     ) -> std::io::Result<tokio::process::Child> {
-        self.start_in(&self.manner, job, begins, pipes)
+        self.start_in(self.manner(), job, begins, pipes)
     }
 
     /// The same in another manner.
@@ -227,7 +245,7 @@ impl RunnerCommand {
         &self,
         pipes: impl FnMut(&mut tokio::process::Command),
     ) -> std::io::Result<tokio::process::Child> {
-        self.spawn(&self.host.manner, "wait", pipes)
+        self.spawn(self.host.manner(), "wait", pipes)
     }
 
     fn spawn(
@@ -248,7 +266,7 @@ impl RunnerCommand {
         command
             .args(["mcp", word, "--state-dir"])
             .arg(self.host.dir.root())
-            .args(["--max-running", &self.host.max_running.to_string()])
+            .args(["--max-running", &self.max_running().to_string()])
             .args(["--stall-s", &manner.stall.as_secs().to_string()])
             .args(["--extra-usage", manner.extra_usage.as_str()])
             // It outlives its host as long as its jobs do.
@@ -298,7 +316,7 @@ mod tests {
         ]);
         let agents = AgentRegistry::standard(None, "/bin/phone-opus".into());
         let plan = vec![("PHONE_OPUS_FAULTS", OsString::from("plan"))];
-        RunnerCommand::new("/p".into(), StateDir::at("/s"), &Config::default(), agents, Some(own), plan)
+        RunnerCommand::new("/p".into(), StateDir::at("/s"), &Arc::default(), agents, Some(own), plan)
     }
 
     fn caller(origin: CallerOrigin) -> Arc<CallerContext> {
@@ -330,7 +348,7 @@ mod tests {
     fn a_callers_runner_has_its_callers_environment_and_settings_and_the_hosts_plan_and_bound() {
         let hosts = hosts();
         let theirs = hosts.for_caller(&caller(CallerOrigin::Caller));
-        let (given, words) = child(&theirs, &theirs.manner);
+        let (given, words) = child(&theirs, theirs.manner());
         let expected = environment(&[
             ("CLAUDE_CONFIG_DIR", "/caller"),
             ("MINE", "1"),
@@ -345,8 +363,8 @@ mod tests {
         assert!(has("--stall-s", "11") && has("--max-running", "3"), "the places are the host's: {words:?}");
         assert_eq!(theirs.callers_manner().and_then(|manner| manner.environment.clone()), Some(expected));
         // Who waits with its jobs has nothing of it.
-        let (waiting, words) = child(&theirs, &theirs.host.manner);
-        assert_eq!(waiting, child(&hosts, &hosts.manner).0);
+        let (waiting, words) = child(&theirs, theirs.host.manner());
+        assert_eq!(waiting, child(&hosts, hosts.manner()).0);
         assert!(waiting.get("MINE").is_none() && !words.contains(&"/caller/claude".to_owned()), "{words:?}");
     }
 
@@ -355,7 +373,7 @@ mod tests {
         let hosts = hosts();
         let same = hosts.for_caller(&caller(CallerOrigin::Host));
         assert!(same.caller().is_none() && same.callers_manner().is_none());
-        assert_eq!(same.manner, hosts.manner);
+        assert_eq!(same.manner(), hosts.manner());
         assert_eq!(same.environment_digest("s"), hosts.environment_digest("s"));
         let theirs = hosts.for_caller(&caller(CallerOrigin::Caller));
         assert_ne!(theirs.environment_digest("s"), hosts.environment_digest("s"));

@@ -137,7 +137,6 @@ impl Runners {
 mod tests {
     use super::*;
     use crate::agents::{AgentRegistry, Environment};
-    use crate::config::Config;
 
     fn environment(path: &str) -> Environment {
         [("PATH", path)].into_iter().collect()
@@ -163,7 +162,7 @@ mod tests {
         let own = RunnerCommand::new(
             "/p".into(),
             dir.clone(),
-            &Config::default(),
+            &Arc::default(),
             agents,
             Some(environment("/host")),
             Vec::new(),
@@ -184,7 +183,7 @@ mod tests {
         let own = RunnerCommand::new(
             "/p".into(),
             dir.clone(),
-            &Config::default(),
+            &Arc::default(),
             agents,
             Some(environment("/host")),
             Vec::new(),

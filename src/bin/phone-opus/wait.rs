@@ -1,6 +1,7 @@
 //! `mcp wait`: the process that waits with a host's jobs.
 
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 
 use phone_opus::internals::base::state_dir::StateDir;
@@ -32,7 +33,7 @@ pub(crate) fn run(arguments: &WaitArguments) -> ExitCode {
     // Its own environment is that of its host's jobs, so their runners inherit it; those of others come with theirs.
     let orphan_grace = Duration::from_secs(runs.orphan_grace_s);
     let runner =
-        RunnerCommand::new(program(), dir.clone(), &config, agents, None, Vec::new()).with_orphan_grace(orphan_grace);
+        RunnerCommand::new(program(), dir.clone(), &Arc::new(config), agents, None, Vec::new()).with_orphan_grace(orphan_grace);
     let options = WaitingOptions { dir, runner, max_running: runs.max_running, orphan_grace };
     let runtime = match runtime() {
         Ok(runtime) => runtime,

@@ -374,7 +374,7 @@ mod tests {
         let environment: Environment = [("PATH", host)].into_iter().collect();
         let agents = AgentRegistry::standard(None, "/p".into());
         let runner =
-            RunnerCommand::new("/p".into(), dir.clone(), &Config::default(), agents, Some(environment), Vec::new());
+            RunnerCommand::new("/p".into(), dir.clone(), &Arc::default(), agents, Some(environment), Vec::new());
         Means { store: StoreHandle::sqlite(dir.clone()), dir, runner: Arc::new(runner) }
     }
 
