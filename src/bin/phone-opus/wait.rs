@@ -32,8 +32,8 @@ pub(crate) fn run(arguments: &WaitArguments) -> ExitCode {
     let agents = agents(runs.claude_bin.clone(), &runs.agent_env, program());
     // Its own environment is that of its host's jobs, so their runners inherit it; those of others come with theirs.
     let orphan_grace = Duration::from_secs(runs.orphan_grace_s);
-    let runner =
-        RunnerCommand::new(program(), dir.clone(), &Arc::new(config), agents, None, Vec::new()).with_orphan_grace(orphan_grace);
+    let runner = RunnerCommand::new(program(), dir.clone(), &Arc::new(config), agents, None, Vec::new())
+        .with_orphan_grace(orphan_grace);
     let options = WaitingOptions { dir, runner, max_running: runs.max_running, orphan_grace };
     let runtime = match runtime() {
         Ok(runtime) => runtime,
