@@ -152,7 +152,16 @@ pub async fn serve(
         reports,
         out: Outbox::default(),
     };
-    inside.run(input, output).await
+    match inside.run(input, output).await {
+        // It went while something was on its way to it.
+        Err(ServeError::Pipe(error)) if is_nobody_there(&error) => Ok(WorkerEnd::HostGone),
+        end => end,
+    }
+}
+
+/// Whether a pipe failed because nobody is at its other end any more.
+fn is_nobody_there(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset)
 }
 
 /// Waits, in the calling thread, until nobody is left at the other end of this pipe; what there is to read does not matter.
@@ -484,5 +493,24 @@ impl Inside {
         if let Some(reply) = reply {
             self.asked.insert(id, reply);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_host_that_is_gone_before_it_was_answered_is_gone_and_no_failure() {
+        let settings = WorkerSettings { host: HostId::random(), line_limit: wire::line_limit(LINE_LIMIT), desk: None };
+        let mut greeting = BytesMut::new();
+        wire::hello(&mut greeting, Generation(1), &settings).expect("a greeting");
+        let (input, mut host) = tokio::io::duplex(64 * 1024);
+        host.write_all(&greeting).await.expect("it is taken");
+        let (output, answers) = tokio::io::duplex(64 * 1024);
+        drop(answers);
+        let tools: [Arc<dyn Tool>; 0] = [];
+        let end = serve(Generation(1), tools, Faults::none(), input, output).await;
+        assert!(matches!(end, Ok(WorkerEnd::HostGone)), "{end:?}");
     }
 }
