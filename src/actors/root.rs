@@ -202,7 +202,7 @@ pub enum RootMsg {
 
 /// The root's state.
 pub struct RootState {
-    a: RootArguments,
+    a: Box<RootArguments>,
     parts: ChildDriver<ChildTable, RootMsg>,
     why: Option<Fault>,
 }
@@ -210,7 +210,7 @@ pub struct RootState {
 impl Actor for Root {
     type Msg = RootMsg;
     type State = RootState;
-    type Arguments = RootArguments;
+    type Arguments = Box<RootArguments>;
 
     async fn pre_start(&self, me: ActorRef<Self::Msg>, a: Self::Arguments) -> Result<Self::State, ActorProcessingErr> {
         let table = ChildTable::new(Strategy::RestForOne, PARTS.map(|part| part.entry));

@@ -94,7 +94,13 @@ impl SystemBuilder {
     /// # Cancel safety
     ///
     /// Not safe: a dropped future may leave a started tree behind that nobody stops.
-    pub async fn start(mut self) -> Result<System, Fault> {
+    pub async fn start(self) -> Result<System, Fault> {
+        // Everything a system is made of passes through it, and nothing of it is needed afterwards: it takes no part of the
+        // caller's stack.
+        Box::pin(self.begin()).await
+    }
+
+    async fn begin(mut self) -> Result<System, Fault> {
         let restore = self.restore.take();
         if restore.is_some() {
             let met = child::in_time(self.faults.meet(FaultPoint::RolloutAfterRestore, Operation::None)).await?;
@@ -147,9 +153,9 @@ impl Assembly {
         backend: Backend,
         restore: Option<HostSnapshot>,
         down: watch::Sender<Option<Down>>,
-    ) -> RootArguments {
+    ) -> Box<RootArguments> {
         let counted = restore.as_ref().and_then(|snapshot| snapshot.telemetry.as_ref());
-        RootArguments {
+        Box::new(RootArguments {
             counters: Kept::new(counted.map_or_else(Counters::default, Counters::restored)),
             jobs: self.jobs(lasting),
             workers: WorkersArguments {
@@ -175,7 +181,7 @@ impl Assembly {
             names: self.names,
             faults: self.faults,
             down,
-        }
+        })
     }
 
     fn backend(&self, served: &Served, desk: &Consults) -> Backend {

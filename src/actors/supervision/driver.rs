@@ -169,7 +169,8 @@ where
             match effect {
                 ChildEffect::Stop(key) => self.end(key, self.children.shutdown(key)).await,
                 ChildEffect::Start(key, generation) => {
-                    let spawned = spawn(key, generation).await;
+                    // As large as everything it starts with, and seldom: no task of a supervisor keeps room for it.
+                    let spawned = Box::pin(spawn(key, generation)).await;
                     if let Err(why) = &spawned {
                         tracing::error!(?key, why, "{} could not be started", self.children.name(key));
                         reports.push(ChildReport::NotStarted(key, generation, why.clone()));
