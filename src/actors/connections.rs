@@ -449,6 +449,13 @@ impl Connections {
         }
     }
 
+    /// Tells every client that has opened its session with a control message this line, without its end.
+    pub fn say_beside(&self, line: &str) {
+        for connection in self.open_ones().connections.values() {
+            let _ = connection.mailbox.send(SessionEvent::SayBeside(line.to_owned()));
+        }
+    }
+
     /// The loop of a connection, to be borrowed; `None` when it is over.
     #[must_use]
     pub fn session(&self, number: SessionNumber) -> Option<Arc<Kept<SessionLoop>>> {

@@ -51,6 +51,8 @@ const OWN_VARIABLES: &[(&str, &str)] = &[
     // With the default of 10, a refused login takes three minutes to be reported.
     ("CLAUDE_CODE_MAX_RETRIES", "2"),
     ("CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC", "1"),
+    // It has no terminal, and neither have the programs it runs: what they say is read by a model.
+    ("NO_COLOR", "1"),
 ];
 
 const PROFILE: Profile = Profile {

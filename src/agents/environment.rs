@@ -148,7 +148,6 @@ const ALLOWLIST: &[(&str, Value)] = &[
     ("USER", Text),
     ("LOGNAME", Text),
     ("SHELL", Path),
-    ("TERM", Text),
     ("LANG", Text),
     ("LANGUAGE", Text),
     // A name below the system's own directory of time zones.
@@ -613,6 +612,9 @@ mod tests {
             ("HOME", true, true),
             ("PATH", true, true),
             ("LC_ALL", true, true),
+            // No agent has a terminal, whatever its caller had.
+            ("TERM", false, false),
+            ("COLORTERM", false, false),
             ("XDG_RUNTIME_DIR", true, true),
             ("https_proxy", true, true),
             ("NODE_EXTRA_CA_CERTS", true, true),

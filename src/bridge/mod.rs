@@ -76,6 +76,7 @@ pub enum BridgeEnd {
 /// What came of something that took its time.
 enum Outcome {
     Looked(DaemonLook),
+    Peeked(DaemonLook),
     Started(Result<OwnedFd, String>),
     /// There is no use in looking.
     Unfit(String),
@@ -90,11 +91,33 @@ struct Bridge<W> {
     under_way: JoinSet<Outcome>,
     /// A system that starts in this process.
     beginning: JoinSet<Result<System, Fault>>,
-    /// The system in this process, and the task that serves the bridge there.
-    host: Option<(System, JoinSet<()>)>,
+    /// The system in this process.
+    host: Option<Host>,
+    /// Systems in this process that end, as a daemon serves again.
+    endings: JoinSet<Option<Fault>>,
     output: W,
     out: BytesMut,
     over: bool,
+}
+
+/// A system in this process.
+struct Host {
+    link: LinkNumber,
+    system: System,
+    /// The task that serves the bridge there.
+    serving: JoinSet<()>,
+}
+
+impl Host {
+    /// Stops it in order.
+    async fn stop(mut self) -> Option<Fault> {
+        let down = self.system.shutdown(Grace::default()).await;
+        while self.serving.join_next().await.is_some() {}
+        match down {
+            Shutdown::InOrder | Shutdown::Killed => None,
+            Shutdown::AfterFault(fault) => Some(fault),
+        }
+    }
 }
 
 /// What is done for the core.
@@ -125,6 +148,7 @@ where
         under_way: JoinSet::new(),
         beginning: JoinSet::new(),
         host: None,
+        endings: JoinSet::new(),
         output,
         out: BytesMut::new(),
         over: false,
@@ -196,6 +220,10 @@ impl<W: AsyncWrite + Unpin> Bridge<W> {
                 let (dir, socket) = (self.means.dir.clone(), self.means.socket.clone());
                 self.under_way.spawn_blocking(move || Outcome::Looked(start::look(&dir, socket.as_deref())));
             }
+            BridgeEffect::Peek => {
+                let (dir, socket) = (self.means.dir.clone(), self.means.socket.clone());
+                self.under_way.spawn_blocking(move || Outcome::Peeked(start::look(&dir, socket.as_deref())));
+            }
             BridgeEffect::Start => {
                 let start = self.means.start.clone();
                 let connect =
@@ -208,7 +236,12 @@ impl<W: AsyncWrite + Unpin> Bridge<W> {
                 let builder = (self.means.host)(notice);
                 self.beginning.spawn(builder.start());
             }
-            BridgeEffect::Close(link) => self.links.close(link),
+            BridgeEffect::Close(link) => {
+                self.links.close(link);
+                if let Some(host) = self.host.take_if(|host| host.link == link) {
+                    self.endings.spawn(host.stop());
+                }
+            }
             BridgeEffect::EndInput(link) => self.links.end_input(link),
             BridgeEffect::Note(note) => tracing::warn!("{note}"),
             BridgeEffect::End => self.over = true,
@@ -217,26 +250,28 @@ impl<W: AsyncWrite + Unpin> Bridge<W> {
 
     /// What came of something, as the core hears it.
     fn heard(&mut self, done: Result<Outcome, JoinError>) -> BridgeEvent {
-        let reach = match done {
-            Ok(Outcome::Started(started)) => {
-                return BridgeEvent::Started(started.and_then(|stream| self.connected(stream)));
-            }
-            Ok(Outcome::Looked(DaemonLook::There(stream))) => match self.connected(stream) {
+        match done {
+            Ok(Outcome::Started(started)) => BridgeEvent::Started(started.and_then(|stream| self.connected(stream))),
+            Ok(Outcome::Looked(look)) => BridgeEvent::Reached(self.reached(look)),
+            Ok(Outcome::Peeked(look)) => BridgeEvent::Peeked(self.reached(look)),
+            Ok(Outcome::Unfit(why)) => BridgeEvent::Reached(Reach::Denied(why)),
+            // It does not fit every stage, but each stage has an end without it.
+            Err(error) => BridgeEvent::Started(Err(format!("what looked for a daemon failed: {error}."))),
+        }
+    }
+
+    fn reached(&mut self, look: DaemonLook) -> Reach {
+        match look {
+            DaemonLook::There(stream) => match self.connected(stream) {
                 Ok(link) => Reach::There(link),
                 Err(why) => Reach::Denied(why),
             },
-            Ok(Outcome::Looked(DaemonLook::Absent)) => Reach::Absent,
-            Ok(Outcome::Looked(DaemonLook::Denied(path))) => {
-                Reach::Denied(format!("{} may not be connected to from here.", path.display()))
-            }
-            Ok(Outcome::Looked(DaemonLook::Failed(path, errno))) => {
+            DaemonLook::Absent => Reach::Absent,
+            DaemonLook::Denied(path) => Reach::Denied(format!("{} may not be connected to from here.", path.display())),
+            DaemonLook::Failed(path, errno) => {
                 Reach::Denied(format!("{} cannot be connected to: {errno}.", path.display()))
             }
-            Ok(Outcome::Unfit(why)) => Reach::Denied(why),
-            // It does not fit every stage, but each stage has an end without it.
-            Err(error) => return BridgeEvent::Started(Err(format!("what looked for a daemon failed: {error}."))),
-        };
-        BridgeEvent::Reached(reach)
+        }
     }
 
     fn began(&mut self, started: Result<Result<System, Fault>, JoinError>) -> BridgeEvent {
@@ -272,18 +307,13 @@ impl<W: AsyncWrite + Unpin> Bridge<W> {
                 tracing::warn!(%fault, "the system in this process serves no more");
             }
         });
-        self.host = Some((system, serving));
-        self.link(Box::new(ours))
+        let link = self.link(Box::new(ours));
+        self.host = Some(Host { link, system, serving });
+        link
     }
 
     async fn stop_hosting(&mut self) -> Option<Fault> {
-        let (system, mut serving) = self.host.take()?;
-        let down = system.shutdown(Grace::default()).await;
-        while serving.join_next().await.is_some() {}
-        match down {
-            Shutdown::InOrder | Shutdown::Killed => None,
-            Shutdown::AfterFault(fault) => Some(fault),
-        }
+        self.host.take()?.stop().await
     }
 
     /// Says the last words and lets go of everything.
@@ -304,7 +334,12 @@ impl<W: AsyncWrite + Unpin> Bridge<W> {
                 system.shutdown(Grace::default()).await;
             }
         }
-        match self.stop_hosting().await {
+        let last = self.stop_hosting().await;
+        let mut faults: Vec<Fault> = last.into_iter().collect();
+        while let Some(ended) = self.endings.join_next().await {
+            faults.extend(ended.ok().flatten());
+        }
+        match faults.pop() {
             None => BridgeEnd::InOrder,
             Some(fault) => BridgeEnd::AfterFault(fault),
         }

@@ -187,6 +187,24 @@ pub fn restarting() -> String {
     json!({"type": "restarting"}).to_string()
 }
 
+/// What a daemon's bridges are told last when somebody wants it to stop, without its line's end: nobody is to start another
+/// one for them. To whoever knows no more it is [`restarting`].
+#[must_use]
+pub fn stopped() -> String {
+    json!({"type": "restarting", "stopped": true}).to_string()
+}
+
+/// Whether a line is [`stopped`].
+#[must_use]
+pub fn says_stopped(line: &[u8]) -> bool {
+    #[derive(Deserialize)]
+    struct Said {
+        stopped: bool,
+    }
+    let stopped = || serde_json::from_slice(line).is_ok_and(|said: Said| said.stopped);
+    DaemonAnswer::read(line) == Some(DaemonAnswer::Restarting) && stopped()
+}
+
 /// That what was asked is under way or done, without its line's end.
 #[must_use]
 pub fn done(to: &'static str) -> String {
@@ -777,6 +795,8 @@ mod tests {
         let keys: Vec<_> = hello.as_object().expect("an object").keys().map(String::as_str).collect();
         assert_eq!(keys, ["build", "generation", "pid", "proto", "type"]);
         assert_eq!(restarting(), r#"{"type":"restarting"}"#);
+        // To an older client a daemon that was stopped is one that makes room.
+        assert_eq!(DaemonAnswer::read(stopped().as_bytes()), Some(DaemonAnswer::Restarting));
         assert_eq!(done("pause"), r#"{"to":"pause","type":"ok"}"#);
         // What an old daemon said of how it is, and what a later one may add.
         let frozen = json!({"type": "status", "proto": 1, "build": "0.0.1", "generation": generation, "later": [1]});
@@ -826,6 +846,22 @@ mod tests {
         }
         for line in [r#"{"jsonrpc":"2.0","id":1,"result":{}}"#, r#"{"type":"of_a_later_version"}"#, "", "{"] {
             assert_eq!(DaemonAnswer::read(line.as_bytes()), None, "{line}");
+        }
+    }
+
+    #[test]
+    fn a_stop_that_somebody_wants_is_told_from_one_that_makes_room() {
+        let cases = [
+            (stopped(), true),
+            (restarting(), false),
+            (r#"{"type":"restarting","stopped":false}"#.to_owned(), false),
+            (r#"{"type":"restarting","stopped":1}"#.to_owned(), false),
+            (r#"{"type":"hello","stopped":true}"#.to_owned(), false),
+            (r#"{"jsonrpc":"2.0","method":"x","stopped":true}"#.to_owned(), false),
+            (String::new(), false),
+        ];
+        for (line, says) in cases {
+            assert_eq!(says_stopped(line.as_bytes()), says, "{line}");
         }
     }
 

@@ -10,10 +10,13 @@
 //! close the door: unlink (ours only), tell who waits "restarting", close ─▶ forget the record ─▶ release the lock
 //!    │ drain: refuse new consults, wait for the calls in flight                            │ else at once
 //!    ▼                                                                                     ▼
-//!  end: every connection closes, synchronous jobs are cancelled, background jobs go on
+//!  end: every connection closes; synchronous jobs whose callers may come back wait for them, the others are cancelled
 //! ```
 //!
 //! From the moment the lock is released another daemon may serve. Jobs have locks of their own, so two that overlap harm nobody.
+//!
+//! Who ends because somebody wants no daemon (`shutdown`, a signal) tells its bridges, and they start none. Who ends for the next
+//! one (`drain`) or because nobody needed it does not: whoever needs one then starts it.
 //!
 //! Invariants: (1) the steps of a stop are taken in this order, each once, whoever asked for it and however often; (2) `stop`
 //! ends nobody's job unless it was told to; (3) a daemon that stops begins nothing new for who is still connected.
@@ -101,6 +104,15 @@ pub enum LifeEvent {
     Due,
 }
 
+/// Whether there is to be another daemon.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Farewell {
+    /// When somebody needs one.
+    Restarting,
+    /// Not before somebody starts one.
+    Stopped,
+}
+
 /// What is to be done, in this order.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum LifeEffect {
@@ -126,12 +138,14 @@ pub enum LifeEffect {
     ResumeJobs,
     /// Refuse new consults: another daemon takes them.
     RefuseConsults,
-    /// Unlink the socket if it is ours, tell who waits at the door that it is restarting, close the door.
-    CloseDoor,
+    /// Unlink the socket if it is ours, tell who waits at the door this, close the door.
+    CloseDoor(Farewell),
     /// Remove the record if it is ours.
     ForgetRecord,
     /// Let another daemon begin.
     ReleaseLock,
+    /// Tell the bridges that are connected that it was stopped.
+    TellStopped,
     /// Stop the system, and end.
     End,
 }
@@ -211,7 +225,7 @@ impl Life {
         match (self.stage, event) {
             (Stage::Ending, LifeEvent::Asked { .. }) => effects.push(LifeEffect::Confirm),
             (Stage::Ending, _) => {}
-            (_, LifeEvent::EndSignalled) => self.end(effects),
+            (_, LifeEvent::EndSignalled) => self.end(Farewell::Stopped, effects),
             (_, LifeEvent::Asked { verb, others }) => self.asked(verb, others, now, effects),
             (Stage::Draining(until), event) => self.drains(until, event, now, effects),
             (_, event) => self.serves(event, now, effects),
@@ -238,9 +252,13 @@ impl Life {
                     effects.extend([LifeEffect::Look, LifeEffect::LookForVersion]);
                 }
             }
-            LifeVerb::Drain | LifeVerb::Shutdown(ShutdownMode::Drain) => {
+            LifeVerb::Drain => {
                 effects.push(LifeEffect::Confirm);
-                self.drain(now, effects);
+                self.drain(Farewell::Restarting, now, effects);
+            }
+            LifeVerb::Shutdown(ShutdownMode::Drain) => {
+                effects.push(LifeEffect::Confirm);
+                self.drain(Farewell::Stopped, now, effects);
             }
             LifeVerb::Shutdown(ShutdownMode::WhenFree) if others > 0 => {
                 let are =
@@ -251,7 +269,7 @@ impl Life {
             }
             LifeVerb::Shutdown(ShutdownMode::WhenFree | ShutdownMode::Force) => {
                 effects.push(LifeEffect::Confirm);
-                self.end(effects);
+                self.end(Farewell::Stopped, effects);
             }
         }
     }
@@ -287,7 +305,7 @@ impl Life {
         };
         match (event, idle) {
             // Only a count of jobs that was just made ends it.
-            (LifeEvent::Jobs(_), IdleEffect::Stop) => self.end(effects),
+            (LifeEvent::Jobs(_), IdleEffect::Stop) => self.end(Farewell::Restarting, effects),
             _ => self.wait_for_idle(now),
         }
     }
@@ -302,8 +320,8 @@ impl Life {
 
     fn drains(&mut self, until: Instant, event: LifeEvent, now: Instant, effects: &mut Vec<LifeEffect>) {
         match event {
-            LifeEvent::InFlight(0) => self.end(effects),
-            LifeEvent::InFlight(_) if now >= until => self.end(effects),
+            LifeEvent::InFlight(0) => self.end(Farewell::Restarting, effects),
+            LifeEvent::InFlight(_) if now >= until => self.end(Farewell::Restarting, effects),
             LifeEvent::InFlight(_) => self.drain_look_at = Some(now + DRAIN_LOOK),
             LifeEvent::Due => {
                 self.drain_look_at = None;
@@ -313,28 +331,38 @@ impl Life {
         }
     }
 
-    /// Lets what is in flight end. A second time changes nothing.
-    fn drain(&mut self, now: Instant, effects: &mut Vec<LifeEffect>) {
-        if matches!(self.stage, Stage::Draining(_) | Stage::Ending) {
+    /// Lets what is in flight end. A second time changes nothing but what bridges are told.
+    fn drain(&mut self, farewell: Farewell, now: Instant, effects: &mut Vec<LifeEffect>) {
+        if self.stage == Stage::Ending {
             return;
         }
-        effects.push(LifeEffect::RefuseConsults);
-        effects.extend(CLOSE);
-        effects.push(LifeEffect::CountCalls);
-        self.stage = Stage::Draining(now + DRAIN_MOST);
+        let begins = !matches!(self.stage, Stage::Draining(_));
+        if begins {
+            effects.push(LifeEffect::RefuseConsults);
+        }
+        self.close(farewell, effects);
+        if begins {
+            effects.push(LifeEffect::CountCalls);
+            self.stage = Stage::Draining(now + DRAIN_MOST);
+        }
     }
 
-    fn end(&mut self, effects: &mut Vec<LifeEffect>) {
-        if !matches!(self.stage, Stage::Draining(_) | Stage::Ending) {
-            effects.extend(CLOSE);
-        }
+    fn end(&mut self, farewell: Farewell, effects: &mut Vec<LifeEffect>) {
+        self.close(farewell, effects);
         self.stage = Stage::Ending;
         effects.push(LifeEffect::End);
     }
-}
 
-/// The order in which a daemon becomes none.
-const CLOSE: [LifeEffect; 3] = [LifeEffect::CloseDoor, LifeEffect::ForgetRecord, LifeEffect::ReleaseLock];
+    /// The order in which a daemon becomes none, once; a bridge is told when nobody can be reached here any more.
+    fn close(&mut self, farewell: Farewell, effects: &mut Vec<LifeEffect>) {
+        if !matches!(self.stage, Stage::Draining(_) | Stage::Ending) {
+            effects.extend([LifeEffect::CloseDoor(farewell), LifeEffect::ForgetRecord, LifeEffect::ReleaseLock]);
+        }
+        if farewell == Farewell::Stopped {
+            effects.push(LifeEffect::TellStopped);
+        }
+    }
+}
 
 #[cfg(test)]
 mod tests {
@@ -369,22 +397,25 @@ mod tests {
         }
     }
 
-    fn closing(before: &[LifeEffect], after: &[LifeEffect]) -> Vec<LifeEffect> {
-        [before, &CLOSE, after].concat()
+    fn closing(before: &[LifeEffect], farewell: Farewell, after: &[LifeEffect]) -> Vec<LifeEffect> {
+        let close = [E::CloseDoor(farewell), E::ForgetRecord, E::ReleaseLock];
+        let told = (farewell == Farewell::Stopped).then_some(E::TellStopped);
+        [before, &close, told.as_slice(), after].concat()
     }
 
     #[test]
     fn each_verb_has_its_effects() {
         let shutdown = LifeVerb::Shutdown;
-        let draining = closing(&[E::Confirm, E::RefuseConsults], &[E::CountCalls]);
+        let draining = |farewell| closing(&[E::Confirm, E::RefuseConsults], farewell, &[E::CountCalls]);
+        let ending = closing(&[E::Confirm], Farewell::Stopped, &[E::End]);
         let cases = [
             (LifeVerb::Pause, 3, vec![E::PauseJobs, E::Confirm]),
             (LifeVerb::Resume, 3, vec![E::ResumeJobs, E::Confirm]),
             (LifeVerb::Reload, 3, vec![E::Confirm, E::Look, E::LookForVersion]),
-            (LifeVerb::Drain, 3, draining.clone()),
-            (shutdown(ShutdownMode::Drain), 3, draining),
-            (shutdown(ShutdownMode::WhenFree), 0, closing(&[E::Confirm], &[E::End])),
-            (shutdown(ShutdownMode::Force), 3, closing(&[E::Confirm], &[E::End])),
+            (LifeVerb::Drain, 3, draining(Farewell::Restarting)),
+            (shutdown(ShutdownMode::Drain), 3, draining(Farewell::Stopped)),
+            (shutdown(ShutdownMode::WhenFree), 0, ending.clone()),
+            (shutdown(ShutdownMode::Force), 3, ending),
         ];
         for (verb, others, effects) in cases {
             assert_eq!(Story::serving().asked(verb, others), effects, "{verb:?}");
@@ -416,13 +447,24 @@ mod tests {
                 let mut all = story.at(1, first);
                 all.extend(story.at(2, second));
                 all.extend(story.at(3, LifeEvent::EndSignalled));
-                let place = |effect: E| all.iter().position(|found| *found == effect);
-                for effect in CLOSE.into_iter().chain([E::End]) {
-                    let count = all.iter().filter(|found| **found == effect).count();
-                    assert_eq!(count, 1, "{first:?}, {second:?}: {effect:?} in {all:?}");
+                let closes = |found: &E| matches!(found, E::CloseDoor(_));
+                let steps: [&dyn Fn(&E) -> bool; 4] =
+                    [&closes, &|found| *found == E::ForgetRecord, &|found| *found == E::ReleaseLock, &|found| {
+                        *found == E::End
+                    }];
+                let mut order = Vec::new();
+                for step in steps {
+                    let places: Vec<usize> = (0..all.len()).filter(|at| step(&all[*at])).collect();
+                    assert_eq!(places.len(), 1, "{first:?}, {second:?}: {all:?}");
+                    order.extend(places);
                 }
-                let order = [place(E::CloseDoor), place(E::ForgetRecord), place(E::ReleaseLock), place(E::End)];
                 assert!(order.is_sorted(), "{first:?}, {second:?}: {all:?}");
+                // Whoever wants no daemon has its bridges told, unless it was over before; nobody reaches it here any more then.
+                let makes_room = first == LifeEvent::Asked { verb: LifeVerb::Drain, others: 1 };
+                let told = all.iter().position(|found| *found == E::TellStopped);
+                let over_before = makes_room && second == LifeEvent::InFlight(0);
+                assert_eq!(told.is_none(), over_before, "{first:?}, {second:?}: {all:?}");
+                assert!(told.is_none_or(|told| told > order[2]), "{first:?}, {second:?}: {all:?}");
             }
         }
     }
@@ -490,7 +532,7 @@ mod tests {
         assert_eq!(story.at(90, LifeEvent::Due), [E::Look, E::CountJobs]);
         assert_eq!(story.at(90, LifeEvent::Jobs(0)), []);
         assert_eq!(story.at(150, LifeEvent::Due), [E::Look, E::CountJobs]);
-        assert_eq!(story.at(150, LifeEvent::Jobs(0)), closing(&[], &[E::End]));
+        assert_eq!(story.at(150, LifeEvent::Jobs(0)), closing(&[], Farewell::Restarting, &[E::End]));
         // One that stays counts and stays.
         let mut story = Story::serving();
         story.at(3000, LifeEvent::Due);

@@ -15,7 +15,7 @@ use super::{INSTRUCTIONS, OwnTools, SystemBuilder};
 use crate::actors::connections::Served;
 use crate::actors::current::Current;
 use crate::actors::health::HealthSource;
-use crate::actors::jobs::host_life::HostLife;
+use crate::actors::jobs::host_life::{Adopts, HostLife};
 use crate::actors::jobs::jobs_of;
 use crate::actors::rollout::{RolloutHandle, RolloutMsg};
 use crate::actors::root::Names;
@@ -117,7 +117,12 @@ impl Assembly {
         let host = earlier.map_or_else(HostId::random, |snapshot| snapshot.host);
         Self {
             host,
-            life: HostLife::new(dir_of(said.state_dir.as_ref()), host, said.orphan_grace),
+            life: match said.orphan_grace {
+                Duration::ZERO => {
+                    HostLife::adopting(dir_of(said.state_dir.as_ref()), host, said.callers_grace, Adopts::WhatIsAsked)
+                }
+                grace => HostLife::new(dir_of(said.state_dir.as_ref()), host, grace),
+            },
             started: now.checked_sub(uptime).unwrap_or(now),
             rollout: rollouts(setup.as_deref(), carried, &config, names.rollout.current(), &telemetry),
             places: Places {

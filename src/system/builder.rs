@@ -44,6 +44,7 @@ pub struct SystemBuilder {
     pub(super) isolation: Isolation,
     pub(super) worker_policy: WorkerPolicy,
     pub(super) orphan_grace: Duration,
+    pub(super) callers_grace: Duration,
     pub(super) session_limits: SessionLimits,
     pub(super) line_limit: usize,
     pub(super) telemetry_log: bool,
@@ -71,6 +72,7 @@ impl System {
             isolation: Isolation::default(),
             worker_policy: WorkerPolicy::default(),
             orphan_grace: Duration::ZERO,
+            callers_grace: Duration::ZERO,
             session_limits: SessionLimits::default(),
             line_limit: LINE_LIMIT,
             telemetry_log: true,
@@ -182,6 +184,15 @@ impl SystemBuilder {
     #[must_use]
     pub fn orphan_grace(mut self, grace: Duration) -> Self {
         self.orphan_grace = grace;
+        self
+    }
+
+    /// As [`SystemBuilder::orphan_grace`] for jobs that this system's own callers ask for again, by the key they had at a host that
+    /// is gone; it adopts no others, and its own wait for nobody.
+    #[must_use]
+    #[doc(hidden)]
+    pub fn callers_grace(mut self, grace: Duration) -> Self {
+        self.callers_grace = grace;
         self
     }
 

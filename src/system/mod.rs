@@ -271,6 +271,22 @@ impl System {
         self.inner.handing.attachments.room().set_beginning(beginning);
     }
 
+    /// Tells every client that has opened its session with a control message this line, without its end.
+    pub fn say_beside(&self, line: &str) {
+        self.inner.connections.say_beside(line);
+    }
+
+    /// Takes no new consult, and lets go of those whose callers may come back elsewhere: who opened a session with a control
+    /// message does, with the key of its consult. Such a job goes on and waits to be adopted, as if this host were gone. For
+    /// right before [`System::shutdown`]; where jobs are not to be adopted ([`SystemBuilder::orphan_grace`]) it does nothing.
+    ///
+    /// # Cancel safety
+    ///
+    /// Not safe: jobs may be attended to by nobody until the stop.
+    pub async fn leave_jobs(&self) {
+        self.inner.handing.leave_jobs().await;
+    }
+
     /// A number that differs when what clients are told about the tools does.
     #[must_use]
     pub fn catalog_digest(&self) -> u64 {

@@ -10,7 +10,7 @@
 //! gets anybody else's: when it is over there is none for it. The table's lock is private to this file and never held over an
 //! await.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -203,6 +203,16 @@ impl Callers {
             context.as_ref().map(|context| (*session, Arc::clone(context)))
         };
         self.table().sessions.iter().filter_map(own).collect()
+    }
+
+    /// The sessions that their callers opened as their own: such a caller knows what it asked, and comes back for it.
+    #[must_use]
+    pub fn returning(&self) -> HashSet<SessionNumber> {
+        let is_callers = |context: &Option<Arc<CallerContext>>| {
+            context.as_ref().is_some_and(|context| context.origin == CallerOrigin::Caller)
+        };
+        let table = self.table();
+        table.sessions.iter().filter(|(_, context)| is_callers(context)).map(|(session, _)| *session).collect()
     }
 
     /// Sessions by whose environment they have.

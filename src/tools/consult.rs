@@ -123,6 +123,17 @@ pub struct ConsultOptions {
     pub given: Vec<String>,
 }
 
+/// What begins the keys that a bridge gives consults whose callers named none. It may so be sent again after its daemon was
+/// lost; to its caller it is the consult that caller began, and another key is nothing it could use.
+pub const KEY_OF_BRIDGE: &str = "phone-opus-bridge:";
+
+impl ConsultOptions {
+    /// Whether its caller named a key itself.
+    fn is_keyed_by_caller(&self) -> bool {
+        self.request_key.as_ref().is_some_and(|key| !key.starts_with(KEY_OF_BRIDGE))
+    }
+}
+
 /// How long a directory may take to be looked at. One on a file system that does not answer would hold up the thread that
 /// serves everybody; its caller is told instead.
 pub(crate) const LOOK_BOUND: Duration = Duration::from_secs(2);
@@ -513,7 +524,7 @@ async fn consult(desk: &Consults, call: ToolCall) -> Result<ToolReply, Fault> {
     let accepted = desk.jobs.accept(job, caller).await?;
     let mut record = accepted.record;
     // Another attempt at the same call joins its own job, which is nothing to be told.
-    let joined = accepted.joined && options.request_key.is_some() && call.evidence.is_none();
+    let joined = accepted.joined && options.is_keyed_by_caller() && call.evidence.is_none();
     if record.state.is_terminal() {
         let context = Context { joined, ..desk.context(&record, None).await };
         return Ok(reply::job(&record, &context, shape));

@@ -67,7 +67,12 @@ pub(super) async fn adopt(
             tracing::info!(job = %record.id, %from, "a job whose host is gone was adopted");
             Some(found)
         }
-        Ok(Adoption::Elsewhere | Adoption::Over { .. }) => None,
+        Ok(Adoption::Elsewhere) => {
+            // Perhaps this very host, by its sweep.
+            record.host = store.job(record.id).await.ok().and_then(|now| now.host);
+            None
+        }
+        Ok(Adoption::Over { .. }) => None,
         Err(error) => {
             tracing::warn!(job = %record.id, %error, "a job whose host is gone was not adopted");
             None
@@ -119,7 +124,7 @@ pub(super) async fn look(
             continue;
         }
         match at_work(dir, &mut evidence, row.job, row.state, row.waiter) {
-            AtWork::Somebody if life.grace().is_some() => match store.job(row.job).await {
+            AtWork::Somebody if life.adopts_what_is_left() || is_own => match store.job(row.job).await {
                 Ok(mut record) => {
                     if is_own || adopt(store, dir, life, &mut record).await == Some(AtWork::Somebody) {
                         looked.adopted.push(record);

@@ -23,10 +23,20 @@ use crate::jobs::host_lock::HostLock;
 #[derive(Clone)]
 pub struct HostLife(Arc<Life>);
 
+/// Which jobs of hosts that are gone a host adopts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Adopts {
+    /// Those it finds.
+    WhatIsLeft,
+    /// Those its own callers ask for again.
+    WhatIsAsked,
+}
+
 struct Life {
     dir: StateDir,
     host: HostId,
     grace: Duration,
+    adopts: Adopts,
     lock: Mutex<LockState>,
     adopted: AtomicU64,
 }
@@ -45,7 +55,20 @@ impl HostLife {
     /// Of this host, whose jobs wait so long to be adopted; zero when they do not. Nothing is touched.
     #[must_use]
     pub fn new(dir: StateDir, host: HostId, grace: Duration) -> Self {
-        Self(Arc::new(Life { dir, host, grace, lock: Mutex::new(LockState::NotYet), adopted: AtomicU64::new(0) }))
+        Self::adopting(dir, host, grace, Adopts::WhatIsLeft)
+    }
+
+    /// The same, where it is said which jobs it adopts.
+    #[must_use]
+    pub fn adopting(dir: StateDir, host: HostId, grace: Duration, adopts: Adopts) -> Self {
+        let lock = Mutex::new(LockState::NotYet);
+        Self(Arc::new(Life { dir, host, grace, adopts, lock, adopted: AtomicU64::new(0) }))
+    }
+
+    /// Whether it looks for jobs of hosts that are gone, and adopts them.
+    #[must_use]
+    pub fn adopts_what_is_left(&self) -> bool {
+        self.grace().is_some() && self.0.adopts == Adopts::WhatIsLeft
     }
 
     fn lock(&self) -> MutexGuard<'_, LockState> {

@@ -99,6 +99,8 @@ pub enum JobsMsg {
     CallersDue(JobId),
     /// Let go of every job's custody, start no runner, and tell when no accept is under way any more.
     LetGo(oneshot::Sender<()>),
+    /// This host ends: let go of the jobs that others may adopt, and of the life of this host with them. Told when it is done.
+    Leave(oneshot::Sender<()>),
     /// Attend to them again.
     Resume,
     /// Which jobs are attached?
@@ -126,6 +128,7 @@ impl JobsMsg {
             Self::Looked { .. } => "looked",
             Self::CallersDue(_) => "callers_due",
             Self::LetGo(_) => "let_go",
+            Self::Leave(_) => "leave",
             Self::Resume => "resume",
             Self::Attached(_) => "attached",
         }

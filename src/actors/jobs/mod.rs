@@ -179,10 +179,10 @@ impl Actor for Jobs {
         let sweeping = me.clone();
         if arguments.runner.is_some() {
             // Where no job was ever accepted there is nothing to sweep yet, and an idle host stays asleep.
-            let first = match (arguments.dir.root().exists(), arguments.life.grace()) {
+            let first = match (arguments.dir.root().exists(), arguments.life.adopts_what_is_left()) {
                 // Whoever adopts jobs of others does it before their time is over, and is no program a client tries out.
-                (true, Some(_)) => Duration::ZERO,
-                (true, None) => FIRST_SWEEP,
+                (true, true) => Duration::ZERO,
+                (true, false) => FIRST_SWEEP,
                 (false, _) => SWEEP_EVERY,
             };
             tasks.spawn(async move {
@@ -296,7 +296,8 @@ impl JobsState {
                     let event = JobsEvent::Adopted { job: record.id, mode: record.mode };
                     self.decide_about(&me, event, &mut About { record: Some(record), ..About::default() }).await;
                 }
-                if let (true, true, Some(grace)) = (others, self.soon.is_empty(), self.arguments.life.grace()) {
+                let sweeps = self.arguments.life.adopts_what_is_left() && self.soon.is_empty();
+                if let (true, true, Some(grace)) = (others, sweeps, self.arguments.life.grace()) {
                     // A host that is gone right after is noticed well within the time its jobs wait.
                     self.soon.spawn(async move {
                         tokio::time::sleep((grace / 3).min(SWEEP_EVERY)).await;
@@ -308,6 +309,13 @@ impl JobsState {
             JobsMsg::LetGo(reply) => {
                 self.still = Some(reply);
                 self.decide(&me, JobsEvent::LetGo).await;
+            }
+            JobsMsg::Leave(reply) => {
+                let returning = self.arguments.callers.returning();
+                self.decide(&me, JobsEvent::Left { returning }).await;
+                // Free before any of their callers knows that it has to come back.
+                self.arguments.life.end();
+                let _ = reply.send(());
             }
             JobsMsg::Resume => {
                 if let Some(means) = self.runners.own().cloned().map(|runner| self.means(runner)) {
@@ -634,10 +642,16 @@ impl JobsState {
             return Custodian::Unattended;
         }
         // A joined job that nobody runs (its host died between accepting and starting) is run by whoever asks for it.
-        let orphan = self.arguments.attachments.get(record.id).is_none()
+        let unattached = self.arguments.attachments.get(record.id).is_none();
+        let orphan = unattached
             && has_its_environment
             && sweep::is_orphan(&self.arguments.dir, &mut JobEvidence::new(&self.arguments.dir), record);
-        if orphan { Custodian::Orphan } else { Custodian::Somebody }
+        match record.host {
+            _ if orphan => Custodian::Orphan,
+            // Accepted or adopted a moment ago.
+            Some(host) if unattached && host == self.arguments.life.host() => Custodian::Here,
+            _ => Custodian::Somebody,
+        }
     }
 
     fn means(&self, runner: Arc<RunnerCommand>) -> Means {

@@ -88,6 +88,8 @@ pub enum SessionEvent {
         /// Whether it was not followed.
         refused: bool,
     },
+    /// Whoever opened the session with a control message is told this line, without its end.
+    SayBeside(String),
     /// What would be passed on, were it done now?
     Peek(oneshot::Sender<SessionSnapshot>),
     /// Read nothing more, and tell when only calls are open that another image can go on with.

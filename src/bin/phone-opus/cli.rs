@@ -175,7 +175,7 @@ pub(crate) enum DaemonCommand {
         /// Let what is in flight end first; new consults are refused meanwhile.
         #[arg(long, conflicts_with = "force")]
         drain: bool,
-        /// At once: calls in flight fail, jobs in the background go on by themselves.
+        /// At once: consults of bridged clients go on, and so do jobs in the background; other calls in flight fail.
         #[arg(long)]
         force: bool,
         /// Which one.
@@ -186,7 +186,7 @@ pub(crate) enum DaemonCommand {
     Status(DaemonAsked),
     /// Have it look for its next version, and for its socket, which is made again where it is gone.
     Reload(DaemonAsked),
-    /// Let what is in flight end, begin nothing new, then end: as `stop --drain`.
+    /// Let what is in flight end, begin nothing new, then end: as `stop --drain`, but whoever needs a daemon starts the next one.
     Drain(DaemonAsked),
     /// Begin no job until `resume`; what runs goes on.
     Pause(DaemonAsked),

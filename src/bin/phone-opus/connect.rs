@@ -18,9 +18,11 @@ use phone_opus::internals::daemon::PROTOCOL;
 use phone_opus::internals::daemon::context;
 use phone_opus::internals::daemon::control::{OF_A_SESSION, Opening};
 use phone_opus::internals::daemon::start::{DaemonStart, DaemonStarter};
+use phone_opus::internals::jobs::host_lock::ORPHAN_GRACE;
 use phone_opus::internals::protocol::session::{SessionCore, SessionLimits};
 use phone_opus::internals::runner::nesting;
 use phone_opus::internals::system::Offer;
+use phone_opus::internals::tools::consult::KEY_OF_BRIDGE;
 use serde_json::Value;
 use tokio::signal::unix::{SignalKind, signal};
 use uuid::Uuid;
@@ -130,7 +132,7 @@ fn bridge_options(options: &ConnectOptions, prepared: Prepared, chosen: Settings
             contracts,
             opening: opening.into(),
             own: format!("bridge-{}-", Uuid::new_v4()),
-            key: Box::new(|| Uuid::new_v4().to_string()),
+            key: Box::new(|| format!("{KEY_OF_BRIDGE}{}", Uuid::new_v4())),
             wait: Box::new(move |client| clients.profile(client).wait),
         },
         build: BUILD,
@@ -141,7 +143,8 @@ fn bridge_options(options: &ConnectOptions, prepared: Prepared, chosen: Settings
         host: Box::new(move |notice| {
             let mut prepared = prepared.clone();
             prepared.notices.push(notice);
-            prepared.system()
+            // What a daemon that was stopped had of this client goes on here.
+            prepared.system().callers_grace(ORPHAN_GRACE)
         }),
     }
 }

@@ -63,6 +63,8 @@ pub enum BridgeEvent {
     ClientEnded,
     /// What came of the try to connect.
     Reached(Reach),
+    /// What came of the try to connect while this process serves.
+    Peeked(Reach),
     /// There is a connection to a daemon that was started or came meanwhile, or why there is none.
     Started(Result<LinkNumber, String>),
     /// This process serves, or why not.
@@ -97,6 +99,8 @@ pub enum BridgeEffect {
     Send(LinkNumber, Bytes),
     /// Try to connect.
     Reach,
+    /// Try to connect, while this process serves.
+    Peek,
     /// Start a daemon.
     Start,
     /// Serve in this process, because of this.
@@ -196,6 +200,8 @@ pub struct BridgeCore {
     setup: BridgeSetup,
     search: Search,
     link: Option<LinkNumber>,
+    /// That to the system in this process.
+    own_link: Option<LinkNumber>,
     /// Connections to daemons that take nothing new and answer what they have.
     leaving: BTreeSet<LinkNumber>,
     calls: Calls,
@@ -229,6 +235,7 @@ impl BridgeCore {
             setup,
             search: Search::new(ours, now),
             link: None,
+            own_link: None,
             leaving: BTreeSet::new(),
             calls: Calls::default(),
             urgent: VecDeque::new(),
@@ -272,12 +279,19 @@ impl BridgeCore {
             BridgeEvent::Client(frame) => self.on_client(&frame, now, out, effects),
             BridgeEvent::ClientEnded => self.ending = Some(now + LINGER),
             BridgeEvent::Reached(reach) => self.on_reached(reach, now, out, effects),
+            BridgeEvent::Peeked(Reach::There(link)) if self.search.stands_in() => {
+                self.move_on(out, effects);
+                self.link = Some(link);
+                self.look(SearchEvent::Back, now, out, effects);
+            }
+            BridgeEvent::Peeked(Reach::There(link)) => effects.push(BridgeEffect::Close(link)),
+            BridgeEvent::Peeked(Reach::Absent | Reach::Denied(_)) => {}
             BridgeEvent::Started(result) => {
                 let result = result.map(|link| self.link = Some(link));
                 self.look(SearchEvent::Started(result), now, out, effects);
             }
             BridgeEvent::Hosted(result) => {
-                let result = result.map(|link| self.link = Some(link));
+                let result = result.map(|link| (self.link, self.own_link) = (Some(link), Some(link)));
                 // The tools of this process are those the client is told of here.
                 self.catalog = self.setup.local.catalog().digest();
                 self.look(SearchEvent::Hosted(result), now, out, effects);
@@ -310,6 +324,7 @@ impl BridgeCore {
             BridgeEvent::Woke => self.look(SearchEvent::Woke, now, out, effects),
             BridgeEvent::Stopped => return self.stop(out, effects),
         }
+        self.leave_own(effects);
         self.end_in_time(now, effects);
     }
 
@@ -367,6 +382,7 @@ impl BridgeCore {
             let say = |line: &[u8]| link.map(|link| BridgeEffect::Send(link, ended(line)));
             match effect {
                 SearchEffect::Reach => effects.push(BridgeEffect::Reach),
+                SearchEffect::Peek => effects.push(BridgeEffect::Peek),
                 SearchEffect::Start => effects.push(BridgeEffect::Start),
                 SearchEffect::Open => effects.extend(say(&self.setup.opening)),
                 SearchEffect::AskWho => effects.extend(say(HELLO)),
@@ -407,7 +423,26 @@ impl BridgeCore {
     }
 
     /// Whoever serves takes nothing new: what it has it answers, and somebody else is looked for.
-    fn on_leaving(&mut self, now: Instant, out: &mut BytesMut, effects: &mut Vec<BridgeEffect>) {
+    fn on_leaving(&mut self, why: SearchEvent, now: Instant, out: &mut BytesMut, effects: &mut Vec<BridgeEffect>) {
+        self.move_on(out, effects);
+        self.look(why, now, out, effects);
+    }
+
+    /// The system in this process is let go of when it has answered what it had: a daemon serves.
+    fn leave_own(&mut self, effects: &mut Vec<BridgeEffect>) {
+        let Some(own) = self.own_link.filter(|own| self.leaving.contains(own)) else { return };
+        let has_calls = self.calls.all().any(|(number, _)| self.calls.sent_to(number) == Some(own));
+        if !has_calls {
+            self.leaving.remove(&own);
+            self.own_link = None;
+            self.own.retain(|_, (to, _)| *to != own);
+            self.barred.retain(|_, barred| barred.link != own);
+            effects.push(BridgeEffect::Close(own));
+        }
+    }
+
+    /// The connection that is used becomes one on which answers are waited for, and nothing more.
+    fn move_on(&mut self, out: &mut BytesMut, effects: &mut Vec<BridgeEffect>) {
         let Some(link) = self.link.take() else { return };
         self.leaving.insert(link);
         // What was withdrawn of it is still to be told there, and what it asked is still answered.
@@ -428,7 +463,6 @@ impl BridgeCore {
         for number in streams {
             self.calls.again(number);
         }
-        self.look(SearchEvent::Ended, now, out, effects);
     }
 
     /// A connection is gone, and with it what was under way to us.

@@ -9,9 +9,12 @@
 //!              absent│   └─pausing◀─restarts─│─┤
 //!                    ▼                       │ └─ended, once──▶ starting
 //!                  starting ─────────────────┘      denied, silent for 2 s, started in vain, lost too often ──▶ here
+//!
+//!  served ──it was stopped──▶ reaching ──absent──▶ here ──one is there when the client asks for something──▶ opening
 //! ```
 //!
-//! Invariants: (1) a daemon is started only where nobody listens, and never where this process may not connect (L18); (2) no
+//! Invariants: (1) a daemon is started only where nobody listens, never where this process may not connect (L18), and not after
+//! somebody stopped it, until somebody has started one; (2) no
 //! search is longer than its bounds, and each ends with somebody who serves or with words why nobody does; (3) a daemon is
 //! there when it has answered `session_open`, and nothing else proves it.
 
@@ -33,6 +36,12 @@ const STARTS: u32 = 2;
 /// Daemons in a row that answered nothing before they were lost, after which this process serves itself.
 const LOSSES: u32 = 5;
 
+/// Time between two looks whether there is a daemon again after one was stopped. Nobody looks while the client asks for nothing.
+const PEEK: Duration = Duration::from_secs(1);
+
+/// Why there is no daemon that somebody stopped.
+const STOPPED: &str = "the daemon was stopped; it serves again once somebody starts it.";
+
 /// What came of what was asked for, or of time.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum SearchEvent {
@@ -52,6 +61,10 @@ pub(super) enum SearchEvent {
     Named(Option<String>),
     /// It makes room for the next one.
     Restarting,
+    /// Somebody stopped it.
+    Stopped,
+    /// While this process serves: there is a connection to a daemon that somebody started.
+    Back,
     /// The connection is over.
     Ended,
     /// There is a connection to a daemon that was started or came meanwhile, or why there is none.
@@ -67,6 +80,8 @@ pub(super) enum SearchEvent {
 pub(super) enum SearchEffect {
     /// Try to connect.
     Reach,
+    /// Try to connect, while this process serves.
+    Peek,
     /// Start a daemon.
     Start,
     /// Say `session_open`.
@@ -112,6 +127,10 @@ pub(super) struct Search {
     asked_reload: bool,
     /// Daemons lost since the last answer.
     losses: u32,
+    /// Somebody stopped the last daemon.
+    stopped: bool,
+    /// When it may be looked for another one while this process serves in its place.
+    peeks: Option<Instant>,
     ours: &'static str,
 }
 
@@ -119,7 +138,17 @@ impl Search {
     /// One that has not begun; `ours` is the version of this program.
     #[must_use]
     pub(super) fn new(ours: &'static str, now: Instant) -> Self {
-        Self { stage: Stage::Idle, began: now, starts: 0, ended: false, asked_reload: false, losses: 0, ours }
+        Self {
+            stage: Stage::Idle,
+            began: now,
+            starts: 0,
+            ended: false,
+            asked_reload: false,
+            losses: 0,
+            stopped: false,
+            peeks: None,
+            ours,
+        }
     }
 
     /// Whoever serves has answered something: it is of use.
@@ -131,6 +160,12 @@ impl Search {
     #[must_use]
     pub(super) fn is_served(&self) -> bool {
         self.stage == Stage::Served
+    }
+
+    /// Whether this process serves in the place of a daemon that was stopped.
+    #[must_use]
+    pub(super) fn stands_in(&self) -> bool {
+        self.is_served() && self.peeks.is_some()
     }
 
     /// Whether a connection is there whose session is not open yet.
@@ -156,6 +191,22 @@ impl Search {
             (Stage::Reaching, SearchEvent::Connected) | (Stage::Starting, SearchEvent::Started(Ok(()))) => {
                 self.stage = Stage::Opening(now + ANSWER);
                 vec![Do::Open]
+            }
+            (Stage::Served, SearchEvent::Wanted) => self.peek(now),
+            (Stage::Served, SearchEvent::Back) if self.peeks.is_some() => {
+                (self.began, self.starts, self.ended) = (now, 0, false);
+                self.peeks = None;
+                self.stage = Stage::Opening(now + ANSWER);
+                vec![Do::Open]
+            }
+            (Stage::Served, SearchEvent::Stopped) => {
+                self.stopped = true;
+                self.begin(now)
+            }
+            (Stage::Opening(_), SearchEvent::Stopped) => {
+                // Once nobody listens any more, or somebody else does.
+                self.stopped = true;
+                self.step(SearchEvent::Restarting, now)
             }
             (Stage::Reaching, SearchEvent::Absent) => self.start(),
             (Stage::Reaching, SearchEvent::Denied(why)) => self.host(why),
@@ -192,6 +243,7 @@ impl Search {
             }
             (Stage::Hosting(_), SearchEvent::Hosted(Ok(()))) => {
                 self.stage = Stage::Served;
+                self.peeks = self.stopped.then_some(now + PEEK);
                 vec![Do::Serve]
             }
             (Stage::Hosting(why), SearchEvent::Hosted(Err(neither))) => {
@@ -204,6 +256,7 @@ impl Search {
     }
 
     fn begin(&mut self, now: Instant) -> Vec<SearchEffect> {
+        self.peeks = None;
         (self.began, self.starts, self.ended) = (now, 0, false);
         self.reach()
     }
@@ -218,7 +271,21 @@ impl Search {
         Vec::new()
     }
 
+    /// The client asks for something: whoever stopped a daemon may have started one.
+    fn peek(&mut self, now: Instant) -> Vec<SearchEffect> {
+        match &mut self.peeks {
+            Some(at) if now >= *at => {
+                *at = now + PEEK;
+                vec![SearchEffect::Peek]
+            }
+            _ => Vec::new(),
+        }
+    }
+
     fn start(&mut self) -> Vec<SearchEffect> {
+        if self.stopped {
+            return self.host(STOPPED.to_owned());
+        }
         if self.starts == STARTS {
             return self.host("a daemon was started and is not there any more.".to_owned());
         }
@@ -229,6 +296,7 @@ impl Search {
 
     fn found(&mut self, build: Option<&str>) -> Vec<SearchEffect> {
         self.stage = Stage::Served;
+        self.stopped = false;
         let mut effects = self.ask_reload(build);
         effects.push(SearchEffect::Serve);
         effects
@@ -323,10 +391,11 @@ mod tests {
     #[test]
     fn each_outcome_of_a_search_is_what_the_drawing_says() {
         use Heard::{Absent, Connected, Denied, Ended, Hosted, Named, Refused, Restarting, Started, Wanted, Woke};
+        use Heard::{Back, Stopped};
         let no = || "no.".to_owned();
         /// What is tried, what is heard when, what follows.
         type Case = (&'static str, Vec<(u64, Heard)>, &'static [&'static str]);
-        let cases: [Case; 15] = [
+        let cases: [Case; 20] = [
             ("a daemon is there", vec![(0, Wanted), (1, Connected), (2, opened(OURS))], &["Reach", "Open", "Serve"]),
             (
                 "one is started",
@@ -446,6 +515,93 @@ mod tests {
                     "here: no.",
                     "Serve",
                 ],
+            ),
+            (
+                "somebody stops it: nobody starts another one, and who comes back is found when something is asked",
+                vec![
+                    (0, Wanted),
+                    (1, Connected),
+                    (2, opened(OURS)),
+                    (3, Wanted),
+                    (10, Stopped),
+                    (11, Absent),
+                    (20, Hosted(Ok(()))),
+                    (21, Wanted),
+                    (1020, Wanted),
+                    (1021, Wanted),
+                    (2021, Wanted),
+                    (2022, Back),
+                    (2023, opened(OURS)),
+                    (4000, Wanted),
+                    (4001, Ended),
+                    (4002, Absent),
+                ],
+                &[
+                    "Reach",
+                    "Open",
+                    "Serve",
+                    "Reach",
+                    "here: the daemon was stopped; it serves again once somebody starts it.",
+                    "Serve",
+                    "Peek",
+                    "Peek",
+                    "Open",
+                    "Serve",
+                    "Reach",
+                    "Start",
+                ],
+            ),
+            (
+                "it is stopped, and the next one is there already",
+                vec![(0, Wanted), (1, Connected), (2, opened(OURS)), (3, Stopped), (4, Connected), (5, opened(OURS))],
+                &["Reach", "Open", "Serve", "Reach", "Open", "Serve"],
+            ),
+            (
+                "it is stopped while it is come to",
+                vec![(0, Wanted), (1, Connected), (2, Stopped), (52, Woke), (53, Absent)],
+                &[
+                    "Reach",
+                    "Open",
+                    "LetGo",
+                    "Reach",
+                    "here: the daemon was stopped; it serves again once somebody starts it.",
+                ],
+            ),
+            (
+                "who came back is gone again, and nobody starts another one",
+                vec![
+                    (0, Wanted),
+                    (1, Connected),
+                    (2, opened(OURS)),
+                    (3, Stopped),
+                    (4, Absent),
+                    (5, Hosted(Ok(()))),
+                    (2000, Wanted),
+                    (2001, Back),
+                    (2002, Ended),
+                    (2003, Hosted(Ok(()))),
+                    (2004, Ended),
+                    (2005, Absent),
+                ],
+                &[
+                    "Reach",
+                    "Open",
+                    "Serve",
+                    "Reach",
+                    "here: the daemon was stopped; it serves again once somebody starts it.",
+                    "Serve",
+                    "Peek",
+                    "Open",
+                    "here: the daemon was stopped; it serves again once somebody starts it.",
+                    "Serve",
+                    "Reach",
+                    "here: the daemon was stopped; it serves again once somebody starts it.",
+                ],
+            ),
+            (
+                "one that cannot be had for another reason is not looked for again and again",
+                vec![(0, Wanted), (1, Denied(no())), (2, Hosted(Ok(()))), (9000, Wanted), (9001, Back)],
+                &["Reach", "here: no.", "Serve"],
             ),
             (
                 "what belongs to a try that is over",

@@ -15,7 +15,7 @@ use super::{BridgeCore, BridgeEffect, LinkNumber, Lists, OwnRequest, QUESTIONS, 
 use crate::base::fault::FaultCode;
 use crate::base::lenient;
 use crate::bridge::line;
-use crate::daemon::control::DaemonAnswer;
+use crate::daemon::control::{self, DaemonAnswer};
 use crate::protocol::envelope::{self, IdToken, Incoming};
 use crate::protocol::frame::Frame;
 use crate::protocol::wire;
@@ -46,6 +46,10 @@ impl BridgeCore {
             }
             Incoming::Request { id, .. } => self.on_question(link, id, &text, out),
             Incoming::Notification { method, params } => self.on_news(&method, params, &text, out),
+            // The last that is heard of a daemon that somebody stops, but for answers.
+            Incoming::Invalid { .. } if self.link == Some(link) && control::says_stopped(text.as_bytes()) => {
+                self.on_leaving(SearchEvent::Stopped, now, out, effects);
+            }
             // A control message's answer; an error that belongs to no request of the client.
             Incoming::Response { id: None, .. }
             | Incoming::Batch(_)
@@ -67,6 +71,7 @@ impl BridgeCore {
             }
             Some(DaemonAnswer::Hello { build, .. }) => SearchEvent::Named(Some(build)),
             Some(DaemonAnswer::Error { message, .. }) => SearchEvent::Refused(message),
+            Some(DaemonAnswer::Restarting) if control::says_stopped(text.as_bytes()) => SearchEvent::Stopped,
             Some(DaemonAnswer::Restarting) => SearchEvent::Restarting,
             Some(DaemonAnswer::Status(_) | DaemonAnswer::Ok { .. }) | None => return,
         };
@@ -96,7 +101,7 @@ impl BridgeCore {
         if ends && self.calls.again(number).is_none() {
             // What it refuses because it ends, its successor takes.
             if self.link == Some(link) {
-                self.on_leaving(now, out, effects);
+                self.on_leaving(SearchEvent::Ended, now, out, effects);
             }
             return;
         }

@@ -11,6 +11,7 @@ use super::calls::SENDS;
 use super::search::ANSWER;
 use super::*;
 use crate::base::ids::DaemonId;
+use crate::daemon::control;
 use crate::protocol::catalog::{Annotations, CallRoom, Catalog, Define, ToolDefinition};
 use crate::protocol::envelope;
 use crate::protocol::session::SessionLimits;
@@ -372,6 +373,56 @@ fn what_a_daemon_refuses_because_it_ends_its_successor_takes() {
         rig.line(second, &answer("2"));
         assert_eq!((rig.told(), rig.did()), (vec![answer("2")], Vec::new()));
     }
+}
+
+#[test]
+fn after_a_daemon_was_stopped_this_process_serves_until_somebody_starts_another() {
+    let mut rig = Rig::new();
+    rig.handshake();
+    let daemon = rig.served();
+    rig.client(&call("1", "consult", "{}"));
+    rig.client(&call("2", "act", "{}"));
+    rig.sent(daemon);
+    rig.did();
+    rig.line(daemon, &control::stopped());
+    assert_eq!(rig.did(), [BridgeEffect::Reach], "another one may be there");
+    rig.step(BridgeEvent::Reached(Reach::Absent));
+    let hosts = rig.did();
+    assert!(matches!(&hosts[..], [BridgeEffect::Note(_), BridgeEffect::HostHere(_)]), "{hosts:?}");
+    let own = rig.link();
+    rig.step(BridgeEvent::Hosted(Ok(own)));
+    assert!(rig.sent(own).iter().all(|line| !line.contains("consult")), "it is answered where it was sent");
+    // What it still answers is the client's, and what it does not goes out again where it may.
+    rig.line(daemon, &answer("2"));
+    rig.step(BridgeEvent::Lost(daemon));
+    assert!(rig.told().concat().contains(r#""id":2"#));
+    let again = rig.sent(own);
+    assert!(again.len() == 1 && again[0].contains(r#""request_key":"key-1""#), "{again:?}");
+    // Somebody starts one, and the client asks for something.
+    rig.did();
+    rig.now += Duration::from_secs(1);
+    rig.client(&call("3", "look", "{}"));
+    assert_eq!(rig.did(), [BridgeEffect::Peek]);
+    assert_eq!(rig.sent(own).len(), 1, "it waits for nobody");
+    let next = rig.link();
+    rig.step(BridgeEvent::Peeked(Reach::There(next)));
+    let catalog = format!("{:016x}", rig.core.setup.local.catalog().digest());
+    rig.opened(next, &catalog);
+    rig.did();
+    rig.client(&call("4", "look", "{}"));
+    assert!(rig.sent(next).iter().any(|line| line.contains(r#""id":4"#)));
+    rig.line(own, &answer("3"));
+    assert_eq!(rig.did(), [], "it has a consult");
+    rig.line(own, &answer("1"));
+    assert_eq!(rig.did(), [BridgeEffect::Close(own)], "once it has answered all it had");
+    // One that comes when it is not wanted any more is let go of.
+    let late = rig.link();
+    rig.step(BridgeEvent::Peeked(Reach::There(late)));
+    assert_eq!(rig.did(), [BridgeEffect::Close(late)]);
+    // The next one is lost, not stopped.
+    rig.step(BridgeEvent::Lost(next));
+    rig.step(BridgeEvent::Reached(Reach::Absent));
+    assert_eq!(rig.did(), [BridgeEffect::Reach, BridgeEffect::Start]);
 }
 
 #[test]
@@ -786,6 +837,7 @@ struct Model {
     /// The lines by which each request left.
     left: BTreeMap<u64, Vec<String>>,
     reaching: bool,
+    peeking: bool,
     starting: bool,
     hosting: bool,
     trace: Vec<String>,
@@ -806,6 +858,7 @@ impl Model {
             numbers: 0,
             left: BTreeMap::new(),
             reaching: true,
+            peeking: false,
             starting: false,
             hosting: false,
             trace: Vec::new(),
@@ -861,6 +914,7 @@ impl Model {
             match effect {
                 BridgeEffect::Send(link, bytes) => self.deliver(link, &bytes),
                 BridgeEffect::Reach => self.reaching = true,
+                BridgeEffect::Peek => self.peeking = true,
                 BridgeEffect::Start => self.starting = true,
                 BridgeEffect::HostHere(_) => self.hosting = true,
                 BridgeEffect::Close(link) => drop(self.peers.remove(&link)),
@@ -910,6 +964,14 @@ impl Model {
 
     /// What was asked of the world happens, or does not.
     fn settle(&mut self, kindly: bool) {
+        if self.peeking && self.random.bool() {
+            self.peeking = false;
+            match self.random.bool() {
+                true => self.rig.step(BridgeEvent::Peeked(Reach::Absent)),
+                false => self.join(|link| BridgeEvent::Peeked(Reach::There(link))),
+            }
+            return;
+        }
         if std::mem::take(&mut self.reaching) {
             match self.random.u8(..10) {
                 0 if !kindly => self.rig.step(BridgeEvent::Reached(Reach::Denied("no.".to_owned()))),
@@ -946,6 +1008,7 @@ impl Model {
                 self.peers.remove(&link);
                 self.rig.step(BridgeEvent::Lost(link));
             }
+            6 if !kindly && self.random.bool() => peer.under_way.push_back(control::stopped()),
             6..=8 => self.rig.step(BridgeEvent::Room(link)),
             _ => {
                 if let Some(line) = peer.under_way.pop_front() {

@@ -30,6 +30,7 @@ use crate::actors::jobs::attachments::Attachments;
 use crate::actors::jobs::custody::passed::{CustodySnapshot, NotNow};
 use crate::actors::jobs::host_life::HostLife;
 use crate::actors::jobs::messages::JobsMsg;
+use crate::actors::jobs::room::Beginning;
 use crate::actors::reply::SessionMailbox;
 use crate::actors::rollout::RolloutHandle;
 use crate::actors::session::{Gauges, SessionEvent, SessionSnapshot};
@@ -206,6 +207,23 @@ async fn unless_over<T>(limit: Duration, answer: oneshot::Receiver<T>) -> Result
 }
 
 impl HandOverDesk {
+    /// As [`System::leave_jobs`](crate::system::System::leave_jobs).
+    pub(crate) async fn leave_jobs(&self) {
+        if self.life.grace().is_none() {
+            return;
+        }
+        self.attachments.room().set_beginning(Beginning::Refused);
+        let (still, answer) = oneshot::channel();
+        let (left, last) = oneshot::channel();
+        // What is being accepted is waited for: it belongs to somebody who may come back as well.
+        let asked = self.jobs.cast(JobsMsg::LetGo(still)).is_ok();
+        let _ = within(PART, answer, "the jobs").await;
+        if asked && self.jobs.cast(JobsMsg::Leave(left)).is_ok() {
+            let _ = within(PART, last, "the jobs").await;
+        }
+        let _ = self.jobs.cast(JobsMsg::Resume);
+    }
+
     /// What a hand-over would pass on now. Nothing stops.
     pub(crate) async fn peek(&self) -> Result<HostSnapshot, HandOverError> {
         let doors = self.ask_doors(&self.doors.lasting(), DoorEvent::Peek).await?;

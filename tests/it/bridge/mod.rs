@@ -5,3 +5,4 @@ mod kills;
 mod peer;
 mod real;
 mod skew;
+mod stops;

@@ -7,6 +7,7 @@
 //! ```text
 //!  Asked ──▶ Ask the store ──Stored──▶ Attach · Attend · Answer        a job this host looks after
 //!                               ├────▶ AttachByStore · Attend · Answer  a job this host has just adopted
+//!                               ├────▶ Answer                      a job of this host, whose caller claims it once it is attached
 //!                               └────▶ HandOver · Answer               a job another host looks after
 //!  Withdrawn · SessionOver · Resumed ──▶ the last caller is gone ──▶ EndForLostCaller
 //!                                             ├── an accept is under way, which may join: decided when it is stored
@@ -44,6 +45,8 @@ pub enum Custodian {
     Orphan,
     /// This host, which has just adopted it: the one that had it is gone, and somebody whom that one started works at it.
     Adopted,
+    /// This host, by the job's row; word of it is on its way to the one who makes custody of it.
+    Here,
     /// This host already, or another one.
     Somebody,
 }
@@ -123,6 +126,11 @@ pub enum JobsEvent {
         callers: Vec<InvocationId>,
         /// Whether callers of the host it was adopted from may still come back.
         awaited: bool,
+    },
+    /// This host ends, and the callers of these sessions may come back to another one.
+    Left {
+        /// The sessions.
+        returning: HashSet<SessionNumber>,
     },
     /// Attend to no job any more.
     LetGo,
@@ -238,6 +246,8 @@ enum Attention {
 pub struct JobsCore {
     asks: BTreeMap<AskId, Ask>,
     claims: BTreeMap<JobId, Claim>,
+    /// Who waits for jobs of this host of which there is no custody yet.
+    early: BTreeMap<JobId, BTreeSet<InvocationId>>,
     /// Calls and sessions that were withdrawn before their consult arrived here: the two take different ways.
     late: VecDeque<InvocationId>,
     over: VecDeque<SessionNumber>,
@@ -315,6 +325,7 @@ impl JobsCore {
                     effects.push(JobsEffect::Attend(job));
                 }
             }
+            JobsEvent::Left { returning } => self.left(&returning, effects),
             JobsEvent::LetGo => {
                 self.attention = Attention::Withdrawing;
                 effects.extend(self.claims.keys().map(|job| JobsEffect::SetAside(*job)));
@@ -351,7 +362,7 @@ impl JobsCore {
                     self.attach(found.job, found.mode, JobsEffect::Attach(found.job), effects);
                 }
                 Custodian::Adopted => self.adopt(found.job, found.mode, effects),
-                Custodian::Somebody => {}
+                Custodian::Here | Custodian::Somebody => {}
             }
             if let Some(ask) = asked {
                 self.joined(found, ask, effects);
@@ -387,6 +398,13 @@ impl JobsCore {
             (None, Some(claim)) if ask.mode == JobMode::Sync => {
                 claim.kept = true;
                 claim.doubt.clear();
+            }
+            // It runs under this host, and its caller is this host's to tell of: it claims the job once that is attached.
+            (Some(caller), None) if depends && found.custodian == Custodian::Here => {
+                self.early.entry(found.job).or_default().insert(caller);
+                while self.early.len() > LATE {
+                    self.early.pop_first();
+                }
             }
             // It runs under another host, whose own callers must not end it for ours.
             (_, None) if depends => effects.push(JobsEffect::HandOver(found.job)),
@@ -427,7 +445,9 @@ impl JobsCore {
         if self.claims.contains_key(&job) {
             return;
         }
-        self.claims.insert(job, Claim::new(mode));
+        let mut claim = Claim::new(mode);
+        claim.callers.extend(self.early.remove(&job).unwrap_or_default());
+        self.claims.insert(job, claim);
         effects.push(made);
         if self.attention == Attention::Paid {
             effects.push(JobsEffect::Attend(job));
@@ -440,6 +460,10 @@ impl JobsCore {
             return;
         }
         remember(&mut self.late, caller);
+        self.early.retain(|_, callers| {
+            callers.remove(&caller);
+            !callers.is_empty()
+        });
         for (job, claim) in &mut self.claims {
             if claim.callers.remove(&caller) && claim.callers.is_empty() && claim.mode == JobMode::Sync {
                 lose(*job, claim, &self.asks, effects);
@@ -449,7 +473,7 @@ impl JobsCore {
 
     fn all_withdrawn(&mut self, lost: impl Fn(&InvocationId) -> bool, effects: &mut Vec<JobsEffect>) {
         let asking = self.asks.values().filter_map(|ask| ask.caller);
-        let waiting = self.claims.values().flat_map(Claim::callers);
+        let waiting = self.claims.values().flat_map(Claim::callers).chain(self.early.values().flatten().copied());
         let callers: BTreeSet<InvocationId> = asking.chain(waiting).filter(lost).collect();
         for caller in callers {
             self.withdrawn(caller, effects);
@@ -464,6 +488,16 @@ impl JobsCore {
                 effects.push(JobsEffect::EndForLostCaller(*job));
             }
         }
+    }
+
+    /// Lets go of every job that others may adopt: one in the background, and one whose callers may come back or are waited for.
+    /// The others have lost theirs.
+    fn left(&mut self, returning: &HashSet<SessionNumber>, effects: &mut Vec<JobsEffect>) {
+        let may_return = |caller: &InvocationId| returning.contains(&caller.session);
+        let goes =
+            |claim: &Claim| claim.mode == JobMode::Background || claim.awaited || claim.callers.iter().any(may_return);
+        let left = self.claims.extract_if(.., |_, claim| !claim.lost && goes(claim));
+        effects.extend(left.map(|(job, _)| JobsEffect::Release(job)));
     }
 
     fn restarted(&mut self, effects: &mut Vec<JobsEffect>) {

@@ -432,6 +432,79 @@ fn a_call_that_joins_what_is_adopted_for_it_claims_it() {
 }
 
 #[test]
+fn a_call_that_joins_before_its_job_is_attached_claims_it_then_and_does_not_make_it_a_background_job() {
+    for attached in ["accepted", "adopted"] {
+        for withdrawn in [false, true] {
+            let (mut rig, job) = (Rig::default(), JobId::random());
+            let (first, _) = rig.ask(Some(call(1, 1)), JobMode::Sync);
+            let (second, _) = rig.ask(Some(call(2, 1)), JobMode::Sync);
+            let here = Found { custodian: Custodian::Here, ..joined(job, JobMode::Sync) };
+            assert_eq!(rig.find(second, here), [JobsEffect::Answer(second)], "{attached}");
+            if withdrawn {
+                assert_eq!(rig.on(JobsEvent::SessionOver(SessionNumber(2))), []);
+            }
+            match attached {
+                "accepted" => drop(rig.find(first, Found { job, ..fresh(JobMode::Sync) })),
+                _ => drop(rig.on(adopted(job, JobMode::Sync))),
+            }
+            let callers: Vec<_> = rig.core.claim(job).expect("attached").callers().collect();
+            assert_eq!(callers.contains(&call(2, 1)), !withdrawn, "{attached}");
+            assert_eq!(rig.core.claim(job).map(Claim::mode), Some(JobMode::Sync));
+            assert!(rig.core.early.is_empty());
+        }
+    }
+    // Whoever goes on in the background, and a program's own, are nobody's callers, as elsewhere.
+    let (mut rig, job) = (Rig::default(), JobId::random());
+    let (ask, _) = rig.ask(None, JobMode::Background);
+    let here = Found { custodian: Custodian::Here, ..joined(job, JobMode::Sync) };
+    assert_eq!(rig.find(ask, here), [JobsEffect::HandOver(job), JobsEffect::Answer(ask)]);
+}
+
+#[test]
+fn those_who_wait_for_jobs_that_are_never_attached_are_bounded() {
+    let mut rig = Rig::default();
+    for number in 0..=LATE as u64 {
+        let (ask, _) = rig.ask(Some(call(1, number)), JobMode::Sync);
+        let here = Found { custodian: Custodian::Here, ..joined(JobId::random(), JobMode::Sync) };
+        rig.find(ask, here);
+    }
+    assert_eq!(rig.core.early.len(), LATE);
+    rig.on(JobsEvent::SessionOver(SessionNumber(1)));
+    assert!(rig.core.early.is_empty());
+}
+
+#[test]
+fn a_host_that_ends_lets_go_of_what_others_may_adopt_and_the_rest_loses_its_callers() {
+    let mut rig = Rig::default();
+    let bridged = rig.accepted(call(1, 1));
+    let plain = rig.accepted(call(2, 1));
+    let both = rig.accepted(call(3, 1));
+    let (ask, _) = rig.ask(Some(call(1, 2)), JobMode::Sync);
+    rig.find(ask, joined(both, JobMode::Sync));
+    let background = rig.accepted(call(2, 2));
+    rig.on(JobsEvent::HandedOver(background));
+    let awaited = JobId::random();
+    rig.on(adopted(awaited, JobMode::Sync));
+    let lost = rig.accepted(call(1, 3));
+    rig.on(JobsEvent::Withdrawn(call(1, 3)));
+    let returning = HashSet::from([SessionNumber(1), SessionNumber(9)]);
+    let released: BTreeSet<JobId> = rig
+        .on(JobsEvent::Left { returning })
+        .into_iter()
+        .map(|effect| match effect {
+            JobsEffect::Release(job) => job,
+            other => panic!("{other:?}"),
+        })
+        .collect();
+    assert_eq!(released, BTreeSet::from([bridged, both, background, awaited]));
+    // What ends afterwards ends nothing of theirs.
+    assert_eq!(rig.on(JobsEvent::SessionOver(SessionNumber(1))), []);
+    assert_eq!(rig.on(JobsEvent::SessionOver(SessionNumber(3))), []);
+    assert_eq!(rig.on(JobsEvent::SessionOver(SessionNumber(2))), [JobsEffect::EndForLostCaller(plain)]);
+    assert!(rig.core.claim(lost).is_some_and(Claim::is_lost), "its end is on its way");
+}
+
+#[test]
 fn whoever_is_started_again_tells_when_the_callers_of_adopted_jobs_are_due() {
     let (mut rig, job) = (Rig::default(), JobId::random());
     rig.on(adopted(job, JobMode::Sync));

@@ -48,6 +48,8 @@ pub(in super::super) struct Controls {
     next: u64,
     waiting: VecDeque<Asked>,
     opened: Opened,
+    /// What is said to whoever opened the session, once that is answered.
+    unsaid: Option<String>,
 }
 
 /// The same, passed on.
@@ -131,6 +133,11 @@ impl Controls {
             put_line(&line, out);
             self.waiting.pop_front();
         }
+        if self.opened == Opened::Yes
+            && let Some(line) = self.unsaid.take()
+        {
+            put_line(&line, out);
+        }
     }
 
     /// What is passed on.
@@ -172,6 +179,15 @@ impl SessionTurn {
         match admitted {
             Ok((number, message)) => effects.push_back(TurnEffect::Control(number, message)),
             Err(refusal) => self.controls.refuse(&refusal, out),
+        }
+    }
+
+    /// Whoever opened this session is told this. A client that has not is no bridge and would not understand it.
+    pub(super) fn say_beside(&mut self, line: String) {
+        if self.controls.opened != Opened::No {
+            self.controls.unsaid = Some(line);
+            self.controls.write(&mut self.outgoing.out);
+            self.outgoing.line_ended();
         }
     }
 

@@ -277,6 +277,7 @@ impl SessionTurn {
             SessionEvent::ControlAnswered { number, line, refused } => {
                 self.on_control_answered(number, line, refused, now, effects);
             }
+            SessionEvent::SayBeside(line) => self.say_beside(line),
             SessionEvent::Peek(reply) => effects.push_back(TurnEffect::PassOn(reply, Box::new(self.snapshot(now)))),
             SessionEvent::Freeze(reply) => self.freeze(reply),
             SessionEvent::HoldStill(reply) => self.hold_still(reply, now, effects),

@@ -970,6 +970,21 @@ fn a_session_is_opened_once_and_before_its_first_call() {
     assert_eq!(rig.said(), "error:session_open");
 }
 
+#[test]
+fn only_who_has_opened_its_session_is_told_beside_json_rpc_and_after_it_was_opened() {
+    let last = || SessionEvent::SayBeside(r#"{"type":"restarting","stopped":true}"#.to_owned());
+    let mut rig = at_door();
+    rig.heard(last());
+    assert_eq!(rig.said(), "", "a plain client would not understand it");
+    rig.send(OPEN);
+    rig.heard(last());
+    assert_eq!(rig.said(), "", "it is not open yet");
+    rig.heard(answered(0, r#"{"type":"session_opened"}"#));
+    assert_eq!(rig.said(), "session_opened:- restarting:-");
+    rig.heard(last());
+    assert_eq!(rig.said(), "restarting:-");
+}
+
 const REFUSED: &str = r#"{"type":"error","to":"session_open","message":"no"}"#;
 
 #[test]

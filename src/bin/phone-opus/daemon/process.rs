@@ -33,7 +33,9 @@ use phone_opus::internals::daemon::control::{
     self, About, ControlRefusal, DaemonAnswer, DaemonStatus, Opening, SessionOpened,
 };
 use phone_opus::internals::daemon::idle::IDLE;
-use phone_opus::internals::daemon::life::{LOOK_EVERY, Life, LifeEffect, LifeEvent, LifeVerb, Sighting, SocketOwner};
+use phone_opus::internals::daemon::life::{
+    Farewell, LOOK_EVERY, Life, LifeEffect, LifeEvent, LifeVerb, Sighting, SocketOwner,
+};
 use phone_opus::internals::daemon::listener::{ListenError, Listener, SocketPlace};
 use phone_opus::internals::daemon::lock::DaemonLock;
 use phone_opus::internals::daemon::paths::{self, PathError};
@@ -499,7 +501,7 @@ impl Daemon {
                 }
                 Some(_) = self.answering.join_next() => continue,
                 _ = system.down() => {
-                    self.close_door().await;
+                    self.close_door(Farewell::Restarting).await;
                     self.forget();
                     break;
                 }
@@ -511,6 +513,7 @@ impl Daemon {
                 break;
             }
         }
+        self.system.leave_jobs().await;
         match self.system.shutdown(Grace::default()).await {
             Shutdown::InOrder | Shutdown::Killed => ExitCode::SUCCESS,
             Shutdown::AfterFault(fault) => {
@@ -574,8 +577,9 @@ impl Daemon {
                         self.system.begin_jobs(Beginning::AsUsual);
                     }
                     LifeEffect::RefuseConsults => self.system.begin_jobs(Beginning::Refused),
-                    LifeEffect::CloseDoor => self.close_door().await,
+                    LifeEffect::CloseDoor(farewell) => self.close_door(farewell).await,
                     LifeEffect::ForgetRecord => self.forget(),
+                    LifeEffect::TellStopped => self.system.say_beside(&control::stopped()),
                     LifeEffect::ReleaseLock => {
                         self.trunk.empty();
                         drop(self.lock.take());
@@ -625,10 +629,14 @@ impl Daemon {
         }
     }
 
-    async fn close_door(&mut self) {
+    async fn close_door(&mut self, farewell: Farewell) {
         activation::tell(&[NotifyState::Stopping]);
         self.unlink();
-        self.door.close_with(control::restarting()).await;
+        let line = match farewell {
+            Farewell::Restarting => control::restarting(),
+            Farewell::Stopped => control::stopped(),
+        };
+        self.door.close_with(line).await;
     }
 
     fn forget(&self) {
