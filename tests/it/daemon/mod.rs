@@ -818,6 +818,8 @@ async fn a_stop_ends_nobodys_job_unless_it_is_told_to() {
     // Its place is free at once, and it serves whom it has.
     code(&rig.run(&["daemon", "status"]).await, 4);
     busy.ping(4).await;
+    let last = other.hear().await.expect("whoever opened a session is told that no other one is to be started");
+    assert_eq!(last, json!({"type": "restarting", "stopped": true}));
     let told = other.asked(json!({"type": "status"})).await;
     assert_eq!(told["state"], "draining", "{told}");
     other.call(5, &rig.answering("too late")).await;
