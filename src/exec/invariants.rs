@@ -2,7 +2,7 @@
 //!
 //! Owns: one `invariant_*` per law. Knows events and the core's public face only.
 
-use super::core::{ProcessLog, REORDER_BYTES, REORDER_EVENTS, RING_OUTPUTS};
+use super::core::{ProcessLog, RECOVERY_BYTES, RECOVERY_EVENTS, REORDER_BYTES, REORDER_EVENTS, RING_OUTPUTS};
 use super::{ProcessEvent, RING_BYTES};
 
 /// A law that did not hold.
@@ -109,11 +109,11 @@ pub fn invariant_published_is_sent_minus_lagged(
 pub fn invariant_core_is_bounded(core: &ProcessLog) -> Result<(), Violation> {
     let (events, bytes) = core.retained();
     let (waiting, waiting_bytes) = core.waiting();
-    if events > RING_OUTPUTS
-        || (bytes > RING_BYTES && events > 1)
-        || waiting > REORDER_EVENTS + 2
-        || waiting_bytes > REORDER_BYTES
-    {
+    let (most, most_bytes) = match core.is_recovering() {
+        true => (RECOVERY_EVENTS, RECOVERY_BYTES),
+        false => (REORDER_EVENTS, REORDER_BYTES),
+    };
+    if events > RING_OUTPUTS || (bytes > RING_BYTES && events > 1) || waiting > most + 2 || waiting_bytes > most_bytes {
         return violated(
             "retained and waiting events are bounded",
             format!("{events} events, {bytes} bytes retained; {waiting} events, {waiting_bytes} bytes waiting"),

@@ -1,7 +1,8 @@
 //! Process sessions: what a process writes and how it ends, as one ordered list of events.
 //!
 //! Owns: the events, their numbering and retention ([`core`]), the shared handle over them ([`session`]), processes of
-//! this machine ([`local`]), and the exec protocol in both directions ([`wire`], [`server`], [`client`]).
+//! this machine ([`local`]), the exec protocol in both directions ([`wire`], [`server`], [`client`]), and what is the same
+//! about every machine that runs processes ([`backend`]).
 //! May not know: jobs, agents, MCP, the store. A process is a program with bytes going in and coming out.
 //!
 //! A session's life, the same for a local and a remote process:
@@ -19,20 +20,25 @@
 //! 4. The exit and the terminal event are never evicted, and every subscriber gets them.
 //! 5. Nothing here grows without bound, and no subscriber slows the process or another subscriber.
 
+pub mod backend;
 pub mod client;
 pub mod core;
 pub mod invariants;
 pub(crate) mod lines;
 pub mod local;
+pub mod remote;
 pub mod server;
 pub mod session;
+pub(crate) mod tap;
 pub mod target;
 pub mod transport;
 pub mod wire;
 
+pub use self::backend::{ExecBackend, ExecFiles, ExecProcess, ProcessStartError, StartRequest};
 pub use self::client::{ExecClient, ExecError};
 pub use self::core::ProcessLog;
 pub use self::local::{Adopt, CloseBy, LocalExec, LocalProcess, OutputTap, ProcessEnd, SpawnError, SpawnSpec, Stdin};
+pub use self::remote::{RemoteExec, RemoteOptions};
 pub use self::server::{PeerEnd, ProcessTable, Server};
 pub use self::session::{EventStream, ProcessSession};
 pub use self::target::{ExecTarget, ServerUrl, TargetWords};

@@ -14,6 +14,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 use serde_json::value::RawValue;
 
+use super::local::SpawnError;
 use super::{OutputChunk, OutputStream, ProcessEvent, ReadExit, ReadResult};
 use crate::base::base64::{self, Base64};
 
@@ -86,13 +87,35 @@ pub struct WireError {
     pub code: i64,
     /// One sentence for people.
     pub message: String,
+    /// The same for programs. Ours only.
+    #[serde(default, deserialize_with = "understood", skip_serializing_if = "Option::is_none")]
+    pub data: Option<ErrorData>,
+}
+
+/// What an error says to programs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ErrorData {
+    /// [`SpawnError::kind`].
+    #[serde(default)]
+    pub kind: String,
 }
 
 impl WireError {
     /// An error of this code.
     #[must_use]
     pub fn new(code: i64, message: impl Into<String>) -> Self {
-        Self { code, message: message.into() }
+        Self { code, message: message.into(), data: None }
+    }
+
+    /// Why a process was not started.
+    #[must_use]
+    pub fn of_spawn(error: &SpawnError) -> Self {
+        let text = match std::error::Error::source(error) {
+            Some(source) => format!("{error}: {source}"),
+            None => error.to_string(),
+        };
+        let data = error.kind().map(|kind| ErrorData { kind: kind.to_owned() });
+        Self { code: code::INTERNAL, message: text, data }
     }
 }
 
@@ -151,6 +174,11 @@ struct Envelope<'a> {
 /// Reads a field that is there, so that `null` is a value of its type and not an absence.
 fn present<'de, T: Deserialize<'de>, D: Deserializer<'de>>(deserializer: D) -> Result<Option<T>, D::Error> {
     T::deserialize(deserializer).map(Some)
+}
+
+/// Reads a field whose shape is ours; of others it is left out.
+fn understood<'de, T: DeserializeOwned, D: Deserializer<'de>>(deserializer: D) -> Result<Option<T>, D::Error> {
+    Ok(serde_json::from_value(Value::deserialize(deserializer)?).ok())
 }
 
 impl WireIncoming {
@@ -643,25 +671,37 @@ fn append_json<T: Serialize + ?Sized>(text: &mut Vec<u8>, value: &T) {
     let _ = serde_json::to_writer(text, value);
 }
 
-/// The event a notification announces.
-///
-/// # Errors
-/// [`code::UNKNOWN_METHOD`] for other notifications, [`code::INVALID_PARAMS`] for parameters that cannot be read.
-pub fn read_event(name: &str, params: &RawValue) -> Result<ProcessEvent, WireError> {
-    match name {
-        method::OUTPUT => {
-            let OutputParams { seq, stream, chunk: Base64(bytes), .. } = read_params(params)?;
-            Ok(ProcessEvent::Output { seq, stream: stream.into(), bytes })
-        }
-        method::EXITED => {
-            let ExitedParams { seq, exit_code: code, .. } = read_params(params)?;
-            Ok(ProcessEvent::Exited { seq, code })
-        }
+/// What a notification about a process says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum EventRead {
+    /// This happened.
+    Event(ProcessEvent),
+    /// Something happened at this position, and the rest cannot be read.
+    Unreadable(u64),
+}
+
+/// The process and the event a notification announces; `None` where it announces none.
+#[must_use]
+pub fn read_event(name: &str, params: &RawValue) -> Option<(String, EventRead)> {
+    let read = match name {
+        method::OUTPUT => read_params(params).map(|OutputParams { process_id, seq, stream, chunk: Base64(bytes) }| {
+            (process_id, ProcessEvent::Output { seq, stream: stream.into(), bytes })
+        }),
+        method::EXITED => read_params(params).map(|ExitedParams { process_id, seq, exit_code: code, .. }| {
+            (process_id, ProcessEvent::Exited { seq, code })
+        }),
         method::CLOSED => {
-            let ClosedParams { seq, .. } = read_params(params)?;
-            Ok(ProcessEvent::Closed { seq })
+            read_params(params).map(|ClosedParams { process_id, seq }| (process_id, ProcessEvent::Closed { seq }))
         }
-        other => Err(WireError::new(code::UNKNOWN_METHOD, format!("the notification {other:?} is unknown"))),
+        _ => return None,
+    };
+    match read {
+        Ok((process_id, event)) => Some((process_id, EventRead::Event(event))),
+        Err(error) => {
+            let EventHead { process_id, seq } = read_params(params).ok()?;
+            tracing::debug!(%error, process_id, "an event cannot be read and will be asked for");
+            Some((process_id, EventRead::Unreadable(seq)))
+        }
     }
 }
 

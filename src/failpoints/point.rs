@@ -261,6 +261,12 @@ fault_points! {
     UnixBind = "unix.bind", Transport, built,
         [Panic Error Exit Kill Abort Delay],
         "a daemon is about to make its socket; an error is that of a file system that has none";
+    ExecConnect = "exec.connect", Transport, built,
+        [Panic Error Exit Kill Abort Delay Hang],
+        "a connection to an exec server is about to be made";
+    ExecRead = "exec.read", Transport, built,
+        [Panic Error Exit Kill Abort Delay Hang Drop],
+        "a line of an exec server was read and nothing has come of it";
 }
 
 /// The methods of requests but for calls of tools, which are named by their tool.
@@ -335,7 +341,9 @@ impl FaultPoint {
             | Self::RolloutBeforeExec
             | Self::RolloutAfterRestore
             | Self::UnixAccept
-            | Self::UnixBind => Operations::None,
+            | Self::UnixBind
+            | Self::ExecConnect
+            | Self::ExecRead => Operations::None,
             Self::SessionDispatch | Self::LedgerRecord | Self::WorkerBeforeReply | Self::WorkerAfterReply => {
                 Operations::Calls
             }
@@ -360,10 +368,11 @@ impl FaultPoint {
         }
     }
 
-    /// Whether it is met only where clients come in by a socket, which a host on standard streams never does.
+    /// Whether it is met only where clients come in by a socket, or where something runs on another machine, which is never the
+    /// case at a host on standard streams with agents of its own.
     #[must_use]
     pub const fn is_of_a_socket(self) -> bool {
-        matches!(self, Self::UnixAccept | Self::UnixBind)
+        matches!(self, Self::UnixAccept | Self::UnixBind | Self::ExecConnect | Self::ExecRead)
     }
 
     /// Whether it is met only in a process of its own, never in the one that holds the actors.
@@ -498,7 +507,9 @@ mod tests {
             rollout.before_exec     x x x x x x x - - - - -
             rollout.after_restore   x x x x x x x - - - - -
             unix.accept             x x x x x x x x - - - -
-            unix.bind               x x x x x x - - - - - -";
+            unix.bind               x x x x x x - - - - - -
+            exec.connect            x x x x x x x - - - - -
+            exec.read               x x x x x x x x - - - -";
         let columns: Vec<&str> = columns.split(' ').collect();
         let kinds: Vec<&str> = ActionKind::ALL.iter().map(|kind| kind.as_str()).collect();
         assert_eq!(kinds, columns);

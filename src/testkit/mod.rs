@@ -31,6 +31,7 @@
 pub mod agent_process;
 pub mod client;
 pub mod custody_board;
+pub mod exec_proxy;
 pub mod fuzzing;
 pub mod invariants;
 pub mod outputs;

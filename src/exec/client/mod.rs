@@ -4,12 +4,7 @@
 //! or say what they lack. May not know: how the streams came to be, and what the processes are.
 //!
 //! One *driver* task owns the connection's state: it takes lines, commands and its own timers. A *writer* task alone
-//! writes. Gaps are decided by the sessions' cores; the driver only reads when a core asks for it, one read at a time:
-//!
-//! ```text
-//! complete --hole--> 200 ms (or at once when much waits) --process/read--> complete | again after 50 ms .. 2 s
-//! complete --nothing heard for 0.5 s, doubling to 30 s--> process/read   (the last events may be what was lost)
-//! ```
+//! writes. Gaps are decided by the sessions' cores; the driver only reads when a [`route`] asks for it.
 //!
 //! Invariants:
 //! 1. A call ends by its answer, its deadline or the end of the connection; its id is never used again.
@@ -31,16 +26,19 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use super::core::{ProcessLog, Urgency};
+use self::route::{Route, RouteDue};
+use super::core::ProcessLog;
 use super::lines::LineReader;
 use super::session::{EventStream, ProcessSession};
 use super::wire::{
-    self, EventHead, InitializeParams, InitializeResult, ReadAnswer, ReadParams, SignalParams, TerminateAnswer,
+    self, EventRead, InitializeParams, InitializeResult, ReadAnswer, ReadParams, SignalParams, TerminateAnswer,
     TerminateParams, WireError, WireId, WireIncoming, WireOutgoing, WireSignal, WireWriteStatus, WriteAnswer,
     WriteParams, code, method,
 };
 use super::{Cursor, ReadResult};
 use crate::base::base64::Base64;
+
+pub(super) mod route;
 
 /// What the peer gets to answer `initialize`; it has nothing else to do at that time.
 pub const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(10);
@@ -52,34 +50,19 @@ pub const CALL_DEADLINE: Duration = Duration::from_secs(30);
 pub const CALLS_IN_FLIGHT: usize = 64;
 
 /// Signals and terminations in flight beside them: they must not wait behind what they are to end.
-const URGENT_CALLS: usize = 16;
+pub(super) const URGENT_CALLS: usize = 16;
 
 /// Lines that may wait for the peer to read them: all calls, and as many reads of our own.
 const OUTBOX_LINES: usize = 2 * (CALLS_IN_FLIGHT + URGENT_CALLS);
 
 /// Processes followed over one connection; far more than a host runs jobs.
-const ROUTES: usize = 1024;
-
-/// What a missing event gets to arrive by itself.
-const GAP_PATIENCE: Duration = Duration::from_millis(200);
-
-/// The pauses between reads that did not close a gap.
-const RETRY_FIRST: Duration = Duration::from_millis(50);
-const RETRY_LAST: Duration = Duration::from_secs(2);
-
-/// The pauses between looks at a session of which nothing is heard. The first keeps a lost last event under a second, the
-/// last costs a quiet job two lines a minute.
-const QUIET_FIRST: Duration = Duration::from_millis(500);
-const QUIET_LAST: Duration = Duration::from_secs(30);
-
-/// What the peer gets to answer a read of our own, which never waits.
-const READ_DEADLINE: Duration = Duration::from_secs(5);
+pub(super) const ROUTES: usize = 1024;
 
 /// What the writer gets to write the lines that are queued when the connection is closed here.
 const LAST_LINES: Duration = Duration::from_secs(1);
 
 /// So many messages in a row that cannot be understood mean that the peer speaks something else.
-const NONSENSE_LIMIT: u32 = 8;
+pub(super) const NONSENSE_LIMIT: u32 = 8;
 
 /// Why a call did not get its answer.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -112,6 +95,22 @@ pub enum ExecError {
         /// The call.
         method: &'static str,
         /// What is wrong with it.
+        reason: String,
+    },
+    /// The connection was lost with the call on its way: whether it was done is not known, and it is not repeated.
+    #[error("learn whether {method} was done: {reason}")]
+    Ambiguous {
+        /// The call.
+        method: &'static str,
+        /// How the connection was lost.
+        reason: String,
+    },
+    /// The call is known not to have been done.
+    #[error("have {method} done: {reason}")]
+    NotDone {
+        /// The call.
+        method: &'static str,
+        /// Why not.
         reason: String,
     },
     /// A bound was reached: calls in flight, lines unread by the peer, or processes followed.
@@ -412,77 +411,6 @@ enum Waiting {
     },
 }
 
-/// One followed process.
-struct Route {
-    session: ProcessSession,
-    reading: Option<Reading>,
-    /// The gap at the head and since when it is there.
-    gap: Option<(u64, Instant)>,
-    /// No read before this, after one that did not help.
-    not_before: Instant,
-    retry: Duration,
-    /// The next look when nothing is heard.
-    quiet_at: Instant,
-    quiet: Duration,
-    /// Answers in a row that could not be understood.
-    nonsense: u32,
-}
-
-#[derive(Clone, Copy)]
-struct Reading {
-    id: i64,
-    until: Instant,
-}
-
-impl Route {
-    /// A route that reads at once, for what was pushed before it existed.
-    fn new(session: ProcessSession, now: Instant) -> Self {
-        Self {
-            session,
-            reading: None,
-            gap: None,
-            not_before: now,
-            retry: RETRY_FIRST,
-            quiet_at: now,
-            quiet: QUIET_FIRST,
-            nonsense: 0,
-        }
-    }
-
-    /// The session heard something by itself.
-    fn heard(&mut self, now: Instant) {
-        self.quiet = QUIET_FIRST;
-        self.quiet_at = now + self.quiet;
-        self.note_gap(now);
-    }
-
-    fn note_gap(&mut self, now: Instant) {
-        let after = self.session.look(|core| core.need_read().map(|need| need.after));
-        self.gap = after.map(|after| match self.gap {
-            Some((known, since)) if known == after => (known, since),
-            _ => (after, now),
-        });
-    }
-
-    /// When this route has to do something next.
-    fn due(&self) -> Instant {
-        if let Some(reading) = self.reading {
-            return reading.until;
-        }
-        let wanted = match (self.session.look(ProcessLog::need_read), self.gap) {
-            (Some(need), Some((_, since))) if need.urgency == Urgency::Patient => since + GAP_PATIENCE,
-            (Some(_), Some((_, since))) => since,
-            _ => self.quiet_at,
-        };
-        wanted.max(self.not_before)
-    }
-
-    fn back_off(&mut self, now: Instant) {
-        self.not_before = now + self.retry;
-        self.retry = (self.retry * 2).min(RETRY_LAST);
-    }
-}
-
 /// What ended the driver.
 enum DriverEnd {
     Lost(String),
@@ -538,7 +466,7 @@ impl Driver {
         commands: &mut mpsc::Receiver<Command>,
     ) -> DriverEnd {
         loop {
-            let due = self.routes.values().map(Route::due).min();
+            let due = self.routes.values().map(Route::due_at).min();
             tokio::select! {
                 line = lines.next() => match line {
                     Ok(Some(line)) => {
@@ -639,17 +567,14 @@ impl Driver {
         if !matches!(name, method::OUTPUT | method::EXITED | method::CLOSED) {
             return;
         }
-        let Ok(head) = wire::read_params::<EventHead>(params) else { return };
-        let Some(route) = self.routes.get_mut(&head.process_id) else { return };
-        match wire::read_event(name, params) {
-            Ok(event) => route.session.change(|core| core.receive(event)),
-            Err(error) => {
-                tracing::debug!(%error, process_id = head.process_id, "an event cannot be read and will be asked for");
-                route.session.change(|core| core.receive_unreadable(head.seq));
-            }
-        }
+        let Some((process_id, event)) = wire::read_event(name, params) else { return };
+        let Some(route) = self.routes.get_mut(&process_id) else { return };
+        route.session.change(|core| match event {
+            EventRead::Event(event) => core.receive(event),
+            EventRead::Unreadable(seq) => core.receive_unreadable(seq),
+        });
         route.heard(Instant::now());
-        self.retire(&head.process_id);
+        self.retire(&process_id);
     }
 
     fn answered(&mut self, id: i64, outcome: Result<Box<RawValue>, WireError>) {
@@ -657,80 +582,38 @@ impl Driver {
             Some(Waiting::Caller(method, reply)) => {
                 let _ = reply.send(outcome.map_err(|error| ExecError::Refused { method, error }));
             }
-            Some(Waiting::Recovery { process_id, after }) => self.recovered(id, &process_id, after, outcome),
+            Some(Waiting::Recovery { process_id, after }) => {
+                if let Some(route) = self.routes.get_mut(&process_id) {
+                    route.answered(id, after, outcome, Instant::now());
+                }
+                self.retire(&process_id);
+            }
             // Its caller has given up, or another image of this program asked.
             None => {}
         }
-    }
-
-    fn recovered(&mut self, id: i64, process_id: &str, after: u64, outcome: Result<Box<RawValue>, WireError>) {
-        let now = Instant::now();
-        let Some(route) = self.routes.get_mut(process_id) else { return };
-        // A process may have been given up and followed again; then another read counts.
-        if route.reading.is_none_or(|reading| reading.id != id) {
-            return;
-        }
-        route.reading = None;
-        match outcome.map(|answer| wire::read_params::<ReadAnswer>(&answer)) {
-            Ok(Ok(answer)) => {
-                route.nonsense = 0;
-                let before = route.session.last_seq();
-                let is_whole = route.session.change(|core| {
-                    core.receive_read(after, answer.into());
-                    core.need_read().is_none()
-                });
-                if is_whole || route.session.last_seq() > before {
-                    route.retry = RETRY_FIRST;
-                } else {
-                    route.back_off(now);
-                }
-            }
-            Ok(Err(error)) => {
-                route.nonsense += 1;
-                route.back_off(now);
-                if route.nonsense >= NONSENSE_LIMIT {
-                    route.session.publish_failed(format!("the exec server's answers cannot be read: {error}"));
-                }
-            }
-            Err(error) if error.code == code::INVALID_REQUEST => {
-                route.session.publish_failed(format!("the exec server does not know the process: {}", error.message));
-            }
-            Err(_) => route.back_off(now),
-        }
-        route.note_gap(now);
-        self.retire(process_id);
     }
 
     /// Does what has become due: reads, and giving up on reads.
     fn look_around(&mut self) {
         let now = Instant::now();
         self.routes.retain(|_, route| !route.session.is_alone());
-        let due: Vec<String> =
-            self.routes.iter().filter(|(_, route)| route.due() <= now).map(|(process, _)| process.clone()).collect();
-        for process_id in due {
-            let Some(route) = self.routes.get_mut(&process_id) else { continue };
-            if let Some(reading) = route.reading.take() {
-                route.back_off(now);
-                self.calls.remove(&reading.id);
-                continue;
+        let mut reads = Vec::new();
+        for (process_id, route) in &mut self.routes {
+            match route.due(now) {
+                Some(RouteDue::Read(after)) => reads.push((process_id.clone(), after)),
+                Some(RouteDue::GiveUp(id)) => _ = self.calls.remove(&id),
+                None => {}
             }
-            let after = route.session.last_seq();
-            let params = ReadParams {
-                process_id: process_id.clone(),
-                after_seq: Some(after),
-                max_bytes: None,
-                wait_ms: Some(0),
-            };
-            let sent = self.send(method::READ, params);
+        }
+        for (process_id, after) in reads {
+            let sent = self.send(method::READ, Route::params(&process_id, after));
             let Some(route) = self.routes.get_mut(&process_id) else { continue };
-            route.quiet_at = now + route.quiet;
-            route.quiet = (route.quiet * 2).min(QUIET_LAST);
             match sent {
                 Ok(id) => {
-                    route.reading = Some(Reading { id, until: now + READ_DEADLINE });
+                    route.sent(id, now);
                     self.calls.insert(id, Waiting::Recovery { process_id, after });
                 }
-                Err(_) => route.back_off(now),
+                Err(_) => route.not_sent(now),
             }
         }
     }

@@ -33,6 +33,15 @@ pub const REORDER_EVENTS: usize = 8192;
 /// Bytes that may wait for an earlier event; like [`REORDER_EVENTS`]. The most ever seen was 2.2 MB.
 pub const REORDER_BYTES: usize = 8 * 1024 * 1024;
 
+/// Events that may wait while everything after the last published position is being read again.
+///
+/// What arrives then is live and in order, so discarding it would only have it read once more; the read is answered within
+/// a round trip. This is the bound for a peer that never answers it.
+pub const RECOVERY_EVENTS: usize = 8 * REORDER_EVENTS;
+
+/// Bytes that may wait then; like [`RECOVERY_EVENTS`].
+pub const RECOVERY_BYTES: usize = 8 * REORDER_BYTES;
+
 /// So many waiting events make a gap urgent: at this pace waiting for the missing one costs more than asking.
 pub const URGENT_EVENTS: usize = 64;
 
@@ -105,6 +114,19 @@ pub struct ProcessLog {
     owed: bool,
     wake: u64,
     discarded: u64,
+    /// The peer is about to be asked for everything that follows; see [`RECOVERY_EVENTS`].
+    recovering: bool,
+    /// What a tap has not been given yet; `None` where there is no tap.
+    tapped: Option<Vec<Tapped>>,
+}
+
+/// What a tap is given, in order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Tapped {
+    /// Output.
+    Output(OutputStream, Bytes),
+    /// So many positions will never come.
+    Lost(u64),
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -152,6 +174,28 @@ impl ProcessLog {
     #[must_use]
     pub fn resumed_after(seq: u64) -> Self {
         Self { published: seq, asked: seq, highest: seq, ..Self::default() }
+    }
+
+    /// From now on keeps everything that is published for a tap, until it is taken.
+    pub(super) fn tap(&mut self) {
+        self.tapped.get_or_insert_default();
+    }
+
+    /// What was published for the tap since the last time.
+    pub(super) fn take_tapped(&mut self) -> Vec<Tapped> {
+        self.tapped.as_mut().map(std::mem::take).unwrap_or_default()
+    }
+
+    /// The connection to the peer was lost: the next read is of everything that follows the last published position, and
+    /// what comes by itself before its answer is kept.
+    pub(super) fn begin_recovery(&mut self) {
+        self.recovering = self.terminal.is_none();
+    }
+
+    /// Whether the read after a lost connection is not answered yet.
+    #[must_use]
+    pub fn is_recovering(&self) -> bool {
+        self.recovering
     }
 
     /// It wrote `bytes`. More than [`CHUNK_BYTES`] become several events; nothing becomes none.
@@ -247,6 +291,7 @@ impl ProcessLog {
         }
         if covers {
             self.asked = self.asked.max(through);
+            self.recovering = false;
         }
         self.highest = self.highest.max(through);
         self.owed = result.closed || (result.exit != ReadExit::NotYet && !self.exit_known());
@@ -466,17 +511,30 @@ impl ProcessLog {
             }
         }
         if self.terminal.is_none() && self.asked > self.published {
+            self.tap_loss(self.asked - self.published);
             self.published = self.asked;
             self.wake += 1;
         }
     }
 
+    fn tap_loss(&mut self, positions: u64) {
+        if positions > 0
+            && let Some(tapped) = &mut self.tapped
+        {
+            tapped.push(Tapped::Lost(positions));
+        }
+    }
+
     /// Makes an event visible. The caller has made sure that everything before it is published or lost.
     fn publish(&mut self, seq: u64, event: Pending) {
+        self.tap_loss(seq.saturating_sub(self.published).saturating_sub(1));
         self.published = seq;
         self.wake += 1;
         match event {
             Pending::Output(stream, bytes) => {
+                if let Some(tapped) = &mut self.tapped {
+                    tapped.push(Tapped::Output(stream, bytes.clone()));
+                }
                 self.output_bytes += bytes.len();
                 self.outputs.push_back(OutputChunk { seq, stream, bytes });
                 self.evict();
@@ -500,7 +558,9 @@ impl ProcessLog {
 
     /// Discards the newest waiting output over the bound; `highest` remembers that there was some.
     fn enforce_reorder_bound(&mut self) {
-        while self.pending.len() > REORDER_EVENTS || self.pending_bytes > REORDER_BYTES {
+        let (events, bytes) =
+            if self.recovering { (RECOVERY_EVENTS, RECOVERY_BYTES) } else { (REORDER_EVENTS, REORDER_BYTES) };
+        while self.pending.len() > events || self.pending_bytes > bytes {
             let newest_output =
                 self.pending.iter().rev().find(|(_, event)| matches!(event, Pending::Output(..))).map(|(seq, _)| *seq);
             let Some(event) = newest_output.and_then(|seq| self.pending.remove(&seq)) else { return };

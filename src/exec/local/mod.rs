@@ -39,7 +39,7 @@ pub use self::begin::{DESCRIPTORS_VARIABLE, EndsWithUs};
 use self::group::Group;
 pub use self::start::{LocalExec, SpawnError, is_no_room, may_be_entered};
 use self::terminal::Terminal;
-use super::OutputStream;
+pub use super::tap::OutputTap;
 use crate::base::procfs;
 
 mod begin;
@@ -296,11 +296,20 @@ impl LocalProcess {
     /// # Cancel safety
     /// It only waits; call it again at will, also after the end.
     pub async fn wait_end(&mut self) -> ProcessEnd {
-        match self.end.wait_for(Option::is_some).await.as_deref() {
-            Ok(Some(end)) => *end,
-            // The keeper went without an end: the runtime is going down, and its fuse has killed the group.
-            _ => ProcessEnd { code: -1, signal: None, reaped: 0, left: 0, terminated: true, pipes_leaked: true },
-        }
+        self.ended().await
+    }
+
+    /// [`LocalProcess::wait_end`] for a process that is shared.
+    pub(crate) fn ended(&self) -> impl Future<Output = ProcessEnd> + Send + use<> {
+        end_of(self.end.clone())
+    }
+}
+
+async fn end_of(mut end: watch::Receiver<Option<ProcessEnd>>) -> ProcessEnd {
+    match end.wait_for(Option::is_some).await.as_deref() {
+        Ok(Some(end)) => *end,
+        // The keeper went without an end: the runtime is going down, and its fuse has killed the group.
+        _ => ProcessEnd { code: -1, signal: None, reaped: 0, left: 0, terminated: true, pipes_leaked: true },
     }
 }
 
@@ -431,27 +440,6 @@ impl ProcessControl {
 
     fn stdin(&self) -> std::sync::MutexGuard<'_, Option<StdinQueue>> {
         self.shared.stdin.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// Everything the process writes, for the one who parses it. Lossless: when it is full, the process waits.
-#[derive(Debug)]
-pub struct OutputTap {
-    receiver: mpsc::Receiver<(OutputStream, Bytes)>,
-}
-
-impl OutputTap {
-    /// The next output of either stream; `None` when both pipes are closed or abandoned and everything was read.
-    ///
-    /// # Cancel safety
-    /// Output is taken only by the poll that returns it.
-    pub async fn next(&mut self) -> Option<(OutputStream, Bytes)> {
-        self.receiver.recv().await
-    }
-
-    /// The next output if there is some now.
-    pub fn try_next(&mut self) -> Option<(OutputStream, Bytes)> {
-        self.receiver.try_recv().ok()
     }
 }
 

@@ -78,6 +78,42 @@ pub enum SpawnError {
     },
 }
 
+impl SpawnError {
+    /// The word for it on the wire.
+    #[must_use]
+    pub const fn kind(&self) -> Option<&'static str> {
+        Some(match self {
+            Self::CwdMissing { .. } => "cwdMissing",
+            Self::CwdNotADirectory { .. } => "cwdNotADirectory",
+            Self::CwdNotEntered { .. } => "cwdNotEntered",
+            Self::ProgramMissing { .. } => "programMissing",
+            Self::NotExecutable { .. } => "notExecutable",
+            Self::ArgumentsTooLarge { .. } => "argumentsTooLarge",
+            Self::Busy { .. } => "busy",
+            Self::NoRoom { .. } => "noRoom",
+            Self::Other { .. } => return None,
+        })
+    }
+
+    /// The error another machine means by its word and its text; [`SpawnError::Other`] for a word that is not known.
+    #[must_use]
+    pub fn of_kind(kind: &str, text: &str, program: &Path, cwd: &Path) -> Self {
+        let (program, cwd) = (program.to_owned(), cwd.to_owned());
+        let source = io::Error::other(text.to_owned());
+        match kind {
+            "cwdMissing" => Self::CwdMissing { cwd },
+            "cwdNotADirectory" => Self::CwdNotADirectory { cwd },
+            "cwdNotEntered" => Self::CwdNotEntered { cwd },
+            "programMissing" => Self::ProgramMissing { program },
+            "notExecutable" => Self::NotExecutable { program },
+            "argumentsTooLarge" => Self::ArgumentsTooLarge { program },
+            "busy" => Self::Busy { program },
+            "noRoom" => Self::NoRoom { program, source },
+            _ => Self::Other { program, source },
+        }
+    }
+}
+
 /// The backend for processes of this machine.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct LocalExec;
@@ -237,7 +273,7 @@ impl LocalExec {
             let how = keeper.run().await;
             end.send_replace(Some(how));
         });
-        Ok((LocalProcess { control, end: end_receiver, start_time }, OutputTap { receiver: tap_receiver }))
+        Ok((LocalProcess { control, end: end_receiver, start_time }, OutputTap::bounded(tap_receiver)))
     }
 }
 

@@ -7,7 +7,7 @@ use tokio::time::Instant;
 
 use super::super::invariants::{invariant_exactly_one_terminal_and_last, invariant_positions_have_no_gap};
 use super::super::session::ProcessSession;
-use super::super::{Cursor, ProcessEvent, ProcessLog, RING_BYTES, RING_EVENTS};
+use super::super::{Cursor, OutputStream, ProcessEvent, ProcessLog, RING_BYTES, RING_EVENTS};
 use super::*;
 
 const PATIENCE: Duration = Duration::from_secs(20);
