@@ -468,9 +468,10 @@ impl JobsState {
             attached.iter().filter(|(_, attachment)| !attachment.is_by_store()).map(|(job, _)| *job).collect();
         let mut ours: HashSet<JobId> = attached.into_iter().map(|(job, _)| job).collect();
         let (life, alone) = (self.arguments.life.clone(), Arc::clone(&self.alone));
-        let environments = self.runners.digests();
+        let present = self.runners.present();
         let overdue = Arc::clone(&self.overdue);
         self.tasks.spawn(async move {
+            let environments = present.digests().await;
             match adopting::look(&store, &dir, &life, &ours, &environments, &alone).await {
                 Ok(Looked { adopted, spared, others }) => {
                     ours.extend(adopted.iter().map(|record| record.id));

@@ -6,8 +6,9 @@
 //! Invariant: a job is run with the environment of its caller, or of somebody whose environment has the same digest, or not at
 //! all.
 
+use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use crate::base::ids::SessionNumber;
 use crate::base::state_dir::StateDir;
@@ -22,10 +23,52 @@ pub(super) struct RunAs {
     pub(super) digest: Option<Arc<str>>,
 }
 
+/// The digest of a context's environment, made once, on the thread of whoever asks first.
+#[derive(Clone)]
+struct LazyDigest {
+    secret: Option<Arc<str>>,
+    context: Arc<CallerContext>,
+    made: Arc<OnceLock<Option<Arc<str>>>>,
+}
+
+impl LazyDigest {
+    fn get(&self) -> Option<Arc<str>> {
+        let config = &self.context.config;
+        let make = |secret| self.context.environment.digest(secret, config.billing, &config.agent_env);
+        self.made.get_or_init(|| self.secret.as_deref().map(make).map(Arc::from)).clone()
+    }
+}
+
+/// Whose environments are here at this moment.
+pub(super) struct Present {
+    hosts: Option<Arc<str>>,
+    sessions: Vec<LazyDigest>,
+}
+
+impl Present {
+    /// The digests of everybody by whom a job may be run that was left alone. Those of many sessions take a while when nobody
+    /// has asked for them yet, so they are made beside.
+    ///
+    /// # Cancel safety
+    ///
+    /// Safe.
+    pub(super) async fn digests(self) -> HashSet<Option<String>> {
+        if self.sessions.is_empty() {
+            return self.made();
+        }
+        tokio::task::spawn_blocking(|| self.made()).await.unwrap_or_default()
+    }
+
+    fn made(self) -> HashSet<Option<String>> {
+        let text = |digest: Arc<str>| Some(digest.as_ref().to_owned());
+        // Whose cannot be told is nobody else's, and nobody's own: it may have been another caller's.
+        self.hosts.into_iter().chain(self.sessions.iter().filter_map(LazyDigest::get)).map(text).collect()
+    }
+}
+
 /// What was made for a session with a context of its own.
 struct Made {
-    context: Arc<CallerContext>,
-    digest: Option<Arc<str>>,
+    digest: LazyDigest,
     /// Once it has asked for a job.
     runner: Option<Arc<RunnerCommand>>,
 }
@@ -37,7 +80,7 @@ pub(super) struct Runners {
     dir: StateDir,
     callers: Callers,
     /// The secret of the state directory, once it was asked for.
-    secret: Option<Option<String>>,
+    secret: Option<Option<Arc<str>>>,
     /// The host's own digest, once it was asked for.
     own_digest: Option<Option<Arc<str>>>,
     made: HashMap<SessionNumber, Made>,
@@ -78,35 +121,34 @@ impl Runners {
         let own = self.own.clone()?;
         let made = self.made(session, context);
         let runner = made.runner.get_or_insert_with(|| Arc::new(own.for_caller(context)));
-        Some(RunAs { runner: Arc::clone(runner), digest: made.digest.clone() })
+        Some(RunAs { runner: Arc::clone(runner), digest: made.digest.get() })
     }
 
     fn made(&mut self, session: SessionNumber, context: &Arc<CallerContext>) -> &mut Made {
         let secret = self.secret();
-        let digest = |context: &CallerContext| {
-            let config = &context.config;
-            Some(Arc::from(context.environment.digest(secret.as_deref()?, config.billing, &config.agent_env)))
+        let new = || {
+            let (context, made) = (Arc::clone(context), Arc::default());
+            Made { digest: LazyDigest { secret, context, made }, runner: None }
         };
-        let new = || Made { context: Arc::clone(context), digest: digest(context), runner: None };
-        let made = self.made.entry(session).or_insert_with(new);
-        if !Arc::ptr_eq(&made.context, context) {
-            *made = new();
+        match self.made.entry(session) {
+            Entry::Vacant(none) => none.insert(new()),
+            Entry::Occupied(known) => {
+                let known = known.into_mut();
+                if !Arc::ptr_eq(&known.digest.context, context) {
+                    *known = new();
+                }
+                known
+            }
         }
-        made
     }
 
-    /// The digests of everybody by whom a job may be run that was left alone.
-    pub(super) fn digests(&mut self) -> HashSet<Option<String>> {
+    /// Whose environments are here now.
+    pub(super) fn present(&mut self) -> Present {
         let present: HashMap<SessionNumber, Arc<CallerContext>> = self.callers.own().into_iter().collect();
         self.made.retain(|session, _| present.contains_key(session));
-        let text = |digest: &Arc<str>| digest.as_ref().to_owned();
-        // Whose cannot be told is nobody else's, and nobody's own: it may have been another caller's.
-        let hosts = self.hosts().and_then(|hosts| hosts.digest).as_ref().map(text);
-        let mut digests: HashSet<Option<String>> = hosts.into_iter().map(Some).collect();
-        for (session, context) in &present {
-            digests.extend(self.made(*session, context).digest.as_ref().map(|digest| Some(text(digest))));
-        }
-        digests
+        let hosts = self.hosts().and_then(|hosts| hosts.digest);
+        let sessions = present.iter().map(|(session, context)| self.made(*session, context).digest.clone()).collect();
+        Present { hosts, sessions }
     }
 
     /// How a job is run that was accepted with this environment; `None` when nobody is there who has it.
@@ -117,7 +159,7 @@ impl Runners {
         }
         let present = self.callers.own();
         let (session, context) =
-            present.iter().find(|(session, context)| self.made(*session, context).digest.as_deref() == digest)?;
+            present.iter().find(|(session, context)| self.made(*session, context).digest.get().as_deref() == digest)?;
         self.run_as(*session, context)
     }
 
@@ -126,9 +168,14 @@ impl Runners {
         self.made.remove(&session);
     }
 
-    fn secret(&mut self) -> Option<String> {
+    fn secret(&mut self) -> Option<Arc<str>> {
         let dir = &self.dir;
-        let read = || dir.secret().inspect_err(|error| tracing::warn!(%error, "environments cannot be compared")).ok();
+        let read = || {
+            dir.secret()
+                .inspect_err(|error| tracing::warn!(%error, "environments cannot be compared"))
+                .ok()
+                .map(Arc::from)
+        };
         self.secret.get_or_insert_with(read).clone()
     }
 }
@@ -172,7 +219,7 @@ mod tests {
         let mut runners = Runners::new(Some(Arc::new(own)), dir, callers);
         let of_two = runners.of(Some(SessionNumber(2))).expect("its own");
         assert!(of_two.digest.is_none() && of_two.runner.caller().is_some(), "it is run all the same");
-        assert!(runners.with(None).is_none() && runners.digests().is_empty());
+        assert!(runners.with(None).is_none() && runners.present().made().is_empty());
     }
 
     #[test]
@@ -202,13 +249,13 @@ mod tests {
         assert!(Arc::ptr_eq(&of_two.runner, &runners.of(Some(two)).expect("its own").runner), "made once");
         assert_eq!(runners.of(Some(three)).expect("its own").digest, host, "the same environment");
         let text = |digest: &Option<Arc<str>>| digest.as_deref().map(str::to_owned);
-        assert_eq!(runners.digests(), HashSet::from([text(&host), text(&of_two.digest)]));
+        assert_eq!(runners.present().made(), HashSet::from([text(&host), text(&of_two.digest)]));
         assert!(Arc::ptr_eq(&runners.with(of_two.digest.as_deref()).expect("two").runner, &of_two.runner));
         assert!(runners.with(host.as_deref()).expect("the host").runner.caller().is_none());
         callers.forget(two);
         runners.forget(two);
         assert!(runners.of(Some(two)).is_none(), "a late accept gets nobody else's");
         assert!(runners.with(of_two.digest.as_deref()).is_none() && runners.with(None).is_none());
-        assert_eq!(runners.digests(), HashSet::from([text(&host)]));
+        assert_eq!(runners.present().made(), HashSet::from([text(&host)]));
     }
 }
