@@ -23,6 +23,7 @@
 pub mod backend;
 pub mod client;
 pub mod core;
+pub mod files;
 pub mod invariants;
 pub(crate) mod lines;
 pub mod local;

@@ -35,6 +35,8 @@ pub struct ProcessSession {
 struct Shared {
     core: Mutex<ProcessLog>,
     wake: watch::Sender<u64>,
+    /// Whether the terminal event is published, for who waits for nothing else.
+    over: watch::Sender<bool>,
     /// The reader that must miss nothing. Taken after `core`, never before it.
     ahead: Mutex<Option<Ahead>>,
     /// The last position that a reader was known to have.
@@ -68,6 +70,7 @@ impl ProcessSession {
     pub fn over(core: ProcessLog) -> Self {
         let wake = watch::Sender::new(core.wake());
         let shared = Shared {
+            over: watch::Sender::new(core.has_ended()),
             core: Mutex::new(core),
             wake,
             ahead: Mutex::new(None),
@@ -94,7 +97,6 @@ impl ProcessSession {
     }
 
     /// From now on, whoever publishes output waits while so much lies after position `seen` that its reader could miss some.
-    #[allow(dead_code, reason = "for servers that lose nothing")]
     pub(crate) fn attach(&self, seen: u64) {
         self.look(|core| {
             let (chunks, bytes) = core.retained_after(seen);
@@ -104,7 +106,6 @@ impl ProcessSession {
     }
 
     /// Nobody waits for a reader any more.
-    #[allow(dead_code, reason = "for servers that lose nothing")]
     pub(crate) fn detach(&self) {
         *self.ahead() = None;
         self.shared.room.notify_waiters();
@@ -123,7 +124,6 @@ impl ProcessSession {
     }
 
     /// The last position that a reader was known to have; where the next one begins that does not say where it stands.
-    #[allow(dead_code, reason = "for servers that lose nothing")]
     pub(crate) fn released(&self) -> u64 {
         self.shared.released.load(Ordering::Relaxed)
     }
@@ -181,10 +181,10 @@ impl ProcessSession {
 
     /// Lets `change` work on the core, then wakes everybody who waits if something became visible.
     pub(crate) fn change<T>(&self, change: impl FnOnce(&mut ProcessLog) -> T) -> T {
-        let (answer, wake) = {
+        let (answer, wake, ended) = {
             let mut core = self.lock();
             let answer = change(&mut core);
-            (answer, core.wake())
+            (answer, core.wake(), core.has_ended())
         };
         // Two changers may arrive here in the other order than they left the lock; the value still only grows.
         self.shared.wake.send_if_modified(|value| {
@@ -192,7 +192,18 @@ impl ProcessSession {
             *value = wake.max(*value);
             grown
         });
+        if ended {
+            self.shared.over.send_if_modified(|over| !std::mem::replace(over, true));
+        }
         answer
+    }
+
+    /// Waits for the terminal event, and is woken for nothing else.
+    ///
+    /// # Cancel safety
+    /// It only waits.
+    pub(crate) async fn its_end(&self) {
+        let _ = self.shared.over.subscribe().wait_for(|over| *over).await;
     }
 
     /// Lets `look` see the core.

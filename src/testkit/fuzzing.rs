@@ -27,6 +27,10 @@ use crate::protocol::session::{CallOutcome, SessionCore, SessionEffect, SessionL
 use crate::protocol::tasks::{TaskAnswer, TaskAsk, TaskNews, TaskStatus, TaskView};
 use crate::protocol::wire::{Identity, LINE_MOST, ToolReply};
 
+mod exec;
+
+pub use self::exec::exec_server;
+
 /// Longest line the sessions here take: small, so that longer ones are met.
 const LINE: usize = 4096;
 

@@ -7,6 +7,7 @@
 mod bridge;
 mod daemon;
 mod doors;
+mod exec;
 mod failpoints;
 mod jobs;
 mod kit;

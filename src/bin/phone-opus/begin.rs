@@ -10,6 +10,7 @@
 //!   daemon    ends   ends       looks  -       rollout  -
 //! bridge      ends   ends       ends   -       -        -
 //! consult     ends   ends       ends   -       -        -
+//! exec server ends   ends       ends   -       -        -
 //! worker      ends   -          -      -       -        -
 //! runner      ends   -          -      looks   -        -
 //! ```
@@ -40,6 +41,8 @@ pub(crate) enum Kind {
     Bridge,
     /// A system in a shell: one question.
     Consult,
+    /// It runs processes for clients elsewhere.
+    ExecServer,
     /// Tools for one host.
     Worker,
     /// One job.
@@ -73,12 +76,14 @@ pub(crate) fn begin(kind: Kind, image: Image) {
         Kind::Runner => descriptors::close_foreign(),
         // A server gave it its streams and starts it while a call waits; it starts nothing itself.
         Kind::Worker => {}
-        Kind::Server | Kind::Bridge | Kind::Consult | Kind::Tool => descriptors::keep_from_children(),
+        Kind::Server | Kind::Bridge | Kind::Consult | Kind::ExecServer | Kind::Tool => {
+            descriptors::keep_from_children()
+        }
     }
     if kind != Kind::Tool {
         keep_others_out();
     }
-    if matches!(kind, Kind::Server | Kind::Bridge | Kind::Consult) {
+    if matches!(kind, Kind::Server | Kind::Bridge | Kind::Consult | Kind::ExecServer) {
         raise_descriptors();
     }
 }
@@ -133,7 +138,7 @@ fn unheeded(kind: Kind) -> Vec<i32> {
     use nix::libc::{SIGHUP, SIGINT, SIGQUIT, SIGUSR1, SIGUSR2};
     let named: &[i32] = match kind {
         Kind::Server => &[SIGUSR1],
-        Kind::Bridge | Kind::Consult => &[SIGUSR1, SIGUSR2],
+        Kind::Bridge | Kind::Consult | Kind::ExecServer => &[SIGUSR1, SIGUSR2],
         Kind::Worker => &[SIGINT, SIGQUIT, SIGHUP, SIGUSR1, SIGUSR2],
         Kind::Runner => &[SIGINT, SIGQUIT, SIGUSR2],
         Kind::Tool => &[],
@@ -226,6 +231,7 @@ mod tests {
             (Kind::Server, &[SIGTERM, SIGINT, SIGQUIT, SIGHUP, SIGUSR2][..]),
             (Kind::Bridge, &[SIGTERM, SIGINT, SIGQUIT, SIGHUP]),
             (Kind::Consult, &[SIGTERM, SIGINT, SIGQUIT, SIGHUP]),
+            (Kind::ExecServer, &[SIGTERM, SIGINT, SIGQUIT, SIGHUP]),
             (Kind::Worker, &[SIGTERM]),
             (Kind::Runner, &[SIGTERM, SIGHUP, SIGUSR1]),
         ];

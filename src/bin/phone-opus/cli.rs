@@ -75,6 +75,16 @@ pub(crate) enum Command {
         #[command(subcommand)]
         command: DaemonCommand,
     },
+    /// Run processes on this machine for a client elsewhere, and read and write files for it.
+    #[command(after_help = "Examples:\n  \
+        phone-opus exec-server --listen stdio                       for whoever starts it: ssh HOST phone-opus exec-server …\n  \
+        phone-opus exec-server --listen unix:/run/user/1000/po/x    a socket only this user can use\n  \
+        phone-opus exec-server --listen ws://127.0.0.1:0            says where it listens in one line on stdout\n\n\
+        It speaks the protocol of `codex exec-server`. A peer on this machine comes in when the system says that it is yours;\n\
+        everybody else needs the token. What a client started ends when the client has been gone for the lease, and when the\n\
+        server ends, however it ends.\n\n\
+        Exit codes: 0 its client is gone or it was told to end, 1 failed, 2 wrong usage.")]
+    ExecServer(ExecServerFlags),
     /// Check that everything is in place.
     #[command(after_help = "Examples:\n  \
         phone-opus doctor          for people\n  \
@@ -303,6 +313,23 @@ fn seconds(text: &str) -> Result<Duration, String> {
 
 /// The longest time that means anything here.
 const LONGEST: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+
+/// `exec-server`.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct ExecServerFlags {
+    /// Where: ws://IP:PORT, unix:/PATH, or stdio.
+    #[arg(long, value_name = "WHERE")]
+    pub(crate) listen: String,
+    /// A file with the token that peers bring (yours alone, mode 0600). Needed to listen on an address others can reach.
+    #[arg(long, value_name = "PATH")]
+    pub(crate) token_file: Option<PathBuf>,
+    /// Seconds a client may be gone before what it started is ended. On stdio it ends with the client.
+    #[arg(long, value_name = "N", default_value_t = 30, value_parser = clap::value_parser!(u64).range(0..=3600))]
+    pub(crate) lease_s: u64,
+    /// Started by the process that ends what this one leaves behind.
+    #[arg(long, hide = true)]
+    pub(crate) kept: bool,
+}
 
 /// What every command that uses jobs takes.
 #[derive(Debug, Clone, Args)]

@@ -6,6 +6,7 @@ mod connect;
 mod consult;
 mod daemon;
 mod doctor;
+mod exec_server;
 mod faults;
 mod jobs;
 mod logging;
@@ -56,8 +57,10 @@ fn main() -> ExitCode {
 }
 
 fn run(command: Command) -> ExitCode {
-    if matches!(command, Command::Mcp { command: McpCommand::Serve(_) | McpCommand::Connect(_) })
-        && let Some(ended) = first_process()
+    if matches!(
+        command,
+        Command::Mcp { command: McpCommand::Serve(_) | McpCommand::Connect(_) } | Command::ExecServer(_)
+    ) && let Some(ended) = first_process()
     {
         return ended;
     }
@@ -83,6 +86,7 @@ fn run(command: Command) -> ExitCode {
         Command::Consult(options) => consult::run(&options),
         Command::Jobs { command } => jobs::run(&command),
         Command::Daemon { command } => daemon::ask(&command),
+        Command::ExecServer(options) => exec_server::run(&options),
         Command::Status(options) => status::run(&options),
         Command::Doctor(options) => doctor::run(&options),
         Command::Faults { command } => faults::run(&command),
@@ -112,6 +116,7 @@ fn kind(command: &Command) -> (Kind, Image) {
         }
         Command::Mcp { command: McpCommand::Worker { .. } } => (Kind::Worker, Image::First),
         Command::Consult(_) => (Kind::Consult, Image::First),
+        Command::ExecServer(options) if options.kept => (Kind::ExecServer, Image::First),
         _ => (Kind::Tool, Image::First),
     }
 }

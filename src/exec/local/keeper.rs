@@ -124,7 +124,7 @@ impl Keeper {
                     return Err(io::Error::new(io::ErrorKind::TimedOut, "it outlived a KILL"));
                 }
                 _ = sweep.tick(), if self.adopt == Adopt::Yes => {
-                    reap_children(Some(self.fuse.group.leader));
+                    reap_children(|child| *child == self.fuse.group.leader);
                 }
             }
         }
@@ -200,7 +200,7 @@ impl Keeper {
         loop {
             let look = if pause >= THOROUGH_PAUSE { Look::Thorough } else { Look::Quick };
             let group_is_empty = self.fuse.group.is_empty(look);
-            let adopted = if self.adopt == Adopt::Yes { reap_children(None) } else { Vec::new() };
+            let adopted = if self.adopt == Adopt::Yes { reap_children(|_| false) } else { Vec::new() };
             let reaped = |killed: &BTreeSet<i32>| u32::try_from(killed.len()).unwrap_or(u32::MAX);
             match emptying.looked(group_is_empty && adopted.is_empty(), self.kill_at, Instant::now()) {
                 Next::Done => return Emptied { reaped: reaped(&killed), left: 0 },
@@ -306,11 +306,11 @@ async fn stop_asked(stop: &mut watch::Receiver<Stop>) -> Stop {
     }
 }
 
-/// Reaps dead children of this process other than `leader` and returns the living ones.
-fn reap_children(leader: Option<Pid>) -> Vec<Pid> {
+/// Reaps dead children of this process but those that are somebody's, and returns the living ones of the others.
+pub(super) fn reap_children(is_somebodys: impl Fn(&Pid) -> bool) -> Vec<Pid> {
     let mut living = procfs::children();
     living.retain(|child| {
-        Some(*child) != leader && matches!(rustix::process::waitpid(Some(*child), WaitOptions::NOHANG), Ok(None))
+        !is_somebodys(child) && matches!(rustix::process::waitpid(Some(*child), WaitOptions::NOHANG), Ok(None))
     });
     living
 }

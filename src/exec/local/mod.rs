@@ -232,6 +232,30 @@ pub fn become_subreaper() -> io::Result<()> {
     Ok(())
 }
 
+/// Reaps the dead children of this process that fell to it from others, and returns the living ones. `leaders` are reaped by those
+/// who started them. Only for a process that starts nothing beside them.
+pub(crate) fn reap_orphans(leaders: &[u32]) -> Vec<Pid> {
+    keeper::reap_children(|child| leaders.contains(&child.as_raw_nonzero().get().unsigned_abs()))
+}
+
+/// Ends and reaps every child of this process, those that fall to it meanwhile included, for `within` at most. Returns how many
+/// are left.
+pub async fn end_all_children(within: Duration) -> usize {
+    let until = tokio::time::Instant::now() + within;
+    loop {
+        let living = reap_orphans(&[]);
+        if living.is_empty() || tokio::time::Instant::now() >= until {
+            return living.len();
+        }
+        for child in living {
+            // Ours to reap, so the number cannot have become somebody else's.
+            let _ = rustix::process::kill_process(child, Signal::KILL);
+        }
+        // Others' children fall to us only when they end, and nobody tells us.
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
 /// The members of a process group that are not dead; `None` where the process table cannot be read (not Linux).
 #[must_use]
 pub fn living_members(group: u32) -> Option<Vec<u32>> {
@@ -422,6 +446,11 @@ impl ProcessControl {
             self.ask(Stop::Kill);
         }
         running
+    }
+
+    /// How it ended, once it has.
+    pub(crate) fn ending(&self) -> watch::Receiver<Option<ProcessEnd>> {
+        self.shared.end.clone()
     }
 
     /// Whether the process is over.

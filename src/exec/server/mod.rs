@@ -37,8 +37,14 @@ use super::wire::{
     code, method,
 };
 
+pub mod admission;
 mod dispatcher;
+mod environment;
+pub mod host;
+pub mod house;
+pub mod listen;
 mod outbox;
+pub mod sessions;
 mod writer;
 
 /// Requests of one connection that may be waiting at once. Ours keep to 64; four such clients' worth is refused beyond.

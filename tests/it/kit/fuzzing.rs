@@ -52,6 +52,10 @@ const WORDS: &[&[u8]] = &[
     b"notifications/cancelled",
     b"2025-03-26",
     b"2026-07-28",
+    b"process/start",
+    b"process/read",
+    b"\"waitMs\":9",
+    b"{\"method\":\"initialized\"}\n",
 ];
 
 fn number(name: &str, default: u64) -> u64 {
@@ -139,4 +143,9 @@ fn no_bytes_of_a_client_break_a_law_of_the_session() {
 #[test]
 fn no_bytes_are_split_into_other_lines_than_they_are() {
     play("frames", fuzzing::frames);
+}
+
+#[test]
+fn no_bytes_of_a_peer_break_a_law_of_an_exec_server() {
+    play("exec_server", fuzzing::exec_server);
 }
