@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use tokio::sync::oneshot;
 
 use crate::actors::current::Current;
+use crate::actors::exec::links::ExecLinks;
 use crate::actors::jobs::host_life::HostLife;
 use crate::actors::rollout::RolloutHandle;
 use crate::actors::session::gauges::Gauges;
@@ -58,6 +59,8 @@ pub struct HealthSource {
     pub callers: Callers,
     /// How others see that this system lives.
     pub life: HostLife,
+    /// Connections to exec servers.
+    pub exec: ExecLinks,
 }
 
 async fn within<T>(question: impl Future<Output = Option<T>>) -> Option<T> {
@@ -145,6 +148,10 @@ impl HealthSource {
                        "timeout_s": caller.config.timeout.as_secs(), "stall_s": caller.config.stall.as_secs()}),
             );
             object.insert("sessions".into(), json!(self.callers.counts()));
+            let exec = self.exec.rows();
+            if !exec.is_empty() {
+                object.insert("exec_connections".into(), json!(exec));
+            }
         }
         value
     }

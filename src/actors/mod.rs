@@ -11,6 +11,7 @@ pub mod clock;
 pub mod connections;
 pub mod current;
 pub mod doors;
+pub mod exec;
 pub mod health;
 pub mod jobs;
 pub mod kept;

@@ -6,7 +6,7 @@
 //! belongs to the system and is lent to the parts, so a restart costs what the table in docs/failures.md says and nothing
 //! else.
 //!
-//! Nobody depends on telemetry or on rollouts. The store's thread starts with its first verb and is closed last; a panic
+//! Nobody depends on telemetry, on rollouts or on connections to exec servers; those are started when the first is wanted. The store's thread starts with its first verb and is closed last; a panic
 //! there costs the verb it happened in.
 
 use std::path::PathBuf;
@@ -22,6 +22,8 @@ use super::connections::Connections;
 use super::current::Naming;
 use super::doors::messages::DoorsMsg;
 use super::doors::{Doors, DoorsArguments};
+use super::exec::links::ExecLinks;
+use super::exec::{ExecMsg, Execs};
 use super::jobs::messages::JobsMsg;
 use super::jobs::{Jobs, JobsArguments};
 use super::kept::Kept;
@@ -30,7 +32,7 @@ use super::sessions::messages::SessionsMsg;
 use super::sessions::{Sessions, SessionsArguments};
 use super::supervision::driver::{ChildDriver, ChildNews, ChildReport, Spawned};
 use super::supervision::slot::RestartPolicy;
-use super::supervision::table::{ChildId, ChildTable, OnGiveUp, Others, TableEntry};
+use super::supervision::table::{Begin, ChildId, ChildTable, OnGiveUp, Others, TableEntry};
 use super::supervision::{ChildEvent, ChildSpec, RestartType, Strategy};
 use super::telemetry::{Telemetry, TelemetryArguments};
 use super::workers::messages::WorkersMsg;
@@ -70,7 +72,8 @@ struct Part {
 const fn part(name: &'static str, shutdown_ms: u64, start: StartPart) -> Part {
     let shutdown = Duration::from_millis(shutdown_ms);
     let child = ChildSpec { name, restart: RestartType::Permanent, policy: RESTARTS, shutdown };
-    Part { entry: TableEntry { child, others: Others::DependOnIt, on_give_up: OnGiveUp::Escalate }, start }
+    let (others, on_give_up) = (Others::DependOnIt, OnGiveUp::Escalate);
+    Part { entry: TableEntry { child, others, on_give_up, begin: Begin::AtStart }, start }
 }
 
 /// A part nobody depends on.
@@ -80,18 +83,28 @@ const fn aside(mut part: Part) -> Part {
     part
 }
 
+/// A part that is started when it is wanted.
+const fn later(mut part: Part) -> Part {
+    part.entry.begin = Begin::WhenWanted;
+    part
+}
+
 /// The parts, in the order of start.
-const PARTS: [Part; 6] = [
+const PARTS: [Part; 7] = [
     aside(part("telemetry", 500, |a, root| Box::pin(telemetry(a, root)))),
     part("jobs", 2500, |a, root| Box::pin(jobs(a, root))),
     part("workers", 600, |a, root| Box::pin(workers(a, root))),
     aside(part("rollout", 300, |a, root| Box::pin(rollout(a, root)))),
+    later(aside(part("exec", 500, |a, root| Box::pin(exec(a, root))))),
     part("sessions", 2500, |a, root| Box::pin(sessions(a, root))),
     part("doors", 500, |a, root| Box::pin(doors(a, root))),
 ];
 
 /// The one that serves the connections.
 const SESSIONS: ChildId = ChildId(PARTS.len() - 2);
+
+/// The one that works for connections to exec servers.
+const EXEC: ChildId = ChildId(PARTS.len() - 3);
 
 async fn telemetry(a: &RootArguments, root: ActorCell) -> Result<Spawned, String> {
     let arguments = TelemetryArguments {
@@ -116,6 +129,11 @@ async fn workers(a: &RootArguments, root: ActorCell) -> Result<Spawned, String> 
 async fn rollout(a: &RootArguments, root: ActorCell) -> Result<Spawned, String> {
     let started = Rollouts::spawn_linked(None, Rollouts, a.rollout.clone(), root).await;
     Spawned::up(named(&a.names.rollout, started))
+}
+
+async fn exec(a: &RootArguments, root: ActorCell) -> Result<Spawned, String> {
+    let started = Execs::spawn_linked(None, Execs, a.exec.clone(), root).await;
+    Spawned::up(named(&a.names.exec, started))
 }
 
 async fn sessions(a: &RootArguments, root: ActorCell) -> Result<Spawned, String> {
@@ -157,6 +175,8 @@ pub struct RootArguments {
     pub sessions: SessionsArguments,
     /// The doors' supervisor is started with this.
     pub doors: DoorsArguments,
+    /// Connections to exec servers, which outlive every part.
+    pub exec: ExecLinks,
     /// Telemetry.
     pub telemetry: TelemetryHandle,
     /// Where they are written; `None` counts only.
@@ -182,6 +202,10 @@ pub struct Names {
     pub workers: Naming<WorkersMsg>,
     /// Rollouts.
     pub rollout: Naming<RolloutMsg>,
+    /// Connections to exec servers.
+    pub exec: Naming<ExecMsg>,
+    /// The root itself.
+    pub root: Naming<RootMsg>,
 }
 
 /// Why the tree is down.
@@ -198,6 +222,8 @@ pub enum Down {
 pub enum RootMsg {
     /// News of a part.
     Part(ChildNews<ChildId>),
+    /// A connection to an exec server is wanted, and nobody was there to work for it.
+    ExecWanted,
 }
 
 /// The root's state.
@@ -214,6 +240,7 @@ impl Actor for Root {
 
     async fn pre_start(&self, me: ActorRef<Self::Msg>, a: Self::Arguments) -> Result<Self::State, ActorProcessingErr> {
         let table = ChildTable::new(Strategy::RestForOne, PARTS.map(|part| part.entry));
+        a.names.root.set(&me);
         let mut state = RootState { a, parts: ChildDriver::new(table, RootMsg::Part), why: None };
         state.handle(&me, ChildEvent::Wanted(ChildId(0))).await;
         if let Some(missing) = state.parts.children().missing() {
@@ -228,7 +255,13 @@ impl Actor for Root {
         message: Self::Msg,
         state: &mut Self::State,
     ) -> Result<(), ActorProcessingErr> {
-        let RootMsg::Part(news) = message;
+        let news = match message {
+            RootMsg::Part(news) => news,
+            RootMsg::ExecWanted => {
+                state.exec_wanted(&me).await;
+                return Ok(());
+            }
+        };
         if let (ChildNews::Joined(id, generation), Some(why)) = (news, state.parts.why(&news)) {
             state.lost(id, generation, why);
         }
@@ -256,6 +289,7 @@ impl Actor for Root {
             state.a.connections.end_all(limit).await;
         }
         state.parts.stop().await;
+        state.a.exec.give_up_all();
         // Those whose session was lost in the very moment of the stop.
         state.a.connections.end_all(limit).await;
         let _ = tokio::time::timeout(CLOSE_STORE, state.a.store.close()).await;
@@ -278,6 +312,15 @@ impl RootState {
         tracing::error!(part = name, %generation, why, "a part of the tree failed");
         let fault = Fault::new(FaultCode::Internal, format!("the part {name} failed: {why}."));
         self.a.telemetry.record(Record::Fault(Box::new(fault)));
+    }
+
+    /// Has somebody work for the connections to exec servers.
+    async fn exec_wanted(&mut self, me: &ActorRef<RootMsg>) {
+        self.handle(me, ChildEvent::Wanted(EXEC)).await;
+        // It may have been starting when the connection was wanted. One that was left out works for nobody any more.
+        if self.a.names.exec.current().cast(ExecMsg::Look).is_err() {
+            self.a.exec.give_up_all();
+        }
     }
 
     /// Does what follows from an event.

@@ -143,6 +143,10 @@ impl fmt::Display for SessionNumber {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct DoorNumber(pub u64);
 
+/// A connection of one system to an exec server, counted from 0.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ExecNumber(pub u64);
+
 /// Milliseconds since the Unix epoch; the only wall-clock type that is stored or sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(transparent)]

@@ -14,6 +14,7 @@ use super::own_tools::{HealthTool, TelemetryTool};
 use super::{INSTRUCTIONS, OwnTools, SystemBuilder};
 use crate::actors::connections::Served;
 use crate::actors::current::Current;
+use crate::actors::exec::links::ExecLinks;
 use crate::actors::health::HealthSource;
 use crate::actors::jobs::host_life::{Adopts, HostLife};
 use crate::actors::jobs::jobs_of;
@@ -79,6 +80,8 @@ pub(super) struct Assembly {
     pub(super) faults: Faults,
     pub(super) setup: Option<Arc<RolloutSetup>>,
     pub(super) rollout: RolloutHandle,
+    /// Connections to exec servers.
+    pub(super) exec: ExecLinks,
     /// For health.
     pub(super) notices: Vec<String>,
 }
@@ -123,6 +126,7 @@ impl Assembly {
                 }
                 grace => HostLife::new(dir_of(said.state_dir.as_ref()), host, grace),
             },
+            exec: ExecLinks::new(names.exec.current(), names.root.current(), said.faults.clone()),
             started: now.checked_sub(uptime).unwrap_or(now),
             rollout: rollouts(setup.as_deref(), carried, &config, names.rollout.current(), &telemetry),
             places: Places {
@@ -221,6 +225,7 @@ impl Assembly {
             notices: self.notices.clone().into(),
             callers: self.callers.clone(),
             life: self.life.clone(),
+            exec: self.exec.clone(),
         }
     }
 

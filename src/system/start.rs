@@ -174,6 +174,7 @@ impl Assembly {
                 faults: self.faults.clone(),
             },
             doors: DoorsArguments { doors: lasting.doors.clone(), entrance: self.entrance(lasting) },
+            exec: self.exec,
             store: self.store,
             connections: lasting.connections.clone(),
             telemetry: self.telemetry,

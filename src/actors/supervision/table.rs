@@ -6,7 +6,7 @@
 //! started after a lost child are stopped, last first, before it is started again; (3) a child that gave up is left out
 //! or escalated, as its spec says, and never silently forgotten.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
 
 use super::slot::{Slot, SlotEffect, SlotState};
@@ -22,6 +22,17 @@ pub struct TableEntry {
     pub others: Others,
     /// What follows when it gave up.
     pub on_give_up: OnGiveUp,
+    /// When it is started first.
+    pub begin: Begin,
+}
+
+/// When a child is started first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Begin {
+    /// With the others.
+    AtStart,
+    /// When it is wanted by itself.
+    WhenWanted,
 }
 
 /// Whether children started later may hold on to an incarnation of a child.
@@ -51,6 +62,8 @@ pub struct ChildId(pub usize);
 pub struct ChildTable {
     strategy: Strategy,
     children: Vec<(TableEntry, Slot)>,
+    /// Those that are started when they are wanted, and were.
+    wanted: BTreeSet<ChildId>,
     stopping: bool,
 }
 
@@ -60,7 +73,7 @@ impl ChildTable {
     pub fn new(strategy: Strategy, entries: impl IntoIterator<Item = TableEntry>) -> Self {
         let slot = |entry: &TableEntry| Slot::new(entry.child.restart, entry.child.policy);
         let children = entries.into_iter().map(|entry| (entry, slot(&entry))).collect();
-        Self { strategy, children, stopping: false }
+        Self { strategy, children, wanted: BTreeSet::new(), stopping: false }
     }
 
     /// Restarts of all children so far, those of whom were only stopped along not counted.
@@ -75,10 +88,14 @@ impl ChildTable {
         self.children.get(id.0).is_some_and(|(_, slot)| slot.state() == SlotState::Up)
     }
 
-    /// The first child that is not there.
+    /// The first child that is not there and should be.
     #[must_use]
     pub fn missing(&self) -> Option<ChildId> {
-        (0..self.children.len()).map(ChildId).find(|id| !self.is_up(*id))
+        (0..self.children.len()).map(ChildId).find(|id| self.is_due(*id) && !self.is_up(*id))
+    }
+
+    fn is_due(&self, id: ChildId) -> bool {
+        self.children.get(id.0).is_some_and(|(entry, _)| entry.begin == Begin::AtStart) || self.wanted.contains(&id)
     }
 
     /// Starts the first child that is due; the next one follows when it is up.
@@ -87,6 +104,9 @@ impl ChildTable {
             return;
         }
         for id in 0..self.children.len() {
+            if !self.is_due(ChildId(id)) {
+                continue;
+            }
             let (entry, slot) = &mut self.children[id];
             match slot.state() {
                 SlotState::Empty => {
@@ -144,10 +164,13 @@ impl Children for ChildTable {
         self.children.get(id.0).map_or(Duration::ZERO, |(entry, _)| entry.child.shutdown)
     }
 
-    /// That one of them is wanted starts all, in order.
+    /// That one of them is wanted starts all, in order, but for those that are not wanted yet and begin then only.
     fn step(&mut self, event: ChildEvent<ChildId>, now: Instant, effects: &mut VecDeque<ChildEffect<ChildId>>) {
         match event {
-            ChildEvent::Wanted(_) => self.start(now, effects),
+            ChildEvent::Wanted(id) => {
+                self.wanted.insert(id);
+                self.start(now, effects);
+            }
             ChildEvent::Up(id, generation) => {
                 if self.children.get_mut(id.0).is_some_and(|(_, slot)| slot.up(generation, now)) {
                     self.start(now, effects);
@@ -202,7 +225,12 @@ mod tests {
             backoff_most: Duration::from_secs(2),
             settled_after: Duration::from_secs(10),
         };
-        TableEntry { child: ChildSpec { name: "child", restart, policy, shutdown: Duration::ZERO }, others, on_give_up }
+        TableEntry {
+            child: ChildSpec { name: "child", restart, policy, shutdown: Duration::ZERO },
+            others,
+            on_give_up,
+            begin: Begin::AtStart,
+        }
     }
 
     fn on(table: &mut ChildTable, event: ChildEvent<ChildId>, now: Instant) -> Vec<F<ChildId>> {
@@ -238,6 +266,28 @@ mod tests {
         assert_eq!(up(&mut table, 1, 1, now), [F::Start(ChildId(2), Generation(1))]);
         assert_eq!(up(&mut table, 2, 1, now), []);
         (table, now)
+    }
+
+    #[test]
+    fn one_that_begins_when_it_is_wanted_is_missed_by_nobody_before() {
+        let now = Instant::now();
+        let permanent = spec(RestartType::Permanent, Others::DependOnIt, OnGiveUp::Escalate);
+        let mut later = spec(RestartType::Permanent, Others::Independent, OnGiveUp::LeaveOut);
+        later.begin = Begin::WhenWanted;
+        let mut table = ChildTable::new(Strategy::RestForOne, [permanent, later, permanent]);
+        assert_eq!(start(&mut table, now), [F::Start(ChildId(0), Generation(1))]);
+        assert_eq!(up(&mut table, 0, 1, now), [F::Start(ChildId(2), Generation(1))]);
+        assert_eq!((up(&mut table, 2, 1, now), table.missing()), (vec![], None));
+        // What it depends on is lost before it is wanted: nothing of it is stopped, nothing of it is started.
+        let again = [F::Stop(ChildId(2)), F::Start(ChildId(0), Generation(2))];
+        assert_eq!(gone(&mut table, 0, 1, Exit::Failed, now), again);
+        assert_eq!(gone(&mut table, 2, 1, Exit::Normal, now), []);
+        assert_eq!(up(&mut table, 0, 2, now), [F::Start(ChildId(2), Generation(2))]);
+        assert_eq!(up(&mut table, 2, 2, now), []);
+        let wanted = on(&mut table, ChildEvent::Wanted(ChildId(1)), now);
+        assert_eq!((wanted, table.missing()), (vec![F::Start(ChildId(1), Generation(1))], Some(ChildId(1))));
+        assert_eq!((up(&mut table, 1, 1, now), table.missing()), (vec![], None));
+        assert_eq!(on(&mut table, ChildEvent::Wanted(ChildId(1)), now), []);
     }
 
     #[test]

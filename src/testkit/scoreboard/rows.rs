@@ -160,7 +160,7 @@ const fn strikes(point: FaultPoint) -> &'static [(Option<&'static str>, u64)] {
         FaultPoint::UnixAccept => &[(None, 1)],
         // Met before anybody can be a client.
         FaultPoint::UnixBind => &[],
-        // The rows' host has no other machine; the tests of `exec/remote` strike them.
+        // The rows' host has no other machine; the tests of `exec/remote` and `actors/exec` strike them.
         FaultPoint::ExecConnect | FaultPoint::ExecRead => &[],
     }
 }

@@ -266,7 +266,7 @@ pub(super) struct RemoteCore<R> {
 struct Greeting {
     session_id: String,
     #[serde(default)]
-    environment_info: Option<EnvironmentInfo>,
+    environment_info: Option<serde_json::Value>,
     #[serde(default)]
     lease_ms: Option<u64>,
 }
@@ -554,7 +554,9 @@ impl<R: Reply> RemoteCore<R> {
             }
             _ => self.session_id = Some(greeting.session_id),
         }
-        if let Some(mut info) = greeting.environment_info {
+        if let Some(info) = greeting.environment_info {
+            // What a machine says of itself in other words than these is not worth the connection.
+            let mut info: EnvironmentInfo = serde_json::from_value(info).unwrap_or_default();
             info.lease_ms = info.lease_ms.or(greeting.lease_ms);
             self.environment = Some(info);
         } else if greeting.lease_ms.is_some() {
