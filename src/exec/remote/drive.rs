@@ -252,16 +252,16 @@ impl Work<'_> {
         let room = self.shared.room();
         let outbox = self.link.as_ref().map(|link| (link.generation, link.outbox.clone()));
         let event = tokio::select! {
-            asked = inbox.asks.recv() => asked.map_or(RemoteEvent::Closing, RemoteEvent::Asked),
+            // Who let go of a process may start another of its name, so what was told before a call goes before it; and a
+            // server that never pauses must not keep the rest from its turn.
+            biased;
             Some(note) = inbox.notes.recv() => match note {
                 Note::Released(process_id) => RemoteEvent::Released { process_id },
                 Note::Killed(process_id) => RemoteEvent::Killed { process_id },
                 Note::Closing => RemoteEvent::Closing,
             },
-            line = next_line(&mut self.link), if !holds && self.link.is_some() => return self.read(line).await,
-            generation = unread(outbox), if self.link.is_some() => {
-                RemoteEvent::Lost { generation, reason: "it does not read any more".to_owned() }
-            }
+            asked = inbox.asks.recv() => asked.map_or(RemoteEvent::Closing, RemoteEvent::Asked),
+            () = tokio::time::sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => RemoteEvent::Tick,
             (generation, streams) = made(&mut self.connecting), if self.connecting.is_some() => {
                 self.connecting = None;
                 match streams {
@@ -273,7 +273,11 @@ impl Work<'_> {
                 }
             }
             () = room.notified() => RemoteEvent::Tick,
-            () = tokio::time::sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => RemoteEvent::Tick,
+            line = next_line(&mut self.link), if !holds && self.link.is_some() => return self.read(line).await,
+            // Last: what it said before it went is heard.
+            generation = unread(outbox), if self.link.is_some() => {
+                RemoteEvent::Lost { generation, reason: "it does not read any more".to_owned() }
+            }
         };
         // Once everybody has gone the queue of calls says so again and again; there is nothing else to wait for but the end.
         if matches!(event, RemoteEvent::Closing) && inbox.asks.is_closed() {
