@@ -190,6 +190,15 @@ pub enum DaemonStarter {
     Person,
 }
 
+/// A daemon that was found or started.
+#[derive(Debug)]
+pub struct FoundDaemon {
+    /// The connection to it; it blocks, and closes on `exec`.
+    pub stream: OwnedFd,
+    /// Whether it was started for this.
+    pub started: bool,
+}
+
 /// How a daemon is started.
 #[derive(Debug, Clone)]
 pub struct DaemonStart {
@@ -244,12 +253,21 @@ impl DaemonStart {
     ///
     /// Nobody listens, and a daemon cannot be started, or says nothing in time.
     pub fn connect(&self, patience: Duration) -> Result<OwnedFd, StartError> {
+        self.find(patience).map(|found| found.stream)
+    }
+
+    /// The same, for who wants to know whether it was this start that started it.
+    ///
+    /// # Errors
+    ///
+    /// As [`DaemonStart::connect`].
+    pub fn find(&self, patience: Duration) -> Result<FoundDaemon, StartError> {
         let began = Instant::now();
         let until = began + patience;
         let silent = |seen| StartError::Silent { waited: patience, seen };
         let _held = loop {
             if let Some(stream) = self.look()? {
-                return Ok(stream);
+                return Ok(FoundDaemon { stream, started: false });
             }
             if let Some(held) = StartLock::acquire_within(&self.dir, LOOK)? {
                 break held;
@@ -260,9 +278,10 @@ impl DaemonStart {
         };
         let mut seen = "a daemon lives here and does not listen";
         let mut starts = 0;
+        let mut started = false;
         while Instant::now() < until {
             if let Some(stream) = self.look()? {
-                return Ok(stream);
+                return Ok(FoundDaemon { stream, started });
             }
             if starts >= STARTS || DaemonLock::is_held(&self.dir)? {
                 std::thread::sleep(LOOK);
@@ -270,8 +289,9 @@ impl DaemonStart {
             }
             starts += 1;
             match self.run(until)? {
-                Run::Reached(stream) => return Ok(stream),
-                Run::Ready | Run::Taken => {}
+                Run::Reached(stream) => return Ok(FoundDaemon { stream, started: true }),
+                Run::Ready => started = true,
+                Run::Taken => {}
                 Run::Silent => {
                     seen = "the one that was started says nothing";
                     break;

@@ -6,8 +6,8 @@
 //! ```text
 //!  idle ──wanted──▶ reaching ──connected──▶ opening ──opened──▶ served ──ended──▶ reaching
 //!                    │   ▲                  ▲ │ └─refused──▶ asking who it is ──▶ here
-//!              absent│   └─pausing◀─restarts─│─┤
-//!                    ▼                       │ └─ended, once──▶ starting
+//!              absent│   └─pausing◀─restarts, or ended once
+//!                    ▼                       │
 //!                  starting ─────────────────┘      denied, silent for 2 s, started in vain, lost too often ──▶ here
 //!
 //!  served ──it was stopped──▶ reaching ──absent──▶ here ──one is there when the client asks for something──▶ opening
@@ -226,9 +226,9 @@ impl Search {
                 self.let_go_and_host("the daemon has been making room for the next one for too long.".to_owned())
             }
             (Stage::Opening(_), SearchEvent::Ended) if !self.ended => {
-                // It closed its door just then. Whoever starts one looks again first.
+                // It closed its door just then, or died: what it listened at may take a moment longer to close.
                 self.ended = true;
-                self.start()
+                self.pause(now)
             }
             (Stage::Opening(_), SearchEvent::Ended) => {
                 self.host("the daemon ends connections before it answers them.".to_owned())
@@ -395,7 +395,7 @@ mod tests {
         let no = || "no.".to_owned();
         /// What is tried, what is heard when, what follows.
         type Case = (&'static str, Vec<(u64, Heard)>, &'static [&'static str]);
-        let cases: [Case; 20] = [
+        let cases: [Case; 21] = [
             ("a daemon is there", vec![(0, Wanted), (1, Connected), (2, opened(OURS))], &["Reach", "Open", "Serve"]),
             (
                 "one is started",
@@ -418,6 +418,8 @@ mod tests {
                     (54, Absent),
                     (55, Started(Ok(()))),
                     (56, Ended),
+                    (106, Woke),
+                    (107, Absent),
                 ],
                 &[
                     "Reach",
@@ -427,6 +429,7 @@ mod tests {
                     "Reach",
                     "Start",
                     "Open",
+                    "Reach",
                     "here: a daemon was started and is not there any more.",
                 ],
             ),
@@ -460,8 +463,21 @@ mod tests {
             ),
             (
                 "its door closed just then",
-                vec![(0, Wanted), (1, Connected), (2, Ended), (3, Started(Ok(()))), (5, Ended)],
-                &["Reach", "Open", "Start", "Open", "here: the daemon ends connections before it answers them."],
+                vec![
+                    (0, Wanted),
+                    (1, Connected),
+                    (2, Ended),
+                    (3, Woke),
+                    (52, Woke),
+                    (53, Absent),
+                    (60, Started(Ok(()))),
+                ],
+                &["Reach", "Open", "Reach", "Start", "Open"],
+            ),
+            (
+                "it ends each connection",
+                vec![(0, Wanted), (1, Connected), (2, Ended), (52, Woke), (53, Connected), (54, Ended)],
+                &["Reach", "Open", "Reach", "Open", "here: the daemon ends connections before it answers them."],
             ),
             (
                 "an older one serves and is asked to look for its next version, once",

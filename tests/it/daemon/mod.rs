@@ -321,6 +321,7 @@ async fn fifty_who_start_at_once_have_one() {
     let all = futures_util::future::join_all(starts).await;
     let lives: HashSet<String> = all.iter().map(|said| said["generation"].to_string()).collect();
     assert_eq!(lives.len(), 1, "{lives:?}");
+    assert_eq!(all.iter().filter(|said| said["started"] == true).count(), 1, "one of them has started it: {all:?}");
     the_daemon(&rig).await;
     end(&rig).await;
 }

@@ -81,15 +81,14 @@ pub(super) fn start(options: &DaemonStartOptions) -> ExitCode {
         say(&format!("phone-opus: the state directory: failed to {}", chain(&error)));
         return ExitCode::FAILURE;
     }
-    let ran = matches!(look(&dir, socket.as_deref()), DaemonLook::There(_));
     let launch = rollout_with(Vec::new()).map(|setup| setup.launch.path);
     let start = DaemonStart::new(dir, program(), &Environment::capture(), DaemonStarter::Person)
         .at(socket)
         .called(launch)
         .with(serving(&options.serves));
-    let hello = match start.connect(PATIENCE) {
-        Ok(stream) => ask(&stream, HELLO, ANSWER).map_err(|error| chain(&error)),
-        Err(error) => Err(chain(&error)),
+    let (ran, hello) = match start.find(PATIENCE) {
+        Ok(found) => (!found.started, ask(&found.stream, HELLO, ANSWER).map_err(|error| chain(&error))),
+        Err(error) => (false, Err(chain(&error))),
     };
     match hello {
         Ok(DaemonAnswer::Hello { build, generation, pid, .. }) => {
