@@ -7,7 +7,7 @@
 use std::time::{Duration, Instant};
 
 use phone_opus::internals::tools::consult::KEY_OF_BRIDGE;
-use phone_opus::testkit::{Client, Rig, tried_program};
+use phone_opus::testkit::{Client, Rig, tried_program, until};
 use serde_json::{Value, json};
 
 use super::peer::{Door, OTHER_TOOLS};
@@ -122,6 +122,11 @@ async fn tools_of_another_version_are_told_of_and_listed_there() {
     assert!(listed["result"]["tools"].as_array().is_some_and(|tools| tools.len() == 6), "{listed}");
     let mut guest = door.guest().await;
     guest.open("999.0.0", Some(OTHER_TOOLS)).await;
+    // Before it has heard of them, it lists its own.
+    until("the client is told that there are others", async || {
+        (!client.notifications("notifications/tools/list_changed").is_empty()).then_some(())
+    })
+    .await;
     let sent = client.send("tools/list", json!({})).await;
     let asked = guest.asked("tools/list").await;
     guest.say(&json!({"jsonrpc": "2.0", "id": asked["id"], "result": {"tools": []}})).await;
