@@ -117,7 +117,7 @@ fn main() {
                         Err(_) => Err("took too long".to_owned()),
                     }
                 });
-                taken.entry((row.id, name)).or_default().push(figure);
+                taken.entry((row.id, *name)).or_default().push(figure);
             }
         }
     }

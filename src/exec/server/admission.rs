@@ -17,11 +17,19 @@ use std::io::Read as _;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use sha2::{Digest as _, Sha256};
 
 /// What the kernel says of a user whom this namespace has no number for.
 pub const OVERFLOW_UID: u32 = 65_534;
+
+/// How often the kernel's table is read for one peer. It is given out in pieces, and while other sockets come and go a row may be
+/// passed over.
+const LOOKS: u32 = 8;
+
+/// The pause between two of them.
+const LOOK_PAUSE: Duration = Duration::from_millis(5);
 
 /// Bytes of a token; what `openssl rand -hex 32` gives is 64.
 const TOKEN_LEAST: usize = 16;
@@ -152,12 +160,18 @@ pub fn is_loopback(address: IpAddr) -> bool {
 
 /// Whose process the other end of a connection is, by the kernel's table of sockets; `None` where it does not say: it is on another
 /// machine or in another network namespace, it is closing, or this is no Linux.
+///
+/// Reads files, and waits [`LOOKS`] times [`LOOK_PAUSE`] for whom it does not find: not for the runtime's thread.
 #[must_use]
 pub fn peer_uid(peer: SocketAddr, ours: SocketAddr) -> Option<u32> {
-    ["/proc/self/net/tcp", "/proc/self/net/tcp6"]
-        .iter()
-        .filter_map(|table| std::fs::read_to_string(table).ok())
-        .find_map(|table| uid_in(&table, peer, ours))
+    let tables = ["/proc/self/net/tcp", "/proc/self/net/tcp6"];
+    (0..LOOKS).find_map(|look| {
+        if look > 0 {
+            std::thread::sleep(LOOK_PAUSE);
+        }
+        let mut read = tables.iter().filter_map(|table| std::fs::read_to_string(table).ok());
+        read.find_map(|table| uid_in(&table, peer, ours))
+    })
 }
 
 /// The user of the established socket with these ends.

@@ -7,7 +7,7 @@
 //!
 //! Invariants:
 //! 1. A process whose session is attached, or was a moment ago, waits for its reader; another never does.
-//! 2. A session that ends takes every process along that it started, whatever it did since.
+//! 2. A session that ends takes every group along that it started; what left its group ends when no session is left.
 //! 3. Who was lost is detached at once, whatever was in flight for it.
 
 use std::collections::{HashMap, VecDeque};
@@ -98,7 +98,7 @@ struct Shared {
     state: Mutex<State>,
     connections: AtomicU64,
     /// Told when what is due next may have changed.
-    due: Notify,
+    due: Arc<Notify>,
 }
 
 struct State {
@@ -151,15 +151,16 @@ impl ExecServer {
     pub fn new(options: ExecServerOptions) -> Self {
         let info = environment::describe(&options.environment, &options.cwd, lease_ms(options.lease));
         let table = SessionTable::new(options.lease);
+        let due = Arc::new(Notify::new());
         let shared = Arc::new(Shared {
             options,
             info,
             state: Mutex::new(State { table, sessions: HashMap::new(), ending: Vec::new(), doubts: HashMap::new() }),
             connections: AtomicU64::new(0),
-            due: Notify::new(),
+            due: Arc::clone(&due),
         });
         // It ends with the server, whose clock it is.
-        tokio::spawn(keep_time(Arc::downgrade(&shared)));
+        tokio::spawn(keep_time(Arc::downgrade(&shared), due));
         Self { shared }
     }
 
@@ -228,30 +229,27 @@ impl Drop for LostOnDrop {
 }
 
 /// Has leases run out and ended processes forgotten, and reaps what fell to this process.
-async fn keep_time(shared: Weak<Shared>) {
+async fn keep_time(shared: Weak<Shared>, due: Arc<Notify>) {
     loop {
-        let Some(alive) = shared.upgrade() else { return };
         let next = {
+            let Some(alive) = shared.upgrade() else { return };
             let mut state = alive.state();
             alive.perform(&mut state, TableEvent::Passed);
-            for session in state.sessions.values_mut() {
-                session.lingering.retain(|process| !process.handle.control().has_ended());
-            }
-            state.ending.retain(|process| !process.handle.control().has_ended());
-            if alive.options.orphans == Adopt::Yes {
-                // With the lock held: nothing is started between the look at the leaders and the look at the children.
-                reap_orphans(&state.leaders());
-            }
-            state.table.next_due()
+            let pause = state.clear_up(alive.options.orphans).then(|| Instant::now() + REAP_PAUSE);
+            [state.table.next_due(), pause].into_iter().flatten().min()
         };
-        let next = next.map_or_else(|| Instant::now() + REAP_PAUSE, |next| next.min(Instant::now() + REAP_PAUSE));
-        let due = alive.due.notified();
-        tokio::pin!(due);
-        let sleeping = tokio::time::sleep_until(next.into());
-        tokio::select! {
-            () = sleeping => {}
-            () = &mut due => {}
+        match next {
+            Some(next) => _ = tokio::time::timeout_at(next.into(), due.notified()).await,
+            // Nothing is there; whoever comes says so.
+            None => due.notified().await,
         }
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        // Its processes end with their handles, and its clock here.
+        self.due.notify_one();
     }
 }
 
@@ -321,6 +319,7 @@ impl Shared {
             _ => return Err(WireError::new(code::INTERNAL, "no session could be opened")),
         };
         state.sessions.entry(session_id.clone()).or_default();
+        self.due.notify_one();
         for process in state.processes_of(&session_id) {
             // What its reader did not have is kept for it, until it says where it stands.
             process.session.attach(process.session.released());
@@ -418,6 +417,27 @@ impl Shared {
 }
 
 impl State {
+    /// Lets go of what is over, and reaps what fell to this process. Whether there may be more to do in a while.
+    fn clear_up(&mut self, orphans: Adopt) -> bool {
+        for session in self.sessions.values_mut() {
+            session.lingering.retain(|process| !process.handle.control().has_ended());
+        }
+        self.ending.retain(|process| !process.handle.control().has_ended());
+        let mut living = Vec::new();
+        if orphans == Adopt::Yes {
+            // With the lock held: nothing is started between the look at the leaders and the look at the children.
+            living = reap_orphans(&self.leaders());
+            if self.sessions.is_empty() {
+                // What left its group was some ended session's.
+                for orphan in &living {
+                    // Ours to reap, so the number cannot have become somebody else's.
+                    let _ = rustix::process::kill_process(*orphan, rustix::process::Signal::KILL);
+                }
+            }
+        }
+        !self.sessions.is_empty() || !self.ending.is_empty() || !living.is_empty()
+    }
+
     fn leaders(&self) -> Vec<u32> {
         let all = self.sessions.values().flat_map(|session| session.processes.values().chain(&session.lingering));
         let all = all.chain(&self.ending);
