@@ -304,10 +304,14 @@ impl ProcessLog {
 
     /// The peer can never be asked again, or its answer made no sense: what is missing is lost, and the session failed.
     ///
-    /// What waited behind a gap is published first. Does nothing after the end.
+    /// What waited behind a gap is published first, the close only where the exit is known. Does nothing after the end.
     pub fn fail(&mut self, message: impl Into<String>) {
         if self.terminal.is_some() {
             return;
+        }
+        if !self.exit_known() {
+            // A close without its exit would say that it ended, and not how.
+            self.pending.retain(|_, waiting| !matches!(waiting, Pending::Closed));
         }
         if let Some((&last, _)) = self.pending.last_key_value() {
             self.asked = self.asked.max(last);

@@ -211,6 +211,28 @@ fn failing_publishes_what_waited_and_then_exactly_one_terminal() {
     }
 }
 
+/// Found as seed 20266075 of the random schedules.
+#[test]
+fn a_close_that_waited_for_its_exit_is_a_failure_when_nobody_can_be_asked() {
+    for exit_arrived in [true, false] {
+        let mut core = ProcessLog::new();
+        feed(&mut core, &output(2));
+        if exit_arrived {
+            feed(&mut core, &ProcessEvent::Exited { seq: 3, code: 7 });
+        }
+        feed(&mut core, &ProcessEvent::Closed { seq: 4 });
+        core.fail("connection lost");
+        let events = all_after(&core, 0);
+        let lost = ProcessEvent::Lagged { from: 1, to: 1 };
+        if exit_arrived {
+            let exited = ProcessEvent::Exited { seq: 3, code: 7 };
+            assert_eq!(events, [lost, output(2), exited, ProcessEvent::Closed { seq: 4 }]);
+        } else {
+            assert_eq!(events, [lost, output(2), ProcessEvent::Failed { message: "connection lost".to_owned() }]);
+        }
+    }
+}
+
 #[test]
 fn the_ring_keeps_the_tail_the_exit_and_the_end() {
     let mut core = ProcessLog::new();
