@@ -405,11 +405,8 @@ pub fn connector(target: ExecTarget, token: Option<String>) -> Connector {
                 Ok((reader, writer, guard)) => Ok(Streams { reader, writer, ending: Some(guard.end().boxed()) }),
                 Err(error) => {
                     let retry = match &error {
-                        // What stands before a server refuses while the server is away.
-                        TransportError::Unreachable { .. }
-                        | TransportError::TimedOut { .. }
-                        | TransportError::Refused { .. } => Retry::Later,
-                        TransportError::NotBuilt { .. } => Retry::Never,
+                        TransportError::Unreachable { .. } | TransportError::TimedOut { .. } => Retry::Later,
+                        TransportError::Refused { .. } | TransportError::NotBuilt { .. } => Retry::Never,
                     };
                     let source = std::error::Error::source(&error).map(|source| format!(": {source}"));
                     Err(NoStreams { reason: format!("{error}{}", source.unwrap_or_default()), retry })

@@ -422,9 +422,10 @@ impl<R: Reply> RemoteCore<R> {
         if !matches!(self.stage, Stage::Connecting { .. }) {
             return;
         }
-        match retry {
-            Retry::Later => self.lost(&reason, now),
-            Retry::Never => self.fail(&reason),
+        match (retry, &self.session_id) {
+            (Retry::Never, None) => self.fail(&reason),
+            // A server that took us once is not what refuses now: what stands before it does, while it is away.
+            (Retry::Later | Retry::Never, _) => self.lost(&reason, now),
         }
     }
 

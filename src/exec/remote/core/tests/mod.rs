@@ -915,6 +915,25 @@ fn the_first_connection_is_tried_once() {
 }
 
 #[test]
+fn a_refusal_is_final_unless_the_server_had_taken_us_before() {
+    let refused = |generation| RemoteEvent::Unreachable { generation, reason: "401".to_owned(), retry: Retry::Never };
+    let mut rig = Rig::new(AfterACut::Resumed);
+    rig.step(RemoteEvent::Begun);
+    rig.step(refused(1));
+    assert!(rig.ended && rig.core.down_reason() == Some("401"));
+    let mut rig = Rig::up();
+    let seen = rig.start("p");
+    rig.cut();
+    rig.wait_ms(100);
+    rig.step(refused(2));
+    assert_eq!(rig.core.state(), RemoteState::Recovering);
+    rig.wait_ms(200);
+    rig.greet("s");
+    rig.answer_read(&run_of(1), 0);
+    assert_eq!(seen.events(), run_of(1));
+}
+
+#[test]
 fn a_process_the_server_forgot_fails_alone() {
     let mut rig = Rig::up();
     let (lost, kept) = (rig.start("p"), rig.start("q"));
