@@ -10,6 +10,9 @@
 //!                                                                      what lies below the home
 //! ```
 //!
+//! A directory of another machine ([`elsewhere`]) is none of this one's, and only its name can be judged here: by the directories the
+//! user lists for its agent ([`judge_elsewhere`]). What its links lead to is asked from its machine, by whoever runs there.
+//!
 //! Invariants: (1) only resolved paths are judged, so neither `..` nor a link leads anywhere else; (2) what cannot be resolved
 //! grants nothing; (3) a store of secrets is refused to everybody, whatever lies around it.
 
@@ -22,7 +25,7 @@ use serde::{Deserialize, Serialize};
 pub const ROOTS: usize = 64;
 
 /// What names our own state directory, wherever it lies.
-const DATABASE: &str = "phone-opus.db";
+pub const DATABASE: &str = "phone-opus.db";
 
 /// Stores of secrets, by the end of their names, wherever they lie. In lower case.
 const SECRETS: &[&[&str]] = &[
@@ -86,6 +89,49 @@ pub fn is_secret(path: &Path) -> bool {
 #[must_use]
 pub fn is_state(dir: &Path) -> bool {
     fs::symlink_metadata(dir.join(DATABASE)).is_ok()
+}
+
+/// The workspace of jobs whose agent runs on another machine: `AGENT:/DIR`, which is no path of this one, so that jobs of two
+/// machines never share a turn, a key or what was not read.
+#[must_use]
+pub fn elsewhere(agent: &str, dir: &Path) -> PathBuf {
+    let mut name = std::ffi::OsString::from(agent);
+    name.push(":");
+    name.push(dir);
+    name.into()
+}
+
+/// The agent and the directory of such a workspace; `None` for one of this machine.
+#[must_use]
+pub fn of_elsewhere(workspace: &Path) -> Option<(&str, &Path)> {
+    let (agent, dir) = workspace.to_str()?.split_once(':')?;
+    (!agent.is_empty() && !agent.contains('/') && dir.starts_with('/')).then(|| (agent, Path::new(dir)))
+}
+
+/// A directory of another machine as its name says it: absolute, without dots.
+///
+/// # Errors
+///
+/// What is wrong with it. `..` is refused: where it leads depends on links of that machine.
+pub fn named_elsewhere(dir: &Path) -> Result<PathBuf, &'static str> {
+    if !dir.is_absolute() {
+        return Err("is not absolute");
+    }
+    if dir.components().any(|part| part == Component::ParentDir) {
+        return Err("holds `..`");
+    }
+    Ok(dir.components().collect())
+}
+
+/// Whether an agent may look into this directory of its machine, as [`named_elsewhere`] gives it, whose `home` there may be known.
+///
+/// # Errors
+///
+/// Why not.
+pub fn judge_elsewhere(dir: &Path, workspaces: &[PathBuf], home: Option<&Path>) -> Result<(), PlaceRefused> {
+    let grounds = Grounds { home: home.map(Path::to_owned), ..Grounds::default() };
+    grounds.judge_secrets(dir)?;
+    if workspaces.iter().any(|granted| dir.starts_with(granted)) { Ok(()) } else { Err(PlaceRefused::Outside) }
 }
 
 /// What a system knows about where its clients may look.
@@ -167,6 +213,15 @@ impl PlaceRefused {
         match self {
             Self::Secrets => "is a store of secrets, which no consult looks into",
             Self::Outside => "is outside of what this server may look into",
+        }
+    }
+
+    /// The same of a directory of another machine.
+    #[must_use]
+    pub const fn wrong_elsewhere(self) -> &'static str {
+        match self {
+            Self::Secrets => self.wrong(),
+            Self::Outside => "is outside of what this agent may look into there",
         }
     }
 
@@ -340,6 +395,42 @@ mod tests {
         assert_eq!(owner.judge_secrets(Path::new("/home/u/.aws")), SECRET);
         let homeless = Grounds { home: Some("/".into()), ..grounds("/", &[], &[]) };
         assert_eq!(homeless.judge(Path::new("/etc")), OUT, "a home that is everything grants nothing");
+    }
+
+    #[test]
+    fn a_directory_of_another_machine_is_judged_by_its_name_and_its_agents_list() {
+        let workspaces = [PathBuf::from("/srv/w"), PathBuf::from("/home/b")];
+        let judged = |dir: &str, home: Option<&str>| {
+            let named = named_elsewhere(Path::new(dir)).map_err(|wrong| wrong.to_owned())?;
+            judge_elsewhere(&named, &workspaces, home.map(Path::new)).map_err(|refused| format!("{refused:?}"))
+        };
+        for (dir, home, want) in [
+            ("/srv/w", None, Ok(())),
+            ("/srv/w/deep/./er/", None, Ok(())),
+            ("/srv/ww", None, Err("Outside")),
+            ("/srv", None, Err("Outside")),
+            ("/", None, Err("Outside")),
+            ("srv/w", None, Err("is not absolute")),
+            ("/srv/w/../x", None, Err("holds `..`")),
+            ("/srv/w/.ssh", None, Err("Secrets")),
+            ("/srv/w/.docker", None, Ok(())),
+            ("/srv/w/.docker", Some("/srv/w"), Err("Secrets")),
+            ("/home/b/.claude", None, Err("Secrets")),
+            ("/home/b/.config/gh", None, Err("Secrets")),
+        ] {
+            assert_eq!(judged(dir, home), want.map_err(str::to_owned), "{dir} with the home {home:?}");
+        }
+    }
+
+    #[test]
+    fn the_workspace_of_another_machine_is_told_from_every_path_of_this_one() {
+        let there = elsewhere("box", Path::new("/srv/w"));
+        assert_eq!(there, Path::new("box:/srv/w"));
+        assert_eq!(of_elsewhere(&there), Some(("box", Path::new("/srv/w"))));
+        assert!(there.is_relative() && !there.starts_with("/"));
+        for here in ["/srv/w", "/a:/srv", "", ":/srv", "box:srv", "a/b:/srv", "box"] {
+            assert_eq!(of_elsewhere(Path::new(here)), None, "{here}");
+        }
     }
 
     #[test]

@@ -16,6 +16,7 @@ use futures_util::future::{BoxFuture, FutureExt as _};
 
 use super::classify::{Profile, Sessions, classify};
 use super::probe::{self, Asked, Features};
+use super::there::{self, AskedThere, There};
 use super::{
     Agent, AgentCommand, AgentEvent, Credential, Environment, OutputParser, PayerKnown, Payment, ResumedId, RunEnd,
     RunRequest, RunVerdict, StreamJson, check_prompt, environment, programs,
@@ -54,6 +55,10 @@ const OWN_VARIABLES: &[(&str, &str)] = &[
     // It has no terminal, and neither have the programs it runs: what they say is read by a model.
     ("NO_COLOR", "1"),
 ];
+
+/// The rule that keeps what was asked on another machine from an agent there: nothing says here where that one keeps it, so it is
+/// the usual place.
+const STATE_RULE_THERE: &str = "Read(~/.local/state/phone_opus/**)";
 
 const PROFILE: Profile = Profile {
     title: "Claude Code",
@@ -123,6 +128,37 @@ impl ClaudeCode {
         probe::answer(Asked { program, env: &env, cwd, descriptors: descriptors(environment) }, words).await
     }
 
+    /// What to run on another machine: of the caller's environment what may travel, of that machine's own the core.
+    async fn prepare_there(
+        &self,
+        run: &RunRequest<'_>,
+        there: &There<'_>,
+        state_dir: &Path,
+    ) -> Result<AgentCommand, Fault> {
+        let billing = run.request.billing;
+        let mut granted = environment::for_there(run.environment, billing, &self.variables).granted;
+        for (name, value) in OWN_VARIABLES {
+            granted.set(name, *value);
+        }
+        granted.set("NO_COLOR", "1");
+        granted.set_run(run);
+        let mut env: Vec<_> = granted.env.into_iter().collect();
+        let asked = AskedThere { env: &env, cwd: &run.request.cwd };
+        let resumes = run.request.session_id.is_some();
+        let (program, features) = probe::for_a_run_there(there, self.name(), asked, state_dir, resumes).await?;
+        there::set_path(&mut env, &program);
+        Ok(AgentCommand {
+            args: arguments(run.request, &features, STATE_RULE_THERE),
+            program: program.program,
+            env,
+            stdin: Bytes::from(with_prefix(&run.request.prompt)),
+            prompt_prefix_injected: true,
+            key_withheld: granted.key_withheld,
+            payment: Payment { billing, credential: granted.credential },
+            resumed_id: if features.fork_session { ResumedId::Same } else { ResumedId::New },
+        })
+    }
+
     fn granted(&self, environment: &Environment, billing: Billing, program: &Path) -> environment::Granted {
         let mut granted = environment::for_claude(environment, billing, &self.variables);
         for (name, value) in OWN_VARIABLES {
@@ -181,6 +217,9 @@ impl Agent for ClaudeCode {
     ) -> BoxFuture<'a, Result<AgentCommand, Fault>> {
         async move {
             check_request(run.request)?;
+            if let Some(there) = &run.there {
+                return self.prepare_there(run, there, state_dir).await;
+            }
             let program = self.locate(run.environment)?;
             check_config_dir(run.environment)?;
             let billing = run.request.billing;
@@ -195,11 +234,9 @@ impl Agent for ClaudeCode {
                 descriptors: descriptors(run.environment),
             };
             let features = probe::for_a_run(asked, state_dir, run.request.session_id.is_some()).await;
-            let mut stdin = String::with_capacity(PROMPT_PREFIX.len() + run.request.prompt.len());
-            stdin.push_str(PROMPT_PREFIX);
-            stdin.push_str(&run.request.prompt);
+            let stdin = with_prefix(&run.request.prompt);
             Ok(AgentCommand {
-                args: arguments(run.request, &features, state_dir),
+                args: arguments(run.request, &features, &state_rule(state_dir)),
                 program,
                 env,
                 stdin: Bytes::from(stdin),
@@ -303,8 +340,16 @@ fn check_request(request: &ConsultRequest) -> Result<(), Fault> {
     Ok(())
 }
 
-/// The command line. The prompt is not in it.
-fn arguments(request: &ConsultRequest, features: &Features, state_dir: &Path) -> Vec<OsString> {
+/// The prompt as the agent gets it.
+fn with_prefix(prompt: &str) -> String {
+    let mut stdin = String::with_capacity(PROMPT_PREFIX.len() + prompt.len());
+    stdin.push_str(PROMPT_PREFIX);
+    stdin.push_str(prompt);
+    stdin
+}
+
+/// The command line. The prompt is not in it. `own` keeps what others asked from the agent.
+fn arguments(request: &ConsultRequest, features: &Features, own: &str) -> Vec<OsString> {
     let mut args: Vec<OsString> = ["-p", "--output-format", "stream-json", "--verbose"].map(OsString::from).into();
     let mut add = |words: &[&str]| args.extend(words.iter().map(OsString::from));
     if features.tools {
@@ -314,9 +359,8 @@ fn arguments(request: &ConsultRequest, features: &Features, state_dir: &Path) ->
         add(&["--restricted"]);
     }
     // The directory of a consult may hold ours, so this is asked of a confined agent as well.
-    let own = state_rule(state_dir);
     if features.restricted && features.tools {
-        add(&["--disallowedTools", &own]);
+        add(&["--disallowedTools", own]);
     } else {
         add(&["--disallowedTools", &format!("{DENY_RULES},{own}")]);
     }
@@ -361,7 +405,7 @@ mod tests {
     #[test]
     fn the_command_line_is_the_read_only_one() {
         assert_eq!(
-            words(&arguments(&request("p"), &Features::newest(), Path::new("/state dir/po"))),
+            words(&arguments(&request("p"), &Features::newest(), &state_rule(Path::new("/state dir/po")))),
             [
                 "-p",
                 "--output-format",
@@ -391,7 +435,7 @@ mod tests {
             ..request("p")
         };
         assert_eq!(
-            words(&arguments(&full, &Features::newest(), Path::new("/state dir/po")))[16..],
+            words(&arguments(&full, &Features::newest(), &state_rule(Path::new("/state dir/po"))))[16..],
             [
                 "--max-turns",
                 "7",
@@ -416,7 +460,7 @@ mod tests {
             strict_mcp_config: false,
             ..Features::newest()
         };
-        let args = arguments(&request("p"), &old, Path::new("/s"));
+        let args = arguments(&request("p"), &old, &state_rule(Path::new("/s")));
         let rules = format!("{DENY_RULES},Read(//s/**)");
         assert_eq!(words(&args)[4..8], ["--tools", "Read,Grep,Glob", "--disallowedTools", &rules]);
         for flag in ["--restricted", "--permission-prompts", "--setting-sources", "--strict-mcp-config"] {
@@ -445,6 +489,7 @@ mod tests {
             chain: ChainId::random(),
             depth: 0,
             environment: &environment,
+            there: None,
         };
         let command = ClaudeCode::default().prepare(&run, dir.path()).await.expect("a command");
         assert_eq!(&command.stdin[..], format!("{PROMPT_PREFIX}/clear CANARY @/etc/passwd").as_bytes());

@@ -264,6 +264,9 @@ const LOADER: &[&str] = &[
 /// Says to a runner that a way to pay is in its host's environment and was withheld from it.
 const WITHHELD: &str = "PHONE_OPUS_KEY_WITHHELD";
 
+/// What says how Claude Code is installed here.
+const THIS_MACHINES: &[&str] = &["CLAUDE_CODE_CERT_STORE", "USE_BUILTIN_RIPGREP", "CLAUDE_CODE_CLIENT_KEY_PASSPHRASE"];
+
 /// Marks of a host's own session: an agent that had them would take itself for a part of it.
 const HOST_MARKERS: &[&str] = &[
     "CLAUDECODE",
@@ -523,6 +526,49 @@ impl Granted {
     }
 }
 
+/// What of a caller's environment travels to an agent on another machine.
+pub(super) struct Travels {
+    pub(super) granted: Granted,
+    logs_in: bool,
+}
+
+impl Travels {
+    /// Whether the agent is logged in by it, and not by what it finds there.
+    pub(super) fn brings_a_login(&self) -> bool {
+        self.logs_in
+    }
+}
+
+/// What Claude Code gets of a caller's environment when it runs on another machine: of what it would get here the names that are
+/// its own and the user's choice, and no path. What every agent gets is that machine's own.
+pub(super) fn for_there(env: &Environment, billing: Billing, chosen: &[String]) -> Travels {
+    let mut granted = for_claude(env, billing, chosen);
+    granted.env.retain(|name, value| name.to_str().is_some_and(|name| travels(name, value)));
+    let is_login = |name: &OsString| {
+        name.to_str()
+            .is_some_and(|name| name == LOGIN_TOKEN || matches!(claude_grant(name), Grant::ForPay | Grant::ForCloud(_)))
+    };
+    let logs_in = granted.env.keys().any(is_login);
+    Travels { granted, logs_in }
+}
+
+/// Whether a variable that an agent here would get means the same on another machine.
+fn travels(name: &str, value: &OsStr) -> bool {
+    if common(name) || of_a_shim(name) || THIS_MACHINES.contains(&name) {
+        return false;
+    }
+    let is_place = |ends: &[&str]| ends.iter().any(|end| name.ends_with(end));
+    match value_of(name) {
+        Path | Paths => false,
+        Text => true,
+        Unlisted => {
+            let bytes = value.as_bytes();
+            let named = is_place(LIST_ENDINGS) || is_place(PATH_ENDINGS);
+            !named && !bytes.starts_with(b"/") && !bytes.starts_with(b"~") && !bytes.starts_with(b"file:")
+        }
+    }
+}
+
 /// What an agent that needs nothing of its own gets.
 pub(super) fn for_offline(env: &Environment) -> Granted {
     let env = env
@@ -654,6 +700,48 @@ mod tests {
         }
         for name in HOST_MARKERS {
             assert!(!passes(name, Billing::Subscription) && !passes(name, Billing::ApiKey), "{name}");
+        }
+    }
+
+    #[test]
+    fn to_another_machine_travels_what_is_the_agents_own_and_no_place() {
+        // name, value, under subscription, under api_key
+        let table = [
+            ("HOME", "/home/one", false, false),
+            ("PATH", "/bin", false, false),
+            ("USER", "one", false, false),
+            ("LANG", "C", false, false),
+            ("TZ", "UTC", false, false),
+            ("TMPDIR", "/tmp", false, false),
+            ("HTTPS_PROXY", "http://127.0.0.1:1", false, false),
+            ("XDG_CONFIG_HOME", "/home/one/.config", false, false),
+            ("XDG_SESSION_ID", "3", false, false),
+            ("SSL_CERT_FILE", "/etc/ca.pem", false, false),
+            ("CLAUDE_CONFIG_DIR", "/home/one/.claude", false, false),
+            ("CLAUDE_CODE_CLIENT_CERT", "/c.pem", false, false),
+            ("CLAUDE_CODE_CLIENT_KEY_PASSPHRASE", "p", false, false),
+            ("USE_BUILTIN_RIPGREP", "0", false, false),
+            ("MISE_NODE_VERSION", "20", false, false),
+            ("VOLTA_HOME", "/v", false, false),
+            ("CLAUDE_CODE_OAUTH_TOKEN", "t", true, true),
+            ("API_TIMEOUT_MS", "9", true, true),
+            ("ANTHROPIC_MODEL", "opus", true, true),
+            ("ANTHROPIC_LOG_FILE", "/l", false, false),
+            ("ANTHROPIC_SOMETHING", "/home/one/x", false, false),
+            ("ANTHROPIC_API_KEY", "k", false, true),
+            ("ANTHROPIC_BASE_URL", "https://gateway", false, true),
+            ("GOOGLE_APPLICATION_CREDENTIALS", "/g.json", false, false),
+            ("MINE", "1", true, true),
+            ("MINE_FILE", "x", false, false),
+            ("OTHER", "1", false, false),
+        ];
+        let chosen = ["MINE", "MINE_FILE"].map(str::to_owned);
+        for (name, value, subscription, api_key) in table {
+            let env: Environment = [(name, value), ("CLAUDE_CODE_USE_VERTEX", "1")].into_iter().collect();
+            for (billing, want) in [(Billing::Subscription, subscription), (Billing::ApiKey, api_key)] {
+                let travels = for_there(&env, billing, &chosen).granted.env;
+                assert_eq!(travels.contains_key(OsStr::new(name)), want, "{name} under {billing:?}");
+            }
         }
     }
 

@@ -33,8 +33,10 @@ pub mod offline;
 mod payer;
 mod probe;
 mod programs;
+mod site;
 mod stream_json;
 mod summary;
+mod there;
 mod values;
 mod words;
 
@@ -49,8 +51,10 @@ pub use lines::{AgentLine, LineSplitter, MAX_LINE_BYTES};
 pub use offline::Offline;
 pub use payer::{ExtraUsage, PayerGuard, PayerKnown};
 pub use probe::Features;
+pub use site::{AgentElsewhere, AgentSite, AgentSites, SITE_AGENTS};
 pub use stream_json::StreamJson;
 pub use summary::{RunSummary, Started};
+pub use there::{There, core_environment};
 
 /// Bytes of prompt an agent is given.
 ///
@@ -62,6 +66,11 @@ pub const MAX_PROMPT_BYTES: usize = 1_000_000;
 pub trait Agent: Send + Sync {
     /// The name callers use.
     fn name(&self) -> &str;
+
+    /// The machine its process runs on, when that is not this one.
+    fn site(&self) -> Option<&AgentSite> {
+        None
+    }
 
     /// The agent's program, as an absolute path that is executable. Links are not resolved: a program may look at the
     /// name it is called by.
@@ -151,6 +160,8 @@ pub struct RunRequest<'a> {
     pub depth: u32,
     /// The host's environment, as it was when the host started.
     pub environment: &'a Environment,
+    /// The machine it is to run on, when that is not this one.
+    pub there: Option<There<'a>>,
 }
 
 /// A command ready to be spawned in the request's `cwd`, with this environment and nothing else.

@@ -28,6 +28,10 @@ use serde::{Deserialize, Serialize};
 use tokio::io::AsyncReadExt as _;
 use tokio::process::{Child, Command};
 
+use super::there::{AskedThere, Candidate, There, is_missing};
+use crate::base::fault::Fault;
+use crate::exec::ExecTarget;
+use crate::exec::backend::ProcessStartError;
 use crate::exec::local::{EndsWithUs, as_a_program};
 
 /// Time for one of the two questions. They take 0.3 s; a wrapper that downloads something may take longer than this,
@@ -135,6 +139,13 @@ impl ProgramStamp {
         })
     }
 
+    /// What stands for a program of another machine, whose file is not looked at: what is kept of it is kept by its versions, and
+    /// forgotten when one does not know an option.
+    fn elsewhere(target: &ExecTarget, program: &Path) -> Self {
+        let path = [target.to_string().as_bytes(), b"\0", program.as_os_str().as_bytes()].concat();
+        Self { path, size: 0, mtime: 0, mtime_nsec: 0, inode: 0 }
+    }
+
     /// A name for the cache file (FNV-1a of the path). Two paths that collide only cost each other's cache.
     fn file_name(&self) -> String {
         let hash = self.path.iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
@@ -194,6 +205,81 @@ pub(super) async fn features(asked: Asked<'_>, state_dir: &Path) -> Features {
     probe(asked, state_dir, DEADLINE).await
 }
 
+/// The program on another machine, and what a run of it may use.
+///
+/// # Errors
+///
+/// `agent_missing`: it is not there.
+///
+/// # Cancel safety
+///
+/// May be dropped at any time; what it started is ended by its machine.
+pub(super) async fn for_a_run_there(
+    there: &There<'_>,
+    name: &str,
+    asked: AskedThere<'_>,
+    state_dir: &Path,
+    resumes: bool,
+) -> Result<(Candidate, Features), Fault> {
+    let first = there.first(name);
+    if let Some(known) = known_there(there, &first, state_dir, resumes) {
+        return Ok((first, known));
+    }
+    match features_there(there, &first, asked, state_dir).await {
+        Ok(features) => return Ok((first, features)),
+        Err(error) if is_missing(&error) => {}
+        // Whatever else is wrong with it, the start of the agent itself says it.
+        Err(_) => return Ok((first, Features::newest())),
+    }
+    let Some(found) = there.elsewhere(name).await else { return Err(there.missing(name)) };
+    let features = match known_there(there, &found, state_dir, resumes) {
+        Some(known) => known,
+        None => features_there(there, &found, asked, state_dir).await.unwrap_or_else(|_| Features::newest()),
+    };
+    Ok((found, features))
+}
+
+/// What a run may use without asking, as in [`for_a_run`].
+fn known_there(there: &There<'_>, program: &Candidate, state_dir: &Path, resumes: bool) -> Option<Features> {
+    let stamp = ProgramStamp::elsewhere(&there.site.target, &program.program);
+    let mut known = cached(&place(&stamp, state_dir).1, &stamp);
+    (!resumes && known.iter().all(|version| version.missing().is_empty())).then(|| known.pop()).flatten()
+}
+
+/// As [`features`]; both questions at once, since the way may be long.
+async fn features_there(
+    there: &There<'_>,
+    program: &Candidate,
+    asked: AskedThere<'_>,
+    state_dir: &Path,
+) -> Result<Features, ProcessStartError> {
+    let (version, help) =
+        tokio::join!(there.ask(program, asked, &["--version"]), there.ask(program, asked, &["--help"]));
+    let version = version?.and_then(|text| first_line(&text));
+    let Some(features) = Features::from_help(&help?.unwrap_or_default(), version) else {
+        tracing::debug!("the agent's help could not be read; the newest version is assumed");
+        return Ok(Features::newest());
+    };
+    if features.version.is_some() {
+        let fingerprint = ProgramStamp::elsewhere(&there.site.target, &program.program);
+        let (directory, cache) = place(&fingerprint, state_dir);
+        let mut versions = cached(&cache, &fingerprint);
+        versions.retain(|known| known.version != features.version);
+        versions.push(features.clone());
+        versions.drain(..versions.len().saturating_sub(VERSIONS_KEPT));
+        if let Err(error) = keep(&directory, &cache, &Cached { fingerprint, versions }) {
+            tracing::debug!(%error, "the probe of the agent could not be cached");
+        }
+    }
+    Ok(features)
+}
+
+/// What `--version` says.
+fn first_line(text: &str) -> Option<String> {
+    let first = text.lines().next()?.trim();
+    (!first.is_empty()).then(|| first.chars().take(80).collect())
+}
+
 async fn probe(asked: Asked<'_>, state_dir: &Path, deadline: Duration) -> Features {
     let Ok(fingerprint) = ProgramStamp::of(asked.program) else { return Features::newest() };
     let (directory, cache) = place(&fingerprint, state_dir);
@@ -205,10 +291,7 @@ async fn probe(asked: Asked<'_>, state_dir: &Path, deadline: Duration) -> Featur
     } else {
         (ask(asked, &["--version"], deadline).await, None)
     };
-    let version = version.and_then(|text| {
-        let first = text.lines().next()?.trim();
-        (!first.is_empty()).then(|| first.chars().take(80).collect::<String>())
-    });
+    let version = version.and_then(|text| first_line(&text));
     if let Some(features) = known.iter().find(|known| version.is_some() && known.version == version) {
         return features.clone();
     }
@@ -238,6 +321,12 @@ pub(super) fn forget(program: &Path, state_dir: &Path) {
         // What is not there is forgotten.
         let _ = fs::remove_file(place(&fingerprint, state_dir).1);
     }
+}
+
+/// The same of a program of another machine.
+pub(super) fn forget_there(target: &ExecTarget, program: &Path, state_dir: &Path) {
+    // What is not there is forgotten.
+    let _ = fs::remove_file(place(&ProgramStamp::elsewhere(target, program), state_dir).1);
 }
 
 /// Whether some program of this agent was found and asked here before: one that is missing now may be being replaced.

@@ -99,6 +99,24 @@ pub(super) fn searched(env: &Environment) -> String {
     format!("{path}, nor in ~/.local/bin, ~/.claude/local, /usr/local/bin, /opt/homebrew/bin and the like")
 }
 
+/// Where a program of another machine is looked for besides that machine's PATH: the same places, of its home.
+pub(super) fn places_below(home: &Path) -> impl Iterator<Item = PathBuf> {
+    let below: Vec<PathBuf> = BELOW_HOME.iter().map(|place| home.join(place)).collect();
+    below.into_iter().chain(OF_THE_MACHINE.iter().map(PathBuf::from))
+}
+
+/// These, in words.
+pub(super) const fn searched_below() -> &'static str {
+    "in ~/.local/bin, ~/.claude/local, /usr/local/bin, /opt/homebrew/bin and the like"
+}
+
+/// The PATH of a program that was found there: what a shell takes without one, and the program's own directory first.
+pub(super) fn path_beside(program: &Path) -> Option<OsString> {
+    let own = program.parent()?.to_owned();
+    let all = std::iter::once(own).chain(directories(Some(OsStr::new(WITHOUT_PATH))));
+    std::env::join_paths(all).ok()
+}
+
 /// The PATH this program is given: what there is without what is not absolute, then the directories the program itself is in.
 /// A script of a version manager's directory names its interpreter by name alone, and that lies beside it.
 pub(super) fn path_for(program: &Path, path: Option<&OsStr>) -> Option<OsString> {

@@ -134,6 +134,12 @@ fault_codes! {
     RunnerLost = "runner_lost", Process, Job, again;
     /// A pipe to a runner spoke something else than the exec protocol.
     RunnerProtocol = "runner_protocol", Transport, Job, again;
+    /// The exec server of the agent's machine was not reached; nothing was started there.
+    ExecUnreachable = "exec_unreachable", Transport, Transport, again;
+    /// The exec server of the agent's machine refused us, or cannot do what an agent needs.
+    ExecRefused = "exec_refused", Transport, Transport, never;
+    /// The exec server of the agent's machine was lost for longer than it waits for us, and the agent with it.
+    ExecLost = "exec_lost", Transport, Transport, again;
     /// The deadline of the request passed.
     DeadlineExceeded = "deadline_exceeded", Timeout, Job, again;
     /// The agent produced nothing for the stall time.

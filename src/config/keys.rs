@@ -17,8 +17,9 @@ use super::clients::ClientSettings;
 use super::kinds::{
     Count, Directories, Fill, Kind, Lay, Lower, Millis, Names, PerClient, Program, Seconds, Text, Word,
 };
+use super::sites::{AgentSettings, PerAgent};
 use super::{AGENT_ENV_MOST, ConfigError, LeftOut, RolloutMode, WorkerIsolation};
-use crate::agents::ExtraUsage;
+use crate::agents::{AgentSites, ExtraUsage};
 use crate::jobs::Billing;
 
 /// What is known of a key.
@@ -260,6 +261,11 @@ config_keys! {
         /// Directories a consult may look into beside the session's own.
         workspaces: Vec<PathBuf> = Vec::new(),
         what: "directories a consult may look into beside the session's own",
+    }
+    agents: BTreeMap<String, AgentSettings> as PerAgent {
+        /// Agents whose processes run on other machines.
+        agents: AgentSites = AgentSites::new(),
+        what: "an agent on another machine, which callers name NAME: [exec.md](exec.md)",
     }
     clients: BTreeMap<String, ClientSettings> as PerClient {
         /// What is different for single clients.

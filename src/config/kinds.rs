@@ -353,7 +353,7 @@ impl Lay<Vec<PathBuf>> for Directories {
     }
 }
 
-fn listed(items: impl Iterator<Item = String>) -> String {
+pub(super) fn listed(items: impl Iterator<Item = String>) -> String {
     let items: Vec<String> = items.map(|item| format!("`{item}`")).collect();
     if items.is_empty() { "none".to_owned() } else { items.join(", ") }
 }

@@ -11,6 +11,7 @@ pub mod clients;
 mod keys;
 mod kinds;
 mod project;
+mod sites;
 
 use std::path::Path;
 
@@ -19,6 +20,7 @@ use serde::{Deserialize, Serialize};
 pub use self::keys::{Config, Key, Settings};
 pub use self::kinds::Words;
 pub use self::project::{LeftOut, PROJECT_FILE};
+pub use self::sites::AgentSettings;
 use crate::base::nearest::nearest;
 
 /// A configuration that cannot be used.

@@ -119,7 +119,8 @@ fn a_project_lowers_limits_and_raises_none() {
 
 #[test]
 fn a_projects_file_that_cannot_be_used_is_left_out_whole_and_never_quoted() {
-    let cases: [(&[u8], &str); 13] = [
+    let cases: [(&[u8], &str); 14] = [
+        (b"[agents.SECRET]\nexec = \"unix:/SECRET\"\n", "sets agents, which may not be set by a project's file"),
         (b"x", "is no TOML (line 1)"),
         (b"timeout_s = 5\naws_secret_access_key = wJalr/SECRET\n", "is no TOML (line 2)"),
         (b"timeout_s = \"SECRET\"", "sets timeout_s to what is no limit"),
@@ -148,7 +149,7 @@ fn table() -> String {
     for key in Key::ALL {
         // A project's file may lower it; a table is written with a name of its own.
         let name = match (key.name, key.may_be_lowered()) {
-            ("clients", _) => "`clients.NAME`".to_owned(),
+            ("clients" | "agents", _) => format!("`{}.NAME`", key.name),
             (name, true) => format!("`{name}` *"),
             (name, false) => format!("`{name}`"),
         };
@@ -190,6 +191,10 @@ fn accepted(key: &Key) -> (String, String) {
         "agent_env" => ("[\"CI\", \"A_B\"]".to_owned(), "CI, A_B".to_owned()),
         "workspaces" => ("[\"/a\", \"/b\"]".to_owned(), "/a:/b".to_owned()),
         "clients" => ("{ x = { wait_s = 9 } }".to_owned(), String::new()),
+        "agents" => {
+            let site = "{ agent = \"claude\", exec = \"unix:/x\", workspaces = [\"/w\"] }";
+            (format!("{{ x = {site} }}"), String::new())
+        }
         _ => {
             let number = key.least().expect("the others are numbers") + 1;
             (number.to_string(), format!(" {number} "))
@@ -209,7 +214,7 @@ fn each_key_is_read_the_same_from_a_file_and_from_its_variable_and_changes_one_f
         let changed =
             changed.as_object().expect("fields").iter().filter(|(name, value)| unset[name.as_str()] != **value);
         assert_eq!(changed.count(), 1, "{}", key.name);
-        if key.name != "clients" {
+        if !["clients", "agents"].contains(&key.name) {
             let variable =
                 Settings::from_environment(|name| (name == key.variable()).then(|| in_variable.clone().into()));
             assert_eq!(config(variable.expect(key.name)), file, "{}", key.name);

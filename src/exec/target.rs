@@ -35,7 +35,7 @@ pub const FORMS: &str = "\"wss://HOST[:PORT]\", \"unix:/PATH\", \"ws://127.0.0.1
 
 /// A target as a configuration writes it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "a text or a list of words")]
 pub enum TargetWords {
     /// One text.
     Text(String),

@@ -162,8 +162,11 @@ impl Billing {
 pub struct ConsultRequest {
     /// The caller's text, without our prefix.
     pub prompt: String,
-    /// An absolute, existing directory; the agent runs there.
+    /// An absolute, existing directory, of `machine` where that is said; the agent runs there.
     pub cwd: PathBuf,
+    /// Where the agent's process runs, when that is not this machine: how that one is reached.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub machine: Option<String>,
     /// The agent that answers, by name.
     pub agent: String,
     /// The agent session to resume.
@@ -194,6 +197,7 @@ impl ConsultRequest {
         Self {
             prompt: prompt.into(),
             cwd: PathBuf::new(),
+            machine: None,
             agent: "claude".to_owned(),
             session_id: None,
             max_turns: None,
@@ -247,7 +251,7 @@ pub struct NewJob {
     /// all of them.
     #[serde(default)]
     pub given: Option<Vec<String>>,
-    /// The directory the job belongs to: `cwd`, made canonical.
+    /// The directory the job belongs to: `cwd`, made canonical; of another machine, [`elsewhere`](crate::places::elsewhere).
     pub workspace: PathBuf,
     /// Whether somebody waits.
     pub mode: JobMode,

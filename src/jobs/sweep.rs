@@ -5,7 +5,7 @@
 //! Invariants: (1) nothing is settled without holding the job's lock; (2) a process is ended only by the marks of its run
 //! (`leftovers`), never because of its pid alone; (3) a job that never started an agent may still be run, one that did is
 //! not run again; (4) an outcome its runner left in the job's directory is the job's outcome; where there is none, what the
-//! journal knows is told.
+//! journal knows is told; (5) L7: a job whose agent is on another machine is not settled before that machine has ended it.
 
 use std::collections::HashSet;
 
@@ -78,22 +78,31 @@ pub async fn sweep(
     Ok(orphans)
 }
 
+/// What came of settling a job.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Settlement {
+    /// It is terminal.
+    Terminal(Box<JobRecord>),
+    /// Its lock is held: somebody else looks after it.
+    InOtherHands,
+    /// Its agent is on another machine, and may live until then.
+    NotBefore(UnixMillis),
+}
+
 /// Settles a job whose runner is gone: ends what is left of it, then makes it terminal.
-///
-/// `None` when its lock is held, so that somebody else looks after it.
 ///
 /// # Errors
 ///
 /// The store cannot be used.
-pub async fn settle(store: &StoreHandle, dir: &StateDir, job: JobId, why: Fault) -> Result<Option<JobRecord>, Fault> {
+pub async fn settle(store: &StoreHandle, dir: &StateDir, job: JobId, why: Fault) -> Result<Settlement, Fault> {
     let lock = match JobLock::try_acquire(dir, job) {
         Ok(Some(lock)) => lock,
-        Ok(None) => return Ok(None),
+        Ok(None) => return Ok(Settlement::InOtherHands),
         Err(error) => return Err(Fault::new(FaultCode::StoreUnavailable, format!("failed to {error}."))),
     };
     let record = store.job(job).await?;
     if record.state.is_terminal() {
-        return Ok(Some(record));
+        return Ok(Settlement::Terminal(Box::new(record)));
     }
     let reaped = match record.process {
         // It looks through all processes, which takes milliseconds: not on the actors' thread.
@@ -109,6 +118,12 @@ pub async fn settle(store: &StoreHandle, dir: &StateDir, job: JobId, why: Fault)
         Some(reading) => reading.await.flatten(),
         None => outcome_file::read(dir, job),
     };
+    if left.is_none() && record.state == JobState::Running {
+        let now = UnixMillis::now();
+        if let Some(over) = store.lost_elsewhere(job, now).await?.filter(|over| *over > now) {
+            return Ok(Settlement::NotBefore(over));
+        }
+    }
     let LeftOutcome { state, outcome, at, .. } = match left {
         Some(left) => left,
         None => {
@@ -130,7 +145,7 @@ pub async fn settle(store: &StoreHandle, dir: &StateDir, job: JobId, why: Fault)
     drop(lock);
     // A permit or a session may be free now, and nobody is blocked on a run that is long dead.
     evidence::ring_all(dir);
-    Ok(Some(store.job(job).await?))
+    Ok(Settlement::Terminal(Box::new(store.job(job).await?)))
 }
 
 /// What is to be said of a job whose runner is gone, over what its journal knows.

@@ -11,15 +11,18 @@ use std::time::{Duration, Instant};
 
 use tokio::task::JoinSet;
 
+use super::elsewhere::Reached;
 use super::patience::insist;
+use super::process::Process;
 use super::starting::spawn_failure;
 use super::workspace::Watch;
 use super::{Runner, attend};
-use crate::agents::{Agent, AgentCommand, RunEnd, RunRequest, RunVerdict};
+use crate::agents::{Agent, AgentCommand, RunEnd, RunRequest, RunVerdict, core_environment};
 use crate::base::fault::{Fault, FaultCode};
 use crate::base::ids::{JobId, RunToken, UnixMillis};
 use crate::base::procfs;
-use crate::exec::local::{Adopt, DESCRIPTORS_VARIABLE, SpawnSpec, Stdin};
+use crate::exec::backend::{ProcessStartError, StartRequest, StdinKind};
+use crate::exec::local::{Adopt, DESCRIPTORS_VARIABLE, OutputTap, SpawnSpec, Stdin};
 use crate::jobs::{JobOutcome, JobRecord, JobState, JournalEvent, RunExit, RunProcess, leftovers};
 
 /// How long a run waits for a store that is busy or full before it ends without having started. It heeds nothing meanwhile.
@@ -40,24 +43,49 @@ impl Runner {
         if let Err(error) = insist(STORE_MOMENT, || self.store.set_process(record.id, mark)).await {
             return failed(error.into());
         }
-        let first = self.try_agent(agent, record, mark, nothing.clone(), None).await;
+        let reached = match (agent.site(), &record.request.machine) {
+            (None, None) => None,
+            (site, frozen) if site.map(|site| site.target.to_string()) != *frozen => return failed(moved(record)),
+            (Some(site), _) => match self.reach(site, &record.request.cwd).await {
+                Some(Ok(reached)) => Some(reached),
+                Some(Err(fault)) => return failed(fault),
+                None => return agent.classify(RunEnd { stop: self.core.stop().cloned(), ..nothing }),
+            },
+            (None, Some(_)) => return failed(moved(record)),
+        };
+        let verdict = self.run_there(agent, record, mark, nothing, reached.as_ref()).await;
+        if let Some(reached) = reached {
+            reached.leave().await;
+        }
+        verdict
+    }
+
+    async fn run_there(
+        &mut self,
+        agent: &dyn Agent,
+        record: &JobRecord,
+        mark: RunProcess,
+        nothing: RunEnd,
+        reached: Option<&Reached>,
+    ) -> RunVerdict {
+        let first = self.try_agent(agent, record, mark, nothing.clone(), Try { reached, refused: None }).await;
         let Some(refused) = first.refused else { return first.verdict };
         // It refused an option before it did anything, so nothing has run: what was known of it is not so.
         tracing::warn!("the agent's program does not know an option it was said to have; it is asked again");
         agent.forget(&refused.program, self.options.dir.root());
-        let second = self.try_agent(agent, record, mark, nothing, Some(&refused.args)).await;
+        let second = self.try_agent(agent, record, mark, nothing, Try { reached, refused: Some(&refused.args) }).await;
         // Asked again, it was said to have the same: the refusal stands.
         if second.is_the_same { first.verdict } else { second.verdict }
     }
 
-    /// Starts the agent and attends to it. Nothing is started by the arguments that were `refused` before.
+    /// Starts the agent and attends to it.
     async fn try_agent(
         &mut self,
         agent: &dyn Agent,
         record: &JobRecord,
         mark: RunProcess,
         nothing: RunEnd,
-        refused: Option<&[OsString]>,
+        Try { reached, refused }: Try<'_>,
     ) -> Tried {
         let environment = self.options.environment.clone();
         let request = RunRequest {
@@ -66,6 +94,7 @@ impl Runner {
             chain: record.chain,
             depth: record.depth,
             environment: &environment,
+            there: reached.map(Reached::there),
         };
         let command = match self.prepare(agent, &request).await {
             Some(Ok(command)) => command,
@@ -81,28 +110,17 @@ impl Runner {
         if refused.is_some_and(|refused| refused == command.args) {
             return Tried { is_the_same: true, ..agent.classify(nothing).into() };
         }
-        let spec = SpawnSpec {
-            program: command.program.clone(),
-            args: command.args.clone(),
-            cwd: record.request.cwd.clone(),
-            env: command.env.clone(),
-            stdin: Stdin::Bytes(command.stdin.clone()),
-            adopt: Adopt::Yes,
-            descriptors: environment.get(DESCRIPTORS_VARIABLE).and_then(|soft| soft.to_str()?.parse().ok()),
-        };
-        let mut watch = Watch::begin(&record.request.cwd);
-        let (mut process, tap) = match self.start(&spec).await {
-            Some(Ok(started)) => started,
-            Some(Err(error)) => {
-                return agent.classify(RunEnd { spawn_error: Some(spawn_failure(&error)), ..nothing }).into();
-            }
-            None => return agent.classify(RunEnd { stop: self.core.stop().cloned(), ..nothing }).into(),
+        // Nothing of another machine is looked at here.
+        let mut watch = reached.is_none().then(|| Watch::begin(&record.request.cwd));
+        let (mut process, tap) = match self.start_agent(agent, record, &command, &nothing, reached).await {
+            Ok(started) => started,
+            Err(verdict) => return (*verdict).into(),
         };
         self.core.started(Instant::now());
         self.journal.write(JournalEvent::ProcessStarted { pid: process.pid() });
         let number =
             self.store_number(record.id, RunProcess { pid: process.pid(), start_time: process.start_time(), ..mark });
-        let seen = attend::attend(self, agent, &command, &mut process, tap, &mut watch).await;
+        let mut seen = attend::attend(self, agent, &command, &mut process, tap, &mut watch).await;
         drop(number);
         let exit = RunExit { code: seen.end.code, signal: seen.end.signal, reaped: seen.end.reaped };
         self.journal.write(JournalEvent::ProcessClosed);
@@ -115,10 +133,65 @@ impl Runner {
             at: Some(UnixMillis::now()),
             ..nothing
         });
-        verdict.outcome.workspace_changed = watch.end().await;
+        if let (Some(lost), Some(reached)) = (seen.lost.take(), reached) {
+            self.lost(reached.over_within);
+            interrupted(&mut verdict, record, &lost.message);
+        }
+        verdict.outcome.workspace_changed = match watch {
+            Some(watch) => watch.end().await,
+            None => None,
+        };
         let code = verdict.outcome.fault.as_ref().map(|fault| fault.code);
         let refused = code == Some(FaultCode::AgentUnsupported) && said_nothing && self.core.stop().is_none();
         Tried { refused: refused.then_some(command), ..verdict.into() }
+    }
+
+    /// Starts the agent's program where it is to run; or says what came of that.
+    async fn start_agent(
+        &mut self,
+        agent: &dyn Agent,
+        record: &JobRecord,
+        command: &AgentCommand,
+        nothing: &RunEnd,
+        reached: Option<&Reached>,
+    ) -> Result<(Process, OutputTap), Box<RunVerdict>> {
+        let not_started = |error| RunEnd { spawn_error: Some(spawn_failure(&error)), ..nothing.clone() };
+        let end = match reached {
+            None => match self.start(&self.spec(record, command)).await {
+                Some(Ok(started)) => return Ok(started),
+                Some(Err(error)) => not_started(error),
+                None => RunEnd { stop: self.core.stop().cloned(), ..nothing.clone() },
+            },
+            Some(reached) => match self.start_there(reached, &request_there(record, command)).await {
+                Some(Ok(started)) => return Ok(started),
+                Some(Err(ProcessStartError::Spawn(error))) => not_started(error),
+                Some(Err(error)) => {
+                    if matches!(error, ProcessStartError::Ambiguous { .. }) {
+                        self.lost(reached.over_within);
+                    }
+                    return Err(Box::new(failed_there(record, &error)));
+                }
+                None => {
+                    // Whether it was started cannot be known; its machine is told to end it.
+                    self.lost(reached.over_within);
+                    RunEnd { stop: self.core.stop().cloned(), ..nothing.clone() }
+                }
+            },
+        };
+        Err(Box::new(agent.classify(end)))
+    }
+
+    fn spec(&self, record: &JobRecord, command: &AgentCommand) -> SpawnSpec {
+        let soft = self.options.environment.get(DESCRIPTORS_VARIABLE);
+        SpawnSpec {
+            program: command.program.clone(),
+            args: command.args.clone(),
+            cwd: record.request.cwd.clone(),
+            env: command.env.clone(),
+            stdin: Stdin::Bytes(command.stdin.clone()),
+            adopt: Adopt::Yes,
+            descriptors: soft.and_then(|soft| soft.to_str()?.parse().ok()),
+        }
     }
 
     /// Stores the agent's number beside the run's mark, as soon as the store takes it and for as long as what is returned is
@@ -134,6 +207,69 @@ impl Runner {
         });
         storing
     }
+}
+
+/// How the agent is tried.
+struct Try<'a> {
+    /// Its machine, where that is another one.
+    reached: Option<&'a Reached>,
+    /// Nothing is started by the arguments that were refused before.
+    refused: Option<&'a [OsString]>,
+}
+
+/// The same command for another machine: what it has of its environment is that machine's, under what the command sets.
+fn request_there(record: &JobRecord, command: &AgentCommand) -> StartRequest {
+    let mut request = StartRequest::new(record.id.to_string(), command.program.clone(), record.request.cwd.clone());
+    request.args = command.args.clone();
+    request.env = command.env.clone();
+    request.env_policy = Some(core_environment());
+    request.stdin = StdinKind::Bytes(command.stdin.clone());
+    request.ends_with_leader = true;
+    request
+}
+
+/// The agent is configured to run somewhere else than when the consult was accepted. It is run in neither place: a directory of the
+/// same name may be there.
+fn moved(record: &JobRecord) -> Fault {
+    let machine = record.request.machine.as_deref().unwrap_or("this machine");
+    let detail = format!("`{}` was to run on {machine}, and is configured to run elsewhere now.", record.request.agent);
+    Fault::new(FaultCode::InvalidInput, detail)
+        .hint("Ask again: the new consult runs where the agent is configured to.")
+}
+
+/// What is told of a start on another machine that failed there by something else than the program.
+fn failed_there(record: &JobRecord, error: &ProcessStartError) -> RunVerdict {
+    let machine = record.request.machine.as_deref().unwrap_or_default();
+    let code = match error {
+        ProcessStartError::Unreachable { .. } => FaultCode::ExecUnreachable,
+        ProcessStartError::Ambiguous { .. } => FaultCode::ExecLost,
+        ProcessStartError::Unsupported { .. } | ProcessStartError::Refused { .. } => FaultCode::ExecRefused,
+        ProcessStartError::Spawn(_) | ProcessStartError::DuplicateId { .. } => FaultCode::Internal,
+    };
+    let mut verdict = failed(Fault::new(code, format!("{machine}: failed to {error}.")));
+    if code == FaultCode::ExecLost {
+        verdict.state = JobState::Interrupted;
+    }
+    verdict
+}
+
+/// Nobody can tell what became of the agent: unless it had answered, or was to end, its job is interrupted with what was heard.
+fn interrupted(verdict: &mut RunVerdict, record: &JobRecord, why: &str) {
+    if verdict.state != JobState::Failed {
+        return;
+    }
+    let machine = record.request.machine.as_deref().unwrap_or_default();
+    let detail = format!("the exec server at {machine} was lost while the agent ran, and the agent with it: {why}.");
+    let session = verdict.outcome.session_id.is_some();
+    let hint = if session {
+        "Its session can be resumed; it was not run again."
+    } else {
+        "It is not known how far the agent came; it was not run again."
+    };
+    verdict.state = JobState::Interrupted;
+    verdict.outcome.resumable = session.then_some(true);
+    verdict.outcome.exit = None;
+    verdict.outcome.fault = Some(Fault::new(FaultCode::ExecLost, detail).hint(hint));
 }
 
 /// What came of one try to run the agent.

@@ -11,11 +11,13 @@ use bytes::Bytes;
 
 use super::Runner;
 use super::core::Pipe;
+use super::process::{Ended, Process, Steering};
 use super::waking::{Host, LOOK_EVERY};
 use super::workspace::Watch;
 use crate::agents::{Agent, AgentCommand, AgentEvent, OutputReader, PayerGuard, RunSummary};
 use crate::exec::OutputStream;
-use crate::exec::local::{LocalProcess, OutputTap, ProcessControl, ProcessEnd};
+use crate::exec::backend::ProcessLost;
+use crate::exec::local::{OutputTap, ProcessEnd};
 use crate::jobs::JournalEvent;
 
 /// The end of the agent's standard error that is kept.
@@ -26,6 +28,8 @@ pub(super) struct Seen {
     pub(super) summary: RunSummary,
     pub(super) stderr: Vec<u8>,
     pub(super) end: ProcessEnd,
+    /// It is on another machine, and what became of it cannot be learnt.
+    pub(super) lost: Option<ProcessLost>,
 }
 
 /// Reads the agent's output to its end, and ends the agent when its time has come.
@@ -33,25 +37,35 @@ pub(super) async fn attend(
     runner: &mut Runner,
     agent: &dyn Agent,
     command: &AgentCommand,
-    process: &mut LocalProcess,
+    process: &mut Process,
     mut tap: OutputTap,
-    watch: &mut Watch,
+    watch: &mut Option<Watch>,
 ) -> Seen {
-    let mut output = Output::new(agent, command, runner, process.control());
+    let mut output = Output::new(agent, command, runner, process.steering());
     let mut looks = tokio::time::interval(LOOK_EVERY);
     looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut open = true;
-    let mut ended = None;
+    let (mut ended, mut lost) = (None, None);
     while open || ended.is_none() {
         tokio::select! {
             chunk = tap.next(), if open => match chunk {
-                Some((stream, bytes)) => output.take(stream, &bytes),
+                Some((stream, bytes)) => {
+                    process.show(stream, &bytes);
+                    output.take(stream, &bytes);
+                }
                 None => {
                     output.reader.finish(&mut output.events);
                     open = false;
                 }
             },
-            end = process.wait_end(), if ended.is_none() => {
+            end = process.ended(), if ended.is_none() => {
+                let end = match end {
+                    Ended::Known(end) => end,
+                    Ended::Lost(why) => {
+                        lost = Some(why);
+                        NOT_KNOWN
+                    }
+                };
                 runner.journal.write(JournalEvent::ProcessExited { code: end.code });
                 ended = Some(end);
             }
@@ -61,6 +75,7 @@ pub(super) async fn attend(
                 let chunk = if open { tap.try_next() } else { None };
                 let pipe = if chunk.is_some() { Pipe::Unread } else { Pipe::Empty };
                 if let Some((stream, bytes)) = chunk {
+                    process.show(stream, &bytes);
                     output.take(stream, &bytes);
                 }
                 runner.core.listened(Instant::now(), pipe);
@@ -76,22 +91,18 @@ pub(super) async fn attend(
             output.control.terminate();
         }
     }
-    let end = ended.unwrap_or(ProcessEnd {
-        code: -1,
-        signal: None,
-        reaped: 0,
-        left: 0,
-        terminated: false,
-        pipes_leaked: false,
-    });
-    Seen { summary: output.summary, stderr: output.stderr, end }
+    Seen { summary: output.summary, stderr: output.stderr, end: ended.unwrap_or(NOT_KNOWN), lost }
 }
+
+/// An end nobody has told.
+const NOT_KNOWN: ProcessEnd =
+    ProcessEnd { code: -1, signal: None, reaped: 0, left: 0, terminated: false, pipes_leaked: false };
 
 /// The agent's output, and what is known from it.
 struct Output {
     reader: OutputReader,
     guard: PayerGuard,
-    control: ProcessControl,
+    control: Steering,
     summary: RunSummary,
     stderr: Vec<u8>,
     events: Vec<AgentEvent>,
@@ -99,7 +110,7 @@ struct Output {
 }
 
 impl Output {
-    fn new(agent: &dyn Agent, command: &AgentCommand, runner: &Runner, control: ProcessControl) -> Self {
+    fn new(agent: &dyn Agent, command: &AgentCommand, runner: &Runner, control: Steering) -> Self {
         Self {
             reader: OutputReader::new(agent.parser()),
             guard: PayerGuard::new(agent.payer(), command.payment, runner.options.extra_usage),
@@ -120,7 +131,7 @@ impl Output {
     }
 
     /// Acts on what was taken.
-    fn settle(&mut self, runner: &mut Runner, agent: &dyn Agent, watch: &mut Watch) {
+    fn settle(&mut self, runner: &mut Runner, agent: &dyn Agent, watch: &mut Option<Watch>) {
         if std::mem::take(&mut self.heard) {
             runner.core.heard();
         }
@@ -132,7 +143,7 @@ impl Output {
                 // pays for it: the request follows its introduction by 40 ms.
                 self.control.kill();
             }
-            if matches!(event, AgentEvent::ToolUse { .. } | AgentEvent::ToolResult) {
+            if let Some(watch) = watch.as_mut().filter(|_| is_work(&event)) {
                 watch.at_work();
             }
             runner.core.said(&event, now);
@@ -140,6 +151,10 @@ impl Output {
             runner.journal.write(JournalEvent::Agent { event });
         }
     }
+}
+
+fn is_work(event: &AgentEvent) -> bool {
+    matches!(event, AgentEvent::ToolUse { .. } | AgentEvent::ToolResult)
 }
 
 fn keep_tail(tail: &mut Vec<u8>, bytes: &[u8]) {

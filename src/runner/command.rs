@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use crate::agents::{AgentRegistry, Environment, ExtraUsage};
+use crate::agents::{AgentRegistry, AgentSites, Environment, ExtraUsage};
 use crate::base::ids::JobId;
 use crate::base::image::StandIn;
 use crate::base::state_dir::StateDir;
@@ -33,6 +33,8 @@ pub struct RunnerManner {
     pub claude_bin: Option<PathBuf>,
     /// Variables that are handed on to agents besides the usual ones.
     pub agent_env: Vec<String>,
+    /// The agents of other machines.
+    pub sites: AgentSites,
 }
 
 impl RunnerManner {
@@ -43,6 +45,7 @@ impl RunnerManner {
             extra_usage: config.extra_usage,
             claude_bin: config.claude_bin.clone(),
             agent_env: config.agent_env.clone(),
+            sites: config.agents.clone(),
         }
     }
 }
@@ -280,6 +283,10 @@ impl RunnerCommand {
         }
         for name in &manner.agent_env {
             command.arg("--agent-env").arg(name);
+        }
+        for site in &manner.sites {
+            // Names and texts always have a JSON text. Nothing secret is in it: a token stays in its file.
+            command.arg("--site").arg(serde_json::to_string(&site).unwrap_or_default());
         }
         if let Some(environment) = &manner.environment {
             command.env_clear().envs(environment.iter());

@@ -5,18 +5,20 @@
 //! other process reads the store.
 //!
 //! Invariants: (1) nothing is done without the job's lock, so two runners never own one job; (2) L6: the job is
-//! `running` in the store before the agent is started; (3) L7: it becomes terminal when the agent's group is empty;
+//! `running` in the store before the agent is started; (3) L7: it becomes terminal when the agent's group is empty, on whichever machine;
 //! (4) L4: `closed` is published after the terminal state is durable; how it gets there is `ending`'s.
 
 mod agent_run;
 mod attend;
 mod command;
 mod core;
+mod elsewhere;
 mod ending;
 mod held;
 mod journal;
 mod nesting;
 mod patience;
+mod process;
 mod shown;
 mod starting;
 mod turn;
@@ -31,6 +33,7 @@ use tokio::sync::mpsc;
 use self::agent_run::failed;
 pub use self::command::{Begins, RunnerCommand, RunnerManner};
 pub use self::core::{Clocks, HostSeen, Pipe, RunnerCore};
+pub use self::elsewhere::try_site;
 pub use self::ending::outcome_channel;
 use self::ending::{Ended, Ending, Told};
 use self::journal::Journal;
@@ -171,6 +174,7 @@ where
         host: Host::There,
         asked,
         ask_pending: false,
+        over_there: None,
         signals: listening,
         options,
     };
@@ -182,8 +186,9 @@ where
         return Ok(RunnerEnd::NotYet);
     };
     let state = verdict.state;
-    let Runner { journal, options, server, mut signals, .. } = runner;
+    let Runner { journal, options, server, mut signals, over_there, .. } = runner;
     journal.finish().await;
+    elsewhere::over_there(over_there, &lock, &mut signals.terminate).await;
     met(&faults, FaultPoint::RunnerBeforeTerminal).await?;
     let ending = Ending {
         store: &store,
@@ -235,6 +240,8 @@ struct Runner {
     host: Host,
     asked: mpsc::Receiver<()>,
     ask_pending: bool,
+    /// Until when something may live on another machine that was lost to us.
+    over_there: Option<Instant>,
     signals: Signals,
 }
 

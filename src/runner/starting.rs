@@ -8,10 +8,13 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use super::Runner;
-use super::waking::LOOK_EVERY;
+use super::elsewhere::Reached;
+use super::process::Process;
 use crate::agents::{Agent, AgentCommand, RunRequest, SpawnFailure};
 use crate::base::fault::{Fault, FaultCode};
-use crate::exec::local::{CloseBy, LocalExec, LocalProcess, OutputTap, SpawnError, SpawnSpec};
+use crate::exec::ProcessSession;
+use crate::exec::backend::{ProcessStartError, StartRequest};
+use crate::exec::local::{CloseBy, LocalExec, OutputTap, SpawnError, SpawnSpec};
 
 /// How often a start that may work in a moment is tried again.
 const TRY_EVERY: Duration = Duration::from_millis(50);
@@ -28,7 +31,7 @@ const ROOM: Duration = Duration::from_secs(120);
 impl Runner {
     /// Starts the program. What passes by itself is waited for: a file that is being replaced, and want of descriptors,
     /// processes or memory. `None` when the job must end meanwhile.
-    pub(super) async fn start(&mut self, spec: &SpawnSpec) -> Option<Result<(LocalProcess, OutputTap), SpawnError>> {
+    pub(super) async fn start(&mut self, spec: &SpawnSpec) -> Option<Result<(Process, OutputTap), SpawnError>> {
         let began = Instant::now();
         loop {
             match LocalExec::spawn(spec.clone(), self.session.clone(), CloseBy::Owner) {
@@ -38,7 +41,34 @@ impl Runner {
                         return None;
                     }
                 }
-                done => return Some(done),
+                done => return Some(done.map(|(process, tap)| (Process::Here(process), tap))),
+            }
+        }
+    }
+
+    /// The same on another machine, whose own words are waited for in the same way.
+    pub(super) async fn start_there(
+        &mut self,
+        reached: &Reached,
+        request: &StartRequest,
+    ) -> Option<Result<(Process, OutputTap), ProcessStartError>> {
+        let began = Instant::now();
+        let mut tries = 0;
+        loop {
+            tries += 1;
+            // A name is taken for as long as its server remembers it.
+            let request = StartRequest { process_id: format!("{}-{tries}", request.process_id), ..request.clone() };
+            // Dropped, it leaves no process there.
+            let started = self.meanwhile(reached.backend.start(request, ProcessSession::new())).await?;
+            match started {
+                Err(ProcessStartError::Spawn(error)) if began.elapsed() < passes_within(&error) => {
+                    tracing::debug!(%error, "the agent's program is tried again");
+                    if self.must_end_meanwhile().await {
+                        return None;
+                    }
+                }
+                Ok((process, tap)) => return Some(Ok((Process::There { process, shown: self.session.clone() }, tap))),
+                Err(error) => return Some(Err(error)),
             }
         }
     }
@@ -81,17 +111,7 @@ impl Runner {
         request: &RunRequest<'_>,
         root: &Path,
     ) -> Option<Result<AgentCommand, Fault>> {
-        let mut preparing = agent.prepare(request, root);
-        loop {
-            tokio::select! {
-                command = &mut preparing => return Some(command),
-                () = self.pause(LOOK_EVERY) => {}
-            }
-            self.heed().await;
-            if self.look().await {
-                return None;
-            }
-        }
+        self.meanwhile(agent.prepare(request, root)).await
     }
 }
 

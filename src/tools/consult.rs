@@ -41,6 +41,12 @@ const DEPTH_REFUSED: u32 = 2;
 /// same ones alike. The directory is not among them: keys are the workspace's.
 const FROZEN: [&str; 7] = ["agent", "session_id", "max_turns", "model", "effort", "timeout_s", "max_budget_usd"];
 
+/// What is said of `cwd`.
+const CWD_TOLD: &str = "Absolute directory to answer from, in this project. Default: where this server runs.";
+
+/// Agents of other machines that are named beside it; the list of agents has them all.
+const SITES_TOLD: usize = 4;
+
 /// Longest a caller may ask to be kept waiting.
 pub const WAIT_MOST: u64 = 3600;
 
@@ -249,7 +255,11 @@ impl Consults {
         }
         let max_budget_usd = args.positive("max_budget_usd", 10_000.0);
         let shape = shape(&mut args, self.clients.profile(client));
-        let cwd = self.directory(cwd, caller, &mut args).await;
+        let site = self.config.agents.get(&agent);
+        let cwd = match site {
+            Some(site) => self.directory_elsewhere(cwd, &agent, site, &mut args),
+            None => self.directory(cwd, caller, &mut args).await,
+        };
         args.finish()?;
         let (Some(prompt), Some((cwd, workspace))) = (prompt, cwd) else {
             return Err(Fault::new(FaultCode::Internal, "arguments were accepted that are not there."));
@@ -278,6 +288,7 @@ impl Consults {
         let request = ConsultRequest {
             prompt,
             cwd,
+            machine: site.map(|site| site.target.to_string()),
             agent,
             session_id,
             max_turns: max_turns.and_then(|turns| u32::try_from(turns).ok()),
@@ -311,6 +322,7 @@ impl Consults {
         if let Some(arguments) = arguments.as_object_mut() {
             // Who pays is no argument of the tool: only the program that embeds us, or its configuration, may say.
             arguments.remove("billing");
+            arguments.remove("machine");
             arguments.insert("background".to_owned(), serde_json::Value::Bool(mode == JobMode::Background));
         }
         let (mut options, _) = self.read(arguments.to_string().as_bytes(), None, Caller::Owner).await?;
@@ -453,6 +465,13 @@ impl ConsultTool {
         let mut schema = super::readers::schema::<ConsultArguments>();
         if let Some(agent) = schema.pointer_mut("/properties/agent").and_then(serde_json::Value::as_object_mut) {
             agent.insert("enum".to_owned(), serde_json::json!(self.desk.agents.iter().collect::<Vec<_>>()));
+        }
+        let away: Vec<&str> = self.desk.config.agents.keys().map(String::as_str).take(SITES_TOLD).collect();
+        if !away.is_empty()
+            && let Some(cwd) = schema.pointer_mut("/properties/cwd").and_then(serde_json::Value::as_object_mut)
+        {
+            let told = format!("{CWD_TOLD} Of agents on other machines ({}): a directory there.", away.join(", "));
+            cwd.insert("description".to_owned(), serde_json::Value::String(told));
         }
         schema
     }
@@ -660,6 +679,12 @@ pub fn default_cwd(current: Option<&Path>, home: Option<&Path>) -> Option<PathBu
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_said_of_the_directory_is_said_in_one_place() {
+        let schema = crate::tools::readers::schema::<ConsultArguments>();
+        assert_eq!(schema.pointer("/properties/cwd/description").and_then(serde_json::Value::as_str), Some(CWD_TOLD));
+    }
 
     #[tokio::test]
     async fn a_look_that_hangs_is_told_and_holds_nobody_up() {

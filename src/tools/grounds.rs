@@ -8,8 +8,10 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::arguments::ArgumentReader;
 use super::callers::CallerOrigin;
 use super::consult::{Consults, LOOK_BOUND, resolved, within};
+use crate::agents::AgentSite;
 use crate::base::fault::{Fault, FaultCode};
 use crate::base::ids::SessionNumber;
 use crate::jobs::{JobRecord, JobSummary};
@@ -39,6 +41,10 @@ pub(super) const DIRECTORY: &str = "the absolute path of an existing directory";
 impl Consults {
     /// A directory its caller may have looked into, made canonical.
     pub(super) async fn place(&self, dir: PathBuf, caller: Caller) -> Result<PathBuf, Wrong> {
+        if let Some(judged) = self.judge_workspace_elsewhere(&dir) {
+            let accepted = "AGENT:/DIR of an agent on another machine and below its `workspaces`";
+            return judged.map(|()| dir).map_err(|refused| (refused.wrong_elsewhere(), accepted));
+        }
         if !dir.is_absolute() {
             return Err(("is not absolute", DIRECTORY));
         }
@@ -112,6 +118,53 @@ impl Consults {
         within(LOOK_BOUND, look).await
     }
 
+    /// The directory of a consult whose agent runs on another machine, as its name says it, and its workspace. Nothing of this
+    /// machine is looked at: not the directory, no project's file. Its machine is asked by the runner before anything starts.
+    pub(super) fn directory_elsewhere(
+        &self,
+        given: Option<String>,
+        agent: &str,
+        site: &AgentSite,
+        args: &mut ArgumentReader,
+    ) -> Option<(PathBuf, PathBuf)> {
+        let listed = || site.workspaces.iter().map(|dir| dir.display().to_string()).collect::<Vec<_>>().join(", ");
+        let accepted = || format!("a directory of the machine of `{agent}`, below {}", listed());
+        let dir = match (given, &site.workspaces[..]) {
+            (Some(given), _) => PathBuf::from(given),
+            (None, [only]) => only.clone(),
+            (None, _) => {
+                args.problem("cwd", format_args!("is missing, and `{agent}` has more than one workspace"), accepted());
+                return None;
+            }
+        };
+        let judged = places::named_elsewhere(&dir).and_then(|dir| {
+            places::judge_elsewhere(&dir, &site.workspaces, None).map_err(PlaceRefused::wrong_elsewhere)?;
+            Ok(dir)
+        });
+        match judged {
+            Ok(dir) => {
+                let workspace = places::elsewhere(agent, &dir);
+                Some((dir, workspace))
+            }
+            Err(wrong) => {
+                args.problem("cwd", wrong, accepted());
+                None
+            }
+        }
+    }
+
+    /// Whether a caller may read jobs of this workspace, where it is one of another machine.
+    ///
+    /// # Errors
+    ///
+    /// Why not.
+    pub(super) fn judge_workspace_elsewhere(&self, workspace: &Path) -> Option<Result<(), PlaceRefused>> {
+        let (agent, dir) = places::of_elsewhere(workspace)?;
+        let site = self.config.agents.get(agent);
+        let granted = site.map_or(&[][..], |site| &site.workspaces[..]);
+        Some(places::judge_elsewhere(dir, granted, None))
+    }
+
     /// Everything that grants a caller anything, resolved; `None` for who may see everything.
     async fn grounds(&self, caller: Caller) -> Option<Grounds> {
         let Caller::Client(session) = caller else { return None };
@@ -133,8 +186,14 @@ impl Consults {
         if caller == Caller::Owner || self.is_ours(&record.workspace) {
             return Ok(());
         }
-        let judged = self.judge(record.workspace.clone(), Ok, caller).await;
-        judged.map_or(Err(PlaceRefused::Outside), |(_, judged)| judged).map_err(|refused| {
+        let judged = match self.judge_workspace_elsewhere(&record.workspace) {
+            Some(judged) => judged,
+            None => {
+                let judged = self.judge(record.workspace.clone(), Ok, caller).await;
+                judged.map_or(Err(PlaceRefused::Outside), |(_, judged)| judged)
+            }
+        };
+        judged.map_err(|refused| {
             let (wrong, accepted) = (refused.wrong(), self.accepted(refused));
             let detail = format!("the job's directory {wrong}; accepted: jobs of {accepted}.");
             Fault::new(FaultCode::InvalidInput, detail).job(record.id)
@@ -147,7 +206,10 @@ impl Consults {
             return rows;
         }
         if let Some(grounds) = self.grounds(caller).await {
-            rows.retain(|row| grounds.judge(&row.workspace).is_ok());
+            let judge = |workspace: &Path| {
+                self.judge_workspace_elsewhere(workspace).unwrap_or_else(|| grounds.judge(workspace))
+            };
+            rows.retain(|row| judge(&row.workspace).is_ok());
         }
         rows
     }

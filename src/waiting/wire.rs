@@ -15,7 +15,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use crate::agents::{Environment, ExtraUsage, PassedEnvironment};
+use crate::agents::{AgentSites, Environment, ExtraUsage, PassedEnvironment};
 use crate::base::base64::Base64;
 use crate::base::ids::JobId;
 use crate::runner::RunnerManner;
@@ -93,6 +93,8 @@ struct PassedManner {
     /// A path need not be text.
     claude_bin: Option<Base64>,
     agent_env: Vec<String>,
+    #[serde(default)]
+    sites: AgentSites,
 }
 
 /// The words by which a job is handed in; with a manner where its runner is not started as everybody's.
@@ -108,6 +110,7 @@ pub fn hand_in(job: JobId, first: First, manner: Option<&RunnerManner>) -> Vec<T
         extra_usage: manner.extra_usage,
         claude_bin: manner.claude_bin.as_ref().map(path),
         agent_env: manner.agent_env.clone(),
+        sites: manner.sites.clone(),
     };
     // Bytes, numbers and names always have a JSON text.
     let text = Bytes::from(serde_json::to_vec(&passed).unwrap_or_default());
@@ -151,6 +154,7 @@ impl Pieces {
             extra_usage: passed.extra_usage,
             claude_bin: passed.claude_bin.map(|Base64(bytes)| OsString::from_vec(bytes.into()).into()),
             agent_env: passed.agent_env,
+            sites: passed.sites,
         })
     }
 }
@@ -181,6 +185,7 @@ mod tests {
             extra_usage: ExtraUsage::Stop,
             claude_bin: Some(OsString::from_vec(b"/opt/\xff".to_vec()).into()),
             agent_env: vec!["MINE".to_owned()],
+            sites: AgentSites::new(),
         }
     }
 

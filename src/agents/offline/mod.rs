@@ -16,6 +16,7 @@ use futures_util::future::{BoxFuture, FutureExt as _};
 use serde_json::{Value, json};
 
 use super::classify::{Profile, Sessions, classify};
+use super::there::{self, AskedThere};
 use super::{
     Agent, AgentCommand, AgentEvent, Credential, Environment, MAX_PROMPT_BYTES, OutputParser, Payment, ResumedId,
     RunEnd, RunRequest, RunVerdict, StreamJson, check_prompt, environment,
@@ -29,6 +30,8 @@ mod words;
 
 use search::Limits;
 
+/// The program on another machine, by the name it is installed as.
+const PROGRAM: &str = "phone-opus";
 /// What the program is called with to become the offline agent.
 const ARGS: [&str; 2] = ["mcp", "offline-agent"];
 /// What it names as its model.
@@ -75,16 +78,30 @@ impl Agent for Offline {
     ) -> BoxFuture<'a, Result<AgentCommand, Fault>> {
         async move {
             check_prompt(&run.request.prompt)?;
-            let mut granted = environment::for_offline(run.environment);
+            let mut granted = match run.there {
+                // It needs nothing of its caller's.
+                Some(_) => environment::for_offline(&Environment::default()),
+                None => environment::for_offline(run.environment),
+            };
             granted.set_run(run);
             let mut args: Vec<OsString> = ARGS.map(OsString::from).into();
             if let Some(session) = &run.request.session_id {
                 args.extend(["--resume".into(), session.to_string().into()]);
             }
+            let mut env: Vec<_> = granted.env.into_iter().collect();
+            let program = match &run.there {
+                None => self.locate(run.environment)?,
+                Some(there) => {
+                    let asked = AskedThere { env: &env, cwd: &run.request.cwd };
+                    let found = there.find(PROGRAM, asked).await?;
+                    there::set_path(&mut env, &found);
+                    found.program
+                }
+            };
             Ok(AgentCommand {
-                program: self.locate(run.environment)?,
+                program,
                 args,
-                env: granted.env.into_iter().collect(),
+                env,
                 stdin: Bytes::from(run.request.prompt.clone()),
                 prompt_prefix_injected: false,
                 key_withheld: false,
@@ -293,6 +310,7 @@ mod tests {
             chain: ChainId::random(),
             depth: 1,
             environment: &environment,
+            there: None,
         };
         let command = Offline::new(program.clone()).prepare(&run, Path::new("/")).await.expect("a command");
         assert_eq!(&command.stdin[..], b"CANARY");

@@ -2,11 +2,12 @@
 
 use std::ffi::OsString;
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::time::Duration;
 
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand};
-use phone_opus::internals::agents::ExtraUsage;
+use phone_opus::internals::agents::{AgentSite, AgentSites, ExtraUsage};
 use phone_opus::internals::base::ids::{AgentSessionId, JobId};
 use phone_opus::internals::config::{Config, Key, Words, WorkerIsolation};
 use phone_opus::internals::jobs::{Billing, JobState};
@@ -442,6 +443,29 @@ pub(crate) struct RunWords {
     /// A variable that is handed on to agents.
     #[arg(long, value_name = "NAME")]
     pub(crate) agent_env: Vec<String>,
+    /// An agent whose process runs on another machine, as the host has it by its configuration.
+    #[arg(long, value_name = "JSON")]
+    pub(crate) site: Vec<SiteWord>,
+}
+
+impl RunWords {
+    /// The agents of other machines.
+    pub(crate) fn sites(&self) -> AgentSites {
+        self.site.iter().map(|SiteWord(name, site)| (name.clone(), site.clone())).collect()
+    }
+}
+
+/// An agent on another machine, as a word: its name and what is known of it, in JSON.
+#[derive(Debug, Clone)]
+pub(crate) struct SiteWord(String, AgentSite);
+
+impl FromStr for SiteWord {
+    type Err = String;
+
+    fn from_str(word: &str) -> Result<Self, String> {
+        let (name, site) = serde_json::from_str(word).map_err(|error| error.to_string())?;
+        Ok(Self(name, site))
+    }
 }
 
 /// `consult`.

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use phone_opus::internals::agents::MAX_PROMPT_BYTES;
 use phone_opus::internals::base::fault::{Fault, FaultCode};
 use phone_opus::internals::base::ids::JobId;
+use phone_opus::internals::config::Config;
 use phone_opus::internals::jobs::client::News;
 use phone_opus::internals::jobs::{JobRecord, JobState};
 use phone_opus::internals::protocol::wire::ReplyText;
@@ -93,16 +94,21 @@ fn failed(fault: &Fault) -> ExitCode {
 }
 
 /// The options as the tool's arguments: one reader checks both.
-fn arguments(options: &ConsultFlags, prompt: String) -> Result<Value, Fault> {
+fn arguments(options: &ConsultFlags, config: &Config, prompt: String) -> Result<Value, Fault> {
     let mut object = Map::new();
     let mut put = |name: &str, value: Value| {
         if !value.is_null() {
             object.insert(name.to_owned(), value);
         }
     };
-    let cwd = options.cwd.as_ref().map(|dir| std::path::absolute(dir).unwrap_or_else(|_| dir.clone()));
-    // The shell's directory is a directory the caller chose, whatever it is.
-    let cwd = cwd.or_else(|| std::env::current_dir().ok());
+    let cwd = if config.agents.contains_key(options.agent.as_ref().unwrap_or(&config.agent)) {
+        // A directory of another machine: nothing of this one says where it is.
+        options.cwd.clone()
+    } else {
+        let cwd = options.cwd.as_ref().map(|dir| std::path::absolute(dir).unwrap_or_else(|_| dir.clone()));
+        // The shell's directory is a directory the caller chose, whatever it is.
+        cwd.or_else(|| std::env::current_dir().ok())
+    };
     let text = |dir: std::path::PathBuf| {
         dir.into_os_string().into_string().map_err(|_| {
             let detail = "`cwd` is not UTF-8; accepted: a directory whose path is (give another one with --cwd).";
@@ -146,7 +152,8 @@ async fn consult(
     asked: &Cell<Option<JobId>>,
 ) -> Result<ExitCode, Fault> {
     let desk = system.desk();
-    let (read, _) = desk.read(arguments(options, prompt)?.to_string().as_bytes(), None, Caller::Owner).await?;
+    let (read, _) =
+        desk.read(arguments(options, &desk.config, prompt)?.to_string().as_bytes(), None, Caller::Owner).await?;
     let record = system.jobs().accept(desk.job(&read, None), None).await?.record;
     if options.background {
         let context = desk.context(&record, None).await;

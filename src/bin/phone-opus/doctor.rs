@@ -2,8 +2,9 @@
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
-use phone_opus::internals::agents::{Agent as _, ClaudeCode, Features};
+use phone_opus::internals::agents::{Agent as _, AgentSite, ClaudeCode, Features};
 use phone_opus::internals::config::RolloutMode;
 use phone_opus::internals::daemon::ask::{ANSWER, ask as ask_daemon};
 use phone_opus::internals::daemon::control::DaemonAnswer;
@@ -11,12 +12,16 @@ use phone_opus::internals::daemon::lock::DaemonLock;
 use phone_opus::internals::daemon::start::{DaemonLook, look};
 use phone_opus::internals::jobs::Billing;
 use phone_opus::internals::jobs::store::StoreHandle;
+use phone_opus::internals::runner::try_site;
 use serde_json::{Value, json};
 
 use crate::cli::DoctorOptions;
 use crate::logging;
 use crate::output::print;
 use crate::settings::{Prepared, chain, prepare, refused, rollout, runtime};
+
+/// How long a machine that was looked at may take to be let go of.
+const LET_GO: Duration = Duration::from_secs(3);
 
 struct Finding {
     name: &'static str,
@@ -34,6 +39,7 @@ pub(crate) fn run(options: &DoctorOptions) -> ExitCode {
     };
     let mut findings = vec![state(&prepared), store(&prepared)];
     findings.extend(claude(&prepared));
+    findings.extend(sites(&prepared));
     findings.push(billing(&prepared));
     findings.push(limits(&prepared));
     findings.push(upgrades(&prepared));
@@ -177,6 +183,29 @@ fn claude(prepared: &Prepared) -> Vec<Finding> {
         data: json!({"logged_in": logged_in, "by": by}),
     });
     findings
+}
+
+/// The machines of agents that do not run here, each reached as a consult would.
+fn sites(prepared: &Prepared) -> Vec<Finding> {
+    let look = |name: &String, site: &AgentSite| {
+        let seen = runtime().map_err(|error| error.to_string()).and_then(|runtime| {
+            let seen = runtime.block_on(try_site(site)).map_err(|fault| match &fault.hint {
+                Some(hint) => format!("{} {hint}", fault.detail),
+                None => fault.detail.clone(),
+            });
+            // A program that was started to reach it is ended with the runtime.
+            runtime.shutdown_timeout(LET_GO);
+            seen
+        });
+        let wanted = prepared.config.agent == *name;
+        let (good, text) = match seen {
+            Ok(seen) => (Some(true), format!("{name}: {} on {}; {seen}", site.agent, site.target)),
+            Err(wrong) => (wanted.then_some(false), format!("{name}: {wrong}")),
+        };
+        let data = json!({"agent": name, "is": site.agent, "exec": site.target, "workspaces": site.workspaces});
+        Finding { name: "exec", good, text, data }
+    };
+    prepared.config.agents.iter().map(|(name, site)| look(name, site)).collect()
 }
 
 fn billing(prepared: &Prepared) -> Finding {

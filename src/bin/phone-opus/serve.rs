@@ -141,7 +141,7 @@ pub(crate) fn background_consult(options: &RunnerArguments) -> ExitCode {
         stall: Duration::from_secs(runs.stall_s),
         orphan_grace: Duration::from_secs(runs.orphan_grace_s),
         extra_usage: runs.extra_usage,
-        agents: agents(runs.claude_bin.clone(), &runs.agent_env, program()),
+        agents: agents(runs.claude_bin.clone(), &runs.agent_env, &runs.sites(), program()),
         environment: Environment::capture(),
         faults,
     };

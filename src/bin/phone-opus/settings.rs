@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use phone_opus::internals::agents::{AgentRegistry, ClaudeCode, Environment, MAX_PROMPT_BYTES, Offline};
+use phone_opus::internals::agents::{AgentRegistry, AgentSites, ClaudeCode, Environment, MAX_PROMPT_BYTES, Offline};
 pub(crate) use phone_opus::internals::base::fault::chain;
 use phone_opus::internals::base::ids::HostId;
 use phone_opus::internals::base::image::IMAGE;
@@ -317,15 +317,21 @@ pub(crate) fn rollout_with(arguments: Vec<OsString>) -> Option<RolloutSetup> {
 }
 
 /// The agents of an installation that is configured so.
-pub(crate) fn agents(claude: Option<PathBuf>, agent_env: &[String], program: PathBuf) -> AgentRegistry {
+pub(crate) fn agents(
+    claude: Option<PathBuf>,
+    agent_env: &[String],
+    sites: &AgentSites,
+    program: PathBuf,
+) -> AgentRegistry {
     let claude = ClaudeCode::new(claude).with_variables(agent_env.iter().cloned());
-    AgentRegistry::new().with(Arc::new(claude)).with(Arc::new(Offline::new(program)))
+    AgentRegistry::new().with(Arc::new(claude)).with(Arc::new(Offline::new(program))).with_sites(sites)
 }
 
 impl Prepared {
     /// The agents of this installation.
     pub(crate) fn agents(&self) -> AgentRegistry {
-        agents(self.config.claude_bin.clone(), &self.config.agent_env, self.program.clone())
+        let config = &self.config;
+        agents(config.claude_bin.clone(), &config.agent_env, &config.agents, self.program.clone())
     }
 
     /// Where worker tools run.

@@ -38,7 +38,8 @@ pub(crate) fn by_a_host(words: impl Iterator<Item = OsString>) -> Option<Started
 /// A runner's options: each followed by its value, and at most once but for the variables; those a host always names are there.
 fn runner(options: &[OsString]) -> Option<RunnerArguments> {
     let (mut job, mut state_dir, mut max_running, mut stall_s) = (None, None, None, None);
-    let (mut extra_usage, mut orphan_grace_s, mut claude_bin, mut agent_env) = (None, None, None, Vec::new());
+    let (mut extra_usage, mut orphan_grace_s, mut claude_bin) = (None, None, None);
+    let (mut agent_env, mut site) = (Vec::new(), Vec::new());
     let (held, options) = match options.split_last() {
         Some((last, rest)) if last == "--held" => (true, rest),
         _ => (false, options),
@@ -61,6 +62,10 @@ fn runner(options: &[OsString]) -> Option<RunnerArguments> {
                 agent_env.push(value.to_str()?.to_owned());
                 false
             }
+            "--site" => {
+                site.push(read(value)?);
+                false
+            }
             _ => return None,
         };
         if repeated {
@@ -77,6 +82,7 @@ fn runner(options: &[OsString]) -> Option<RunnerArguments> {
             orphan_grace_s: orphan_grace_s.unwrap_or(0),
             claude_bin,
             agent_env,
+            site,
         },
         held,
     })
@@ -111,9 +117,11 @@ mod tests {
     fn the_words_of_a_host_are_read_as_the_command_line_reads_them() {
         let runner = "mcp background-consult --state-dir /s --max-running 3 --stall-s 420 --extra-usage stop";
         let job = "--job 65256527-361a-4d3a-9a5f-945ee374307e";
+        let site =
+            r#"["box",{"agent":"claude","target":["ssh","b"],"token_file":null,"program":null,"workspaces":["/w"]}]"#;
         let own = ["mcp worker --generation 7".to_owned(), format!("{runner} {job}"), {
             format!(
-                "{runner} --orphan-grace-s 30 --claude-bin /usr/bin/claude --agent-env A --agent-env B {job} --held"
+                "{runner} --orphan-grace-s 30 --claude-bin /usr/bin/claude --agent-env A --agent-env B --site {site} {job} --held"
             )
         }];
         for line in &own {
@@ -133,6 +141,7 @@ mod tests {
             format!("{runner} {job} --held --held"),
             format!("{runner} {job} --claude-bin --help"),
             format!("{runner} {job} --else 1"),
+            format!("{runner} {job} --site {{}}"),
             format!("mcp background-consult --state-dir=/s {job}"),
             format!("mcp background-consult --state-dir /s --max-running -3 --stall-s 1 --extra-usage stop {job}"),
             format!("mcp background-consult --state-dir /s --max-running 3 --stall-s 1 --extra-usage some {job}"),

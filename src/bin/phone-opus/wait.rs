@@ -27,9 +27,10 @@ pub(crate) fn run(arguments: &WaitArguments) -> ExitCode {
         claude_bin: runs.claude_bin.clone(),
         extra_usage: runs.extra_usage,
         agent_env: runs.agent_env.clone(),
+        agents: runs.sites(),
         ..Config::default()
     };
-    let agents = agents(runs.claude_bin.clone(), &runs.agent_env, program());
+    let agents = agents(runs.claude_bin.clone(), &runs.agent_env, &config.agents, program());
     // Its own environment is that of its host's jobs, so their runners inherit it; those of others come with theirs.
     let orphan_grace = Duration::from_secs(runs.orphan_grace_s);
     let runner = RunnerCommand::new(program(), dir.clone(), &Arc::new(config), agents, None, Vec::new())

@@ -560,6 +560,21 @@ pub trait Store: Send {
     /// `UnknownJob`; the store cannot be used.
     fn set_process(&mut self, job: JobId, process: RunProcess) -> Result<Transition, StoreError>;
 
+    /// Notes of a running job that its agent is on another machine, which has ended it so long after its runner is lost.
+    ///
+    /// # Errors
+    ///
+    /// `UnknownJob`, or the store cannot be used.
+    fn set_elsewhere(&mut self, job: JobId, over_within: Duration) -> Result<Transition, StoreError>;
+
+    /// Notes that the runner of a job is lost, unless that is noted already. Returns when its agent is over, where that is on
+    /// another machine.
+    ///
+    /// # Errors
+    ///
+    /// `UnknownJob`, or the store cannot be used.
+    fn lost_elsewhere(&mut self, job: JobId, now: UnixMillis) -> Result<Option<UnixMillis>, StoreError>;
+
     /// Moves a job to a terminal state, with its outcome. The first one wins; a second is refused. `at` is raised to the
     /// newest end the store knows where the clock went back.
     ///

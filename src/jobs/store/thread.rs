@@ -367,6 +367,12 @@ verbs! {
     Start: start(job: JobId, at: UnixMillis) -> StartOutcome = |store| store.start(job, at);
     /// Records the process of the agent.
     SetProcess: set_process(job: JobId, process: RunProcess) -> Transition = |store| store.set_process(job, process);
+    /// Notes that a job's agent is on another machine: [`Store::set_elsewhere`].
+    SetElsewhere: set_elsewhere(job: JobId, over_within: Duration) -> Transition =
+        |store| store.set_elsewhere(job, over_within);
+    /// When the agent of a job whose runner is lost is over: [`Store::lost_elsewhere`].
+    LostElsewhere: lost_elsewhere(job: JobId, now: UnixMillis) -> Option<UnixMillis> =
+        |store| store.lost_elsewhere(job, now);
     /// Moves a job to a terminal state: [`Store::finish`].
     Finish: finish(job: JobId, to: JobState, outcome: JobOutcome, at: UnixMillis) -> Transition =
         |store| store.finish(job, to, &outcome, at);
@@ -469,6 +475,12 @@ mod tests {
         }
         fn set_process(&mut self, job: JobId, process: RunProcess) -> Result<Transition, StoreError> {
             self.inner.set_process(job, process)
+        }
+        fn set_elsewhere(&mut self, job: JobId, over_within: Duration) -> Result<Transition, StoreError> {
+            self.inner.set_elsewhere(job, over_within)
+        }
+        fn lost_elsewhere(&mut self, job: JobId, now: UnixMillis) -> Result<Option<UnixMillis>, StoreError> {
+            self.inner.lost_elsewhere(job, now)
         }
         fn finish(
             &mut self,

@@ -48,6 +48,9 @@ pub(crate) struct JobFacts {
     pub(crate) model: Option<String>,
     /// The directory the agent ran in.
     pub(crate) cwd: String,
+    /// The machine of the directory, where that is another one: how it is reached.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) machine: Option<String>,
     /// Who paid: where the agent said its key came from, and whether the plan was enough.
     pub(crate) billing: Option<String>,
     /// What it cost in US dollars.
@@ -303,6 +306,7 @@ impl JobReply {
             agent: record.request.agent.clone(),
             model: known.model.clone().or_else(|| record.request.model.clone()),
             cwd: record.request.cwd.display().to_string(),
+            machine: record.request.machine.clone(),
             billing: billing(known),
             cost_usd: known.cost_usd,
             duration_ms: record.finished_at.unwrap_or(now).since(record.accepted_at),

@@ -101,7 +101,8 @@ fn in_brief(facts: &JobFacts) -> Vec<String> {
     if let Some(session) = &facts.session_id {
         said.push(format!("session {session} ({})", facts.session_mode.as_str()));
     }
-    said.push(format!("cwd {}", facts.cwd));
+    let machine = facts.machine.as_ref().map_or(String::new(), |machine| format!(" on {machine}"));
+    said.push(format!("cwd {}{machine}", facts.cwd));
     if facts.environment != CallerOrigin::Host {
         said.push(format!("environment {}", facts.environment.as_str()));
     }
@@ -136,6 +137,9 @@ fn of_the_end(facts: &JobFacts) -> Vec<String> {
     }
     match facts.workspace_changed {
         Fact::Told(Some(true)) => said.push("files in the directory changed meanwhile".to_owned()),
+        Fact::Told(None) if facts.machine.is_some() => {
+            said.push("whether files changed is not looked at on another machine".to_owned());
+        }
         Fact::Told(None) => said.push("whether files changed is not known".to_owned()),
         Fact::Told(Some(false)) | Fact::LeftOut => {}
     }

@@ -39,6 +39,7 @@ async fn a_prepared_command_runs_to_its_verdict() {
     let request = ConsultRequest {
         prompt: script.in_prompt(),
         cwd: rig.work(),
+        machine: None,
         agent: "claude".into(),
         session_id: Some(session),
         max_turns: Some(3),
@@ -54,6 +55,7 @@ async fn a_prepared_command_runs_to_its_verdict() {
         chain: ChainId::random(),
         depth: 0,
         environment: &environment,
+        there: None,
     };
     let state = rig.path("probed");
     let claude = ClaudeCode::default();

@@ -40,14 +40,14 @@ use super::runner_child::RunnerChild;
 use super::starting::{self, HeldRunner, NotStarted};
 use crate::actors::clock;
 use crate::base::fault::Fault;
-use crate::base::ids::JobId;
+use crate::base::ids::{JobId, UnixMillis};
 use crate::exec::client::ExecError;
 use crate::jobs::JobRecord;
 use crate::jobs::admission::{Position, plan};
 use crate::jobs::evidence::JobEvidence;
 use crate::jobs::live::{JobLive, Phase};
 use crate::jobs::store::StoreError;
-use crate::jobs::sweep;
+use crate::jobs::sweep::{self, Settlement};
 use crate::waiting::wire::ToWaiting;
 
 /// Custody of one job.
@@ -417,17 +417,24 @@ impl Custody {
     }
 
     async fn settle(&mut self, why: Fault) -> CustodyEvent {
-        match sweep::settle(&self.means.store, &self.means.dir, self.job, why).await {
-            Ok(Some(record)) => {
-                self.record = Some(record);
-                CustodyEvent::Settled
-            }
-            // Another process holds the job's lock, so it is in good hands.
-            Ok(None) => CustodyEvent::Elsewhere,
-            Err(fault) => {
-                tracing::warn!(job = %self.job, %fault, "a lost job is not settled yet");
-                CustodyEvent::NotSettled
-            }
+        loop {
+            return match sweep::settle(&self.means.store, &self.means.dir, self.job, why.clone()).await {
+                Ok(Settlement::Terminal(record)) => {
+                    self.record = Some(*record);
+                    CustodyEvent::Settled
+                }
+                // Another process holds the job's lock, so it is in good hands.
+                Ok(Settlement::InOtherHands) => CustodyEvent::Elsewhere,
+                Ok(Settlement::NotBefore(over)) => {
+                    let left = Duration::from_millis(over.since(UnixMillis::now()));
+                    tokio::time::sleep(left + Duration::from_millis(1)).await;
+                    continue;
+                }
+                Err(fault) => {
+                    tracing::warn!(job = %self.job, %fault, "a lost job is not settled yet");
+                    CustodyEvent::NotSettled
+                }
+            };
         }
     }
 

@@ -8,7 +8,7 @@ use rusqlite::{Connection, TransactionBehavior};
 use crate::jobs::store::StoreError;
 
 /// Steps in order; once released, one is never changed.
-const STEPS: &[&str] = &[FIRST, LIMITS, PROOF, WAITING, ACCOUNT_LIMITS, CUSTODY];
+const STEPS: &[&str] = &[FIRST, LIMITS, PROOF, WAITING, ACCOUNT_LIMITS, CUSTODY, ELSEWHERE];
 
 /// The version this program writes.
 pub(super) fn known() -> i64 {
@@ -128,6 +128,16 @@ CREATE TABLE account_limits (
 /// such a job depends on the pipes of the host that accepted it.
 const CUSTODY: &str = "
 ALTER TABLE jobs ADD COLUMN host TEXT;
+";
+
+/// Running jobs whose agent is on another machine: how long after its runner is lost that machine has ended it, and since when the
+/// runner is known to be lost.
+const ELSEWHERE: &str = "
+CREATE TABLE elsewhere (
+    job            INTEGER PRIMARY KEY REFERENCES jobs (sequence) ON DELETE CASCADE,
+    over_within_ms INTEGER NOT NULL,
+    lost_at        INTEGER
+);
 ";
 
 pub(super) fn version(connection: &Connection) -> Result<i64, StoreError> {

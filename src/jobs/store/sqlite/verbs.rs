@@ -536,6 +536,40 @@ impl Store for SqliteStore {
         })
     }
 
+    fn set_elsewhere(&mut self, job: JobId, over_within: Duration) -> Result<Transition, StoreError> {
+        let within = i64::try_from(over_within.as_millis()).unwrap_or(i64::MAX);
+        self.write(Durability::Normal, |transaction| {
+            let (sequence, current) = locate(transaction, job)?;
+            if current != JobState::Running {
+                return Ok(Transition::Refused { current });
+            }
+            transaction
+                .prepare_cached("INSERT OR REPLACE INTO elsewhere (job, over_within_ms) VALUES (?1, ?2)")?
+                .execute(params![sequence, within])?;
+            Ok(Transition::Done)
+        })
+    }
+
+    fn lost_elsewhere(&mut self, job: JobId, now: UnixMillis) -> Result<Option<UnixMillis>, StoreError> {
+        let found = self.read(|transaction| {
+            let (sequence, _) = locate(transaction, job)?;
+            let mut statement = transaction.prepare_cached("SELECT over_within_ms FROM elsewhere WHERE job = ?1")?;
+            let within: Option<i64> = statement.query_row([sequence], |row| row.get(0)).optional()?;
+            Ok(within.map(|within| (sequence, within)))
+        })?;
+        // Most jobs run here, and looking at them writes nothing.
+        let Some((sequence, within)) = found else { return Ok(None) };
+        self.write(Durability::Normal, |transaction| {
+            // A clock that was set back must not make it wait for what it was set back by.
+            let lost: i64 = transaction
+                .prepare_cached(
+                    "UPDATE elsewhere SET lost_at = min(coalesce(lost_at, ?2), ?2) WHERE job = ?1 RETURNING lost_at",
+                )?
+                .query_row(params![sequence, now.0], |row| row.get(0))?;
+            Ok(Some(UnixMillis(lost.saturating_add(within))))
+        })
+    }
+
     fn finish(
         &mut self,
         job: JobId,

@@ -77,6 +77,12 @@ fn over(name: &'static str, state: JobState, outcome: JobOutcome) -> Case {
     Case { context: Context::default(), events: Vec::new(), budget: 24_000, name, record: known(state, Some(outcome)) }
 }
 
+/// The same of an agent that ran on another machine.
+fn elsewhere(mut case: Case) -> Case {
+    case.record.request.machine = Some("wss://build.example:443/".to_owned());
+    case
+}
+
 fn open(name: &'static str, state: JobState, context: Context) -> Case {
     Case { context, events: Vec::new(), budget: 24_000, name, record: known(state, None) }
 }
@@ -244,6 +250,12 @@ fn cases() -> Vec<Case> {
             Interrupted,
             JobOutcome { response: Some("half".into()), ..resumable(FaultCode::RunnerLost) },
         ),
+        elsewhere(over(
+            "on another machine",
+            Succeeded,
+            JobOutcome { exit: exit(0, None), workspace_changed: None, ..rich() },
+        )),
+        elsewhere(over("on a machine that was lost", Interrupted, resumable(FaultCode::ExecLost))),
         Case { record: known(Interrupted, None), ..over("no outcome", Interrupted, JobOutcome::default()) },
         over("an answer with a fault", Succeeded, JobOutcome { fault: Some(fault(FaultCode::Refused)), ..rich() }),
     ]
