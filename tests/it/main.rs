@@ -8,6 +8,7 @@ mod bridge;
 mod daemon;
 mod doors;
 mod exec;
+mod exec_consult;
 mod failpoints;
 mod jobs;
 mod kit;
