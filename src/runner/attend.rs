@@ -73,7 +73,7 @@ pub(super) async fn attend(
                 runner.look().await;
                 // Whatever came in while the runner was busy is heard before the silence is counted.
                 let chunk = if open { tap.try_next() } else { None };
-                let pipe = if chunk.is_some() { Pipe::Unread } else { Pipe::Empty };
+                let pipe = if chunk.is_some() || !process.is_heard() { Pipe::Unread } else { Pipe::Empty };
                 if let Some((stream, bytes)) = chunk {
                     process.show(stream, &bytes);
                     output.take(stream, &bytes);

@@ -69,7 +69,7 @@ const CLOSES_STDIN: &str = "processCloseStdin";
 
 /// A machine that was reached.
 pub(super) struct Reached {
-    pub(super) backend: Box<dyn ExecBackend>,
+    pub(super) backend: RemoteExec,
     site: AgentSite,
     home: Option<PathBuf>,
     /// How long something there may live without us.
@@ -78,7 +78,7 @@ pub(super) struct Reached {
 
 impl Reached {
     pub(super) fn there(&self) -> There<'_> {
-        There { backend: self.backend.as_ref(), site: &self.site, home: self.home.as_deref() }
+        There { backend: &self.backend, site: &self.site, home: self.home.as_deref() }
     }
 
     /// Lets go of it: whatever may still run there for us is ended.
@@ -213,7 +213,7 @@ async fn reach(site: &AgentSite, faults: Faults) -> Result<Reached, Fault> {
     }
     let over_within = over_within(&site.target, &info);
     let home = info.user_home_dir.map(PathBuf::from).filter(|home| home.is_absolute());
-    Ok(Reached { backend: Box::new(backend), site: site.clone(), home, over_within })
+    Ok(Reached { backend, site: site.clone(), home, over_within })
 }
 
 /// Reaches an agent's machine and looks at its directories, as a consult would before anything is started; what was seen.

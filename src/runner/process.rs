@@ -14,6 +14,7 @@ use bytes::Bytes;
 
 use crate::exec::backend::{ExecProcess, ProcessLost};
 use crate::exec::local::{GRACE, LocalProcess, ProcessControl, ProcessEnd};
+use crate::exec::remote::{RemoteExec, RemoteState};
 use crate::exec::{OutputStream, ProcessSession};
 
 /// How long its machine may take to hear that it is to end.
@@ -26,6 +27,7 @@ pub(super) enum Process {
         process: Arc<dyn ExecProcess>,
         /// What the host follows.
         shown: ProcessSession,
+        machine: RemoteExec,
     },
 }
 
@@ -61,6 +63,14 @@ impl Process {
         }
     }
 
+    /// Whether what it says is heard now: one whose machine is being reached again may say much.
+    pub(super) fn is_heard(&self) -> bool {
+        match self {
+            Self::Here(_) => true,
+            Self::There { machine, .. } => machine.health().state == RemoteState::Up,
+        }
+    }
+
     /// Shows output to the host; that of a process here is shown by its backend.
     pub(super) fn show(&self, stream: OutputStream, bytes: &Bytes) {
         if let Self::There { shown, .. } = self {
@@ -76,7 +86,7 @@ impl Process {
     pub(super) async fn ended(&mut self) -> Ended {
         match self {
             Self::Here(process) => Ended::Known(process.wait_end().await),
-            Self::There { process, shown } => match process.end().await {
+            Self::There { process, shown, .. } => match process.end().await {
                 Ok(end) => {
                     let _ = shown.publish_exited(end.code);
                     Ended::Known(end)

@@ -67,7 +67,10 @@ impl Runner {
                         return None;
                     }
                 }
-                Ok((process, tap)) => return Some(Ok((Process::There { process, shown: self.session.clone() }, tap))),
+                Ok((process, tap)) => {
+                    let (shown, machine) = (self.session.clone(), reached.backend.clone());
+                    return Some(Ok((Process::There { process, shown, machine }, tap)));
+                }
                 Err(error) => return Some(Err(error)),
             }
         }

@@ -4,6 +4,7 @@
 
 #![expect(clippy::expect_used, reason = "helpers of tests")]
 
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
@@ -75,7 +76,12 @@ impl House {
     pub(super) async fn serve(&mut self, lease: u64) {
         let listen = match self.way {
             Way::Child => return,
-            Way::Unix => format!("unix:{}", self.rig.path("server").display()),
+            Way::Unix => {
+                // A directory nobody else can enter, or it does not listen there.
+                let dir = self.rig.path("box");
+                let _ = std::fs::DirBuilder::new().mode(0o700).create(&dir);
+                format!("unix:{}", dir.join("server").display())
+            }
             Way::Ws => "ws://127.0.0.1:0".to_owned(),
         };
         let mut command = self.rig.command(&["exec-server", "--listen", &listen, "--lease-s", &lease.to_string()]);
@@ -130,7 +136,7 @@ impl House {
     pub(super) async fn close(mut self, clients: impl IntoIterator<Item = phone_opus::testkit::Client>) {
         if let Some(mut server) = self.server.take() {
             for process in self.servers() {
-                process.send(phone_opus::testkit::Signal::TERM);
+                let _ = process.send(phone_opus::testkit::Signal::TERM);
             }
             let ended = tokio::time::timeout(PATIENCE, server.wait()).await;
             assert!(ended.is_ok(), "the server does not end: {:?}", self.servers());
