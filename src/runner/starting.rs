@@ -13,7 +13,7 @@ use super::process::Process;
 use crate::agents::{Agent, AgentCommand, RunRequest, SpawnFailure};
 use crate::base::fault::{Fault, FaultCode};
 use crate::exec::ProcessSession;
-use crate::exec::backend::{ProcessStartError, StartRequest};
+use crate::exec::backend::{ExecBackend as _, ProcessStartError, StartRequest};
 use crate::exec::local::{CloseBy, LocalExec, OutputTap, SpawnError, SpawnSpec};
 
 /// How often a start that may work in a moment is tried again.
