@@ -12,7 +12,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio::net::{TcpListener, UnixListener};
+use tokio::net::UnixListener;
 use tokio::task::JoinSet;
 
 use super::admission::{BearerToken, is_loopback};
@@ -117,8 +117,8 @@ pub struct ExecDoor {
 
 #[derive(Debug)]
 enum DoorKind {
-    #[cfg_attr(not(feature = "ws"), expect(dead_code, reason = "nothing is served there"))]
-    Ws(TcpListener),
+    #[cfg(feature = "ws")]
+    Ws(tokio::net::TcpListener),
     Unix(UnixListener, Place),
 }
 
@@ -140,13 +140,15 @@ impl ExecDoor {
     pub async fn open(at: &ListenAt, token: Option<BearerToken>) -> Result<Option<Self>, DoorError> {
         let kind = match at {
             ListenAt::Stdio => return Ok(None),
-            ListenAt::Ws(at) if cfg!(not(feature = "ws")) => return Err(DoorError::NotBuilt { at: *at }),
+            #[cfg(not(feature = "ws"))]
+            ListenAt::Ws(at) => return Err(DoorError::NotBuilt { at: *at }),
+            #[cfg(feature = "ws")]
             ListenAt::Ws(address) => {
                 if token.is_none() && at.needs_a_token() {
                     return Err(DoorError::NeedsAToken { at: *address });
                 }
                 let io = |source| DoorError::Io { at: format!("ws://{address}"), source };
-                DoorKind::Ws(TcpListener::bind(address).await.map_err(io)?)
+                DoorKind::Ws(tokio::net::TcpListener::bind(address).await.map_err(io)?)
             }
             ListenAt::Unix(path) => {
                 let io = |source| DoorError::Io { at: format!("unix:{}", path.display()), source };
@@ -163,6 +165,7 @@ impl ExecDoor {
     #[must_use]
     pub fn url(&self) -> String {
         match &self.kind {
+            #[cfg(feature = "ws")]
             DoorKind::Ws(listener) => {
                 listener.local_addr().map_or_else(|_| String::new(), |address| format!("ws://{address}"))
             }
@@ -185,6 +188,7 @@ impl ExecDoor {
             // A peer that went is forgotten before the next one is counted.
             while connections.try_join_next().is_some() {}
             let accepted = match &self.kind {
+                #[cfg(feature = "ws")]
                 DoorKind::Ws(listener) => listener.accept().await.map(|(socket, peer)| Guest::Tcp(socket, peer)),
                 DoorKind::Unix(listener, _) => listener.accept().await.map(|(socket, _)| Guest::Unix(socket)),
             };
@@ -221,16 +225,17 @@ async fn rest_for(rest: Duration, connections: &mut JoinSet<()>) {
 
 /// Who came to the door.
 enum Guest {
+    #[cfg(feature = "ws")]
     Tcp(tokio::net::TcpStream, SocketAddr),
     Unix(tokio::net::UnixStream),
 }
 
 async fn receive(guest: Guest, server: ExecServer, token: Option<Arc<BearerToken>>) {
+    #[cfg(not(feature = "ws"))]
+    let _ = token;
     match guest {
         #[cfg(feature = "ws")]
         Guest::Tcp(socket, peer) => upgrade::receive(socket, peer, server, token).await,
-        #[cfg(not(feature = "ws"))]
-        Guest::Tcp(..) => drop(token),
         Guest::Unix(socket) => {
             let theirs = socket.peer_cred().ok().map(|peer| peer.uid());
             if let Err(stranger) = peer::admit(theirs, rustix::process::geteuid().as_raw()) {
@@ -279,6 +284,7 @@ mod tests {
         }
     }
 
+    #[cfg(feature = "ws")]
     #[tokio::test]
     async fn off_this_machine_nobody_is_listened_to_without_a_token() {
         let at = ListenAt::parse("ws://0.0.0.0:0").expect("a place");

@@ -34,11 +34,13 @@ impl Marks {
     }
 
     /// The last mark that was asked for.
+    #[cfg_attr(not(feature = "ws"), allow(dead_code, reason = "what has no marks sends none back"))]
     pub(super) fn asked(&self) -> u64 {
         self.asked.load(Ordering::Relaxed)
     }
 
     /// The peer sent this mark back. What nobody asked for is nobody's.
+    #[cfg_attr(not(feature = "ws"), allow(dead_code, reason = "what has no marks sends none back"))]
     pub(in super::super) fn come_back(&self, mark: u64) {
         self.read.send_if_modified(|read| {
             let is_ours = mark > *read && mark <= self.asked();
