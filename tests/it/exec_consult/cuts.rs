@@ -28,7 +28,8 @@ async fn twenty_cuts_at_any_moments_cost_a_consult_nothing() {
         let prompt = house.rig.prompt(Script { steps, answer: Some("whole".to_owned()), ..Script::default() });
         let sent = host.start("consult", json!({"prompt": prompt})).await;
         for cut in 0..CUTS {
-            wire.cut_after(draws.below(120)).await;
+            // Long enough to be whole again now and then: an outage that goes on for 25 s is one.
+            wire.cut_after(100 + draws.below(300)).await;
             if cut == CUTS - 1 {
                 house.rig.wait_for_sign("begun").await;
             }

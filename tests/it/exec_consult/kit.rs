@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use phone_opus::internals::base::fault::FaultCode;
 use phone_opus::internals::jobs::JobRecord;
-use phone_opus::testkit::{PATIENCE, Process, Rig, tried_program, until};
+use phone_opus::testkit::{PATIENCE, Process, Rig, Role, tried_program, until};
 use tokio::io::{AsyncBufReadExt as _, AsyncRead, AsyncWrite, BufReader, copy_bidirectional};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::process::Child;
@@ -117,14 +117,19 @@ impl House {
 
     /// The server's processes.
     pub(super) fn servers(&self) -> Vec<Process> {
-        self.rig.processes().into_iter().filter(|process| process.command.contains("exec-server")).collect()
+        // A runner's words name the server too.
+        let serves = |process: &Process| process.role == Role::Other && process.command.contains("exec-server");
+        self.rig.processes().into_iter().filter(serves).collect()
     }
 
     /// Ends the server as a machine does that loses power.
     pub(super) fn kill_servers(&self) {
         let servers = self.servers();
         assert!(!servers.is_empty(), "there is a server");
-        servers.iter().for_each(Process::kill);
+        for server in servers {
+            // One may take another along.
+            let _ = server.send(phone_opus::testkit::Signal::KILL);
+        }
     }
 
     /// Nothing of the agent is alive, on whichever side.
