@@ -7,6 +7,7 @@
 use std::io;
 use std::sync::Arc;
 
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
@@ -16,10 +17,17 @@ use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 
 /// A connection to a server that has proven to be `host`.
 pub(super) async fn secure(host: &str, socket: TcpStream) -> io::Result<TlsStream<TcpStream>> {
-    let name = ServerName::try_from(host.to_owned())
-        .map_err(|_| io::Error::new(io::ErrorKind::InvalidInput, "the host's name cannot be verified"))?;
     // Files are read: not on the runtime's thread.
     let roots = tokio::task::spawn_blocking(roots).await.map_err(io::Error::other)??;
+    prove(host, socket, roots).await
+}
+
+async fn prove<S>(host: &str, socket: S, roots: RootCertStore) -> io::Result<TlsStream<S>>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let name = ServerName::try_from(host.to_owned())
+        .map_err(|_| io::Error::new(io::ErrorKind::InvalidInput, "the host's name cannot be verified"))?;
     let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
         .with_safe_default_protocol_versions()
         .map_err(io::Error::other)?
@@ -40,4 +48,69 @@ fn roots() -> io::Result<RootCertStore> {
         ));
     }
     Ok(roots)
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio_rustls::TlsAcceptor;
+    use tokio_rustls::rustls::ServerConfig;
+    use tokio_rustls::rustls::pki_types::pem::PemObject as _;
+    use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
+
+    use super::*;
+
+    /// An authority made for this test, whose own key nobody has any more.
+    fn authority() -> RootCertStore {
+        let mut roots = RootCertStore::empty();
+        let authority =
+            CertificateDer::from_pem_slice(include_bytes!("tls_tests/authority.pem")).expect("a certificate");
+        roots.add(authority).expect("an authority");
+        roots
+    }
+
+    /// A server that proves to be `build.example` by that authority, and says one word.
+    fn server() -> TlsAcceptor {
+        let proof = CertificateDer::from_pem_slice(include_bytes!("tls_tests/server.pem")).expect("a certificate");
+        let key = PrivateKeyDer::from_pem_slice(include_bytes!("tls_tests/server.key")).expect("a key");
+        let config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
+            .with_safe_default_protocol_versions()
+            .expect("versions")
+            .with_no_client_auth()
+            .with_single_cert(vec![proof], key)
+            .expect("a server");
+        TlsAcceptor::from(Arc::new(config))
+    }
+
+    async fn met(host: &str, roots: RootCertStore) -> io::Result<String> {
+        let (ours, theirs) = tokio::io::duplex(64 * 1024);
+        let serving = async {
+            if let Ok(mut socket) = server().accept(theirs).await {
+                let _ = socket.write_all(b"proven").await;
+                let _ = socket.shutdown().await;
+            }
+        };
+        let asking = async {
+            let mut said = String::new();
+            prove(host, ours, roots).await?.read_to_string(&mut said).await?;
+            Ok(said)
+        };
+        tokio::join!(serving, asking).1
+    }
+
+    #[tokio::test]
+    async fn only_a_server_that_proves_who_it_is_by_a_believed_authority_is_spoken_to() {
+        assert_eq!(met("build.example", authority()).await.expect("it is proven"), "proven");
+        for (host, roots) in
+            [("other.example", authority()), ("127.0.0.1", authority()), ("build.example", RootCertStore::empty())]
+        {
+            let said = met(host, roots).await.expect_err(host).to_string();
+            assert!(said.contains("certificate"), "{host}: {said}");
+        }
+        assert!(met("no host", authority()).await.is_err());
+        // Where the platform names authorities, none of them knows this server.
+        if let Ok(platforms) = roots() {
+            assert!(met("build.example", platforms).await.is_err());
+        }
+    }
 }
