@@ -32,9 +32,10 @@ use super::sessions::messages::SessionEnd;
 use super::workers::messages::WorkersMsg;
 use crate::base::descriptors::PassedPipe;
 use crate::base::fault::{Fault, FaultCode};
-use crate::base::ids::{HostId, SessionNumber};
+use crate::base::ids::{HostId, SessionNumber, UnixMillis};
 use crate::config::clients::Clients;
 use crate::failpoints::Faults;
+use crate::jobs::hosts::{SessionSeen, shown_directory, shown_word};
 use crate::protocol::catalog::Catalog;
 use crate::protocol::session::{SessionCore, SessionLimits, Unreadable};
 use crate::protocol::wire::Identity;
@@ -174,6 +175,8 @@ enum ComesBy {
 }
 
 struct Connection {
+    /// When this image took it in.
+    since: UnixMillis,
     kind: StreamKind,
     session: Arc<Kept<SessionLoop>>,
     mailbox: SessionMailbox,
@@ -325,7 +328,8 @@ impl Connections {
             None if resumes.is_some_and(|resumes| resumes == number) => {}
             None => s.callers.admit(number),
         }
-        let connection = Connection { kind, session: Kept::new(session), mailbox, ended, _over: over };
+        let since = UnixMillis::now();
+        let connection = Connection { since, kind, session: Kept::new(session), mailbox, ended, _over: over };
         open.connections.insert(number, connection);
         self.counted(&open);
         Ok((number, closed))
@@ -447,6 +451,41 @@ impl Connections {
             // A session that is over hears nothing more.
             let _ = connection.mailbox.send(SessionEvent::ToolsChanged);
         }
+    }
+
+    /// The oldest sessions, so many of them, and how many there are. Each is asked who its client is and has this long to say.
+    ///
+    /// # Cancel safety
+    ///
+    /// Safe.
+    pub async fn seen(&self, most: usize, patience: Duration) -> (Vec<SessionSeen>, usize) {
+        let (asked, all) = {
+            let open = self.open_ones();
+            let ask = |(number, connection): (&SessionNumber, &Connection)| {
+                let (reply, answer) = oneshot::channel();
+                let _ = connection.mailbox.send(SessionEvent::Describe(reply));
+                (*number, connection.since, answer)
+            };
+            (open.connections.iter().take(most).map(ask).collect::<Vec<_>>(), open.connections.len())
+        };
+        let until = tokio::time::Instant::now() + patience;
+        let mut seen = Vec::with_capacity(asked.len());
+        for (session, since, answer) in asked {
+            let said = tokio::time::timeout_at(until, answer).await.ok().and_then(Result::ok).unwrap_or_default();
+            // One that is over by now has no context.
+            let Some(caller) = self.served.callers.of(session) else { continue };
+            seen.push(SessionSeen {
+                session,
+                client: said.client.as_deref().map(shown_word),
+                version: said.version.as_deref().map(shown_word),
+                protocol: said.protocol.map(|version| version.as_str().to_owned()),
+                directory: caller.cwd.as_deref().and_then(shown_directory),
+                since,
+                calls: said.calls,
+                environment: caller.origin.as_str().to_owned(),
+            });
+        }
+        (seen, all)
     }
 
     /// Tells every client that has opened its session with a control message this line, without its end.

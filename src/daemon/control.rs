@@ -27,9 +27,10 @@ use serde_json::{Map, Value, json};
 use super::PROTOCOL;
 use crate::agents::Environment;
 use crate::base::base64::Base64;
-use crate::base::ids::{ChainId, DaemonId};
+use crate::base::ids::{ChainId, DaemonId, HostId};
 use crate::base::nearest::nearest;
 use crate::config::{Config, Key, Settings};
+use crate::jobs::hosts::{AttachedJob, SessionSeen};
 
 /// Bytes of names and values an environment may have. A shell's whole environment has a tenth of it.
 pub const ENVIRONMENT: usize = 64 * 1024;
@@ -264,6 +265,18 @@ pub struct DaemonStatus {
     /// When it ends by itself if nobody needs it: seconds without connections and jobs; `None` when it stays.
     #[serde(default)]
     pub idle_s: Option<u64>,
+    /// Which host it is among those of its state directory.
+    #[serde(default)]
+    pub host: Option<HostId>,
+    /// Agents that may run at once.
+    #[serde(default)]
+    pub max_running: usize,
+    /// Its sessions, the oldest first and at most a hundred; who asks is one of them.
+    #[serde(default)]
+    pub sessions: Vec<SessionSeen>,
+    /// The jobs it looks after, and whose calls wait for them.
+    #[serde(default)]
+    pub jobs: Vec<AttachedJob>,
 }
 
 /// Whether a daemon begins jobs.
@@ -830,6 +843,10 @@ mod tests {
             queued: 4,
             running: 1,
             idle_s: Some(1800),
+            host: Some(HostId::random()),
+            max_running: 4,
+            sessions: Vec::new(),
+            jobs: Vec::new(),
         };
         let refusal = ControlRefusal::new("shutdown", "no");
         let cases = [

@@ -17,6 +17,7 @@ pub mod admission;
 pub mod client;
 pub mod evidence;
 pub mod host_lock;
+pub mod hosts;
 pub mod journal;
 pub mod leftovers;
 pub mod limits;

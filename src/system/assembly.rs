@@ -29,6 +29,7 @@ use crate::config::Config;
 use crate::config::clients::{self, Clients};
 use crate::failpoints::Faults;
 use crate::jobs::client::JobsHandle;
+use crate::jobs::hosts::HostKind;
 use crate::jobs::store::StoreHandle;
 use crate::places::Places;
 use crate::protocol::catalog::{CallRoom, Catalog, Define};
@@ -53,6 +54,7 @@ pub(super) struct Assembly {
     pub(super) host: HostId,
     /// How others see that it lives.
     pub(super) life: HostLife,
+    pub(super) kind: HostKind,
     pub(super) started: Instant,
     pub(super) names: Names,
     pub(super) config: Arc<Config>,
@@ -120,6 +122,7 @@ impl Assembly {
         let host = earlier.map_or_else(HostId::random, |snapshot| snapshot.host);
         Self {
             host,
+            kind: said.kind,
             life: match said.orphan_grace {
                 Duration::ZERO => {
                     HostLife::adopting(dir_of(said.state_dir.as_ref()), host, said.callers_grace, Adopts::WhatIsAsked)

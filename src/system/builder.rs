@@ -12,6 +12,7 @@ use crate::agents::{Agent, AgentRegistry, Environment};
 use crate::base::state_dir::StateDir;
 use crate::config::Config;
 use crate::failpoints::Faults;
+use crate::jobs::hosts::HostKind;
 use crate::protocol::frame::LINE_LIMIT;
 use crate::protocol::session::SessionLimits;
 use crate::rollout::RolloutSetup;
@@ -45,6 +46,7 @@ pub struct SystemBuilder {
     pub(super) worker_policy: WorkerPolicy,
     pub(super) orphan_grace: Duration,
     pub(super) callers_grace: Duration,
+    pub(super) kind: HostKind,
     pub(super) session_limits: SessionLimits,
     pub(super) line_limit: usize,
     pub(super) telemetry_log: bool,
@@ -73,6 +75,7 @@ impl System {
             worker_policy: WorkerPolicy::default(),
             orphan_grace: Duration::ZERO,
             callers_grace: Duration::ZERO,
+            kind: HostKind::default(),
             session_limits: SessionLimits::default(),
             line_limit: LINE_LIMIT,
             telemetry_log: true,
@@ -184,6 +187,14 @@ impl SystemBuilder {
     #[must_use]
     pub fn orphan_grace(mut self, grace: Duration) -> Self {
         self.orphan_grace = grace;
+        self
+    }
+
+    /// What kind of host it is shown as beside the others of its state directory.
+    #[must_use]
+    #[doc(hidden)]
+    pub fn kind(mut self, kind: HostKind) -> Self {
+        self.kind = kind;
         self
     }
 

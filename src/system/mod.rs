@@ -30,15 +30,18 @@ use crate::actors::doors::messages::DoorsMsg;
 use crate::actors::doors::table::{DoorLoop, DoorTable, Entrance};
 use crate::actors::doors::unix::{self, DoorEvent, ListeningSocket, UnixDoor};
 use crate::actors::health::HealthSource;
+use crate::actors::jobs::board::HostView;
 use crate::actors::jobs::room::Beginning;
 use crate::actors::rollout::RolloutHandle;
 use crate::actors::root::{Down, RootMsg};
 use crate::actors::session::{ClientInput, ClientOutput};
 use crate::actors::sessions::messages::SessionEnd;
 use crate::base::fault::{Fault, FaultCode};
+use crate::base::ids::HostId;
 use crate::base::stdio;
 use crate::daemon::listener::SocketPlace;
 use crate::jobs::client::{JobsHandle, News};
+use crate::jobs::hosts::HostSeen;
 use crate::jobs::{ConsultRequest, JobMode, JobRecord};
 use crate::rollout::{HandOver, NotAdopted, Trigger};
 use crate::tools::consult::Consults;
@@ -59,6 +62,7 @@ struct Inner {
     doors: Ways,
     desk: Consults,
     health: HealthSource,
+    view: HostView,
     handing: Arc<handover::HandOverDesk>,
     down: watch::Receiver<Option<Down>>,
 }
@@ -269,6 +273,21 @@ impl System {
     /// Whether jobs are begun from now on. What runs goes on in any case.
     pub fn begin_jobs(&self, beginning: Beginning) {
         self.inner.handing.attachments.room().set_beginning(beginning);
+    }
+
+    /// How this host is, as others see it: its sessions, its jobs and who waits for them.
+    ///
+    /// # Cancel safety
+    ///
+    /// Safe.
+    pub async fn seen(&self) -> HostSeen {
+        self.inner.view.look().await
+    }
+
+    /// Which host this is.
+    #[must_use]
+    pub fn host(&self) -> HostId {
+        self.inner.health.host
     }
 
     /// Tells every client that has opened its session with a control message this line, without its end.

@@ -17,6 +17,7 @@ use crate::actors::doors::DoorsArguments;
 use crate::actors::doors::table::{DoorTable, Entrance};
 use crate::actors::jobs::JobsArguments;
 use crate::actors::jobs::attachments::Attachments;
+use crate::actors::jobs::board::{HostBoard, HostView};
 use crate::actors::jobs::means::Means;
 use crate::actors::kept::Kept;
 use crate::actors::rollout::RolloutArguments;
@@ -30,6 +31,7 @@ use crate::actors::workers::process::ProcessBackend;
 use crate::actors::workers::roster::Roster;
 use crate::agents::Environment;
 use crate::base::fault::{Fault, FaultCode};
+use crate::base::ids::UnixMillis;
 use crate::base::image::StandIn;
 use crate::base::state_dir::StateDir;
 use crate::config::Config;
@@ -123,6 +125,7 @@ impl SystemBuilder {
             let Assembly { telemetry, life, .. } = &assembly;
             snapshot.restore_into((connections, doors), attachments, gauges, telemetry, means.as_ref(), life);
         }
+        let view = assembly.view(&lasting);
         let handing = Arc::new(assembly.handing(&lasting));
         let (table, supervisor) = (lasting.doors.clone(), assembly.names.doors.current());
         let entrance = assembly.entrance(&lasting);
@@ -133,7 +136,7 @@ impl SystemBuilder {
             .map_err(|error| Fault::new(FaultCode::Internal, format!("the system did not start: {error}.")))?;
         let connections = lasting.connections;
         let doors = Ways { table, supervisor, entrance };
-        Ok(System { inner: Arc::new(Inner { root, connections, doors, desk, health, handing, down }) })
+        Ok(System { inner: Arc::new(Inner { root, connections, doors, desk, health, view, handing, down }) })
     }
 }
 
@@ -220,9 +223,26 @@ impl Assembly {
             limits: AcceptLimits { max_queued: self.config.max_queued },
             attachments: lasting.attachments.clone(),
             life: self.life.clone(),
+            board: HostBoard::new(self.kind, self.began(), self.view(lasting), self.life.clone(), self.store.clone()),
             connections: lasting.connections.clone(),
             faults: self.faults.clone(),
             telemetry: self.telemetry.clone(),
+        }
+    }
+
+    /// When this host began, over all its images.
+    fn began(&self) -> UnixMillis {
+        let uptime = i64::try_from(self.started.elapsed().as_millis()).unwrap_or(0);
+        UnixMillis(UnixMillis::now().0 - uptime)
+    }
+
+    /// Where it is seen how this host is.
+    fn view(&self, lasting: &Lasting) -> HostView {
+        HostView {
+            connections: lasting.connections.clone(),
+            attachments: lasting.attachments.clone(),
+            rollout: self.rollout.clone(),
+            max_running: self.config.max_running,
         }
     }
 

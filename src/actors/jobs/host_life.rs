@@ -92,18 +92,23 @@ impl HostLife {
     /// then they depend on their pipes.
     pub fn hold(&self) -> Option<HostId> {
         self.grace()?;
+        self.is_seen().then_some(self.0.host)
+    }
+
+    /// Whether others see that this host lives: its lock is held from here on, where it can be.
+    pub fn is_seen(&self) -> bool {
         let mut held = self.lock();
         match &*held {
-            LockState::Held(_) => Some(self.0.host),
-            LockState::Over => None,
+            LockState::Held(_) => true,
+            LockState::Over => false,
             LockState::NotYet => match HostLock::take(&self.0.dir, self.0.host) {
                 Ok(lock) => {
                     *held = LockState::Held(lock);
-                    Some(self.0.host)
+                    true
                 }
                 Err(error) => {
-                    tracing::warn!(%error, "jobs of this host cannot be adopted when it is gone");
-                    None
+                    tracing::warn!(%error, "others cannot see that this host lives, nor adopt its jobs when it is gone");
+                    false
                 }
             },
         }

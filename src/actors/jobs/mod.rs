@@ -13,6 +13,7 @@
 
 pub(crate) mod adopting;
 pub mod attachments;
+pub mod board;
 mod chores;
 mod consult;
 pub mod core;
@@ -38,6 +39,7 @@ use tokio::task::JoinSet;
 
 use self::adopting::{AtWork, LeftAlone, Looked};
 use self::attachments::{Attachment, Attachments};
+use self::board::{HostBoard, clear_rows};
 use self::chores::{accept_again, end_for_lost_caller, keep_reserve, prune};
 use self::consult::{Consult, ConsultArguments};
 use self::core::{AskId, Custodian, Found, JobsEffect, JobsEvent};
@@ -117,6 +119,8 @@ pub struct JobsArguments {
     pub attachments: Attachments,
     /// The life of this host, by which its jobs may be adopted.
     pub life: HostLife,
+    /// What this host says of itself.
+    pub board: HostBoard,
     /// The connections: a caller whose connection is over waits for nothing.
     pub connections: Connections,
     /// Fault plan.
@@ -196,6 +200,9 @@ impl Actor for Jobs {
                 }
             });
         }
+        if arguments.board.has_begun() {
+            tasks.spawn(arguments.board.clone().keep());
+        }
         // Left by an earlier incarnation.
         let lost = |caller: &&InvocationId| !arguments.connections.has_client(caller.session);
         me.cast(JobsMsg::Restarted)?;
@@ -259,6 +266,7 @@ impl Actor for Jobs {
             }
             state.release(job);
         }
+        let _ = tokio::time::timeout_at(until, state.arguments.board.clear()).await;
         // Nobody waits for what is left, but for background jobs, which another host may adopt.
         state.arguments.life.end();
         Ok(())
@@ -363,6 +371,7 @@ impl JobsState {
         for effect in self.arguments.attachments.decide(event) {
             self.perform(me, effect, about).await;
         }
+        self.arguments.board.note();
     }
 
     async fn perform(&mut self, me: &ActorRef<JobsMsg>, effect: JobsEffect, about: &mut About<'_>) {
@@ -481,6 +490,9 @@ impl JobsState {
                     }
                 }
                 Err(error) => tracing::warn!(%error, "jobs of other hosts could not be looked at"),
+            }
+            if dir.hosts().exists() {
+                clear_rows(&store, &dir).await;
             }
             overdue.look(&store, &dir, &with_pipes).await;
             keep_reserve(&dir).await;
@@ -608,6 +620,9 @@ impl JobsState {
         if !joined {
             self.count(&record);
         }
+        if self.arguments.board.begin() {
+            self.tasks.spawn(self.arguments.board.clone().keep());
+        }
         let custodian = self.custodian(ask, &record, joined, adopted);
         let found = Found { job: record.id, mode: record.mode, state: record.state, custodian };
         let runner = self.asking.get(&ask).map(|asking| Arc::clone(&asking.run_as.runner));
@@ -686,6 +701,7 @@ impl JobsState {
         drop(self.arguments.attachments.decide(JobsEvent::Ended(job)));
         self.consults.forget(job);
         self.arguments.attachments.release(job);
+        self.arguments.board.note();
     }
 }
 

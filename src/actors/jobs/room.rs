@@ -162,6 +162,12 @@ impl Room {
         *self.0.beginning.borrow()
     }
 
+    /// The same, as it changes.
+    #[must_use]
+    pub fn beginnings(&self) -> watch::Receiver<Beginning> {
+        self.0.beginning.subscribe()
+    }
+
     /// Resolves when jobs are begun.
     ///
     /// # Cancel safety

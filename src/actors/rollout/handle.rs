@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, oneshot};
 
 use super::RolloutMsg;
 use crate::actors::clock;
@@ -35,6 +35,7 @@ struct Shared {
     due: AtomicU64,
     every: Duration,
     board: Mutex<Board>,
+    moved: Notify,
 }
 
 struct Board {
@@ -56,7 +57,13 @@ impl RolloutHandle {
     pub fn new(actor: Current<RolloutMsg>, setup: Option<&RolloutSetup>, status: Status) -> Self {
         let every = setup.map_or(Duration::MAX, |setup| setup.look_every);
         let board = Board { status, hand_over: None, by: Trigger::Watch };
-        let shared = Shared { began: clock::now(), due: AtomicU64::new(NEVER), every, board: Mutex::new(board) };
+        let shared = Shared {
+            began: clock::now(),
+            due: AtomicU64::new(NEVER),
+            every,
+            board: Mutex::new(board),
+            moved: Notify::new(),
+        };
         Self { actor, shared: Arc::new(shared) }
     }
 
@@ -105,6 +112,15 @@ impl RolloutHandle {
         self.board().status.clone()
     }
 
+    /// Resolves when what health shows has changed since the last time; for one who waits.
+    ///
+    /// # Cancel safety
+    ///
+    /// Safe.
+    pub async fn moved(&self) {
+        self.shared.moved.notified().await;
+    }
+
     /// What the image that takes over is told, by one that is handing over.
     #[must_use]
     pub fn carried(&self) -> Carried {
@@ -124,6 +140,7 @@ impl RolloutHandle {
 
     pub(super) fn note(&self, change: impl FnOnce(&mut Status)) {
         change(&mut self.board().status);
+        self.shared.moved.notify_one();
     }
 
     pub(super) fn began(&self, by: Trigger) {

@@ -12,8 +12,22 @@ use crate::base::fault::Fault;
 use crate::base::ids::{CallNumber, Generation};
 use crate::protocol::session::CallOutcome;
 use crate::protocol::tasks::{TaskAnswer, TaskNews};
+use crate::protocol::version::Version;
 use crate::tools::Evidence;
 use crate::tools::progress::Latest;
+
+/// A session's client, for whoever looks at a host.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ClientSeen {
+    /// Its name.
+    pub client: Option<String>,
+    /// The version of its program.
+    pub version: Option<String>,
+    /// The revision it speaks.
+    pub protocol: Option<Version>,
+    /// Calls in flight.
+    pub calls: usize,
+}
 
 /// Everything a session hears besides its client's bytes and its clock.
 #[derive(Debug)]
@@ -88,6 +102,8 @@ pub enum SessionEvent {
         /// Whether it was not followed.
         refused: bool,
     },
+    /// Who is the client, and how many calls has it in flight?
+    Describe(oneshot::Sender<ClientSeen>),
     /// Whoever opened the session with a control message is told this line, without its end.
     SayBeside(String),
     /// What would be passed on, were it done now?

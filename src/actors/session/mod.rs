@@ -42,7 +42,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 
-pub use self::events::SessionEvent;
+pub use self::events::{ClientSeen, SessionEvent};
 pub use self::gauges::Gauges;
 pub use self::passed::SessionSnapshot;
 pub use self::streams::{ClientInput, ClientOutput};
@@ -486,6 +486,7 @@ impl SessionLoop {
             TurnEffect::Handled(at) => self.neighbours.rollout.handled(at),
             TurnEffect::TellQuiet(told) => drop(told.send(())),
             TurnEffect::PassOn(reply, snapshot) => drop(reply.send(*snapshot)),
+            TurnEffect::Describe(reply, seen) => drop(reply.send(*seen)),
         }
     }
 

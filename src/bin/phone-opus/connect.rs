@@ -19,6 +19,7 @@ use phone_opus::internals::daemon::context;
 use phone_opus::internals::daemon::control::{OF_A_SESSION, Opening};
 use phone_opus::internals::daemon::start::{DaemonStart, DaemonStarter};
 use phone_opus::internals::jobs::host_lock::ORPHAN_GRACE;
+use phone_opus::internals::jobs::hosts::HostKind;
 use phone_opus::internals::protocol::session::{SessionCore, SessionLimits};
 use phone_opus::internals::runner::nesting;
 use phone_opus::internals::system::Offer;
@@ -144,7 +145,7 @@ fn bridge_options(options: &ConnectOptions, prepared: Prepared, chosen: Settings
             let mut prepared = prepared.clone();
             prepared.notices.push(notice);
             // What a daemon that was stopped had of this client goes on here.
-            prepared.system().callers_grace(ORPHAN_GRACE)
+            prepared.system().kind(HostKind::Bridge).callers_grace(ORPHAN_GRACE)
         }),
     }
 }

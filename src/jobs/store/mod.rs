@@ -29,6 +29,7 @@ use crate::base::fault::{Fault, FaultCode};
 use crate::base::ids::{HostId, InvocationId, JobId, UnixMillis, WaiterId};
 use crate::base::local_time;
 use crate::base::state_dir::StateDirError;
+use crate::jobs::hosts::HostRow;
 use crate::jobs::limits::Scope;
 use crate::jobs::{
     Billing, CancelReason, JobMode, JobOutcome, JobRecord, JobState, JobSummary, JournalEntry, JournalEvent, NewJob,
@@ -635,6 +636,27 @@ pub trait Store: Send {
     ///
     /// `UnknownJob`; the store cannot be used.
     fn adopt(&mut self, job: JobId, from: HostId, by: HostId) -> Result<Adoption, StoreError>;
+
+    /// Notes what a host says of itself, in the place of what it said before.
+    ///
+    /// # Errors
+    ///
+    /// The store cannot be used.
+    fn show_host(&mut self, row: &HostRow) -> Result<(), StoreError>;
+
+    /// What hosts have said of themselves. Whether one lives is for its lock to say. What cannot be read is left out.
+    ///
+    /// # Errors
+    ///
+    /// The store cannot be used.
+    fn hosts(&mut self) -> Result<Vec<HostRow>, StoreError>;
+
+    /// Forgets what these hosts said.
+    ///
+    /// # Errors
+    ///
+    /// The store cannot be used.
+    fn forget_hosts(&mut self, hosts: &[HostId]) -> Result<(), StoreError>;
 
     /// Notes that somebody read the outcome; the first time stays, and a job that is not over is left alone.
     ///

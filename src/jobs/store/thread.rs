@@ -25,6 +25,7 @@ use crate::base::ids::{HostId, InvocationId, JobId, UnixMillis, WaiterId};
 use crate::base::signals;
 use crate::base::state_dir::StateDir;
 use crate::failpoints::{Broken, FaultPoint, Faults, Operation};
+use crate::jobs::hosts::HostRow;
 use crate::jobs::{
     CancelReason, JobOutcome, JobRecord, JobState, JobSummary, JournalEntry, JournalEvent, NewJob, RunProcess,
 };
@@ -388,6 +389,12 @@ verbs! {
     HandOver: hand_over(job: JobId) -> Transition = |store| store.hand_over(job);
     /// Gives a job into the custody of another host: [`Store::adopt`].
     Adopt: adopt(job: JobId, from: HostId, by: HostId) -> Adoption = |store| store.adopt(job, from, by);
+    /// Notes what a host says of itself.
+    ShowHost: show_host(row: HostRow) -> () = |store| store.show_host(&row);
+    /// What hosts have said of themselves: [`Store::hosts`].
+    Hosts: hosts() -> Vec<HostRow> = |store| store.hosts();
+    /// Forgets what these hosts said.
+    ForgetHosts: forget_hosts(hosts: Vec<HostId>) -> () = |store| store.forget_hosts(&hosts);
     /// Notes that somebody read the outcome.
     MarkRead: mark_read(job: JobId, at: UnixMillis) -> () = |store| store.mark_read(job, at);
     /// The finished jobs of a workspace nobody has read, newest first.
@@ -511,6 +518,15 @@ mod tests {
         }
         fn adopt(&mut self, job: JobId, from: HostId, by: HostId) -> Result<Adoption, StoreError> {
             self.inner.adopt(job, from, by)
+        }
+        fn show_host(&mut self, row: &HostRow) -> Result<(), StoreError> {
+            self.inner.show_host(row)
+        }
+        fn hosts(&mut self) -> Result<Vec<HostRow>, StoreError> {
+            self.inner.hosts()
+        }
+        fn forget_hosts(&mut self, hosts: &[HostId]) -> Result<(), StoreError> {
+            self.inner.forget_hosts(hosts)
         }
         fn mark_read(&mut self, job: JobId, at: UnixMillis) -> Result<(), StoreError> {
             self.inner.mark_read(job, at)

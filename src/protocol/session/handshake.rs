@@ -29,9 +29,12 @@ impl SessionCore {
             return Err(invalid("initialize needs params.protocolVersion, a string."));
         };
         let version = Version::negotiate(&wanted);
-        let client = client
-            .and_then(|client| envelope::object(client, ["name"]).ok())
-            .and_then(|[name]| name.and_then(envelope::string))
+        let [name, program] =
+            client.and_then(|client| envelope::object(client, ["name", "version"]).ok()).unwrap_or_default();
+        self.client_version =
+            program.and_then(envelope::string).map(|version| version.chars().take(50).collect::<String>().into());
+        let client = name
+            .and_then(envelope::string)
             .map_or(ClientInfo::Unknown, |name| ClientInfo::Name(name.chars().take(200).collect::<String>().into()));
         // A proxy or a restarted front end may send a second one: it is answered again, and its version counts.
         self.handshake = Handshake::Ready { version, client };
@@ -56,6 +59,21 @@ impl SessionCore {
                     .hint("Send initialize first, or put the 2026-07-28 envelope into params._meta of each request.")
                     .into())
             }
+        }
+    }
+
+    /// The client's name and the version of its program as it said them last, and the revision it is served in.
+    #[must_use]
+    pub fn client_seen(&self) -> (Option<String>, Option<String>, Option<Version>) {
+        match &self.handshake {
+            Handshake::Ready { version, client } => {
+                let said = self.client_version.as_deref().map(str::to_owned);
+                (client.name().map(|name| name.into_owned()), said, Some(*version))
+            }
+            Handshake::Before => match self.seen.said() {
+                Some((name, said)) => (Some(name), Some(said), Some(Version::MODERN)),
+                None => (None, None, None),
+            },
         }
     }
 

@@ -120,6 +120,14 @@ pub(super) fn tasks_needed() -> Box<Refusal> {
 pub(super) struct SeenClient(Bytes);
 
 impl SeenClient {
+    /// Its name and version, once one was checked.
+    pub(super) fn said(&self) -> Option<(String, String)> {
+        let text = std::str::from_utf8(&self.0).ok()?;
+        let [name, version] = envelope::object(text, ["name", "version"]).ok()?;
+        let owned = |json: &str| envelope::string(json).map(|text| text.into_owned());
+        Some((owned(name?)?, owned(version?)?))
+    }
+
     /// The description as it is passed on; `None` when it has no name or no version.
     fn look(&mut self, json: &str) -> Option<ClientInfo> {
         if self.0 != json.as_bytes() {

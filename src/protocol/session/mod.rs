@@ -300,6 +300,8 @@ pub struct SessionCore {
     catalog: Arc<Catalog>,
     identity: Arc<Identity>,
     handshake: Handshake,
+    /// The version of its client's program, from the handshake.
+    client_version: Option<Box<str>>,
     seen: SeenClient,
     roots: RootsTalk,
     standings: Standings,
@@ -339,6 +341,7 @@ impl SessionCore {
             catalog,
             identity,
             handshake: Handshake::Before,
+            client_version: None,
             seen: SeenClient::default(),
             roots: RootsTalk::default(),
             standings: Standings::default(),

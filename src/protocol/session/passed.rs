@@ -50,6 +50,8 @@ pub struct CoreSnapshot {
 struct HandshakeSnapshot {
     version: Version,
     client: ClientSnapshot,
+    #[serde(default)]
+    client_version: Option<String>,
 }
 
 /// Who called, passed on.
@@ -130,7 +132,8 @@ impl SessionCore {
         let handshake = match &self.handshake {
             Handshake::Before => None,
             Handshake::Ready { version, client } => {
-                Some(HandshakeSnapshot { version: *version, client: client.into() })
+                let client_version = self.client_version.as_deref().map(str::to_owned);
+                Some(HandshakeSnapshot { version: *version, client: client.into(), client_version })
             }
         };
         let name = |tool: usize| self.catalog.name(tool).to_owned();
@@ -196,7 +199,8 @@ impl SessionCore {
         since: Duration,
     ) -> Result<Self, Unreadable> {
         let mut core = Self::new(catalog, identity, limits);
-        if let Some(HandshakeSnapshot { version, client }) = &snapshot.handshake {
+        if let Some(HandshakeSnapshot { version, client, client_version }) = &snapshot.handshake {
+            core.client_version = client_version.as_deref().map(Box::from);
             core.handshake = Handshake::Ready { version: *version, client: client.into() };
         }
         core.answered = snapshot.answered;

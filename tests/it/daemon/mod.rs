@@ -36,6 +36,7 @@
 #![expect(clippy::expect_used, clippy::panic, reason = "what goes wrong in a helper fails the test")]
 
 mod places;
+mod status;
 mod strangers;
 mod thousand;
 mod versions;

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 use tokio::task::AbortHandle;
 
-use crate::actors::session::{SessionEvent, SessionSnapshot};
+use crate::actors::session::{ClientSeen, SessionEvent, SessionSnapshot};
 use crate::base::fault::Fault;
 use crate::base::ids::{CallNumber, Generation, InvocationId, JobId};
 use crate::daemon::control::ControlMessage;
@@ -97,4 +97,6 @@ pub(in super::super) enum TurnEffect {
     TellQuiet(oneshot::Sender<()>),
     /// Tell what is passed on.
     PassOn(oneshot::Sender<SessionSnapshot>, Box<SessionSnapshot>),
+    /// Tell who the client is.
+    Describe(oneshot::Sender<ClientSeen>, Box<ClientSeen>),
 }

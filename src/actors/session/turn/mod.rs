@@ -38,7 +38,7 @@ pub(super) use self::outgoing::Outgoing;
 use super::flow::{self, Flow};
 use super::ledger::Ledger;
 use super::passed::{Stillness, TakenOver};
-use super::{LINGER, SessionEvent};
+use super::{ClientSeen, LINGER, SessionEvent};
 use crate::base::fault::{Fault, FaultCode};
 use crate::base::ids::{CallNumber, Generation, HostId, JobId, SessionNumber};
 use crate::failpoints::Faults;
@@ -276,6 +276,11 @@ impl SessionTurn {
             SessionEvent::TaskNews { number, news } => self.on_task_news(number, &news, now, effects),
             SessionEvent::ControlAnswered { number, line, refused } => {
                 self.on_control_answered(number, line, refused, now, effects);
+            }
+            SessionEvent::Describe(reply) => {
+                let (client, version, protocol) = self.core.client_seen();
+                let seen = ClientSeen { client, version, protocol, calls: self.core.in_flight() };
+                effects.push_back(TurnEffect::Describe(reply, Box::new(seen)));
             }
             SessionEvent::SayBeside(line) => self.say_beside(line),
             SessionEvent::Peek(reply) => effects.push_back(TurnEffect::PassOn(reply, Box::new(self.snapshot(now)))),

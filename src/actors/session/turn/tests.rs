@@ -173,6 +173,10 @@ impl Rig {
                 let _ = told.send(());
                 "quiet".to_owned()
             }
+            TurnEffect::Describe(reply, seen) => {
+                let _ = reply.send(*seen);
+                "describe".to_owned()
+            }
             TurnEffect::PassOn(reply, snapshot) => {
                 let _ = reply.send(*snapshot);
                 "pass on".to_owned()

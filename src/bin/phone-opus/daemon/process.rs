@@ -43,6 +43,7 @@ use phone_opus::internals::daemon::record::{DaemonRecord, DaemonRecordError};
 use phone_opus::internals::daemon::start::{READY, TAKEN};
 use phone_opus::internals::failpoints::{FaultPoint, Faults, Operation};
 use phone_opus::internals::jobs::host_lock::ORPHAN_GRACE;
+use phone_opus::internals::jobs::hosts::{HostKind, HostSeen};
 use phone_opus::internals::jobs::lock::LockError;
 use phone_opus::internals::rollout::Trigger;
 use phone_opus::internals::system::handover::{HostSnapshot, Luggage, NewImage, Packed, Restore};
@@ -177,7 +178,8 @@ fn serve(options: &DaemonRunOptions, passed: Option<Listener>, ready: &mut Ready
         let faults = prepared.faults.clone();
         let config = Arc::new(prepared.config.clone());
         let side = Arc::new(HostSide::new(Arc::clone(&config), prepared.environment.clone(), prepared.agents()));
-        let mut builder = prepared.system().orphan_grace(ORPHAN_GRACE).default_cwd(None).start_dir(None);
+        let mut builder =
+            prepared.system().kind(HostKind::Daemon).orphan_grace(ORPHAN_GRACE).default_cwd(None).start_dir(None);
         let mut next = None;
         if let Some(setup) = launch {
             let environment = begin_environment();
@@ -656,16 +658,20 @@ impl Daemon {
             queued: 0,
             running: 0,
             idle_s: self.idle.map(|idle| idle.as_secs()),
+            host: Some(self.system.host()),
+            max_running: self.side.config.max_running,
+            sessions: Vec::new(),
+            jobs: Vec::new(),
         };
-        let jobs = self.system.jobs().clone();
+        let (system, jobs) = (self.system.clone(), self.system.jobs().clone());
         self.answering.spawn(async move {
             // A store that does not answer is no reason to say nothing; who asks sees zeros, and health says why.
             let counts = tokio::time::timeout(ASK / 2, jobs.counts()).await.ok().and_then(Result::ok);
             let attached = tokio::time::timeout(ASK / 2, jobs.attached()).await.unwrap_or(0);
             let (queued, running) = counts.map_or((0, 0), |counts| (counts.queued, counts.running));
-            reply.answer(
-                DaemonAnswer::Status(DaemonStatus { attached_jobs: attached, queued, running, ..status }).line(),
-            );
+            let HostSeen { sessions, jobs, .. } = system.seen().await;
+            let counted = DaemonStatus { attached_jobs: attached, queued, running, sessions, jobs, ..status };
+            reply.answer(DaemonAnswer::Status(counted).line());
         });
     }
 

@@ -8,7 +8,7 @@ use rusqlite::{Connection, TransactionBehavior};
 use crate::jobs::store::StoreError;
 
 /// Steps in order; once released, one is never changed.
-const STEPS: &[&str] = &[FIRST, LIMITS, PROOF, WAITING, ACCOUNT_LIMITS, CUSTODY, ELSEWHERE];
+const STEPS: &[&str] = &[FIRST, LIMITS, PROOF, WAITING, ACCOUNT_LIMITS, CUSTODY, ELSEWHERE, HOSTS];
 
 /// The version this program writes.
 pub(super) fn known() -> i64 {
@@ -138,6 +138,14 @@ CREATE TABLE elsewhere (
     over_within_ms INTEGER NOT NULL,
     lost_at        INTEGER
 );
+";
+
+/// What hosts say of themselves (see `jobs::hosts`), as JSON: it is shown, and nothing is decided by it.
+const HOSTS: &str = "
+CREATE TABLE hosts (
+    host TEXT NOT NULL PRIMARY KEY,
+    said TEXT NOT NULL
+) WITHOUT ROWID;
 ";
 
 pub(super) fn version(connection: &Connection) -> Result<i64, StoreError> {

@@ -11,6 +11,7 @@ use rusqlite::params;
 use super::*;
 use crate::base::fault::{Fault, FaultCode};
 use crate::base::ids::{AgentSessionId, ChainId, HostId, InvocationId, RunToken, SessionNumber};
+use crate::jobs::hosts::{HostKind, HostRow, HostSeen};
 use crate::jobs::journal::AgentEvent;
 use crate::jobs::store::{
     Accept, AcceptLimits, Adoption, Ages, CancelState, JobFilter, LIMIT_MOST, RetentionPolicy, StartOutcome, Store,
@@ -920,6 +921,32 @@ fn migrating_twice_changes_nothing() {
     schema::migrate(&mut open.connection).expect("again");
     let version: i64 = open.connection.query_row("PRAGMA user_version", [], |row| row.get(0)).expect("read");
     assert_eq!(version, schema::known());
+}
+
+#[test]
+fn what_a_host_says_replaces_what_it_said_and_is_forgotten_by_name() {
+    let (_scratch, dir) = scratch();
+    let mut store = open(&dir);
+    let row = |host, pid| HostRow {
+        host,
+        kind: HostKind::Daemon,
+        pid,
+        build: "1.0.0".into(),
+        started_at: at(1),
+        changed_at: at(2),
+        seen: HostSeen::default(),
+    };
+    let (first, second) = (HostId::random(), HostId::random());
+    for shown in [row(first, 1), row(second, 2), row(first, 3)] {
+        store.show_host(&shown).expect("shown");
+    }
+    let connection = &store.connection().expect("open").connection;
+    connection.execute("INSERT INTO hosts VALUES ('x', 'of a later version')", []).expect("inserted");
+    let mut found = store.hosts().expect("read");
+    found.sort_by_key(|row| row.pid);
+    assert_eq!(found, [row(second, 2), row(first, 3)]);
+    store.forget_hosts(&[first, HostId::random()]).expect("forgotten");
+    assert_eq!(store.hosts().expect("read"), [row(second, 2)]);
 }
 
 fn moved_files(dir: &StateDir) -> Vec<String> {

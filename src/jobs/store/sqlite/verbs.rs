@@ -14,6 +14,7 @@ use super::{Durability, Place, SqliteStore};
 use crate::base::fault::FaultCode;
 use crate::base::ids::{HostId, InvocationId, JobId, UnixMillis, WaiterId};
 use crate::jobs::evidence;
+use crate::jobs::hosts::HostRow;
 use crate::jobs::journal::AgentEvent;
 use crate::jobs::limits::Scope;
 use crate::jobs::store::{
@@ -738,6 +739,32 @@ impl Store for SqliteStore {
             evidence::ring(dir, waiter);
         }
         done
+    }
+
+    fn show_host(&mut self, row: &HostRow) -> Result<(), StoreError> {
+        self.write(Durability::Normal, |transaction| {
+            transaction
+                .prepare_cached("INSERT OR REPLACE INTO hosts (host, said) VALUES (?1, ?2)")?
+                .execute(params![row.host.to_string(), rows::to_json("a host", row)?])?;
+            Ok(())
+        })
+    }
+
+    fn hosts(&mut self) -> Result<Vec<HostRow>, StoreError> {
+        self.read(|transaction| {
+            let mut statement = transaction.prepare_cached("SELECT said FROM hosts ORDER BY host")?;
+            let said: Vec<String> = statement.query_map([], |row| row.get(0))?.collect::<Result<_, _>>()?;
+            Ok(said.iter().filter_map(|said| serde_json::from_str(said).ok()).collect())
+        })
+    }
+
+    fn forget_hosts(&mut self, hosts: &[HostId]) -> Result<(), StoreError> {
+        self.write(Durability::Normal, |transaction| {
+            for host in hosts {
+                transaction.prepare_cached("DELETE FROM hosts WHERE host = ?1")?.execute([host.to_string()])?;
+            }
+            Ok(())
+        })
     }
 
     fn mark_read(&mut self, job: JobId, at: UnixMillis) -> Result<(), StoreError> {
