@@ -265,6 +265,9 @@ pub struct DaemonStatus {
     /// When it ends by itself if nobody needs it: seconds without connections and jobs; `None` when it stays.
     #[serde(default)]
     pub idle_s: Option<u64>,
+    /// Whose unit of a service manager it is in, and why not in one of its own, where that is known.
+    #[serde(default)]
+    pub scope: Option<String>,
     /// Which host it is among those of its state directory.
     #[serde(default)]
     pub host: Option<HostId>,
@@ -843,6 +846,7 @@ mod tests {
             queued: 4,
             running: 1,
             idle_s: Some(1800),
+            scope: Some("its own".to_owned()),
             host: Some(HostId::random()),
             max_running: 4,
             sessions: Vec::new(),

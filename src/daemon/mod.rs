@@ -14,6 +14,7 @@
 //! unlinked or replaced that is not proven ours; (3) whoever comes in has our user id by the kernel's word; (4) what one
 //! client sends of its environment reaches its own consults and nothing else (L17).
 
+pub mod apart;
 pub mod ask;
 pub mod context;
 pub mod control;

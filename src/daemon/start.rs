@@ -29,6 +29,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
+use super::apart::{self, Apart, Surroundings};
 use super::control::OF_A_SESSION;
 use super::lock::{DaemonLock, StartLock};
 use super::paths;
@@ -58,6 +59,13 @@ const STARTS: u32 = 3;
 
 /// Bytes of what a daemon says that are read; it says a line.
 const SAID: usize = 8 * 1024;
+
+/// How long a service manager may take until a daemon it was asked for speaks. It needs milliseconds; what takes longer is done
+/// without it.
+const APART: Duration = Duration::from_secs(2);
+
+/// What is known of a daemon that says nothing.
+const MUTE: &str = "it ended before it was ready; what it said is in daemon.log";
 
 /// What a daemon says when clients can come.
 pub const READY: &str = "ready";
@@ -208,6 +216,10 @@ pub struct DaemonStart {
     called: Option<OsString>,
     words: Vec<OsString>,
     environment: Environment,
+    /// Whether it is started otherwise than an installed unit would.
+    special: bool,
+    /// Where the programs of the system's service manager lie, where that is not where they always do.
+    system: Option<Vec<PathBuf>>,
 }
 
 impl DaemonStart {
@@ -219,7 +231,8 @@ impl DaemonStart {
             words.push("--started-by-client".into());
         }
         words.extend(["--state-dir".into(), dir.root().as_os_str().to_owned()]);
-        Self { dir, asked: None, program, called: None, words, environment: environment_of_daemon(environment) }
+        let environment = environment_of_daemon(environment);
+        Self { dir, asked: None, program, called: None, words, environment, special: false, system: None }
     }
 
     /// The same, listening at this path.
@@ -227,6 +240,7 @@ impl DaemonStart {
     pub fn at(mut self, socket: Option<PathBuf>) -> Self {
         if let Some(path) = &socket {
             self.words.extend(["--socket".into(), path.as_os_str().to_owned()]);
+            self.special = true;
         }
         self.asked = socket;
         self
@@ -242,7 +256,9 @@ impl DaemonStart {
     /// The same with more words of its command line.
     #[must_use]
     pub fn with(mut self, words: impl IntoIterator<Item = OsString>) -> Self {
+        let before = self.words.len();
         self.words.extend(words);
+        self.special |= self.words.len() > before;
         self
     }
 
@@ -292,7 +308,7 @@ impl DaemonStart {
                 Run::Reached(stream) => return Ok(FoundDaemon { stream, started: true }),
                 Run::Ready => started = true,
                 Run::Taken => {}
-                Run::Silent => {
+                Run::Silent | Run::Mute => {
                     seen = "the one that was started says nothing";
                     break;
                 }
@@ -311,20 +327,89 @@ impl DaemonStart {
         }
     }
 
-    /// Runs the program and waits for the daemon's line.
+    /// Runs the program in a unit of its own, where that can be had, and waits for the daemon's line.
     fn run(&self, until: Instant) -> Result<Run, StartError> {
+        let (root, special) = (self.dir.root(), self.special);
+        let there = match &self.system {
+            Some(places) => Surroundings::look_in(places, &self.environment, root, special),
+            None => Surroundings::look(&self.environment, root, special),
+        };
+        let soon = until.min(Instant::now() + APART);
+        let why = match apart::choose(&there) {
+            Apart::Starters(why) => why,
+            Apart::Unit(program) => match self.run_unit(&program, soon)? {
+                Some(stream) => return Ok(Run::Reached(stream)),
+                None => "the installed unit did not start",
+            },
+            Apart::Scope(program) => match self.run_by(Some(&program), "its own", soon)? {
+                Run::Silent | Run::Mute => "systemd-run did not run it",
+                run => return Ok(run),
+            },
+        };
+        match self.run_by(None, &format!("its starter's: {why}"), until)? {
+            Run::Mute => Err(StartError::Refused { said: MUTE.to_owned() }),
+            run => Ok(run),
+        }
+    }
+
+    /// Starts the installed unit. Nobody where that fails, or takes too long.
+    fn run_unit(&self, systemctl: &Path, until: Instant) -> Result<Option<OwnedFd>, StartError> {
+        let mut command = Command::new(systemctl);
+        command.args(apart::unit_words()).env_clear().envs(self.environment.iter()).current_dir("/");
+        let started = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(self.dir.open_daemon_log()?).spawn();
+        let Ok(child) = started else { return Ok(None) };
+        let mut child = First(child);
+        loop {
+            if let Some(stream) = self.look()? {
+                return Ok(Some(stream));
+            }
+            let failed = matches!(child.0.try_wait(), Ok(Some(status)) if !status.success());
+            if failed || Instant::now() >= until {
+                let _ = child.0.kill();
+                return Ok(None);
+            }
+            std::thread::sleep(LOOK);
+        }
+    }
+
+    /// The command of a daemon that is told what unit it is in: by itself, or by the program that runs it in one of its own.
+    fn command(&self, program: &Path, by: Option<&Path>, scope: &str) -> Command {
+        let called = self.called.as_ref();
+        let mut command = match by {
+            None => {
+                let mut command = Command::new(program);
+                if let Some(called) = called {
+                    command.arg0(called);
+                }
+                command
+            }
+            Some(by) => {
+                let mut command = Command::new(by);
+                // It is called by the path it is run by.
+                let path = called.map(Path::new).filter(|path| path.is_absolute() && path.is_file());
+                command.args(apart::scope_words()).arg(path.unwrap_or(program));
+                command
+            }
+        };
+        command.args(&self.words).args(["--scope", scope]);
+        command
+    }
+
+    /// Runs the program and waits for the daemon's line.
+    fn run_by(&self, by: Option<&Path>, scope: &str, until: Instant) -> Result<Run, StartError> {
         let log = self.dir.open_daemon_log()?;
         let started = StandIn::default().start(&self.program, |program| {
-            let mut command = Command::new(program);
-            if let Some(called) = &self.called {
-                command.arg0(called);
-            }
-            command.args(&self.words).env_clear().envs(self.environment.iter()).current_dir("/");
+            let mut command = self.command(program, by, scope);
+            command.env_clear().envs(self.environment.iter()).current_dir("/");
             command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log.try_clone()?);
             command.spawn()
         });
         let spawn = |source| StartError::Spawn { program: self.program.clone(), source };
-        let mut first = First(started.map_err(spawn)?);
+        let mut first = match (started, by) {
+            (Ok(child), _) => First(child),
+            (Err(_), Some(_)) => return Ok(Run::Mute),
+            (Err(error), None) => return Err(spawn(error)),
+        };
         let Some(mut pipe) = first.0.stdout.take() else { return Ok(Run::Silent) };
         let mut said = Vec::new();
         loop {
@@ -333,12 +418,17 @@ impl DaemonStart {
                 Some(Line::Ready) => return Ok(Run::Ready),
                 Some(Line::Taken) => return Ok(Run::Taken),
                 Some(Line::Refused(said)) => return Err(StartError::Refused { said }),
+                Some(Line::Mute) => return Ok(Run::Mute),
                 None => {}
             }
             if let Some(stream) = self.look()? {
                 return Ok(Run::Reached(stream));
             }
             if Instant::now() >= until {
+                if by.is_some() {
+                    // What it was to run is run without it.
+                    let _ = first.0.kill();
+                }
                 return Ok(Run::Silent);
             }
         }
@@ -355,6 +445,8 @@ enum Run {
     Taken,
     /// Nothing was said in time.
     Silent,
+    /// It ended without a word.
+    Mute,
 }
 
 /// The first process, which starts the daemon and ends.
@@ -394,6 +486,8 @@ enum Line {
     Ready,
     Taken,
     Refused(String),
+    /// It ended before it said one.
+    Mute,
 }
 
 /// What a daemon has said, once it has.
@@ -407,7 +501,7 @@ fn judge(said: &[u8], ended: bool) -> Option<Line> {
     Some(match String::from_utf8_lossy(line).trim() {
         READY => Line::Ready,
         TAKEN => Line::Taken,
-        "" => Line::Refused("it ended before it was ready; what it said is in daemon.log".to_owned()),
+        "" => Line::Mute,
         why => Line::Refused(why.to_owned()),
     })
 }
@@ -453,7 +547,7 @@ mod tests {
             (b"taken\nmore", false, Some(Line::Taken)),
             (b"no room", false, None),
             (b"no room\n", false, refused("no room")),
-            (b"", true, refused("it ended before it was ready; what it said is in daemon.log")),
+            (b"", true, Some(Line::Mute)),
         ];
         for (said, ended, line) in cases {
             assert_eq!(judge(said, ended), line, "{said:?}");
@@ -497,6 +591,65 @@ mod tests {
         assert!(began.elapsed() < PATIENCE, "patience was spent on what was said at once");
         let error = saying(&dir, "sleep 600").connect(Duration::from_millis(100)).expect_err("it is silent");
         assert!(matches!(error, StartError::Silent { .. }), "{error}");
+    }
+
+    /// A service manager's program that notes how it was called and then does this.
+    fn manager(scratch: &Path, name: &str, does: &str) -> (DaemonStart, PathBuf) {
+        use std::os::unix::fs::PermissionsExt as _;
+        let (runtime, bin, noted) = (scratch.join("run"), scratch.join("bin"), scratch.join("noted"));
+        for dir in [runtime.join("systemd"), bin.clone(), scratch.join("config/systemd/user")] {
+            std::fs::create_dir_all(dir).expect("made");
+        }
+        std::fs::write(runtime.join("systemd/private"), "").expect("written");
+        let script = format!("#!/bin/sh\nprintf '%s\\n' \"$@\" > '{}'\n{does}\n", noted.display());
+        std::fs::write(bin.join(name), script).expect("written");
+        std::fs::set_permissions(bin.join(name), std::fs::Permissions::from_mode(0o755)).expect("a mode");
+        let environment: Environment =
+            [("XDG_RUNTIME_DIR", runtime), ("XDG_CONFIG_HOME", scratch.join("config"))].into_iter().collect();
+        let dir = StateDir::at(scratch.join("state"));
+        let start = DaemonStart::new(dir, "/bin/sh".into(), &environment, DaemonStarter::Client);
+        (DaemonStart { system: Some(vec![bin]), ..start }, noted)
+    }
+
+    #[test]
+    fn where_there_is_a_service_manager_a_daemon_is_run_in_a_scope_of_its_own_and_told_so() {
+        let scratch = tempfile::tempdir().expect("a scratch directory");
+        let (start, noted) = manager(scratch.path(), "systemd-run", "echo the disk is full");
+        let error = start.connect(PATIENCE).expect_err("it said no");
+        assert_eq!(error.to_string(), "start a daemon: the disk is full", "the daemon's word, and not another try");
+        let words = std::fs::read_to_string(noted).expect("it was called");
+        let words: Vec<&str> = words.lines().collect();
+        let state = scratch.path().join("state").display().to_string();
+        let command = ["/bin/sh", "daemon", "run", "--detach", "--ready-fd", "1", "--started-by-client", "--state-dir"];
+        let first = ["--user", "--scope", "--collect", "--quiet", "--description=phone-opus daemon", "--"];
+        assert_eq!(words, [&first[..], &command, &[&state, "--scope", "its own"]].concat());
+    }
+
+    #[test]
+    fn a_service_manager_that_fails_or_hangs_costs_a_moment_and_no_daemon() {
+        for (name, does, said) in [
+            ("systemd-run", "exit 1", "its starter's: systemd-run did not run it"),
+            ("systemd-run", "sleep 600", "its starter's: systemd-run did not run it"),
+            ("systemctl", "exit 1", "its starter's: the installed unit did not start"),
+        ] {
+            let scratch = tempfile::tempdir().expect("a scratch directory");
+            let (start, noted) = manager(scratch.path(), name, does);
+            if name == "systemctl" {
+                let unit = scratch.path().join("config/systemd/user").join(apart::SERVICE);
+                let state = scratch.path().join("state");
+                let text =
+                    format!("# {}\nExecStart=\"x\" daemon run --state-dir \"{}\"\n", apart::UNIT_MARK, state.display());
+                std::fs::write(unit, text).expect("written");
+            }
+            // What is run without it says the last of its words.
+            let script = "shift $(($# - 1)); echo \"$1\"";
+            let start = DaemonStart { words: ["-c", script, "sh"].map(OsString::from).into(), ..start };
+            let began = Instant::now();
+            let error = start.connect(PATIENCE).expect_err("it is no daemon").to_string();
+            assert!(noted.exists(), "{name} was asked first");
+            assert_eq!(error, format!("start a daemon: {said}"), "{name} {does}");
+            assert!(began.elapsed() < PATIENCE, "{:?}", began.elapsed());
+        }
     }
 
     #[test]

@@ -260,6 +260,9 @@ pub(crate) struct DaemonRunOptions {
     /// A client wants it: it ends when nobody needs it.
     #[arg(long, hide = true)]
     pub(crate) started_by_client: bool,
+    /// Whose unit of the service manager it is in, as its starter says.
+    #[arg(long, value_name = "WORDS", hide = true)]
+    pub(crate) scope: Option<String>,
     /// Where to say in one line that it serves, or why not; closed after it.
     #[arg(long, value_name = "FD")]
     pub(crate) ready_fd: Option<i32>,

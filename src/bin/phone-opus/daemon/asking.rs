@@ -238,7 +238,10 @@ pub(super) fn status(of: &DaemonAsked) -> ExitCode {
 
 /// A status for people.
 fn shown(status: &DaemonStatus) -> String {
-    let DaemonStatus { build, pid, state, uptime_s, connections, attached_jobs, queued, running, idle_s, .. } = status;
+    let DaemonStatus {
+        build, pid, state, uptime_s, connections, attached_jobs, queued, running, idle_s, scope, ..
+    } = status;
+    let scope = scope.as_ref().map(|scope| format!(", in a unit that is {scope}")).unwrap_or_default();
     let state = json!(state);
     let state = state.as_str().unwrap_or_default();
     let ends = match idle_s {
@@ -248,7 +251,7 @@ fn shown(status: &DaemonStatus) -> String {
     // The one who asks is no client.
     let clients = connections.saturating_sub(1);
     format!(
-        "phone-opus {build} is {state}, for {uptime_s} s (process {pid}, {ends})\n\
+        "phone-opus {build} is {state}, for {uptime_s} s (process {pid}, {ends}{scope})\n\
          {clients} clients, {attached_jobs} jobs of theirs; of the whole state directory {running} run and {queued} wait"
     )
 }

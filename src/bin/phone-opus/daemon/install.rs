@@ -12,15 +12,13 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use phone_opus::internals::base::state_dir::StateDir;
+use phone_opus::internals::daemon::apart::UNIT_MARK;
 use phone_opus::internals::daemon::paths::LONGEST;
 use serde_json::{Value, json};
 
 use crate::cli::DaemonInstallOptions;
 use crate::output::{print, say};
 use crate::settings::{refused, rollout_with, state_dir};
-
-/// By this line a file of ours is known.
-const MARK: &str = "Written by `phone-opus daemon install`";
 
 /// One file.
 struct Unit {
@@ -204,7 +202,7 @@ fn is_ours(path: &Path) -> Result<(), InstallError> {
     match fs::symlink_metadata(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         Err(source) => Err(InstallError::Io { path: path.to_owned(), source }),
-        Ok(found) if found.is_file() && fs::read_to_string(path).is_ok_and(|text| text.contains(MARK)) => Ok(()),
+        Ok(found) if found.is_file() && fs::read_to_string(path).is_ok_and(|text| text.contains(UNIT_MARK)) => Ok(()),
         Ok(_) => Err(InstallError::Foreign(path.to_owned())),
     }
 }

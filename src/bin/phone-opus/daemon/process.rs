@@ -295,6 +295,9 @@ fn words(options: &DaemonRunOptions, dir: &StateDir, asked: Option<&PathBuf>) ->
             words.push(word.into());
         }
     }
+    if let Some(scope) = &options.scope {
+        words.extend(["--scope".into(), scope.into()]);
+    }
     words.extend(serving(&options.serves));
     words
 }
@@ -350,6 +353,8 @@ struct Daemon {
     lock: Option<DaemonLock>,
     life: Life,
     idle: Option<Duration>,
+    /// Whose unit of a service manager it is in, where that is known.
+    scope: Option<String>,
     began: Instant,
     requests: mpsc::Receiver<Request>,
     connections: watch::Receiver<usize>,
@@ -440,6 +445,7 @@ impl Daemon {
             lock: Some(lock),
             life,
             idle,
+            scope: options.scope.clone().or_else(|| is_activated.then(|| "a service manager's".to_owned())),
             began: now,
             requests,
             connections,
@@ -658,6 +664,7 @@ impl Daemon {
             queued: 0,
             running: 0,
             idle_s: self.idle.map(|idle| idle.as_secs()),
+            scope: self.scope.clone(),
             host: Some(self.system.host()),
             max_running: self.side.config.max_running,
             sessions: Vec::new(),
