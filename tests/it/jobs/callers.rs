@@ -122,7 +122,8 @@ fn expect_nowhere_stored(rig: &Rig, text: &str) {
                 kind if kind.is_dir() => dirs.push(path),
                 kind if kind.is_file() => {
                     files += 1;
-                    let found = std::fs::read(&path).expect("read");
+                    // The lock of a host that is gone is removed by whoever looks for it.
+                    let Ok(found) = std::fs::read(&path) else { continue };
                     let found = found.windows(text.len()).any(|part| part == text.as_bytes());
                     assert!(!found, "{text} in {}", path.display());
                 }
