@@ -28,7 +28,7 @@ const FILE: u64 = 64 * 1024;
 
 /// What there is to be started in.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Surroundings {
+pub struct UnitChances {
     /// The user's own service manager can be reached.
     pub manager: bool,
     /// A unit of ours is installed that serves this state directory.
@@ -50,7 +50,7 @@ pub enum Apart {
     Starters(&'static str),
 }
 
-impl Surroundings {
+impl UnitChances {
     /// As they are for somebody with this environment; a daemon that is to be started otherwise than the unit says is `special`.
     #[must_use]
     pub fn look(environment: &Environment, state_dir: &Path, special: bool) -> Self {
@@ -87,12 +87,12 @@ fn serves(text: &str, state_dir: &Path) -> bool {
 
 /// What is chosen: the installed unit before a scope, and either before the starter's own.
 #[must_use]
-pub fn choose(there: &Surroundings) -> Apart {
+pub fn choose(there: &UnitChances) -> Apart {
     match there {
-        Surroundings { manager: false, .. } => Apart::Starters("no systemd of the user can be reached"),
-        Surroundings { unit: true, systemctl: Some(program), .. } => Apart::Unit(program.clone()),
-        Surroundings { systemd_run: Some(program), .. } => Apart::Scope(program.clone()),
-        Surroundings { systemd_run: None, .. } => Apart::Starters("systemd-run is not installed"),
+        UnitChances { manager: false, .. } => Apart::Starters("no systemd of the user can be reached"),
+        UnitChances { unit: true, systemctl: Some(program), .. } => Apart::Unit(program.clone()),
+        UnitChances { systemd_run: Some(program), .. } => Apart::Scope(program.clone()),
+        UnitChances { systemd_run: None, .. } => Apart::Starters("systemd-run is not installed"),
     }
 }
 
@@ -127,7 +127,7 @@ mod tests {
             (false, true, true, true, no_manager.clone()),
             (false, false, false, false, no_manager),
         ] {
-            let there = Surroundings {
+            let there = UnitChances {
                 manager,
                 unit,
                 systemctl: systemctl.then(|| control.clone()),
@@ -148,12 +148,11 @@ mod tests {
         let state = Path::new("/home/me/.local/state/phone_opus");
         let environment: Environment =
             [("XDG_RUNTIME_DIR", &runtime), ("XDG_CONFIG_HOME", &config), ("PATH", &bin)].into_iter().collect();
-        let look = |special| Surroundings::look_in(std::slice::from_ref(&bin), &environment, state, special);
-        assert_eq!(look(false), Surroundings::default());
+        let look = |special| UnitChances::look_in(std::slice::from_ref(&bin), &environment, state, special);
+        assert_eq!(look(false), UnitChances::default());
         std::fs::write(runtime.join("systemd/private"), "").expect("written");
         std::fs::write(bin.join("systemd-run"), "").expect("written");
-        let scope =
-            Surroundings { manager: true, systemd_run: Some(bin.join("systemd-run")), ..Surroundings::default() };
+        let scope = UnitChances { manager: true, systemd_run: Some(bin.join("systemd-run")), ..UnitChances::default() };
         assert_eq!(look(false), scope);
         let service = config.join("systemd/user").join(SERVICE);
         let ours = format!("# {UNIT_MARK}\nExecStart=\"/x\" daemon run --state-dir \"{}\"\n", state.display());
@@ -169,7 +168,7 @@ mod tests {
         std::fs::write(&service, ours).expect("written");
         assert!(!look(true).unit, "the unit has none of its options");
         // Nobody is asked where the programs lie.
-        let elsewhere = Surroundings::look_in(&[], &environment, state, false);
+        let elsewhere = UnitChances::look_in(&[], &environment, state, false);
         assert_eq!((elsewhere.systemd_run, elsewhere.systemctl), (None, None));
     }
 }

@@ -29,7 +29,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
-use super::apart::{self, Apart, Surroundings};
+use super::apart::{self, Apart, UnitChances};
 use super::control::OF_A_SESSION;
 use super::lock::{DaemonLock, StartLock};
 use super::paths;
@@ -331,8 +331,8 @@ impl DaemonStart {
     fn run(&self, until: Instant) -> Result<Run, StartError> {
         let (root, special) = (self.dir.root(), self.special);
         let there = match &self.system {
-            Some(places) => Surroundings::look_in(places, &self.environment, root, special),
-            None => Surroundings::look(&self.environment, root, special),
+            Some(places) => UnitChances::look_in(places, &self.environment, root, special),
+            None => UnitChances::look(&self.environment, root, special),
         };
         let soon = until.min(Instant::now() + APART);
         let why = match apart::choose(&there) {
