@@ -76,13 +76,13 @@ pub struct HostRow {
     pub changed_at: UnixMillis,
     /// What it said.
     #[serde(flatten)]
-    pub seen: HostSeen,
+    pub seen: HostSaid,
 }
 
 /// What changes of a host. A later version may say more.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
-pub struct HostSeen {
+pub struct HostSaid {
     /// Whether it begins jobs.
     pub state: HostState,
     /// Agents that may run at once, as it has it.

@@ -41,7 +41,7 @@ use crate::base::ids::HostId;
 use crate::base::stdio;
 use crate::daemon::listener::SocketPlace;
 use crate::jobs::client::{JobsHandle, News};
-use crate::jobs::hosts::HostSeen;
+use crate::jobs::hosts::HostSaid;
 use crate::jobs::{ConsultRequest, JobMode, JobRecord};
 use crate::rollout::{HandOver, NotAdopted, Trigger};
 use crate::tools::consult::Consults;
@@ -280,7 +280,7 @@ impl System {
     /// # Cancel safety
     ///
     /// Safe.
-    pub async fn seen(&self) -> HostSeen {
+    pub async fn seen(&self) -> HostSaid {
         self.inner.view.look().await
     }
 

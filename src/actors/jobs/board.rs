@@ -24,7 +24,7 @@ use crate::actors::rollout::RolloutHandle;
 use crate::base::ids::{SessionNumber, UnixMillis};
 use crate::base::state_dir::StateDir;
 use crate::jobs::host_lock::HostLock;
-use crate::jobs::hosts::{AttachedJob, HostKind, HostRow, HostSeen, HostState, SESSIONS};
+use crate::jobs::hosts::{AttachedJob, HostKind, HostRow, HostSaid, HostState, SESSIONS};
 use crate::jobs::store::StoreHandle;
 
 /// Time from the first change to the row that has it, and all that came meanwhile. A person does not see less; a consult that is
@@ -53,7 +53,7 @@ impl HostView {
     /// # Cancel safety
     ///
     /// Safe.
-    pub async fn look(&self) -> HostSeen {
+    pub async fn look(&self) -> HostSaid {
         let state = match self.attachments.room().beginning() {
             Beginning::AsUsual => HostState::Serving,
             Beginning::Paused => HostState::Paused,
@@ -70,7 +70,7 @@ impl HostView {
         let (sessions, all) = self.connections.seen(SESSIONS, ASK).await;
         let rollout_rejected = self.rollout.status().rejected.map(|rejected| rejected.verdict.to_owned());
         let more_sessions = all.saturating_sub(sessions.len());
-        HostSeen { state, max_running: self.max_running, sessions, more_sessions, jobs, rollout_rejected }
+        HostSaid { state, max_running: self.max_running, sessions, more_sessions, jobs, rollout_rejected }
     }
 }
 
@@ -140,7 +140,7 @@ impl HostBoard {
     }
 
     /// Waits a moment for what else changes, and writes the row if it differs from the last one.
-    async fn write(&self, last: &mut Option<HostSeen>) {
+    async fn write(&self, last: &mut Option<HostSaid>) {
         tokio::time::sleep(PACE).await;
         self.marks.changed.store(false, Ordering::Relaxed);
         let seen = self.view.look().await;

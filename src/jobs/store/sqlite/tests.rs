@@ -11,7 +11,7 @@ use rusqlite::params;
 use super::*;
 use crate::base::fault::{Fault, FaultCode};
 use crate::base::ids::{AgentSessionId, ChainId, HostId, InvocationId, RunToken, SessionNumber};
-use crate::jobs::hosts::{HostKind, HostRow, HostSeen};
+use crate::jobs::hosts::{HostKind, HostRow, HostSaid};
 use crate::jobs::journal::AgentEvent;
 use crate::jobs::store::{
     Accept, AcceptLimits, Adoption, Ages, CancelState, JobFilter, LIMIT_MOST, RetentionPolicy, StartOutcome, Store,
@@ -934,7 +934,7 @@ fn what_a_host_says_replaces_what_it_said_and_is_forgotten_by_name() {
         build: "1.0.0".into(),
         started_at: at(1),
         changed_at: at(2),
-        seen: HostSeen::default(),
+        seen: HostSaid::default(),
     };
     let (first, second) = (HostId::random(), HostId::random());
     for shown in [row(first, 1), row(second, 2), row(first, 3)] {
