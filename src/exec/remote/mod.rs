@@ -237,7 +237,7 @@ impl RemoteExec {
         let params = serde_json::value::to_raw_value(params).map_err(nonsense)?;
         let until = within.map(|within| (Instant::now() + within, within));
         let (reply, answer) = oneshot::channel();
-        let asked = Asked { method, params, kind, until, reply };
+        let asked = Asked { method, params, kind, until, sent: false, reply };
         self.asks.send(asked).await.map_err(|_| self.gone())?;
         let answer = match answer.await {
             Ok(outcome) => outcome?,

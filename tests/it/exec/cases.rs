@@ -79,7 +79,7 @@ pub(super) async fn case_04_a_taken_name_a_failed_start_and_a_missing_directory_
     first.stdin = StdinKind::Piped;
     let first = place.start(first).await;
     let refused = |request| async {
-        in_time("a refusal", place.backend.start(request, ProcessSession::new())).await.err().expect("refused")
+        in_time("a refusal", place.backend.start(request, ProcessSession::new())).await.expect_err("refused")
     };
     if !place.differs(Difference::NamesAreFreed) {
         let error = refused(place.shell("taken", "exit 0")).await;

@@ -5,7 +5,7 @@
 //!
 //! Laws: L7, L9, L20.
 
-#![expect(clippy::expect_used, clippy::panic, reason = "helpers of tests")]
+#![expect(clippy::panic, reason = "helpers of tests")]
 
 use std::sync::Arc;
 

@@ -2,7 +2,7 @@
 //!
 //! Laws: L7, L9, L18, L20.
 
-#![expect(clippy::expect_used, clippy::panic, clippy::print_stderr, reason = "helpers of tests")]
+#![expect(clippy::expect_used, clippy::panic, reason = "helpers of tests")]
 
 use std::time::{Duration, Instant};
 

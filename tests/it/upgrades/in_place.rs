@@ -1082,7 +1082,10 @@ async fn memory_and_descriptors_stay_flat_over_many_upgrades() {
     let least =
         |looks: &[(usize, u64)]| looks.iter().copied().reduce(|a, b| (a.0.min(b.0), a.1.min(b.1))).expect("looks");
     let (early, late) = (least(&seen[1..5]), least(&seen[8..]));
-    assert!(late.0 <= early.0 && late.1 <= early.1 + 1024, "{seen:?}");
+    assert!(late.1 <= early.1 + 1024, "{seen:?}");
+    // A child of the upgrade whose end is not collected yet is a descriptor for a moment.
+    let as_early = async || Some(descriptors(&host)).filter(|now| *now <= early.0);
+    until("it has no more descriptors than after the first upgrades", as_early).await;
     rig.give_sign("go");
     host.reply(sent).await.expect_success();
     rig.stop_and_check_invariants([host]).await;

@@ -20,6 +20,9 @@ use super::{
 };
 use crate::exec::wire::{WireError, code};
 
+/// How many of its deadlines a call may wait for its turn: a slow server's turns are long ones, and the queue is bounded.
+const TURN_DEADLINES: u32 = 4;
+
 impl<R: Reply> RemoteCore<R> {
     /// Somebody calls.
     pub(super) fn asked(&mut self, asked: Asked<R>, now: Instant) {
@@ -33,6 +36,8 @@ impl<R: Reply> RemoteCore<R> {
             self.effects.push(RemoteEffect::Answer(asked.reply, Err(error)));
             return;
         }
+        let mut asked = asked;
+        asked.until = asked.until.map(|(_, within)| (now + within * TURN_DEADLINES, within));
         if let Some((until, _)) = asked.until {
             self.look_by(until);
         }
@@ -64,13 +69,13 @@ impl<R: Reply> RemoteCore<R> {
         while self.urgent_in_flight < URGENT_CALLS
             && let Some(asked) = self.urgent.pop_front()
         {
-            self.put_in_flight(asked);
+            self.put_in_flight(asked, now);
         }
         self.send_dooms();
         while self.ordinary_in_flight() < CALLS_IN_FLIGHT
             && let Some(asked) = self.next_waiting()
         {
-            self.put_in_flight(asked);
+            self.put_in_flight(asked, now);
         }
         // A server that answers none of so many has stopped for good (its queues are full of each other).
         let given_up = |flight: &Flight<R>| matches!(flight, Flight::Call { reply: None, .. });
@@ -102,8 +107,13 @@ impl<R: Reply> RemoteCore<R> {
         }
     }
 
-    fn put_in_flight(&mut self, asked: Asked<R>) {
-        let Asked { method, params, kind, until, reply } = asked;
+    fn put_in_flight(&mut self, asked: Asked<R>, now: Instant) {
+        let Asked { method, params, kind, until, sent, reply } = asked;
+        // The server has its time from when it is asked; a call that is repeated does not get it again.
+        let until = if sent { until } else { until.map(|(_, within)| (now + within, within)) };
+        if let Some((until, _)) = until {
+            self.look_by(until);
+        }
         if let Some(process_id) = kind.lane() {
             self.busy.insert(process_id.to_owned());
         }
@@ -167,7 +177,7 @@ impl<R: Reply> RemoteCore<R> {
             };
             match kind {
                 CallKind::Repeated { .. } | CallKind::Harmless => {
-                    again.push_back(Asked { method, params, kind, until, reply });
+                    again.push_back(Asked { method, params, kind, until, sent: true, reply });
                 }
                 CallKind::Start(new) => self.start_lost(&new.process_id, Some(reply)),
                 CallKind::Once | CallKind::Urgent => {

@@ -85,8 +85,10 @@ pub(super) struct Asked<R> {
     pub(super) method: &'static str,
     pub(super) params: Box<RawValue>,
     pub(super) kind: CallKind,
-    /// Until when and how long it is waited for; `None` for ever.
+    /// Until when it is waited for, and how long its answer is once it was sent; `None` for ever.
     pub(super) until: Option<(Instant, Duration)>,
+    /// Whether it was sent before, by a connection that is lost.
+    pub(super) sent: bool,
     pub(super) reply: R,
 }
 

@@ -191,7 +191,7 @@ impl Rig {
         let params = serde_json::value::to_raw_value(params).unwrap();
         let within = Duration::from_secs(30);
         let until = Some((self.now + within, within));
-        self.step(RemoteEvent::Asked(Asked { method, params, kind, until, reply: caller.clone() }));
+        self.step(RemoteEvent::Asked(Asked { method, params, kind, until, sent: false, reply: caller.clone() }));
         caller
     }
 
@@ -554,15 +554,30 @@ fn case_31_s7_a_server_that_never_answers_is_an_answer_and_at_last_a_lost_connec
     assert!(rig.told().is_empty());
     rig.wait_ms(1_500);
     let told = rig.told();
-    assert_eq!(told.len(), 65);
+    assert_eq!(told.len(), 64);
     for (number, outcome) in told {
-        let expected = match number {
-            64 => matches!(outcome, Err(ExecError::NotDone { .. })),
-            _ => matches!(outcome, Err(ExecError::Deadline { .. })),
-        };
-        assert!(expected, "{number}: {outcome:?}");
+        assert!(matches!(outcome, Err(ExecError::Deadline { .. })), "{number}: {outcome:?}");
     }
     assert_eq!(rig.core.state(), RemoteState::Recovering, "it answers nothing any more");
+    rig.wait_ms(120_000);
+    let told = rig.told();
+    assert!(matches!(&told[..], [(64, Err(ExecError::Disconnected { .. } | ExecError::NotDone { .. }))]), "{told:?}");
+}
+
+#[test]
+fn a_call_that_waited_for_its_turn_has_its_time_from_when_it_is_sent() {
+    let mut rig = Rig::up();
+    for number in 0..65 {
+        rig.ask(number, "environment/info", &json!(null), CallKind::Harmless);
+    }
+    let first = rig.take("environment/info");
+    rig.wait_ms(29_000);
+    rig.reply(&first, json!({}));
+    assert_eq!(rig.told().len(), 1, "the last one has its turn now");
+    rig.wait_ms(1_500);
+    assert_eq!(rig.told().len(), 63, "the others lapse, and the last one's time has only begun");
+    rig.wait_ms(29_000);
+    assert!(matches!(&rig.told()[..], [(64, Err(ExecError::Deadline { .. }))]));
 }
 
 #[test]

@@ -161,7 +161,7 @@ impl World {
         let within = Duration::from_secs(30);
         let params = serde_json::value::to_raw_value(params).unwrap();
         let until = Some((self.now + within, within));
-        self.step(RemoteEvent::Asked(Asked { method, params, kind, until, reply: caller }));
+        self.step(RemoteEvent::Asked(Asked { method, params, kind, until, sent: false, reply: caller }));
     }
 
     fn some_process(&mut self) -> Option<String> {
