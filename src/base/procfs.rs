@@ -2,6 +2,9 @@
 //!
 //! Owns: reading it on Linux. Elsewhere it says nothing, and the callers' answers get coarser, not wrong.
 
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt as _;
+
 use rustix::process::Pid;
 
 pub(crate) use linux::{pids, stat};
@@ -51,6 +54,14 @@ pub(crate) fn children() -> Vec<Pid> {
         all(|stat| stat.parent == own)
     });
     found.unwrap_or_default().into_iter().filter_map(Pid::from_raw).collect()
+}
+
+/// Whether a process is not dead and was started with this variable, `NAME=value`; `false` where that cannot be seen.
+pub(crate) fn lives_with(pid: Pid, variable: &OsStr) -> bool {
+    let pid = pid.as_raw_nonzero().get();
+    stat(pid).is_some_and(|stat| !stat.is_dead)
+        && std::fs::read(format!("/proc/{pid}/environ"))
+            .is_ok_and(|text| text.split(|byte| *byte == 0).any(|entry| entry == variable.as_bytes()))
 }
 
 /// What the kernel is known by since the machine was started; `None` where it does not say.

@@ -57,6 +57,9 @@ pub struct StartRequest {
     pub stdin: StdinKind,
     /// Whether its end is that of its whole group, as it always is on this machine; asked for where a server offers it.
     pub ends_with_leader: bool,
+    /// The name in `env` of a variable that nothing else has, by which what left its group is known there and ended with it;
+    /// asked for where a server offers it. This machine has other means.
+    pub marked_by: Option<String>,
     /// Whatever the peer may want to know; this machine does not.
     pub metadata: Option<Value>,
 }
@@ -76,6 +79,7 @@ impl StartRequest {
             tty: false,
             stdin: StdinKind::Null,
             ends_with_leader: false,
+            marked_by: None,
             metadata: None,
         }
     }

@@ -332,6 +332,10 @@ pub struct StartParams {
     /// Whether the rest of its group ends when the leader does. An extension; without it the rest lives on.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub ends_with_leader: bool,
+    /// The name in `env` of a variable that nothing else has: what carries it ends with the process, wherever it went. An
+    /// extension; without it what left the group lives on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub marked_by: Option<String>,
 }
 
 /// Answer to [`method::START`].

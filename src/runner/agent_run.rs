@@ -19,7 +19,7 @@ use super::workspace::Watch;
 use super::{Runner, attend};
 use crate::agents::{Agent, AgentCommand, RunEnd, RunRequest, RunVerdict, core_environment};
 use crate::base::fault::{Fault, FaultCode};
-use crate::base::ids::{JobId, RunToken, UnixMillis};
+use crate::base::ids::{JobId, RUN_TOKEN_VARIABLE, RunToken, UnixMillis};
 use crate::base::procfs;
 use crate::exec::backend::{ProcessStartError, StartRequest, StdinKind};
 use crate::exec::local::{Adopt, DESCRIPTORS_VARIABLE, OutputTap, SpawnSpec, Stdin};
@@ -225,6 +225,7 @@ fn request_there(record: &JobRecord, command: &AgentCommand) -> StartRequest {
     request.env_policy = Some(core_environment());
     request.stdin = StdinKind::Bytes(command.stdin.clone());
     request.ends_with_leader = true;
+    request.marked_by = Some(RUN_TOKEN_VARIABLE.to_owned());
     request
 }
 

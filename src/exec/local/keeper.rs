@@ -11,6 +11,7 @@
 //! Invariant: a keeper that goes before that kills the group while the leader still holds its number.
 
 use std::collections::BTreeSet;
+use std::ffi::OsString;
 use std::io;
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
@@ -68,6 +69,8 @@ pub(super) struct Keeper {
     pub(super) adopt: Adopt,
     pub(super) close: CloseBy,
     pub(super) leftovers: Leftovers,
+    /// What its descendants are known by.
+    pub(super) mark: Option<OsString>,
     pub(super) stop: watch::Receiver<Stop>,
     /// What the group gets when it is asked to end.
     pub(super) grace: Arc<Mutex<Duration>>,
@@ -200,7 +203,7 @@ impl Keeper {
         loop {
             let look = if pause >= THOROUGH_PAUSE { Look::Thorough } else { Look::Quick };
             let group_is_empty = self.fuse.group.is_empty(look);
-            let adopted = if self.adopt == Adopt::Yes { reap_children(|_| false) } else { Vec::new() };
+            let adopted = self.adopted();
             let reaped = |killed: &BTreeSet<i32>| u32::try_from(killed.len()).unwrap_or(u32::MAX);
             match emptying.looked(group_is_empty && adopted.is_empty(), self.kill_at, Instant::now()) {
                 Next::Done => return Emptied { reaped: reaped(&killed), left: 0 },
@@ -237,6 +240,19 @@ impl Keeper {
                 stop = stop_asked(&mut self.stop) => self.stop_group(stop),
             }
             pause = (pause * 2).min(LOOK_PAUSE);
+        }
+    }
+
+    /// What of its descendants fell to this process and lives.
+    fn adopted(&self) -> Vec<Pid> {
+        match (self.adopt, &self.mark) {
+            (Adopt::Yes, _) => reap_children(|_| false),
+            (Adopt::No, None) => Vec::new(),
+            (Adopt::No, Some(mark)) => {
+                let mut living = procfs::children();
+                living.retain(|child| procfs::lives_with(*child, mark));
+                living
+            }
         }
     }
 

@@ -149,6 +149,9 @@ pub struct SpawnMode {
     pub leftovers: Leftovers,
     /// What ends it when we are gone.
     pub ends: EndsWithUs,
+    /// A variable of its environment, `NAME=value`, that nothing else has: what carries it and fell to this process ends with
+    /// the group, wherever it went. Only for a process that is a subreaper ([`become_subreaper`]).
+    pub mark: Option<OsString>,
 }
 
 /// The size of a terminal.

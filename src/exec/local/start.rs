@@ -261,6 +261,7 @@ impl LocalExec {
             adopt: spec.adopt,
             close,
             leftovers: mode.leftovers,
+            mark: mode.mark.clone(),
             stop: stop_receiver,
             grace,
             kill_at: None,

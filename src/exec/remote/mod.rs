@@ -391,6 +391,7 @@ fn start_params(request: &StartRequest, input: bool, info: &EnvironmentInfo) -> 
         managed_network: None,
         metadata: request.metadata.clone(),
         ends_with_leader: request.ends_with_leader && info.can("endsWithLeader"),
+        marked_by: request.marked_by.clone().filter(|_| info.can("markedBy")),
     })
 }
 

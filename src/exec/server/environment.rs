@@ -100,6 +100,7 @@ pub(super) fn describe(own: &[(OsString, OsString)], cwd: &Path, lease_ms: Optio
             "processResize": true,
             "terminateGrace": true,
             "endsWithLeader": true,
+            "markedBy": true,
             "sandboxedFileStreaming": false,
             "fileWriteStreaming": true,
         },

@@ -397,6 +397,13 @@ impl Shared {
                     .map_err(|error| WireError::new(code::INVALID_PARAMS, format!("envPolicy: {error}")))?,
             ),
         };
+        let mark = match &params.marked_by {
+            None => None,
+            Some(name) => match params.env.get(name) {
+                Some(value) => Some(OsString::from(format!("{name}={value}"))),
+                None => return invalid("markedBy names no variable of env"),
+            },
+        };
         let spec = SpawnSpec {
             program: program.into(),
             args: argv.map(OsString::from).collect(),
@@ -411,6 +418,7 @@ impl Shared {
             terminal: params.tty.then_some(TERMINAL),
             leftovers: if params.ends_with_leader { Leftovers::End } else { Leftovers::Keep },
             ends: EndsWithUs::AtOnce,
+            mark,
         };
         Ok((spec, mode))
     }

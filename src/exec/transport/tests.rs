@@ -227,7 +227,6 @@ mod sockets {
         let serving = tokio::spawn(async move {
             for _ in 0..2 {
                 let (socket, _) = listener.accept().await.expect("a client");
-                #[expect(clippy::result_large_err, reason = "the library's own answer")]
                 let judge = |request: &Request, response: Response| {
                     if request.headers().get("Authorization").is_some_and(|said| said == "Bearer right") {
                         return Ok(response);

@@ -19,7 +19,7 @@ async fn a_process_is_started_written_read_and_ended_over_every_transport() {
         let lease = opened.get("leaseMs").and_then(Value::as_u64);
         assert_eq!(lease, (over != Over::Stdio).then_some(30_000), "{over:?}");
         let capabilities = &opened["environmentInfo"]["capabilities"];
-        for named in ["processCloseStdin", "processResize", "terminateGrace", "endsWithLeader"] {
+        for named in ["processCloseStdin", "processResize", "terminateGrace", "endsWithLeader", "markedBy"] {
             assert_eq!(capabilities[named], json!(true), "{named}");
         }
         peer.notify("initialized").await;

@@ -81,9 +81,14 @@ async fn a_cancel_and_a_deadline_end_what_runs_there_with_everything_it_started(
         let read = host.job(&job).await.expect_fault("cancelled");
         assert_eq!(read["response"], "at work", "{way:?}: what it had said is kept");
 
-        let asked = json!({"prompt": house.rig.hanging("late"), "timeout_s": 2});
+        let asked = json!({"prompt": house.rig.doing(steps("late")), "timeout_s": 2});
         let late = host.call("consult", asked).await.expect_fault("deadline_exceeded");
-        assert_eq!((late["response"].as_str(), house.rig.agents().len()), (None, 0), "{way:?}: {:#}", late.0);
+        assert_eq!(
+            (late["response"].as_str(), house.rig.agents().len()),
+            (Some("at work"), 0),
+            "{way:?}: {:#}",
+            late.0
+        );
         house.rig.expect_runs(2);
         house.close([host]).await;
     }
