@@ -299,7 +299,8 @@ mod tests {
             let Ok(listener) = std::net::TcpListener::bind(address) else { continue };
             let here = listener.local_addr().expect("an address");
             let client = std::net::TcpStream::connect(here).expect("a client");
-            let (_, peer) = listener.accept().expect("it is there");
+            // Kept: a connection whose one end is closed is a closing one.
+            let (_server, peer) = listener.accept().expect("it is there");
             assert_eq!(peer_uid(peer, here), Some(ours), "{address}");
             drop(client);
             assert_eq!(peer_uid(peer, here), None, "it has gone");
