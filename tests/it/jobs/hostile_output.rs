@@ -18,7 +18,10 @@ const HOST_GROWTH_MB: u64 = 18;
 
 /// The same for a runner whose agent writes much but no long lines: 1 MiB of ring, 1 MiB of the tap, 8 MiB of journal on
 /// its way to the disk, 256 KiB of text.
-const RUNNER_MB: u64 = 60;
+const RUNNER_MB: u64 = 64;
+
+/// What a runner of the unoptimised program takes before a line comes: most of it is the program's own pages.
+const PROGRAM_MB: u64 = 26;
 
 /// A long line is kept (up to 64 MiB), read, and its text taken out of it; the text is then written into the outcome, which is
 /// kept for another try and turned into JSON for the store: this many times its length with what buffers have grown beyond it.
@@ -128,10 +131,15 @@ async fn one_long_line_costs_the_runner_some_copies_of_it_and_the_host_nothing()
     let bytes = length * 1_000_000;
     let (reply, peaks) = consulted(&rig, &mut host, answering("42", vec![Step::HugeLine(bytes)])).await;
     assert_eq!(reply.expect_success()["response"], "42");
-    expect_below(&format!("a line of {length} MB that means nothing"), peaks, most, 20 + COPIES_OF_A_LINE * length);
+    expect_below(
+        &format!("a line of {length} MB that means nothing"),
+        peaks,
+        most,
+        PROGRAM_MB + COPIES_OF_A_LINE * length,
+    );
     let (reply, peaks) = consulted(&rig, &mut host, answering("42", vec![Step::HugeText(bytes)])).await;
     assert_eq!(reply.expect_success()["response"], "42");
-    expect_below(&format!("a text of {length} MB"), peaks, most, 20 + COPIES_OF_A_LINE * length);
+    expect_below(&format!("a text of {length} MB"), peaks, most, PROGRAM_MB + COPIES_OF_A_LINE * length);
     // A text that is no longer news, many times: none of them may wait for the disk as a whole.
     let texts = vec![Step::HugeText(1_000_000); usize::try_from(megabytes()).expect("few enough")];
     let (reply, peaks) = consulted(&rig, &mut host, answering("42", texts)).await;
