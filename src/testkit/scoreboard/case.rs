@@ -115,8 +115,16 @@ impl World {
     pub(super) async fn examine(&mut self, host: &mut Client) -> Option<u64> {
         let ping = host.send("ping", json!({})).await;
         answered(host, ping).await?;
-        let health = host.start("health_snapshot", json!({"detail": "full"})).await;
-        let health = Reply(answered(host, health).await?);
+        let waiting = Waiting::until("there has been a worker", self.patience);
+        let health = loop {
+            let health = host.start("health_snapshot", json!({"detail": "full"})).await;
+            let health = Reply(answered(host, health).await?);
+            // A daemon that has only just begun answers before its first worker is up.
+            if health["worker_generation"] != 0 {
+                break health;
+            }
+            waiting.again(|| "generation 0").await;
+        };
         host.keep(&health);
         for law in health["broken_laws"].as_array().into_iter().flatten() {
             self.note("a session's own laws (L1, L6, L9)", law.to_string());

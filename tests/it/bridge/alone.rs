@@ -8,13 +8,10 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::time::{Duration, Instant};
 
 use phone_opus::testkit::client::REVISION;
-use phone_opus::testkit::{Client, Rig, Role, Start, tried_program};
+use phone_opus::testkit::{Client, Rig, Role, Start};
 use serde_json::json;
 
-/// A world of its own around the program.
-fn new_rig() -> Rig {
-    Rig::new(tried_program(env!("CARGO_BIN_EXE_phone-opus")))
-}
+use super::new_rig;
 
 /// A bridge to a daemon at this socket.
 async fn connect(rig: &mut Rig, socket: &str) -> Client {

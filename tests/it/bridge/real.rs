@@ -8,21 +8,10 @@ use std::time::{Duration, Instant};
 
 use phone_opus::testkit::client::REVISION;
 use phone_opus::testkit::rig::FAULTS;
-use phone_opus::testkit::{Client, Rig, Role, tried_program, until};
+use phone_opus::testkit::{Client, Rig, Role, until};
 use serde_json::json;
 
-/// A world of its own around the program.
-fn new_rig() -> Rig {
-    Rig::new(tried_program(env!("CARGO_BIN_EXE_phone-opus")))
-}
-
-/// A bridge that was greeted.
-async fn connect(rig: &mut Rig) -> Client {
-    let work = rig.work();
-    let mut client = rig.host_with(&["mcp", "connect"], &work);
-    client.handshake(REVISION).await;
-    client
-}
+use super::{connect, new_rig};
 
 /// Ends the clients and the daemon, and checks every law.
 async fn stop(rig: Rig, clients: Vec<Client>) {

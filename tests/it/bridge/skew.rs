@@ -7,17 +7,13 @@
 use std::time::{Duration, Instant};
 
 use phone_opus::internals::tools::consult::KEY_OF_BRIDGE;
-use phone_opus::testkit::{Client, Rig, tried_program, until};
+use phone_opus::testkit::{Client, Rig, until};
 use serde_json::{Value, json};
 
+use super::new_rig;
 use super::peer::{Door, OTHER_TOOLS};
 
 const OURS: &str = env!("CARGO_PKG_VERSION");
-
-/// A world of its own around the program.
-fn new_rig() -> Rig {
-    Rig::new(tried_program(env!("CARGO_BIN_EXE_phone-opus")))
-}
 
 /// A bridge nobody has greeted yet.
 fn bridge(rig: &mut Rig) -> Client {

@@ -5,22 +5,10 @@
 #![cfg(target_os = "linux")]
 
 use phone_opus::internals::jobs::JobMode;
-use phone_opus::testkit::client::REVISION;
 use phone_opus::testkit::{Client, Rig, Role, Signal, tried_program, until};
 use serde_json::json;
 
-/// A world of its own around the program.
-fn new_rig() -> Rig {
-    Rig::new(tried_program(env!("CARGO_BIN_EXE_phone-opus")))
-}
-
-/// A bridge that was greeted.
-async fn connect(rig: &mut Rig) -> Client {
-    let work = rig.work();
-    let mut client = rig.host_with(&["mcp", "connect"], &work);
-    client.handshake(REVISION).await;
-    client
-}
+use super::{connect, new_rig};
 
 /// What health says is not as it was to be.
 async fn notices(client: &mut Client) -> String {
