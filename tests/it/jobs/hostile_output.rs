@@ -18,10 +18,10 @@ const HOST_GROWTH_MB: u64 = 18;
 
 /// The same for a runner whose agent writes much but no long lines: 1 MiB of ring, 1 MiB of the tap, 8 MiB of journal on
 /// its way to the disk, 256 KiB of text.
-const RUNNER_MB: u64 = 64;
+const RUNNER_MB: u64 = 60;
 
 /// What a runner of the unoptimised program takes before a line comes: most of it is the program's own pages.
-const PROGRAM_MB: u64 = 26;
+const PROGRAM_MB: u64 = 24;
 
 /// A long line is kept (up to 64 MiB), read, and its text taken out of it; the text is then written into the outcome, which is
 /// kept for another try and turned into JSON for the store: this many times its length with what buffers have grown beyond it.
