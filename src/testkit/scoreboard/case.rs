@@ -107,23 +107,25 @@ impl World {
     }
 
     /// A host that serves says what it found broken about itself, and counts, again if telemetry was struck. Returns its
-    /// worker's generation; `None` when the connection has ended.
+    /// worker's generation; `None` when the connection has ended. A host that has not yet needed a worker is asked for what
+    /// only a worker does, until its generation is `least`: a daemon may have been followed by one that was asked nothing.
     ///
     /// # Panics
     ///
     /// When it does not answer.
-    pub(super) async fn examine(&mut self, host: &mut Client) -> Option<u64> {
+    pub(super) async fn examine(&mut self, host: &mut Client, least: u64) -> Option<u64> {
         let ping = host.send("ping", json!({})).await;
         answered(host, ping).await?;
-        let waiting = Waiting::until("there has been a worker", self.patience);
+        let waiting = Waiting::until("the worker's generation is reached", self.patience);
         let health = loop {
             let health = host.start("health_snapshot", json!({"detail": "full"})).await;
             let health = Reply(answered(host, health).await?);
-            // A daemon that has only just begun answers before its first worker is up.
-            if health["worker_generation"] != 0 {
+            if health["worker_generation"].as_u64() >= Some(least) {
                 break health;
             }
-            waiting.again(|| "generation 0").await;
+            let read = host.start("consult_jobs", json!({})).await;
+            answered(host, read).await?;
+            waiting.again(|| "an earlier one").await;
         };
         host.keep(&health);
         for law in health["broken_laws"].as_array().into_iter().flatten() {
@@ -196,6 +198,9 @@ impl World {
     }
 }
 
+/// The least generation a row's worker has at its end.
+const LEAST: u64 = 1;
+
 /// Plays a row.
 ///
 /// # Panics
@@ -221,11 +226,11 @@ pub(super) async fn play(program: &Path, seed: u64, row: &FaultRow) -> Score {
         host.hang_up().await;
         let mut next = world.succeed().await;
         score.recovered = served(&world, &mut next, Recovered::NextHost).await;
-        score.generation = world.examine(&mut next).await;
+        score.generation = world.examine(&mut next, LEAST).await;
         clients.extend([host, next]);
     } else {
         score.recovered = served(&world, &mut host, Recovered::Here).await;
-        score.generation = world.examine(&mut host).await;
+        score.generation = world.examine(&mut host, LEAST).await;
         clients.push(host);
     }
     control(&mut world, row);

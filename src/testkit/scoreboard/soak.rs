@@ -269,7 +269,8 @@ pub(super) async fn play(program: &Path, draw: &Draw) -> Score {
     }
     let mut clients = Vec::new();
     for mut player in players {
-        if soak.world.examine(&mut player.client).await.is_none() {
+        // Who asked for nothing that a worker does has none.
+        if soak.world.examine(&mut player.client, 0).await.is_none() {
             player.client.hang_up().await;
         }
         clients.push(player.client);
@@ -280,7 +281,7 @@ pub(super) async fn play(program: &Path, draw: &Draw) -> Score {
     let prompt = soak.world.rig.answering("after");
     next.consult(&prompt).await.expect_success();
     score.recovered = Recovered::NextHost;
-    score.generation = soak.world.examine(&mut next).await;
+    score.generation = soak.world.examine(&mut next, 0).await;
     clients.push(next);
     let Told { well, faults, withdrawn, cut_off } = soak.told;
     score.answered = format!("{well} well, {faults} faults, {withdrawn} withdrawn, {cut_off} cut off");
