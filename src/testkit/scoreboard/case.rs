@@ -11,7 +11,7 @@
 #![expect(clippy::panic, reason = "what a case waits for in vain fails it")]
 
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
@@ -198,6 +198,9 @@ impl World {
     }
 }
 
+/// After how long an upgrade that has not begun is asked for again: twice a trial's own deadline.
+const ASKED_AGAIN: Duration = Duration::from_secs(10);
+
 /// The least generation a row's worker has at its end.
 const LEAST: u64 = 1;
 
@@ -290,12 +293,19 @@ async fn consult(world: &mut World, host: &mut Client, row: &FaultRow) -> String
     let call = host.start("consult", json!({ "prompt": prompt })).await;
     if upgraded {
         world.rig.wait_for_sign("begun").await;
-        match &world.daemon {
-            Some(daemon) => upgrade(daemon.id().and_then(|pid| Pid::from_raw(i32::try_from(pid).ok()?))),
-            None => upgrade(Some(host.host_pid())),
-        }
+        let to = match &world.daemon {
+            Some(daemon) => daemon.id().and_then(|pid| Pid::from_raw(i32::try_from(pid).ok()?)),
+            None => Some(host.host_pid()),
+        };
+        upgrade(to);
         let waiting = Waiting::until("the plan has struck", PATIENCE);
+        let mut asked = Instant::now();
         while world.fired() == 0 {
+            // A next image whose trial took too long on a busy machine is not adopted, and tried when it is asked for again.
+            if asked.elapsed() > ASKED_AGAIN {
+                asked = Instant::now();
+                upgrade(to);
+            }
             waiting.again(|| "it has not").await;
         }
         world.rig.give_sign("go");
