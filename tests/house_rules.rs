@@ -415,7 +415,9 @@ fn laws_of(text: &str) -> Option<BTreeSet<String>> {
 #[test]
 fn each_law_is_named_by_the_test_modules_that_show_it() {
     let beside = |path: &PathBuf| path.ends_with("tests.rs");
-    let integration: Vec<_> = rust_files(&root().join("tests"));
+    // The embedding program is somebody else's, and knows no laws.
+    let mut integration = rust_files(&root().join("tests"));
+    integration.retain(|path| !path.starts_with(root().join("tests/embedding")));
     let units: Vec<_> = rust_files(&root().join("src")).into_iter().filter(beside).collect();
     let read = |path: &PathBuf| std::fs::read_to_string(path).expect("a test");
     let mut named = BTreeSet::new();
@@ -475,6 +477,51 @@ fn what_the_pages_link_to_is_there() {
             assert!(file.is_empty() || link.starts_with("http") || there.exists(), "{name} links to {link}");
         }
     }
+}
+
+/// What a package holds, as `include` in Cargo.toml says: folders, and what `*` stands for in one folder.
+fn packed(path: &str) -> bool {
+    let manifest = page("Cargo.toml");
+    let list = manifest.split_once("\ninclude = [").and_then(|(_, rest)| rest.split_once(']')).expect("include").0;
+    let patterns: Vec<_> = list.split('"').skip(1).step_by(2).map(|pattern| pattern.trim_start_matches('/')).collect();
+    assert!(patterns.len() > 5, "{patterns:?}");
+    patterns.iter().any(|pattern| match pattern.split_once('*') {
+        Some((start, end)) => !path.contains('/') && path.starts_with(start) && path.ends_with(end),
+        None => path == *pattern || path.starts_with(&format!("{pattern}/")),
+    })
+}
+
+/// Whoever reads a page in a package, without the repository, finds what it leads to.
+#[test]
+fn what_packed_pages_link_to_is_packed() {
+    let linked_pages = ["CHANGELOG.md", "benches/README.md", "tests/interop/RESULTS.md"].map(str::to_owned);
+    for name in pages().into_iter().chain(linked_pages) {
+        assert!(packed(&name), "{name} is not packed");
+        for link in page(&name).split("](").skip(1).filter_map(|rest| rest.split([')', '#']).next()) {
+            let Some(file) = Some(link).filter(|link| !link.is_empty() && !link.starts_with("http")) else { continue };
+            let there = root().join(&name).with_file_name(file).canonicalize().expect("what is linked to");
+            let top = root().canonicalize().expect("the repository");
+            let file = there.strip_prefix(top).expect("a file of the repository").to_string_lossy().into_owned();
+            assert!(packed(&file), "{name} links to {file}, which no package holds: see include in Cargo.toml");
+        }
+    }
+    assert!(!packed("tests/it/main.rs") && !packed("linker/hot.ld"));
+}
+
+/// Our actors build in a tree in which somebody switches on ractor's `async-trait`.
+#[test]
+fn every_actor_can_be_written_as_ractors_async_trait_has_it() {
+    let attribute = "#[cfg_attr(feature = \"ractor-async-trait\", ractor::async_trait)]";
+    let mut actors = 0;
+    for path in rust_files(&root().join("src")) {
+        let text = std::fs::read_to_string(&path).expect("a source");
+        let lines: Vec<_> = text.lines().map(str::trim).collect();
+        for at in (0..lines.len()).filter(|at| lines[*at].starts_with("impl") && lines[*at].contains(" Actor for ")) {
+            actors += 1;
+            assert_eq!(lines[at - 1], attribute, "{path:?}, before {}", lines[at]);
+        }
+    }
+    assert!(actors >= 13, "{actors} actors were found");
 }
 
 /// The files of `tests` that are programs of their own; each says in its head why it must be one.

@@ -233,6 +233,7 @@ pub struct RootState {
     why: Option<Fault>,
 }
 
+#[cfg_attr(feature = "ractor-async-trait", ractor::async_trait)]
 impl Actor for Root {
     type Msg = RootMsg;
     type State = RootState;

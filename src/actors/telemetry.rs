@@ -53,6 +53,7 @@ pub enum TelemetryMsg {
     PumpEnded,
 }
 
+#[cfg_attr(feature = "ractor-async-trait", ractor::async_trait)]
 impl Actor for Telemetry {
     type Msg = TelemetryMsg;
     type State = TelemetryState;

@@ -1,8 +1,8 @@
 //! What it takes to try phone-opus: a scratch world with the real program in it, clients that speak in verbs, an agent
 //! that plays a script, tools that fail on purpose, and the laws as functions.
 //!
-//! Owns: nothing the program needs to work; the feature `testkit` (on by default) leaves it out of a build, and then the
-//! program cannot play the scripted agent either. May not know: the tests. The project's own integration tests use
+//! Owns: nothing the program needs to work, but the program tries itself with it and plays the scripted agent, so the feature
+//! `cli` switches on `testkit`, and `selftest` for the two boards. May not know: the tests. The project's own integration tests use
 //! nothing else, and everything here is public so that others can try their own tools and agents the same way.
 //!
 //! ```no_run
@@ -30,6 +30,7 @@
 
 pub mod agent_process;
 pub mod client;
+#[cfg(feature = "selftest")]
 pub mod custody_board;
 pub mod exec_proxy;
 pub mod fuzzing;
@@ -38,6 +39,7 @@ pub mod outputs;
 pub mod places;
 pub mod processes;
 pub mod rig;
+#[cfg(feature = "selftest")]
 pub mod scoreboard;
 pub mod scripted_agent;
 pub mod starts;

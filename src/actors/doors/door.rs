@@ -42,6 +42,7 @@ pub(super) struct DoorState {
     task: JoinSet<()>,
 }
 
+#[cfg_attr(feature = "ractor-async-trait", ractor::async_trait)]
 impl Actor for Door {
     type Msg = DoorEnded;
     type State = DoorState;

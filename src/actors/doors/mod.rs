@@ -68,6 +68,7 @@ pub struct DoorsState {
     doors: ChildDriver<DynamicChildren<DoorNumber>, DoorsMsg>,
 }
 
+#[cfg_attr(feature = "ractor-async-trait", ractor::async_trait)]
 impl Actor for Doors {
     type Msg = DoorsMsg;
     type State = DoorsState;

@@ -28,6 +28,7 @@ pub(super) struct ConnectionState {
     task: JoinSet<()>,
 }
 
+#[cfg_attr(feature = "ractor-async-trait", ractor::async_trait)]
 impl Actor for ExecConnection {
     type Msg = LoopEnded;
     type State = ConnectionState;

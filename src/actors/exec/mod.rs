@@ -62,6 +62,7 @@ pub struct ExecsState {
     children: ChildDriver<DynamicChildren<ExecNumber>, ExecMsg>,
 }
 
+#[cfg_attr(feature = "ractor-async-trait", ractor::async_trait)]
 impl Actor for Execs {
     type Msg = ExecMsg;
     type State = ExecsState;

@@ -57,6 +57,7 @@ pub(super) struct ConsultState {
     _task: JoinSet<()>,
 }
 
+#[cfg_attr(feature = "ractor-async-trait", ractor::async_trait)]
 impl Actor for Consult {
     type Msg = ConsultMsg;
     type State = ConsultState;

@@ -169,6 +169,7 @@ struct Asking {
     reply: oneshot::Sender<Result<Accepted, Fault>>,
 }
 
+#[cfg_attr(feature = "ractor-async-trait", ractor::async_trait)]
 impl Actor for Jobs {
     type Msg = JobsMsg;
     type State = JobsState;

@@ -85,6 +85,7 @@ pub struct RolloutState {
     since: Instant,
 }
 
+#[cfg_attr(feature = "ractor-async-trait", ractor::async_trait)]
 impl Actor for Rollouts {
     type Msg = RolloutMsg;
     type State = RolloutState;

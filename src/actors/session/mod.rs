@@ -156,6 +156,7 @@ pub struct SessionState {
     task: JoinSet<()>,
 }
 
+#[cfg_attr(feature = "ractor-async-trait", ractor::async_trait)]
 impl Actor for Session {
     type Msg = SessionMsg;
     type State = SessionState;

@@ -70,6 +70,7 @@ pub struct SessionsState {
     endings: JoinSet<()>,
 }
 
+#[cfg_attr(feature = "ractor-async-trait", ractor::async_trait)]
 impl Actor for Sessions {
     type Msg = SessionsMsg;
     type State = SessionsState;

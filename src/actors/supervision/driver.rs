@@ -308,6 +308,7 @@ mod tests {
         Fail,
     }
 
+    #[cfg_attr(feature = "ractor-async-trait", ractor::async_trait)]
     impl Actor for Toy {
         type Msg = Told;
         type State = ();
@@ -345,6 +346,7 @@ mod tests {
         told: mpsc::UnboundedSender<Heard>,
     }
 
+    #[cfg_attr(feature = "ractor-async-trait", ractor::async_trait)]
     impl Actor for Parent {
         type Msg = Msg;
         type State = State;

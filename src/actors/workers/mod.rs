@@ -102,6 +102,7 @@ pub struct WorkersState {
     losses: VecDeque<(UnixMillis, Fault)>,
 }
 
+#[cfg_attr(feature = "ractor-async-trait", ractor::async_trait)]
 impl Actor for Workers {
     type Msg = WorkersMsg;
     type State = WorkersState;

@@ -58,6 +58,7 @@ impl Drop for Held {
     }
 }
 
+#[cfg_attr(feature = "ractor-async-trait", ractor::async_trait)]
 impl Actor for Worker {
     type Msg = WorkerEnded;
     type State = Held;

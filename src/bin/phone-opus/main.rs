@@ -12,7 +12,6 @@ mod jobs;
 mod logging;
 mod output;
 mod selfcheck;
-#[cfg(feature = "testkit")]
 mod selftest;
 mod serve;
 mod settings;
@@ -26,7 +25,6 @@ use std::process::ExitCode;
 use clap::Parser;
 use phone_opus::internals::agents::offline;
 use phone_opus::internals::base::ids::Generation;
-#[cfg(feature = "testkit")]
 use phone_opus::testkit::scripted_agent;
 
 use crate::begin::{Image, Kind, begin, first_process};
@@ -34,7 +32,6 @@ use crate::cli::{Cli, Command, DaemonCommand, McpCommand};
 use crate::started::StartedAs;
 
 fn main() -> ExitCode {
-    #[cfg(feature = "testkit")]
     if let Some(ended) = play_the_scripted_agent() {
         return ended;
     }
@@ -90,16 +87,7 @@ fn run(command: Command) -> ExitCode {
         Command::Status(options) => status::run(&options),
         Command::Doctor(options) => doctor::run(&options),
         Command::Faults { command } => faults::run(&command),
-        #[cfg(feature = "testkit")]
         Command::Selftest(options) => selftest::run(&options),
-        #[cfg(not(feature = "testkit"))]
-        Command::Selftest(_) => {
-            output::say(
-                "phone-opus: this program was built without the test kit, so it cannot play the scripted agent; \
-                 build it with the feature `testkit` (on by default): cargo install --path . --features testkit",
-            );
-            ExitCode::from(2)
-        }
     }
 }
 
@@ -134,7 +122,6 @@ fn name_this(name: &std::ffi::CStr) {
 }
 
 /// What it is when it is called by the scripted agent's name.
-#[cfg(feature = "testkit")]
 fn play_the_scripted_agent() -> Option<ExitCode> {
     let mut arguments = std::env::args_os();
     let called = arguments.next().unwrap_or_default();

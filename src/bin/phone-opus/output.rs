@@ -47,7 +47,6 @@ pub(crate) fn say(line: &str) {
 }
 
 /// A line on the terminal that the next one replaces. The text is our own.
-#[cfg(feature = "testkit")]
 pub(crate) fn say_over(text: &str) {
     let _ = write_all(stderr(), format!("\r\x1b[K{text}").as_bytes());
 }
