@@ -55,16 +55,17 @@ impl Environment {
         self
     }
 
-    /// A digest of the names and values that may reach an agent, keyed by a secret of the state directory. It can be compared
-    /// and says nothing else. Another build of the program may make another one, which is a difference that costs a waiting
+    /// A digest of the names and values that may reach an agent, and of the settings it is run under, keyed by a secret of the
+    /// state directory. It can be compared and says nothing else. Another build of the program may make another one, which is a difference that costs a waiting
     /// job whose host is gone its adoption. A key that is withheld is no part of it: a caller does not send it to begin with.
     #[must_use]
-    pub fn digest(&self, secret: &str, billing: Billing, chosen: &[String]) -> String {
+    pub fn digest(&self, secret: &str, billing: Billing, chosen: &[String], settings: &impl Hash) -> String {
         let granted = for_claude(self, billing, chosen).env;
         let half = |number: u8| {
             let mut hash = DefaultHasher::new();
             (secret, number).hash(&mut hash);
             granted.hash(&mut hash);
+            settings.hash(&mut hash);
             (number, secret).hash(&mut hash);
             hash.finish()
         };
@@ -1009,7 +1010,7 @@ mod tests {
     fn a_digest_is_of_what_reaches_an_agent() {
         let of = |variables: &[(&str, &str)], billing| {
             let environment: Environment = variables.iter().copied().collect();
-            environment.digest("secret", billing, &["MINE".to_owned()])
+            environment.digest("secret", billing, &["MINE".to_owned()], &())
         };
         use Billing::{ApiKey, Subscription};
         let plain = of(&[("PATH", "/bin"), ("MINE", "1")], Subscription);

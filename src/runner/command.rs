@@ -50,6 +50,21 @@ impl RunnerManner {
     }
 }
 
+/// A digest of what a job is run with: what of the environment may reach its agent, and what its runner is told beside. Whoever
+/// has the same may run the job when its caller and its host are gone.
+///
+/// All of [`RunnerManner`] is in it. With another program somebody else's agent would answer, or none; with other rules for extra
+/// usage the job would be billed as its caller has forbidden.
+#[must_use]
+pub fn manner_digest(environment: &Environment, config: &Config, secret: &str) -> String {
+    let RunnerManner { environment: _, stall, extra_usage, claude_bin, agent_env, sites } =
+        RunnerManner::new(config, None);
+    // Sites always have a JSON text.
+    let sites = serde_json::to_string(&sites).unwrap_or_default();
+    let settings = (stall, extra_usage.as_str(), claude_bin, &agent_env, sites);
+    environment.digest(secret, config.billing, &agent_env, &settings)
+}
+
 /// What all runners of a host have in common.
 #[derive(Debug)]
 struct Common {
@@ -182,11 +197,10 @@ impl RunnerCommand {
         self.caller().map(|caller| &caller.environment).or(self.host.environment.as_ref())
     }
 
-    /// A digest of what of the environment may reach an agent; `None` where no environment was given.
+    /// [`manner_digest`] of these runners; `None` where no environment was given.
     #[must_use]
-    pub fn environment_digest(&self, secret: &str) -> Option<String> {
-        let config = self.config();
-        self.environment().map(|environment| environment.digest(secret, config.billing, &config.agent_env))
+    pub fn digest(&self, secret: &str) -> Option<String> {
+        self.environment().map(|environment| manner_digest(environment, self.config(), secret))
     }
 
     /// The program runners are started from.
@@ -381,10 +395,10 @@ mod tests {
         let same = hosts.for_caller(&caller(CallerOrigin::Host));
         assert!(same.caller().is_none() && same.callers_manner().is_none());
         assert_eq!(same.manner(), hosts.manner());
-        assert_eq!(same.environment_digest("s"), hosts.environment_digest("s"));
+        assert_eq!(same.digest("s"), hosts.digest("s"));
         let theirs = hosts.for_caller(&caller(CallerOrigin::Caller));
-        assert_ne!(theirs.environment_digest("s"), hosts.environment_digest("s"));
+        assert_ne!(theirs.digest("s"), hosts.digest("s"));
         let again = hosts.for_caller(&caller(CallerOrigin::Base));
-        assert_eq!(again.environment_digest("s"), theirs.environment_digest("s"), "of what it is, not of whose");
+        assert_eq!(again.digest("s"), theirs.digest("s"), "of what it is, not of whose");
     }
 }

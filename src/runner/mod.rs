@@ -31,7 +31,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::mpsc;
 
 use self::agent_run::failed;
-pub use self::command::{Begins, RunnerCommand, RunnerManner};
+pub use self::command::{Begins, RunnerCommand, RunnerManner, manner_digest};
 pub use self::core::{Clocks, HostSeen, Pipe, RunnerCore};
 pub use self::elsewhere::try_site;
 pub use self::ending::outcome_channel;

@@ -1,10 +1,10 @@
 //! How the runners of each caller's jobs are started.
 //!
 //! Owns: one [`RunnerCommand`] for each session that has asked for a job in an environment of its own, and the digests by which
-//! environments are compared. May not know: jobs, who waits for one.
+//! they are compared. May not know: jobs, who waits for one.
 //!
-//! Invariant: a job is run with the environment of its caller, or of somebody whose environment has the same digest, or not at
-//! all.
+//! Invariant: a job is run with the environment and under the settings of its caller, or of somebody for whom both have the
+//! same digest, or not at all.
 
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
@@ -12,18 +12,18 @@ use std::sync::{Arc, OnceLock};
 
 use crate::base::ids::SessionNumber;
 use crate::base::state_dir::StateDir;
-use crate::runner::RunnerCommand;
+use crate::runner::{RunnerCommand, manner_digest};
 use crate::tools::callers::{CallerContext, CallerOrigin, Callers};
 
 /// How a job of some caller is run.
 #[derive(Debug, Clone)]
 pub(super) struct RunAs {
     pub(super) runner: Arc<RunnerCommand>,
-    /// The digest of its environment. Without one, a job is run by nobody else.
+    /// [`manner_digest`] of it. Without one, a job is run by nobody else.
     pub(super) digest: Option<Arc<str>>,
 }
 
-/// The digest of a context's environment, made once, on the thread of whoever asks first.
+/// The digest of a context's environment and settings, made once, on the thread of whoever asks first.
 #[derive(Clone)]
 struct LazyDigest {
     secret: Option<Arc<str>>,
@@ -33,8 +33,7 @@ struct LazyDigest {
 
 impl LazyDigest {
     fn get(&self) -> Option<Arc<str>> {
-        let config = &self.context.config;
-        let make = |secret| self.context.environment.digest(secret, config.billing, &config.agent_env);
+        let make = |secret: &str| manner_digest(&self.context.environment, &self.context.config, secret);
         self.made.get_or_init(|| self.secret.as_deref().map(make).map(Arc::from)).clone()
     }
 }
@@ -105,7 +104,7 @@ impl Runners {
     fn hosts(&mut self) -> Option<RunAs> {
         let runner = self.own.clone()?;
         if self.own_digest.is_none() {
-            self.own_digest = Some(self.secret().and_then(|secret| runner.environment_digest(&secret)).map(Arc::from));
+            self.own_digest = Some(self.secret().and_then(|secret| runner.digest(&secret)).map(Arc::from));
         }
         Some(RunAs { runner, digest: self.own_digest.clone().flatten() })
     }
@@ -182,8 +181,12 @@ impl Runners {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
-    use crate::agents::{AgentRegistry, Environment};
+    use crate::agents::{AgentRegistry, AgentSite, Environment, ExtraUsage};
+    use crate::config::Config;
+    use crate::exec::{ExecTarget, TargetWords};
 
     fn environment(path: &str) -> Environment {
         [("PATH", path)].into_iter().collect()
@@ -257,5 +260,29 @@ mod tests {
         assert!(runners.of(Some(two)).is_none(), "a late accept gets nobody else's");
         assert!(runners.with(of_two.digest.as_deref()).is_none() && runners.with(None).is_none());
         assert_eq!(runners.present().made(), HashSet::from([text(&host)]));
+    }
+
+    #[test]
+    fn who_has_the_same_environment_and_other_settings_runs_nobody_elses_job() {
+        let digest = |config: &Config| manner_digest(&environment("/host"), config, "secret");
+        let host = digest(&Config::default());
+        assert_eq!(digest(&Config { max_running: 9, ..Config::default() }), host, "of the host, and of no run");
+        let site = AgentSite {
+            agent: "claude".to_owned(),
+            target: ExecTarget::parse(&TargetWords::Text("unix:/run/exec.sock".to_owned())).expect("a target"),
+            token_file: None,
+            program: None,
+            workspaces: vec!["/srv".into()],
+        };
+        let others = [
+            Config { claude_bin: Some("/opt/claude".into()), ..Config::default() },
+            Config { extra_usage: ExtraUsage::Stop, ..Config::default() },
+            Config { stall: Duration::from_secs(7), ..Config::default() },
+            Config { agent_env: vec!["MINE".to_owned()], ..Config::default() },
+            Config { agents: [("box".to_owned(), site)].into(), ..Config::default() },
+        ];
+        let others: Vec<String> = others.iter().map(digest).collect();
+        assert!(!others.contains(&host), "{others:?}");
+        assert_eq!(others.iter().collect::<HashSet<_>>().len(), others.len());
     }
 }

@@ -249,8 +249,10 @@ impl Storm {
     /// A job that is over stays as it is; nothing is open to others at any moment.
     async fn look(&mut self) {
         for job in self.rig.jobs().await.into_iter().filter(|job| job.state.is_terminal()) {
-            // That somebody has read it, or asked too late for its end, is not about its end.
-            let job = JobRecord { read_at: None, ..job };
+            // That somebody has read it, or asked too late for its end, is not about its end. The key of one that ran nothing
+            // goes to whoever asks again with it.
+            let request_key = job.request_key.clone().filter(|_| !job.nothing_ran());
+            let job = JobRecord { read_at: None, request_key, ..job };
             let first = self.ended.entry(job.id).or_insert_with(|| job.clone());
             assert_eq!(first, &job, "a job that was over has changed");
         }
@@ -286,6 +288,15 @@ impl Storm {
         drop(database);
         let (jobs, runs) = (self.ended.len(), self.rig.runs().len());
         println!("{} asked, {jobs} jobs, {runs} runs; killed {:?}; told {:?}", self.asked, self.kills, self.replies);
+        let mut ends: BTreeMap<String, usize> = BTreeMap::new();
+        for job in self.ended.values() {
+            let fault = job.outcome.as_ref().and_then(|outcome| outcome.fault.as_ref());
+            // What is killed takes no agent away: a job run under other settings than its caller's would not find it.
+            assert_ne!(fault.map(|fault| fault.code.as_str()), Some("agent_missing"), "{job:?}");
+            let why = fault.map_or(String::new(), |fault| format!(" {}", fault.code.as_str()));
+            *ends.entry(format!("{}{why}", job.state.as_str())).or_default() += 1;
+        }
+        println!("ended {ends:?}");
         let broken = self.rig.violations(&told).await;
         let broken: Vec<String> = broken.iter().map(ToString::to_string).collect();
         assert!(broken.is_empty(), "{} laws are broken:\n{}", broken.len(), broken.join("\n"));
