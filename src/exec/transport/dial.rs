@@ -35,7 +35,14 @@ pub(super) async fn secure(url: &ServerUrl, token: Option<&str>) -> Result<(BoxR
     let unreachable = |source| TransportError::Unreachable { target: target.clone(), source };
     let socket = TcpStream::connect((url.host(), url.port())).await.map_err(unreachable)?;
     let _ = socket.set_nodelay(true);
-    let socket = super::tls::secure(url.host(), socket).await.map_err(unreachable)?;
+    let socket = super::tls::secure(url.host(), socket).await.map_err(|source| {
+        // Another attempt proves no more than this one.
+        if super::tls::is_unproven(&source) {
+            TransportError::Refused { target: target.clone(), why: format!("it does not prove who it is: {source}") }
+        } else {
+            unreachable(source)
+        }
+    })?;
     shake_hands(&target, socket, token).await
 }
 

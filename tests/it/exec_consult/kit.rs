@@ -39,6 +39,8 @@ pub(super) struct House {
     server: Option<Child>,
     /// Where the server listens.
     at: String,
+    /// The file of the token its server knows.
+    token: Option<PathBuf>,
 }
 
 /// Seconds a server keeps what runs without its client, where a case waits for it.
@@ -54,8 +56,18 @@ impl House {
 
     async fn without_an_agent(way: Way, lease: u64) -> Self {
         let rig = Rig::new(tried_program(env!("CARGO_BIN_EXE_phone-opus")));
-        let mut house = Self { rig, way, server: None, at: String::new() };
+        let mut house = Self { rig, way, server: None, at: String::new(), token: None };
         house.serve(lease).await;
+        house
+    }
+
+    /// A server on a port that knows this token, and no agent yet.
+    pub(super) async fn behind_a_token(token: &str) -> Self {
+        let rig = Rig::new(tried_program(env!("CARGO_BIN_EXE_phone-opus")));
+        let file = rig.path("token");
+        write_token(&file, token, 0o600);
+        let mut house = Self { rig, way: Way::Ws, server: None, at: String::new(), token: Some(file) };
+        house.serve(30).await;
         house
     }
 
@@ -85,6 +97,9 @@ impl House {
             Way::Ws => "ws://127.0.0.1:0".to_owned(),
         };
         let mut command = self.rig.command(&["exec-server", "--listen", &listen, "--lease-s", &lease.to_string()]);
+        if let Some(file) = &self.token {
+            command.arg("--token-file").arg(file);
+        }
         // Not what its client has.
         command.env_remove("CLAUDE_CONFIG_DIR").env("BOX_SECRET_KEY", "of the machine");
         let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().expect("a server");
@@ -107,9 +122,15 @@ impl House {
 
     /// Has the configuration name the agent there.
     pub(super) fn name_agent(&mut self, exec: &str) {
+        self.name_agent_by(exec, None);
+    }
+
+    /// Has the configuration name the agent there, and the file of the token that is brought.
+    pub(super) fn name_agent_by(&mut self, exec: &str, token: Option<&Path>) {
         let (work, program) = (self.rig.work(), self.rig.player());
+        let token = token.map(|file| format!("exec_token_file = {file:?}\n")).unwrap_or_default();
         self.rig.configure(&format!(
-            "agent = \"box\"\n[agents.box]\nagent = \"claude\"\nexec = {exec}\nprogram = {program:?}\nworkspaces = [{work:?}]\n\
+            "agent = \"box\"\n[agents.box]\nagent = \"claude\"\nexec = {exec}\nprogram = {program:?}\nworkspaces = [{work:?}]\n{token}\
              [agents.words]\nagent = \"offline\"\nexec = {exec}\nprogram = {:?}\nworkspaces = [{work:?}]\n",
             self.rig.program()
         ));
@@ -148,6 +169,13 @@ impl House {
         }
         self.rig.stop_and_check_invariants(clients).await;
     }
+}
+
+/// Writes a token's file with this mode.
+pub(super) fn write_token(file: &Path, token: &str, mode: u32) {
+    use std::os::unix::fs::PermissionsExt as _;
+    std::fs::write(file, format!("{token}\n")).expect("written");
+    std::fs::set_permissions(file, std::fs::Permissions::from_mode(mode)).expect("a mode");
 }
 
 pub(super) fn fault(job: &JobRecord) -> Option<FaultCode> {

@@ -13,3 +13,6 @@ mod answers;
 mod cuts;
 mod kills;
 mod kit;
+#[cfg(feature = "tls")]
+mod proven;
+mod tokens;
