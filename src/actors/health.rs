@@ -17,11 +17,15 @@ use crate::actors::jobs::host_life::HostLife;
 use crate::actors::rollout::RolloutHandle;
 use crate::actors::session::gauges::Gauges;
 use crate::actors::workers::messages::{WorkersMsg, WorkersSnapshot};
+use crate::agents::{AgentSite, AgentSites};
 use crate::base::fault::{Fault, FaultCode};
 use crate::base::ids::{HostId, UnixMillis};
 use crate::config::Config;
 use crate::failpoints::Faults;
 use crate::jobs::client::JobsHandle;
+use crate::jobs::store::{JobFilter, MOST_LISTED};
+use crate::jobs::{JobState, JobSummary};
+use crate::places::of_elsewhere;
 use crate::telemetry::TelemetryHandle;
 use crate::tools::callers::{CallerContext, Callers};
 use crate::tools::reply::Detail;
@@ -148,12 +152,31 @@ impl HealthSource {
                        "timeout_s": caller.config.timeout.as_secs(), "stall_s": caller.config.stall.as_secs()}),
             );
             object.insert("sessions".into(), json!(self.callers.counts()));
+            if !caller.config.agents.is_empty() {
+                object.insert("exec_agents".into(), self.elsewhere(&caller.config.agents).await);
+            }
             let exec = self.exec.rows();
             if !exec.is_empty() {
                 object.insert("exec_connections".into(), json!(exec));
             }
         }
         value
+    }
+
+    /// The agents of other machines. The connections are those of the runners, one a consult, and end with them: this process has
+    /// none of them, so what is told is where they lead and how many there are.
+    async fn elsewhere(&self, agents: &AgentSites) -> Value {
+        let filter = JobFilter { workspace: None, state: Some(JobState::Running), limit: MOST_LISTED };
+        let running = within(async { self.jobs.list(filter).await.ok() }).await;
+        let of = |name: &str| {
+            let there = |job: &&JobSummary| of_elsewhere(&job.workspace).is_some_and(|(agent, _)| agent == name);
+            running.as_ref().map(|running| running.iter().filter(there).count())
+        };
+        let row = |(name, site): (&String, &AgentSite)| {
+            json!({"agent": name, "target": site.target.to_string(), "running": of(name),
+                   "connections": "each consult's runner has one of its own"})
+        };
+        agents.iter().map(row).collect()
     }
 
     /// `telemetry_snapshot`.

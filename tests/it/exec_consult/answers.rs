@@ -95,6 +95,24 @@ async fn a_cancel_and_a_deadline_end_what_runs_there_with_everything_it_started(
 }
 
 #[tokio::test]
+async fn health_says_where_agents_run_and_how_many_do() {
+    let mut house = House::new(Way::Unix, 30).await;
+    let mut host = house.rig.serve().await;
+    let at = house.exec();
+    let job = host.consult_in_background(&house.rig.hanging("begun")).await;
+    begun(&house, "begun").await;
+    for running in [1, 0] {
+        let health = host.call("health_snapshot", json!({"detail": "full"})).await;
+        let rows = health["exec_agents"].as_array().expect("rows");
+        let told: Vec<_> = rows.iter().map(|row| (row["agent"].as_str(), row["running"].as_u64())).collect();
+        assert_eq!(told, [(Some("box"), Some(running)), (Some("words"), Some(0))], "{:#}", health.0);
+        assert_eq!(rows[0]["target"].as_str(), Some(at.trim_matches('"')), "{:#}", health.0);
+        host.call("consult_cancel", json!({"job_id": job})).await;
+    }
+    house.close([host]).await;
+}
+
+#[tokio::test]
 async fn silence_and_a_payer_nobody_chose_end_the_agent_there() {
     let mut house = House::new(Way::Unix, 30).await;
     house.rig.set("PHONE_OPUS_STALL_S", "10");
