@@ -297,6 +297,12 @@ pub trait ExecProcess: fmt::Debug + Send + Sync {
     /// Interrupts its group, as a terminal's Ctrl-C would.
     fn interrupt(&self) -> BoxFuture<'_, Result<(), ExecError>>;
 
+    /// Gives its terminal this size. Returns whether it has one.
+    ///
+    /// # Errors
+    /// Where its machine cannot, and as any call.
+    fn resize(&self, size: TerminalSize) -> BoxFuture<'_, Result<bool, ExecError>>;
+
     /// Asks for its end: TERM to the group, KILL after the grace (the backend's own, where `None`). Where the machine knows
     /// no grace it is killed. Returns whether there was anything to end.
     fn terminate(&self, grace: Option<Duration>) -> BoxFuture<'_, Result<bool, ExecError>>;
@@ -475,6 +481,10 @@ impl ExecProcess for HereProcess {
     fn interrupt(&self) -> BoxFuture<'_, Result<(), ExecError>> {
         self.process.interrupt();
         std::future::ready(Ok(())).boxed()
+    }
+
+    fn resize(&self, size: TerminalSize) -> BoxFuture<'_, Result<bool, ExecError>> {
+        std::future::ready(Ok(self.process.control().resize(size))).boxed()
     }
 
     fn terminate(&self, grace: Option<Duration>) -> BoxFuture<'_, Result<bool, ExecError>> {

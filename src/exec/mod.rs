@@ -89,6 +89,8 @@ pub enum ProcessEvent {
         seq: u64,
         /// Its exit code, 128 + n for death by signal n.
         code: i32,
+        /// The signal it died of, where its machine says so: a code of 137 alone may be any program's own.
+        signal: Option<i32>,
     },
     /// Terminal: it is over, and there is no more output.
     Closed {
@@ -187,6 +189,8 @@ pub enum ReadExit {
     Exited {
         /// Its code, when the peer said it.
         code: Option<i32>,
+        /// The signal it died of, when the peer said it.
+        signal: Option<i32>,
         /// The position of the exit event, when the peer said it.
         seq: Option<u64>,
     },

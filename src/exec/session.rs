@@ -163,7 +163,15 @@ impl ProcessSession {
     /// # Errors
     /// After the end of the session, or for a second exit; nothing is published.
     pub fn publish_exited(&self, code: i32) -> Result<(), Misplaced> {
-        self.change(|core| core.append_exited(code))
+        self.change(|core| core.append_exited(code, None))
+    }
+
+    /// [`ProcessSession::publish_exited`] of what may have died of a signal.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn publish_exited_by(&self, code: i32, signal: Option<i32>) -> Result<(), Misplaced> {
+        self.change(|core| core.append_exited(code, signal))
     }
 
     /// Publishes the end.

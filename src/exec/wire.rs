@@ -388,6 +388,9 @@ pub struct ReadAnswer {
     /// The position of the exit. Ours only; without it a client has to guess from the holes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub exited_seq: Option<u64>,
+    /// The signal it died of. Ours only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exit_signal: Option<i32>,
 }
 
 /// One piece of output in a [`ReadAnswer`].
@@ -433,9 +436,9 @@ impl From<WireStream> for OutputStream {
 
 impl From<ReadResult> for ReadAnswer {
     fn from(result: ReadResult) -> Self {
-        let (exited, exit_code, exited_seq) = match result.exit {
-            ReadExit::NotYet => (false, None, None),
-            ReadExit::Exited { code, seq } => (true, code, seq),
+        let (exited, exit_code, exit_signal, exited_seq) = match result.exit {
+            ReadExit::NotYet => (false, None, None, None),
+            ReadExit::Exited { code, signal, seq } => (true, code, signal, seq),
         };
         let chunks = result.chunks.into_iter().map(|chunk| WireChunk {
             seq: chunk.seq,
@@ -451,6 +454,7 @@ impl From<ReadResult> for ReadAnswer {
             failure: result.failure,
             sandbox_denied: false,
             exited_seq,
+            exit_signal,
         }
     }
 }
@@ -463,7 +467,7 @@ impl From<ReadAnswer> for ReadResult {
             bytes: chunk.chunk.0,
         });
         let exit = if answer.exited {
-            ReadExit::Exited { code: answer.exit_code, seq: answer.exited_seq }
+            ReadExit::Exited { code: answer.exit_code, signal: answer.exit_signal, seq: answer.exited_seq }
         } else {
             ReadExit::NotYet
         };
@@ -593,6 +597,9 @@ pub struct ExitedParams {
     /// Always sent, because its absence costs the peer a round trip.
     #[serde(default)]
     pub sandbox_denied: bool,
+    /// The signal it died of. Ours only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exit_signal: Option<i32>,
 }
 
 /// Parameters of [`method::CLOSED`].
@@ -659,11 +666,15 @@ pub(super) fn append_event(text: &mut Vec<u8>, process_id: &str, output: WireStr
             base64::append(text, bytes);
             text.push(b'"');
         }
-        ProcessEvent::Exited { code, .. } => {
+        ProcessEvent::Exited { code, signal, .. } => {
             text.extend_from_slice(b",\"exitCode\":");
             append_json(text, code);
             // Always sent, because its absence costs the peer a round trip.
             text.extend_from_slice(b",\"sandboxDenied\":false");
+            if let Some(signal) = signal {
+                text.extend_from_slice(b",\"exitSignal\":");
+                append_json(text, signal);
+            }
         }
         _ => {}
     }
@@ -691,9 +702,11 @@ pub fn read_event(name: &str, params: &RawValue) -> Option<(String, EventRead)> 
         method::OUTPUT => read_params(params).map(|OutputParams { process_id, seq, stream, chunk: Base64(bytes) }| {
             (process_id, ProcessEvent::Output { seq, stream: stream.into(), bytes })
         }),
-        method::EXITED => read_params(params).map(|ExitedParams { process_id, seq, exit_code: code, .. }| {
-            (process_id, ProcessEvent::Exited { seq, code })
-        }),
+        method::EXITED => {
+            read_params(params).map(|ExitedParams { process_id, seq, exit_code: code, exit_signal: signal, .. }| {
+                (process_id, ProcessEvent::Exited { seq, code, signal })
+            })
+        }
         method::CLOSED => {
             read_params(params).map(|ClosedParams { process_id, seq }| (process_id, ProcessEvent::Closed { seq }))
         }
@@ -808,11 +821,17 @@ mod tests {
             assert_eq!((read.process_id.as_str(), read.seq, read.stream), ("p \"\u{e4}\"", 7, WireStream::Pty));
             assert_eq!(read.chunk.0.as_ref(), bytes);
         }
-        let exited = text(&ProcessEvent::Exited { seq: 8, code: -1 }, WireStream::Stdout);
+        let exited = text(&ProcessEvent::Exited { seq: 8, code: -1, signal: None }, WireStream::Stdout);
         assert_eq!(
             exited,
             "{\"method\":\"process/exited\",\"params\":{\"processId\":\"p \\\"\u{e4}\\\"\",\"seq\":8,\"exitCode\":-1,\"sandboxDenied\":false}}\n"
         );
+        let killed = ProcessEvent::Exited { seq: 8, code: 137, signal: Some(9) };
+        let line = text(&killed, WireStream::Stdout);
+        let Ok(WireIncoming::Notification { method, params }) = WireIncoming::parse(line.as_bytes()) else {
+            panic!("{line}")
+        };
+        assert_eq!(read_event(&method, &params), Some(("p \"\u{e4}\"".to_owned(), EventRead::Event(killed))));
         assert!(text(&ProcessEvent::Closed { seq: 9 }, WireStream::Stdout).contains("\"seq\":9"));
         assert_eq!(text(&ProcessEvent::Lagged { from: 1, to: 2 }, WireStream::Stdout), "");
     }

@@ -88,7 +88,7 @@ impl Process {
             Self::Here(process) => Ended::Known(process.wait_end().await),
             Self::There { process, shown, .. } => match process.end().await {
                 Ok(end) => {
-                    let _ = shown.publish_exited(end.code);
+                    let _ = shown.publish_exited_by(end.code, end.signal);
                     Ended::Known(end)
                 }
                 Err(lost) => {

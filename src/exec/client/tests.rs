@@ -178,7 +178,7 @@ async fn remote_reads_follow_the_cursor_and_wait() {
     assert_eq!((second.chunks[0].bytes.as_ref(), second.chunks[0].stream), (&b"two"[..], OutputStream::Stderr));
     all(&mut remote.subscribe().await).await;
     let last = in_time("a read after the end", remote.client.read("job", 99, None, PATIENCE)).await.unwrap();
-    assert!(last.closed && last.exit == ReadExit::Exited { code: Some(0), seq: Some(3) });
+    assert!(last.closed && last.exit == ReadExit::Exited { code: Some(0), signal: None, seq: Some(3) });
     remote.finish().await;
 }
 
@@ -295,7 +295,13 @@ fn chunk(seq: u64) -> Value {
 }
 
 fn short_run() -> Vec<ProcessEvent> {
-    vec![output(1), output(2), ProcessEvent::Exited { seq: 3, code: 0 }, output(4), ProcessEvent::Closed { seq: 5 }]
+    vec![
+        output(1),
+        output(2),
+        ProcessEvent::Exited { seq: 3, code: 0, signal: None },
+        output(4),
+        ProcessEvent::Closed { seq: 5 },
+    ]
 }
 
 #[tokio::test]
@@ -350,7 +356,7 @@ async fn a_lost_and_evicted_stretch_is_announced_and_the_rest_goes_on() {
     let mut stream = client.subscribe("p", Cursor::start()).await.unwrap();
     peer.answer_first_read().await;
     let mut sent: Vec<_> = (1..=90).map(output).collect();
-    sent.push(ProcessEvent::Exited { seq: 91, code: 0 });
+    sent.push(ProcessEvent::Exited { seq: 91, code: 0, signal: None });
     sent.push(ProcessEvent::Closed { seq: 92 });
     peer.event("p", &sent[0]).await;
     for event in &sent[20..90] {
@@ -557,7 +563,7 @@ async fn a_connection_is_handed_over_in_the_middle_of_a_line() {
     // The event from the handed-over bytes may have come before this read or after it; either way it counts once.
     assert!(read["params"]["afterSeq"].as_u64() >= Some(1));
     assert!(read["id"].as_i64() >= Some(handover.next_id));
-    peer.event("p", &ProcessEvent::Exited { seq: 3, code: 0 }).await;
+    peer.event("p", &ProcessEvent::Exited { seq: 3, code: 0, signal: None }).await;
     peer.event("p", &ProcessEvent::Closed { seq: 4 }).await;
     let mut events = vec![output(1)];
     while let Some(event) = in_time("an event", stream.next()).await {

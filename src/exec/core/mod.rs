@@ -133,6 +133,7 @@ pub(super) enum Tapped {
 struct Exit {
     seq: u64,
     code: i32,
+    signal: Option<i32>,
 }
 
 #[derive(Debug, Clone)]
@@ -144,7 +145,7 @@ enum Terminal {
 #[derive(Debug)]
 enum Pending {
     Output(OutputStream, Bytes),
-    Exited(i32),
+    Exited { code: i32, signal: Option<i32> },
     Closed,
 }
 
@@ -152,7 +153,7 @@ impl Pending {
     fn weight(&self) -> usize {
         match self {
             Self::Output(_, bytes) => bytes.len(),
-            Self::Exited(_) | Self::Closed => 0,
+            Self::Exited { .. } | Self::Closed => 0,
         }
     }
 }
@@ -211,16 +212,16 @@ impl ProcessLog {
         Ok(())
     }
 
-    /// It exited.
+    /// It exited, by a signal where there is one.
     ///
     /// # Errors
     /// After the end, or for a second exit.
-    pub fn append_exited(&mut self, code: i32) -> Result<(), Misplaced> {
+    pub fn append_exited(&mut self, code: i32, signal: Option<i32>) -> Result<(), Misplaced> {
         self.check_open()?;
         if self.exit.is_some() {
             return Err(Misplaced::SecondExit);
         }
-        self.publish(self.next_seq(), Pending::Exited(code));
+        self.publish(self.next_seq(), Pending::Exited { code, signal });
         Ok(())
     }
 
@@ -240,7 +241,7 @@ impl ProcessLog {
     pub fn receive(&mut self, event: ProcessEvent) {
         match event {
             ProcessEvent::Output { seq, stream, bytes } => self.take(seq, Pending::Output(stream, bytes)),
-            ProcessEvent::Exited { seq, code } => self.take(seq, Pending::Exited(code)),
+            ProcessEvent::Exited { seq, code, signal } => self.take(seq, Pending::Exited { code, signal }),
             ProcessEvent::Closed { seq } => self.take(seq, Pending::Closed),
             ProcessEvent::Failed { message } => self.fail(message),
             ProcessEvent::Lagged { to, .. } => self.receive_unreadable(to),
@@ -280,14 +281,14 @@ impl ProcessLog {
         {
             self.hold(through, Pending::Closed);
         }
-        if let ReadExit::Exited { code, seq } = result.exit
+        if let ReadExit::Exited { code, signal, seq } = result.exit
             && !self.exit_known()
             && let Some(code) = code
             && let Some(place) = seq
                 .filter(|seq| *seq > self.published)
                 .or_else(|| if covers { self.place_of_exit(first_chunk, through) } else { None })
         {
-            self.hold(place, Pending::Exited(code));
+            self.hold(place, Pending::Exited { code, signal });
         }
         if covers {
             self.asked = self.asked.max(through);
@@ -383,8 +384,11 @@ impl ProcessLog {
             (Some(_), Some(last)) => last.seq.saturating_add(1),
             _ => self.next_seq(),
         };
-        let exit =
-            self.exit.map_or(ReadExit::NotYet, |exit| ReadExit::Exited { code: Some(exit.code), seq: Some(exit.seq) });
+        let exit = self.exit.map_or(ReadExit::NotYet, |exit| ReadExit::Exited {
+            code: Some(exit.code),
+            signal: exit.signal,
+            seq: Some(exit.seq),
+        });
         let failure = match &self.terminal {
             Some(Terminal::Failed { message }) => Some(message.clone()),
             _ => None,
@@ -462,7 +466,7 @@ impl ProcessLog {
     }
 
     fn exit_known(&self) -> bool {
-        self.exit.is_some() || self.holds(|pending| matches!(pending, Pending::Exited(_)))
+        self.exit.is_some() || self.holds(|pending| matches!(pending, Pending::Exited { .. }))
     }
 
     fn holds(&self, wanted: impl Fn(&Pending) -> bool) -> bool {
@@ -477,7 +481,7 @@ impl ProcessLog {
         self.highest = self.highest.max(seq);
         let twice = match &event {
             Pending::Output(_, bytes) => bytes.is_empty(),
-            Pending::Exited(_) => self.exit_known(),
+            Pending::Exited { .. } => self.exit_known(),
             Pending::Closed => self.holds(|pending| matches!(pending, Pending::Closed)),
         };
         if twice || self.pending.contains_key(&seq) {
@@ -543,7 +547,7 @@ impl ProcessLog {
                 self.outputs.push_back(OutputChunk { seq, stream, bytes });
                 self.evict();
             }
-            Pending::Exited(code) => self.exit = Some(Exit { seq, code }),
+            Pending::Exited { code, signal } => self.exit = Some(Exit { seq, code, signal }),
             Pending::Closed => {
                 self.terminal = Some(Terminal::Closed { seq });
                 self.forget_pending();
@@ -599,7 +603,7 @@ impl ProcessLog {
 
 impl Exit {
     fn event(self) -> ProcessEvent {
-        ProcessEvent::Exited { seq: self.seq, code: self.code }
+        ProcessEvent::Exited { seq: self.seq, code: self.code, signal: self.signal }
     }
 }
 

@@ -40,7 +40,13 @@ fn all_after(core: &ProcessLog, mut after: u64) -> Vec<ProcessEvent> {
 }
 
 fn short_run() -> Vec<ProcessEvent> {
-    vec![output(1), output(2), ProcessEvent::Exited { seq: 3, code: 7 }, output(4), ProcessEvent::Closed { seq: 5 }]
+    vec![
+        output(1),
+        output(2),
+        ProcessEvent::Exited { seq: 3, code: 7, signal: None },
+        output(4),
+        ProcessEvent::Closed { seq: 5 },
+    ]
 }
 
 #[test]
@@ -77,9 +83,13 @@ fn late_and_impossible_events_change_nothing() {
         feed(&mut core, &event);
     }
     let (wake, published) = (core.wake(), all_after(&core, 0));
-    for event in
-        [output(0), output(2), output(6), ProcessEvent::Exited { seq: 9, code: 1 }, ProcessEvent::Closed { seq: 5 }]
-    {
+    for event in [
+        output(0),
+        output(2),
+        output(6),
+        ProcessEvent::Exited { seq: 9, code: 1, signal: None },
+        ProcessEvent::Closed { seq: 5 },
+    ] {
         feed(&mut core, &event);
     }
     core.fail("too late");
@@ -123,7 +133,7 @@ fn chunk(seq: u64) -> OutputChunk {
 
 #[test]
 fn a_lost_close_and_a_lost_exit_are_told_by_the_read_that_lacks_them() {
-    let exited = ReadExit::Exited { code: Some(7), seq: None };
+    let exited = ReadExit::Exited { code: Some(7), signal: None, seq: None };
     // (what arrived, the read's chunks)
     for arrived in [vec![1], vec![1, 2], vec![1, 2, 4], vec![4], vec![]] {
         let mut core = ProcessLog::new();
@@ -163,13 +173,13 @@ fn an_exit_in_the_middle_of_evicted_output_keeps_its_code() {
         ReadResult {
             chunks: vec![chunk(6)],
             next_seq: 8,
-            exit: ReadExit::Exited { code: Some(3), seq: None },
+            exit: ReadExit::Exited { code: Some(3), signal: None, seq: None },
             closed: true,
             failure: None,
         },
     );
     let events = all_after(&core, 0);
-    let exit = ProcessEvent::Exited { seq: 5, code: 3 };
+    let exit = ProcessEvent::Exited { seq: 5, code: 3, signal: None };
     assert_eq!(events, [ProcessEvent::Lagged { from: 1, to: 4 }, exit, output(6), ProcessEvent::Closed { seq: 7 }]);
 }
 
@@ -192,13 +202,13 @@ fn failing_publishes_what_waited_and_then_exactly_one_terminal() {
         feed(&mut core, &output(3));
         if first_closed {
             feed(&mut core, &output(2));
-            feed(&mut core, &ProcessEvent::Exited { seq: 4, code: 0 });
+            feed(&mut core, &ProcessEvent::Exited { seq: 4, code: 0, signal: None });
             feed(&mut core, &ProcessEvent::Closed { seq: 5 });
             core.fail("connection lost");
         } else {
             core.fail("connection lost");
             core.fail("again");
-            feed(&mut core, &ProcessEvent::Exited { seq: 4, code: 0 });
+            feed(&mut core, &ProcessEvent::Exited { seq: 4, code: 0, signal: None });
             feed(&mut core, &ProcessEvent::Closed { seq: 5 });
         }
         let events = all_after(&core, 0);
@@ -218,14 +228,14 @@ fn a_close_that_waited_for_its_exit_is_a_failure_when_nobody_can_be_asked() {
         let mut core = ProcessLog::new();
         feed(&mut core, &output(2));
         if exit_arrived {
-            feed(&mut core, &ProcessEvent::Exited { seq: 3, code: 7 });
+            feed(&mut core, &ProcessEvent::Exited { seq: 3, code: 7, signal: None });
         }
         feed(&mut core, &ProcessEvent::Closed { seq: 4 });
         core.fail("connection lost");
         let events = all_after(&core, 0);
         let lost = ProcessEvent::Lagged { from: 1, to: 1 };
         if exit_arrived {
-            let exited = ProcessEvent::Exited { seq: 3, code: 7 };
+            let exited = ProcessEvent::Exited { seq: 3, code: 7, signal: None };
             assert_eq!(events, [lost, output(2), exited, ProcessEvent::Closed { seq: 4 }]);
         } else {
             assert_eq!(events, [lost, output(2), ProcessEvent::Failed { message: "connection lost".to_owned() }]);
@@ -237,7 +247,7 @@ fn a_close_that_waited_for_its_exit_is_a_failure_when_nobody_can_be_asked() {
 fn the_ring_keeps_the_tail_the_exit_and_the_end() {
     let mut core = ProcessLog::new();
     core.append_output(OutputStream::Stdout, bytes("first")).unwrap();
-    core.append_exited(4).unwrap();
+    core.append_exited(4, None).unwrap();
     for _ in 0..2000 {
         core.append_output(OutputStream::Stdout, Bytes::from(vec![b'x'; 1000])).unwrap();
         invariant_core_is_bounded(&core).unwrap();
@@ -250,7 +260,7 @@ fn the_ring_keeps_the_tail_the_exit_and_the_end() {
     invariant_exactly_one_terminal_and_last(&events).unwrap();
     assert_eq!(
         events[..2],
-        [ProcessEvent::Lagged { from: 1, to: 1 }, ProcessEvent::Exited { seq: 2, code: 4 }],
+        [ProcessEvent::Lagged { from: 1, to: 1 }, ProcessEvent::Exited { seq: 2, code: 4, signal: None }],
         "the exit is never evicted"
     );
     assert!(matches!(events[2], ProcessEvent::Lagged { from: 3, .. }));
@@ -290,14 +300,14 @@ fn a_read_returns_whole_chunks_and_says_where_to_go_on() {
         assert!(!result.closed && result.exit == ReadExit::NotYet);
     }
     assert!(!core.read_is_due(3));
-    core.append_exited(0).unwrap();
+    core.append_exited(0, None).unwrap();
     assert!(core.read_is_due(3) && !core.read_is_due(4));
     core.append_closed().unwrap();
     assert!(core.read_is_due(99));
     let last = core.read(3, None);
     assert_eq!(last.next_seq, 6);
     assert!(last.closed);
-    assert_eq!(last.exit, ReadExit::Exited { code: Some(0), seq: Some(4) });
+    assert_eq!(last.exit, ReadExit::Exited { code: Some(0), signal: None, seq: Some(4) });
 }
 
 #[test]
@@ -351,9 +361,9 @@ impl Peer {
                 ProcessEvent::Output { seq, .. } if *seq > after && *seq >= self.evicted_before => {
                     result.chunks.push(chunk(*seq));
                 }
-                ProcessEvent::Exited { seq, code } => {
+                ProcessEvent::Exited { seq, code, signal } => {
                     let seq = self.says_exit_position.then_some(*seq);
-                    result.exit = ReadExit::Exited { code: Some(*code), seq };
+                    result.exit = ReadExit::Exited { code: Some(*code), signal: *signal, seq };
                 }
                 ProcessEvent::Closed { .. } => result.closed = true,
                 _ => {}
@@ -370,7 +380,7 @@ fn one_schedule(seed: u64) {
     let exit_at = random.u64(1..=outputs + 1);
     let mut sent: Vec<ProcessEvent> = Vec::new();
     for seq in 1..=outputs + 1 {
-        sent.push(if seq == exit_at { ProcessEvent::Exited { seq, code: 5 } } else { output(seq) });
+        sent.push(if seq == exit_at { ProcessEvent::Exited { seq, code: 5, signal: Some(9) } } else { output(seq) });
     }
     sent.push(ProcessEvent::Closed { seq: outputs + 2 });
 
@@ -444,7 +454,9 @@ fn one_schedule(seed: u64) {
         invariant_exactly_one_terminal_and_last(&published).unwrap_or_else(|error| panic!("{error}; {context}"));
         // An exit that was lost with evicted output around it has no known place unless the peer says it.
         let exit_is_placed = published.iter().all(|event| match event {
-            ProcessEvent::Exited { seq, code } => *code == 5 && (peer.says_exit_position || *seq == exit_at),
+            ProcessEvent::Exited { seq, code, signal } => {
+                (*code, *signal) == (5, Some(9)) && (peer.says_exit_position || *seq == exit_at)
+            }
             _ => true,
         });
         let may_guess = !peer.says_exit_position && evicts;
@@ -479,15 +491,15 @@ fn whatever_a_peer_invents_the_session_stays_bounded_and_ends_once() {
         for _ in 0..200 {
             let seq = if random.u8(0..10) == 0 { random.u64(..) } else { random.u64(0..40) };
             match random.u8(0..6) {
-                0 => core.receive(ProcessEvent::Exited { seq, code: 1 }),
+                0 => core.receive(ProcessEvent::Exited { seq, code: 1, signal: None }),
                 1 if random.u8(0..20) == 0 => core.receive(ProcessEvent::Closed { seq }),
                 2 => core.receive_unreadable(seq),
                 3 => {
                     let chunks = (0..random.usize(0..4)).map(|_| chunk(random.u64(0..50))).collect();
                     let exit = match random.u8(0..3) {
                         0 => ReadExit::NotYet,
-                        1 => ReadExit::Exited { code: None, seq: Some(seq) },
-                        _ => ReadExit::Exited { code: Some(2), seq: None },
+                        1 => ReadExit::Exited { code: None, signal: None, seq: Some(seq) },
+                        _ => ReadExit::Exited { code: Some(2), signal: None, seq: None },
                     };
                     let next_seq = if random.u8(0..30) == 0 { random.u64(..) } else { random.u64(0..60) };
                     let closed = random.u8(0..20) == 0;

@@ -130,7 +130,7 @@ async fn output_may_follow_the_exit_and_closed_follows_the_output() {
     let kinds: Vec<_> = run.events().await.iter().map(std::mem::discriminant).collect();
     let (bytes, stream) = (Bytes::new(), OutputStream::Stdout);
     let expected = [
-        ProcessEvent::Exited { seq: 1, code: 3 },
+        ProcessEvent::Exited { seq: 1, code: 3, signal: None },
         ProcessEvent::Output { seq: 2, stream, bytes },
         ProcessEvent::Closed { seq: 3 },
     ];

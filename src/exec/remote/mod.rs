@@ -37,14 +37,14 @@ use super::backend::{
     StartedProcess, StdinKind,
 };
 use super::client::{CALL_DEADLINE, ExecError};
-use super::local::{ProcessEnd, SpawnError, WriteStatus};
+use super::local::{ProcessEnd, SpawnError, TerminalSize, WriteStatus};
 use super::session::ProcessSession;
 use super::tap::OutputTap;
 use super::target::{AfterACut, ExecTarget};
 use super::transport::{self, TransportError};
 use super::wire::{
-    self, CloseStdinParams, SignalParams, StartParams, StartResult, TerminateAnswer, TerminateParams, WireError,
-    WireSignal, WireWriteStatus, WriteAnswer, WriteParams, code, method,
+    self, CloseStdinParams, ResizeParams, SignalParams, StartParams, StartResult, TerminateAnswer, TerminateParams,
+    WireError, WireSignal, WireWriteStatus, WriteAnswer, WriteParams, code, method,
 };
 use crate::base::base64::Base64;
 use crate::failpoints::Faults;
@@ -308,6 +308,7 @@ impl RemoteExec {
             writer,
             session,
             graceful: info.can("terminateGrace"),
+            resizes: info.can("processResize"),
             terminated: AtomicBool::new(false),
             _feeder: feeder,
         };
@@ -536,6 +537,7 @@ struct RemoteProcess {
     writer: Writer,
     session: ProcessSession,
     graceful: bool,
+    resizes: bool,
     terminated: AtomicBool,
     /// Writes what was given with the start. Declared last: it holds the process too.
     _feeder: Option<AbortOnDrop>,
@@ -589,6 +591,23 @@ impl ExecProcess for RemoteProcess {
         .boxed()
     }
 
+    fn resize(&self, size: TerminalSize) -> BoxFuture<'_, Result<bool, ExecError>> {
+        async move {
+            if !self.resizes {
+                let reason = "its server cannot change the size of a terminal".to_owned();
+                return Err(ExecError::NotDone { method: method::RESIZE, reason });
+            }
+            let params = ResizeParams { process_id: self.id().to_owned(), cols: size.cols, rows: size.rows };
+            let harmless = CallKind::Harmless;
+            match self.remote().call(method::RESIZE, &params, harmless, Some(CALL_DEADLINE)).await {
+                Ok(IgnoredAny) => Ok(true),
+                Err(ExecError::Refused { error: WireError { code: code::INVALID_REQUEST, .. }, .. }) => Ok(false),
+                Err(error) => Err(error),
+            }
+        }
+        .boxed()
+    }
+
     fn terminate(&self, grace: Option<Duration>) -> BoxFuture<'_, Result<bool, ExecError>> {
         async move {
             let grace = grace.unwrap_or(super::local::GRACE);
@@ -616,12 +635,12 @@ impl ExecProcess for RemoteProcess {
             if let Some(message) = last.failure {
                 return Err(ProcessLost { message, heard: self.remote().shared.core().heard().into_std() });
             }
-            let code = match last.exit {
-                ReadExit::Exited { code: Some(code), .. } => code,
-                _ => -1,
+            let (code, signal) = match last.exit {
+                ReadExit::Exited { code: Some(code), signal, .. } => (code, signal),
+                _ => (-1, None),
             };
             let terminated = self.terminated.load(Ordering::Acquire);
-            Ok(ProcessEnd { code, signal: None, reaped: 0, left: 0, terminated, pipes_leaked: false })
+            Ok(ProcessEnd { code, signal, reaped: 0, left: 0, terminated, pipes_leaked: false })
         }
         .boxed()
     }

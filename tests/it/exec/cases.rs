@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use futures_util::FutureExt as _;
 use phone_opus::internals::exec::backend::{ProcessStartError, StdinKind};
-use phone_opus::internals::exec::local::WriteStatus;
+use phone_opus::internals::exec::client::ExecError;
+use phone_opus::internals::exec::local::{TerminalSize, WriteStatus};
 use phone_opus::internals::exec::{Cursor, OutputStream, ProcessEvent, ProcessSession, ReadExit, SpawnError};
 use phone_opus::testkit::wait::Waiting;
 
@@ -56,7 +57,35 @@ pub(super) async fn case_03a_exit_codes_and_deaths_by_signal(place: &Place) {
             _ => None,
         });
         assert_eq!((seen, running.code().await), (Some(code), code), "{script}");
+        let died_of = (code > 128 && code < 255 && !place.differs(Difference::SignalsAreCodes)).then_some(code - 128);
+        let end = in_time("the end", running.process.0.end()).await.expect("an end");
+        assert_eq!(end.signal, died_of, "{script}");
     }
+}
+
+pub(super) async fn case_03c_a_terminal_takes_another_size_and_a_pipe_has_none(place: &Place) {
+    let size = TerminalSize { cols: 132, rows: 50 };
+    let mut request = place.shell("p", "read a; stty size; read a; exit 0");
+    request.tty = true;
+    request.stdin = StdinKind::Piped;
+    let mut running = place.start(request).await;
+    let resized = in_time("a size", running.process.0.resize(size)).await;
+    if place.differs(Difference::SizesStay) {
+        assert!(matches!(resized, Err(ExecError::NotDone { .. })), "{resized:?}");
+        return;
+    }
+    assert_eq!(resized, Ok(true));
+    running.write("\n").await;
+    running.until("50 132").await;
+    running.write("\n").await;
+    assert_eq!(running.code().await, 0);
+
+    let mut request = place.shell("q", "read a; exit 0");
+    request.stdin = StdinKind::Piped;
+    let piped = place.start(request).await;
+    assert_eq!(in_time("a size", piped.process.0.resize(size)).await, Ok(false), "it has no terminal");
+    piped.write("\n").await;
+    assert_eq!(piped.code().await, 0);
 }
 
 pub(super) async fn case_03b_a_terminal_is_one(place: &Place) {
@@ -147,7 +176,7 @@ pub(super) async fn case_06_reads_follow_the_cursor_and_wait(place: &Place) {
     running.all().await;
     let last = in_time("a read after the end", session.read(99, None, PATIENCE)).await;
     // The last output may follow the exit.
-    assert!(last.closed && matches!(last.exit, ReadExit::Exited { code: Some(0), seq: Some(2 | 3) }), "{last:?}");
+    assert!(last.closed && matches!(last.exit, ReadExit::Exited { code: Some(0), seq: Some(2 | 3), .. }), "{last:?}");
     let least = session.read(0, Some(0), Duration::ZERO).await;
     assert_eq!((least.chunks.len(), least.next_seq), (1, 2));
 }

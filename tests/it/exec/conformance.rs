@@ -25,6 +25,7 @@ conformance! { at local unix ws stdio codex_ws codex_stdio; [
     case_02_output_may_follow_the_exit_and_closed_follows_the_output
     case_03a_exit_codes_and_deaths_by_signal
     case_03b_a_terminal_is_one
+    case_03c_a_terminal_takes_another_size_and_a_pipe_has_none
     case_04_a_taken_name_a_failed_start_and_a_missing_directory_are_told
     case_05_environment_directory_names_and_argument_zero_are_exact
     case_06_reads_follow_the_cursor_and_wait

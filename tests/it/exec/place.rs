@@ -45,6 +45,10 @@ pub(super) enum Difference {
     NamesAreFreed,
     /// A write to a process that has exited is said to be accepted.
     LateWritesAreTaken,
+    /// A terminal has the size it had.
+    SizesStay,
+    /// A death by a signal is an exit code and nothing else.
+    SignalsAreCodes,
 }
 
 /// Where processes run.
@@ -62,7 +66,13 @@ pub(super) struct Place {
 const LOCAL: &[Difference] = &[Difference::NamesAreFreed];
 
 /// The ways of `codex exec-server` 0.169.0.
-const CODEX: &[Difference] = &[Difference::StdinStaysOpen, Difference::NoGrace, Difference::LateWritesAreTaken];
+const CODEX: &[Difference] = &[
+    Difference::StdinStaysOpen,
+    Difference::NoGrace,
+    Difference::LateWritesAreTaken,
+    Difference::SizesStay,
+    Difference::SignalsAreCodes,
+];
 
 impl Place {
     pub(super) fn differs(&self, difference: Difference) -> bool {

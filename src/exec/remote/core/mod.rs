@@ -102,7 +102,7 @@ pub(super) enum CallKind {
         /// Whose.
         process_id: String,
     },
-    /// May be sent again: it changes nothing.
+    /// May be sent again: it changes nothing, or nothing more than it did.
     Harmless,
     /// Is sent once.
     Once,

@@ -96,7 +96,7 @@ impl Scripted {
     }
 
     pub(super) fn end(&self, process_id: &str, code: i32) {
-        self.happen(process_id, |seq| ProcessEvent::Exited { seq, code });
+        self.happen(process_id, |seq| ProcessEvent::Exited { seq, code, signal: None });
         self.happen(process_id, |seq| ProcessEvent::Closed { seq });
     }
 

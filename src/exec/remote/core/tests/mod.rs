@@ -248,7 +248,7 @@ impl Rig {
 
 fn run_of(outputs: u64) -> Vec<ProcessEvent> {
     let mut events: Vec<_> = (1..=outputs).map(output).collect();
-    events.push(ProcessEvent::Exited { seq: outputs + 1, code: 7 });
+    events.push(ProcessEvent::Exited { seq: outputs + 1, code: 7, signal: None });
     events.push(ProcessEvent::Closed { seq: outputs + 2 });
     events
 }
@@ -578,6 +578,33 @@ fn a_call_that_waited_for_its_turn_has_its_time_from_when_it_is_sent() {
     assert_eq!(rig.told().len(), 63, "the others lapse, and the last one's time has only begun");
     rig.wait_ms(29_000);
     assert!(matches!(&rig.told()[..], [(64, Err(ExecError::Deadline { .. }))]));
+}
+
+#[test]
+fn a_call_that_is_repeated_gets_no_second_time() {
+    // Its first connection was lost with so much of its 30 s gone; the next one is up half a second later.
+    for (gone, left) in [(0, 29_500), (10_000, 19_500), (29_000, 500)] {
+        let mut rig = Rig::up();
+        let _seen = rig.start("p");
+        rig.write(1, "p", "first");
+        let first = rig.take(method::WRITE);
+        rig.wait_ms(gone);
+        rig.cut();
+        rig.wait_ms(500);
+        rig.greet("s");
+        let again = rig.take(method::WRITE);
+        assert_ne!(again["id"], first["id"], "{gone} ms: it is sent again");
+        rig.wait_ms(left - 1);
+        assert!(rig.told().is_empty(), "{gone} ms: its time is not over");
+        rig.wait_ms(1);
+        let told = rig.told();
+        assert!(matches!(&told[..], [(1, Err(ExecError::Deadline { .. }))]), "{gone} ms: {told:?}");
+        // Its place is free when the answer comes, and nobody is told twice.
+        rig.write(2, "p", "second");
+        assert_eq!(rig.try_take(method::WRITE), None);
+        rig.reply(&again, json!({"status": "accepted"}));
+        assert_eq!((rig.told().len(), rig.take(method::WRITE)["params"]["writeId"].as_str()), (0, Some("second")));
+    }
 }
 
 #[test]

@@ -48,7 +48,7 @@ impl There {
         }
         // Ours says where the exit stands; others' guesses are the property of the log.
         let exit = self.events.iter().find_map(|event| match event {
-            ProcessEvent::Exited { seq, code } => Some((*seq, *code)),
+            ProcessEvent::Exited { seq, code, .. } => Some((*seq, *code)),
             _ => None,
         });
         json!({"chunks": chunks, "nextSeq": self.events.len() + 1, "exited": exit.is_some(),
@@ -243,7 +243,7 @@ impl World {
 
     fn finish(&mut self, process_id: &str) {
         if self.there.get(process_id).is_some_and(|there| !there.exited) {
-            self.happen(process_id, |seq| ProcessEvent::Exited { seq, code: 3 });
+            self.happen(process_id, |seq| ProcessEvent::Exited { seq, code: 3, signal: None });
         }
         self.happen(process_id, |seq| ProcessEvent::Closed { seq });
     }
@@ -259,7 +259,7 @@ impl World {
                 }
             }
             2 if self.there.get(&process_id).is_some_and(|there| !there.exited) => {
-                self.happen(&process_id, |seq| ProcessEvent::Exited { seq, code: 3 });
+                self.happen(&process_id, |seq| ProcessEvent::Exited { seq, code: 3, signal: None });
             }
             _ => self.happen(&process_id, |seq| ProcessEvent::Output {
                 seq,
