@@ -1,17 +1,15 @@
 //! Tools in a process of their own: one that ends its process costs its call, and neither the connection nor the program.
 //!
-//! The worker process is this program again. The host starts it with `--generation N`; it serves on its standard streams
-//! until the host is gone.
+//! The worker process is this program again: it begins with `dispatch`, which serves the host on its standard streams until
+//! the host is gone. The same registry has the tools in either place, so that the two cannot disagree.
 
 #![allow(clippy::print_stdout, reason = "an example says what it did")]
 
 use std::error::Error;
-use std::sync::Arc;
+use std::process::ExitCode;
 
-use phone_opus::{
-    Annotations, Faults, Generation, Grace, Input, Isolation, Output, System, Tool, ToolCall, ToolDefinition,
-    ToolFuture, WorkerCommand, serve_worker,
-};
+use phone_opus::process::{Registry, dispatch};
+use phone_opus::{Annotations, Grace, Isolation, System, Tool, ToolCall, ToolDefinition, ToolFuture, WorkerCommand};
 use serde_json::json;
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
 
@@ -39,26 +37,24 @@ impl Tool for Abort {
     }
 }
 
-#[tokio::main(flavor = "current_thread")]
-async fn main() -> Result<(), Box<dyn Error>> {
-    let arguments: Vec<String> = std::env::args().skip(1).collect();
-    if let [option, number] = &arguments[..]
-        && option == "--generation"
-    {
-        return work(Generation(number.parse()?)).await;
+fn main() -> ExitCode {
+    let registry = Registry::new().tool(Abort);
+    if let Some(code) = dispatch(std::env::args_os(), &registry) {
+        return code;
     }
-    host().await
+    match host(&registry) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            println!("{error}");
+            ExitCode::FAILURE
+        }
+    }
 }
 
-async fn work(generation: Generation) -> Result<(), Box<dyn Error>> {
-    serve_worker(generation, [Arc::new(Abort) as Arc<dyn Tool>], Faults::none(), Input::stdin()?, Output::stdout()?)
-        .await?;
-    Ok(())
-}
-
-async fn host() -> Result<(), Box<dyn Error>> {
-    let worker = WorkerCommand { program: std::env::current_exe()?, args: Vec::new(), env: None };
-    let system = System::builder().tool(Abort).isolation(Isolation::Process(worker)).start().await?;
+#[tokio::main(flavor = "current_thread")]
+async fn host(registry: &Registry) -> Result<(), Box<dyn Error>> {
+    let isolation = Isolation::Process(WorkerCommand::own_program());
+    let system = System::builder().program(registry).isolation(isolation).start().await?;
     let (client, server) = tokio::io::duplex(64 * 1024);
     let (reader, writer) = tokio::io::split(server);
     let serving = tokio::spawn({

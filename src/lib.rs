@@ -46,8 +46,9 @@
 //! # Ok(()) }
 //! ```
 //!
-//! `examples/` has three programs: one that consults an agent, one with a tool that must not run twice, and one whose tools
-//! run in a worker process. [`SystemBuilder`] lists what a system can be given.
+//! Consults are run by processes that outlive their host, and tools can have a process of their own; [`process`] makes your
+//! program all of these in one line. [`Agent`] is for agents of your own. `examples/` has a program for each, and
+//! [`SystemBuilder`] lists what a system can be given.
 
 #![allow(
     rustdoc::private_intra_doc_links,
@@ -76,6 +77,7 @@ mod failpoints;
 #[allow(missing_docs, reason = "see above")]
 mod jobs;
 mod places;
+pub mod process;
 #[allow(missing_docs, reason = "see above")]
 mod protocol;
 #[allow(missing_docs, reason = "see above")]
@@ -97,15 +99,21 @@ pub use actors::health::HealthSource;
 pub use actors::root::Down;
 pub use actors::sessions::messages::SessionEnd;
 pub use actors::supervision::slot::RestartPolicy;
-pub use agents::{AgentRegistry, ClaudeCode, Environment, Offline};
+pub use agents::{
+    Agent, AgentCommand, AgentEvent, AgentProfile, AgentRegistry, AgentResult, ClaudeCode, Credential, Environment,
+    Offline, OutputParser, PayerKnown, Payment, PlainText, PrepareFuture, ResumedId, RunEnd, RunRequest, RunSummary,
+    RunVerdict, SpawnFailure, Started, StopCause, StreamJson, find_program,
+};
 pub use base::fault::{Fault, FaultClass, FaultCode, Stage};
-pub use base::ids::{AgentSessionId, Generation, InvocationId, JobId};
+pub use base::ids::{AgentSessionId, ChainId, Generation, InvocationId, JobId, RunToken, UnixMillis};
 pub use base::state_dir::StateDir;
 pub use base::stdio::{Input, Output};
 pub use config::{Config, RolloutMode};
 pub use failpoints::{FaultPlan, Faults};
 pub use jobs::client::{Follow, JobsHandle, News};
-pub use jobs::{Billing, ConsultRequest, JobMode, JobOutcome, JobRecord, JobState};
+pub use jobs::{
+    Billing, CancelReason, ConsultRequest, JobMode, JobOutcome, JobRecord, JobState, PermissionDenial, RunExit,
+};
 pub use protocol::session::SessionLimits;
 pub use rollout::{LaunchPath, NotAdopted, RolloutSetup, Trigger};
 pub use system::handover::{HandOverError, HostSnapshot, NewImage};
@@ -124,7 +132,7 @@ pub mod internals {
         ($($room:ident)*) => { $(pub mod $room { pub use crate::$room::*; })* };
     }
     open! {
-        actors agents base bridge checkout config daemon exec failpoints jobs places protocol rollout runner system telemetry tools
+        actors agents base bridge checkout config daemon exec failpoints jobs places process protocol rollout runner system telemetry tools
         waiting worker
     }
 }

@@ -15,7 +15,7 @@ use std::io;
 
 use jiff::tz::TimeZone;
 
-use super::{AgentResult, RunSummary, words};
+use super::{AgentEvent, AgentResult, RunSummary, words};
 use crate::base::fault::{Fault, FaultCode};
 use crate::base::ids::{AgentSessionId, UnixMillis};
 use crate::base::local_time;
@@ -120,28 +120,97 @@ pub struct RunVerdict {
     pub outcome: JobOutcome,
 }
 
-/// What differs between agents that share the table.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Profile {
-    /// The agent's name in sentences.
-    pub(super) title: &'static str,
-    /// How to install it or point to it.
-    pub(super) install_hint: &'static str,
-    /// How to log in.
-    pub(super) login_hint: &'static str,
-    /// Whether it keeps sessions.
-    pub(super) sessions: Sessions,
+/// What differs between agents whose ends are judged by the same table: what is said of them, whether they keep sessions, and
+/// how they say that they have answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct AgentProfile {
+    title: &'static str,
+    install_hint: &'static str,
+    login_hint: &'static str,
+    sessions: Sessions,
+    answers: Answers,
 }
 
 /// Whether an agent's sessions can be resumed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Sessions {
+enum Sessions {
     Kept,
     NotKept,
 }
 
+/// What tells that a run has answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Answers {
+    /// A result on its output, however its process ends.
+    ByResult,
+    /// A process that ends well: then what it said is the answer.
+    ByEndingWell,
+}
+
+impl AgentProfile {
+    /// An agent of this name in sentences, which says on its output when it has answered ([`AgentEvent::Result`]) and keeps no
+    /// sessions.
+    ///
+    /// [`AgentEvent::Result`]: super::AgentEvent::Result
+    #[must_use]
+    pub const fn new(title: &'static str) -> Self {
+        Self {
+            title,
+            install_hint: "Install it, or say where its program is.",
+            login_hint: "Log in with its own program.",
+            sessions: Sessions::NotKept,
+            answers: Answers::ByResult,
+        }
+    }
+
+    /// What to do where its program is not found: a sentence for whoever asked.
+    #[must_use]
+    pub const fn install_hint(self, hint: &'static str) -> Self {
+        Self { install_hint: hint, ..self }
+    }
+
+    /// What to do where it is not logged in.
+    #[must_use]
+    pub const fn login_hint(self, hint: &'static str) -> Self {
+        Self { login_hint: hint, ..self }
+    }
+
+    /// It keeps sessions, which can be resumed by their id.
+    #[must_use]
+    pub const fn keeps_sessions(self) -> Self {
+        Self { sessions: Sessions::Kept, ..self }
+    }
+
+    /// It says nowhere that it has answered: what it said is the answer when its process ends with 0, and a failure otherwise.
+    #[must_use]
+    pub const fn answers_by_ending_well(self) -> Self {
+        Self { answers: Answers::ByEndingWell, ..self }
+    }
+
+    pub(super) const fn install(&self) -> &'static str {
+        self.install_hint
+    }
+
+    /// The verdict on a run of this agent, by the table that all agents share: not started, killed, stopped, stalled, silent,
+    /// not logged in, limited, refused, and so on, each with its code and a hint. A run none of whose rows applies has
+    /// succeeded.
+    #[must_use]
+    pub fn classify(&self, mut end: RunEnd) -> RunVerdict {
+        let ended_well = end.exit.is_some_and(|exit| exit.code == 0 && exit.signal.is_none()) && end.stop.is_none();
+        let by_ending = self.answers == Answers::ByEndingWell;
+        if by_ending && ended_well && end.summary.result().is_none() {
+            // Without a text of its own: the answer is what was said.
+            end.summary.fold(&AgentEvent::Result { result: Box::default() });
+        }
+        let left_out = end.summary.garbage_bytes() > 0;
+        let mut verdict = classify(self, end);
+        verdict.outcome.response_cut |= by_ending && left_out && verdict.outcome.response.is_some();
+        verdict
+    }
+}
+
 /// The verdict on a run of the agent this profile describes.
-pub(super) fn classify(profile: &Profile, mut end: RunEnd) -> RunVerdict {
+fn classify(profile: &AgentProfile, mut end: RunEnd) -> RunVerdict {
     let stderr = stderr_text(&end.stderr_tail);
     let seen = Seen::new(&end, &stderr);
     let (state, fault) = match judge(profile, &seen) {
@@ -220,7 +289,7 @@ fn model(summary: &RunSummary) -> Option<String> {
 }
 
 /// Whether the session can be resumed; `None` where nobody has seen it tried.
-fn resumable(profile: &Profile, end: &RunEnd, code: Option<FaultCode>, session_known: bool) -> Option<bool> {
+fn resumable(profile: &AgentProfile, end: &RunEnd, code: Option<FaultCode>, session_known: bool) -> Option<bool> {
     use FaultCode as C;
     if profile.sessions == Sessions::NotKept {
         return Some(false);
@@ -265,7 +334,7 @@ enum Judgement {
     Failed(Fault),
 }
 
-fn judge(profile: &Profile, seen: &Seen<'_>) -> Judgement {
+fn judge(profile: &AgentProfile, seen: &Seen<'_>) -> Judgement {
     match &seen.end.stop {
         Some(StopCause::Faulted(fault)) => return Judgement::Failed(fault.as_ref().clone()),
         // Its result decides, whatever it is: that it did not leave says nothing about it.
@@ -280,7 +349,7 @@ fn judge(profile: &Profile, seen: &Seen<'_>) -> Judgement {
     }
 }
 
-fn stopped(profile: &Profile, stop: &StopCause) -> Judgement {
+fn stopped(profile: &AgentProfile, stop: &StopCause) -> Judgement {
     let title = profile.title;
     match stop {
         StopCause::Faulted(fault) => Judgement::Failed(fault.as_ref().clone()),
@@ -555,7 +624,7 @@ impl<'a> Seen<'a> {
 
 const OWN_WORDS: &str = "`response` and `stderr_tail` hold its own words.";
 
-fn fault(profile: &Profile, seen: &Seen<'_>, row: &Row) -> Fault {
+fn fault(profile: &AgentProfile, seen: &Seen<'_>, row: &Row) -> Fault {
     use FaultCode as C;
     let (title, reasons) = (profile.title, seen.reasons());
     let detail = match row.code {
@@ -647,8 +716,8 @@ mod tests {
     use super::*;
     use crate::agents::{OutputParser, StreamJson};
 
-    const PROFILE: Profile =
-        Profile { title: "Claude Code", install_hint: "install", login_hint: "log in", sessions: Sessions::Kept };
+    const PROFILE: AgentProfile =
+        AgentProfile::new("Claude Code").install_hint("install").login_hint("log in").keeps_sessions();
     const SESSION: &str = "0b7a3f1e-5a53-4a4f-8f7b-2f4c9a2f6d10";
 
     /// An end as the words of the agent tell it.
@@ -1046,7 +1115,7 @@ mod tests {
     fn sessions_are_resumable_when_they_are_known_to_be_kept() {
         let max_turns = end(1, "", &[&raw(r#""subtype":"error_max_turns","is_error":true"#)]);
         assert_eq!(classify(&PROFILE, max_turns.clone()).outcome.resumable, Some(true));
-        let offline = Profile { sessions: Sessions::NotKept, ..PROFILE };
+        let offline = AgentProfile { sessions: Sessions::NotKept, ..PROFILE };
         assert_eq!(classify(&offline, max_turns).outcome.resumable, Some(false));
         let asked = AgentSessionId::random();
         let resume = |end| RunEnd { resume_requested: Some(asked), ..end };

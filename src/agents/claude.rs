@@ -14,12 +14,12 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures_util::future::{BoxFuture, FutureExt as _};
 
-use super::classify::{Profile, Sessions, classify};
+use super::classify::AgentProfile;
 use super::probe::{self, Asked, Features};
 use super::there::{self, AskedThere, There};
 use super::{
-    Agent, AgentCommand, AgentEvent, Credential, Environment, OutputParser, PayerKnown, Payment, ResumedId, RunEnd,
-    RunRequest, RunVerdict, StreamJson, check_prompt, environment, programs,
+    Agent, AgentCommand, AgentEvent, Credential, Environment, OutputParser, PayerKnown, Payment, ResumedId, RunRequest,
+    StreamJson, check_prompt, environment, programs,
 };
 use crate::base::fault::{Fault, FaultCode};
 use crate::exec::local::DESCRIPTORS_VARIABLE;
@@ -60,14 +60,16 @@ const OWN_VARIABLES: &[(&str, &str)] = &[
 /// the usual place.
 const STATE_RULE_THERE: &str = "Read(~/.local/state/phone_opus/**)";
 
-const PROFILE: Profile = Profile {
-    title: "Claude Code",
-    install_hint: "Install Claude Code (`npm install -g @anthropic-ai/claude-code`), or point PHONE_OPUS_CLAUDE_BIN at \
-                   its program; a host that hands on no PATH must be told in its server configuration.",
-    login_hint: "Run `claude` once in a terminal and log in. A host that hands on only part of its environment must \
-                 also hand on HOME, and CLAUDE_CONFIG_DIR where it is used.",
-    sessions: Sessions::Kept,
-};
+const PROFILE: AgentProfile = AgentProfile::new("Claude Code")
+    .install_hint(
+        "Install Claude Code (`npm install -g @anthropic-ai/claude-code`), or point PHONE_OPUS_CLAUDE_BIN at its program; a \
+         host that hands on no PATH must be told in its server configuration.",
+    )
+    .login_hint(
+        "Run `claude` once in a terminal and log in. A host that hands on only part of its environment must also hand on \
+         HOME, and CLAUDE_CONFIG_DIR where it is used.",
+    )
+    .keeps_sessions();
 
 /// Claude Code, found on PATH unless a path is configured.
 #[derive(Debug, Clone, Default)]
@@ -184,11 +186,11 @@ impl Agent for ClaudeCode {
     fn locate(&self, env: &Environment) -> Result<PathBuf, Fault> {
         match (&self.configured, env.get(PROGRAM_VARIABLE)) {
             // A flag goes before the variable, which the configuration has taken in already.
-            (Some(configured), _) => programs::named(configured, "The configured path", env, PROFILE.install_hint),
-            (None, Some(named)) => programs::named(Path::new(named), PROGRAM_VARIABLE, env, PROFILE.install_hint),
+            (Some(configured), _) => programs::named(configured, "The configured path", env, PROFILE.install()),
+            (None, Some(named)) => programs::named(Path::new(named), PROGRAM_VARIABLE, env, PROFILE.install()),
             (None, None) => programs::find(OsStr::new("claude"), env).ok_or_else(|| {
                 let detail = format!("`claude` was not found {}.", programs::searched(env));
-                Fault::new(FaultCode::AgentMissing, detail).hint(PROFILE.install_hint)
+                Fault::new(FaultCode::AgentMissing, detail).hint(PROFILE.install())
             }),
         }
     }
@@ -283,8 +285,8 @@ impl Agent for ClaudeCode {
         }
     }
 
-    fn classify(&self, end: RunEnd) -> RunVerdict {
-        classify(&PROFILE, end)
+    fn profile(&self) -> AgentProfile {
+        PROFILE
     }
 }
 

@@ -13,7 +13,7 @@
 //! snapshot passed in and an allowlist, never inherited; (3) whatever an agent writes, memory stays bounded and nothing
 //! panics; (4) classification is a pure function of what was seen.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -31,6 +31,7 @@ mod environment;
 mod lines;
 pub mod offline;
 mod payer;
+mod plain_text;
 mod probe;
 mod programs;
 mod site;
@@ -41,7 +42,7 @@ mod values;
 mod words;
 
 pub use crate::jobs::journal::{AgentEvent, AgentResult};
-pub use classify::{ResumedId, RunEnd, RunVerdict, SpawnFailure, StopCause};
+pub use classify::{AgentProfile, ResumedId, RunEnd, RunVerdict, SpawnFailure, StopCause};
 pub use claude::{ClaudeCode, PROMPT_PREFIX};
 pub(crate) use environment::refusal as variable_refused;
 pub use environment::{
@@ -50,6 +51,7 @@ pub use environment::{
 pub use lines::{AgentLine, LineSplitter, MAX_LINE_BYTES};
 pub use offline::Offline;
 pub use payer::{ExtraUsage, PayerGuard, PayerKnown};
+pub use plain_text::PlainText;
 pub use probe::Features;
 pub use site::{AgentElsewhere, AgentSite, AgentSites, SITE_AGENTS};
 pub use stream_json::StreamJson;
@@ -62,25 +64,60 @@ pub use there::{There, core_environment};
 /// refused with `prompt_too_large` before anything is started.
 pub const MAX_PROMPT_BYTES: usize = 1_000_000;
 
-/// One program that can answer consults.
+/// One program that can answer consults: how it is found and started, what its output lines mean, and what is said of it.
+///
+/// Everything else is the same for all agents and needs no line here: the process and its group, deadlines and stalls, the
+/// journal, what its end means ([`AgentProfile::classify`]), what becomes of a run whose runner crashed. An agent is known to
+/// hosts and to the runners they start, so it belongs to a program's [`Registry`](crate::process::Registry).
+///
+/// ```
+/// use std::ffi::OsStr;
+/// use std::path::{Path, PathBuf};
+///
+/// use phone_opus::{Agent, AgentProfile, Environment, Fault, OutputParser, PlainText, PrepareFuture, RunRequest, find_program};
+///
+/// /// Any program that reads a question and writes an answer.
+/// struct Oracle;
+///
+/// impl Agent for Oracle {
+///     fn name(&self) -> &str { "oracle" }
+///
+///     fn profile(&self) -> AgentProfile {
+///         AgentProfile::new("The oracle").install_hint("apt install oracle").answers_by_ending_well()
+///     }
+///
+///     fn locate(&self, environment: &Environment) -> Result<PathBuf, Fault> {
+///         find_program(OsStr::new("oracle"), environment, &self.profile())
+///     }
+///
+///     fn prepare<'a>(&'a self, run: &'a RunRequest<'a>, _: &'a Path) -> PrepareFuture<'a> {
+///         Box::pin(async move {
+///             let program = self.locate(run.environment)?;
+///             Ok(run.command(program)?.arg("--brief").variable(run.environment, "ORACLE_KEY"))
+///         })
+///     }
+///
+///     fn parser(&self) -> Box<dyn OutputParser> { Box::new(PlainText::new()) }
+/// }
+/// # let _ = phone_opus::AgentRegistry::new().with(std::sync::Arc::new(Oracle));
+/// ```
 pub trait Agent: Send + Sync {
     /// The name callers use.
     fn name(&self) -> &str;
 
-    /// The machine its process runs on, when that is not this one.
-    fn site(&self) -> Option<&AgentSite> {
-        None
-    }
+    /// What is said of it, and how it says that it has answered.
+    fn profile(&self) -> AgentProfile;
 
     /// The agent's program, as an absolute path that is executable. Links are not resolved: a program may look at the
-    /// name it is called by.
+    /// name it is called by. [`find_program`] looks where shells and installers do.
     ///
     /// # Errors
     ///
     /// `agent_missing` or `agent_not_executable`, with what to do about it.
     fn locate(&self, env: &Environment) -> Result<PathBuf, Fault>;
 
-    /// What to run for this request. May run the agent's `--version`, and its `--help` once per version (at most 10 s).
+    /// What to run for this request; [`RunRequest::command`] is most of it. May run the agent's `--version`, and its `--help`
+    /// once per version (at most 10 s); `state_dir` is where what was found out can be kept.
     ///
     /// # Errors
     ///
@@ -88,12 +125,16 @@ pub trait Agent: Send + Sync {
     ///
     /// # Cancel safety
     ///
-    /// May be dropped at any time; a probe under way is killed with its process group.
-    fn prepare<'a>(
-        &'a self,
-        run: &'a RunRequest<'a>,
-        state_dir: &'a Path,
-    ) -> BoxFuture<'a, Result<AgentCommand, Fault>>;
+    /// May be dropped at any time; a probe under way is to be killed with its process group then.
+    fn prepare<'a>(&'a self, run: &'a RunRequest<'a>, state_dir: &'a Path) -> PrepareFuture<'a>;
+
+    /// A parser for one run's output.
+    fn parser(&self) -> Box<dyn OutputParser>;
+
+    /// What the end of a run means; by the table that all agents share, unless the agent knows better.
+    fn classify(&self, end: RunEnd) -> RunVerdict {
+        self.profile().classify(end)
+    }
 
     /// What of the host's environment its runner has to have, besides what every runner has. All of it, unless the agent says
     /// otherwise.
@@ -102,49 +143,73 @@ pub trait Agent: Send + Sync {
         environment.clone()
     }
 
-    /// The same agent under the settings of one caller: where its program is, and which variables it is handed besides. `None`
-    /// for an agent that has no such settings.
-    fn under(&self, program: Option<&Path>, variables: &[String]) -> Option<Arc<dyn Agent>> {
-        let _ = (program, variables);
-        None
-    }
-
-    /// Whether its program was found here before: one that is missing now may be being replaced, and is waited for.
-    fn was_found(&self, state_dir: &Path) -> bool {
-        let _ = state_dir;
-        false
-    }
-
-    /// Forgets what was found out about its program: it did not know an option it was called with.
-    fn forget(&self, program: &Path, state_dir: &Path) {
-        let _ = (program, state_dir);
-    }
-
-    /// A parser for one run's output; [`OutputReader`] feeds it.
-    fn parser(&self) -> Box<dyn OutputParser>;
-
-    /// From where it is known who pays for a run. For an agent that says so on its stream, nothing may be paid before it
-    /// has: [`PayerGuard`] sees to that.
-    fn payer(&self) -> PayerKnown {
-        PayerKnown::BeforeStart
-    }
-
     /// Whose usage a run in this environment is: equal exactly for runs that share a provider's limits, and nothing that
     /// could be used to log in. Empty for an agent that has no limits.
     fn account(&self, _env: &Environment, _billing: Billing) -> String {
         String::new()
     }
 
+    /// From where it is known who pays for a run. For an agent that says so on its stream, nothing may be paid before it
+    /// has: the run is ended when it does not.
+    fn payer(&self) -> PayerKnown {
+        PayerKnown::BeforeStart
+    }
+
     /// Whether the run may go on after this event. Called for [`AgentEvent::Started`], before the first turn.
     ///
     /// # Errors
     ///
-    /// `billing_mismatch` when the agent would be paid for from another source than the one chosen: the run is to be
+    /// `billing_mismatch` when the agent would be paid for from another source than the one chosen: the run is
     /// ended at once, with the fault as its [`StopCause::Faulted`].
-    fn check_start(&self, started: &AgentEvent, payment: Payment) -> Result<(), Fault>;
+    fn check_start(&self, started: &AgentEvent, payment: Payment) -> Result<(), Fault> {
+        let _ = (started, payment);
+        Ok(())
+    }
 
-    /// What the end of a run means.
-    fn classify(&self, end: RunEnd) -> RunVerdict;
+    /// The machine its process runs on, when that is not this one.
+    #[doc(hidden)]
+    fn site(&self) -> Option<&AgentSite> {
+        None
+    }
+
+    /// The same agent under the settings of one caller: where its program is, and which variables it is handed besides. `None`
+    /// for an agent that has no such settings.
+    #[doc(hidden)]
+    fn under(&self, program: Option<&Path>, variables: &[String]) -> Option<Arc<dyn Agent>> {
+        let _ = (program, variables);
+        None
+    }
+
+    /// Whether its program was found here before: one that is missing now may be being replaced, and is waited for.
+    #[doc(hidden)]
+    fn was_found(&self, state_dir: &Path) -> bool {
+        let _ = state_dir;
+        false
+    }
+
+    /// Forgets what was found out about its program: it did not know an option it was called with.
+    #[doc(hidden)]
+    fn forget(&self, program: &Path, state_dir: &Path) {
+        let _ = (program, state_dir);
+    }
+}
+
+/// A command on its way; see [`Agent::prepare`].
+pub type PrepareFuture<'a> = BoxFuture<'a, Result<AgentCommand, Fault>>;
+
+/// An agent's program by its name: on PATH, else where installers put programs; an absolute path is taken as it is.
+///
+/// # Errors
+///
+/// `agent_missing` or `agent_not_executable`, with the profile's hint.
+pub fn find_program(name: &OsStr, env: &Environment, profile: &AgentProfile) -> Result<PathBuf, Fault> {
+    if Path::new(name).is_absolute() {
+        return programs::named(Path::new(name), "The agent", env, profile.install());
+    }
+    programs::find(name, env).ok_or_else(|| {
+        let detail = format!("`{}` was not found {}.", name.to_string_lossy(), programs::searched(env));
+        Fault::new(FaultCode::AgentMissing, detail).hint(profile.install())
+    })
 }
 
 /// What one run is made from.
@@ -161,7 +226,32 @@ pub struct RunRequest<'a> {
     /// The host's environment, as it was when the host started.
     pub environment: &'a Environment,
     /// The machine it is to run on, when that is not this one.
+    #[doc(hidden)]
     pub there: Option<There<'a>>,
+}
+
+impl RunRequest<'_> {
+    /// This program with the prompt on its standard input, and the environment every agent has: what programs need to find
+    /// their way (`PATH`, `HOME`, `LANG`, proxies), no key, and the marks by which what a lost run left running is found.
+    ///
+    /// # Errors
+    ///
+    /// `invalid_input` for a prompt without a word, `prompt_too_large` for one no agent takes.
+    pub fn command(&self, program: impl Into<PathBuf>) -> Result<AgentCommand, Fault> {
+        check_prompt(&self.request.prompt)?;
+        let mut granted = environment::for_offline(self.environment);
+        granted.set_run(self);
+        Ok(AgentCommand {
+            program: program.into(),
+            args: Vec::new(),
+            env: granted.env.into_iter().collect(),
+            stdin: Bytes::from(self.request.prompt.clone()),
+            prompt_prefix_injected: false,
+            key_withheld: false,
+            payment: Payment { billing: self.request.billing, credential: Credential::Nothing },
+            resumed_id: ResumedId::Same,
+        })
+    }
 }
 
 /// A command ready to be spawned in the request's `cwd`, with this environment and nothing else.
@@ -183,6 +273,49 @@ pub struct AgentCommand {
     pub payment: Payment,
     /// By which id a session goes on that is resumed.
     pub resumed_id: ResumedId,
+}
+
+impl AgentCommand {
+    /// With one more argument. Nothing of the prompt may be in it: arguments can be read by every user of a machine.
+    #[must_use]
+    pub fn arg(mut self, word: impl Into<OsString>) -> Self {
+        self.args.push(word.into());
+        self
+    }
+
+    /// With more arguments.
+    #[must_use]
+    pub fn args(mut self, words: impl IntoIterator<Item = impl Into<OsString>>) -> Self {
+        self.args.extend(words.into_iter().map(Into::into));
+        self
+    }
+
+    /// With a variable of the host's environment, where it has it: the agent's own settings, and what it logs in by.
+    #[must_use]
+    pub fn variable(self, environment: &Environment, name: &str) -> Self {
+        match environment.get(name) {
+            Some(value) => self.set(name, value),
+            None => self,
+        }
+    }
+
+    /// With a variable of its own.
+    #[must_use]
+    pub fn set(mut self, name: impl Into<OsString>, value: impl Into<OsString>) -> Self {
+        let name = name.into();
+        match self.env.binary_search_by(|(known, _)| known.cmp(&name)) {
+            Ok(at) => self.env[at].1 = value.into(),
+            Err(at) => self.env.insert(at, (name, value.into())),
+        }
+        self
+    }
+
+    /// With other bytes on its standard input than the prompt alone.
+    #[must_use]
+    pub fn stdin(mut self, bytes: impl Into<Bytes>) -> Self {
+        self.stdin = bytes.into();
+        self
+    }
 }
 
 /// Names only: values are secrets and prompts.
@@ -220,10 +353,17 @@ pub enum Credential {
     Unnamed,
 }
 
-/// Turns one run's output lines into events.
+/// Turns one run's output lines into events. [`StreamJson`] reads what Claude Code writes, [`PlainText`] takes everything for
+/// the answer.
 pub trait OutputParser: Send {
-    /// One line without its line end; the last one may be cut off. Adds what it means to `out`.
+    /// One line without its line end; the last one may be cut off. Adds what it means to `out`. It is never longer than 64 MiB:
+    /// a longer one is counted as [`AgentEvent::Garbage`] and not shown to anybody.
     fn line(&mut self, line: &[u8], out: &mut Vec<AgentEvent>);
+
+    /// The output has ended. Adds what that means.
+    fn end(&mut self, out: &mut Vec<AgentEvent>) {
+        let _ = out;
+    }
 }
 
 /// A parser behind a line splitter: bytes in, events out. What is unfinished stays in here.
@@ -261,6 +401,7 @@ impl OutputReader {
     pub fn finish(&mut self, out: &mut Vec<AgentEvent>) {
         let parser = &mut self.parser;
         self.splitter.finish(&mut |line| feed(parser.as_mut(), line, out));
+        parser.end(out);
     }
 }
 
@@ -299,6 +440,12 @@ impl AgentRegistry {
         self.agents.retain(|known| known.name() != agent.name());
         self.agents.push(agent);
         self
+    }
+
+    /// Adds these; those of the same names are replaced.
+    #[must_use]
+    pub fn with_all(self, others: &Self) -> Self {
+        others.agents.iter().cloned().fold(self, Self::with)
     }
 
     /// The environment runners, and who waits to start them, are started with, out of a host's own: ours, and what any agent

@@ -16,8 +16,8 @@ use sha2::{Digest as _, Sha256};
 
 use super::environment::{self, Environment};
 use super::{
-    Agent, AgentCommand, AgentEvent, AgentRegistry, OutputParser, PayerKnown, Payment, RunEnd, RunRequest, RunVerdict,
-    probe,
+    Agent, AgentCommand, AgentEvent, AgentProfile, AgentRegistry, OutputParser, PayerKnown, Payment, RunEnd,
+    RunRequest, RunVerdict, probe,
 };
 use crate::base::fault::{Fault, FaultClass};
 use crate::exec::ExecTarget;
@@ -127,6 +127,10 @@ impl Agent for AgentElsewhere {
 
     fn check_start(&self, started: &AgentEvent, payment: Payment) -> Result<(), Fault> {
         self.agent.check_start(started, payment)
+    }
+
+    fn profile(&self) -> AgentProfile {
+        self.agent.profile()
     }
 
     /// As anywhere; what is wrong with the agent is to be looked for where it ran.

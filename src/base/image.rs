@@ -1,7 +1,7 @@
 //! The running image as the program its children are started from.
 //!
-//! Owns: the system's name for it, and what stands in for it when its file may not be run any more. May not know: what is
-//! started, or why.
+//! Owns: the system's name for it, the file it was called by where the system has none, and what stands in for it when its
+//! file may not be run any more. May not know: what is started, or why.
 //!
 //! `/proc/self/exe` names what this process runs, whatever lies at its path by now: a file that was deleted, replaced or moved
 //! is still the image. One thing it does not outlast: the file itself may lose the permission to be run (its mode, the options
@@ -10,6 +10,7 @@
 //! Invariants: (1) as long as the image can be run, nothing is read, copied or compared; (2) nothing but the image's own content
 //! is ever run in its place; (3) there is one copy, however many are started from it, and none once the image can be run again.
 
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -17,6 +18,35 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 /// The running image, whatever lies at its path by now.
 pub const IMAGE: &str = "/proc/self/exe";
+
+/// This program, as its children are started from it: the running image itself where the system names it. A file that was put
+/// in its place may be broken, or half written, or of a version that speaks otherwise to its children.
+///
+/// Where nothing names it (no `/proc`), it is the file that was called, found as a shell finds it.
+#[must_use]
+pub fn own_program() -> PathBuf {
+    let called = || {
+        let here = std::env::current_dir().unwrap_or_else(|_| PathBuf::from("/"));
+        called(&std::env::args_os().next()?, std::env::var_os("PATH").as_deref(), &here)
+    };
+    let named = || std::env::current_exe().ok().or_else(called);
+    running().or_else(named).unwrap_or_else(|| PathBuf::from(IMAGE))
+}
+
+/// The running image, where the system names it.
+#[must_use]
+pub fn running() -> Option<PathBuf> {
+    Some(PathBuf::from(IMAGE)).filter(|image| image.exists())
+}
+
+/// The file of a program that was called by this word.
+fn called(word: &OsStr, search: Option<&OsStr>, here: &Path) -> Option<PathBuf> {
+    let path = Path::new(word);
+    if path.components().count() > 1 || path.is_absolute() {
+        return Some(here.join(path)).filter(|file| file.is_file());
+    }
+    std::env::split_paths(search?).map(|dir| here.join(dir).join(path)).find(|file| file.is_file())
+}
 
 /// Stands in for the image while it cannot be run. Clones share the copy.
 #[derive(Debug, Clone, Default)]

@@ -15,11 +15,13 @@ use crate::base::ids::UnixMillis;
 pub enum AgentEvent {
     /// The agent introduced itself.
     Started {
+        /// The session it works in, by the id it is resumed with.
         session_id: Option<String>,
         /// The model it will use.
         model: Option<String>,
         /// Where it says its key comes from (`none` = a login).
         key_source: Option<String>,
+        /// Its program's version.
         version: Option<String>,
     },
     /// The model is thinking.
@@ -113,6 +115,7 @@ pub struct AgentResult {
     pub is_error: bool,
     /// The answer.
     pub text: Option<String>,
+    /// The session it was given in.
     pub session_id: Option<String>,
     /// Turns taken.
     pub num_turns: Option<u64>,

@@ -278,6 +278,13 @@ impl RunnerCommand {
         })
     }
 
+    /// A child of the host's own, as it would be started; for the tests of who reads its words.
+    #[cfg(test)]
+    pub(crate) fn child_of_host(&self, program: &Path, word: &str) -> tokio::process::Command {
+        self.child(self.host.manner(), program, word)
+    }
+
+    /// Its words are read by [`crate::process`].
     fn child(&self, manner: &RunnerManner, program: &Path, word: &str) -> tokio::process::Command {
         let mut command = tokio::process::Command::new(program);
         command

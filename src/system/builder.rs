@@ -9,10 +9,12 @@ use std::time::Duration;
 use super::System;
 use crate::actors::supervision::slot::RestartPolicy;
 use crate::agents::{Agent, AgentRegistry, Environment};
+use crate::base::image::own_program;
 use crate::base::state_dir::StateDir;
 use crate::config::Config;
 use crate::failpoints::Faults;
 use crate::jobs::hosts::HostKind;
+use crate::process::Registry;
 use crate::protocol::frame::LINE_LIMIT;
 use crate::protocol::session::SessionLimits;
 use crate::rollout::RolloutSetup;
@@ -130,7 +132,18 @@ impl SystemBuilder {
         self
     }
 
-    /// The phone-opus program that is run for each job. Required for consults.
+    /// The agents and tools of this program, which is also what each job is run by: its main function begins with
+    /// [`dispatch`](crate::process::dispatch) and the same registry.
+    #[must_use]
+    pub fn program(mut self, registry: &Registry) -> Self {
+        self.agents = self.agents.with_all(&registry.agents);
+        self.tools.extend(registry.tools.iter().cloned());
+        self.runner = Some(own_program());
+        self
+    }
+
+    /// The phone-opus program that is run for each job, or one like it. Required for consults, unless
+    /// [`SystemBuilder::program`] says that it is this one.
     #[must_use]
     pub fn runner(mut self, program: impl Into<PathBuf>) -> Self {
         self.runner = Some(program.into());

@@ -115,15 +115,22 @@ impl Reply {
         self[field].as_u64().unwrap_or_else(|| panic!("no number `{field}` in {:#}", self.0))
     }
 
-    /// The reply, which must be of a job that succeeded.
+    /// The reply, which must be no error; and, when it is about a job, of one that succeeded.
     ///
     /// # Panics
     ///
     /// When it is not.
     #[track_caller]
     pub fn expect_success(self) -> Self {
-        assert!(!self.is_error() && self.str("status") == "succeeded", "not a success: {:#}", self.0);
+        let as_hoped = !self.has("job_id") || self["status"] == "succeeded";
+        assert!(self.is_result() && as_hoped, "not a success: {:#}", self.0);
         self
+    }
+
+    /// Whether it is the result of a tool, and no error of either kind.
+    #[must_use]
+    pub fn is_result(&self) -> bool {
+        self.0["result"].is_object() && !self.is_error()
     }
 
     /// The reply, which must be this fault.

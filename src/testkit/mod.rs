@@ -50,7 +50,7 @@ pub mod wait;
 pub use self::agent_process::AgentProcess;
 pub use self::client::{Client, Reply, Sent};
 pub use self::processes::{Process, Role};
-pub use self::rig::{KEY, Rig, Run, give_away, tried_program};
+pub use self::rig::{KEY, Rig, Run, give_away, installed_program, tried_program};
 pub use self::scripted_agent::{ForkPlace, Script, Step};
 pub use self::starts::{NOBODY, Start};
 pub use self::trouble::{FileFate, OwnFileSystem, ProgramFile, SmallDisk};

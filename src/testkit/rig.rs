@@ -13,7 +13,7 @@
 #![expect(clippy::expect_used, clippy::panic, reason = "what goes wrong in a rig fails the case")]
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 use std::process::{Output, Stdio};
 use std::time::Duration;
@@ -29,7 +29,7 @@ use super::scripted_agent::{self, Script, Step};
 use super::starts::{NOBODY, Start};
 use super::tools::{Tally, TestTool};
 use super::wait::{PATIENCE, Waiting};
-use crate::agents::{AgentRegistry, Environment, RUN_TOKEN_VARIABLE};
+use crate::agents::{AgentProfile, AgentRegistry, Environment, RUN_TOKEN_VARIABLE, find_program};
 use crate::base::ids::JobId;
 use crate::base::state_dir::StateDir;
 use crate::config::{Config, Words};
@@ -126,10 +126,28 @@ impl Run {
 }
 
 /// The program a test tries: the one it was built with, or the one `PHONE_OPUS_TEST_PROGRAM` names, such as a released one.
-/// In an integration test: `Rig::new(tried_program(env!("CARGO_BIN_EXE_phone-opus")))`.
+/// In an integration test: `Rig::new(tried_program(env!("CARGO_BIN_EXE_phone-opus")))`. A crate that has none of its own asks
+/// [`installed_program`].
 #[must_use]
 pub fn tried_program(built: impl Into<PathBuf>) -> PathBuf {
     std::env::var_os("PHONE_OPUS_TEST_PROGRAM").map_or_else(|| built.into(), PathBuf::from)
+}
+
+/// The program a crate tries that builds none: the one `PHONE_OPUS_TEST_PROGRAM` names, else `phone-opus` on PATH.
+///
+/// # Panics
+///
+/// When there is neither; it says what to do.
+#[must_use]
+pub fn installed_program() -> PathBuf {
+    let on_path = || {
+        let profile = AgentProfile::new("phone-opus");
+        find_program(OsStr::new("phone-opus"), &Environment::capture(), &profile).ok()
+    };
+    let named = std::env::var_os("PHONE_OPUS_TEST_PROGRAM").map(PathBuf::from);
+    named.or_else(on_path).unwrap_or_else(|| {
+        panic!("no program to try: name one by PHONE_OPUS_TEST_PROGRAM, or put phone-opus on PATH (cargo install phone-opus)")
+    })
 }
 
 /// Gives a file or a directory to another user and group. False where this user may not: a test then says what it skips.

@@ -43,6 +43,7 @@ use crate::agents::{AgentNames, Environment};
 use crate::base::fault::{Fault, FaultCode};
 use crate::base::ids::CallKey;
 use crate::base::ids::{Generation, HostId};
+use crate::base::image::own_program;
 use crate::config::clients::Clients;
 use crate::failpoints::{Broken, FaultPoint, Faults, Operation};
 use crate::protocol::frame::LINE_LIMIT;
@@ -63,7 +64,8 @@ pub enum Isolation {
     Process(WorkerCommand),
 }
 
-/// What is started for each worker: a program that calls [`serve`]. The host adds `--generation N`.
+/// What is started for each worker: a program that begins with [`crate::process::dispatch`], or calls [`serve`] itself. The host
+/// adds `--generation N`.
 #[derive(Debug, Clone)]
 pub struct WorkerCommand {
     /// The program.
@@ -72,6 +74,17 @@ pub struct WorkerCommand {
     pub args: Vec<OsString>,
     /// Its whole environment; the host process's own when `None`.
     pub env: Option<Environment>,
+}
+
+impl WorkerCommand {
+    /// The words by which a program is told to be a worker, where it begins with [`crate::process::dispatch`].
+    pub const WORDS: [&str; 2] = ["mcp", "worker"];
+
+    /// This program, which begins with [`crate::process::dispatch`] and has the same tools there.
+    #[must_use]
+    pub fn own_program() -> Self {
+        Self { program: own_program(), args: Self::WORDS.map(OsString::from).into(), env: None }
+    }
 }
 
 /// How long a worker process may be silent.

@@ -15,11 +15,11 @@ use bytes::Bytes;
 use futures_util::future::{BoxFuture, FutureExt as _};
 use serde_json::{Value, json};
 
-use super::classify::{Profile, Sessions, classify};
+use super::classify::AgentProfile;
 use super::there::{self, AskedThere};
 use super::{
-    Agent, AgentCommand, AgentEvent, Credential, Environment, MAX_PROMPT_BYTES, OutputParser, Payment, ResumedId,
-    RunEnd, RunRequest, RunVerdict, StreamJson, check_prompt, environment,
+    Agent, AgentCommand, Credential, Environment, MAX_PROMPT_BYTES, OutputParser, Payment, ResumedId, RunRequest,
+    StreamJson, check_prompt, environment,
 };
 use crate::base::fault::{Fault, FaultCode};
 use crate::base::ids::AgentSessionId;
@@ -37,12 +37,9 @@ const ARGS: [&str; 2] = ["mcp", "offline-agent"];
 /// What it names as its model.
 const MODEL: &str = "none (offline search)";
 
-const PROFILE: Profile = Profile {
-    title: "The offline agent",
-    install_hint: "It is part of phone-opus itself; was the program moved or replaced?",
-    login_hint: "The offline agent needs no login.",
-    sessions: Sessions::NotKept,
-};
+const PROFILE: AgentProfile = AgentProfile::new("The offline agent")
+    .install_hint("It is part of phone-opus itself; was the program moved or replaced?")
+    .login_hint("The offline agent needs no login.");
 
 /// The agent without a model, run from phone-opus' own program.
 #[derive(Debug, Clone)]
@@ -68,7 +65,7 @@ impl Agent for Offline {
             return Ok(self.program.clone());
         }
         Err(Fault::new(FaultCode::AgentMissing, format!("`{}` is not there.", self.program.display()))
-            .hint(PROFILE.install_hint))
+            .hint(PROFILE.install()))
     }
 
     fn prepare<'a>(
@@ -120,13 +117,8 @@ impl Agent for Offline {
         Box::new(StreamJson::new())
     }
 
-    /// It costs nothing, whoever was to pay.
-    fn check_start(&self, _started: &AgentEvent, _payment: Payment) -> Result<(), Fault> {
-        Ok(())
-    }
-
-    fn classify(&self, end: RunEnd) -> RunVerdict {
-        classify(&PROFILE, end)
+    fn profile(&self) -> AgentProfile {
+        PROFILE
     }
 }
 
@@ -178,7 +170,7 @@ mod tests {
 
     use super::*;
     use crate::agents::tests_support::request;
-    use crate::agents::{OutputReader, RunSummary};
+    use crate::agents::{OutputReader, RunEnd, RunSummary, RunVerdict};
     use crate::base::ids::{ChainId, RunToken};
     use crate::jobs::{Billing, JobState, RunExit};
 

@@ -11,9 +11,9 @@
 //! bridge      ends   ends       ends   -       -        -
 //! consult     ends   ends       ends   -       -        -
 //! exec server ends   ends       ends   -       -        -
-//! worker      ends   -          -      -       -        -
-//! runner      ends   -          -      looks   -        -
 //! ```
+//!
+//! Workers, runners and who waits with jobs are `phone_opus::process`'s.
 //!
 //! Invariants: (1) a signal that is sent to all of us by our name costs nobody an answer but where it asks for the end;
 //! (2) an agent gets none of this: each begins as a shell would have started it.
@@ -23,9 +23,9 @@ use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
 use std::process::{Command, ExitCode, ExitStatus};
 use std::sync::OnceLock;
 
-use phone_opus::internals::base::stdio::{Input, Output};
 use phone_opus::internals::base::{descriptors, signals};
 use phone_opus::internals::exec::local::DESCRIPTORS_VARIABLE;
+use phone_opus::internals::process;
 use rustix::process::{Pid, Resource, Rlimit, Signal as Kill, WaitOptions, getrlimit, kill_process, setrlimit, wait};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -43,10 +43,6 @@ pub(crate) enum Kind {
     Consult,
     /// It runs processes for clients elsewhere.
     ExecServer,
-    /// Tools for one host.
-    Worker,
-    /// One job.
-    Runner,
     /// Reads or checks something and ends.
     Tool,
 }
@@ -60,9 +56,6 @@ pub(crate) enum Image {
     Next,
 }
 
-/// Set for whoever wants to trace, debug or sample a process of ours as its own user.
-const DUMPABLE_VARIABLE: &str = "PHONE_OPUS_DUMPABLE";
-
 /// The soft limit of descriptors as it was before we raised it.
 static DESCRIPTORS: OnceLock<u64> = OnceLock::new();
 
@@ -71,29 +64,12 @@ pub(crate) fn begin(kind: Kind, image: Image) {
     if image == Image::First {
         signals::let_through();
     }
-    match kind {
-        // It is given its three streams, and lives longer than whoever gave it more by mistake.
-        Kind::Runner => descriptors::close_foreign(),
-        // A server gave it its streams and starts it while a call waits; it starts nothing itself.
-        Kind::Worker => {}
-        Kind::Server | Kind::Bridge | Kind::Consult | Kind::ExecServer | Kind::Tool => {
-            descriptors::keep_from_children()
-        }
-    }
+    descriptors::keep_from_children();
     if kind != Kind::Tool {
-        keep_others_out();
+        process::keep_others_out();
     }
     if matches!(kind, Kind::Server | Kind::Bridge | Kind::Consult | Kind::ExecServer) {
         raise_descriptors();
-    }
-}
-
-/// Whoever runs as the same user may not read our memory and environment: an agent we withhold a key from is such a
-/// process. It also keeps prompts out of core dumps.
-fn keep_others_out() {
-    #[cfg(target_os = "linux")]
-    if std::env::var_os(DUMPABLE_VARIABLE).is_none_or(|value| value != "1") {
-        let _ = rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable);
     }
 }
 
@@ -116,51 +92,20 @@ pub(crate) fn told() -> Option<(&'static str, String)> {
     DESCRIPTORS.get().map(|before| (DESCRIPTORS_VARIABLE, before.to_string()))
 }
 
-/// Signals without a meaning for any of us whose default is to end a process.
-const MEANINGLESS: &[i32] = &[
-    nix::libc::SIGALRM,
-    nix::libc::SIGVTALRM,
-    nix::libc::SIGPROF,
-    nix::libc::SIGIO,
-    #[cfg(target_os = "linux")]
-    nix::libc::SIGPWR,
-    #[cfg(target_os = "linux")]
-    nix::libc::SIGSTKFLT,
-    // A limit of processor time that was reached: the kernel's own limit, past which it kills, is the one that counts.
-    nix::libc::SIGXCPU,
-    // A file that may not grow: the write fails, and whoever wrote it says so.
-    nix::libc::SIGXFSZ,
-];
-
 /// What a process of this kind hears and does not heed. What it heeds has handlers of its own; the rest does what it does by
 /// default.
-fn unheeded(kind: Kind) -> Vec<i32> {
-    use nix::libc::{SIGHUP, SIGINT, SIGQUIT, SIGUSR1, SIGUSR2};
-    let named: &[i32] = match kind {
+fn unheeded(kind: Kind) -> &'static [i32] {
+    use nix::libc::{SIGUSR1, SIGUSR2};
+    match kind {
         Kind::Server => &[SIGUSR1],
         Kind::Bridge | Kind::Consult | Kind::ExecServer => &[SIGUSR1, SIGUSR2],
-        Kind::Worker => &[SIGINT, SIGQUIT, SIGHUP, SIGUSR1, SIGUSR2],
-        Kind::Runner => &[SIGINT, SIGQUIT, SIGUSR2],
         Kind::Tool => &[],
-    };
-    named.iter().chain(MEANINGLESS).copied().collect()
+    }
 }
 
 /// Hears what is not heeded, so that it does not end this process. In a runtime; its children begin with the defaults again.
 pub(crate) fn ignore(kind: Kind) -> Result<(), SetupError> {
-    for number in unheeded(kind) {
-        // The runtime never takes a handler away again, so nobody needs to listen.
-        drop(signal(SignalKind::from_raw(number)).map_err(SetupError::Runtime)?);
-    }
-    Ok(())
-}
-
-/// The streams on which a process that outlives its host hears and tells it, once nothing that is not heeded can end it. In a
-/// runtime.
-pub(crate) fn host_streams() -> Result<(Input, Output), String> {
-    ignore(Kind::Runner).map_err(|error| chain(&error))?;
-    let input = Input::stdin().map_err(|error| chain(&error))?;
-    Ok((input, Output::stdout().map_err(|error| chain(&error))?))
+    process::ignore(unheeded(kind)).map_err(SetupError::Runtime)
 }
 
 /// Serves as the first process of a container where this is one: starts itself once more to do the work, and meanwhile passes
@@ -232,13 +177,12 @@ mod tests {
             (Kind::Bridge, &[SIGTERM, SIGINT, SIGQUIT, SIGHUP]),
             (Kind::Consult, &[SIGTERM, SIGINT, SIGQUIT, SIGHUP]),
             (Kind::ExecServer, &[SIGTERM, SIGINT, SIGQUIT, SIGHUP]),
-            (Kind::Worker, &[SIGTERM]),
-            (Kind::Runner, &[SIGTERM, SIGHUP, SIGUSR1]),
         ];
         for (kind, heeded) in heeded {
             let unheeded = unheeded(kind);
             for signal in [SIGTERM, SIGINT, SIGQUIT, SIGHUP, SIGUSR1, SIGUSR2, SIGALRM, SIGXFSZ, SIGXCPU] {
-                let (heeds, ignores) = (heeded.contains(&signal), unheeded.contains(&signal));
+                let ignores = unheeded.contains(&signal) || process::unheeded_everywhere().contains(&signal);
+                let heeds = heeded.contains(&signal);
                 assert!(heeds != ignores, "{kind:?} and signal {signal}: one of the two, and only one");
             }
         }

@@ -2,14 +2,12 @@
 
 use std::ffi::OsString;
 use std::path::PathBuf;
-use std::str::FromStr;
 use std::time::Duration;
 
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand};
-use phone_opus::internals::agents::{AgentSite, AgentSites, ExtraUsage};
 use phone_opus::internals::base::ids::{AgentSessionId, JobId};
-use phone_opus::internals::config::{Config, Key, Words, WorkerIsolation};
+use phone_opus::internals::config::{Key, Words, WorkerIsolation};
 use phone_opus::internals::jobs::{Billing, JobState};
 use phone_opus::testkit::rig::Through;
 
@@ -140,26 +138,6 @@ pub(crate) enum McpCommand {
         /// What to run.
         #[arg(last = true, required = true)]
         command: Vec<OsString>,
-    },
-    /// Run one job to its end (started by the server).
-    #[command(hide = true)]
-    BackgroundConsult(RunnerArguments),
-    /// Wait with jobs until their turn (started by the server).
-    #[command(hide = true)]
-    Wait(WaitArguments),
-    /// Run tools for one host (started by a server with isolation = "process").
-    #[command(hide = true)]
-    Worker {
-        /// Which of the host's workers this is.
-        #[arg(long, value_name = "N")]
-        generation: u64,
-    },
-    /// The built-in agent that searches without a model (started by a runner).
-    #[command(hide = true)]
-    OfflineAgent {
-        /// Options of the run.
-        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
-        arguments: Vec<OsString>,
     },
 }
 
@@ -398,77 +376,6 @@ pub(crate) struct SelfcheckOptions {
     /// What the server is started with. A snapshot is restored as a trial, and nothing is served from it.
     #[command(flatten)]
     pub(crate) serve: ServeOptions,
-}
-
-/// `mcp background-consult`.
-#[derive(Debug, Clone, Args)]
-pub(crate) struct RunnerArguments {
-    /// The job.
-    #[arg(long)]
-    pub(crate) job: JobId,
-    /// How it runs the agent.
-    #[command(flatten)]
-    pub(crate) runs: RunWords,
-    /// Begin only when the host speaks: the job is on its way to the store.
-    #[arg(long)]
-    pub(crate) held: bool,
-}
-
-/// `mcp wait`.
-#[derive(Debug, Clone, Args)]
-pub(crate) struct WaitArguments {
-    /// How its runners run agents.
-    #[command(flatten)]
-    pub(crate) runs: RunWords,
-}
-
-/// What a host's own processes are told of the runs of agents.
-#[derive(Debug, Clone, Args)]
-pub(crate) struct RunWords {
-    /// Where jobs are kept.
-    #[arg(long, value_name = "DIR")]
-    pub(crate) state_dir: PathBuf,
-    /// Agent runs at once.
-    #[arg(long, default_value_t = Config::default().max_running)]
-    pub(crate) max_running: usize,
-    /// Seconds of silence after which an agent is taken for stuck.
-    #[arg(long, default_value_t = Config::default().stall.as_secs())]
-    pub(crate) stall_s: u64,
-    /// What becomes of a run that would be paid for beyond its plan.
-    #[arg(long, default_value = Config::default().extra_usage.as_str(), value_parser = words::<ExtraUsage>())]
-    pub(crate) extra_usage: ExtraUsage,
-    /// Seconds in which a job whose host is gone may be adopted by another one; 0 when it may not.
-    #[arg(long, default_value_t = 0)]
-    pub(crate) orphan_grace_s: u64,
-    /// Claude Code's program.
-    #[arg(long, value_name = "PATH")]
-    pub(crate) claude_bin: Option<PathBuf>,
-    /// A variable that is handed on to agents.
-    #[arg(long, value_name = "NAME")]
-    pub(crate) agent_env: Vec<String>,
-    /// An agent whose process runs on another machine, as the host has it by its configuration.
-    #[arg(long, value_name = "JSON")]
-    pub(crate) site: Vec<SiteWord>,
-}
-
-impl RunWords {
-    /// The agents of other machines.
-    pub(crate) fn sites(&self) -> AgentSites {
-        self.site.iter().map(|SiteWord(name, site)| (name.clone(), site.clone())).collect()
-    }
-}
-
-/// An agent on another machine, as a word: its name and what is known of it, in JSON.
-#[derive(Debug, Clone)]
-pub(crate) struct SiteWord(String, AgentSite);
-
-impl FromStr for SiteWord {
-    type Err = String;
-
-    fn from_str(word: &str) -> Result<Self, String> {
-        let (name, site) = serde_json::from_str(word).map_err(|error| error.to_string())?;
-        Ok(Self(name, site))
-    }
 }
 
 /// `consult`.

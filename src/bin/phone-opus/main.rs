@@ -15,42 +15,39 @@ mod selfcheck;
 mod selftest;
 mod serve;
 mod settings;
-mod started;
 mod status;
-mod wait;
-mod worker;
 
 use std::process::ExitCode;
 
 use clap::Parser;
-use phone_opus::internals::agents::offline;
-use phone_opus::internals::base::ids::Generation;
+use phone_opus::internals::process::{self, Duty, Registry, StartedAs};
 use phone_opus::testkit::scripted_agent;
 
 use crate::begin::{Image, Kind, begin, first_process};
 use crate::cli::{Cli, Command, DaemonCommand, McpCommand};
-use crate::started::StartedAs;
 
 fn main() -> ExitCode {
     if let Some(ended) = play_the_scripted_agent() {
         return ended;
     }
     name_ourselves();
-    let code = match started::by_a_host(std::env::args_os().skip(1)) {
-        Some(StartedAs::Worker(generation)) => {
-            begin(Kind::Worker, Image::First);
-            return worker::run(generation);
-        }
-        Some(StartedAs::Runner(options)) => {
-            begin(Kind::Runner, Image::First);
-            serve::background_consult(&options)
-        }
-        None => match Cli::try_parse() {
-            Ok(cli) => run(cli.command),
-            Err(error) => output::usage(&error),
-        },
-    };
-    output::ended(code)
+    if let Some(started) = StartedAs::read(std::env::args_os().skip(1)) {
+        return process::run(started, &Registry::standard().on_begin(on_begin));
+    }
+    output::ended(match Cli::try_parse() {
+        Ok(cli) => run(cli.command),
+        Err(error) => output::usage(&error),
+    })
+}
+
+/// What a process that a host started begins with.
+fn on_begin(duty: Duty) {
+    match duty {
+        Duty::Runner | Duty::Waiting => logging::start_runner(),
+        // An agent like any other: what is sent to all of us by our name is not for it.
+        Duty::OfflineAgent => name_this(c"offline-agent"),
+        _ => logging::start(),
+    }
 }
 
 fn run(command: Command) -> ExitCode {
@@ -72,14 +69,6 @@ fn run(command: Command) -> ExitCode {
         Command::Mcp { command: McpCommand::Connect(options) } => connect::connect(&options),
         Command::Mcp { command: McpCommand::Selfcheck(options) } => selfcheck::run(&options),
         Command::Mcp { command: McpCommand::Trial { parent, command } } => selfcheck::keep(parent, command),
-        Command::Mcp { command: McpCommand::BackgroundConsult(options) } => serve::background_consult(&options),
-        Command::Mcp { command: McpCommand::Wait(options) } => wait::run(&options),
-        Command::Mcp { command: McpCommand::Worker { generation } } => worker::run(Generation(generation)),
-        Command::Mcp { command: McpCommand::OfflineAgent { arguments } } => {
-            // An agent like any other: what is sent to all of us by our name is not for it.
-            name_this(c"offline-agent");
-            code(offline::run(&arguments, std::io::stdin(), std::io::stdout()))
-        }
         Command::Consult(options) => consult::run(&options),
         Command::Jobs { command } => jobs::run(&command),
         Command::Daemon { command } => daemon::ask(&command),
@@ -99,10 +88,6 @@ fn kind(command: &Command) -> (Kind, Image) {
         }
         Command::Mcp { command: McpCommand::Serve(_) } => (Kind::Server, Image::First),
         Command::Mcp { command: McpCommand::Connect(_) } => (Kind::Bridge, Image::First),
-        Command::Mcp { command: McpCommand::BackgroundConsult(_) | McpCommand::Wait(_) } => {
-            (Kind::Runner, Image::First)
-        }
-        Command::Mcp { command: McpCommand::Worker { .. } } => (Kind::Worker, Image::First),
         Command::Consult(_) => (Kind::Consult, Image::First),
         Command::ExecServer(options) if options.kept => (Kind::ExecServer, Image::First),
         _ => (Kind::Tool, Image::First),

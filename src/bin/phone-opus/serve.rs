@@ -1,27 +1,22 @@
-//! `mcp serve` and the runner's process.
+//! `mcp serve`.
 
 use std::convert::Infallible;
 use std::ffi::OsString;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use phone_opus::internals::agents::Environment;
 use phone_opus::internals::base::signals;
-use phone_opus::internals::base::state_dir::StateDir;
 use phone_opus::internals::base::stdio::{Input, Output};
 use phone_opus::internals::rollout::Trigger;
-use phone_opus::internals::runner::{self, RunnerEnd, RunnerOptions};
 use phone_opus::internals::system::handover::{HostSnapshot, NewImage, Restore};
 use phone_opus::internals::system::{Grace, Shutdown, System};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::begin::{self, Kind};
-use crate::cli::{RunnerArguments, ServeOptions};
+use crate::cli::ServeOptions;
 use crate::logging;
 use crate::output::say;
-use crate::settings::{
-    SetupError, agents, armed, chain, prepare, prepare_after, program, refused, rollout, runtime, say_never_met,
-};
+use crate::settings::{SetupError, prepare, prepare_after, refused, rollout, runtime, say_never_met};
 
 /// How long a runtime's own threads may take to end; what is stuck in one does not keep the process.
 const RUNTIME_END: Duration = Duration::from_millis(100);
@@ -118,58 +113,5 @@ async fn reloads(system: &System, signal: &mut Signal) -> Infallible {
             std::future::pending::<()>().await;
         }
         system.rollouts().ask(Trigger::Signal);
-    }
-}
-
-/// Runs one job to its end, in a session of its own.
-pub(crate) fn background_consult(options: &RunnerArguments) -> ExitCode {
-    logging::start_runner();
-    // Away from the client's process group and terminal. It fails for a group's leader, who is away already.
-    let _ = rustix::process::setsid();
-    let runs = &options.runs;
-    let dir = StateDir::at(&runs.state_dir);
-    let faults = match armed(&dir, None) {
-        Ok(faults) => faults,
-        Err(error) => return refused(&error),
-    };
-    let (job, kept) = (options.job, dir.clone());
-    let options = RunnerOptions {
-        job,
-        held: options.held,
-        dir,
-        max_running: runs.max_running,
-        stall: Duration::from_secs(runs.stall_s),
-        orphan_grace: Duration::from_secs(runs.orphan_grace_s),
-        extra_usage: runs.extra_usage,
-        agents: agents(runs.claude_bin.clone(), &runs.agent_env, &runs.sites(), program()),
-        environment: Environment::capture(),
-        faults,
-    };
-    let runtime = match runtime() {
-        Ok(runtime) => runtime,
-        Err(error) => return refused(&error),
-    };
-    let end = runtime.block_on(async {
-        let (input, output) = begin::host_streams()?;
-        runner::run(options, input, output).await.map_err(|error| chain(&error))
-    });
-    runtime.shutdown_timeout(RUNTIME_END);
-    if end.is_ok() && kept.job_words(job).is_none() {
-        // It said nothing, so nobody needs to find the file it would have said it in.
-        let _ = std::fs::remove_file(kept.job_log(job));
-    }
-    match end {
-        Ok(RunnerEnd::Done(_) | RunnerEnd::Left | RunnerEnd::Forgotten) => ExitCode::SUCCESS,
-        Ok(RunnerEnd::NotOurs) => ExitCode::from(3),
-        Ok(RunnerEnd::Unneeded) => {
-            // Made for it; what somebody else has put something into stays.
-            let _ = std::fs::remove_dir(kept.job_dir(job));
-            ExitCode::from(3)
-        }
-        Ok(RunnerEnd::NotYet) => ExitCode::from(runner::NOT_YET),
-        Err(error) => {
-            tracing::error!(error, "the runner failed");
-            ExitCode::FAILURE
-        }
     }
 }

@@ -1,6 +1,6 @@
 //! Puts the configuration together: flags over environment over files over defaults.
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsString;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -9,14 +9,15 @@ use std::sync::Arc;
 use phone_opus::internals::agents::{AgentRegistry, AgentSites, ClaudeCode, Environment, MAX_PROMPT_BYTES, Offline};
 pub(crate) use phone_opus::internals::base::fault::chain;
 use phone_opus::internals::base::ids::HostId;
-use phone_opus::internals::base::image::IMAGE;
-use phone_opus::internals::base::signals;
+pub(crate) use phone_opus::internals::base::image::own_program as program;
+use phone_opus::internals::base::image::running as image;
 use phone_opus::internals::base::state_dir::StateDir;
 use phone_opus::internals::checkout::plain;
 use phone_opus::internals::config::{Config, ConfigError, FILE_BYTES, PROJECT_FILE, Settings, WorkerIsolation};
 use phone_opus::internals::failpoints::{
     ArmError, Ends, FAULT_COUNTERS, FaultCounters, FaultPlan, Faults, PlanError, Tools,
 };
+use phone_opus::internals::process;
 use phone_opus::internals::rollout::{Fingerprint, LOOK_EVERY, LaunchPath, RolloutSetup};
 use phone_opus::internals::system::handover::{HostSnapshot, SnapshotError};
 use phone_opus::internals::system::{System, SystemBuilder};
@@ -262,32 +263,6 @@ fn from_file(path: &Path, sources: &mut Vec<(String, Settings)>) -> Result<(), S
     Ok(())
 }
 
-/// This program, as children are started from it: the running image itself where the system names it. A file that was put
-/// in its place may be broken, or half written, or of a version that speaks otherwise to its children.
-///
-/// Where nothing names it (no `/proc`), it is the file that was called, found as a shell finds it.
-pub(crate) fn program() -> PathBuf {
-    let called = || {
-        let here = std::env::current_dir().unwrap_or_else(|_| PathBuf::from("/"));
-        called(&std::env::args_os().next()?, std::env::var_os("PATH").as_deref(), &here)
-    };
-    let named = || std::env::current_exe().ok().or_else(called);
-    image().or_else(named).unwrap_or_else(|| PathBuf::from("phone-opus"))
-}
-
-/// The file of a program that was called by this word.
-fn called(word: &OsStr, search: Option<&OsStr>, here: &Path) -> Option<PathBuf> {
-    let path = Path::new(word);
-    if path.components().count() > 1 || path.is_absolute() {
-        return Some(here.join(path)).filter(|file| file.is_file());
-    }
-    std::env::split_paths(search?).map(|dir| here.join(dir).join(path)).find(|file| file.is_file())
-}
-
-fn image() -> Option<PathBuf> {
-    Some(PathBuf::from(IMAGE)).filter(|image| image.exists())
-}
-
 /// How a server finds and checks the version that replaces it. `None` where the system names no file for it.
 pub(crate) fn rollout() -> Option<RolloutSetup> {
     // After `mcp serve`, and without what an earlier image passed on: that was for one image alone.
@@ -340,7 +315,7 @@ impl Prepared {
             WorkerIsolation::InProcess => Isolation::InProcess,
             WorkerIsolation::Process => Isolation::Process(WorkerCommand {
                 program: self.program.clone(),
-                args: vec!["mcp".into(), "worker".into()],
+                args: WorkerCommand::WORDS.map(OsString::from).into(),
                 env: Some(self.environment.clone()),
             }),
         }
@@ -367,7 +342,5 @@ impl Prepared {
 /// A runtime on this thread. One thread: a message between actors is then a function call away, and what blocks has a
 /// thread of its own.
 pub(crate) fn runtime() -> Result<tokio::runtime::Runtime, SetupError> {
-    let mut builder = tokio::runtime::Builder::new_current_thread();
-    // Signals are for the thread that waits for them: one of these would take them along when the program is replaced.
-    builder.enable_all().on_thread_start(signals::leave_to_others).build().map_err(SetupError::Runtime)
+    process::runtime().map_err(SetupError::Runtime)
 }

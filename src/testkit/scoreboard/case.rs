@@ -38,10 +38,10 @@ const ORPHANED: u64 = 10_500;
 const LOOK: Duration = Duration::from_millis(50);
 
 /// The law of a row: what stands in it.
-const EXPECTED: &str = "the row: what is promised of this fault";
+pub(super) const EXPECTED: &str = "the row: what is promised of this fault";
 
 /// The law of a strike.
-const STRUCK: &str = "the row: the fault point is met";
+pub(super) const STRUCK: &str = "the row: the fault point is met";
 
 /// The world of a case: its rig, the plan in it, and what was found broken so far.
 pub(super) struct World {
@@ -271,9 +271,9 @@ pub(super) async fn play(program: &Path, seed: u64, row: &FaultRow) -> Score {
     score
 }
 
-const SUCCESS: &str = "success";
-const ENDED: &str = "ended";
-const WITHDRAWN: &str = "withdrawn";
+pub(super) const SUCCESS: &str = "success";
+pub(super) const ENDED: &str = "ended";
+pub(super) const WITHDRAWN: &str = "withdrawn";
 
 /// The struck consult: what its caller was told.
 async fn consult(world: &mut World, host: &mut Client, row: &FaultRow) -> String {
@@ -331,7 +331,7 @@ pub(super) fn upgrade(host: Option<Pid>) {
 }
 
 /// Withdraws a consult that is held up for as long as its caller likes.
-async fn withdraw(world: &mut World, host: &mut Client, call: Sent) -> String {
+pub(super) async fn withdraw(world: &mut World, host: &mut Client, call: Sent) -> String {
     let waiting = Waiting::until("the plan has struck", PATIENCE);
     while world.fired() == 0 && !host.is_answered(call) {
         waiting.again(|| "it has not").await;
@@ -362,6 +362,11 @@ fn word(reply: &Reply, answer: &str) -> String {
         return SUCCESS.to_owned();
     }
     format!("{}: {}", reply.str("status"), reply["response"])
+}
+
+/// What the caller of any tool was told: success, or its fault.
+pub(super) fn told(reply: &Reply) -> String {
+    if reply.is_error() { reply.code().to_owned() } else { SUCCESS.to_owned() }
 }
 
 /// Whether a consult is served as if nothing had happened.

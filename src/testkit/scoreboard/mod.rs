@@ -1,7 +1,7 @@
 //! The fault scoreboard: every fault point with every action it accepts, struck on the real program, and what is
 //! promised to come of it.
 //!
-//! Owns: the rows and what is expected of each (`rows`), how a row is tried (`case`), random plans that repeat from a
+//! Owns: the rows and what is expected of each (`rows`), how a row is tried (`case`), the same for tools of somebody else (`own_tools`), random plans that repeat from a
 //! seed (`soak`), and running many at a time. May not know: how a result is shown, the command line.
 //!
 //! ```text
@@ -14,6 +14,7 @@
 //! ends within its bound ([`CASE_LIMIT`], [`SOAK_LIMIT`]), and leaves no process behind; (4) a soak case is decided by its seed alone.
 
 pub mod case;
+pub mod own_tools;
 pub mod rows;
 pub mod soak;
 
@@ -25,6 +26,7 @@ use std::time::{Duration, Instant};
 use futures_util::FutureExt;
 use tokio::task::{JoinSet, LocalSet};
 
+pub use self::own_tools::{StruckTool, ToolRow, TriedServer, run_for, tool_rows};
 pub use self::rows::{Control, Expectation, ExpectedAnswer, FaultRow, rows};
 pub use self::soak::Draw;
 use super::invariants::Violation;
