@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 use std::error::Error;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use phone_opus::testkit::Client;
+use phone_opus::testkit::TestClient;
 use phone_opus::{
     Annotations, Evidence, Faults, Grace, InvocationId, ProbeFuture, ReplayContract, System, Tool, ToolCall,
     ToolDefinition, ToolFuture, ToolReply,
@@ -82,7 +82,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
         let plan = format!("{point}@tools/call:charge=panic");
         let (book, faults) = (Book::default(), Faults::armed(&plan)?);
         let system = System::builder().tool(Charge(book.clone())).faults(faults.clone()).start().await?;
-        let mut client = Client::of(&system).greet().await;
+        let mut client = TestClient::of(&system).greet().await;
         let reply = client.call("charge", json!({"cents": 500})).await.expect_success();
         // The connection has outlived its worker.
         client.ping().await;

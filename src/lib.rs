@@ -8,7 +8,7 @@
 //! A tool says what it does and when a call may be run again after a crash. A [`System`] serves it:
 //!
 //! ```
-//! use phone_opus::{Annotations, ReplayContract, Shutdown, System, Tool, ToolCall, ToolDefinition, ToolFuture, ToolReply};
+//! use phone_opus::{Annotations, Client, ReplayContract, ReplyText, Shutdown, System, Tool, ToolCall, ToolDefinition, ToolFuture, ToolReply};
 //! use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
 //!
 //! struct Greet;
@@ -42,9 +42,16 @@
 //! # answers.next_line().await?;
 //! let answer = answers.next_line().await?.unwrap_or_default();
 //! assert!(answer.contains("Hello!"));
+//!
+//! let session = system.open_session(Client::new("my-runtime")).await?;     // your own code needs no protocol
+//! let reply = session.call("greet", serde_json::json!({})).await?;
+//! assert!(matches!(reply.text, ReplyText::Plain(text) if text == "Hello!"));
 //! assert!(matches!(system.shutdown(Default::default()).await, Shutdown::InOrder));
 //! # Ok(()) }
 //! ```
+//!
+//! With a state directory and a program that runs each job a session consults agents ([`Session::consult`]), and
+//! [`JobDesk::subscribe`] follows what becomes of a job. A system lives in a ractor tree of your own by [`System::actor`].
 //!
 //! Consults are run by processes that outlive their host, and tools can have a process of their own; [`process`] makes your
 //! program all of these in one line. [`Agent`] is for agents of your own. `examples/` has a program for each, and
@@ -111,13 +118,20 @@ pub use base::stdio::{Input, Output};
 pub use config::{Config, RolloutMode};
 pub use failpoints::{FaultPlan, Faults};
 pub use jobs::client::{Follow, JobsHandle, News};
+pub use jobs::store::{CancelState, JobFilter};
 pub use jobs::{
-    Billing, CancelReason, ConsultRequest, JobMode, JobOutcome, JobRecord, JobState, PermissionDenial, RunExit,
+    Billing, CancelReason, ConsultRequest, JobMode, JobOutcome, JobRecord, JobState, JobSummary, JournalEntry,
+    JournalEvent, PermissionDenial, RunExit,
 };
 pub use protocol::session::SessionLimits;
+/// The actors under a system, for a tree that [`System::actor`] or [`SystemBuilder::supervised_by`] puts it into.
+pub use ractor;
 pub use rollout::{LaunchPath, NotAdopted, RolloutSetup, Trigger};
 pub use system::handover::{HandOverError, HostSnapshot, NewImage};
-pub use system::{Grace, OwnTools, Shutdown, System, SystemBuilder};
+pub use system::{
+    Client, Consult, ConsultFault, ConsultOutcome, Cursor, Grace, JobDesk, JobEvent, JobEvents, Listening, OwnTools,
+    Session, Shutdown, System, SystemBuilder, ToolCalling,
+};
 pub use tools::progress::ProgressSink;
 pub use tools::{
     Annotations, Evidence, ProbeFuture, ReplayContract, ReplyText, Target, TaskSupport, Tool, ToolCall, ToolDefinition,

@@ -171,7 +171,7 @@ fn main() -> ExitCode {
                 .and_then(|listener| listener.set_nonblocking(true).map(|()| OwnedFd::from(listener)))
                 .map_err(|error| Fault::new(FaultCode::Internal, error.to_string()))
                 .and_then(|listener| {
-                    system.listen(listener, ListenOptions { desk: Arc::new(NoDesk), context: base() })
+                    system.listen_at(listener, ListenOptions { desk: Arc::new(NoDesk), context: base() })
                 });
             if let Err(fault) = listening {
                 return failed("the socket", &fault);

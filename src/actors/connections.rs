@@ -417,6 +417,12 @@ impl Connections {
         open.connections.iter().map(fit).collect()
     }
 
+    /// Where the session of a connection hears from everybody but its client; `None` when it is over.
+    #[must_use]
+    pub fn mailbox(&self, number: SessionNumber) -> Option<SessionMailbox> {
+        self.open_ones().connections.get(&number).map(|connection| connection.mailbox.clone())
+    }
+
     /// Waits until a connection is over.
     ///
     /// # Cancel safety

@@ -28,7 +28,7 @@ use super::jobs::messages::JobsMsg;
 use super::jobs::{Jobs, JobsArguments};
 use super::kept::Kept;
 use super::rollout::{RolloutArguments, RolloutMsg, Rollouts};
-use super::sessions::messages::SessionsMsg;
+use super::sessions::messages::{SessionEnd, SessionsMsg};
 use super::sessions::{Sessions, SessionsArguments};
 use super::supervision::driver::{ChildDriver, ChildNews, ChildReport, Spawned};
 use super::supervision::slot::RestartPolicy;
@@ -294,9 +294,31 @@ impl Actor for Root {
         // Those whose session was lost in the very moment of the stop.
         state.a.connections.end_all(limit).await;
         let _ = tokio::time::timeout(CLOSE_STORE, state.a.store.close()).await;
-        let down = state.why.take().map_or(Down::Stopped, Down::Failed);
-        let _ = state.a.down.send(Some(down));
-        Ok(())
+        let why = state.why.take();
+        let _ = state.a.down.send(Some(why.clone().map_or(Down::Stopped, Down::Failed)));
+        // A supervisor of the embedding program's own is told by this how it ended.
+        why.map_or(Ok(()), |fault| Err(fault.into()))
+    }
+}
+
+impl Drop for RootState {
+    fn drop(&mut self) {
+        if self.a.down.borrow().is_some() {
+            return;
+        }
+        // It was killed, by its owner or with a supervisor it was linked to, and every part with it. What the parts were lent is
+        // let go of: clients hear the end of their streams, runners that of their pipes.
+        self.a.connections.close();
+        for number in self.a.connections.numbers() {
+            self.a.connections.over(number, SessionEnd::Failed);
+        }
+        self.a.doors.doors.abandon();
+        self.a.exec.give_up_all();
+        self.a.jobs.life.end();
+        for (job, _) in self.a.jobs.attachments.all() {
+            self.a.jobs.attachments.release(job);
+        }
+        self.a.store.abandon();
     }
 }
 

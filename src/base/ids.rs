@@ -100,6 +100,18 @@ pub struct InvocationId {
     pub call: u64,
 }
 
+impl InvocationId {
+    /// From here on the numbers of calls are those of consults that an embedding program asks for without a tool's call. No
+    /// session ever takes so many others.
+    pub const EMBEDDERS: u64 = 1 << 62;
+
+    /// Whether it is a consult of an embedding program, of which its session knows nothing.
+    #[must_use]
+    pub const fn is_embedders(&self) -> bool {
+        self.call >= Self::EMBEDDERS
+    }
+}
+
 impl fmt::Display for InvocationId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}:{}:{}", self.host, self.session, self.call)

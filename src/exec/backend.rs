@@ -507,7 +507,7 @@ mod tests {
     //! This machine behind the interface. Laws: L7.
 
     use super::super::local::living_members;
-    use super::super::{Cursor, OutputStream, ProcessEvent};
+    use super::super::{OutputCursor, OutputStream, ProcessEvent};
     use super::*;
 
     const PATIENCE: Duration = Duration::from_secs(20);
@@ -543,7 +543,7 @@ mod tests {
         let end = in_time("the end", process.end()).await.unwrap();
         assert_eq!((end.code, in_time("the end again", process.end()).await), (3, Ok(end)));
         assert!(!process.terminate(None).await.unwrap());
-        let mut events = session.subscribe(Cursor::start());
+        let mut events = session.subscribe(OutputCursor::start());
         let mut last = None;
         while let Some(event) = in_time("an event", events.next()).await {
             last = Some(event);
@@ -559,7 +559,7 @@ mod tests {
         drop(process);
         assert!(!living_members(pid).unwrap_or_else(|| vec![pid]).is_empty());
         drop(other);
-        let mut events = session.subscribe(Cursor::start());
+        let mut events = session.subscribe(OutputCursor::start());
         while in_time("the end", events.next()).await.is_some() {}
         assert_eq!(living_members(pid).unwrap_or_default(), Vec::<u32>::new());
     }

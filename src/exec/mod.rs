@@ -131,9 +131,9 @@ impl ProcessEvent {
 
 /// Where a subscription begins: after the last position its owner has already seen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Cursor(u64);
+pub struct OutputCursor(u64);
 
-impl Cursor {
+impl OutputCursor {
     /// Everything, from the first event on.
     #[must_use]
     pub const fn start() -> Self {

@@ -16,7 +16,7 @@ use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
 use super::core::{Misplaced, ProcessLog};
-use super::{Cursor, OutputStream, ProcessEvent, ReadResult};
+use super::{OutputCursor, OutputStream, ProcessEvent, ReadResult};
 
 /// Output that may be published ahead of a reader that must miss nothing: half of what is retained, so that what was on its way
 /// to it when its connection was cut can be read again.
@@ -221,7 +221,7 @@ impl ProcessSession {
 
     /// The events after `cursor`, retained ones first.
     #[must_use]
-    pub fn subscribe(&self, cursor: Cursor) -> EventStream {
+    pub fn subscribe(&self, cursor: OutputCursor) -> EventStream {
         EventStream {
             wake: self.shared.wake.subscribe(),
             session: self.clone(),
@@ -342,8 +342,8 @@ impl EventStream {
 
     /// Where this subscriber stands, to subscribe again from there.
     #[must_use]
-    pub fn cursor(&self) -> Cursor {
-        Cursor::after(self.seen)
+    pub fn cursor(&self) -> OutputCursor {
+        OutputCursor::after(self.seen)
     }
 
     /// Waits until something after what was delivered may have happened.

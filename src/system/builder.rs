@@ -6,6 +6,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use ractor::ActorCell;
+
 use super::System;
 use crate::actors::supervision::slot::RestartPolicy;
 use crate::agents::{Agent, AgentRegistry, Environment};
@@ -56,6 +58,7 @@ pub struct SystemBuilder {
     pub(super) rollout: Option<RolloutSetup>,
     pub(super) restore: Option<HostSnapshot>,
     pub(super) notices: Vec<String>,
+    pub(super) parent: Option<ActorCell>,
 }
 
 impl System {
@@ -85,6 +88,7 @@ impl System {
             rollout: None,
             restore: None,
             notices: Vec::new(),
+            parent: None,
         }
     }
 }
@@ -245,6 +249,14 @@ impl SystemBuilder {
     #[must_use]
     pub fn faults(mut self, faults: Faults) -> Self {
         self.faults = faults;
+        self
+    }
+
+    /// Starts the system under a supervisor of the embedding program's own: linked from its first moment, see
+    /// [`System::actor`]. Whoever starts it again after its end does that with a builder; what was accepted is in the store.
+    #[must_use]
+    pub fn supervised_by(mut self, supervisor: ActorCell) -> Self {
+        self.parent = Some(supervisor);
         self
     }
 

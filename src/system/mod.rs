@@ -5,22 +5,30 @@
 
 mod assembly;
 mod builder;
+mod consult;
 pub mod handover;
+mod job_events;
+mod listening;
 mod offer;
 pub mod own_tools;
 pub mod selfcheck;
+mod session;
 mod start;
 
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
-use ractor::ActorRef;
+use ractor::{ActorCell, ActorRef};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{mpsc, oneshot, watch};
 
 pub use self::builder::{OwnTools, SystemBuilder};
+pub use self::consult::{Consult, ConsultFault, ConsultOutcome};
 use self::handover::{HandOverError, HostSnapshot, InPlace, Luggage, NewImage};
+pub use self::job_events::{Cursor, JobDesk, JobEvent, JobEvents};
+pub use self::listening::Listening;
 pub use self::offer::Offer;
+pub use self::session::{Client, Session, ToolCalling};
 use crate::actors::callers::{CallerContext, Callers};
 use crate::actors::connections::{Arrived, Connections, StreamKind};
 use crate::actors::current::Current;
@@ -31,19 +39,21 @@ use crate::actors::doors::table::{DoorLoop, DoorTable, Entrance};
 use crate::actors::doors::unix::{self, DoorEvent, ListeningSocket, UnixDoor};
 use crate::actors::health::HealthSource;
 use crate::actors::jobs::board::HostView;
+use crate::actors::jobs::messages::JobsMsg;
 use crate::actors::jobs::room::Beginning;
 use crate::actors::rollout::RolloutHandle;
 use crate::actors::root::{Down, RootMsg};
 use crate::actors::session::{ClientInput, ClientOutput};
 use crate::actors::sessions::messages::SessionEnd;
 use crate::base::fault::{Fault, FaultCode};
-use crate::base::ids::HostId;
+use crate::base::ids::{HostId, JobId};
 use crate::base::stdio;
 use crate::daemon::listener::SocketPlace;
-use crate::jobs::client::{JobsHandle, News};
+use crate::jobs::client::News;
 use crate::jobs::hosts::HostSaid;
 use crate::jobs::{ConsultRequest, JobMode, JobRecord};
 use crate::rollout::{HandOver, NotAdopted, Trigger};
+use crate::runner::RunnerCommand;
 use crate::tools::consult::Consults;
 
 /// When to use us, as every model that connects is told. Under 600 characters: every session pays for it.
@@ -53,6 +63,9 @@ what you can look up or run yourself. A consult that outlasts your wait, or has 
 with ONE blocking call, consult_job with wait_s; do not poll. Pass the session_id of a reply to continue that \
 conversation. Answers are kept: unread_jobs in a reply names finished ones.";
 
+/// Time between two looks whether jobs that were ended are let go of.
+const LET_GO: Duration = Duration::from_millis(5);
+
 /// Longest an ordered stop takes in all; the sum of its parts is in the root actor.
 const STOP_LIMIT: Duration = Duration::from_secs(12);
 
@@ -60,7 +73,11 @@ struct Inner {
     root: ActorRef<RootMsg>,
     connections: Connections,
     doors: Ways,
-    desk: Consults,
+    desk: JobDesk,
+    /// Hears who waits for a job no more.
+    jobs: Current<JobsMsg>,
+    /// How jobs are run; nothing where there are no consults.
+    runner: Option<Arc<RunnerCommand>>,
     health: HealthSource,
     view: HostView,
     handing: Arc<handover::HandOverDesk>,
@@ -83,19 +100,61 @@ impl Ways {
     }
 }
 
-/// A running system. Clones are handles on the same one; dropping them all does not stop it.
+impl Drop for Inner {
+    fn drop(&mut self) {
+        // A system that was stopped hears nothing of it.
+        self.root.stop(None);
+    }
+}
+
+/// A running system. Clones are handles on the same one, and so is every [`Session`]: when the last is dropped, the system stops
+/// in order, as by [`System::shutdown`], though nobody waits for it. It ends everything it started but the runners of background
+/// jobs, which go on and are found again in the store.
 #[derive(Clone)]
 pub struct System {
     inner: Arc<Inner>,
 }
 
-/// How long an ordered stop may take. Zero is no ordered stop at all: the root is killed at once.
+/// How a system is to stop: within which time, and whether jobs in the background end with it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Grace(pub Duration);
+pub struct Grace {
+    limit: Duration,
+    background: Background,
+}
 
+/// What becomes of jobs in the background when their system stops.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Background {
+    GoesOn,
+    Ends,
+}
+
+impl Grace {
+    /// An ordered stop that takes so long at most; what has not ended by then is killed.
+    #[must_use]
+    pub const fn within(limit: Duration) -> Self {
+        Self { limit, background: Background::GoesOn }
+    }
+
+    /// No ordered stop at all: the root is killed at once.
+    #[must_use]
+    pub const fn none() -> Self {
+        Self::within(Duration::ZERO)
+    }
+
+    /// Ends the jobs of this system that run in the background, too; they would go on otherwise. It takes as long as their
+    /// agents take to end.
+    #[must_use]
+    pub const fn end_background(mut self) -> Self {
+        self.background = Background::Ends;
+        self
+    }
+}
+
+/// Twelve seconds, which every part's own time adds up to; jobs in the background go on.
 impl Default for Grace {
     fn default() -> Self {
-        Self(STOP_LIMIT)
+        Self::within(STOP_LIMIT)
     }
 }
 
@@ -150,7 +209,7 @@ impl System {
     #[must_use]
     #[doc(hidden)]
     pub fn callers(&self) -> &Callers {
-        &self.inner.desk.callers
+        &self.inner.desk.consults.callers
     }
 
     /// Serves the client on this process's standard streams until its connection is over. Such a connection can be passed on
@@ -175,7 +234,8 @@ impl System {
     /// # Errors
     ///
     /// The socket cannot be listened at within this runtime.
-    pub fn listen(&self, socket: impl Into<ListeningSocket>, options: ListenOptions) -> Result<DoorHandle, Fault> {
+    #[doc(hidden)]
+    pub fn listen_at(&self, socket: impl Into<ListeningSocket>, options: ListenOptions) -> Result<DoorHandle, Fault> {
         let (door, told) = UnixDoor::new(socket.into(), options)
             .map_err(|error| Fault::new(FaultCode::Internal, format!("the socket cannot be listened at: {error}.")))?;
         self.inner.doors.open(DoorLoop::Unix(Box::new(door)), Some(told.clone()));
@@ -187,12 +247,13 @@ impl System {
     ///
     /// # Errors
     ///
-    /// As [`System::listen`].
+    /// As [`System::listen_at`].
+    #[doc(hidden)]
     pub fn listen_again(&self, options: &ListenOptions) -> Result<Vec<(DoorHandle, Option<SocketPlace>)>, Fault> {
         let mut doors = Vec::new();
         for socket in self.inner.doors.table.passed() {
             let place = socket.place().cloned();
-            doors.push((self.listen(socket, options.clone())?, place));
+            doors.push((self.listen_at(socket, options.clone())?, place));
         }
         for (number, socket) in self.inner.connections.passed_sockets() {
             if let Some(socket) = socket {
@@ -264,10 +325,10 @@ impl System {
         }
     }
 
-    /// Jobs.
+    /// The jobs of this system's store.
     #[must_use]
-    pub fn jobs(&self) -> &JobsHandle {
-        &self.inner.desk.jobs
+    pub fn jobs(&self) -> &JobDesk {
+        &self.inner.desk
     }
 
     /// Whether jobs are begun from now on. What runs goes on in any case.
@@ -314,8 +375,9 @@ impl System {
 
     /// What the consult tools share.
     #[must_use]
+    #[doc(hidden)]
     pub fn desk(&self) -> &Consults {
-        &self.inner.desk
+        &self.inner.desk.consults
     }
 
     /// Tells every client to list the tools again. Call it when one of your tools changed its definition; only you can
@@ -389,8 +451,8 @@ impl System {
     ///
     /// `invalid_input` with every problem, `prompt_too_large`, `recursion_refused`, `queue_full`, `store_unavailable`.
     pub async fn start_consult(&self, request: ConsultRequest, mode: JobMode) -> Result<JobRecord, Fault> {
-        let options = self.inner.desk.check(&request, mode).await?;
-        let job = self.inner.desk.job(&options, None);
+        let options = self.inner.desk.consults.check(&request, mode).await?;
+        let job = self.inner.desk.consults.job(&options, None);
         Ok(self.jobs().accept(job, None).await?.record)
     }
 
@@ -407,20 +469,56 @@ impl System {
         }
     }
 
-    /// Stops everything in order: connections, workers, jobs (synchronous ones are cancelled, background ones let go),
-    /// telemetry, store.
+    /// The root of this system's tree, to be linked to a supervisor of the embedding program's own, or monitored by it. That one
+    /// hears of the end as ractor tells it: `ActorTerminated` when the system was stopped, `ActorFailed` with a [`Fault`] when one
+    /// of its parts failed too often. Stopping it stops the system in order. A supervisor that itself ends kills it, as it does
+    /// any child: then the system's parts are dropped, and runners see that their host is gone.
+    #[must_use]
+    pub fn actor(&self) -> ActorCell {
+        self.inner.root.get_cell()
+    }
+
+    /// Ends the jobs in the background that this system has, and waits for their end.
+    async fn end_background(&self) {
+        loop {
+            let attached = self.inner.handing.attachments.all().into_iter();
+            let background = attached.filter(|(_, attachment)| attachment.claim().0 == JobMode::Background);
+            let jobs: Vec<JobId> = background.map(|(job, _)| job).collect();
+            if jobs.is_empty() {
+                return;
+            }
+            for job in &jobs {
+                if let Err(fault) = self.jobs().cancel(*job).await {
+                    tracing::warn!(%job, %fault, "a job in the background was not asked to end");
+                }
+            }
+            for job in jobs {
+                let Ok(mut follow) = self.jobs().follow(job).await else { continue };
+                while matches!(follow.next().await, Ok(News::Changed | News::Unstored(_))) {}
+            }
+            // One that is over is let go of a moment later.
+            tokio::time::sleep(LET_GO).await;
+        }
+    }
+
+    /// Stops everything in order: connections, workers, jobs (synchronous ones are cancelled, background ones let go, unless
+    /// [`Grace::end_background`]), telemetry, store. Nothing of it is left when it returns: no task, thread, process or file.
     ///
     /// # Cancel safety
     ///
     /// Dropping the future leaves the system stopping.
     pub async fn shutdown(&self, grace: Grace) -> Shutdown {
-        if grace.0.is_zero() {
+        if grace.limit.is_zero() {
             self.inner.root.kill();
             self.inner.health.life.end();
             return Shutdown::Killed;
         }
+        let until = tokio::time::Instant::now() + grace.limit;
+        if grace.background == Background::Ends {
+            let _ = tokio::time::timeout_at(until, self.end_background()).await;
+        }
         self.inner.root.stop(None);
-        match tokio::time::timeout(grace.0, self.down()).await {
+        match tokio::time::timeout_at(until, self.down()).await {
             Ok(Down::Stopped) => Shutdown::InOrder,
             Ok(Down::Failed(fault)) => Shutdown::AfterFault(fault),
             Err(_) => {

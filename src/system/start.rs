@@ -10,7 +10,7 @@ use ractor::Actor;
 use tokio::sync::watch;
 
 use super::assembly::{Assembly, NOWHERE};
-use super::{Inner, System, SystemBuilder, Ways};
+use super::{Inner, JobDesk, System, SystemBuilder, Ways};
 use crate::actors::child;
 use crate::actors::connections::{Arrived, Connections, Served, StreamKind};
 use crate::actors::doors::DoorsArguments;
@@ -83,6 +83,7 @@ impl SystemBuilder {
             rollout: None,
             restore: None,
             notices: Vec::new(),
+            parent: None,
             ..self
         }
     }
@@ -103,7 +104,7 @@ impl SystemBuilder {
     }
 
     async fn begin(mut self) -> Result<System, Fault> {
-        let restore = self.restore.take();
+        let (restore, parent) = (self.restore.take(), self.parent.take());
         if restore.is_some() {
             let met = child::in_time(self.faults.meet(FaultPoint::RolloutAfterRestore, Operation::None)).await?;
             if let Some(Broken::Error(fault)) = met {
@@ -129,14 +130,20 @@ impl SystemBuilder {
         let handing = Arc::new(assembly.handing(&lasting));
         let (table, supervisor) = (lasting.doors.clone(), assembly.names.doors.current());
         let entrance = assembly.entrance(&lasting);
+        let (jobs, runner) = (assembly.names.jobs.current(), assembly.runner.clone());
         let (down_tx, down) = watch::channel(None);
         let arguments = assembly.arguments(&lasting, backend, restore, down_tx);
-        let (root, _) = Root::spawn(None, Root, arguments)
-            .await
-            .map_err(|error| Fault::new(FaultCode::Internal, format!("the system did not start: {error}.")))?;
+        let started = match parent {
+            Some(parent) => Root::spawn_linked(None, Root, arguments, parent).await,
+            None => Root::spawn(None, Root, arguments).await,
+        };
+        let (root, _) =
+            started.map_err(|error| Fault::new(FaultCode::Internal, format!("the system did not start: {error}.")))?;
         let connections = lasting.connections;
         let doors = Ways { table, supervisor, entrance };
-        Ok(System { inner: Arc::new(Inner { root, connections, doors, desk, health, view, handing, down }) })
+        let desk = JobDesk { consults: desk };
+        let inner = Inner { root, connections, doors, desk, jobs, runner, health, view, handing, down };
+        Ok(System { inner: Arc::new(inner) })
     }
 }
 

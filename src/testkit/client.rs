@@ -190,7 +190,7 @@ impl Connecting<'_> {
         self
     }
 
-    /// As a client that takes nothing from its stream until it is told to ([`Client::read_on`]).
+    /// As a client that takes nothing from its stream until it is told to ([`TestClient::read_on`]).
     #[must_use]
     pub fn not_reading(mut self) -> Self {
         self.reads = false;
@@ -206,7 +206,7 @@ impl Connecting<'_> {
 
     /// Connects without a word.
     #[must_use]
-    pub fn open(self) -> Client {
+    pub fn open(self) -> TestClient {
         let (ours, theirs) = tokio::io::duplex(self.buffer);
         let (input, output) = tokio::io::split(theirs);
         let system = self.system.clone();
@@ -218,13 +218,13 @@ impl Connecting<'_> {
             }
         });
         let (output, input) = tokio::io::split(ours);
-        let mut client = Client::over(output, input, self.reads);
+        let mut client = TestClient::over(output, input, self.reads);
         client.serving = Some(serving);
         client
     }
 
     /// Connects and greets. A client that does not read cannot hear the answer: open it and write the greeting.
-    pub async fn greet(self) -> Client {
+    pub async fn greet(self) -> TestClient {
         let mut client = self.open();
         client.handshake(REVISION).await;
         client
@@ -248,7 +248,7 @@ impl Reading {
 }
 
 /// One connection.
-pub struct Client {
+pub struct TestClient {
     input: Option<Box<dyn AsyncWrite + Send + Sync + Unpin>>,
     inbox: Arc<(Mutex<Inbox>, Notify)>,
     reading: Reading,
@@ -278,7 +278,7 @@ enum End {
     Anyhow,
 }
 
-impl Client {
+impl TestClient {
     /// A client of whoever is at the other end of these streams.
     #[must_use]
     pub fn new(
@@ -455,7 +455,7 @@ impl Client {
         self.send("initialize", json!({"protocolVersion": version, "capabilities": {}, "clientInfo": client})).await
     }
 
-    /// The handshake of a client that has roots; whoever is asked for them answers by [`Client::answer_roots`].
+    /// The handshake of a client that has roots; whoever is asked for them answers by [`TestClient::answer_roots`].
     ///
     /// # Panics
     ///
@@ -756,7 +756,7 @@ impl Client {
         self.reading.clone()
     }
 
-    /// Takes nothing more from the stream until [`Client::read_on`].
+    /// Takes nothing more from the stream until [`TestClient::read_on`].
     pub fn stop_reading(&self) {
         self.reading.pause();
     }
@@ -906,10 +906,10 @@ mod tests {
     use crate::testkit::invariants::{invariant_one_answer_each, invariant_stdout_is_messages_only};
 
     /// A client that was sent this.
-    async fn sent(lines: &[u8]) -> Client {
+    async fn sent(lines: &[u8]) -> TestClient {
         let (mut theirs, ours) = tokio::io::duplex(1 << 20);
         let (output, input) = tokio::io::split(ours);
-        let client = Client::new(output, input);
+        let client = TestClient::new(output, input);
         theirs.write_all(lines).await.expect("written");
         drop(theirs);
         client.silence().await;
@@ -936,7 +936,7 @@ mod tests {
     async fn a_client_that_does_not_read_takes_nothing_until_it_is_told() {
         let (mut theirs, ours) = tokio::io::duplex(16);
         let (output, input) = tokio::io::split(ours);
-        let client = Client::over(output, input, false);
+        let client = TestClient::over(output, input, false);
         let line = b"{\"jsonrpc\":\"2.0\",\"method\":\"note\"}\n";
         // It does not fit into the stream, so the write ends when somebody reads.
         let mut writing = tokio::spawn(async move { theirs.write_all(line).await });
@@ -953,7 +953,7 @@ mod tests {
     async fn a_wait_in_vain_says_what_the_client_has_seen() {
         let (_theirs, ours) = tokio::io::duplex(1024);
         let (output, input) = tokio::io::split(ours);
-        let mut client = Client::new(output, input).patience(Duration::from_millis(60));
+        let mut client = TestClient::new(output, input).patience(Duration::from_millis(60));
         client.ping().await;
     }
 }

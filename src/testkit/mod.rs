@@ -48,7 +48,7 @@ pub mod trouble;
 pub mod wait;
 
 pub use self::agent_process::AgentProcess;
-pub use self::client::{Client, Reply, Sent};
+pub use self::client::{Reply, Sent, TestClient};
 pub use self::processes::{Process, Role};
 pub use self::rig::{KEY, Rig, Run, give_away, installed_program, tried_program};
 pub use self::scripted_agent::{ForkPlace, Script, Step};

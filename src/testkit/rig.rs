@@ -22,7 +22,7 @@ use serde_json::Value;
 use tokio::process::{Child, Command};
 
 use super::agent_process::AgentProcess;
-use super::client::{Client, Exchange, REVISION};
+use super::client::{Exchange, REVISION, TestClient};
 use super::invariants::{self, Surroundings, Violation};
 use super::processes::{self, Process, Role};
 use super::scripted_agent::{self, Script, Step};
@@ -483,7 +483,7 @@ impl Rig {
     /// # Panics
     ///
     /// When it cannot be started.
-    pub fn host(&mut self) -> Client {
+    pub fn host(&mut self) -> TestClient {
         self.host_in(&self.work())
     }
 
@@ -492,7 +492,7 @@ impl Rig {
     /// # Panics
     ///
     /// When it cannot be started.
-    pub fn host_in(&mut self, dir: &Path) -> Client {
+    pub fn host_in(&mut self, dir: &Path) -> TestClient {
         let word = match self.through {
             Through::Streams => "serve",
             Through::Daemon => "connect",
@@ -505,10 +505,10 @@ impl Rig {
     /// # Panics
     ///
     /// When it cannot be started.
-    pub fn host_with(&mut self, arguments: &[&str], dir: &Path) -> Client {
+    pub fn host_with(&mut self, arguments: &[&str], dir: &Path) -> TestClient {
         let mut command = self.logged(arguments);
         command.current_dir(dir).stdin(Stdio::piped()).stdout(Stdio::piped());
-        Client::of_process(command.spawn().expect("a host")).patience(self.patience)
+        TestClient::of_process(command.spawn().expect("a host")).patience(self.patience)
     }
 
     /// A command whose words on stderr are kept among those of the hosts.
@@ -563,7 +563,7 @@ impl Rig {
     /// # Panics
     ///
     /// When it does not answer.
-    pub async fn serve(&mut self) -> Client {
+    pub async fn serve(&mut self) -> TestClient {
         let mut client = self.host();
         client.handshake(REVISION).await;
         client
@@ -718,7 +718,7 @@ impl Rig {
     ///
     /// When the host is no process of its own.
     #[must_use]
-    pub fn worker_of(&self, client: &Client) -> Option<Process> {
+    pub fn worker_of(&self, client: &TestClient) -> Option<Process> {
         let host = client.host_pid();
         self.all(Role::Worker).into_iter().find(|worker| worker.parent == Some(host))
     }
@@ -743,7 +743,7 @@ impl Rig {
     }
 
     /// Ends every process of a role on the spot (SIGKILL), and returns them. One that has just ended by itself is not
-    /// among them. Announce a host's end to its client: [`Client::expect_end`].
+    /// among them. Announce a host's end to its client: [`TestClient::expect_end`].
     ///
     /// # Panics
     ///
@@ -846,7 +846,7 @@ impl Rig {
     /// # Panics
     ///
     /// When a host does not end well, or a law is broken.
-    pub async fn stop_and_check_invariants(self, clients: impl IntoIterator<Item = Client>) {
+    pub async fn stop_and_check_invariants(self, clients: impl IntoIterator<Item = TestClient>) {
         let mut exchanges = Vec::new();
         for mut client in clients {
             client.finish().await;
@@ -861,7 +861,7 @@ impl Rig {
     /// # Panics
     ///
     /// When it does not end in order, or a law is broken.
-    pub async fn stop_system_and_check_invariants(self, system: System, clients: impl IntoIterator<Item = Client>) {
+    pub async fn stop_system_and_check_invariants(self, system: System, clients: impl IntoIterator<Item = TestClient>) {
         let mut exchanges = Vec::new();
         for mut client in clients {
             client.finish().await;

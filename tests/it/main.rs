@@ -7,6 +7,7 @@
 mod bridge;
 mod daemon;
 mod doors;
+mod embedding;
 mod exec;
 mod exec_consult;
 mod failpoints;

@@ -120,6 +120,13 @@ impl DoorTable {
         drop(door.map(|door| door.kept.finish()));
     }
 
+    /// Closes all of them at once; nobody who waits is told.
+    pub(in crate::actors) fn abandon(&self) {
+        for number in self.numbers() {
+            self.over(number);
+        }
+    }
+
     /// Closes what nobody watches any more. Who waits at a socket is told that there is nobody.
     pub(super) async fn close_all(&self) {
         for number in self.numbers() {

@@ -16,7 +16,7 @@ use crate::exec::backend::{ExecBackend as _, ProcessStartError, StartRequest};
 use crate::exec::client::ExecError;
 use crate::exec::remote::{Connector, RemoteState, Streams};
 use crate::exec::target::AfterACut;
-use crate::exec::{Cursor, ProcessEvent, ProcessSession};
+use crate::exec::{OutputCursor, ProcessEvent, ProcessSession};
 use crate::failpoints::Faults;
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -86,7 +86,7 @@ async fn a_crash_of_a_connection_is_a_generation_and_its_sessions_go_on() {
     let session = ProcessSession::new();
     let start = remote.start(StartRequest::new("p", "/bin/program", "/"), session.clone());
     let started = in_time("a start", start).await.unwrap();
-    let mut events = session.subscribe(Cursor::start());
+    let mut events = session.subscribe(OutputCursor::start());
     for wanted in 1..=3 {
         let event = in_time("an event", events.next()).await;
         assert!(matches!(&event, Some(ProcessEvent::Output { seq, .. }) if *seq == wanted), "{event:?}");

@@ -2,10 +2,12 @@
 //!
 //! Owns: the list. May not know: what becomes of any of it.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::oneshot;
 
+use super::DirectCall;
 use super::passed::SessionSnapshot;
 use crate::actors::workers::messages::WorkerHandle;
 use crate::base::fault::Fault;
@@ -123,6 +125,12 @@ pub enum SessionEvent {
         /// What it reported last.
         latest: Latest,
     },
+    /// It is a session of the embedding program itself, which calls itself so.
+    Embedded(Arc<str>),
+    /// The embedding program makes a call.
+    Invoked(Box<DirectCall>),
+    /// It does not wait for this one any more.
+    Left(CallNumber),
     /// The system stops.
     Stop,
 }

@@ -47,6 +47,7 @@ pub use self::gauges::Gauges;
 pub use self::passed::SessionSnapshot;
 pub use self::streams::{ClientInput, ClientOutput};
 use self::streams::{Streams, push, read};
+pub use self::turn::DirectCall;
 pub(in crate::actors) use self::turn::ToolFacts;
 use self::turn::{SessionTurn, TurnEffect, TurnEffects, TurnEvent};
 use super::child;
@@ -80,7 +81,7 @@ const LINGER: Duration = Duration::from_millis(500);
 const TURN: usize = 256;
 
 /// The session actor: what supervision sees of the loop.
-pub struct Session;
+pub struct SessionActor;
 
 /// What a connection's loop is made from.
 pub struct SessionParts {
@@ -157,7 +158,7 @@ pub struct SessionState {
 }
 
 #[cfg_attr(feature = "ractor-async-trait", ractor::async_trait)]
-impl Actor for Session {
+impl Actor for SessionActor {
     type Msg = SessionMsg;
     type State = SessionState;
     type Arguments = SessionArguments;
@@ -487,6 +488,8 @@ impl SessionLoop {
             TurnEffect::Handled(at) => self.neighbours.rollout.handled(at),
             TurnEffect::TellQuiet(told) => drop(told.send(())),
             TurnEffect::PassOn(reply, snapshot) => drop(reply.send(*snapshot)),
+            TurnEffect::AnswerDirect(reply, outcome) => drop(reply.send(*outcome)),
+            TurnEffect::TellProgress(sink, value, message) => sink.report(value, message),
             TurnEffect::Describe(reply, seen) => drop(reply.send(*seen)),
         }
     }

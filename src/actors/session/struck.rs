@@ -114,7 +114,7 @@ impl SessionLoop {
     /// What is broken, in words.
     pub fn invariant_calls_are_in_hand(&self) -> Result<(), String> {
         self.turn.core.invariant_calls_are_consistent_and_bounded()?;
-        for (call, ..) in self.turn.core.open_calls() {
+        for call in self.turn.open_calls() {
             match (self.turn.ledger.holds(call), self.turn.host_calls.contains_key(&call)) {
                 (true, false) | (false, true) => {}
                 (true, true) => return Err(format!("call {} is in two places", call.0)),
@@ -122,8 +122,8 @@ impl SessionLoop {
             }
         }
         let held = self.turn.ledger.len() + self.turn.host_calls.len();
-        if held != self.turn.core.in_flight() {
-            return Err(format!("{held} calls are held for {} in flight", self.turn.core.in_flight()));
+        if held != self.turn.in_flight() {
+            return Err(format!("{held} calls are held for {} in flight", self.turn.in_flight()));
         }
         if self.turn.outgoing.torn() > 0 {
             return Err(format!("{} bytes of output end in the middle of a line", self.turn.outgoing.bytes().len()));

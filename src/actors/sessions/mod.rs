@@ -20,7 +20,7 @@ use super::child;
 use super::connections::Connections;
 use super::current::Current;
 use super::jobs::messages::JobsMsg;
-use super::session::{Session, SessionArguments};
+use super::session::{SessionActor, SessionArguments};
 use super::supervision::driver::{ChildDriver, ChildReport, Spawned};
 use super::supervision::dynamic::DynamicChildren;
 use super::supervision::slot::RestartPolicy;
@@ -199,5 +199,5 @@ async fn spawn(
     let Some(kept) = connections.session(number) else { return Ok(Spawned::NotNeeded) };
     let supervisor = sessions.get_cell();
     let session = SessionArguments { number, kept, connections, sessions };
-    Spawned::up(Session::spawn_linked(None, Session, session, supervisor).await)
+    Spawned::up(SessionActor::spawn_linked(None, SessionActor, session, supervisor).await)
 }

@@ -35,7 +35,7 @@ use super::wire::{
     TerminateParams, WireError, WireId, WireIncoming, WireOutgoing, WireSignal, WireWriteStatus, WriteAnswer,
     WriteParams, code, method,
 };
-use super::{Cursor, ReadResult};
+use super::{OutputCursor, ReadResult};
 use crate::base::base64::Base64;
 
 pub(super) mod route;
@@ -150,7 +150,7 @@ struct Permits {
 #[derive(Debug)]
 enum Command {
     Call { method: &'static str, params: Box<RawValue>, reply: oneshot::Sender<Result<Box<RawValue>, ExecError>> },
-    Subscribe { process_id: String, cursor: Cursor, reply: oneshot::Sender<Result<EventStream, ExecError>> },
+    Subscribe { process_id: String, cursor: OutputCursor, reply: oneshot::Sender<Result<EventStream, ExecError>> },
     Detach { reply: oneshot::Sender<Handover> },
 }
 
@@ -239,7 +239,7 @@ impl ExecClient {
     ///
     /// # Cancel safety
     /// Dropping the future leaves nothing behind.
-    pub async fn subscribe(&self, process_id: &str, cursor: Cursor) -> Result<EventStream, ExecError> {
+    pub async fn subscribe(&self, process_id: &str, cursor: OutputCursor) -> Result<EventStream, ExecError> {
         let (reply, answer) = oneshot::channel();
         let command = Command::Subscribe { process_id: process_id.to_owned(), cursor, reply };
         self.commands.send(command).await.map_err(|_| self.lost())?;
@@ -520,7 +520,7 @@ impl Driver {
         Ok(id)
     }
 
-    fn subscribe(&mut self, process_id: String, cursor: Cursor) -> Result<EventStream, ExecError> {
+    fn subscribe(&mut self, process_id: String, cursor: OutputCursor) -> Result<EventStream, ExecError> {
         if let Some(route) = self.routes.get(&process_id) {
             return Ok(route.session.subscribe(cursor));
         }

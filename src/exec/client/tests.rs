@@ -104,7 +104,7 @@ impl Remote {
     }
 
     async fn subscribe(&self) -> EventStream {
-        self.client.subscribe("job", Cursor::start()).await.unwrap()
+        self.client.subscribe("job", OutputCursor::start()).await.unwrap()
     }
 
     /// Ends everything and proves that nothing is left.
@@ -127,7 +127,7 @@ async fn a_remote_process_has_the_events_of_the_local_one() {
     ] {
         let remote = Remote::start(script, Stdin::Null).await;
         let events = all(&mut remote.subscribe().await).await;
-        let local = all(&mut remote.session.subscribe(Cursor::start())).await;
+        let local = all(&mut remote.session.subscribe(OutputCursor::start())).await;
         assert_eq!(events, local, "{script}");
         assert!(events.iter().any(|event| matches!(event, ProcessEvent::Exited { code: got, .. } if *got == code)));
         assert_eq!(remote.finish().await.code, code);
@@ -307,7 +307,7 @@ fn short_run() -> Vec<ProcessEvent> {
 #[tokio::test]
 async fn reversed_doubled_and_foreign_events_are_put_in_order() {
     let (client, mut peer) = Script::connect().await;
-    let mut stream = client.subscribe("p", Cursor::start()).await.unwrap();
+    let mut stream = client.subscribe("p", OutputCursor::start()).await.unwrap();
     peer.answer_first_read().await;
     for event in short_run().iter().rev() {
         peer.event("p", event).await;
@@ -321,7 +321,7 @@ async fn reversed_doubled_and_foreign_events_are_put_in_order() {
 #[tokio::test]
 async fn a_lost_event_is_read_back_within_a_second() {
     let (client, mut peer) = Script::connect().await;
-    let mut stream = client.subscribe("p", Cursor::start()).await.unwrap();
+    let mut stream = client.subscribe("p", OutputCursor::start()).await.unwrap();
     peer.answer_first_read().await;
     peer.event("p", &output(1)).await;
     peer.event("p", &output(3)).await;
@@ -341,7 +341,7 @@ async fn a_lost_event_is_read_back_within_a_second() {
 #[tokio::test]
 async fn a_lost_close_is_noticed_without_another_event() {
     let (client, mut peer) = Script::connect().await;
-    let mut stream = client.subscribe("p", Cursor::start()).await.unwrap();
+    let mut stream = client.subscribe("p", OutputCursor::start()).await.unwrap();
     peer.answer_first_read().await;
     for event in &short_run()[..4] {
         peer.event("p", event).await;
@@ -353,7 +353,7 @@ async fn a_lost_close_is_noticed_without_another_event() {
 #[tokio::test]
 async fn a_lost_and_evicted_stretch_is_announced_and_the_rest_goes_on() {
     let (client, mut peer) = Script::connect().await;
-    let mut stream = client.subscribe("p", Cursor::start()).await.unwrap();
+    let mut stream = client.subscribe("p", OutputCursor::start()).await.unwrap();
     peer.answer_first_read().await;
     let mut sent: Vec<_> = (1..=90).map(output).collect();
     sent.push(ProcessEvent::Exited { seq: 91, code: 0, signal: None });
@@ -375,9 +375,9 @@ async fn a_lost_and_evicted_stretch_is_announced_and_the_rest_goes_on() {
 #[tokio::test]
 async fn an_unreadable_event_harms_its_own_session_only_and_is_read_back() {
     let (client, mut peer) = Script::connect().await;
-    let mut harmed = client.subscribe("p", Cursor::start()).await.unwrap();
+    let mut harmed = client.subscribe("p", OutputCursor::start()).await.unwrap();
     peer.answer_first_read().await;
-    let mut other = client.subscribe("q", Cursor::start()).await.unwrap();
+    let mut other = client.subscribe("q", OutputCursor::start()).await.unwrap();
     peer.answer_first_read().await;
     let broken = json!({"processId": "p", "seq": 1, "stream": "stdout", "chunk": "%%%"});
     peer.send(json!({"method": "process/output", "params": broken})).await;
@@ -393,22 +393,22 @@ async fn an_unreadable_event_harms_its_own_session_only_and_is_read_back() {
 #[tokio::test]
 async fn a_process_the_peer_does_not_know_fails_alone() {
     let (client, mut peer) = Script::connect().await;
-    let mut stream = client.subscribe("p", Cursor::start()).await.unwrap();
+    let mut stream = client.subscribe("p", OutputCursor::start()).await.unwrap();
     let read = peer.request("process/read").await;
     peer.send(json!({"error": {"code": -32600, "message": "unknown process id p"}, "id": read["id"]})).await;
     let events = all(&mut stream).await;
     assert!(matches!(&events[..], [ProcessEvent::Failed { message }] if message.contains("unknown process id p")));
     // The connection is well, and the process may be asked for again.
-    let _again = client.subscribe("p", Cursor::start()).await.unwrap();
+    let _again = client.subscribe("p", OutputCursor::start()).await.unwrap();
     peer.answer_first_read().await;
 }
 
 #[tokio::test]
 async fn the_loss_of_the_connection_fails_every_session_once_and_refuses_later_ones() {
     let (client, mut peer) = Script::connect().await;
-    let mut open = client.subscribe("open", Cursor::start()).await.unwrap();
+    let mut open = client.subscribe("open", OutputCursor::start()).await.unwrap();
     peer.answer_first_read().await;
-    let mut done = client.subscribe("done", Cursor::start()).await.unwrap();
+    let mut done = client.subscribe("done", OutputCursor::start()).await.unwrap();
     peer.answer_first_read().await;
     peer.event("open", &output(1)).await;
     peer.event("open", &output(3)).await;
@@ -425,7 +425,7 @@ async fn the_loss_of_the_connection_fails_every_session_once_and_refuses_later_o
     assert!(matches!(events[3], ProcessEvent::Failed { .. }));
     assert!(matches!(asked.await.unwrap(), Err(ExecError::Disconnected { .. })));
     in_time("the reason", client.disconnected()).await;
-    let late = client.subscribe("late", Cursor::start()).await;
+    let late = client.subscribe("late", OutputCursor::start()).await;
     assert!(matches!(late, Err(ExecError::Disconnected { .. })));
     // What was there can still be read.
     let kept = open.session().read(0, None, Duration::ZERO).await;
@@ -456,7 +456,7 @@ async fn a_silent_peer_costs_a_deadline_and_not_for_ever() {
 #[tokio::test(start_paused = true)]
 async fn a_read_that_is_not_answered_is_asked_again_with_growing_pauses() {
     let (client, mut peer) = Script::connect().await;
-    let _stream = client.subscribe("p", Cursor::start()).await.unwrap();
+    let _stream = client.subscribe("p", OutputCursor::start()).await.unwrap();
     let mut ids = Vec::new();
     for _ in 0..4 {
         let read = peer.request("process/read").await;
@@ -468,7 +468,7 @@ async fn a_read_that_is_not_answered_is_asked_again_with_growing_pauses() {
 #[tokio::test(start_paused = true)]
 async fn a_quiet_process_is_looked_at_less_and_less_often() {
     let (client, mut peer) = Script::connect().await;
-    let _stream = client.subscribe("p", Cursor::start()).await.unwrap();
+    let _stream = client.subscribe("p", OutputCursor::start()).await.unwrap();
     let began = Instant::now();
     for _ in 0..7 {
         peer.answer_first_read().await;
@@ -515,7 +515,7 @@ type JoinSetOfReads = tokio::task::JoinSet<Result<ReadResult, ExecError>>;
 #[tokio::test]
 async fn a_peer_that_speaks_something_else_is_left() {
     let (client, mut peer) = Script::connect().await;
-    let mut stream = client.subscribe("p", Cursor::start()).await.unwrap();
+    let mut stream = client.subscribe("p", OutputCursor::start()).await.unwrap();
     peer.answer_first_read().await;
     for _ in 1..NONSENSE_LIMIT {
         peer.raw("what?\n").await;
@@ -532,7 +532,7 @@ async fn a_peer_that_speaks_something_else_is_left() {
 #[tokio::test]
 async fn a_connection_is_handed_over_in_the_middle_of_a_line() {
     let (client, mut peer) = Script::connect().await;
-    let mut stream = client.subscribe("p", Cursor::start()).await.unwrap();
+    let mut stream = client.subscribe("p", OutputCursor::start()).await.unwrap();
     peer.answer_first_read().await;
     peer.event("p", &output(1)).await;
     assert_eq!(in_time("an event", stream.next()).await, Some(output(1)));
@@ -558,7 +558,7 @@ async fn a_connection_is_handed_over_in_the_middle_of_a_line() {
     peer.raw(tail).await;
     let (reader, writer) = tokio::io::split(ours);
     let client = ExecClient::adopt(reader, writer, &handover);
-    let mut stream = client.subscribe("p", Cursor::after(1)).await.unwrap();
+    let mut stream = client.subscribe("p", OutputCursor::after(1)).await.unwrap();
     let read = peer.answer_read(json!([chunk(2)]), 3, None, false).await;
     // The event from the handed-over bytes may have come before this read or after it; either way it counts once.
     assert!(read["params"]["afterSeq"].as_u64() >= Some(1));

@@ -7,7 +7,7 @@ use tokio::time::Instant;
 
 use super::super::invariants::{invariant_exactly_one_terminal_and_last, invariant_positions_have_no_gap};
 use super::super::session::ProcessSession;
-use super::super::{Cursor, OutputStream, ProcessEvent, ProcessLog, RING_BYTES, RING_EVENTS};
+use super::super::{OutputCursor, OutputStream, ProcessEvent, ProcessLog, RING_BYTES, RING_EVENTS};
 use super::*;
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -89,7 +89,7 @@ impl Run {
 }
 
 async fn all_events(session: &ProcessSession) -> Vec<ProcessEvent> {
-    let mut stream = session.subscribe(Cursor::start());
+    let mut stream = session.subscribe(OutputCursor::start());
     let mut events = Vec::new();
     while let Some(event) = tokio::time::timeout(PATIENCE, stream.next()).await.expect("the session ends") {
         events.push(event);
@@ -303,7 +303,7 @@ async fn terminate_works_after_the_exit_of_the_leader() {
     let mut run = Run::start(with_stdin(shell(&format!("{member} & read line; exit 4")), Stdin::Piped));
     run.until_stdout("ready").await;
     run.process.write(Bytes::from_static(b"leave\n")).await;
-    let mut events = run.session.subscribe(Cursor::start());
+    let mut events = run.session.subscribe(OutputCursor::start());
     while !matches!(events.next().await, Some(ProcessEvent::Exited { code: 4, .. })) {}
     assert!(run.process.terminate());
     let end = run.end().await;
@@ -373,7 +373,7 @@ async fn a_dropped_tap_frees_the_process() {
 #[tokio::test]
 async fn a_slow_subscriber_is_told_what_it_missed_and_gets_the_end() {
     let mut run = Run::start(shell("yes | head -c 5000000"));
-    let mut slow = run.session.subscribe(Cursor::start());
+    let mut slow = run.session.subscribe(OutputCursor::start());
     let first = slow.next().await.unwrap();
     assert!(matches!(first, ProcessEvent::Output { seq: 1, .. }));
     run.end().await;

@@ -20,7 +20,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use super::super::Cursor;
+use super::super::OutputCursor;
 use super::super::lines::LineReader;
 use super::super::wire::{
     self, InitializeParams, ReadAnswer, ReadParams, SignalParams, StartParams, StartResult, TerminateAnswer,
@@ -373,7 +373,7 @@ impl<T: ProcessTable> Dispatcher<T> {
         match self.table.session(&process_id) {
             Some(session) => {
                 self.table.pushes_from(&process_id, seen);
-                let stream = session.subscribe(Cursor::after(seen));
+                let stream = session.subscribe(OutputCursor::after(seen));
                 let output = self.output_of(&process_id);
                 self.outbox.send(Out::Push(Push { process_id: process_id.into(), stream, output }))
             }

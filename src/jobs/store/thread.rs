@@ -129,6 +129,11 @@ impl StoreHandle {
         }
     }
 
+    /// Refuses further verbs of all clones, and waits for nothing: the thread ends by itself after the queued ones.
+    pub fn abandon(&self) {
+        drop(std::mem::replace(&mut *self.shared.life(), Life::Closed));
+    }
+
     /// Waits until every verb that was queued before has been carried out. Opens nothing that is not open.
     ///
     /// # Errors

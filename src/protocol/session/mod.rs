@@ -376,6 +376,12 @@ impl SessionCore {
         self.next_call > 1
     }
 
+    /// Its bounds.
+    #[must_use]
+    pub const fn limits(&self) -> SessionLimits {
+        self.limits
+    }
+
     /// Calls in flight.
     #[must_use]
     pub fn in_flight(&self) -> usize {

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use rustix::process::Signal;
 use serde_json::json;
 
-use super::super::client::{Client, REVISION};
+use super::super::client::{REVISION, TestClient};
 use super::super::processes;
 use super::super::rig::Rig;
 use super::super::wait::{PATIENCE, Waiting};
@@ -17,14 +17,14 @@ use super::{Seen, Tried, begun, lawful, leaving, listed, over, world};
 const GRACE_S: u64 = 4;
 
 /// A server whose consults may be adopted.
-async fn serve(rig: &mut Rig) -> Client {
+async fn serve(rig: &mut Rig) -> TestClient {
     let grace = GRACE_S.to_string();
     let mut client = rig.host_with(&["mcp", "serve", "--orphan-grace-s", &grace], &rig.work());
     client.handshake(REVISION).await;
     client
 }
 
-async fn kill(host: &mut Client) {
+async fn kill(host: &mut TestClient) {
     host.signal(Signal::KILL);
     host.exit().await;
     host.silence().await;

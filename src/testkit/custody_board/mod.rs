@@ -25,7 +25,7 @@ use futures_util::FutureExt as _;
 use rustix::process::Signal;
 use serde_json::json;
 
-use super::client::{Client, Exchange, Sent};
+use super::client::{Exchange, Sent, TestClient};
 use super::processes::{self, Role};
 use super::rig::{KEY, Rig, Run, Through};
 use super::scripted_agent::{ForkPlace, Script, Step};
@@ -185,7 +185,7 @@ async fn lawful(rig: &Rig, told: &[Exchange], seen: Seen) -> Seen {
 }
 
 /// Ends the host in order, and looks at the laws.
-async fn over(rig: &Rig, mut host: Client, seen: Seen) -> Seen {
+async fn over(rig: &Rig, mut host: TestClient, seen: Seen) -> Seen {
     host.finish().await;
     lawful(rig, &[host.exchange()], seen).await
 }
@@ -269,7 +269,7 @@ async fn leaving(rig: &Rig, wanted: impl Fn(&[&str]) -> bool) -> (Vec<&'static s
 
 /// Begins a consult whose agent has started one process in its group, one in a session of its own and one without an
 /// environment, and sleeps.
-async fn begun(rig: &Rig, host: &mut Client, manners: &[Step]) -> (Option<Sent>, Option<String>) {
+async fn begun(rig: &Rig, host: &mut TestClient, manners: &[Step]) -> (Option<Sent>, Option<String>) {
     let mut steps = manners.to_vec();
     steps.extend([
         Step::Text("at work".into()),

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Signal, kill_process};
 use serde_json::json;
 
-use super::super::client::{Client, Reply};
+use super::super::client::{Reply, TestClient};
 use super::super::outputs::closed_pipe;
 use super::super::places::remove;
 use super::super::processes::{self, Role};
@@ -62,7 +62,7 @@ pub(super) async fn full_disk(tried: &Tried) -> Seen {
     told(&rig, host, &reply, stored).await
 }
 
-async fn told(rig: &Rig, host: Client, reply: &Reply, stored: bool) -> Seen {
+async fn told(rig: &Rig, host: TestClient, reply: &Reply, stored: bool) -> Seen {
     let told = !reply.is_error() && reply["response"] == "done";
     let runs = rig.runs().len();
     let word = |yes, what: &str| if yes { what.to_owned() } else { format!("not {what}") };

@@ -23,7 +23,7 @@ use crate::base::ids::UnixMillis;
 use crate::config::WorkerIsolation;
 use crate::failpoints::{ActionKind, Ends, FAULT_COUNTERS, FaultCounters, FaultPlan, FaultPoint, Faults};
 use crate::jobs::{JobRecord, JobState};
-use crate::testkit::client::{Client, Exchange, REVISION, Reply, Sent};
+use crate::testkit::client::{Exchange, REVISION, Reply, Sent, TestClient};
 use crate::testkit::invariants::Violation;
 use crate::testkit::processes::Role;
 use crate::testkit::rig::{FAULT_SEED, FAULTS, Rig, Through};
@@ -113,7 +113,7 @@ impl World {
     /// # Panics
     ///
     /// When it does not answer.
-    pub(super) async fn examine(&mut self, host: &mut Client, least: u64) -> Option<u64> {
+    pub(super) async fn examine(&mut self, host: &mut TestClient, least: u64) -> Option<u64> {
         let ping = host.send("ping", json!({})).await;
         answered(host, ping).await?;
         let waiting = Waiting::until("the worker's generation is reached", self.patience);
@@ -149,9 +149,9 @@ impl World {
     /// # Panics
     ///
     /// When a job does not end.
-    pub(super) async fn succeed(&mut self) -> Client {
+    pub(super) async fn succeed(&mut self) -> TestClient {
         self.disarm();
-        let mut next: Option<Client> = None;
+        let mut next: Option<TestClient> = None;
         let waiting = Waiting::until("every job is over", self.patience);
         loop {
             let open: Vec<JobRecord> =
@@ -178,7 +178,7 @@ impl World {
     /// # Panics
     ///
     /// When a host does not end.
-    pub(super) async fn close(mut self, clients: Vec<Client>, torn: bool, score: &mut Score) {
+    pub(super) async fn close(mut self, clients: Vec<TestClient>, torn: bool, score: &mut Score) {
         let mut exchanges: Vec<Exchange> = Vec::new();
         for mut client in clients {
             client.finish().await;
@@ -254,7 +254,7 @@ pub(super) async fn play(program: &Path, seed: u64, row: &FaultRow) -> Score {
         format!("the worker's generation is {:?}, and {} is promised", score.generation, expect.generation)
     });
     if row.rule.operation.as_deref() == Some(OVER) && row.rule.action.kind().ends_process() {
-        clients.iter_mut().for_each(Client::expect_end);
+        clients.iter_mut().for_each(TestClient::expect_end);
     }
     let torn = row.rule.point == FaultPoint::StdioWrite && row.rule.action.kind() == ActionKind::Torn;
     let faults = world.faults.clone();
@@ -276,7 +276,7 @@ pub(super) const ENDED: &str = "ended";
 pub(super) const WITHDRAWN: &str = "withdrawn";
 
 /// The struck consult: what its caller was told.
-async fn consult(world: &mut World, host: &mut Client, row: &FaultRow) -> String {
+async fn consult(world: &mut World, host: &mut TestClient, row: &FaultRow) -> String {
     let hello = host.send_greeting(REVISION).await;
     if host.answer_or_end(hello).await.is_none() {
         host.give_up_on(hello);
@@ -331,7 +331,7 @@ pub(super) fn upgrade(host: Option<Pid>) {
 }
 
 /// Withdraws a consult that is held up for as long as its caller likes.
-pub(super) async fn withdraw(world: &mut World, host: &mut Client, call: Sent) -> String {
+pub(super) async fn withdraw(world: &mut World, host: &mut TestClient, call: Sent) -> String {
     let waiting = Waiting::until("the plan has struck", PATIENCE);
     while world.fired() == 0 && !host.is_answered(call) {
         waiting.again(|| "it has not").await;
@@ -345,7 +345,7 @@ pub(super) async fn withdraw(world: &mut World, host: &mut Client, call: Sent) -
 }
 
 /// The answer to a request; `None`, and nobody waits for it any more, when the connection ended without one.
-async fn answered(host: &mut Client, sent: Sent) -> Option<Value> {
+async fn answered(host: &mut TestClient, sent: Sent) -> Option<Value> {
     let answer = host.answer_or_end(sent).await;
     if answer.is_none() {
         host.give_up_on(sent);
@@ -374,7 +374,7 @@ pub(super) fn told(reply: &Reply) -> String {
 /// # Panics
 ///
 /// When it is not.
-async fn served(world: &World, host: &mut Client, by: Recovered) -> Recovered {
+async fn served(world: &World, host: &mut TestClient, by: Recovered) -> Recovered {
     let reply = host.consult(&world.rig.answering("after")).await.expect_success();
     assert_eq!(reply["response"], Value::from("after"), "the answer to a consult afterwards");
     by

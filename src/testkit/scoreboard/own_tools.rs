@@ -25,7 +25,7 @@ use super::{CASE_LIMIT, PATIENCE, Recovered, Score, bounded, many};
 use crate::base::fault::FaultCode;
 use crate::config::WorkerIsolation;
 use crate::failpoints::{ActionKind, FaultPoint, FaultRule, When};
-use crate::testkit::client::{Client, REVISION};
+use crate::testkit::client::{REVISION, TestClient};
 use crate::testkit::invariants::Violation;
 use crate::testkit::rig::Rig;
 use crate::tools::ReplayContract;
@@ -192,7 +192,7 @@ pub async fn run_for(
 }
 
 /// Starts the program.
-fn serve(server: &TriedServer, rig: &mut Rig) -> Client {
+fn serve(server: &TriedServer, rig: &mut Rig) -> TestClient {
     let words: Vec<&str> = server.arguments.iter().map(String::as_str).collect();
     let work = rig.work();
     rig.host_with(&words, &work)
@@ -248,7 +248,7 @@ async fn play(server: &TriedServer, row: &ToolRow) -> Score {
 }
 
 /// The struck call: what its caller was told.
-async fn struck(world: &mut World, host: &mut Client, row: &ToolRow) -> String {
+async fn struck(world: &mut World, host: &mut TestClient, row: &ToolRow) -> String {
     host.handshake(REVISION).await;
     let call = host.start(&row.tool.name, row.tool.arguments.clone()).await;
     if row.answer == ExpectedAnswer::Withdrawn {
@@ -264,7 +264,7 @@ async fn struck(world: &mut World, host: &mut Client, row: &ToolRow) -> String {
 }
 
 /// A call afterwards is served as if nothing had happened.
-async fn served(host: &mut Client, row: &ToolRow) {
+async fn served(host: &mut TestClient, row: &ToolRow) {
     let after = host.call(&row.tool.name, row.tool.arguments.clone()).await;
     // The worker that was struck after its reply ends in this moment, and takes along what was just given to it.
     let may_be_lost =

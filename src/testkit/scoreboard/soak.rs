@@ -16,7 +16,7 @@ use super::rows::{action, place};
 use super::{Recovered, Score};
 use crate::config::WorkerIsolation;
 use crate::failpoints::{ActionKind, FaultPoint, FaultRule, When};
-use crate::testkit::client::{Client, REVISION, Reply, Sent};
+use crate::testkit::client::{REVISION, Reply, Sent, TestClient};
 use crate::testkit::scripted_agent::Step as Act;
 
 /// How long a soak waits for one thing: three of the longest bounds of a row may follow each other.
@@ -218,7 +218,7 @@ fn may_hold(rule: &FaultRule) -> bool {
 
 /// A client, and what it waits for.
 struct Player {
-    client: Client,
+    client: TestClient,
     /// Consults without an answer so far, and what their agents answer.
     open: Vec<(Sent, String)>,
 }

@@ -8,13 +8,13 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::time::{Duration, Instant};
 
 use phone_opus::testkit::client::REVISION;
-use phone_opus::testkit::{Client, Rig, Role, Start};
+use phone_opus::testkit::{Rig, Role, Start, TestClient};
 use serde_json::json;
 
 use super::new_rig;
 
 /// A bridge to a daemon at this socket.
-async fn connect(rig: &mut Rig, socket: &str) -> Client {
+async fn connect(rig: &mut Rig, socket: &str) -> TestClient {
     let work = rig.work();
     let mut client = rig.host_with(&["mcp", "connect", "--socket", socket], &work);
     client.handshake(REVISION).await;
@@ -22,7 +22,7 @@ async fn connect(rig: &mut Rig, socket: &str) -> Client {
 }
 
 /// What health says is not as it was to be.
-async fn notices(client: &mut Client) -> String {
+async fn notices(client: &mut TestClient) -> String {
     client.call("health_snapshot", json!({"render": "json"})).await["notices"].to_string()
 }
 

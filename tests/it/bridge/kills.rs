@@ -10,7 +10,7 @@
 use std::time::{Duration, Instant};
 
 use phone_opus::testkit::client::REVISION;
-use phone_opus::testkit::{Client, Rig, Role, tried_program, until};
+use phone_opus::testkit::{Rig, Role, TestClient, tried_program, until};
 use serde_json::json;
 
 /// A number of the environment, else this one.
@@ -42,7 +42,7 @@ async fn a_daemon_killed_again_and_again_costs_no_client_an_answer_or_a_second_r
 async fn killed(random: &mut fastrand::Rng, kills: u64, bridges: u64) -> Vec<Duration> {
     let mut rig = Rig::new(tried_program(env!("CARGO_BIN_EXE_phone-opus"))).with("PHONE_OPUS_MAX_RUNNING", "64");
     let work = rig.work();
-    let mut clients: Vec<Client> = (0..bridges).map(|_| rig.host_with(&["mcp", "connect"], &work)).collect();
+    let mut clients: Vec<TestClient> = (0..bridges).map(|_| rig.host_with(&["mcp", "connect"], &work)).collect();
     for client in &mut clients {
         client.handshake(REVISION).await;
         client.call("consult_jobs", json!({})).await;

@@ -8,7 +8,7 @@ mod skew;
 mod stops;
 
 use phone_opus::testkit::client::REVISION;
-use phone_opus::testkit::{Client, Rig, tried_program};
+use phone_opus::testkit::{Rig, TestClient, tried_program};
 
 /// A world of its own around the program.
 fn new_rig() -> Rig {
@@ -16,7 +16,7 @@ fn new_rig() -> Rig {
 }
 
 /// A bridge that was greeted.
-async fn connect(rig: &mut Rig) -> Client {
+async fn connect(rig: &mut Rig) -> TestClient {
     let work = rig.work();
     let mut client = rig.host_with(&["mcp", "connect"], &work);
     client.handshake(REVISION).await;

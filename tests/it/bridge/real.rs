@@ -8,13 +8,13 @@ use std::time::{Duration, Instant};
 
 use phone_opus::testkit::client::REVISION;
 use phone_opus::testkit::rig::FAULTS;
-use phone_opus::testkit::{Client, Rig, Role, until};
+use phone_opus::testkit::{Rig, Role, TestClient, until};
 use serde_json::json;
 
 use super::{connect, new_rig};
 
 /// Ends the clients and the daemon, and checks every law.
-async fn stop(rig: Rig, clients: Vec<Client>) {
+async fn stop(rig: Rig, clients: Vec<TestClient>) {
     let mut ended = Vec::new();
     for mut client in clients {
         client.finish().await;
@@ -111,7 +111,7 @@ async fn a_daemon_that_stands_still_is_left_alone_and_this_process_serves() {
 async fn fifty_clients_at_once_have_one_daemon() {
     let mut rig = new_rig();
     let work = rig.work();
-    let mut clients: Vec<Client> = (0..50).map(|_| rig.host_with(&["mcp", "connect"], &work)).collect();
+    let mut clients: Vec<TestClient> = (0..50).map(|_| rig.host_with(&["mcp", "connect"], &work)).collect();
     for client in &mut clients {
         client.handshake(REVISION).await;
     }

@@ -7,7 +7,7 @@
 use std::time::{Duration, Instant};
 
 use phone_opus::internals::tools::consult::KEY_OF_BRIDGE;
-use phone_opus::testkit::{Client, Rig, until};
+use phone_opus::testkit::{Rig, TestClient, until};
 use serde_json::{Value, json};
 
 use super::new_rig;
@@ -16,13 +16,13 @@ use super::peer::{Door, OTHER_TOOLS};
 const OURS: &str = env!("CARGO_PKG_VERSION");
 
 /// A bridge nobody has greeted yet.
-fn bridge(rig: &mut Rig) -> Client {
+fn bridge(rig: &mut Rig) -> TestClient {
     let work = rig.work();
     rig.host_with(&["mcp", "connect"], &work)
 }
 
 /// What health says is not as it was to be.
-async fn notices(client: &mut Client) -> String {
+async fn notices(client: &mut TestClient) -> String {
     client.call("health_snapshot", json!({"render": "json"})).await["notices"].to_string()
 }
 

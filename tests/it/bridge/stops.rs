@@ -5,13 +5,13 @@
 #![cfg(target_os = "linux")]
 
 use phone_opus::internals::jobs::JobMode;
-use phone_opus::testkit::{Client, Rig, Role, Signal, tried_program, until};
+use phone_opus::testkit::{Rig, Role, Signal, TestClient, tried_program, until};
 use serde_json::json;
 
 use super::{connect, new_rig};
 
 /// What health says is not as it was to be.
-async fn notices(client: &mut Client) -> String {
+async fn notices(client: &mut TestClient) -> String {
     client.call("health_snapshot", json!({"render": "json"})).await["notices"].to_string()
 }
 

@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use phone_opus::testkit::client::REVISION;
 use phone_opus::testkit::rig::FAULTS;
-use phone_opus::testkit::{Client, Role};
+use phone_opus::testkit::{Role, TestClient};
 
 use super::*;
 
@@ -81,7 +81,7 @@ async fn one_that_ends_before_it_has_a_socket_is_replaced_by_the_next_start() {
 /// How long it stands still: longer than every answer is waited for.
 const STILL: Duration = Duration::from_secs(5);
 
-async fn bridge(rig: &mut Rig) -> Client {
+async fn bridge(rig: &mut Rig) -> TestClient {
     let work = rig.work();
     let mut client = rig.host_with(&["mcp", "connect"], &work);
     client.handshake(REVISION).await;
@@ -90,7 +90,7 @@ async fn bridge(rig: &mut Rig) -> Client {
 }
 
 /// Nobody has taken the daemon for lost, and it has restarted nothing of its own.
-async fn expect_nothing_happened(client: &mut Client) {
+async fn expect_nothing_happened(client: &mut TestClient) {
     let health = client.health().await;
     assert!(!health.has("notices"), "{:#}", health.0);
     assert_eq!(health["restart_count"], 0, "{:#}", health.0);

@@ -5,7 +5,7 @@
 #![cfg(target_os = "linux")]
 
 use phone_opus::testkit::client::REVISION;
-use phone_opus::testkit::{Client, Rig, Role, tried_program, until_seen};
+use phone_opus::testkit::{Rig, Role, TestClient, tried_program, until_seen};
 use serde_json::{Value, json};
 
 /// A world of its own around the program, in which one agent runs at once.
@@ -36,7 +36,7 @@ fn count(value: &Value) -> usize {
     value.as_array().map_or(0, Vec::len)
 }
 
-async fn greeted(rig: &mut Rig, words: &[&str]) -> Client {
+async fn greeted(rig: &mut Rig, words: &[&str]) -> TestClient {
     let work = rig.work();
     let mut client = rig.host_with(words, &work);
     client.handshake(REVISION).await;

@@ -7,7 +7,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::net::UnixStream as StdStream;
 use std::time::Instant;
 
-use phone_opus::testkit::Client;
+use phone_opus::testkit::TestClient;
 use phone_opus::testkit::client::REVISION;
 use rustix::process::geteuid;
 
@@ -263,7 +263,7 @@ async fn a_client_that_may_not_connect_leaves_a_healthy_daemon_alone() {
     mode(&closed, 0o000);
     let work = rig.work();
     for arguments in [&["mcp", "connect"][..], &["mcp", "connect", "--socket", &words]] {
-        let mut client: Client = rig.host_with(arguments, &work);
+        let mut client: TestClient = rig.host_with(arguments, &work);
         client.handshake(REVISION).await;
         let said = client.call("health_snapshot", json!({"render": "json"})).await["notices"].to_string();
         assert!(said.contains("may not be connected to from here"), "{said}");

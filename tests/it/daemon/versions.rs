@@ -2,7 +2,7 @@
 //!
 //! Laws: L1, L3, L15, L18.
 
-use phone_opus::testkit::Client;
+use phone_opus::testkit::TestClient;
 use phone_opus::testkit::client::REVISION;
 
 use super::*;
@@ -45,11 +45,11 @@ async fn run(rig: &Rig, program: &Path, words: &[&str]) -> Output {
     command.output().await.expect("it runs")
 }
 
-fn bridge(rig: &Rig, program: &Path) -> Client {
+fn bridge(rig: &Rig, program: &Path) -> TestClient {
     let mut command = tokio::process::Command::new(program);
     command.args(["mcp", "connect"]).env_clear().envs(rig.environment().iter()).current_dir(rig.work());
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).kill_on_drop(true);
-    Client::of_process(command.spawn().expect("it runs"))
+    TestClient::of_process(command.spawn().expect("it runs"))
 }
 
 async fn build(rig: &Rig) -> String {

@@ -26,7 +26,7 @@ use phone_opus::internals::daemon::listener::Listener;
 use phone_opus::internals::system::handover::{HostSnapshot, Luggage, NewImage, Packed, Restore};
 use phone_opus::internals::system::{Grace, System};
 use phone_opus::testkit::processes::resident;
-use phone_opus::testkit::{Client, PATIENCE, Rig, Signal, Waiting};
+use phone_opus::testkit::{PATIENCE, Rig, Signal, TestClient, Waiting};
 use serde_json::json;
 use tokio::net::UnixStream;
 use tokio::signal::unix::{SignalKind, signal};
@@ -121,7 +121,7 @@ fn host_process() {
             assert_eq!(doors[0].1.as_ref().map(|place| place.path.as_path()), Some(socket.as_path()));
         } else {
             let listener = Listener::bind(&socket).expect("it listens");
-            drop(system.listen(listener, options).expect("a door"));
+            drop(system.listen_at(listener, options).expect("a door"));
         }
         let exe = std::env::current_exe().expect("this program");
         let words = ["sh".into(), "-c".into(), IMAGE.into(), exe.into_os_string()];
@@ -212,9 +212,9 @@ impl HostProcess {
     }
 
     /// A client that speaks MCP.
-    pub(super) async fn client(&self) -> Client {
+    pub(super) async fn client(&self) -> TestClient {
         let (from, to) = UnixStream::connect(&self.socket).await.expect("it listens").into_split();
-        Client::new(from, to)
+        TestClient::new(from, to)
     }
 
     /// Asks for an upgrade, and waits until it was done: another image answers.

@@ -78,7 +78,7 @@ impl House {
         let desk = Arc::new(Desk::default());
         let listener = Listener::bind(&path).expect("it listens");
         let answering: Arc<dyn ControlDesk> = Arc::<Desk>::clone(&desk);
-        let door = system.listen(listener, ListenOptions { desk: answering, context: context() }).expect("a door");
+        let door = system.listen_at(listener, ListenOptions { desk: answering, context: context() }).expect("a door");
         Self { system, door, desk, path, scratch }
     }
 

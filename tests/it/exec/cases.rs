@@ -11,7 +11,7 @@ use futures_util::FutureExt as _;
 use phone_opus::internals::exec::backend::{ProcessStartError, StdinKind};
 use phone_opus::internals::exec::client::ExecError;
 use phone_opus::internals::exec::local::{TerminalSize, WriteStatus};
-use phone_opus::internals::exec::{Cursor, OutputStream, ProcessEvent, ProcessSession, ReadExit, SpawnError};
+use phone_opus::internals::exec::{OutputCursor, OutputStream, ProcessEvent, ProcessSession, ReadExit, SpawnError};
 use phone_opus::testkit::wait::Waiting;
 
 use super::place::{Difference, PATIENCE, Place, Running, in_time};
@@ -348,7 +348,7 @@ pub(super) async fn case_12_13_late_and_slow_subscribers_are_told_and_get_the_en
         last = Some(event);
     }
     assert_eq!(last.as_ref(), end.last());
-    assert_eq!(running.session.subscribe(Cursor::after(u64::MAX)).next().await.as_ref(), end.last());
+    assert_eq!(running.session.subscribe(OutputCursor::after(u64::MAX)).next().await.as_ref(), end.last());
 }
 
 pub(super) async fn case_14_a_reader_that_does_not_read_blocks_its_producer_only(place: &Place) {

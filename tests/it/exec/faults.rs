@@ -16,7 +16,7 @@ use phone_opus::internals::exec::invariants::{
 };
 use phone_opus::internals::exec::local::WriteStatus;
 use phone_opus::internals::exec::remote::{RemoteExec, RemoteOptions};
-use phone_opus::internals::exec::{Cursor, ProcessEvent, ProcessSession};
+use phone_opus::internals::exec::{OutputCursor, ProcessEvent, ProcessSession};
 use phone_opus::testkit::exec_proxy::{FaultyProxy, WireFault};
 
 use super::place::{Place, Running, in_time, scratch};
@@ -77,7 +77,7 @@ async fn one(place: &Place, number: u64) -> Came {
     assert!(String::from_utf8_lossy(&out) == expected, "{id}: {} bytes, not {}", out.len(), expected.len());
     assert_eq!(running.code().await, 3, "{id}");
     let mut events = Vec::new();
-    let mut stream = running.session.subscribe(Cursor::start());
+    let mut stream = running.session.subscribe(OutputCursor::start());
     while let Some(event) = in_time("an event", stream.next()).await {
         events.push(event);
     }

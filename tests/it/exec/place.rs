@@ -20,7 +20,7 @@ use bytes::Bytes;
 use phone_opus::internals::exec::backend::{ExecBackend, StartRequest, StartedProcess};
 use phone_opus::internals::exec::remote::{RemoteExec, RemoteOptions};
 use phone_opus::internals::exec::target::{ExecTarget, TargetWords};
-use phone_opus::internals::exec::{Cursor, EventStream, LocalExec, OutputTap, ProcessEvent, ProcessSession};
+use phone_opus::internals::exec::{EventStream, LocalExec, OutputCursor, OutputTap, ProcessEvent, ProcessSession};
 use phone_opus::testkit::processes;
 use phone_opus::testkit::tried_program;
 use phone_opus::testkit::wait::Waiting;
@@ -232,7 +232,7 @@ impl Running {
     }
 
     pub(super) fn events(&self) -> EventStream {
-        self.session.subscribe(Cursor::start())
+        self.session.subscribe(OutputCursor::start())
     }
 
     /// All events, to the last.

@@ -42,7 +42,7 @@ async fn a_hosts_connection_is_supervised_shown_by_health_and_ends_with_the_host
     let started = in_time("a start", remote.start(place.shell("q", "echo up; sleep 1000"), session.clone())).await;
     let mut running = Running { process: started.expect("a process"), session };
     running.until("up\n").await;
-    in_time("the stop", system.shutdown(Grace(Duration::from_secs(5)))).await;
+    in_time("the stop", system.shutdown(Grace::within(Duration::from_secs(5)))).await;
     assert!(matches!(running.all().await.last(), Some(ProcessEvent::Failed { .. })));
     assert!(in_time("its end", running.process.0.end()).await.is_err());
     // What ran is ended with the server's lease, or with the server, whichever comes first.

@@ -159,7 +159,7 @@ impl House {
     }
 
     /// Ends the server, looks at everything, and shows that nothing is left.
-    pub(super) async fn close(mut self, clients: impl IntoIterator<Item = phone_opus::testkit::Client>) {
+    pub(super) async fn close(mut self, clients: impl IntoIterator<Item = phone_opus::testkit::TestClient>) {
         if let Some(mut server) = self.server.take() {
             for process in self.servers() {
                 let _ = process.send(phone_opus::testkit::Signal::TERM);

@@ -5,7 +5,7 @@
 
 #![cfg(target_os = "linux")]
 
-use phone_opus::testkit::{Client, Reply, Rig, Role, tried_program, until};
+use phone_opus::testkit::{Reply, Rig, Role, TestClient, tried_program, until};
 use serde_json::json;
 
 /// A world of its own around the program.
@@ -36,7 +36,7 @@ fn told(reply: &Reply) -> &str {
 }
 
 /// Every rule of the plan has fired so often, and no session found a law broken meanwhile.
-async fn expect_fired(host: &mut Client, rules: &[(&str, u64)]) {
+async fn expect_fired(host: &mut TestClient, rules: &[(&str, u64)]) {
     let health = host.health().await;
     let fired: Vec<_> = rules.iter().map(|(rule, count)| json!({"rule": rule, "count": count})).collect();
     assert_eq!(health["fired_fault_points"], json!(fired), "{:#}", health.0);
@@ -402,7 +402,7 @@ async fn the_crash_once_variable_takes_the_worker_at_what_no_worker_executes_onc
             let what = format!("{operation} ({})", place.word());
             let mut rig = new_rig().with(CRASH_ONCE, operation).with("PHONE_OPUS_ISOLATION", place.word());
             let mut host = rig.serve().await;
-            let meet = async |host: &mut Client| match operation.strip_prefix("tools/call:") {
+            let meet = async |host: &mut TestClient| match operation.strip_prefix("tools/call:") {
                 Some(tool) => assert!(!host.call(tool, json!({})).await.is_error(), "{what}"),
                 None => assert!(host.request(operation, json!({})).await.get("result").is_some(), "{what}"),
             };

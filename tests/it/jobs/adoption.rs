@@ -13,7 +13,7 @@ use phone_opus::internals::jobs::host_lock::HostLock;
 use phone_opus::internals::jobs::{JobMode, JobRecord, JobState};
 use phone_opus::testkit::client::REVISION;
 use phone_opus::testkit::{
-    Client, ForkPlace, PATIENCE, Reply, Rig, Role, Sent, Signal, Step, Waiting, tried_program, until,
+    ForkPlace, PATIENCE, Reply, Rig, Role, Sent, Signal, Step, TestClient, Waiting, tried_program, until,
 };
 use serde_json::{Value, json};
 
@@ -25,7 +25,7 @@ fn new_rig() -> Rig {
 }
 
 /// A host whose jobs may be adopted, and that adopts.
-async fn host(rig: &mut Rig) -> Client {
+async fn host(rig: &mut Rig) -> TestClient {
     let grace = GRACE.as_secs().to_string();
     let mut client = rig.host_with(&["mcp", "serve", "--orphan-grace-s", &grace], &rig.work());
     client.handshake(REVISION).await;
@@ -33,18 +33,18 @@ async fn host(rig: &mut Rig) -> Client {
 }
 
 /// Ends a host on the spot, whatever it was asked.
-async fn kill(mut host: Client, lost: impl IntoIterator<Item = Sent>) {
+async fn kill(mut host: TestClient, lost: impl IntoIterator<Item = Sent>) {
     lost.into_iter().for_each(|sent| host.give_up_on(sent));
     host.signal(Signal::KILL);
     host.exit().await;
 }
 
-async fn health(host: &mut Client) -> Reply {
+async fn health(host: &mut TestClient) -> Reply {
     host.call("health_snapshot", json!({})).await
 }
 
 /// Waits until a host has adopted so many jobs.
-async fn adopted(host: &mut Client, jobs: u64) {
+async fn adopted(host: &mut TestClient, jobs: u64) {
     let waiting = Waiting::until(format!("{jobs} jobs are adopted"), PATIENCE);
     loop {
         let health = health(host).await;

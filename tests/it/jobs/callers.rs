@@ -19,7 +19,7 @@ use phone_opus::internals::daemon::control::Opening;
 use phone_opus::internals::jobs::{JobRecord, JobState};
 use phone_opus::internals::system::{Grace, System, SystemBuilder};
 use phone_opus::internals::worker::{Isolation, WorkerCommand};
-use phone_opus::testkit::{Client, Rig, Role, tried_program, until};
+use phone_opus::testkit::{Rig, Role, TestClient, tried_program, until};
 use serde_json::{Value, json};
 
 /// A world whose host has variables of its own, each with `of-host` in it.
@@ -157,9 +157,9 @@ async fn two_callers_of_one_host_at_once_get_each_its_own_environment_and_direct
         let rig = new_rig();
         let isolation = if isolated { worker(&rig) } else { Isolation::InProcess };
         let system = builder(&rig).isolation(isolation).start().await.expect("a system");
-        let mut one = Client::of(&system).from(caller(&rig, "of-one")).greet().await;
-        let mut two = Client::of(&system).from(caller(&rig, "of-two")).greet().await;
-        let mut own = Client::of(&system).greet().await;
+        let mut one = TestClient::of(&system).from(caller(&rig, "of-one")).greet().await;
+        let mut two = TestClient::of(&system).from(caller(&rig, "of-two")).greet().await;
+        let mut own = TestClient::of(&system).greet().await;
         let first = one.start("consult", json!({"prompt": rig.waiting("one", "go")})).await;
         let second = two.start("consult", json!({"prompt": rig.waiting("two", "go")})).await;
         let third = own.start("consult", json!({"prompt": rig.waiting("own", "go")})).await;
@@ -198,7 +198,7 @@ async fn values_of_any_bytes_reach_the_agent_and_what_the_caller_does_not_have_i
     let mut opening =
         opening(&rig, &dir, &[("LC_LINES", "a\nb\"c\\ \u{1}"), ("LC_EMPTY", ""), ("LC_CANARY", "c4n4ry-value")]);
     opening.environment = opening.environment.with("LC_ODD", OsString::from_vec(b"x\xffy".to_vec()));
-    let mut client = Client::of(&system).from(context(&rig, &opening)).greet().await;
+    let mut client = TestClient::of(&system).from(context(&rig, &opening)).greet().await;
     client.consult(&rig.answering("done")).await.expect_success();
     let env = environment_in(&rig, &dir);
     assert_eq!((&env["LC_LINES"], &env["LC_EMPTY"]), (&json!("a\nb\"c\\ \u{1}"), &json!("")), "{env:#}");
@@ -215,7 +215,7 @@ async fn a_directory_that_went_after_the_session_was_opened_is_told_with_the_cal
     let rig = new_rig();
     let system = builder(&rig).start().await.expect("a system");
     let dir = place(&rig, "leaving");
-    let mut client = Client::of(&system).from(context(&rig, &opening(&rig, &dir, &[]))).greet().await;
+    let mut client = TestClient::of(&system).from(context(&rig, &opening(&rig, &dir, &[]))).greet().await;
     std::fs::remove_dir(&dir).expect("removed");
     let refused = client.consult(&rig.answering("never")).await.expect_fault("invalid_input");
     assert!(refused.text().contains("the directory of this session does not exist"), "{}", refused.text());
@@ -236,7 +236,7 @@ async fn who_has_told_no_directory_names_one_of_the_configured_and_has_the_envir
     let system = builder(&rig).start().await.expect("a system");
     let mut base = host(&rig).base();
     base.config = Arc::new(Config { claude_bin: Some(rig.player()), ..Config::clone(&base.config) });
-    let mut client = Client::of(&system).from(base).open();
+    let mut client = TestClient::of(&system).from(base).open();
     // What it names itself as its roots grants nothing.
     client.handshake_with_roots("2025-11-25").await;
     let consult = client.start("consult", json!({"prompt": rig.answering("never")})).await;
@@ -269,11 +269,11 @@ async fn each_caller_is_under_its_own_settings_its_projects_limits_and_its_place
         opening.nesting = (Some(ChainId::random()), depth);
         (opening.nesting.0, context(&rig, &opening))
     };
-    let mut lowered = Client::of(&system).from(opened(&low, 70, 0).1).greet().await;
-    let mut plain = Client::of(&system).from(opened(&broken, 70, 0).1).greet().await;
+    let mut lowered = TestClient::of(&system).from(opened(&low, 70, 0).1).greet().await;
+    let mut plain = TestClient::of(&system).from(opened(&broken, 70, 0).1).greet().await;
     let (chain, nested) = opened(&place(&rig, "nested"), 70, 1);
-    let mut nested = Client::of(&system).from(nested).greet().await;
-    let mut deep = Client::of(&system).from(opened(&place(&rig, "deep"), 70, 2).1).greet().await;
+    let mut nested = TestClient::of(&system).from(nested).greet().await;
+    let mut deep = TestClient::of(&system).from(opened(&place(&rig, "deep"), 70, 2).1).greet().await;
     let reply = lowered.consult(&rig.answering("lowered")).await.expect_success();
     assert!(!reply.has("project_file_left_out"), "{:#}", reply.0);
     let reply = plain.consult(&rig.answering("plain")).await.expect_success();
@@ -298,8 +298,8 @@ async fn each_caller_is_under_its_own_settings_its_projects_limits_and_its_place
 async fn jobs_of_one_directory_are_shown_to_its_callers_and_to_no_other() {
     let rig = new_rig();
     let system = builder(&rig).start().await.expect("a system");
-    let mut one = Client::of(&system).from(caller(&rig, "of-one")).greet().await;
-    let mut two = Client::of(&system).from(caller(&rig, "of-two")).greet().await;
+    let mut one = TestClient::of(&system).from(caller(&rig, "of-one")).greet().await;
+    let mut two = TestClient::of(&system).from(caller(&rig, "of-two")).greet().await;
     let job = one.consult(&rig.answering("mine")).await.expect_success().str("job_id").to_owned();
     two.call("consult_job", json!({"job_id": job})).await.expect_fault("invalid_input");
     let listed = two.call("consult_jobs", json!({"scope": "all"})).await;
@@ -317,8 +317,8 @@ async fn the_same_request_key_is_one_run_whoever_asks_and_whatever_their_environ
     let dir = place(&rig, "together");
     let one = context(&rig, &opening(&rig, &dir, &[("LANG", "of-one")]));
     let two = context(&rig, &opening(&rig, &dir, &[("LANG", "of-two")]));
-    let mut one = Client::of(&system).from(one).greet().await;
-    let mut two = Client::of(&system).from(two).greet().await;
+    let mut one = TestClient::of(&system).from(one).greet().await;
+    let mut two = TestClient::of(&system).from(two).greet().await;
     let arguments = json!({"prompt": rig.waiting("begun", "go"), "request_key": "k"});
     let first = one.start("consult", arguments.clone()).await;
     rig.wait_for_sign("begun").await;
@@ -348,13 +348,13 @@ async fn handed_in(rig: &Rig, job: &str) {
 }
 
 /// One consult under way, and one of each of these callers that waits for its turn.
-async fn queue(rig: &Rig, system: &System, callers: &[&str]) -> (Vec<Client>, Vec<String>) {
-    let mut first = Client::of(system).from(caller(rig, "of-first")).greet().await;
+async fn queue(rig: &Rig, system: &System, callers: &[&str]) -> (Vec<TestClient>, Vec<String>) {
+    let mut first = TestClient::of(system).from(caller(rig, "of-first")).greet().await;
     let mut jobs = vec![first.consult_in_background(&rig.waiting("begun", "go")).await];
     rig.wait_for_sign("begun").await;
     let mut clients = vec![first];
     for name in callers {
-        let mut client = Client::of(system).from(caller(rig, name)).greet().await;
+        let mut client = TestClient::of(system).from(caller(rig, name)).greet().await;
         let job = client.consult_in_background(&rig.answering(name)).await;
         handed_in(rig, &job).await;
         jobs.push(job);
@@ -448,7 +448,7 @@ async fn a_callers_job_left_alone_is_run_for_a_session_with_the_same_environment
         rig.give_sign("go");
         becomes(&rig, &jobs[0], JobState::Succeeded).await;
         let after = one_at_a_time(&mut rig).await;
-        let client = Client::of(&after).from(caller(&rig, next)).greet().await;
+        let client = TestClient::of(&after).from(caller(&rig, next)).greet().await;
         becomes(&rig, &jobs[1], end).await;
         if end == JobState::Succeeded {
             expect_own(&rig, "of-one", &["of-first"]);

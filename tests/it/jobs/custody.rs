@@ -17,7 +17,7 @@ use phone_opus::internals::jobs::{JobMode, JobRecord, JobState};
 use phone_opus::testkit::client::{Exchange, REVISION};
 use phone_opus::testkit::rig::{FAULTS, Through};
 use phone_opus::testkit::{
-    Client, ForkPlace, Process, Reply, Rig, Role, Script, Sent, Signal, Step, Waiting, tried_program,
+    ForkPlace, Process, Reply, Rig, Role, Script, Sent, Signal, Step, TestClient, Waiting, tried_program,
 };
 use serde_json::{Value, json};
 
@@ -92,7 +92,7 @@ struct Storm {
     rig: Rig,
     through: Through,
     rng: fastrand::Rng,
-    hosts: Vec<Client>,
+    hosts: Vec<TestClient>,
     open: Vec<Open>,
     /// What the clients of killed hosts were told.
     gone: Vec<Exchange>,
@@ -170,7 +170,7 @@ impl Storm {
 
     /// Takes in what was answered meanwhile.
     fn take_answers(&mut self) {
-        let exchanges: Vec<Exchange> = self.hosts.iter().map(Client::exchange).collect();
+        let exchanges: Vec<Exchange> = self.hosts.iter().map(TestClient::exchange).collect();
         let (answered, open) = std::mem::take(&mut self.open)
             .into_iter()
             .partition(|open| exchanges[open.host].answers.contains_key(&open.sent.0.to_string()));
@@ -407,7 +407,7 @@ enum Ending {
 }
 
 impl Ending {
-    async fn of(self, host: &mut Client) {
+    async fn of(self, host: &mut TestClient) {
         match self {
             Self::InSteps => {
                 host.signal(Signal::INT);
@@ -429,7 +429,7 @@ impl Ending {
 }
 
 /// Signals a host that may be gone already.
-fn end(host: &mut Client, signal: Signal) {
+fn end(host: &mut TestClient, signal: Signal) {
     host.expect_end();
     // It is not waited for before it was signalled last, so the pid is its own even when it is gone.
     let _ = rustix::process::kill_process(host.host_pid(), signal);

@@ -17,7 +17,7 @@ use phone_opus::internals::base::ids::{ChainId, JobId, RunToken, UnixMillis};
 use phone_opus::internals::jobs::store::{AcceptLimits, SqliteStore, StartOutcome, Store, Transition};
 use phone_opus::internals::jobs::{ConsultRequest, JobMode, JobOutcome, JobState, JournalEvent, NewJob, RunProcess};
 use phone_opus::testkit::client::REVISION;
-use phone_opus::testkit::{Client, PATIENCE, Rig, Role, Step, Waiting, tried_program, until};
+use phone_opus::testkit::{PATIENCE, Rig, Role, Step, TestClient, Waiting, tried_program, until};
 use serde_json::{Value, json};
 use tokio::process::Command;
 
@@ -26,12 +26,12 @@ fn new_rig() -> Rig {
 }
 
 /// A host that a shell starts by `exec … "$@"`.
-async fn host_by(rig: &Rig, script: &str) -> Client {
+async fn host_by(rig: &Rig, script: &str) -> TestClient {
     let mut command = Command::new("sh");
     command.args(["-c", script, "sh"]).arg(rig.program()).args(["mcp", "serve"]);
     command.env_clear().envs(rig.environment().iter()).current_dir(rig.work()).kill_on_drop(true);
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
-    let mut host = Client::of_process(command.spawn().expect("a shell"));
+    let mut host = TestClient::of_process(command.spawn().expect("a shell"));
     host.handshake(REVISION).await;
     host
 }
@@ -255,7 +255,7 @@ fn ten_thousand(dir: &phone_opus::internals::base::state_dir::StateDir, here: &P
 }
 
 /// Calls a tool a thousand times, and tells how long the middle and the hundredth slowest took.
-async fn timed(host: &mut Client, what: &str, tool: &str, mut arguments: impl FnMut(usize) -> Value) {
+async fn timed(host: &mut TestClient, what: &str, tool: &str, mut arguments: impl FnMut(usize) -> Value) {
     let mut took = Vec::new();
     for call in 0..1000 {
         let arguments = arguments(call);

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use phone_opus::internals::base::ids::JobId;
 use phone_opus::internals::jobs::{JobRecord, JobState, reserve};
 use phone_opus::testkit::{
-    Client, ForkPlace, PATIENCE, Reply, Rig, Role, Script, Step, Waiting, processes, tried_program,
+    ForkPlace, PATIENCE, Reply, Rig, Role, Script, Step, TestClient, Waiting, processes, tried_program,
 };
 use serde_json::{Value, json};
 
@@ -385,7 +385,7 @@ async fn children_without_an_environment_are_ended_with_the_job_of_a_lost_runner
 // --- a runner that stands still -----------------------------------------------------------------------------------------
 
 /// Begins a background consult and stops its runner where it stands.
-async fn frozen(rig: &Rig, host: &mut Client, arguments: Value) -> String {
+async fn frozen(rig: &Rig, host: &mut TestClient, arguments: Value) -> String {
     let mut arguments = arguments;
     arguments["prompt"] = json!(rig.hanging("begun"));
     arguments["background"] = json!(true);

@@ -4,7 +4,7 @@
 
 use phone_opus::internals::agents::MAX_PROMPT_BYTES;
 use phone_opus::internals::base::ids::UnixMillis;
-use phone_opus::testkit::{Client, Reply, Rig, Script, Step, tried_program};
+use phone_opus::testkit::{Reply, Rig, Script, Step, TestClient, tried_program};
 use serde_json::{Value, json};
 
 /// A world of its own around the program.
@@ -19,7 +19,7 @@ fn detail(reply: &Reply) -> String {
     detail.into_iter().find_map(Value::as_str).unwrap_or_default().to_owned()
 }
 
-async fn refused(host: &mut Client, tool: &str, arguments: Value, code: &str, named: &[&str]) {
+async fn refused(host: &mut TestClient, tool: &str, arguments: Value, code: &str, named: &[&str]) {
     let shown = arguments.to_string().chars().take(100).collect::<String>();
     let reply = host.call(tool, arguments).await.expect_fault(code);
     for part in named {
@@ -148,7 +148,7 @@ async fn an_agent_that_cannot_be_started_is_a_failure_that_says_why() {
 }
 
 /// Consults with this script; the reply must carry the agent's last words.
-async fn fails(rig: &Rig, host: &mut Client, name: &str, script: Script, code: &str) -> Reply {
+async fn fails(rig: &Rig, host: &mut TestClient, name: &str, script: Script, code: &str) -> Reply {
     let words = format!("last words of {name}");
     let steps = [vec![Step::Stderr(format!("{words}\n"))], script.steps.clone()].concat();
     let prompt = rig.prompt(Script { steps, ..script });

@@ -9,7 +9,7 @@
 
 use std::time::Duration;
 
-use phone_opus::testkit::{Client, ForkPlace, Process, Reply, Rig, Role, Script, Step, Waiting, tried_program};
+use phone_opus::testkit::{ForkPlace, Process, Reply, Rig, Role, Script, Step, TestClient, Waiting, tried_program};
 use serde_json::{Map, Value, json};
 
 /// What a host may take beyond what it had at rest, whatever an agent writes: buffers and news that do not grow with it. What an
@@ -47,7 +47,7 @@ fn peak_mb(process: &Process) -> Option<u64> {
 
 /// What a consult of these steps is answered, and the most memory its host and its runner had by the time everything was
 /// read.
-async fn consulted(rig: &Rig, host: &mut Client, script: Script) -> (Reply, Option<(u64, u64)>) {
+async fn consulted(rig: &Rig, host: &mut TestClient, script: Script) -> (Reply, Option<(u64, u64)>) {
     let mut script = script;
     // Said in a line of its own, so that whoever has heard it has read everything before it.
     script.steps.extend([Step::Text("all said".into()), Step::WaitForFile(rig.sign("go"))]);

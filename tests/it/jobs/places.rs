@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use phone_opus::testkit::client::{REVISION, envelope};
 use phone_opus::testkit::places::{self, Stand, give_away};
-use phone_opus::testkit::{Client, Reply, Rig, Sent, Signal, Waiting, processes, tried_program};
+use phone_opus::testkit::{Reply, Rig, Sent, Signal, TestClient, Waiting, processes, tried_program};
 use serde_json::json;
 
 /// The revision with tasks.
@@ -26,7 +26,7 @@ fn new_rig() -> Rig {
 const PLENTY: u64 = 200 << 20;
 
 /// Watches the memory of every process of the world until a call is answered, for at least so long.
-async fn peak_until_answered(rig: &Rig, client: &Client, call: Sent, at_least: Duration, go: Option<&str>) -> u64 {
+async fn peak_until_answered(rig: &Rig, client: &TestClient, call: Sent, at_least: Duration, go: Option<&str>) -> u64 {
     let (mut peak, began, mut go) = (0, Instant::now(), go);
     loop {
         let now = rig.processes().into_iter().filter_map(|process| processes::peak(process.pid)).max();
@@ -114,7 +114,7 @@ async fn nobody_else_says_what_is_ignored_above_or_within_a_directory() {
 }
 
 /// What a word search for the marker says.
-async fn searched(host: &mut Client, cwd: &Path) -> Reply {
+async fn searched(host: &mut TestClient, cwd: &Path) -> Reply {
     host.call("consult", json!({"prompt": "where is the_needle?", "agent": "offline", "cwd": cwd})).await
 }
 
@@ -263,7 +263,7 @@ async fn a_server_started_where_everything_begins_takes_roots_or_what_lies_below
 }
 
 /// Asks for an upgrade and waits until it was the last one of so many.
-async fn upgrade(host: &mut Client, count: u64) {
+async fn upgrade(host: &mut TestClient, count: u64) {
     host.signal(Signal::USR2);
     let waiting = Waiting::until("the upgrade", Duration::from_secs(60));
     loop {

@@ -9,7 +9,7 @@
 use std::time::{Duration, Instant};
 
 use phone_opus::internals::jobs::{JobRecord, JobState};
-use phone_opus::testkit::{Client, PATIENCE, Process, Rig, Role, Signal, Waiting, tried_program, until};
+use phone_opus::testkit::{PATIENCE, Process, Rig, Role, Signal, TestClient, Waiting, tried_program, until};
 use serde_json::json;
 
 /// A world in which one agent runs at a time.
@@ -18,7 +18,7 @@ fn new_rig() -> Rig {
 }
 
 /// A host whose one permit is taken until the sign `go` is given.
-async fn busy(rig: &mut Rig) -> (Client, String) {
+async fn busy(rig: &mut Rig) -> (TestClient, String) {
     let mut client = rig.serve().await;
     let prompt = rig.waiting("begun", "go");
     let running = client.consult_in_background(&prompt).await;

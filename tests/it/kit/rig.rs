@@ -14,7 +14,7 @@ use phone_opus::testkit::invariants::{
 use phone_opus::testkit::processes::are_visible;
 use phone_opus::testkit::rig::{FAULT_SEED, FAULTS};
 use phone_opus::testkit::tools::{Crash, Tally, TestTool, blocks, counter, dying_counter, echo, probed};
-use phone_opus::testkit::{Client, Rig, Role, Script, Signal, Step, tried_program, until};
+use phone_opus::testkit::{Rig, Role, Script, Signal, Step, TestClient, tried_program, until};
 use serde_json::json;
 
 /// A world of its own around the program.
@@ -195,7 +195,7 @@ async fn a_crash_costs_no_call_a_second_effect_whatever_its_contract() {
         rig.watch(&tool, &effects);
         let (tool_name, tried) = (tool.name().to_owned(), tool.attempts());
         let system = rig.system().tool(tool).tool(echo()).start().await.expect("a system");
-        let mut client = Client::of(&system).greet().await;
+        let mut client = TestClient::of(&system).greet().await;
         let reply = client.call(&tool_name, json!({})).await;
         match told {
             Ok(text) => assert_eq!((reply.is_error(), reply.text()), (false, text), "{name}"),
@@ -214,7 +214,7 @@ async fn a_crash_costs_no_call_a_second_effect_whatever_its_contract() {
 async fn a_tool_that_blocks_its_thread_answers_when_it_is_done() {
     let rig = new_rig();
     let system = rig.system().tool(blocks(Duration::from_millis(20))).start().await.expect("a system");
-    let mut client = Client::of(&system).buffer(1024).greet().await;
+    let mut client = TestClient::of(&system).buffer(1024).greet().await;
     assert_eq!(client.call("blocks", json!({})).await.text(), "blocked");
     rig.stop_system_and_check_invariants(system, [client]).await;
 }

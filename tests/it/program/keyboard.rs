@@ -8,7 +8,7 @@
 use std::process::Stdio;
 
 use phone_opus::testkit::outputs::{closed_pipe, full_device};
-use phone_opus::testkit::{Client, Reply, Rig, Step, tried_program, until};
+use phone_opus::testkit::{Reply, Rig, Step, TestClient, tried_program, until};
 use serde_json::{Value, json};
 
 fn new_rig() -> Rig {
@@ -225,7 +225,7 @@ async fn faults_list_tells_every_point_what_it_accepts_and_in_which_operations()
 }
 
 /// A host greeted by a client of this name.
-async fn greeted_by(rig: &mut Rig, name: &str) -> Client {
+async fn greeted_by(rig: &mut Rig, name: &str) -> TestClient {
     let mut host = rig.host();
     let client = json!({"name": name, "version": "1"});
     host.request("initialize", json!({"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": client}))

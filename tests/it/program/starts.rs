@@ -617,7 +617,7 @@ fn rig_of_a_copy(dir: &Path) -> Rig {
 }
 
 /// Everything a server starts: a worker, a runner, one that waits with a job and what it starts, the built-in agent.
-async fn every_kind_of_child_starts(rig: &Rig, host: &mut phone_opus::testkit::Client, why: &str) {
+async fn every_kind_of_child_starts(rig: &Rig, host: &mut phone_opus::testkit::TestClient, why: &str) {
     let worker = rig.worker_of(host).expect("a worker");
     worker.kill();
     let (begun, go) = (format!("begun {why}"), format!("go {why}"));

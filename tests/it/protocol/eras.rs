@@ -15,7 +15,7 @@ use phone_opus::internals::config::clients::Clients;
 use phone_opus::internals::system::{Grace, Shutdown, System};
 use phone_opus::testkit::client::envelope;
 use phone_opus::testkit::invariants::invariant_one_answer_each;
-use phone_opus::testkit::{Client, Reply, Rig, Role, Script, Step, tools, tried_program, until};
+use phone_opus::testkit::{Reply, Rig, Role, Script, Step, TestClient, tools, tried_program, until};
 use serde_json::{Map, Value, json};
 
 /// The version that has tasks in its core.
@@ -33,14 +33,14 @@ fn tasks() -> Value {
 }
 
 /// The task a call of the core became.
-async fn begin(host: &mut Client, prompt: &str) -> Value {
+async fn begin(host: &mut TestClient, prompt: &str) -> Value {
     let params = json!({"name": "consult", "arguments": {"prompt": prompt}, "task": {"ttl": 60_000}});
     let answer = host.request("tools/call", params).await;
     answer["result"]["task"].clone()
 }
 
 /// The task a call of the extension became.
-async fn given(host: &mut Client, prompt: &str) -> Value {
+async fn given(host: &mut TestClient, prompt: &str) -> Value {
     let params = json!({"name": "consult", "arguments": {"prompt": prompt}, "_meta": tasks()});
     let answer = host.request("tools/call", params).await;
     assert_eq!(answer["result"]["resultType"], "task", "{answer:#}");
@@ -51,11 +51,11 @@ fn id(task: &Value) -> String {
     task["taskId"].as_str().unwrap_or_else(|| panic!("no task: {task:#}")).to_owned()
 }
 
-async fn ask(host: &mut Client, method: &str, task: &str) -> Value {
+async fn ask(host: &mut TestClient, method: &str, task: &str) -> Value {
     host.request(method, json!({"taskId": task})).await
 }
 
-async fn ask_modern(host: &mut Client, method: &str, task: &str) -> Value {
+async fn ask_modern(host: &mut TestClient, method: &str, task: &str) -> Value {
     let answer = host.request(method, json!({"taskId": task, "_meta": tasks()})).await;
     if answer.get("error").is_none() {
         assert_eq!(answer["result"]["resultType"], "complete", "{answer:#}");
@@ -179,7 +179,7 @@ async fn a_task_of_the_extension_is_told_to_the_subscriptions_that_named_it() {
     let working = ask_modern(&mut host, "tasks/get", &task).await;
     assert_eq!((&working["result"]["status"], working["result"].get("result")), (&json!("working"), None));
     rig.give_sign("go");
-    let news = |host: &Client, over: bool| -> Vec<Value> {
+    let news = |host: &TestClient, over: bool| -> Vec<Value> {
         let news = host.notifications("notifications/tasks").into_iter();
         news.filter(|note| (note["params"]["status"] == "completed") == over).collect()
     };
@@ -377,12 +377,12 @@ async fn a_cold_discovery_starts_no_worker_and_touches_no_disk() {
 async fn a_changed_catalog_is_told_to_each_session_and_subscription_as_it_asked() {
     let rig = new_rig();
     let system = rig.system().start().await.expect("it starts");
-    let mut legacy = Client::of(&system).greet().await;
-    let mut listening = Client::of(&system).open();
-    let mut silent = Client::of(&system).open();
+    let mut legacy = TestClient::of(&system).greet().await;
+    let mut listening = TestClient::of(&system).open();
+    let mut silent = TestClient::of(&system).open();
     silent.request("server/discover", json!({"_meta": envelope()})).await;
 
-    let changed = |client: &Client| client.notifications("notifications/tools/list_changed");
+    let changed = |client: &TestClient| client.notifications("notifications/tools/list_changed");
     let listen = |tools: Value| json!({"notifications": {"toolsListChanged": tools, "promptsListChanged": true}, "_meta": envelope()});
     let mut streams = Vec::new();
     for wanted in [json!(true), json!(true), json!(false)] {
@@ -504,8 +504,8 @@ async fn with_a_stuck_tool(dir: &Path) -> (System, impl Fn(&str) -> u64 + use<>)
 async fn a_client_that_gives_up_twice_after_the_same_number_of_seconds_is_remembered() {
     let dir = tempfile::tempdir().expect("a directory");
     let (system, seen) = with_a_stuck_tool(dir.path()).await;
-    let mut legacy = Client::of(&system).greet().await;
-    let mut modern = Client::of(&system).open();
+    let mut legacy = TestClient::of(&system).greet().await;
+    let mut modern = TestClient::of(&system).open();
     let mut meta = envelope();
     meta["io.modelcontextprotocol/clientInfo"] = json!({"name": "of the stateless era", "version": "1"});
     // What was seen once changes nothing, nor does anything in the first seconds.
@@ -530,7 +530,7 @@ async fn a_client_that_gives_up_twice_after_the_same_number_of_seconds_is_rememb
 async fn calls_that_are_withdrawn_together_say_no_more_than_one() {
     let dir = tempfile::tempdir().expect("a directory");
     let (system, seen) = with_a_stuck_tool(dir.path()).await;
-    let mut client = Client::of(&system).greet().await;
+    let mut client = TestClient::of(&system).greet().await;
     let mut sent = Vec::new();
     for _ in 0..5 {
         sent.push(client.send("tools/call", json!({"name": "stuck", "arguments": {}})).await);
@@ -579,13 +579,13 @@ async fn a_client_that_gives_up_is_handed_over_to_before_and_told_why_unless_it_
 async fn a_client_that_does_not_read_is_told_once_that_the_tools_differ() {
     let rig = new_rig();
     let system = rig.system().start().await.expect("it starts");
-    let mut stalled = Client::of(&system).not_reading().open();
+    let mut stalled = TestClient::of(&system).not_reading().open();
     stalled.send_greeting("2025-11-25").await;
     // More than a session keeps for a client before it stops reading.
     for _ in 0..400 {
         stalled.send("tools/list", json!({})).await;
     }
-    let mut other = Client::of(&system).greet().await;
+    let mut other = TestClient::of(&system).greet().await;
     for _ in 0..50 {
         other.ping().await;
     }
@@ -601,6 +601,6 @@ async fn a_client_that_does_not_read_is_told_once_that_the_tools_differ() {
     rig.stop_system_and_check_invariants(system, [stalled, other]).await;
 }
 
-fn changes_told_to(client: &Client) -> usize {
+fn changes_told_to(client: &TestClient) -> usize {
     client.notifications("notifications/tools/list_changed").len()
 }

@@ -21,7 +21,7 @@ use phone_opus::internals::worker::{self, Isolation, WorkerCommand};
 use phone_opus::testkit::client::REVISION;
 use phone_opus::testkit::processes::resident;
 use phone_opus::testkit::tools::echo;
-use phone_opus::testkit::{Client, Rig, Role, Sent, tried_program, until};
+use phone_opus::testkit::{Rig, Role, Sent, TestClient, tried_program, until};
 use serde_json::json;
 
 /// Calls one connection may have in flight.
@@ -122,11 +122,11 @@ impl Stuck {
     }
 }
 
-fn memory(host: &Client) -> usize {
+fn memory(host: &TestClient) -> usize {
     usize::try_from(resident(host.host_pid()).expect("the host lives")).expect("a size")
 }
 
-async fn timed_ping(host: &mut Client) -> Duration {
+async fn timed_ping(host: &mut TestClient) -> Duration {
     let began = Instant::now();
     host.ping().await;
     began.elapsed()
@@ -243,9 +243,9 @@ async fn a_deaf_client_stalls_itself_only(place: Where, calls: usize) {
     let rig = new_rig();
     let system = system(&rig, place).start().await.expect("a system");
     // The worker is started before anything is measured.
-    let mut other = Client::of(&system).greet().await;
+    let mut other = TestClient::of(&system).greet().await;
     other.call("echo", json!({})).await;
-    let mut deaf = Client::of(&system).buffer(16 * KIB).not_reading().open();
+    let mut deaf = TestClient::of(&system).buffer(16 * KIB).not_reading().open();
     let reading = deaf.reading();
     let written = Arc::new(AtomicUsize::new(0));
     let writing = tokio::spawn({
@@ -321,7 +321,7 @@ async fn window(place: Where, window: usize, size: usize, most: usize) {
     let calls = (4 * window).max(16).min(most / size);
     let rig = new_rig();
     let system = system(&rig, place).start().await.expect("a system");
-    let mut client = Client::of(&system).greet().await;
+    let mut client = TestClient::of(&system).greet().await;
     client.call("echo", json!({})).await;
     let began = Instant::now();
     let mut sent = std::collections::VecDeque::new();

@@ -10,7 +10,7 @@ use phone_opus::internals::actors::supervision::slot::RestartPolicy;
 use phone_opus::internals::jobs::ConsultRequest;
 use phone_opus::testkit::client::REVISION;
 use phone_opus::testkit::tools::{boom, cursed, early_boom, echo, stuck, stumbles};
-use phone_opus::testkit::{Client, Rig, tried_program, until};
+use phone_opus::testkit::{Rig, TestClient, tried_program, until};
 use serde_json::json;
 
 /// A world of its own around the program.
@@ -22,7 +22,7 @@ fn new_rig() -> Rig {
 async fn a_worker_lost_during_a_consult_costs_neither_its_answer_nor_a_second_run() {
     let rig = new_rig();
     let system = rig.system().tool(boom()).start().await.expect("a system");
-    let (mut asking, mut other) = (Client::of(&system).greet().await, Client::of(&system).greet().await);
+    let (mut asking, mut other) = (TestClient::of(&system).greet().await, TestClient::of(&system).greet().await);
     let prompt = rig.waiting("begun", "go");
     let consult = asking.start("consult", json!({"prompt": prompt})).await;
     rig.wait_for_sign("begun").await;
@@ -52,7 +52,7 @@ async fn a_worker_lost_during_a_consult_costs_neither_its_answer_nor_a_second_ru
 async fn many_losses_during_one_consult_are_no_more_than_one() {
     let rig = new_rig();
     let system = rig.system().tool(boom()).tool(early_boom()).start().await.expect("a system");
-    let mut client = Client::of(&system).greet().await;
+    let mut client = TestClient::of(&system).greet().await;
     let prompt = rig.waiting("begun", "go");
     let consult = client.start("consult", json!({"prompt": prompt})).await;
     rig.wait_for_sign("begun").await;
@@ -71,7 +71,7 @@ async fn many_losses_during_one_consult_are_no_more_than_one() {
 async fn a_convergent_call_is_run_again_after_its_worker_was_lost() {
     let rig = new_rig();
     let system = rig.system().tool(stumbles()).start().await.expect("a system");
-    let mut client = Client::of(&system).greet().await;
+    let mut client = TestClient::of(&system).greet().await;
     let reply = client.call("stumbles", json!({})).await;
     assert_eq!((reply.is_error(), reply.text()), (false, "attempt 2"));
     let now = client.health().await;
@@ -83,7 +83,7 @@ async fn a_convergent_call_is_run_again_after_its_worker_was_lost() {
 async fn a_convergent_call_that_loses_every_worker_is_given_up() {
     let rig = new_rig();
     let system = rig.system().tool(cursed()).tool(echo()).start().await.expect("a system");
-    let mut client = Client::of(&system).greet().await;
+    let mut client = TestClient::of(&system).greet().await;
     client.call("cursed", json!({})).await.expect_fault("replay_exhausted");
     let reply = client.call("echo", json!({"n": 1})).await;
     assert_eq!((reply.is_error(), reply.text()), (false, "{\"n\":1}"));
@@ -94,7 +94,7 @@ async fn a_convergent_call_that_loses_every_worker_is_given_up() {
 async fn after_too_many_losses_calls_are_refused_while_the_host_still_answers() {
     let rig = new_rig();
     let system = rig.system().tool(boom()).tool(echo()).start().await.expect("a system");
-    let mut client = Client::of(&system).greet().await;
+    let mut client = TestClient::of(&system).greet().await;
     // Six restarts are allowed, so the seventh loss is one too many.
     for _ in 0..7 {
         client.call("boom", json!({})).await.expect_fault("outcome_unknown");
@@ -120,7 +120,7 @@ async fn a_slot_that_gave_up_tries_again_when_its_period_has_passed() {
         ..RestartPolicy::default()
     };
     let system = rig.system().restart_policy(policy).tool(boom()).tool(echo()).start().await.expect("a system");
-    let mut client = Client::of(&system).greet().await;
+    let mut client = TestClient::of(&system).greet().await;
     // A slow machine may need more of them to fit into one period.
     until("the slot gives up", async || (client.call("boom", json!({})).await.code() == "worker_lost").then_some(()))
         .await;
@@ -133,7 +133,7 @@ async fn two_systems_live_in_one_process_and_share_nothing() {
     let (one, two) = (new_rig(), new_rig());
     let first = one.system().tool(boom()).start().await.expect("a system");
     let second = two.system().tool(boom()).start().await.expect("another");
-    let (mut a, mut b) = (Client::of(&first).greet().await, Client::of(&second).greet().await);
+    let (mut a, mut b) = (TestClient::of(&first).greet().await, TestClient::of(&second).greet().await);
     let (asked_a, asked_b) = (one.answering("from one"), two.answering("from two"));
     let sent_a = a.start("consult", json!({"prompt": asked_a})).await;
     let sent_b = b.start("consult", json!({"prompt": asked_b})).await;
@@ -180,7 +180,7 @@ async fn a_consult_that_loses_its_worker_for_good_lets_go_of_its_job() {
     let rig = new_rig();
     let never_again = RestartPolicy { intensity: 0, ..RestartPolicy::default() };
     let system = rig.system().tool(boom()).restart_policy(never_again).start().await.expect("a system");
-    let mut client = Client::of(&system).greet().await;
+    let mut client = TestClient::of(&system).greet().await;
     let consult = client.start("consult", json!({"prompt": rig.hanging("begun")})).await;
     rig.wait_for_sign("begun").await;
     client.call("boom", json!({})).await.expect_fault("outcome_unknown");
@@ -200,7 +200,7 @@ async fn a_client_that_does_not_read_stalls_itself_only_and_catches_up_when_it_d
     const CALLS: usize = 200;
     let rig = new_rig();
     let system = rig.system().tool(echo()).start().await.expect("a system");
-    let mut deaf = Client::of(&system).buffer(16 * 1024).not_reading().open();
+    let mut deaf = TestClient::of(&system).buffer(16 * 1024).not_reading().open();
     let reading = deaf.reading();
     let written = Arc::new(AtomicUsize::new(0));
     let writing = tokio::spawn({
@@ -217,7 +217,7 @@ async fn a_client_that_does_not_read_stalls_itself_only_and_catches_up_when_it_d
         }
     });
     // It is held up when nothing more gets through although another client is served all the while.
-    let mut other = Client::of(&system).greet().await;
+    let mut other = TestClient::of(&system).greet().await;
     let mut last = usize::MAX;
     until("the client is held up", async || {
         for n in 0..100 {
@@ -250,7 +250,7 @@ async fn a_client_that_does_not_read_stalls_itself_only_and_catches_up_when_it_d
 async fn two_thousand_pipelined_calls_are_each_answered_once_with_their_own_answer() {
     let rig = new_rig();
     let system = rig.system().tool(echo()).start().await.expect("a system");
-    let mut client = Client::of(&system).greet().await;
+    let mut client = TestClient::of(&system).greet().await;
     let mut sent = Vec::new();
     for n in 0..2000 {
         sent.push(client.start("echo", json!({"n": n})).await);
@@ -267,7 +267,7 @@ async fn calls_beyond_the_bound_are_refused_at_once_and_the_session_answers() {
     const BOUND: usize = 1024;
     let rig = new_rig();
     let system = rig.system().tool(stuck()).tool(echo()).start().await.expect("a system");
-    let (mut client, mut other) = (Client::of(&system).greet().await, Client::of(&system).greet().await);
+    let (mut client, mut other) = (TestClient::of(&system).greet().await, TestClient::of(&system).greet().await);
     let mut sent = Vec::new();
     for _ in 0..10_000 {
         sent.push(client.start("stuck", json!({})).await);

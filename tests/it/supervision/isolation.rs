@@ -21,7 +21,7 @@ use phone_opus::internals::system::{System, SystemBuilder};
 use phone_opus::internals::tools::{ReplayContract, Tool, ToolCall, ToolDefinition, ToolFuture, ToolReply};
 use phone_opus::internals::worker::{self, Isolation, WorkerCommand, WorkerPolicy};
 use phone_opus::testkit::tools::definition;
-use phone_opus::testkit::{Client, PATIENCE, Process, Reply, Rig, tried_program, until, until_seen};
+use phone_opus::testkit::{PATIENCE, Process, Reply, Rig, TestClient, tried_program, until, until_seen};
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 
@@ -236,8 +236,8 @@ fn system(rig: &Rig, place: Where, manners: &str) -> SystemBuilder {
     tools().into_iter().fold(rig.system().isolation(isolation).worker_policy(POLICY), SystemBuilder::tool)
 }
 
-async fn connect(system: &System) -> Client {
-    Client::of(system).greet().await
+async fn connect(system: &System) -> TestClient {
+    TestClient::of(system).greet().await
 }
 
 /// A world of its own around the program.
@@ -245,7 +245,7 @@ fn new_rig() -> Rig {
     Rig::new(tried_program(env!("CARGO_BIN_EXE_phone-opus")))
 }
 
-async fn stop(system: System, rig: Rig, clients: impl IntoIterator<Item = Client>) {
+async fn stop(system: System, rig: Rig, clients: impl IntoIterator<Item = TestClient>) {
     rig.stop_system_and_check_invariants(system, clients).await;
 }
 
@@ -257,7 +257,7 @@ fn workers(rig: &Rig) -> Vec<i32> {
     rig.processes().into_iter().filter(worker).map(|process| process.pid.as_raw_nonzero().get()).collect()
 }
 
-async fn health(client: &mut Client) -> Reply {
+async fn health(client: &mut TestClient) -> Reply {
     client.call("health_snapshot", json!({"detail": "full"})).await
 }
 

@@ -13,7 +13,7 @@ use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
 use fastrand::Rng;
-use phone_opus::testkit::{Client, PATIENCE, Process, Reply, Rig, Script, Sent, Step, tried_program, until};
+use phone_opus::testkit::{PATIENCE, Process, Reply, Rig, Script, Sent, Step, TestClient, tried_program, until};
 use serde_json::json;
 
 /// Consults of one host under way at once: enough that every kill finds some, few enough for a busy machine.
@@ -60,7 +60,7 @@ struct Account {
 /// One host's client, the load it makes, and the kills it bears.
 struct Storm<'a> {
     rig: &'a Rig,
-    client: Client,
+    client: TestClient,
     name: &'a str,
     rng: Rng,
     open: Vec<(Sent, Asked)>,
@@ -72,7 +72,7 @@ struct Storm<'a> {
 }
 
 impl<'a> Storm<'a> {
-    async fn begin(rig: &'a Rig, client: Client, name: &'a str, seed: u64) -> Self {
+    async fn begin(rig: &'a Rig, client: TestClient, name: &'a str, seed: u64) -> Self {
         let mut storm = Self {
             rig,
             client,
@@ -227,7 +227,7 @@ impl<'a> Storm<'a> {
     }
 
     /// Waits for everything that is open.
-    async fn calm(mut self) -> (Client, Account) {
+    async fn calm(mut self) -> (TestClient, Account) {
         let until = Instant::now() + PATIENCE;
         while !self.open.is_empty() {
             assert!(Instant::now() < until, "{}: {} requests are open", self.name, self.open.len());

@@ -195,7 +195,7 @@ struct Heard {
     over: bool,
 }
 
-struct Client {
+struct TestClient {
     input: Option<WriteHalf<DuplexStream>>,
     heard: Arc<Mutex<Heard>>,
     sent: BTreeMap<u64, String>,
@@ -206,7 +206,7 @@ fn look<T>(heard: &Mutex<Heard>, at: impl FnOnce(&mut Heard) -> T) -> T {
     at(&mut heard.lock().unwrap_or_else(PoisonError::into_inner))
 }
 
-impl Client {
+impl TestClient {
     fn connect(system: &System) -> Self {
         let (ours, theirs) = tokio::io::duplex(256 * 1024);
         let (input, output) = tokio::io::split(theirs);
@@ -317,9 +317,9 @@ async fn run(seed: u64, deadline: Duration) -> Result<Ran, String> {
         .start()
         .await
         .expect("a system");
-    let mut clients: Vec<Client> = Vec::new();
+    let mut clients: Vec<TestClient> = Vec::new();
     for _ in 0..rng.usize(1..=3) {
-        let mut client = Client::connect(&system);
+        let mut client = TestClient::connect(&system);
         let params = json!({"protocolVersion": "2025-11-25", "capabilities": {}});
         client.request("initialize", params, String::new()).await;
         clients.push(client);
@@ -344,7 +344,7 @@ async fn run(seed: u64, deadline: Duration) -> Result<Ran, String> {
     let in_flight = || system.health().gauges.in_flight.load(std::sync::atomic::Ordering::SeqCst);
     while clients.iter().any(|client| !client.open().is_empty()) || in_flight() > 0 {
         if tokio::time::Instant::now() >= until {
-            let open: Vec<Vec<u64>> = clients.iter().map(Client::open).collect();
+            let open: Vec<Vec<u64>> = clients.iter().map(TestClient::open).collect();
             return Err(told(format!("L1: no answer to {open:?}, and {} calls in ledgers", in_flight())));
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
@@ -374,7 +374,7 @@ async fn run(seed: u64, deadline: Duration) -> Result<Ran, String> {
     Ok(Ran { digest, fired: faults.fired().into_iter().map(|fired| fired.rule).collect() })
 }
 
-async fn step(client: &mut Client, n: usize, rng: &mut Rng) {
+async fn step(client: &mut TestClient, n: usize, rng: &mut Rng) {
     let wait = [0, 0, 1, 5, 40][rng.usize(0..5)];
     let arguments = json!({"n": n, "wait_ms": wait});
     let tool = match rng.usize(0..100) {
@@ -436,7 +436,7 @@ fn laws(tools: &Tools) -> Result<(), String> {
     Ok(())
 }
 
-fn digest(clients: &[Client]) -> String {
+fn digest(clients: &[TestClient]) -> String {
     let mut digest = String::new();
     for client in clients {
         look(&client.heard, |heard| {

@@ -6,7 +6,7 @@
 
 use phone_opus::internals::failpoints::{Ends, FaultCounters, FaultPlan, Faults};
 use phone_opus::internals::system::System;
-use phone_opus::testkit::{Client, Rig, tried_program, until};
+use phone_opus::testkit::{Rig, TestClient, tried_program, until};
 use serde_json::{Value, json};
 
 /// A world of its own around the program.
@@ -14,8 +14,8 @@ fn new_rig() -> Rig {
     Rig::new(tried_program(env!("CARGO_BIN_EXE_phone-opus")))
 }
 
-async fn connect(system: &System) -> Client {
-    Client::of(system).greet().await
+async fn connect(system: &System) -> TestClient {
+    TestClient::of(system).greet().await
 }
 
 fn faults(plan: &str) -> Faults {
@@ -23,7 +23,7 @@ fn faults(plan: &str) -> Faults {
     Faults::arm(plan, Ends::Nothing, FaultCounters::Memory).expect("armed")
 }
 
-async fn stop(system: System, rig: Rig, clients: impl IntoIterator<Item = Client>) {
+async fn stop(system: System, rig: Rig, clients: impl IntoIterator<Item = TestClient>) {
     assert_eq!(system.health().gauges.broken_laws(), Vec::<String>::new());
     rig.stop_system_and_check_invariants(system, clients).await;
 }
@@ -217,7 +217,7 @@ async fn a_system_that_is_killed_tells_whoever_serves_a_connection() {
     });
     tokio::task::yield_now().await;
     // No time at all: the root is killed.
-    let down = system.shutdown(phone_opus::internals::system::Grace(std::time::Duration::ZERO)).await;
+    let down = system.shutdown(phone_opus::internals::system::Grace::none()).await;
     assert!(matches!(down, phone_opus::internals::system::Shutdown::Killed), "{down:?}");
     let served = tokio::time::timeout(std::time::Duration::from_secs(10), serving).await.expect("it returns");
     drop(served.expect("without a panic"));

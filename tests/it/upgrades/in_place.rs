@@ -21,7 +21,7 @@ use phone_opus::testkit::client::envelope;
 use phone_opus::testkit::places::{Stand, remove};
 use phone_opus::testkit::processes::resident;
 use phone_opus::testkit::{
-    Client, PATIENCE, Reply, Rig, Role, Script, Sent, Signal, Step, Waiting, give_away, tried_program, until,
+    PATIENCE, Reply, Rig, Role, Script, Sent, Signal, Step, TestClient, Waiting, give_away, tried_program, until,
 };
 use serde_json::{Value, json};
 
@@ -59,7 +59,7 @@ fn lay(program: &Path, write: impl FnOnce(&Path)) {
 }
 
 /// What the image that runs was restored from: another name for each image, none for the first.
-fn image(host: &Client) -> Option<String> {
+fn image(host: &TestClient) -> Option<String> {
     let words = std::fs::read(format!("/proc/{}/cmdline", host.host_pid().as_raw_nonzero())).expect("it runs");
     let mut words = words.split(|byte| *byte == 0).map(|word| String::from_utf8_lossy(word).into_owned());
     words.find(|word| word == "--restore")?;
@@ -67,12 +67,12 @@ fn image(host: &Client) -> Option<String> {
 }
 
 /// Asks for an upgrade.
-fn reload(host: &Client) {
+fn reload(host: &TestClient) {
     rustix::process::kill_process(host.host_pid(), Signal::USR2).expect("it runs");
 }
 
 /// Waits for another image than this one; it need not serve yet.
-async fn next_image(host: &Client, before: Option<String>) {
+async fn next_image(host: &TestClient, before: Option<String>) {
     let waiting = Waiting::until("another image runs", PATIENCE);
     while image(host) == before {
         waiting.again(|| format!("{before:?}")).await;
@@ -80,7 +80,7 @@ async fn next_image(host: &Client, before: Option<String>) {
 }
 
 /// Asks for an upgrade and waits for the new image, which need not serve yet.
-async fn upgrade(host: &Client) {
+async fn upgrade(host: &TestClient) {
     let before = image(host);
     reload(host);
     next_image(host, before).await;
@@ -106,7 +106,7 @@ const STAYED: &str = "no new version was adopted";
 const AT_REST: &str = "a fault point fired";
 
 /// Children of the host that ended and were not waited for.
-fn zombies(host: &Client) -> Vec<String> {
+fn zombies(host: &TestClient) -> Vec<String> {
     let parent = format!("PPid:\t{}", host.host_pid().as_raw_nonzero());
     let processes = std::fs::read_dir("/proc").expect("processes");
     let status =
@@ -115,7 +115,7 @@ fn zombies(host: &Client) -> Vec<String> {
 }
 
 /// Descriptors the host has open.
-fn descriptors(host: &Client) -> usize {
+fn descriptors(host: &TestClient) -> usize {
     std::fs::read_dir(format!("/proc/{}/fd", host.host_pid().as_raw_nonzero())).expect("it runs").count()
 }
 
@@ -309,7 +309,7 @@ async fn progress_rises_and_subscriptions_are_heard_across_upgrades() {
     let stream = host.send("subscriptions/listen", params).await;
     rig.wait_for_sign("begun").await;
     rig.wait_for_sign("task").await;
-    let values = |host: &Client, token: Value| -> Vec<f64> {
+    let values = |host: &TestClient, token: Value| -> Vec<f64> {
         let notes = host.notifications("notifications/progress").into_iter();
         let own = notes.filter(|note| note["params"]["progressToken"] == token);
         own.map(|note| note["params"]["progress"].as_f64().expect("a number")).collect()
@@ -346,7 +346,7 @@ async fn both_eras_hear_that_the_tools_differ_when_they_do() {
     let params = json!({"notifications": {"toolsListChanged": true}, "_meta": envelope()});
     let stream = host.send("subscriptions/listen", params).await;
     let listed = host.request("tools/list", json!({})).await;
-    let changed = |host: &Client| host.notifications("notifications/tools/list_changed").len();
+    let changed = |host: &TestClient| host.notifications("notifications/tools/list_changed").len();
     upgrade(&host).await;
     host.ping().await;
     assert_eq!(changed(&host), 0);
@@ -431,7 +431,7 @@ async fn a_client_on_a_socket_notices_nothing_either() {
     let pid =
         rustix::process::Pid::from_raw(i32::try_from(child.id().expect("it runs")).expect("a pid")).expect("a pid");
     let (output, input) = tokio::net::UnixStream::from_std(ours).expect("a stream").into_split();
-    let mut host = Client::new(output, input);
+    let mut host = TestClient::new(output, input);
     host.handshake("2025-11-25").await;
     let sent = host.start("consult", json!({"prompt": rig.waiting("begun", "go")})).await;
     rig.wait_for_sign("begun").await;

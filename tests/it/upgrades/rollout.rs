@@ -26,7 +26,7 @@ use phone_opus::internals::rollout::{
 };
 use phone_opus::internals::system::handover::{HostSnapshot, Nameless};
 use phone_opus::internals::system::{System, SystemBuilder};
-use phone_opus::testkit::{Client, Rig, Role, tried_program, until, until_seen};
+use phone_opus::testkit::{Rig, Role, TestClient, tried_program, until, until_seen};
 use serde_json::{Value, json};
 
 /// A world of its own around the program.
@@ -144,12 +144,12 @@ async fn start(builder: SystemBuilder, how: &Arc<Recorder>) -> System {
     system
 }
 
-async fn rollout(client: &mut Client) -> Value {
+async fn rollout(client: &mut TestClient) -> Value {
     client.health().await.0["result"]["structuredContent"]["rollout"].clone()
 }
 
 /// Goes on asking until a file was refused for this.
-async fn expect_refusal(client: &mut Client, verdict: &str) -> Value {
+async fn expect_refusal(client: &mut TestClient, verdict: &str) -> Value {
     until_seen(&format!("a file is refused as {verdict}"), async || {
         let seen = rollout(client).await;
         let refused = seen["rejected"]["verdict"] == verdict && seen["state"] == "idle";
@@ -164,7 +164,7 @@ async fn whatever_lies_at_the_launch_path_the_old_image_serves_on_and_the_next_g
     let launch = Launch::new(&rig);
     let how = Recorder::new(&rig);
     let system = start(launched(&rig, &launch), &how).await;
-    let mut client = Client::of(&system).greet().await;
+    let mut client = TestClient::of(&system).greet().await;
     // The store is there, so that a version that does not know it can be told.
     client.consult(&rig.answering("first")).await.expect_success();
 
@@ -261,7 +261,7 @@ async fn the_last_words_of_a_candidate_are_shown_and_a_refused_one_is_not_run_ag
     let rig = new_rig();
     let launch = Launch::new(&rig);
     let system = start(launched(&rig, &launch), &Recorder::new(&rig)).await;
-    let mut client = Client::of(&system).greet().await;
+    let mut client = TestClient::of(&system).greet().await;
     let ran = rig.path("ran");
     let script = format!("echo run >> {}; echo no such luck >&2; exit 7", ran.display());
     launch.install_script(&script);
@@ -312,7 +312,7 @@ async fn a_file_that_is_replaced_while_it_is_checked_is_not_what_is_adopted() {
     let launch = Launch::new(&rig);
     let how = Recorder::new(&rig);
     let system = start(launched(&rig, &launch), &how).await;
-    let mut client = Client::of(&system).greet().await;
+    let mut client = TestClient::of(&system).greet().await;
     // The next build, put in place by the candidate itself, in the middle of its check.
     launch.install_next(&rig);
     let next = rig.path("next");
@@ -334,7 +334,7 @@ async fn a_file_that_is_being_written_is_not_run_before_it_rests() {
     let rig = new_rig();
     let launch = Launch::new(&rig);
     let system = start(launched(&rig, &launch), &Recorder::new(&rig)).await;
-    let mut client = Client::of(&system).greet().await;
+    let mut client = TestClient::of(&system).greet().await;
     let ran = rig.path("ran");
     launch.install_script(&format!("echo run >> {}; exit 1", ran.display()));
     let mut file = fs::File::options().append(true).open(&launch.path).expect("opened");
@@ -364,7 +364,7 @@ async fn a_touched_file_and_the_running_one_at_another_place_are_no_candidates()
     let launch = Launch::new(&rig);
     let how = Recorder::new(&rig);
     let system = start(launched(&rig, &launch), &how).await;
-    let mut client = Client::of(&system).greet().await;
+    let mut client = TestClient::of(&system).greet().await;
     // The same bytes, as another file.
     let bytes = fs::read(&launch.path).expect("read");
     launch.install(&bytes, 0o755);
@@ -387,7 +387,7 @@ async fn a_panic_in_a_rollout_costs_that_rollout_and_nothing_else() {
     let how = Recorder::new(&rig);
     how.panics.store(true, Ordering::Relaxed);
     let system = start(launched(&rig, &launch), &how).await;
-    let mut client = Client::of(&system).greet().await;
+    let mut client = TestClient::of(&system).greet().await;
     let prompt = rig.waiting("begun", "go");
     let consult = client.start("consult", json!({"prompt": prompt})).await;
     rig.wait_for_sign("begun").await;
@@ -424,7 +424,7 @@ async fn a_rollout_that_is_stopped_with_the_workers_is_broken_off_with_its_candi
         async move { system.reload(Trigger::Reload).await }
     });
     rig.wait_for_sign("begun").await;
-    let mut client = Client::of(&system).greet().await;
+    let mut client = TestClient::of(&system).greet().await;
     // The first worker takes the supervisor along, and with it what was started later.
     client.consult(&rig.answering("yes")).await.expect_success();
     assert_eq!(reloading.await.expect("no panic"), NotAdopted::Interrupted);
@@ -472,7 +472,7 @@ async fn configuration_and_launch_path_decide_who_may_ask() {
 
     let without = rig.system().start().await.expect("a system");
     assert_eq!(without.reload(Trigger::Reload).await, NotAdopted::Unable);
-    let mut client = Client::of(&without).greet().await;
+    let mut client = TestClient::of(&without).greet().await;
     let seen = rollout(&mut client).await;
     assert_eq!((&seen["state"], &seen["launch_path_stable"]), (&json!("idle"), &json!(false)), "{seen}");
     client.finish().await;
@@ -486,7 +486,7 @@ async fn configuration_and_launch_path_decide_who_may_ask() {
     for builder in [unstable, launched(&rig, &launch).config(config(RolloutMode::OnRequest))] {
         let before = how.handed().len();
         let system = start(builder, &how).await;
-        let mut client = Client::of(&system).greet().await;
+        let mut client = TestClient::of(&system).greet().await;
         for _ in 0..100 {
             client.ping().await;
         }
@@ -517,7 +517,7 @@ async fn the_variable_forces_one_rollout_at_the_first_such_operation_across_imag
         // The second system counts where the first one did, as an image that takes over does.
         for (image, expected) in [("old", 1), ("new", 1)] {
             let system = start(launched(&rig, &launch).faults(faults()), &how).await;
-            let mut client = Client::of(&system).greet().await;
+            let mut client = TestClient::of(&system).greet().await;
             client.request("tools/list", json!({})).await;
             assert!(image == "new" || how.handed().is_empty(), "{operation}: something else forced it");
             for _ in 0..3 {
@@ -545,7 +545,7 @@ async fn the_variable_forces_one_rollout_at_the_first_such_operation_across_imag
 }
 
 /// The real server, started by its path as a client starts it.
-fn serve(rig: &Rig, program: &Path, isolation: &str) -> Client {
+fn serve(rig: &Rig, program: &Path, isolation: &str) -> TestClient {
     let mut command = tokio::process::Command::new(program);
     command
         .args(["mcp", "serve", "--isolation", isolation])
@@ -556,7 +556,7 @@ fn serve(rig: &Rig, program: &Path, isolation: &str) -> Client {
         .stdout(Stdio::piped())
         .stderr(Stdio::null())
         .kill_on_drop(true);
-    Client::of_process(command.spawn().expect("a host"))
+    TestClient::of_process(command.spawn().expect("a host"))
 }
 
 #[tokio::test]

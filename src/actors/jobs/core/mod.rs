@@ -293,7 +293,8 @@ impl JobsCore {
             JobsEvent::Stored { ask, found } => self.stored(ask, found, effects),
             JobsEvent::Withdrawn(caller) => self.withdrawn(caller, effects),
             JobsEvent::Resumed { session, open } => {
-                self.all_withdrawn(|caller| caller.session == session && !open.contains(&caller.call), effects);
+                let open = |caller: &InvocationId| caller.is_embedders() || open.contains(&caller.call);
+                self.all_withdrawn(|caller| caller.session == session && !open(caller), effects);
             }
             JobsEvent::SessionOver(session) => {
                 self.all_withdrawn(|caller| caller.session == session, effects);

@@ -16,7 +16,7 @@ use crate::base::fault::{Fault, FaultCode};
 use crate::base::ids::JobId;
 use crate::exec::client::{ExecClient, ExecError, Handover};
 use crate::exec::session::EventStream;
-use crate::exec::{Cursor, OutputStream, ProcessEvent};
+use crate::exec::{OutputCursor, OutputStream, ProcessEvent};
 use crate::jobs::JobRecord;
 use crate::jobs::live::JobLive;
 use crate::runner::outcome_channel;
@@ -65,7 +65,7 @@ impl Link {
         let mut connecting = JoinSet::new();
         connecting.spawn(async move {
             let client = ExecClient::connect(output, input, "phone-opus").await.map_err(pipe_failed)?;
-            let events = client.subscribe(&job, Cursor::start()).await.map_err(pipe_failed)?;
+            let events = client.subscribe(&job, OutputCursor::start()).await.map_err(pipe_failed)?;
             Ok((client, events))
         });
         Self { child, ends, resting: None, connecting, connected: None, reader }
@@ -174,7 +174,7 @@ impl Ends {
             let writer = pipe::Sender::from_owned_fd(ends.input).map_err(lost)?;
             let reader = pipe::Receiver::from_owned_fd(ends.output).map_err(lost)?;
             let client = ExecClient::adopt(reader, writer, &handover);
-            let events = client.subscribe(&job.to_string(), Cursor::after(seen)).await.map_err(pipe_failed)?;
+            let events = client.subscribe(&job.to_string(), OutputCursor::after(seen)).await.map_err(pipe_failed)?;
             Ok((client, events))
         });
         connecting

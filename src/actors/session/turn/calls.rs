@@ -165,6 +165,7 @@ impl SessionTurn {
             settling.tells_end = reply.tells_end;
             settling.path_hint = reply.path_hint.take();
         }
+        let Some(outcome) = self.answer_direct(call, outcome, &mut settling, now, effects) else { return };
         self.core.on_settled(call, outcome, now, &mut self.outgoing.out, &mut self.asked);
         self.outgoing.line_ended();
         self.absorb(Some(settling), now, effects);
@@ -211,9 +212,15 @@ impl SessionTurn {
         })));
     }
 
+    /// How many calls are in flight.
+    pub(in super::super) fn in_flight(&self) -> usize {
+        self.core.in_flight() + self.direct.len()
+    }
+
     /// The calls in flight, oldest first.
-    pub(super) fn open_calls(&self) -> Vec<CallNumber> {
-        let mut open: Vec<CallNumber> = self.core.open_calls().map(|(call, ..)| call).collect();
+    pub(in super::super) fn open_calls(&self) -> Vec<CallNumber> {
+        let open = self.core.open_calls().map(|(call, ..)| call);
+        let mut open: Vec<CallNumber> = open.chain(self.direct.keys().copied()).collect();
         open.sort_unstable();
         open
     }
@@ -236,6 +243,7 @@ impl SessionTurn {
 
     /// Nothing is decided any more: whatever is open has no caller.
     pub(super) fn close(&mut self, now: Instant, effects: &mut TurnEffects) {
+        self.drop_direct(effects);
         self.core.on_closed(now, &mut self.asked);
         for effect in std::mem::take(&mut self.asked) {
             match effect {

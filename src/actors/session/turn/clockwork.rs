@@ -106,6 +106,7 @@ impl SessionTurn {
         self.core.rest();
         self.ledger.rest();
         self.host_calls.shrink_to_fit();
+        self.direct.shrink_to_fit();
         self.follows.shrink_to_fit();
         self.asked.shrink_to_fit();
         self.undecided.shrink_to_fit();
@@ -117,7 +118,8 @@ impl SessionTurn {
     pub(super) fn expire(&mut self, now: Instant, effects: &mut TurnEffects) {
         let mut late: Vec<(CallNumber, usize)> = Vec::new();
         let mut next: Option<Duration> = None;
-        for (call, tool, since) in self.core.open_calls() {
+        let direct = self.direct.iter().map(|(call, direct)| (*call, Some(direct.tool), direct.since));
+        for (call, tool, since) in self.core.open_calls().chain(direct) {
             let Some((tool, limit)) = tool.and_then(|tool| Some((tool, self.tools[tool].deadline?))) else { continue };
             match limit.checked_sub(now.saturating_duration_since(since)).filter(|left| !left.is_zero()) {
                 None => late.push((call, tool)),

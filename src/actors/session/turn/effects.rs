@@ -12,9 +12,10 @@ use crate::actors::session::{ClientSeen, SessionEvent, SessionSnapshot};
 use crate::base::fault::Fault;
 use crate::base::ids::{CallNumber, Generation, InvocationId, JobId};
 use crate::daemon::control::ControlMessage;
-use crate::protocol::session::{Call, ClientInfo, Roots};
+use crate::protocol::session::{Call, CallOutcome, ClientInfo, Roots};
 use crate::protocol::tasks::TaskAsk;
 use crate::telemetry::Record;
+use crate::tools::progress::ProgressSink;
 
 /// Everything a turn decides about.
 #[derive(Debug)]
@@ -97,6 +98,10 @@ pub(in super::super) enum TurnEffect {
     TellQuiet(oneshot::Sender<()>),
     /// Tell what is passed on.
     PassOn(oneshot::Sender<SessionSnapshot>, Box<SessionSnapshot>),
+    /// Answer a call that came by the mailbox.
+    AnswerDirect(oneshot::Sender<CallOutcome>, Box<CallOutcome>),
+    /// Tell whoever made such a call how far it is.
+    TellProgress(ProgressSink, f64, String),
     /// Tell who the client is.
     Describe(oneshot::Sender<ClientSeen>, Box<ClientSeen>),
 }

@@ -17,6 +17,7 @@
 mod calls;
 mod clockwork;
 mod controls;
+mod direct;
 mod effects;
 mod held;
 mod outgoing;
@@ -30,6 +31,8 @@ use tokio::task::AbortHandle;
 
 use self::clockwork::Clockwork;
 pub(super) use self::controls::{Controls, ControlsSnapshot};
+use self::direct::Direct;
+pub use self::direct::DirectCall;
 pub(super) use self::effects::{TurnEffect, TurnEvent};
 use self::held::Settling;
 pub(in crate::actors) use self::held::ToolFacts;
@@ -99,6 +102,10 @@ pub(super) struct SessionTurn {
     pub(super) dead: Generation,
     pub(super) ledger: Ledger<Payload>,
     pub(super) host_calls: HashMap<CallNumber, HostCall>,
+    /// Calls that came by the mailbox and are answered there.
+    direct: HashMap<CallNumber, Direct>,
+    /// The embedding program's name for itself, where this is its own session.
+    embedder: Option<Arc<str>>,
     /// Who follows tasks for the client, by number.
     pub(super) follows: HashMap<CallNumber, Following>,
     /// What the state machine asks for.
@@ -147,6 +154,8 @@ impl SessionTurn {
             dead: Generation::NONE,
             ledger: Ledger::default(),
             host_calls: HashMap::new(),
+            direct: HashMap::new(),
+            embedder: None,
             follows: HashMap::new(),
             asked: Vec::new(),
             undecided: VecDeque::new(),
@@ -199,7 +208,10 @@ impl SessionTurn {
         match self.stage {
             SessionStage::Open => false,
             SessionStage::Lingering(_) => {
-                self.core.in_flight() == 0 && self.controls.are_answered() && self.outgoing.bytes().is_empty()
+                self.core.in_flight() == 0
+                    && self.direct.is_empty()
+                    && self.controls.are_answered()
+                    && self.outgoing.bytes().is_empty()
             }
             SessionStage::Draining(_) => self.outgoing.bytes().is_empty(),
         }
@@ -279,7 +291,8 @@ impl SessionTurn {
             }
             SessionEvent::Describe(reply) => {
                 let (client, version, protocol) = self.core.client_seen();
-                let seen = ClientSeen { client, version, protocol, calls: self.core.in_flight() };
+                let client = client.or_else(|| self.embedder.as_deref().map(str::to_owned));
+                let seen = ClientSeen { client, version, protocol, calls: self.in_flight() };
                 effects.push_back(TurnEffect::Describe(reply, Box::new(seen)));
             }
             SessionEvent::SayBeside(line) => self.say_beside(line),
@@ -291,7 +304,10 @@ impl SessionTurn {
                 self.outgoing.owes_change = true;
                 self.say_change();
             }
-            SessionEvent::Progress { call, latest } => self.on_progress(call, &latest),
+            SessionEvent::Progress { call, latest } => self.on_progress(call, &latest, effects),
+            SessionEvent::Embedded(name) => self.embedder = Some(name),
+            SessionEvent::Invoked(call) => self.take_direct(*call, now, effects),
+            SessionEvent::Left(call) => self.leave_direct(call, now, effects),
             SessionEvent::Stop => {
                 if self.stillness != Stillness::Moving {
                     self.thaw(Generation::NONE, now, effects);
@@ -351,7 +367,12 @@ impl SessionTurn {
         self.absorb(None, now, effects);
     }
 
-    fn on_progress(&mut self, call: CallNumber, latest: &Latest) {
+    fn on_progress(&mut self, call: CallNumber, latest: &Latest, effects: &mut TurnEffects) {
+        if let Some(direct) = self.direct.get(&call) {
+            let told = latest.take().map(|(value, message)| (direct.progress.clone(), value, message));
+            effects.extend(told.map(|(sink, value, message)| TurnEffect::TellProgress(sink, value, message)));
+            return;
+        }
         // News that can be missed are left out for a client that is slow to read.
         if let Some((value, message)) = latest.take()
             && !self.outgoing.is_slow()
@@ -500,14 +521,14 @@ impl SessionTurn {
         }
         let held: Vec<CallNumber> = self.ledger.keys().into_iter().chain(self.host_calls.keys().copied()).collect();
         for call in held {
-            if !self.core.is_open(call) {
+            if !self.is_open(call) {
                 self.withdraw(call, effects);
             }
         }
         // A turn that broke off may have lost the time of the next deadline: it is found again.
         self.expire(now, effects);
         // What was said to an incarnation that is gone, by us or by it, may be lost: say and ask again.
-        let open = open.into_iter().filter(|call| self.core.is_open(*call)).map(|call| call.0).collect();
+        let open = open.into_iter().filter(|call| self.is_open(*call)).map(|call| call.0).collect();
         effects.push_back(TurnEffect::Reopen(open));
         self.serving = Serving::Unasked;
         if upgraded {

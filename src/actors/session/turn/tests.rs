@@ -1,5 +1,7 @@
 //! The turns of a session as tables: an event, and what is done and said then.
 
+mod direct;
+
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::sync::Arc;
@@ -173,6 +175,11 @@ impl Rig {
                 let _ = told.send(());
                 "quiet".to_owned()
             }
+            TurnEffect::AnswerDirect(reply, outcome) => {
+                let _ = reply.send(*outcome);
+                "answer directly".to_owned()
+            }
+            TurnEffect::TellProgress(..) => "tell progress".to_owned(),
             TurnEffect::Describe(reply, seen) => {
                 let _ = reply.send(*seen);
                 "describe".to_owned()

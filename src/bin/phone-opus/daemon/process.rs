@@ -417,11 +417,19 @@ impl Daemon {
             (None, Some(listener)) => {
                 let place = listener.place().clone();
                 // Its name is not ours.
-                (SocketOwner::Activator, place, system.listen(listener.into_socket(), options_of_door).map_err(failed)?)
+                (
+                    SocketOwner::Activator,
+                    place,
+                    system.listen_at(listener.into_socket(), options_of_door).map_err(failed)?,
+                )
             }
             (None, None) => {
                 let listener = listen(&candidates, &faults)?;
-                (SocketOwner::Ours, listener.place().clone(), system.listen(listener, options_of_door).map_err(failed)?)
+                (
+                    SocketOwner::Ours,
+                    listener.place().clone(),
+                    system.listen_at(listener, options_of_door).map_err(failed)?,
+                )
             }
         };
         let is_activated = owner == SocketOwner::Activator;

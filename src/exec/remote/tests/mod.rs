@@ -6,7 +6,7 @@ use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
 use super::super::invariants::{invariant_exactly_one_terminal_and_last, invariant_positions_have_no_gap};
-use super::super::{Cursor, EventStream, OutputStream, ProcessEvent};
+use super::super::{EventStream, OutputCursor, OutputStream, ProcessEvent};
 use super::*;
 
 mod server;
@@ -20,7 +20,7 @@ async fn in_time<T>(what: &str, future: impl Future<Output = T>) -> T {
 }
 
 async fn all(session: &ProcessSession) -> Vec<ProcessEvent> {
-    let mut stream: EventStream = session.subscribe(Cursor::start());
+    let mut stream: EventStream = session.subscribe(OutputCursor::start());
     let mut events = Vec::new();
     while let Some(event) = in_time("an event", stream.next()).await {
         events.push(event);

@@ -15,7 +15,7 @@ use crate::exec::invariants::{
     invariant_exactly_one_terminal_and_last, invariant_positions_have_no_gap, invariant_published_is_sent_minus_lagged,
 };
 use crate::exec::tap::OutputTap;
-use crate::exec::{Cursor, OutputStream, ProcessEvent};
+use crate::exec::{OutputCursor, OutputStream, ProcessEvent};
 
 /// Somebody who waits for an answer.
 #[derive(Debug, Clone)]
@@ -58,7 +58,7 @@ struct Seen {
 
 impl Seen {
     fn events(&self) -> Vec<ProcessEvent> {
-        let mut stream = self.session.subscribe(Cursor::start());
+        let mut stream = self.session.subscribe(OutputCursor::start());
         let events: Vec<_> = std::iter::from_fn(|| stream.try_next()).collect();
         invariant_positions_have_no_gap(&events).unwrap();
         events

@@ -18,7 +18,7 @@ use crate::exec::invariants::{
     invariant_exactly_one_terminal_and_last, invariant_positions_have_no_gap, invariant_published_is_sent_minus_lagged,
 };
 use crate::exec::tap::OutputTap;
-use crate::exec::{Cursor, OutputStream, ProcessEvent};
+use crate::exec::{OutputCursor, OutputStream, ProcessEvent};
 
 /// Schedules run by default, and the variable that asks for more.
 const SCHEDULES: u64 = 300;
@@ -429,7 +429,7 @@ impl World {
         }
         for (process_id, here) in &self.here {
             let started = self.answers.get(&here.caller.number).is_some_and(|answers| answers == &[true]);
-            let mut stream = here.session.subscribe(Cursor::start());
+            let mut stream = here.session.subscribe(OutputCursor::start());
             let events: Vec<_> = std::iter::from_fn(|| stream.try_next()).collect();
             let context = format!("seed {seed}, {process_id}: {events:?}");
             invariant_positions_have_no_gap(&events).unwrap_or_else(|error| panic!("{error}; {context}"));
