@@ -2,6 +2,8 @@
 //!
 //! Laws: L7, L9, L12.
 
+#![expect(clippy::expect_used, clippy::print_stdout, reason = "helpers of tests")]
+
 use std::time::Duration;
 
 use phone_opus::testkit::client::REVISION;

@@ -2,6 +2,8 @@
 //!
 //! Laws: L1, L2, L3, L7, L8, L17.
 
+#![expect(clippy::expect_used, clippy::panic, reason = "helpers of tests")]
+
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -151,6 +153,7 @@ async fn one_key_is_one_run_from_whatever_session_and_the_last_caller_to_leave_e
     let rig = new_rig();
     let system = rig.system().start().await.expect("a system");
     let prompt = rig.waiting("begun", "go");
+    #[expect(clippy::async_yields_async, reason = "it is awaited once both were asked")]
     let asking = async |name: &str| {
         let session = open(&system, Client::new(name)).await;
         let consult = Consult::new(prompt.clone()).request_key("mine");

@@ -2,6 +2,8 @@
 //!
 //! Laws: L7, L8, L12.
 
+#![expect(clippy::expect_used, reason = "helpers of tests")]
+
 use std::sync::Arc;
 use std::time::Duration;
 

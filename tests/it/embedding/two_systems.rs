@@ -2,6 +2,8 @@
 //!
 //! Laws: L8, L12.
 
+#![expect(clippy::expect_used, clippy::print_stdout, reason = "helpers of tests")]
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
