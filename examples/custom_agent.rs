@@ -14,8 +14,8 @@ use std::process::ExitCode;
 
 use phone_opus::process::{Registry, dispatch};
 use phone_opus::{
-    Agent, AgentEvent, AgentProfile, AgentResult, ConsultRequest, Environment, Fault, FaultCode, Grace, JobState,
-    OutputParser, PrepareFuture, RunRequest, StateDir, System,
+    Agent, AgentEvent, AgentProfile, ConsultRequest, Environment, Fault, FaultCode, Grace, JobState, OutputParser,
+    PrepareFuture, RunRequest, StateDir, System,
 };
 
 /// Counts the words of a prompt.
@@ -52,10 +52,7 @@ impl OutputParser for Lines {
         let line = String::from_utf8_lossy(line);
         out.push(match line.split_once(": ") {
             Some(("doing", tool)) => AgentEvent::ToolUse { tool: tool.to_owned() },
-            Some(("answer", text)) => {
-                let result = AgentResult { text: Some(text.to_owned()), ..AgentResult::default() };
-                AgentEvent::Result { result: Box::new(result) }
-            }
+            Some(("answer", text)) => AgentEvent::answer(text),
             _ => AgentEvent::Garbage { bytes: line.len() as u64 },
         });
     }

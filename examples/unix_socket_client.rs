@@ -41,22 +41,10 @@ impl Tool for Greet {
 async fn main() -> Result<(), Box<dyn Error>> {
     let dir = tempfile::tempdir()?;
     let system = System::builder().tool(Greet).start().await?;
-    // A directory of this user's alone: nobody else reaches the socket.
-    let path = dir.path().join("socket");
-    let listener = tokio::net::UnixListener::bind(&path)?;
-    let door = tokio::spawn({
-        let system = system.clone();
-        async move {
-            while let Ok((client, _)) = listener.accept().await {
-                let (reader, writer) = client.into_split();
-                let system = system.clone();
-                tokio::spawn(async move { system.serve(reader, writer).await });
-            }
-        }
-    });
+    // Its directory is made for this user alone, and whoever comes in must be this user, by the kernel's word.
+    let listening = system.listen(dir.path().join("run/socket"))?;
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/unix_socket_client.py");
-    let client = tokio::process::Command::new("python3").arg(script).arg(&path).output().await;
-    door.abort();
+    let client = tokio::process::Command::new("python3").arg(script).arg(listening.path()).output().await;
     system.shutdown(Grace::default()).await;
     match client {
         Err(error) if error.kind() == ErrorKind::NotFound => {

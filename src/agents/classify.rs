@@ -28,6 +28,7 @@ const MAX_STDERR_BYTES: usize = 4 << 10;
 
 /// Why we ended a run.
 #[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
 pub enum StopCause {
     /// Somebody wanted it so.
     Cancelled(CancelReason),
@@ -43,6 +44,7 @@ pub enum StopCause {
 
 /// Why the agent's process could not be started.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum SpawnFailure {
     /// The program does not exist.
     Missing,

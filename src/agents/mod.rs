@@ -256,6 +256,7 @@ impl RunRequest<'_> {
 
 /// A command ready to be spawned in the request's `cwd`, with this environment and nothing else.
 #[derive(Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct AgentCommand {
     /// The program.
     pub program: PathBuf,

@@ -12,6 +12,7 @@ use crate::base::ids::UnixMillis;
 /// This is the one vocabulary all agents are translated into; unknown lines become [`AgentEvent::Other`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum AgentEvent {
     /// The agent introduced itself.
     Started {
@@ -87,6 +88,12 @@ pub enum AgentEvent {
 }
 
 impl AgentEvent {
+    /// The result of a run that has answered this. More is known of some agents: see [`AgentResult`].
+    #[must_use]
+    pub fn answer(text: impl Into<String>) -> Self {
+        Self::Result { result: Box::new(AgentResult { text: Some(text.into()), ..AgentResult::default() }) }
+    }
+
     /// Whether the model has been at work when this is said: from then on something is paid for.
     #[must_use]
     pub fn is_of_a_turn(&self) -> bool {
@@ -108,6 +115,7 @@ impl AgentEvent {
 
 /// What an agent's result line says.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct AgentResult {
     /// `success` or one of the agent's error kinds.
     pub subtype: Option<String>,
