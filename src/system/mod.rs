@@ -519,8 +519,15 @@ impl System {
         }
         self.inner.root.stop(None);
         match tokio::time::timeout_at(until, self.down()).await {
-            Ok(Down::Stopped) => Shutdown::InOrder,
-            Ok(Down::Failed(fault)) => Shutdown::AfterFault(fault),
+            Ok(down) => {
+                // A runner whose outcome is stored leaves by itself, and is no part of the tree.
+                let leaving = self.inner.handing.attachments.room().leaving();
+                let _ = tokio::time::timeout_at(until, leaving.all_have_left()).await;
+                match down {
+                    Down::Stopped => Shutdown::InOrder,
+                    Down::Failed(fault) => Shutdown::AfterFault(fault),
+                }
+            }
             Err(_) => {
                 self.inner.root.kill();
                 self.inner.health.life.end();

@@ -562,6 +562,7 @@ impl JobsState {
         let runner = Arc::clone(&asking.run_as.runner);
         let (store, limits, me) = (self.arguments.store.clone(), self.arguments.limits, me.clone());
         let adopts = self.arguments.life.grace().map(|_| (self.arguments.dir.clone(), self.arguments.life.clone()));
+        let leaving = self.arguments.attachments.room().leaving().clone();
         let holder = self.has_room().then(|| (runner, self.arguments.dir.clone()));
         self.tasks.spawn(async move {
             let mut accepting = pin!(async {
@@ -579,7 +580,7 @@ impl JobsState {
             let (mut result, held) = match poll_immediate(&mut accepting).await {
                 Some(result) => (result, None),
                 None => {
-                    let held = holder.and_then(|(runner, dir)| HeldRunner::start(&runner, &dir, job.id));
+                    let held = holder.and_then(|(runner, dir)| HeldRunner::start(&runner, &dir, job.id, leaving));
                     (accepting.await, held)
                 }
             };

@@ -25,7 +25,7 @@ use tokio::time::Instant;
 
 use super::custody::core::HandIn;
 use super::means::Means;
-use super::runner_child::RunnerChild;
+use super::runner_child::{Leaving, RunnerChild};
 use super::starting::NotStarted;
 use crate::base::descriptors::{InheritedPipes, PassedPipe};
 use crate::base::fault::{Fault, FaultCode};
@@ -112,6 +112,8 @@ struct Shared {
     beginning: watch::Sender<Beginning>,
     /// Held by whoever looks whether its job has to wait at all: the next one may find that others do.
     gate: tokio::sync::Mutex<()>,
+    /// Runners that need no place any more.
+    leaving: Leaving,
 }
 
 /// Where a host's jobs wait. Cheap to clone.
@@ -121,7 +123,8 @@ pub struct Room(Arc<Shared>);
 impl Default for Room {
     fn default() -> Self {
         let beginning = watch::Sender::new(Beginning::default());
-        Self(Arc::new(Shared { state: Mutex::default(), beginning, gate: tokio::sync::Mutex::default() }))
+        let gate = tokio::sync::Mutex::default();
+        Self(Arc::new(Shared { state: Mutex::default(), beginning, gate, leaving: Leaving::default() }))
     }
 }
 
@@ -149,6 +152,12 @@ impl RoomSnapshot {
 impl Room {
     fn state(&self) -> MutexGuard<'_, State> {
         self.0.state()
+    }
+
+    /// The runners whose end is due.
+    #[must_use]
+    pub fn leaving(&self) -> &Leaving {
+        &self.0.leaving
     }
 
     /// From now on jobs are begun like this.

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
 use tokio::process::Child;
+use tokio::sync::watch;
 
 /// How often an inherited process is looked at by whoever waits for its end, which is due.
 const LOOK_EVERY: Duration = Duration::from_millis(10);
@@ -20,6 +21,43 @@ const LEFT_EVERY: Duration = Duration::from_millis(500);
 
 /// How long one that is due is looked at that often.
 const DUE: Duration = Duration::from_secs(5);
+
+/// How many runners of a system are seen out: their end is due, and nobody but whoever stops the system waits for it. Cheap to
+/// clone.
+#[derive(Clone)]
+pub struct Leaving(watch::Sender<usize>);
+
+impl Default for Leaving {
+    fn default() -> Self {
+        Self(watch::Sender::new(0))
+    }
+}
+
+impl Leaving {
+    fn one_more(&self) -> LeavingOne {
+        self.0.send_modify(|many| *many += 1);
+        LeavingOne(self.clone())
+    }
+
+    /// Waits until none is left.
+    ///
+    /// # Cancel safety
+    ///
+    /// Safe.
+    pub async fn all_have_left(&self) {
+        // The sender is held here.
+        let _ = self.0.subscribe().wait_for(|many| *many == 0).await;
+    }
+}
+
+/// One of them, until it is dropped.
+struct LeavingOne(Leaving);
+
+impl Drop for LeavingOne {
+    fn drop(&mut self) {
+        self.0.0.send_modify(|many| *many = many.saturating_sub(1));
+    }
+}
 
 /// The process.
 pub(crate) enum RunnerChild {
@@ -74,9 +112,11 @@ impl RunnerChild {
     }
 
     /// Waits for its end, which is due, beside whoever lets go of it.
-    pub(crate) fn see_out(mut self) {
+    pub(crate) fn see_out(mut self, leaving: &Leaving) {
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            let counted = leaving.one_more();
             runtime.spawn(async move {
+                let _counted = counted;
                 if let Self::Inherited(_) = &self {
                     // Looked at often for so long only; whatever becomes of it, it is reaped.
                     let _ = tokio::time::timeout(DUE, self.wait()).await;
@@ -109,5 +149,27 @@ impl Drop for Inherited {
                 }
             });
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::pin::pin;
+
+    use futures_util::future::poll_immediate;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn who_stops_a_system_waits_for_each_runner_that_leaves() {
+        let leaving = Leaving::default();
+        assert_eq!(poll_immediate(pin!(leaving.all_have_left())).await, Some(()), "nobody leaves");
+        let (one, other) = (leaving.one_more(), leaving.clone().one_more());
+        let mut all = pin!(leaving.all_have_left());
+        assert_eq!(poll_immediate(&mut all).await, None);
+        drop(one);
+        assert_eq!(poll_immediate(&mut all).await, None, "the other one has not left");
+        drop(other);
+        all.await;
     }
 }

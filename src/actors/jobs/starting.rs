@@ -15,7 +15,7 @@ use std::process::Stdio;
 
 use tokio::process::{ChildStdin, ChildStdout};
 
-use super::runner_child::RunnerChild;
+use super::runner_child::{Leaving, RunnerChild};
 use crate::base::fault::{Fault, FaultCode};
 use crate::base::ids::JobId;
 use crate::base::state_dir::StateDir;
@@ -96,14 +96,15 @@ fn last_words(dir: &StateDir, job: JobId) -> Stdio {
 pub struct HeldRunner {
     job: JobId,
     started: Option<Box<Started>>,
+    leaving: Leaving,
 }
 
 impl HeldRunner {
     /// Starts one for a job on its way to the store. Without one, a runner is started later.
     #[must_use]
-    pub fn start(runner: &RunnerCommand, dir: &StateDir, job: JobId) -> Option<Self> {
+    pub fn start(runner: &RunnerCommand, dir: &StateDir, job: JobId, leaving: Leaving) -> Option<Self> {
         let started = spawn(runner, dir, job, Begins::WhenSpokenTo).ok()?;
-        Some(Self { job, started: Some(Box::new(started)) })
+        Some(Self { job, started: Some(Box::new(started)), leaving })
     }
 
     /// It, when it is this job's, which is durable now.
@@ -116,7 +117,7 @@ impl Drop for HeldRunner {
     fn drop(&mut self) {
         if let Some(started) = self.started.take() {
             // Its pipes are closed by this.
-            started.child.see_out();
+            started.child.see_out(&self.leaving);
         }
     }
 }

@@ -226,7 +226,7 @@ impl Custody {
             }
             CustodyEffect::SeeOut => {
                 if let Some(child) = self.leaving.take() {
-                    child.see_out();
+                    child.see_out(self.room.leaving());
                 }
             }
         }
