@@ -6,8 +6,7 @@ use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
 use phone_opus::{
-    Agent, AgentEvent, AgentProfile, AgentResult, Environment, Fault, FaultCode, OutputParser, PrepareFuture,
-    RunRequest,
+    Agent, AgentEvent, AgentProfile, Environment, Fault, FaultCode, OutputParser, PrepareFuture, RunRequest,
 };
 
 use crate::Problem;
@@ -47,10 +46,7 @@ impl OutputParser for Lines {
         let line = String::from_utf8_lossy(line);
         out.push(match line.split_once(": ") {
             Some(("doing", tool)) => AgentEvent::ToolUse { tool: tool.to_owned() },
-            Some(("answer", text)) => {
-                let result = AgentResult { text: Some(text.to_owned()), ..AgentResult::default() };
-                AgentEvent::Result { result: Box::new(result) }
-            }
+            Some(("answer", text)) => AgentEvent::answer(text),
             _ => AgentEvent::Garbage { bytes: line.len() as u64 },
         });
     }
