@@ -117,7 +117,10 @@ pub use base::state_dir::StateDir;
 pub use base::stdio::{Input, Output};
 pub use config::{Config, RolloutMode};
 pub use failpoints::{FaultPlan, Faults};
-pub use jobs::client::{Follow, JobsHandle, News};
+pub use jobs::client::JobsHandle;
+// Of hidden verbs: the news of one job.
+#[doc(hidden)]
+pub use jobs::client::{Follow, News};
 pub use jobs::store::{CancelState, JobFilter};
 pub use jobs::{
     Billing, CancelReason, ConsultRequest, JobMode, JobOutcome, JobRecord, JobState, JobSummary, JournalEntry,
@@ -126,7 +129,10 @@ pub use jobs::{
 pub use protocol::session::SessionLimits;
 /// The actors under a system, for a tree that [`System::actor`] or [`SystemBuilder::supervised_by`] puts it into.
 pub use ractor;
+// Of hidden verbs: upgrades in place, which need more of a next image than can be had from here.
+#[doc(hidden)]
 pub use rollout::{LaunchPath, NotAdopted, RolloutSetup, Trigger};
+#[doc(hidden)]
 pub use system::handover::{HandOverError, HostSnapshot, NewImage};
 pub use system::{
     Client, Consult, ConsultFault, ConsultOutcome, Cursor, Grace, JobDesk, JobEvent, JobEvents, Listening, OwnTools,

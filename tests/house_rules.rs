@@ -468,6 +468,56 @@ fn every_fault_code_is_on_the_page_of_failures() {
     assert_eq!(codes, told);
 }
 
+/// The names of functions a text calls or declares: `name(`, `name::<T>(`, `name<'a>(`.
+fn called(text: &str) -> BTreeSet<&str> {
+    let ends = ["(", "::<", "<'"].into_iter().flat_map(|end| text.match_indices(end));
+    let names = ends.filter_map(|(at, _)| text[..at].rsplit(|c: char| !c.is_alphanumeric() && c != '_').next());
+    names.filter(|name| !name.is_empty()).collect()
+}
+
+/// What is declared under each public path, by `docs/public-paths.txt`.
+fn public_functions(list: &str) -> Vec<(&str, &str)> {
+    let mut of = "";
+    let mut functions = Vec::new();
+    for line in list.lines() {
+        match line.strip_prefix(' ') {
+            None => of = line,
+            Some(said) => {
+                let name = said.split_once(" fn ").map(|(_, declared)| declared.split(['(', '<']).next());
+                functions.extend(name.flatten().map(|name| (of, name)));
+            }
+        }
+    }
+    functions
+}
+
+/// The test kit's functions are documented; its chapter shows how they are put together.
+#[test]
+fn each_public_function_is_shown_by_an_example_a_page_or_the_documentation() {
+    let read = |path: PathBuf| std::fs::read_to_string(path).expect("a source");
+    let programs = ["examples", "tests/embedding/src"].map(|folder| rust_files(&root().join(folder)));
+    let mut text: String = programs.into_iter().flatten().map(read).collect();
+    text.extend(pages().iter().map(|name| page(name)));
+    for (_, source) in sources() {
+        let said =
+            source.lines().filter(|line| ["///", "//!"].iter().any(|begins| line.trim_start().starts_with(begins)));
+        text.extend(said.map(|line| line.to_owned() + "\n"));
+    }
+    let (shown, list) = (called(&text), page("docs/public-paths.txt"));
+    let functions = public_functions(&list);
+    assert!(functions.len() > 300, "{} functions were found", functions.len());
+    let unseen = functions.iter().filter(|(of, name)| !of.contains("::testkit") && !shown.contains(name));
+    let unseen: Vec<_> = unseen.map(|(of, name)| format!("{of}: {name}")).collect();
+    assert!(unseen.is_empty(), "shown nowhere; no API is `#[doc(hidden)]`:\n{}", unseen.join("\n"));
+}
+
+#[test]
+fn what_is_called_is_told_from_what_is_only_named() {
+    assert_eq!(called("a.b(1); c::<T>(); d; fn e<'a>(f: &'a str)"), BTreeSet::from(["b", "c", "e"]));
+    let list = "struct phone_opus::X\n    pub struct X { pub a: fn(u8) }\n    pub async fn b<T>(c: impl Fn(T))\ntrait phone_opus::Y\n        fn d(&self);";
+    assert_eq!(public_functions(list), [("struct phone_opus::X", "b"), ("trait phone_opus::Y", "d")]);
+}
+
 #[test]
 fn what_the_pages_link_to_is_there() {
     for name in pages() {

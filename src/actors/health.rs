@@ -40,30 +40,43 @@ const WEEK: i64 = 7 * 24 * 60 * 60 * 1000;
 #[derive(Clone)]
 pub struct HealthSource {
     /// This system.
+    #[doc(hidden)]
     pub host: HostId,
     /// What all sessions add up to.
+    #[doc(hidden)]
     pub gauges: Arc<Gauges>,
     /// When it started.
+    #[doc(hidden)]
     pub started: Instant,
     /// Who runs worker tools.
+    #[doc(hidden)]
     pub workers: Current<WorkersMsg>,
     /// Jobs.
+    #[doc(hidden)]
     pub jobs: JobsHandle,
     /// Telemetry.
+    #[doc(hidden)]
     pub telemetry: TelemetryHandle,
     /// The numbers.
+    #[doc(hidden)]
     pub config: Arc<Config>,
     /// Fault plan.
+    #[doc(hidden)]
     pub faults: Faults,
     /// What is known about rollouts.
+    #[doc(hidden)]
     pub rollout: RolloutHandle,
     /// What is not as the user asked for it.
+    #[doc(hidden)]
     pub notices: Arc<[String]>,
     /// Whose sessions there are.
+    #[doc(hidden)]
     pub callers: Callers,
     /// How others see that this system lives.
+    #[doc(hidden)]
     pub life: HostLife,
     /// Connections to exec servers.
+    #[doc(hidden)]
     pub exec: ExecLinks,
 }
 
@@ -73,6 +86,7 @@ async fn within<T>(question: impl Future<Output = Option<T>>) -> Option<T> {
 
 impl HealthSource {
     /// The workers as they are; `None` when they do not answer.
+    #[doc(hidden)]
     pub async fn workers(&self) -> Option<WorkersSnapshot> {
         let (reply, answer) = oneshot::channel();
         self.workers.cast(WorkersMsg::Snapshot(reply)).ok()?;
@@ -80,6 +94,7 @@ impl HealthSource {
     }
 
     /// `health_snapshot`, as this caller is told: with whose environment its consults have, and its limits.
+    #[doc(hidden)]
     pub async fn health(&self, caller: &CallerContext, detail: Detail) -> Value {
         let workers = self.workers().await;
         let counts = match tokio::time::timeout(ASK, self.jobs.counts()).await {

@@ -64,6 +64,7 @@ impl SpawnFailure {
     /// Reads the system's error. A missing directory looks like a missing program, so the caller says whether the
     /// working directory is there.
     #[must_use]
+    #[doc(hidden)]
     pub fn from_io(error: &io::Error, directory_exists: bool) -> Self {
         if !directory_exists {
             return Self::NoDirectory;
@@ -124,6 +125,16 @@ pub struct RunVerdict {
 
 /// What differs between agents whose ends are judged by the same table: what is said of them, whether they keep sessions, and
 /// how they say that they have answered.
+///
+/// ```
+/// use phone_opus::AgentProfile;
+///
+/// let profile = AgentProfile::new("The oracle")
+///     .install_hint("apt install oracle")
+///     .login_hint("Run `oracle login` once in a terminal.")
+///     .keeps_sessions();
+/// # let _ = profile;
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct AgentProfile {
     title: &'static str,

@@ -72,6 +72,16 @@ const PROFILE: AgentProfile = AgentProfile::new("Claude Code")
     .keeps_sessions();
 
 /// Claude Code, found on PATH unless a path is configured.
+///
+/// ```
+/// use std::sync::Arc;
+/// use phone_opus::{AgentRegistry, ClaudeCode};
+///
+/// let claude = ClaudeCode::new(Some("/opt/claude/bin/claude".into())).with_variables(["MY_PROXY".to_owned()]);
+/// let agents = AgentRegistry::new().with(Arc::new(claude));           // for `SystemBuilder::agents`
+/// assert_eq!(agents.names(), ["claude"]);
+/// assert!(agents.get("oracle").is_err());
+/// ```
 #[derive(Debug, Clone, Default)]
 pub struct ClaudeCode {
     configured: Option<PathBuf>,
@@ -100,6 +110,7 @@ impl ClaudeCode {
     /// # Cancel safety
     ///
     /// May be dropped at any time; what is under way is killed.
+    #[doc(hidden)]
     pub async fn features(
         &self,
         program: &Path,
@@ -118,6 +129,7 @@ impl ClaudeCode {
     /// # Cancel safety
     ///
     /// As [`ClaudeCode::features`].
+    #[doc(hidden)]
     pub async fn answer(
         &self,
         program: &Path,

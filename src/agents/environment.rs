@@ -59,6 +59,7 @@ impl Environment {
     /// state directory. It can be compared and says nothing else. Another build of the program may make another one, which is a difference that costs a waiting
     /// job whose host is gone its adoption. A key that is withheld is no part of it: a caller does not send it to begin with.
     #[must_use]
+    #[doc(hidden)]
     pub fn digest(&self, secret: &str, billing: Billing, chosen: &[String], settings: &impl Hash) -> String {
         let granted = for_claude(self, billing, chosen).env;
         let half = |number: u8| {

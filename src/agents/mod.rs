@@ -74,7 +74,10 @@ pub const MAX_PROMPT_BYTES: usize = 1_000_000;
 /// use std::ffi::OsStr;
 /// use std::path::{Path, PathBuf};
 ///
-/// use phone_opus::{Agent, AgentProfile, Environment, Fault, OutputParser, PlainText, PrepareFuture, RunRequest, find_program};
+/// use phone_opus::{
+///     Agent, AgentEvent, AgentProfile, Billing, Environment, Fault, OutputParser, PayerKnown, Payment, PlainText, PrepareFuture,
+///     RunEnd, RunRequest, RunVerdict, find_program,
+/// };
 ///
 /// /// Any program that reads a question and writes an answer.
 /// struct Oracle;
@@ -98,6 +101,13 @@ pub const MAX_PROMPT_BYTES: usize = 1_000_000;
 ///     }
 ///
 ///     fn parser(&self) -> Box<dyn OutputParser> { Box::new(PlainText::new()) }
+///
+///     // The rest need not be written; this is what holds then.
+///     fn classify(&self, end: RunEnd) -> RunVerdict { self.profile().classify(end) }
+///     fn needs(&self, environment: &Environment, _: Billing) -> Environment { environment.clone() }
+///     fn account(&self, _: &Environment, _: Billing) -> String { String::new() }
+///     fn payer(&self) -> PayerKnown { PayerKnown::BeforeStart }
+///     fn check_start(&self, _: &AgentEvent, _: Payment) -> Result<(), Fault> { Ok(()) }
 /// }
 /// # let _ = phone_opus::AgentRegistry::new().with(std::sync::Arc::new(Oracle));
 /// ```
@@ -356,6 +366,25 @@ pub enum Credential {
 
 /// Turns one run's output lines into events. [`StreamJson`] reads what Claude Code writes, [`PlainText`] takes everything for
 /// the answer.
+///
+/// ```
+/// use phone_opus::{AgentEvent, OutputParser};
+///
+/// /// Each line is a part of the answer, which is there when the output ends.
+/// #[derive(Default)]
+/// struct Lines(Vec<String>);
+///
+/// impl OutputParser for Lines {
+///     fn line(&mut self, line: &[u8], _: &mut Vec<AgentEvent>) { self.0.push(String::from_utf8_lossy(line).into_owned()) }
+///     fn end(&mut self, out: &mut Vec<AgentEvent>) { out.push(AgentEvent::answer(self.0.join(" "))) }
+/// }
+///
+/// let (mut parser, mut told) = (Lines::default(), Vec::new());
+/// parser.line(b"forty", &mut told);
+/// parser.line(b"two", &mut told);
+/// parser.end(&mut told);
+/// assert_eq!(told, [AgentEvent::answer("forty two")]);
+/// ```
 pub trait OutputParser: Send {
     /// One line without its line end; the last one may be cut off. Adds what it means to `out`. It is never longer than 64 MiB:
     /// a longer one is counted as [`AgentEvent::Garbage`] and not shown to anybody.
@@ -445,6 +474,7 @@ impl AgentRegistry {
 
     /// Adds these; those of the same names are replaced.
     #[must_use]
+    #[doc(hidden)]
     pub fn with_all(self, others: &Self) -> Self {
         others.agents.iter().cloned().fold(self, Self::with)
     }
@@ -452,6 +482,7 @@ impl AgentRegistry {
     /// The environment runners, and who waits to start them, are started with, out of a host's own: ours, and what any agent
     /// needs.
     #[must_use]
+    #[doc(hidden)]
     pub fn for_runners(&self, environment: &Environment, billing: Billing) -> Environment {
         let needed = self.agents.iter().map(|agent| agent.needs(environment, billing));
         environment::for_runner(environment, needed)
@@ -459,6 +490,7 @@ impl AgentRegistry {
 
     /// The environment the runner of a caller is started with whose host (`own`) has another one.
     #[must_use]
+    #[doc(hidden)]
     pub fn for_callers_runners(
         &self,
         own: &Environment,
@@ -472,6 +504,7 @@ impl AgentRegistry {
 
     /// The same agents under the settings of one caller: Claude Code's program, and the variables that are handed on.
     #[must_use]
+    #[doc(hidden)]
     pub fn under(&self, program: Option<&Path>, variables: &[String]) -> Self {
         let agents = self.agents.iter();
         Self {
@@ -482,6 +515,7 @@ impl AgentRegistry {
     /// What of a caller's environment may go to another process that is to run its consults: what any agent needs, and nothing
     /// that is ours or for the loading of programs.
     #[must_use]
+    #[doc(hidden)]
     pub fn for_callers(&self, environment: &Environment, billing: Billing) -> Environment {
         let needed = self.agents.iter().map(|agent| agent.needs(environment, billing));
         environment::for_caller(environment, needed)
@@ -489,6 +523,7 @@ impl AgentRegistry {
 
     /// Whether a caller with this environment has a way to pay that is not in what it sends of it.
     #[must_use]
+    #[doc(hidden)]
     pub fn withholds(&self, environment: &Environment, sent: &Environment) -> bool {
         environment::withholds(environment, sent)
     }

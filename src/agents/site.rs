@@ -50,6 +50,7 @@ pub type AgentSites = BTreeMap<String, AgentSite>;
 impl AgentRegistry {
     /// The same agents, with those of other machines. One of a known name takes the place of the one here.
     #[must_use]
+    #[doc(hidden)]
     pub fn with_sites(&self, sites: &AgentSites) -> Self {
         let mut all = self.clone();
         for (name, site) in sites {

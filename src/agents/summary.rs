@@ -28,6 +28,20 @@ pub struct Started {
 }
 
 /// Everything about a run's output that its end is judged by.
+///
+/// ```
+/// use phone_opus::{AgentEvent, AgentProfile, JobState, RunEnd, RunExit, RunSummary};
+///
+/// let mut said = RunSummary::new();
+/// said.fold(&AgentEvent::Text { text: "Forty-two.".to_owned() });
+/// assert_eq!((said.last_message(), said.partial_text()), ("Forty-two.", "Forty-two."));
+/// assert!(said.started().is_none() && said.result().is_none() && said.error().is_none() && said.denials().is_empty());
+/// assert!(said.limit().is_none() && said.retry_at().is_none());       // no limit of the provider's was reached
+///
+/// let end = RunEnd { summary: said, exit: Some(RunExit { code: 0, signal: None, reaped: 0 }), ..RunEnd::default() };
+/// let verdict = AgentProfile::new("The oracle").answers_by_ending_well().classify(end);
+/// assert_eq!((verdict.state, verdict.outcome.response.as_deref()), (JobState::Succeeded, Some("Forty-two.")));
+/// ```
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct RunSummary {
     started: Option<Started>,
@@ -129,12 +143,14 @@ impl RunSummary {
 
     /// Whether the model went on after the last result, so that this result is not the end.
     #[must_use]
+    #[doc(hidden)]
     pub fn went_on(&self) -> bool {
         self.went_on
     }
 
     /// Whether anything was used beyond the plan, and paid for besides.
     #[must_use]
+    #[doc(hidden)]
     pub fn extra_usage(&self) -> bool {
         self.extra_usage
     }
@@ -147,6 +163,7 @@ impl RunSummary {
 
     /// Whether the beginning of the texts was dropped.
     #[must_use]
+    #[doc(hidden)]
     pub fn partial_text_cut(&self) -> bool {
         self.partial_cut
     }
@@ -168,12 +185,14 @@ impl RunSummary {
 
     /// How many events there were, garbage included.
     #[must_use]
+    #[doc(hidden)]
     pub fn events(&self) -> u64 {
         self.events
     }
 
     /// How many bytes of output were not the agent's format.
     #[must_use]
+    #[doc(hidden)]
     pub fn garbage_bytes(&self) -> u64 {
         self.garbage_bytes
     }

@@ -229,6 +229,18 @@ impl fmt::Display for FaultCode {
 }
 
 /// One fault, as it is recorded, reported in health and shown to callers.
+///
+/// ```
+/// use phone_opus::{Fault, FaultClass, FaultCode, Stage, UnixMillis};
+///
+/// let fault = Fault::new(FaultCode::InvalidInput, "`cents` is no number.").operation("charge").hint("Send a whole number.");
+/// assert_eq!((fault.class, fault.stage), (FaultCode::InvalidInput.class(), FaultCode::InvalidInput.stage()));
+/// assert!(!FaultCode::InvalidInput.retryable());
+/// assert_eq!(fault.to_string(), "invalid_input: `cents` is no number. Send a whole number.");
+///
+/// let later = Fault::new(FaultCode::Busy, "The book is closed.").retry_at(UnixMillis(86_400_000));
+/// assert!(later.retryable && later.class == FaultClass::Resource && later.stage == Stage::Host);
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Fault {
     /// What kind of thing went wrong.
@@ -296,6 +308,7 @@ impl Fault {
 
     /// Names the worker generation it happened in.
     #[must_use]
+    #[doc(hidden)]
     pub fn generation(mut self, generation: Generation) -> Self {
         self.generation = Some(generation);
         self

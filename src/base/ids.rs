@@ -33,6 +33,7 @@ macro_rules! uuid_id {
         impl $name {
             /// A new random id (UUID v4).
             #[must_use]
+            #[doc(hidden)]
             pub fn random() -> Self {
                 Self(Uuid::new_v4())
             }
@@ -107,6 +108,7 @@ impl InvocationId {
 
     /// Whether it is a consult of an embedding program, of which its session knows nothing.
     #[must_use]
+    #[doc(hidden)]
     pub const fn is_embedders(&self) -> bool {
         self.call >= Self::EMBEDDERS
     }
@@ -160,6 +162,14 @@ pub struct DoorNumber(pub u64);
 pub struct ExecNumber(pub u64);
 
 /// Milliseconds since the Unix epoch; the only wall-clock type that is stored or sent.
+///
+/// ```
+/// use phone_opus::UnixMillis;
+///
+/// let (noon, later) = (UnixMillis(43_200_000), UnixMillis(43_201_500));
+/// assert_eq!(noon.to_iso8601(), "1970-01-01T12:00:00.000Z");
+/// assert_eq!(later.since(noon), 1500);
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(transparent)]
 pub struct UnixMillis(pub i64);

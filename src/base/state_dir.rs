@@ -120,6 +120,17 @@ impl StateDirError {
 }
 
 /// A state directory, by its absolute path. Making the value touches nothing.
+///
+/// ```
+/// use phone_opus::StateDir;
+///
+/// let own = StateDir::at("/var/lib/my-runtime");
+/// assert_eq!(own.root().to_str(), Some("/var/lib/my-runtime"));
+/// // The one the program uses for this user: jobs are shared with it.
+/// let shared = StateDir::resolve(None, None, |name| (name == "HOME").then(|| "/home/me".into()))?;
+/// assert!(shared.root().ends_with(".local/state/phone_opus"));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct StateDir {
     root: PathBuf,
@@ -178,6 +189,7 @@ impl StateDir {
     /// # Errors
     ///
     /// It is another user's.
+    #[doc(hidden)]
     pub fn refuse_foreign_owner(&self) -> Result<(), StateDirError> {
         let ours = rustix::process::geteuid();
         let mut there = self.root.ancestors().filter_map(|path| Some((path, fs::metadata(path).ok()?.uid())));
@@ -198,54 +210,63 @@ impl StateDir {
 
     /// The job store's database.
     #[must_use]
+    #[doc(hidden)]
     pub fn database(&self) -> PathBuf {
         self.root.join("phone-opus.db")
     }
 
     /// What was observed about clients.
     #[must_use]
+    #[doc(hidden)]
     pub fn clients(&self) -> PathBuf {
         self.root.join("clients.json")
     }
 
     /// The telemetry log.
     #[must_use]
+    #[doc(hidden)]
     pub fn telemetry(&self) -> PathBuf {
         self.root.join("telemetry.jsonl")
     }
 
     /// Where the jobs' directories are.
     #[must_use]
+    #[doc(hidden)]
     pub fn jobs(&self) -> PathBuf {
         self.root.join("jobs")
     }
 
     /// One job's directory.
     #[must_use]
+    #[doc(hidden)]
     pub fn job_dir(&self, job: JobId) -> PathBuf {
         self.jobs().join(job.to_string())
     }
 
     /// The file whose lock is the ownership of a job.
     #[must_use]
+    #[doc(hidden)]
     pub fn job_lock(&self, job: JobId) -> PathBuf {
         self.job_dir(job).join("lock")
     }
 
     /// What the runner of a job said last, if it said anything.
     #[must_use]
+    #[doc(hidden)]
     pub fn job_log(&self, job: JobId) -> PathBuf {
         self.job_dir(job).join("runner.log")
     }
 
     /// A job's outcome while the store does not take it.
     #[must_use]
+    #[doc(hidden)]
     pub fn job_outcome(&self, job: JobId) -> PathBuf {
         self.job_dir(job).join("outcome.json")
     }
 
     /// Room that is given up on a full disk.
     #[must_use]
+    #[doc(hidden)]
     pub fn reserve(&self) -> PathBuf {
         self.root.join("reserve")
     }
@@ -266,6 +287,7 @@ impl StateDir {
 
     /// A job's log, where there is something in it.
     #[must_use]
+    #[doc(hidden)]
     pub fn job_words(&self, job: JobId) -> Option<PathBuf> {
         let path = self.job_log(job);
         fs::metadata(&path).is_ok_and(|found| found.len() > 0).then_some(path)
@@ -273,30 +295,35 @@ impl StateDir {
 
     /// Where the permits' locks are.
     #[must_use]
+    #[doc(hidden)]
     pub fn slots(&self) -> PathBuf {
         self.root.join("slots")
     }
 
     /// The file whose lock is one permit to run an agent; they are numbered from 0.
     #[must_use]
+    #[doc(hidden)]
     pub fn slot_lock(&self, slot: usize) -> PathBuf {
         self.slots().join(slot.to_string())
     }
 
     /// Where the locks and bells of waiting processes are.
     #[must_use]
+    #[doc(hidden)]
     pub fn waiting(&self) -> PathBuf {
         self.root.join("waiting")
     }
 
     /// The file whose lock says that a waiting process lives.
     #[must_use]
+    #[doc(hidden)]
     pub fn waiter_lock(&self, waiter: WaiterId) -> PathBuf {
         self.waiting().join(waiter.to_string())
     }
 
     /// The FIFO by which a waiting process is woken.
     #[must_use]
+    #[doc(hidden)]
     pub fn waiter_bell(&self, waiter: WaiterId) -> PathBuf {
         self.waiting().join(format!("{waiter}.bell"))
     }
@@ -306,6 +333,7 @@ impl StateDir {
     /// # Errors
     ///
     /// As for [`StateDir::create`].
+    #[doc(hidden)]
     pub fn create_waiting(&self) -> Result<(), StateDirError> {
         self.create()?;
         private_dir(&self.waiting(), Place::Inside)
@@ -313,6 +341,7 @@ impl StateDir {
 
     /// Where hosts say how they are, and that they live.
     #[must_use]
+    #[doc(hidden)]
     pub fn hosts(&self) -> PathBuf {
         self.root.join("hosts")
     }
@@ -322,6 +351,7 @@ impl StateDir {
     /// # Errors
     ///
     /// As for [`StateDir::create`].
+    #[doc(hidden)]
     pub fn create_hosts(&self) -> Result<(), StateDirError> {
         self.create()?;
         private_dir(&self.hosts(), Place::Inside)
@@ -329,6 +359,7 @@ impl StateDir {
 
     /// The file whose lock says that a host lives.
     #[must_use]
+    #[doc(hidden)]
     pub fn host_lock(&self, host: HostId) -> PathBuf {
         self.hosts().join(host.to_string()).join("lock")
     }
@@ -338,6 +369,7 @@ impl StateDir {
     /// # Errors
     ///
     /// As for [`StateDir::create`].
+    #[doc(hidden)]
     pub fn create_host_dir(&self, host: HostId) -> Result<(), StateDirError> {
         self.create_hosts()?;
         private_dir(&self.hosts().join(host.to_string()), Place::Inside)
@@ -345,24 +377,28 @@ impl StateDir {
 
     /// The file whose lock says that a daemon of this directory lives.
     #[must_use]
+    #[doc(hidden)]
     pub fn daemon_lock(&self) -> PathBuf {
         self.root.join("daemon.lock")
     }
 
     /// How that daemon is reached.
     #[must_use]
+    #[doc(hidden)]
     pub fn daemon_record(&self) -> PathBuf {
         self.root.join("daemon.json")
     }
 
     /// Where it listens, unless the path is too long for a socket.
     #[must_use]
+    #[doc(hidden)]
     pub fn daemon_socket(&self) -> PathBuf {
         self.root.join("daemon.sock")
     }
 
     /// What daemons that nobody watches had to say.
     #[must_use]
+    #[doc(hidden)]
     pub fn daemon_log(&self) -> PathBuf {
         self.root.join("daemon.log")
     }
@@ -386,6 +422,7 @@ impl StateDir {
 
     /// The file whose lock is held by whoever starts a daemon.
     #[must_use]
+    #[doc(hidden)]
     pub fn start_lock(&self) -> PathBuf {
         self.root.join("start.lock")
     }
@@ -395,6 +432,7 @@ impl StateDir {
     /// # Errors
     ///
     /// As for [`StateDir::create`]; what is there is no secret of ours.
+    #[doc(hidden)]
     pub fn secret(&self) -> Result<String, StateDirError> {
         let path = self.root.join("secret");
         let io = |doing, error: io::Error| StateDirError::io(doing, &path, &error);
@@ -424,6 +462,7 @@ impl StateDir {
     /// # Errors
     ///
     /// As for [`StateDir::create`].
+    #[doc(hidden)]
     pub fn create_job_dir(&self, job: JobId) -> Result<PathBuf, StateDirError> {
         let dir = self.job_dir(job);
         if !self.jobs().is_dir() {
@@ -451,6 +490,7 @@ impl StateDir {
     }
 
     /// Removes what images that died while they were replaced left here. Returns how many files that were.
+    #[doc(hidden)]
     pub fn remove_remnants(&self) -> usize {
         let Ok(entries) = fs::read_dir(&self.root) else { return 0 };
         let now = SystemTime::now();
@@ -471,6 +511,7 @@ impl StateDir {
     /// # Errors
     ///
     /// The system refused.
+    #[doc(hidden)]
     pub fn remove_job_dir(&self, job: JobId) -> Result<(), StateDirError> {
         let dir = self.job_dir(job);
         match fs::remove_dir_all(&dir) {

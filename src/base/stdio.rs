@@ -96,6 +96,7 @@ impl Input {
     /// # Errors
     ///
     /// The descriptor cannot be looked at or registered.
+    #[doc(hidden)]
     pub fn from_fd(fd: impl AsFd) -> io::Result<Self> {
         let fd = fd.as_fd();
         match kind(fd)? {
@@ -109,13 +110,14 @@ impl Input {
     ///
     /// # Errors
     ///
-    /// As [`Input::from_fd`].
+    /// It cannot be looked at or registered; there is no runtime that has I/O.
     pub fn stdin() -> io::Result<Self> {
         Self::from_fd(io::stdin())
     }
 
     /// Whether a thread reads ahead, so that bytes may be nowhere but in it.
     #[must_use]
+    #[doc(hidden)]
     pub fn is_read_by_thread(&self) -> bool {
         matches!(self, Self::Thread { .. })
     }
@@ -236,6 +238,7 @@ impl Output {
 impl Output {
     /// Whether a thread writes, so that bytes may be nowhere but in it.
     #[must_use]
+    #[doc(hidden)]
     pub fn is_written_by_thread(&self) -> bool {
         matches!(self, Self::Blocking(_))
     }

@@ -77,6 +77,7 @@ impl Config {
     /// # Errors
     ///
     /// The first value that is out of bounds, with its place.
+    #[doc(hidden)]
     pub fn from_sources(sources: &[(String, Settings)]) -> Result<Self, ConfigError> {
         let mut config = Self::default();
         for (place, settings) in sources {
@@ -89,6 +90,7 @@ impl Config {
 
     /// Whether these settings ask for something else than what is in force here; what cannot be used does.
     #[must_use]
+    #[doc(hidden)]
     pub fn differs_from(&self, settings: &Settings) -> bool {
         let mut asked = self.clone();
         !asked.lay(settings).is_empty() || asked != *self
@@ -99,6 +101,7 @@ impl Config {
     /// # Errors
     ///
     /// Every key whose value is not accepted.
+    #[doc(hidden)]
     pub fn under(mut self, settings: &Settings) -> Result<Self, Vec<&'static Key>> {
         let refused: Vec<&'static Key> = self.lay(settings).into_iter().map(|(key, _)| key).collect();
         if refused.is_empty() { Ok(self) } else { Err(refused) }

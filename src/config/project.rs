@@ -28,6 +28,7 @@ pub struct LeftOut {
 impl Config {
     /// Lets a project's file lower limits, or leaves it out and says so.
     #[must_use]
+    #[doc(hidden)]
     pub fn lowered(mut self, place: &Path, read: Result<Option<Vec<u8>>, Unusable>) -> Self {
         let limits = match read {
             Ok(None) => return self,

@@ -107,6 +107,16 @@ pub struct Fired {
 }
 
 /// The armed plan of a system, if it has one. Cheap to clone; all clones count together.
+///
+/// ```
+/// use phone_opus::Faults;
+///
+/// let faults = Faults::armed("worker.before_reply@tools/call:charge=panic")?;     // for `SystemBuilder::faults`
+/// assert!(faults.plan().is_some() && Faults::none().plan().is_none());
+/// // After the test: the call was struck, or the test has shown nothing. Here nobody has called.
+/// assert!(faults.fired().is_empty() && faults.never_met().len() == 1);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug, Clone, Default)]
 pub struct Faults(Option<Arc<Armed>>);
 
@@ -158,6 +168,7 @@ impl Faults {
     /// # Errors
     ///
     /// The plan would end a process that may not be ended, or the counters cannot be used.
+    #[doc(hidden)]
     pub fn arm(plan: FaultPlan, ends: Ends, counters: FaultCounters) -> Result<Self, ArmError> {
         if plan.is_empty() {
             return Ok(Self::none());
@@ -189,6 +200,7 @@ impl Faults {
     /// Whether anything can fire.
     #[inline]
     #[must_use]
+    #[doc(hidden)]
     pub const fn is_armed(&self) -> bool {
         self.0.is_some()
     }
@@ -196,6 +208,7 @@ impl Faults {
     /// Whether any rule is about this point and operation, spent or not. Unarmed, and for other points, one branch.
     #[inline]
     #[must_use]
+    #[doc(hidden)]
     pub fn concern(&self, point: FaultPoint, operation: Operation<'_>) -> bool {
         match &self.0 {
             Some(armed) if armed.points & bit(point) != 0 => {
@@ -208,6 +221,7 @@ impl Faults {
     /// Whether anything has fired in this process. From then on parts look after their own laws.
     #[inline]
     #[must_use]
+    #[doc(hidden)]
     pub fn have_fired(&self) -> bool {
         self.0.as_ref().is_some_and(|armed| armed.fired.load(Ordering::Relaxed))
     }
@@ -224,6 +238,7 @@ impl Faults {
     /// With counters in a file it blocks for some microseconds, and at worst for two seconds, when a rule is met.
     #[inline]
     #[must_use]
+    #[doc(hidden)]
     pub fn drawn(&self, point: FaultPoint, operation: Operation<'_>) -> Option<FaultAction> {
         match &self.0 {
             Some(armed) if armed.points & bit(point) != 0 => armed.drawn(point, operation),
@@ -241,6 +256,7 @@ impl Faults {
     ///
     /// Safe: the hit is counted by the call, and a wait that is dropped is over.
     #[inline]
+    #[doc(hidden)]
     pub fn meet<'a>(&'a self, point: FaultPoint, operation: Operation<'a>) -> Meeting<'a> {
         Meeting(self.drawn(point, operation).map(|action| self.carried_out(action, point, operation)))
     }
@@ -271,6 +287,7 @@ impl Faults {
     /// When the plan says so, with the text `fault point NAME`.
     #[inline]
     #[must_use]
+    #[doc(hidden)]
     pub fn meet_blocking(&self, point: FaultPoint, operation: Operation<'_>) -> Option<Broken> {
         let action = self.drawn(point, operation)?;
         match self.perform(action, point, operation) {
@@ -292,6 +309,7 @@ impl Faults {
     /// When the plan says so, with the text `fault point NAME`.
     #[inline]
     #[must_use]
+    #[doc(hidden)]
     pub fn meet_in_turn(&self, point: FaultPoint, operation: Operation<'_>) -> Option<InTurn> {
         let action = self.drawn(point, operation)?;
         Some(match self.perform(action, point, operation) {
@@ -308,6 +326,7 @@ impl Faults {
     /// plan or from the crash-once variable. The hit is counted, so it must not be asked about what a worker executes.
     #[inline]
     #[must_use]
+    #[doc(hidden)]
     pub fn crash_key_matches(&self, operation: Operation<'_>) -> bool {
         match &self.0 {
             Some(armed) if armed.points & bit(FaultPoint::WorkerBeforeExecute) != 0 => armed.takes_worker(operation),
@@ -318,6 +337,7 @@ impl Faults {
     /// Whether an upgrade is to be forced because of this operation. The hit is counted, and the first one is it.
     #[inline]
     #[must_use]
+    #[doc(hidden)]
     pub fn forces_rollout(&self, operation: Operation<'_>) -> bool {
         match &self.0 {
             Some(armed) => armed.forces_rollout(operation),
@@ -327,6 +347,7 @@ impl Faults {
 
     /// The operation at which an upgrade is to be forced.
     #[must_use]
+    #[doc(hidden)]
     pub fn force_rollout(&self) -> Option<&str> {
         self.plan().and_then(FaultPlan::force_rollout)
     }
@@ -356,12 +377,14 @@ impl Faults {
 
     /// The file the counts are kept in, if they are.
     #[must_use]
+    #[doc(hidden)]
     pub fn counters_file(&self) -> Option<&Path> {
         self.0.as_deref().and_then(|armed| armed.tally.path())
     }
 
     /// The variables that arm a process of our own with the same plan and counts. Empty when nothing is armed.
     #[must_use]
+    #[doc(hidden)]
     pub fn variables(&self) -> Vec<(&'static str, OsString)> {
         let Some(armed) = &self.0 else { return Vec::new() };
         let plan = armed.plan.variables().into_iter().map(|(name, value)| (name, value.into()));

@@ -149,6 +149,7 @@ pub struct JobsHandle(Arc<dyn JobsBackend>);
 
 impl JobsHandle {
     /// A handle on the jobs behind this.
+    #[doc(hidden)]
     pub fn new(backend: impl JobsBackend + 'static) -> Self {
         Self(Arc::new(backend))
     }
@@ -162,6 +163,7 @@ impl JobsHandle {
     /// # Cancel safety
     ///
     /// Dropping the future does not undo the accept.
+    #[doc(hidden)]
     pub async fn accept(&self, job: NewJob, caller: Option<InvocationId>) -> Result<Accepted, Fault> {
         self.0.accept(job, caller).await
     }
@@ -171,6 +173,7 @@ impl JobsHandle {
     /// # Errors
     ///
     /// The system is stopping.
+    #[doc(hidden)]
     pub async fn follow(&self, job: JobId) -> Result<Follow, Fault> {
         self.0.follow(job).await
     }
@@ -180,6 +183,7 @@ impl JobsHandle {
     /// # Errors
     ///
     /// `unknown_job`, `store_unavailable`.
+    #[doc(hidden)]
     pub async fn record(&self, job: JobId) -> Result<JobRecord, Fault> {
         self.0.record(job).await
     }
@@ -189,6 +193,7 @@ impl JobsHandle {
     /// # Errors
     ///
     /// `unknown_job`, `store_unavailable`.
+    #[doc(hidden)]
     pub async fn events(&self, job: JobId, after_seq: u64, limit: usize) -> Result<Vec<JournalEntry>, Fault> {
         self.0.events(job, after_seq, limit).await
     }
@@ -216,11 +221,13 @@ impl JobsHandle {
     /// # Errors
     ///
     /// `store_unavailable`. A job that is over already is no error.
+    #[doc(hidden)]
     pub async fn hand_over(&self, job: JobId) -> Result<(), Fault> {
         self.0.hand_over(job).await
     }
 
     /// Notes that an answer was read.
+    #[doc(hidden)]
     pub async fn mark_read(&self, job: JobId) {
         self.0.mark_read(job).await
     }
@@ -230,6 +237,7 @@ impl JobsHandle {
     /// # Errors
     ///
     /// `store_unavailable`.
+    #[doc(hidden)]
     pub async fn unread(&self, workspace: PathBuf) -> Result<Vec<JobId>, Fault> {
         self.0.unread(workspace).await
     }
@@ -239,6 +247,7 @@ impl JobsHandle {
     /// # Errors
     ///
     /// `store_unavailable`.
+    #[doc(hidden)]
     pub async fn find_invocation(&self, invocation: InvocationId) -> Result<Option<JobId>, Fault> {
         self.0.find_invocation(invocation).await
     }
@@ -248,6 +257,7 @@ impl JobsHandle {
     /// # Errors
     ///
     /// `store_unavailable`.
+    #[doc(hidden)]
     pub async fn queue_place(&self, job: JobId) -> Result<Option<usize>, Fault> {
         self.0.queue_place(job).await
     }
@@ -257,6 +267,7 @@ impl JobsHandle {
     /// # Errors
     ///
     /// `store_unavailable`.
+    #[doc(hidden)]
     pub async fn counts(&self) -> Result<JobCounts, Fault> {
         self.0.counts().await
     }
@@ -266,6 +277,7 @@ impl JobsHandle {
     /// # Errors
     ///
     /// `store_unavailable`.
+    #[doc(hidden)]
     pub async fn cost_by_day(&self, since: UnixMillis) -> Result<Vec<DayCost>, Fault> {
         self.0.cost_by_day(since).await
     }
@@ -275,6 +287,7 @@ impl JobsHandle {
     /// # Errors
     ///
     /// `store_unavailable`.
+    #[doc(hidden)]
     pub async fn cost_by_chain(&self, since: UnixMillis) -> Result<Vec<ChainCost>, Fault> {
         self.0.cost_by_chain(since).await
     }
@@ -284,11 +297,13 @@ impl JobsHandle {
     /// # Errors
     ///
     /// `store_unavailable`.
+    #[doc(hidden)]
     pub async fn moved_aside(&self) -> Result<Option<PathBuf>, Fault> {
         self.0.moved_aside().await
     }
 
     /// Jobs this host is attached to.
+    #[doc(hidden)]
     pub async fn attached(&self) -> usize {
         self.0.attached().await
     }

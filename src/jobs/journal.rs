@@ -96,6 +96,7 @@ impl AgentEvent {
 
     /// Whether the model has been at work when this is said: from then on something is paid for.
     #[must_use]
+    #[doc(hidden)]
     pub fn is_of_a_turn(&self) -> bool {
         match self {
             Self::Text { .. } | Self::Thinking | Self::ToolUse { .. } | Self::ToolResult => true,

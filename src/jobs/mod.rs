@@ -96,6 +96,7 @@ impl JobState {
     /// # Errors
     ///
     /// `illegal_transition`, naming both states, for every edge that is not drawn.
+    #[doc(hidden)]
     pub fn advance(self, to: Self) -> Result<Self, Fault> {
         match (self, to) {
             (Self::Queued, Self::Running | Self::Failed | Self::Cancelled | Self::Interrupted)
@@ -158,6 +159,17 @@ impl Billing {
 }
 
 /// What was asked, frozen when the job was accepted. Two requests are "the same arguments" when these are equal.
+///
+/// ```no_run
+/// # async fn go_on(system: &phone_opus::System) -> Result<(), Box<dyn std::error::Error>> {
+/// use phone_opus::{ConsultRequest, JobMode};
+///
+/// let session = "6f0c4f0e-5f0b-4c0e-9a57-0d7a1f0e8b11".parse()?;      // of an earlier outcome
+/// let request = ConsultRequest::new("and the tests?").cwd("/repository").resume(session).timeout_s(600);
+/// let job = system.start_consult(request, JobMode::Background).await?.id;
+/// # let _ = job;
+/// # Ok(()) }
+/// ```
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ConsultRequest {
@@ -359,6 +371,7 @@ impl JobRecord {
     /// A runner that says so has no exit to tell of. One that is gone says nothing, so then there must be no mark either,
     /// which is recorded before anything is started.
     #[must_use]
+    #[doc(hidden)]
     pub fn nothing_ran(&self) -> bool {
         let judged = self.state == JobState::Failed && self.process.is_none_or(|process| process.pid == 0);
         self.state.is_terminal()

@@ -106,6 +106,13 @@ impl Registry {
 
     /// What is called in a process that a host started, before it does anything, for a logger or a panic hook of its own. A
     /// runner's stderr is a file in its job's directory, and so is that of who waits; a worker's is its host's.
+    ///
+    /// ```
+    /// use phone_opus::process::Registry;
+    ///
+    /// let registry = Registry::standard().on_begin(|duty| eprintln!("a process of its own begins: {duty:?}"));
+    /// # let _ = registry;
+    /// ```
     #[must_use]
     pub fn on_begin(mut self, begins: fn(Duty)) -> Self {
         self.begins = Some(begins);

@@ -35,6 +35,25 @@ pub enum OwnTools {
 }
 
 /// Puts a system together.
+///
+/// ```
+/// use std::time::Duration;
+/// use phone_opus::{AgentRegistry, Config, OwnTools, SessionLimits, StateDir, System, WorkerPolicy};
+///
+/// let builder = System::builder()
+///     .state_dir(StateDir::at("/var/lib/my-runtime"))
+///     .agents(AgentRegistry::standard(None, "/usr/bin/phone-opus".into()))
+///     .runner("/usr/bin/phone-opus")                                  // or your own program: `program`
+///     .config(Config { max_running: 2, ..Config::default() })
+///     .own_tools(OwnTools::None)
+///     .session_limits(SessionLimits { calls: 8, ..SessionLimits::default() })
+///     .line_limit(1 << 20)
+///     .worker_policy(WorkerPolicy { quiet: Duration::from_secs(2), ..WorkerPolicy::default() })
+///     .orphan_grace(Duration::from_secs(30))
+///     .telemetry_log(false)
+///     .notices(["The disk is nearly full.".to_owned()]);
+/// # let _ = builder;
+/// ```
 pub struct SystemBuilder {
     pub(super) state_dir: Option<StateDir>,
     pub(super) config: Config,
@@ -270,6 +289,7 @@ impl SystemBuilder {
     /// By which program the system is to be replaced, and what that one has to show first; never, when not set. It also
     /// takes somebody who hands over: [`System::hand_over_in_place`], [`System::hand_over_by`].
     #[must_use]
+    #[doc(hidden)]
     pub fn rollout(mut self, setup: RolloutSetup) -> Self {
         self.rollout = Some(setup);
         self
@@ -279,6 +299,7 @@ impl SystemBuilder {
     /// the one it had. Only the process that was started with the snapshot may, and once: it takes over descriptors and
     /// children.
     #[must_use]
+    #[doc(hidden)]
     pub fn restore(mut self, snapshot: HostSnapshot) -> Self {
         self.restore = Some(snapshot);
         self

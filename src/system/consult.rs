@@ -16,6 +16,17 @@ use crate::base::ids::JobId;
 use crate::jobs::{JobMode, JobOutcome, JobRecord, JobState, PermissionDenial, RunExit};
 
 /// A question to an agent. What is not said is as the session's configuration says.
+///
+/// ```
+/// use std::time::Duration;
+/// use phone_opus::Consult;
+///
+/// let consult = Consult::new("review this")
+///     .cwd("/repository").agent("claude").model("opus").effort("high")
+///     .timeout(Duration::from_secs(1800)).max_turns(40).max_budget_usd(2.5)
+///     .request_key("review-of-4f2a");                                 // asked twice, run once
+/// # let _ = consult;
+/// ```
 #[derive(Debug, Clone, Default)]
 pub struct Consult {
     said: Map<String, Value>,
@@ -189,6 +200,20 @@ fn without_reason(state: JobState) -> Fault {
 }
 
 /// Why there is no answer. Its `source` is the [`Fault`], which has a code to match on.
+///
+/// ```
+/// use phone_opus::{ConsultFault, Fault, FaultCode};
+///
+/// fn told(why: &ConsultFault) -> String {
+///     let half = why.record().and_then(|record| record.outcome.as_ref()?.response.clone());
+///     match (why.fault().code, why.job_id(), half) {
+///         (FaultCode::QueueFull, ..) => "come back later".to_owned(),
+///         (_, Some(job), Some(half)) => format!("job {job} got as far as this: {half}"),
+///         (_, _, _) => why.fault().to_string(),
+///     }
+/// }
+/// assert_eq!(told(&Fault::new(FaultCode::QueueFull, "20 jobs wait.").into()), "come back later");
+/// ```
 #[derive(Debug, Clone, thiserror::Error)]
 #[non_exhaustive]
 pub enum ConsultFault {

@@ -241,7 +241,28 @@ impl Reading {
 
 /// The jobs of a system's store, for whoever runs the program: every directory's, whoever asked. Cheap to clone.
 ///
-/// What is behind it ([`JobsHandle`]) has more verbs.
+/// What is behind it ([`JobsHandle`]) lists and cancels them.
+///
+/// ```no_run
+/// # async fn review(system: &phone_opus::System) -> Result<(), Box<dyn std::error::Error>> {
+/// use phone_opus::{Consult, Cursor, JobEvent, JobFilter, JobState};
+///
+/// let jobs = system.jobs();
+/// let job = jobs.submit(Consult::new("review this").cwd("/repository")).await?;   // durable, and begun
+/// let mut events = jobs.subscribe(job, Cursor::START);
+/// while let Some(event) = events.next().await {
+///     match event? {
+///         JobEvent::Ended(record) => assert!(record.state.is_terminal()),
+///         told => println!("{}: {told:?}", events.cursor().seq()),                // where to go on another time
+///     }
+/// }
+/// let outcome = jobs.get(job).await?.outcome;
+/// for running in jobs.list(JobFilter { workspace: None, state: Some(JobState::Running), limit: 20 }).await? {
+///     jobs.cancel(running.id).await?;
+/// }
+/// # let _ = outcome;
+/// # Ok(()) }
+/// ```
 #[derive(Clone)]
 pub struct JobDesk {
     pub(super) consults: Consults,

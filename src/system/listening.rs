@@ -17,6 +17,17 @@ use crate::base::socket::listener::{Listener, SocketPlace};
 use crate::daemon::control::{ControlMessage, ControlRefusal};
 
 /// A socket that is listened at. Clones are handles on the same one; dropping them closes nothing.
+///
+/// ```no_run
+/// # async fn listen(system: &phone_opus::System) -> Result<(), phone_opus::Fault> {
+/// let door = system.listen("/run/user/1000/my-runtime/socket")?;
+/// println!("connect to {}", door.path().display());
+/// tokio::select! {
+///     () = door.closed() => {}                                        // the system stopped
+///     _ = tokio::signal::ctrl_c() => door.close().await,              // nobody new; who is there is served on
+/// }
+/// # Ok(()) }
+/// ```
 #[derive(Debug, Clone)]
 pub struct Listening {
     door: DoorHandle,

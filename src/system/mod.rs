@@ -110,6 +110,19 @@ impl Drop for Inner {
 /// A running system. Clones are handles on the same one, and so is every [`Session`]: when the last is dropped, the system stops
 /// in order, as by [`System::shutdown`], though nobody waits for it. It ends everything it started but the runners of background
 /// jobs, which go on and are found again in the store.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use std::time::Duration;
+/// use phone_opus::{Grace, System};
+///
+/// let system = System::builder().start().await?;
+/// system.tools_changed();                                             // every client lists the tools again
+/// let told = system.health().telemetry().await?;                      // what it did so far
+/// assert!(told.is_object());
+/// system.shutdown(Grace::within(Duration::from_secs(5)).end_background()).await;
+/// # Ok(()) }
+/// ```
 #[derive(Clone)]
 pub struct System {
     inner: Arc<Inner>,
@@ -212,8 +225,7 @@ impl System {
         &self.inner.desk.consults.callers
     }
 
-    /// Serves the client on this process's standard streams until its connection is over. Such a connection can be passed on
-    /// to another image of the program ([`System::hand_over`]), and one that was ([`SystemBuilder::restore`]) goes on here.
+    /// Serves the client on this process's standard streams until its connection is over.
     ///
     /// # Errors
     ///
@@ -264,6 +276,7 @@ impl System {
     }
 
     /// From now on this is asked what the embedding program passes on itself whenever the system is handed over.
+    #[doc(hidden)]
     pub fn carry(&self, luggage: Arc<dyn Luggage>) {
         *self.inner.handing.luggage.lock().unwrap_or_else(PoisonError::into_inner) = Some(luggage);
     }
@@ -278,6 +291,7 @@ impl System {
     /// # Cancel safety
     ///
     /// Safe.
+    #[doc(hidden)]
     pub async fn peek(&self) -> Result<HostSnapshot, HandOverError> {
         self.inner.handing.peek().await
     }
@@ -296,6 +310,7 @@ impl System {
     /// # Cancel safety
     ///
     /// Not safe: what was frozen would stay so. Give it a task of its own.
+    #[doc(hidden)]
     pub async fn hand_over(&self, to: &NewImage) -> HandOverError {
         self.inner.handing.hand_over(to).await
     }
@@ -332,6 +347,7 @@ impl System {
     }
 
     /// Whether jobs are begun from now on. What runs goes on in any case.
+    #[doc(hidden)]
     pub fn begin_jobs(&self, beginning: Beginning) {
         self.inner.handing.attachments.room().set_beginning(beginning);
     }
@@ -341,17 +357,20 @@ impl System {
     /// # Cancel safety
     ///
     /// Safe.
+    #[doc(hidden)]
     pub async fn seen(&self) -> HostSaid {
         self.inner.view.look().await
     }
 
     /// Which host this is.
     #[must_use]
+    #[doc(hidden)]
     pub fn host(&self) -> HostId {
         self.inner.health.host
     }
 
     /// Tells every client that has opened its session with a control message this line, without its end.
+    #[doc(hidden)]
     pub fn say_beside(&self, line: &str) {
         self.inner.connections.say_beside(line);
     }
@@ -363,12 +382,14 @@ impl System {
     /// # Cancel safety
     ///
     /// Not safe: jobs may be attended to by nobody until the stop.
+    #[doc(hidden)]
     pub async fn leave_jobs(&self) {
         self.inner.handing.leave_jobs().await;
     }
 
     /// A number that differs when what clients are told about the tools does.
     #[must_use]
+    #[doc(hidden)]
     pub fn catalog_digest(&self) -> u64 {
         self.inner.connections.passed_on().1
     }
@@ -396,24 +417,28 @@ impl System {
     /// # Cancel safety
     ///
     /// Dropping the future leaves the rollout under way.
+    #[doc(hidden)]
     pub async fn reload(&self, by: Trigger) -> NotAdopted {
         self.inner.health.rollout.reload(by).await
     }
 
     /// From now on a candidate that passed its check is handed over to in this way. Until then it is checked as far as
     /// that is possible without a snapshot, and not adopted.
+    #[doc(hidden)]
     pub fn hand_over_by(&self, how: Arc<dyn HandOver>) {
         self.inner.health.rollout.hand_over_by(how);
     }
 
     /// From now on a candidate that passed its check becomes this process's image, started as this one says; see
     /// [`System::hand_over`] for what that asks of the embedding program.
+    #[doc(hidden)]
     pub fn hand_over_in_place(&self, image: NewImage) {
         self.hand_over_by(Arc::new(InPlace::new(&self.inner.handing, image)));
     }
 
     /// What is known about rollouts.
     #[must_use]
+    #[doc(hidden)]
     pub fn rollouts(&self) -> &RolloutHandle {
         &self.inner.health.rollout
     }

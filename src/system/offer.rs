@@ -23,6 +23,7 @@ pub struct Offer {
 impl SystemBuilder {
     /// What this system would offer. Nothing is opened, started or written.
     #[must_use]
+    #[doc(hidden)]
     pub fn offer(self) -> Offer {
         let (served, _) = Assembly::new(self.dry(), None).served();
         let contracts = served.tools.iter().map(|tool| (tool.name().to_owned(), tool.contract())).collect();

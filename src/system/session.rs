@@ -56,6 +56,14 @@ const BETWEEN_TRIES: Duration = Duration::from_millis(200);
 /// Without a directory, an environment or settings of its own a session has the system's. With any of them it is a caller's: its
 /// consults run in its directory and with the allowlisted part of its environment, it may have what lies below that directory
 /// looked into and nothing else, and nothing of it reaches another session.
+///
+/// ```
+/// use phone_opus::{Billing, Client, Environment};
+///
+/// let environment: Environment = [("HOME", "/home/me"), ("PATH", "/usr/bin")].into_iter().collect();
+/// let client = Client::new("my-runtime").cwd("/repository").environment(environment).agent("claude").billing(Billing::Subscription);
+/// # let _ = client;
+/// ```
 #[derive(Debug, Clone)]
 pub struct Client {
     name: Arc<str>,
@@ -119,6 +127,19 @@ struct Opened {
 
 /// An open session of the embedding program. Clones are handles on the same one; the session is over when the last is dropped,
 /// with whatever is open in it. A handle keeps its system, as a clone of [`System`] does.
+///
+/// ```no_run
+/// # async fn ask(session: &phone_opus::Session) -> Result<(), Box<dyn std::error::Error>> {
+/// use phone_opus::Consult;
+///
+/// let reply = session.call("charge", serde_json::json!({"cents": 500})).on_progress(|value, doing| println!("{value} {doing}")).await?;
+/// let job = session.start(Consult::new("review this")).await?;        // it needs neither session nor process
+/// if !session.job(job).await?.state.is_terminal() {
+///     session.cancel(job).await?;
+/// }
+/// # let _ = reply;
+/// # Ok(()) }
+/// ```
 #[derive(Clone)]
 pub struct Session {
     opened: Arc<Opened>,
@@ -229,6 +250,7 @@ impl Drop for Waiting<'_> {
 impl Session {
     /// Its number, as health and telemetry show it.
     #[must_use]
+    #[doc(hidden)]
     pub fn number(&self) -> u64 {
         self.opened.number.0
     }
@@ -500,6 +522,7 @@ impl ProgressListener for Hearing {
 impl Session {
     /// Whose directory and environment its consults have.
     #[must_use]
+    #[doc(hidden)]
     pub fn has_its_own_context(&self) -> bool {
         let context = self.opened.system.inner.desk.consults.callers.of(self.opened.number);
         context.is_some_and(|context| context.origin != CallerOrigin::Host)

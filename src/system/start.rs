@@ -52,6 +52,7 @@ impl SystemBuilder {
     /// # Errors
     ///
     /// Something in the snapshot makes no sense to this program.
+    #[doc(hidden)]
     pub fn check(self, snapshot: &HostSnapshot) -> Result<(), SnapshotError> {
         let assembly = Assembly::new(self.dry(), Some(snapshot));
         let (served, _) = assembly.served();

@@ -103,6 +103,37 @@ pub type ProbeFuture = Pin<Box<dyn Future<Output = Evidence> + Send>>;
 ///
 /// The future [`Tool::call`] returns may be dropped at any await point. Work that must outlive that belongs to an
 /// actor, not to the future.
+///
+/// ```
+/// use std::time::Duration;
+/// use phone_opus::{
+///     Annotations, Fault, FaultCode, ReplayContract, Target, TaskSupport, Tool, ToolCall, ToolDefinition, ToolFuture, ToolReply,
+/// };
+///
+/// /// Says how far a build is, even when no worker can be started.
+/// struct BuildState;
+///
+/// impl Tool for BuildState {
+///     fn name(&self) -> &str { "build_state" }
+///     fn definition(&self) -> ToolDefinition {
+///         ToolDefinition {
+///             name: "build_state".into(), title: "Build".into(), description: "Says how far the build is.".into(),
+///             input_schema: serde_json::json!({"type": "object"}),
+///             annotations: Annotations { read_only: true, destructive: false, idempotent: true, open_world: false },
+///             meta: None,
+///         }
+///     }
+///     fn contract(&self) -> ReplayContract { ReplayContract::Convergent }
+///     fn target(&self) -> Target { Target::Host }
+///     fn tasks(&self) -> TaskSupport { TaskSupport::Forbidden }
+///     fn deadline(&self) -> Option<Duration> { Some(Duration::from_secs(2)) }
+///     fn waits(&self) -> bool { false }
+///     fn call(&self, _: ToolCall) -> ToolFuture {
+///         Box::pin(async { Ok(ToolReply::fault(&Fault::new(FaultCode::InvalidInput, "There is no build."))) })
+///     }
+/// }
+/// # let _ = phone_opus::System::builder().tool(BuildState);
+/// ```
 pub trait Tool: Send + Sync + 'static {
     /// Its name, stable, at most 40 characters of snake_case.
     fn name(&self) -> &str;

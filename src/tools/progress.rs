@@ -15,6 +15,19 @@ pub trait ProgressListener: Send + Sync {
 }
 
 /// Where a tool reports progress. Cheap to clone; all clones report to the same place.
+///
+/// ```
+/// use phone_opus::ProgressSink;
+///
+/// fn work(progress: &ProgressSink) {                                  // `ToolCall::progress`
+///     for step in 1..=3 {
+///         if progress.is_wanted() {
+///             progress.report(f64::from(step), format!("step {step} of 3"));
+///         }
+///     }
+/// }
+/// work(&ProgressSink::closed());                                      // in a test of your own
+/// ```
 #[derive(Clone)]
 pub struct ProgressSink(Option<Latest>);
 
@@ -43,6 +56,7 @@ impl Latest {
 
 impl ProgressSink {
     /// A sink whose reports this listener hears of.
+    #[doc(hidden)]
     pub fn new(listener: impl ProgressListener + 'static) -> Self {
         Self(Some(Latest(Arc::new(Shared { report: Mutex::new(None), listener }))))
     }

@@ -139,6 +139,18 @@ const BACKLOG: usize = 1024 * 1024;
 /// # Cancel safety
 ///
 /// Dropping the future ends every tool at its next await.
+///
+/// ```no_run
+/// # async fn worker(generation: phone_opus::Generation) -> Result<(), Box<dyn std::error::Error>> {
+/// use std::sync::Arc;
+/// use phone_opus::{Faults, Input, Output, Tool, WorkerEnd, host_gone, serve_worker};
+///
+/// std::thread::spawn(|| host_gone(std::io::stdin()).map(|()| std::process::exit(1)));
+/// let tools: Vec<Arc<dyn Tool>> = Vec::new();                          // those of the host; `generation` is its last word
+/// let end = serve_worker(generation, tools, Faults::none(), Input::stdin()?, Output::stdout()?).await?;
+/// assert_eq!(end, WorkerEnd::HostGone);
+/// # Ok(()) }
+/// ```
 pub async fn serve(
     generation: Generation,
     tools: impl IntoIterator<Item = Arc<dyn Tool>>,

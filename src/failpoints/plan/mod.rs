@@ -86,6 +86,15 @@ impl fmt::Display for FaultRule {
 }
 
 /// What is to be broken.
+///
+/// ```
+/// use phone_opus::FaultPlan;
+///
+/// let plan = FaultPlan::parse("store.commit@accept#p0.1=error; stdio.read#3=panic", 7)?;
+/// assert!(plan.seed() == 7 && !plan.is_empty());
+/// assert!(FaultPlan::parse("store.comit=error", 7).is_err());            // it says what would be accepted
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct FaultPlan {
     seed: u64,
@@ -172,6 +181,7 @@ impl FaultPlan {
     /// # Errors
     ///
     /// Everything that is wrong with any of the variables.
+    #[doc(hidden)]
     pub fn from_environment(lookup: impl Fn(&str) -> Option<OsString>) -> Result<Option<Self>, PlanError> {
         Self::from_environment_with(lookup, Tools::Any)
     }
@@ -181,6 +191,7 @@ impl FaultPlan {
     /// # Errors
     ///
     /// Everything that is wrong with any of the variables.
+    #[doc(hidden)]
     pub fn from_environment_with(
         lookup: impl Fn(&str) -> Option<OsString>,
         tools: Tools<'_>,
@@ -242,6 +253,7 @@ impl FaultPlan {
 
     /// The variables from which [`FaultPlan::from_environment`] reads this plan, for a process that is to share it.
     #[must_use]
+    #[doc(hidden)]
     pub fn variables(&self) -> Vec<(&'static str, String)> {
         let mut variables = vec![(FAULTS, self.to_string()), (FAULT_SEED, self.seed.to_string())];
         variables.extend(self.force_rollout.iter().map(|operation| (FORCE_ROLLOUT_KEY, operation.clone())));
@@ -256,6 +268,7 @@ impl FaultPlan {
 
     /// The rules, at most [`MAX_RULES`].
     #[must_use]
+    #[doc(hidden)]
     pub fn rules(&self) -> &[FaultRule] {
         &self.rules
     }
@@ -268,11 +281,13 @@ impl FaultPlan {
 
     /// The operation at which an upgrade is to be forced.
     #[must_use]
+    #[doc(hidden)]
     pub fn force_rollout(&self) -> Option<&str> {
         self.force_rollout.as_deref()
     }
 
     /// The rules at points nothing meets yet.
+    #[doc(hidden)]
     pub fn unreached(&self) -> impl Iterator<Item = &FaultRule> {
         self.rules.iter().filter(|rule| !rule.point.is_reached())
     }
