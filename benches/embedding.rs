@@ -1,13 +1,27 @@
 //! What a call costs an embedding program: in a session of its own, over bytes in the same process, and over the standard streams of
-//! another process; on a runtime of one thread and of several. Time of each, and allocations where they are this thread's.
+//! another process; on a runtime of one thread and of several. Time of each, and allocations where they are this thread's. Then the
+//! same of a consult.
 //!
 //! Figures are for reading, as ratios of one run; nothing here passes or fails.
 //!
 //! ```sh
-//! cargo bench --bench embedding                               # the tools' calls; `--consults PROGRAM` also asks `offline`
+//! cargo bench --bench embedding                               # builds the program of the consults as it is shipped
+//! cargo bench --bench embedding -- --only calls
+//! cargo bench --bench embedding -- --only consults --program target/release/phone-opus --count 30
 //! ```
 
 #![expect(clippy::print_stdout, reason = "what a bench tells")]
+
+#[path = "embedding/consults.rs"]
+mod consults;
+#[path = "consult/floor.rs"]
+#[expect(dead_code, reason = "shared with the bench of consults, which measures more")]
+mod floor;
+#[path = "common/shipped.rs"]
+mod shipped;
+#[path = "consult/world.rs"]
+#[expect(dead_code, reason = "shared with the bench of consults, which measures more")]
+mod world;
 
 use std::error::Error;
 use std::path::PathBuf;
@@ -15,8 +29,8 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use phone_opus::{
-    AgentRegistry, Annotations, Client, Consult, Grace, ReplayContract, Session, StateDir, System, SystemBuilder, Tool,
-    ToolCall, ToolDefinition, ToolFuture, ToolReply,
+    Annotations, Client, Consult, Grace, ReplayContract, Session, System, Tool, ToolCall, ToolDefinition, ToolFuture,
+    ToolReply,
 };
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt as _, AsyncRead, AsyncWrite, AsyncWriteExt as _, BufReader, Lines};
@@ -26,10 +40,45 @@ use tokio::runtime::Runtime;
 const CALLS: u32 = 2_000;
 const ROUNDS: usize = 7;
 
-/// Consults of a measurement: each starts processes.
-const CONSULTS: u32 = 10;
+/// What agents are asked.
+const PROMPT: &str = "hello";
 
+/// Anything that went wrong; it ends the run with its words.
 type Trouble = Box<dyn Error>;
+
+struct Options {
+    only: Vec<String>,
+    program: Option<PathBuf>,
+    /// Consults of each way, and of each agent.
+    count: usize,
+    dir: PathBuf,
+    /// On how many threads this program is to serve, when it is a bench's child.
+    serve: Option<usize>,
+}
+
+impl Options {
+    fn read() -> Self {
+        let dir = std::env::temp_dir();
+        let mut options = Self { only: Vec::new(), program: None, count: 30, dir, serve: None };
+        let mut words = std::env::args().skip(1);
+        while let Some(word) = words.next() {
+            let mut value = || words.next().unwrap_or_default();
+            match word.as_str() {
+                "--only" => options.only = value().split(',').map(str::to_owned).collect(),
+                "--program" => options.program = Some(value().into()),
+                "--count" => options.count = value().parse().unwrap_or(options.count),
+                "--dir" => options.dir = value().into(),
+                "--serve" => options.serve = value().parse().ok(),
+                _ => {}
+            }
+        }
+        options
+    }
+
+    fn wants(&self, table: &str) -> bool {
+        self.only.is_empty() || self.only.iter().any(|only| only == table)
+    }
+}
 
 struct Echo;
 
@@ -80,16 +129,37 @@ impl Bytes {
         Ok(bytes)
     }
 
-    async fn ask(&mut self, method: &str, params: &Value) -> Result<String, Trouble> {
+    async fn send(&mut self, method: &str, params: &Value) -> Result<(), Trouble> {
         self.last += 1;
         let line = json!({"jsonrpc": "2.0", "id": self.last, "method": method, "params": params});
-        self.requests.write_all(format!("{line}\n").as_bytes()).await?;
-        let answer = self.answers.next_line().await?.ok_or("the stream ended")?;
+        Ok(self.requests.write_all(format!("{line}\n").as_bytes()).await?)
+    }
+
+    async fn next(&mut self) -> Result<String, Trouble> {
+        Ok(self.answers.next_line().await?.ok_or("the stream ended")?)
+    }
+
+    async fn ask(&mut self, method: &str, params: &Value) -> Result<String, Trouble> {
+        self.send(method, params).await?;
+        let answer = self.next().await?;
         if answer.contains("\"error\":{") { Err(answer.into()) } else { Ok(answer) }
     }
 
     async fn call(&mut self, tool: &str, arguments: Value) -> Result<(), Trouble> {
         self.ask("tools/call", &json!({"name": tool, "arguments": arguments})).await.map(drop)
+    }
+
+    /// One answer, read as a client reads it.
+    async fn consult(&mut self, agent: &str) -> Result<(), Trouble> {
+        let arguments = json!({"prompt": PROMPT, "agent": agent, "render": "json"});
+        self.send("tools/call", &json!({"name": "consult", "arguments": arguments})).await?;
+        loop {
+            let answer: Value = serde_json::from_str(&self.next().await?)?;
+            if answer["id"] == json!(self.last) {
+                let status = &answer["result"]["structuredContent"]["status"];
+                return if *status == json!("succeeded") { Ok(()) } else { Err(answer.to_string().into()) };
+            }
+        }
     }
 }
 
@@ -107,12 +177,10 @@ impl Way {
         }
     }
 
-    async fn consult(&mut self) -> Result<(), Trouble> {
+    async fn consult(&mut self, agent: &str) -> Result<(), Trouble> {
         match self {
-            Self::Typed(session) => {
-                Ok(session.consult(Consult::new("what is here?").agent("offline")).await.map(drop)?)
-            }
-            Self::Streams(bytes) => bytes.call("consult", json!({"prompt": "what is here?", "agent": "offline"})).await,
+            Self::Typed(session) => Ok(session.consult(Consult::new(PROMPT).agent(agent)).await.map(drop)?),
+            Self::Streams(bytes) => bytes.consult(agent).await,
         }
     }
 }
@@ -211,34 +279,6 @@ fn calls(threads: usize) -> Result<(), Trouble> {
     Ok(())
 }
 
-fn consulting(program: &PathBuf, state: &std::path::Path) -> Result<SystemBuilder, Trouble> {
-    Ok(System::builder()
-        .state_dir(StateDir::at(state))
-        .agents(AgentRegistry::standard(None, program.clone()))
-        .runner(program)
-        .default_cwd(Some(state.canonicalize()?)))
-}
-
-fn consults(program: &PathBuf) -> Result<(), Trouble> {
-    let (state, work) = (tempfile::tempdir()?, tempfile::tempdir()?);
-    let runtime = runtime(1)?;
-    let system =
-        runtime.block_on(consulting(program, state.path())?.default_cwd(Some(work.path().canonicalize()?)).start())?;
-    let mut ways = [("session", runtime.block_on(typed(&system))?), ("bytes", runtime.block_on(duplex(&system))?)];
-    for (name, way) in &mut ways {
-        let mut least = Duration::MAX;
-        for _ in 0..CONSULTS {
-            let began = Instant::now();
-            runtime.block_on(way.consult())?;
-            least = least.min(began.elapsed());
-        }
-        println!("consult, {name:<10} {:>10.1} ms", least.as_secs_f64() * 1e3);
-    }
-    drop(ways);
-    runtime.block_on(system.shutdown(Grace::default()));
-    Ok(())
-}
-
 /// Serves over its standard streams, on so many threads.
 fn serve(threads: usize) -> Result<(), Trouble> {
     runtime(threads)?.block_on(async {
@@ -250,17 +290,19 @@ fn serve(threads: usize) -> Result<(), Trouble> {
 }
 
 fn main() -> Result<(), Trouble> {
-    let words: Vec<String> = std::env::args().skip(1).collect();
-    let after = |name: &str| words.iter().position(|word| word == name).and_then(|place| words.get(place + 1));
-    if let Some(threads) = after("--serve") {
-        return serve(threads.parse()?);
+    let options = Options::read();
+    if let Some(threads) = options.serve {
+        return serve(threads);
     }
-    println!("{:<10} {:>8} {:>10} {:>8} {:>8} {:>8}", "call", "threads", "us a call", "ratio", "allocs", "bytes");
-    for threads in [1, 2] {
-        calls(threads)?;
+    if options.wants("calls") {
+        println!("{:<10} {:>8} {:>10} {:>8} {:>8} {:>8}", "call", "threads", "us a call", "ratio", "allocs", "bytes");
+        for threads in [1, 2] {
+            calls(threads)?;
+        }
     }
-    if let Some(program) = after("--consults") {
-        consults(&PathBuf::from(program).canonicalize()?)?;
+    if options.wants("consults") {
+        let program = options.program.map_or_else(|| shipped::build("phone-opus", &["--bin"]), Ok)?.canonicalize()?;
+        consults::table(&consults::Plan { program: &program, count: options.count, dir: &options.dir })?;
     }
     Ok(())
 }

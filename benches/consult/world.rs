@@ -1,5 +1,6 @@
 //! World: the scratch directory of a measurement, its agent, and what the kernel says about what lives in it.
 
+use std::ffi::OsString;
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
@@ -65,6 +66,17 @@ echo '{{"type":"result","subtype":"success","is_error":false,"result":"hello","s
 
     pub(crate) fn agent(&self) -> PathBuf {
         self.path("agent")
+    }
+
+    /// The whole environment of a host in this world.
+    pub(crate) fn variables(&self) -> Vec<(&'static str, OsString)> {
+        vec![
+            ("PATH", std::env::var_os("PATH").unwrap_or_default()),
+            ("HOME", self.path("home").into()),
+            ("PHONE_OPUS_STATE_DIR", self.path("state").into()),
+            ("PHONE_OPUS_CLAUDE_BIN", self.agent().into()),
+            ("PHONE_OPUS_ROLLOUT", "off".into()),
+        ]
     }
 
     /// When the last agent said its first word, in milliseconds since 1970.
