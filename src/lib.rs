@@ -50,12 +50,20 @@
 //! # Ok(()) }
 //! ```
 //!
-//! With a state directory and a program that runs each job a session consults agents ([`Session::consult`]), and
-//! [`JobDesk::subscribe`] follows what becomes of a job. A system lives in a ractor tree of your own by [`System::actor`].
+//! With a state directory and a program that runs each job, a session consults agents ([`Session::consult`]). Consults are run by
+//! processes that outlive their host, and tools can have a process of their own; [`process`] makes your program all of these in
+//! one line. `examples/` has a program for each, and the first page of each row begins with a few lines that compile:
 //!
-//! Consults are run by processes that outlive their host, and tools can have a process of their own; [`process`] makes your
-//! program all of these in one line. [`Agent`] is for agents of your own. `examples/` has a program for each, and
-//! [`SystemBuilder`] lists what a system can be given.
+//! | about | begin with |
+//! | --- | --- |
+//! | what a system is given, and what it does | [`SystemBuilder`], [`System`] |
+//! | tools of your own, and what a crash means to a call | [`Tool`], [`ReplayContract`], [`ToolCall`], [`ProgressSink`] |
+//! | sessions without bytes, and typed consults | [`Session`], [`Client`], [`Consult`], [`ConsultFault`] |
+//! | jobs, their events and their records | [`JobDesk`], [`JobEvents`], [`JobRecord`] |
+//! | agents of your own | [`Agent`], [`AgentProfile`], [`OutputParser`], [`RunSummary`] |
+//! | your program as runner, worker and agent | [`process`], [`Isolation`], [`serve_worker`] |
+//! | sockets, a ractor tree of your own, and the end | [`Listening`], [`System::actor`], [`Down`], [`Grace`] |
+//! | what goes wrong, by name, and how it is made to | [`Fault`], [`FaultCode`], [`Faults`], `testkit` |
 
 #![allow(
     rustdoc::private_intra_doc_links,

@@ -106,11 +106,11 @@ impl Input {
         }
     }
 
-    /// The process's standard input.
+    /// The process's standard input; must be called within a runtime that has I/O.
     ///
     /// # Errors
     ///
-    /// It cannot be looked at or registered; there is no runtime that has I/O.
+    /// The descriptor cannot be looked at or registered.
     pub fn stdin() -> io::Result<Self> {
         Self::from_fd(io::stdin())
     }

@@ -384,6 +384,7 @@ impl JobRecord {
 /// The short row of a listing.
 #[derive(Debug, Clone, PartialEq)]
 pub struct JobSummary {
+    /// The job.
     pub id: JobId,
     /// Where it stands.
     pub state: JobState,
