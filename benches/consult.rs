@@ -56,6 +56,8 @@ impl Options {
             options.programs.push(shipped::build("phone-opus", &["--bin"])?);
         }
         options.programs.extend(against.map(PathBuf::from));
+        // They are started in another directory than this one.
+        options.programs = options.programs.iter().map(|program| program.canonicalize()).collect::<Result<_, _>>()?;
         Ok(options)
     }
 

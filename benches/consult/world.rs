@@ -28,7 +28,7 @@ pub(crate) struct World {
 
 impl World {
     pub(crate) fn new(parent: &Path, agent: Agent) -> Result<Self, Trouble> {
-        let dir = tempfile::Builder::new().prefix("consult-bench-").tempdir_in(parent)?;
+        let dir = tempfile::Builder::new().prefix("consult-bench-").tempdir_in(parent.canonicalize()?)?;
         for name in ["home", "work", "state"] {
             fs::create_dir(dir.path().join(name))?;
         }

@@ -79,7 +79,7 @@ impl Side {
             .agents(AgentRegistry::standard(Some(world.agent()), plan.program.to_owned()))
             .runner(plan.program)
             .environment(world.variables().into_iter().map(|(name, value)| (OsString::from(name), value)).collect())
-            .default_cwd(Some(world.path("work").canonicalize()?));
+            .default_cwd(Some(world.path("work")));
         let (system, way) = runtime.block_on(async {
             let system = system.start().await?;
             let way = if name == "session" { typed(&system).await? } else { duplex(&system).await? };
