@@ -128,6 +128,13 @@ pub fn run(args: &[OsString], stdin: impl Read, stdout: impl Write) -> i32 {
     answer_in(Path::new("."), args, stdin, stdout).unwrap_or(1)
 }
 
+/// The places a prompt leads to below `root`, best first: each file as the answer names it, and the line of it that tells most.
+#[must_use]
+pub fn leads(root: &Path, prompt: &str) -> Vec<(String, u64)> {
+    let found = search::search(root, &words::terms(prompt), &Limits::default());
+    found.ranked.into_iter().map(|file| (file.path, file.passages.first().map_or(1, |passage| passage.best))).collect()
+}
+
 fn answer_in(root: &Path, args: &[OsString], stdin: impl Read, mut stdout: impl Write) -> io::Result<i32> {
     let session_id = AgentSessionId::random().to_string();
     let mut event = |event: Value| -> io::Result<()> {
