@@ -11,6 +11,8 @@ use phone_opus::internals::config::{Key, Words, WorkerIsolation};
 use phone_opus::internals::jobs::{Billing, JobState};
 use phone_opus::testkit::rig::Through;
 
+use crate::clients::{ClientName, SetupScope};
+
 /// Lets one coding agent phone another one.
 ///
 /// An MCP server whose tool `consult` runs your agent CLI read-only in the caller's directory, at once or as a durable
@@ -21,7 +23,7 @@ use phone_opus::testkit::rig::Through;
     after_help = "Examples:\n  \
         phone-opus consult --agent offline \"where are workers restarted?\"   ask here, without any model\n  \
         phone-opus consult \"review the last commit\"                         ask Claude Code\n  \
-        claude mcp add phone-opus -- phone-opus mcp serve                   let Claude Code ask\n  \
+        phone-opus install --client claude                                  let Claude Code ask\n  \
         phone-opus jobs list                                                what was asked\n  \
         phone-opus doctor                                                   is everything in place?\n\n\
         Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 cancelled or interrupted,\n\
@@ -84,6 +86,23 @@ pub(crate) enum Command {
         server ends, however it ends.\n\n\
         Exit codes: 0 its client is gone or it was told to end, 1 failed, 2 wrong usage.")]
     ExecServer(ExecServerFlags),
+    /// Let a client start phone-opus: shows what would change in the client's own configuration, asks, and writes it.
+    #[command(after_help = "Examples:\n  \
+        phone-opus install --client claude                    you, in every directory\n  \
+        phone-opus install --client codex --dry-run           only look\n  \
+        phone-opus install --client cursor --scope project    whoever works in this directory\n  \
+        phone-opus install --client gemini --yes --json       for scripts\n\n\
+        Comments, order and every other byte of the file stay. Where a client would cut a long consult short, its limit for\n\
+        phone-opus is raised, unless you have set one.\n\n\
+        Exit codes: 0 done or nothing to do, 1 refused or failed, 2 wrong usage, or nobody to ask and no --yes, 3 you said no.")]
+    Install(SetupOptions),
+    /// Take back what `install` wrote, where it is still as it was written.
+    #[command(after_help = "Examples:\n  \
+        phone-opus uninstall --client claude           the file is what it was before\n  \
+        phone-opus uninstall --client codex --force    the entry goes, whatever is in it\n\n\
+        Exit codes: 0 done or nothing to do, 1 refused or failed, or the entry was edited and stays, 2 wrong usage, or nobody\n\
+        to ask and no --yes, 3 you said no.")]
+    Uninstall(SetupOptions),
     /// Check that everything is in place.
     #[command(after_help = "Examples:\n  \
         phone-opus doctor          for people\n  \
@@ -112,16 +131,16 @@ pub(crate) enum Command {
 pub(crate) enum McpCommand {
     /// Serve one MCP client on stdin and stdout.
     #[command(after_help = "Add it to a client:\n  \
-        claude mcp add phone-opus -- phone-opus mcp serve\n  \
-        codex mcp add phone-opus -- phone-opus mcp serve\n  \
+        phone-opus install --client claude\n  \
+        phone-opus install --client codex\n  \
         {\"mcpServers\":{\"phone-opus\":{\"command\":\"phone-opus\",\"args\":[\"mcp\",\"serve\"]}}}\n\n\
         It looks for a new version of itself at the path it was started by, and checks it before it is replaced by it\n\
         (`rollout` in the configuration). SIGUSR2 asks for that now; health_snapshot says what became of it.")]
     Serve(ServeOptions),
     /// Serve one MCP client on stdin and stdout by the daemon of the state directory, which is started when there is none.
     #[command(after_help = "Add it to a client:\n  \
-        claude mcp add phone-opus -- phone-opus mcp connect\n  \
-        codex mcp add phone-opus -- phone-opus mcp connect\n\n\
+        phone-opus install --client claude --connect\n  \
+        phone-opus install --client codex --connect\n\n\
         The client keeps its connection when the daemon is lost or replaced. Where no daemon can be had, this process serves\n\
         as `mcp serve` does, and health_snapshot says why.")]
     Connect(ConnectOptions),
@@ -549,6 +568,35 @@ pub(crate) enum FaultsCommand {
         #[arg(long)]
         json: bool,
     },
+}
+
+/// `install` and `uninstall`.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct SetupOptions {
+    /// Which client.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) client: ClientName,
+    /// For whom: in your own configuration, or in a file of the directory this is run in.
+    #[arg(long, default_value = "user")]
+    pub(crate) scope: SetupScope,
+    /// Have the client share a daemon (`mcp connect`), instead of a server of its own (`mcp serve`).
+    #[arg(long)]
+    pub(crate) connect: bool,
+    /// Write it without a question.
+    #[arg(long, short)]
+    pub(crate) yes: bool,
+    /// Only show what would change.
+    #[arg(long, conflicts_with = "yes")]
+    pub(crate) dry_run: bool,
+    /// Also what you or somebody else has written into the entry.
+    #[arg(long)]
+    pub(crate) force: bool,
+    /// One JSON object; asks nothing.
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Where it is remembered what was written.
+    #[command(flatten)]
+    pub(crate) common: Common,
 }
 
 /// `doctor`.

@@ -2,6 +2,7 @@
 
 mod begin;
 mod cli;
+mod clients;
 mod connect;
 mod consult;
 mod daemon;
@@ -74,6 +75,8 @@ fn run(command: Command) -> ExitCode {
         Command::Daemon { command } => daemon::ask(&command),
         Command::ExecServer(options) => exec_server::run(&options),
         Command::Status(options) => status::run(&options),
+        Command::Install(options) => clients::install(&options),
+        Command::Uninstall(options) => clients::uninstall(&options),
         Command::Doctor(options) => doctor::run(&options),
         Command::Faults { command } => faults::run(&command),
         Command::Selftest(options) => selftest::run(&options),

@@ -1,5 +1,6 @@
 //! The program as people and shells meet it: its command line, its terminal, and how it is started.
 
 mod cli;
+mod clients;
 mod keyboard;
 mod starts;
