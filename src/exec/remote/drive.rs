@@ -6,13 +6,15 @@
 //! panic costs the connection, which is the next generation, and no session.
 //!
 //! Invariants: (1) one loop at a time; (2) the core's lock is never held over an await; (3) nothing is read while the core
-//! [holds](RemoteCore::holds) the connection, and everything else goes on meanwhile.
+//! [holds](RemoteCore::holds) the connection, and everything else goes on meanwhile; (4) a line is taken from the reader when the
+//! core is told of it, so a turn that ends leaves none behind.
 
 use std::collections::VecDeque;
 use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use serde_json::value::RawValue;
@@ -24,13 +26,13 @@ use tokio::time::Instant;
 use super::core::{Asked, RemoteCore, RemoteEffect, RemoteEvent, RemoteState, Reply, Retry};
 use crate::base::fault::Fault;
 use crate::exec::client::ExecError;
-use crate::exec::lines::LineReader;
+use crate::exec::lines::{LineReader, Waited};
 use crate::failpoints::{Broken, FaultPoint, Faults, Operation};
 
 /// Lines that may wait for the server to read them: everything in flight, three times over.
 const OUTBOX_LINES: usize = 256;
 
-/// Lines taken before everything else is looked at again.
+/// Lines heard before everything else is looked at again.
 const LINES_AT_ONCE: usize = 64;
 
 /// What the writer gets for the lines that are queued when a connection is closed.
@@ -273,7 +275,7 @@ impl Work<'_> {
                 }
             }
             () = room.notified() => RemoteEvent::Tick,
-            line = next_line(&mut self.link), if !holds && self.link.is_some() => return self.read(line).await,
+            came = came(&mut self.link), if !holds && self.link.is_some() => return self.hear(came).await,
             // Last: what it said before it went is heard.
             generation = unread(outbox), if self.link.is_some() => {
                 RemoteEvent::Lost { generation, reason: "it does not read any more".to_owned() }
@@ -298,8 +300,8 @@ impl Work<'_> {
                     Note::Released(process_id) | Note::Killed(process_id) => RemoteEvent::Released { process_id },
                     Note::Closing => RemoteEvent::Tick,
                 },
-                line = next_line(&mut self.link), if self.link.is_some() => {
-                    self.read(line).await;
+                came = came(&mut self.link), if self.link.is_some() => {
+                    self.hear(came).await;
                     continue;
                 }
                 () = tokio::time::sleep_until(due.unwrap_or_else(Instant::now)) => RemoteEvent::Tick,
@@ -309,30 +311,34 @@ impl Work<'_> {
         }
     }
 
-    /// Takes what was read, and what else is there already.
-    async fn read(&mut self, first: Read) {
-        let mut read = first;
+    /// Hears what came: the lines that are there, up to [`LINES_AT_ONCE`], or the end. Lines that are left are the next turn's.
+    async fn hear(&mut self, came: Came) {
+        if let Came::End(reason) = came {
+            return self.heard(Err(reason)).await;
+        }
         for _ in 0..LINES_AT_ONCE {
-            let Some(generation) = self.link.as_ref().map(|link| link.generation) else { return };
-            let met = self.shared.faults.meet(FaultPoint::ExecRead, Operation::None).await;
-            let event = match (met, read) {
-                (Some(Broken::Drop), Read::Line(_)) => RemoteEvent::Tick,
-                (Some(broken), _) => RemoteEvent::Lost { generation, reason: said(&broken) },
-                (None, Read::Line(line)) => RemoteEvent::Line { generation, line },
-                (None, Read::End(reason)) => RemoteEvent::Lost { generation, reason },
-            };
-            let effects = self.shared.step(event);
-            self.perform(effects);
+            let Some(line) = self.link.as_mut().and_then(|link| link.lines.ready()) else { return };
+            self.heard(Ok(line)).await;
             if self.shared.core().holds(Instant::now()) {
                 return;
-            }
-            match self.link.as_mut().and_then(|link| link.lines.ready()) {
-                Some(line) => read = Read::Line(line),
-                None => return,
             }
         }
         // A server that never pauses must not keep the others of this thread from their turn.
         tokio::task::yield_now().await;
+    }
+
+    /// One line was heard, or why there are no more.
+    async fn heard(&mut self, read: Result<Bytes, String>) {
+        let Some(generation) = self.link.as_ref().map(|link| link.generation) else { return };
+        let met = self.shared.faults.meet(FaultPoint::ExecRead, Operation::None).await;
+        let event = match (met, read) {
+            (Some(Broken::Drop), Ok(_)) => RemoteEvent::Tick,
+            (Some(broken), _) => RemoteEvent::Lost { generation, reason: said(&broken) },
+            (None, Ok(line)) => RemoteEvent::Line { generation, line },
+            (None, Err(reason)) => RemoteEvent::Lost { generation, reason },
+        };
+        let effects = self.shared.step(event);
+        self.perform(effects);
     }
 
     fn perform(&mut self, effects: Vec<RemoteEffect<AnswerTo>>) {
@@ -377,20 +383,22 @@ fn said(broken: &Broken) -> String {
     }
 }
 
-/// What a connection gave.
-enum Read {
-    Line(bytes::Bytes),
+/// What came by a connection.
+enum Came {
+    /// Lines, which are still to be taken.
+    Lines,
+    /// Its end, and why.
     End(String),
 }
 
-async fn next_line(link: &mut Option<Link>) -> Read {
+async fn came(link: &mut Option<Link>) -> Came {
     match link {
-        Some(link) => match link.lines.next().await {
-            Ok(Some(line)) => Read::Line(line),
-            Ok(None) => Read::End("it closed the connection".to_owned()),
+        Some(link) => match link.lines.wait().await {
+            Ok(Waited::Lines) => Came::Lines,
+            Ok(Waited::End) => Came::End("it closed the connection".to_owned()),
             Err(error) => {
                 let source = std::error::Error::source(&error).map(|source| format!(": {source}"));
-                Read::End(format!("{error}{}", source.unwrap_or_default()))
+                Came::End(format!("{error}{}", source.unwrap_or_default()))
             }
         },
         None => std::future::pending().await,

@@ -9,6 +9,7 @@ use super::super::invariants::{invariant_exactly_one_terminal_and_last, invarian
 use super::super::{EventStream, OutputCursor, OutputStream, ProcessEvent};
 use super::*;
 
+mod bursts;
 mod server;
 
 use self::server::Scripted;
