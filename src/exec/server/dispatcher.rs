@@ -6,13 +6,15 @@
 //! A resumed session's events wait until its peer has read what it missed ([`RESUME_HOLD`] at most): pushed before that, they would
 //! be events behind a gap, which other clients hold in a small buffer and lose the process over.
 //!
-//! Invariants: (1) it waits for input and for finished work, never for the writer; (2) each request gets one answer; (3) the requests
-//! of one lane are performed in the order in which they came, and everything else overtakes them.
+//! Invariants: (1) it waits for input and for finished work, never for the writer; (2) each request gets one answer, also when its
+//! work panics; (3) the requests of one lane are performed in the order in which they came, and everything else overtakes them.
 
 use std::collections::{HashMap, HashSet, VecDeque};
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
 use serde::Serialize;
 use serde_json::value::RawValue;
 use tokio::io::AsyncRead;
@@ -55,7 +57,7 @@ enum Stage {
 
 /// Work that was handed on and is finished.
 enum Done {
-    Read { id: WireId, answer: ReadAnswer },
+    Read { id: WireId, outcome: Result<ReadAnswer, WireError> },
     Started { process_id: String, id: WireId, outcome: Result<StartResult, WireError> },
     Written { process_id: String, id: WireId, outcome: Result<WireWriteStatus, WireError> },
     Extra { lane: Option<String>, id: WireId, outcome: Result<Box<RawValue>, WireError> },
@@ -270,11 +272,14 @@ impl<T: ProcessTable> Dispatcher<T> {
         let id = id.clone();
         let mut finish = self.finish.clone();
         self.work.spawn(async move {
-            let result = tokio::select! {
-                result = session.read(after, params.max_bytes, wait) => result,
-                _ = finish.wait_for(|finish| *finish) => session.look(|core| core.read(after, params.max_bytes)),
+            let reading = async {
+                let result = tokio::select! {
+                    result = session.read(after, params.max_bytes, wait) => result,
+                    _ = finish.wait_for(|finish| *finish) => session.look(|core| core.read(after, params.max_bytes)),
+                };
+                Ok(named(result.into(), output))
             };
-            Done::Read { id, answer: named(result.into(), output) }
+            Done::Read { id, outcome: told(reading).await }
         });
         Ok(Answer::Later)
     }
@@ -322,20 +327,20 @@ impl<T: ProcessTable> Dispatcher<T> {
             match job {
                 LaneJob::Start(id, params) => {
                     let process_id = params.process_id.clone();
-                    Done::Started { outcome: table.start(params).await, process_id, id }
+                    Done::Started { outcome: told(table.start(params)).await, process_id, id }
                 }
                 LaneJob::Write(id, params) => {
                     let process_id = params.process_id.clone();
-                    Done::Written { outcome: table.write(params).await, process_id, id }
+                    Done::Written { outcome: told(table.write(params)).await, process_id, id }
                 }
-                LaneJob::Extra(id, extra) => Done::Extra { lane: extra.lane, id, outcome: extra.work.await },
+                LaneJob::Extra(id, extra) => Done::Extra { lane: extra.lane, id, outcome: told(extra.work).await },
             }
         });
     }
 
     fn finished(&mut self, done: Done) -> Result<(), PeerEnd> {
         match done {
-            Done::Read { id, answer } => self.outbox.answer(&id, Ok(answer)),
+            Done::Read { id, outcome } => self.outbox.answer(&id, outcome),
             Done::Started { process_id, id, outcome } => {
                 self.advance(&process_id);
                 if outcome.is_ok() {
@@ -380,6 +385,12 @@ impl<T: ProcessTable> Dispatcher<T> {
             None => Ok(()),
         }
     }
+}
+
+/// The outcome of work that may panic: who asked is told, and what waits behind it in its lane has its turn.
+async fn told<T>(work: impl Future<Output = Result<T, WireError>>) -> Result<T, WireError> {
+    let panicked = |_| Err(WireError::new(code::INTERNAL, "the server panicked at this request"));
+    AssertUnwindSafe(work).catch_unwind().await.unwrap_or_else(panicked)
 }
 
 /// A terminal's output has its own name.

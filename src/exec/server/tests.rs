@@ -53,6 +53,7 @@ impl ProcessTable for Table {
     }
 
     async fn start(&self, params: StartParams) -> Result<StartResult, WireError> {
+        assert_ne!(params.process_id, "broken", "a start that panics");
         let session = ProcessSession::new();
         session.publish_output(OutputStream::Stdout, Bytes::from_static(b"started")).unwrap();
         self.shared.started.lock().unwrap().insert(params.process_id.clone(), session);
@@ -63,8 +64,14 @@ impl ProcessTable for Table {
         if params.process_id == "slow" {
             self.shared.gate.notified().await;
         }
+        assert_ne!(params.chunk.0, "broken", "a write that panics");
         self.shared.written.lock().unwrap().push((params.process_id, params.chunk.0));
         Ok(WireWriteStatus::Accepted)
+    }
+
+    fn extra(&self, name: &str, params: &RawValue) -> Option<Extra> {
+        let lane = serde_json::from_str(params.get()).ok()?;
+        (name == "broken").then(|| Extra { lane, size: 0, work: Box::pin(async { panic!("work that panics") }) })
     }
 }
 
@@ -376,6 +383,40 @@ async fn writes_of_one_process_keep_their_order_and_do_not_hold_up_others() {
     }
     let written: Vec<_> = shared.written.lock().unwrap().iter().map(|(_, bytes)| bytes.clone()).collect();
     assert_eq!(written, ["c", "a", "b"]);
+    assert_eq!(server.finish(PATIENCE).await, Flush::Done);
+}
+
+#[tokio::test]
+async fn a_request_whose_work_panics_is_answered_and_the_next_of_its_lane_has_its_turn() {
+    let (server, mut peer) = Peer::ready(Table::default(), 1 << 16).await;
+    let start = |id: &str| json!({"processId": id, "argv": ["x"], "cwd": "/", "env": {}, "tty": false});
+    let write = |id: &str, chunk: &str| json!({"processId": id, "chunk": chunk, "writeId": chunk});
+    let requests = [
+        ("process/start", start("broken"), false),
+        ("process/start", start("broken"), false),
+        ("broken", json!("broken"), false),
+        ("process/write", write("broken", "YnJva2Vu"), false),
+        ("process/write", write("broken", "YQ=="), true),
+        ("process/start", start("whole"), true),
+        ("process/write", write("whole", "YnJva2Vu"), false),
+        ("process/write", write("whole", "YQ=="), true),
+        ("broken", Value::Null, false),
+    ];
+    for (id, (name, params, _)) in requests.iter().enumerate() {
+        peer.send(json!({"id": id, "method": name, "params": params})).await;
+    }
+    let mut answers = HashMap::new();
+    while answers.len() < requests.len() {
+        let message = peer.message().await;
+        if let Some(id) = message["id"].as_u64() {
+            assert!(answers.insert(id, message).is_none(), "a second answer to {id}");
+        }
+    }
+    for (id, (name, params, is_done)) in requests.iter().enumerate() {
+        let answer = &answers[&(id as u64)];
+        let code = if *is_done { Value::Null } else { json!(-32603) };
+        assert_eq!(answer["error"]["code"], code, "{name} {params}: {answer}");
+    }
     assert_eq!(server.finish(PATIENCE).await, Flush::Done);
 }
 
