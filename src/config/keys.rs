@@ -110,6 +110,13 @@ macro_rules! config_keys {
                 $(Self::read_variable::<$kind>(&Key::$name, &get, &mut settings.$name)?;)*
                 Ok(settings)
             }
+
+            /// Whether this source sets the key.
+            #[must_use]
+            #[doc(hidden)]
+            pub fn sets(&self, key: &Key) -> bool {
+                $((key.name == stringify!($name) && self.$name.is_some()) ||)* false
+            }
         }
 
         impl Config {
@@ -124,6 +131,30 @@ macro_rules! config_keys {
                     }
                 )*
                 refused
+            }
+
+            /// What a person is shown of this key's field. A table shows its names alone.
+            #[must_use]
+            #[doc(hidden)]
+            pub fn shown(&self, key: &Key) -> String {
+                $(
+                    if key.name == stringify!($name) {
+                        return <$kind as Lay<_>>::shown(&self.$field);
+                    }
+                )*
+                String::new()
+            }
+
+            /// The limit that a project's file lowers by this key, where it may.
+            #[must_use]
+            #[doc(hidden)]
+            pub fn shown_limit(&self, key: &Key) -> Option<String> {
+                $($(
+                    if key.name == stringify!($name) {
+                        return Some(<$kind as Lay<_>>::shown(&self.$lowers));
+                    }
+                )?)*
+                None
             }
 
             /// Lowers the limit of this key.

@@ -7,10 +7,15 @@
 use std::fs::File;
 use std::io::Read as _;
 use std::os::fd::OwnedFd;
-use std::process::{Output, Stdio};
+use std::process::{ExitStatus, Output, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use rustix::fs::{Mode, OFlags};
+use rustix::process::{Pid, Signal, kill_process};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+use rustix::termios::{Winsize, tcsetwinsize};
+use tokio::process::Child;
+use tokio::task::JoinHandle;
 
 use super::rig::Rig;
 use super::wait::PATIENCE;
@@ -33,14 +38,67 @@ pub fn full_device() -> Option<Stdio> {
     File::options().write(true).open("/dev/full").ok().map(Stdio::from)
 }
 
-/// A terminal: the side a program is started on, and the side its output is read from.
-fn terminal() -> (OwnedFd, File) {
+/// A terminal of so many columns and rows, or one that does not say: the side a program is started on, and the side its
+/// output is read from.
+fn terminal(size: Option<(u16, u16)>) -> (OwnedFd, File) {
     let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).expect("a terminal");
     grantpt(&master).expect("granted");
     unlockpt(&master).expect("unlocked");
     let name = ptsname(&master, Vec::new()).expect("a name");
     let slave = rustix::fs::open(name, OFlags::RDWR | OFlags::NOCTTY, Mode::empty()).expect("its other side");
+    if let Some((ws_col, ws_row)) = size {
+        tcsetwinsize(&slave, Winsize { ws_row, ws_col, ws_xpixel: 0, ws_ypixel: 0 }).expect("sized");
+    }
     (slave, master.into())
+}
+
+/// Whether a command has the terminal as its stdin too.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Keyboard {
+    /// It has: whoever started it could type.
+    There,
+    /// Its stdin is empty.
+    Away,
+}
+
+/// A command that runs on a terminal.
+pub struct OnTerminal {
+    child: Child,
+    reading: JoinHandle<()>,
+    seen: Arc<Mutex<Vec<u8>>>,
+    /// Nobody types, and the terminal is there all the same.
+    _master: File,
+}
+
+impl OnTerminal {
+    /// Everything it has shown so far.
+    #[must_use]
+    pub fn seen(&self) -> String {
+        let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        String::from_utf8_lossy(&seen).into_owned()
+    }
+
+    /// Sends it a signal.
+    ///
+    /// # Panics
+    ///
+    /// When it is over.
+    pub fn signal(&self, signal: Signal) {
+        let pid = self.child.id().and_then(|pid| Pid::from_raw(i32::try_from(pid).ok()?)).expect("it runs");
+        kill_process(pid, signal).expect("signalled");
+    }
+
+    /// How it ended, and everything it has shown.
+    ///
+    /// # Panics
+    ///
+    /// When it does not end.
+    pub async fn ended(mut self) -> (ExitStatus, String) {
+        let ended = tokio::time::timeout(PATIENCE, self.child.wait()).await;
+        let status = ended.unwrap_or_else(|_| panic!("it did not end: {}", self.seen())).expect("it is waited for");
+        (&mut self.reading).await.expect("it is read");
+        (status, self.seen())
+    }
 }
 
 impl Rig {
@@ -57,29 +115,39 @@ impl Rig {
         ended.unwrap_or_else(|_| panic!("{arguments:?} did not end")).expect("it is waited for")
     }
 
-    /// What a command shows on a terminal, both its streams.
+    /// What a command shows on a terminal that does not say how large it is, both its streams.
     ///
     /// # Panics
     ///
     /// When it does not end, or there is no terminal to be had.
     pub async fn on_a_terminal(&self, arguments: &[&str]) -> String {
-        let (slave, mut master) = terminal();
+        self.begin_on_a_terminal(arguments, None, Keyboard::Away).ended().await.1
+    }
+
+    /// Starts a command on a terminal of so many columns and rows, which shows both its streams.
+    ///
+    /// # Panics
+    ///
+    /// When there is no terminal to be had.
+    #[must_use]
+    pub fn begin_on_a_terminal(&self, arguments: &[&str], size: Option<(u16, u16)>, keyboard: Keyboard) -> OnTerminal {
+        let (slave, master) = terminal(size);
         let mut command = self.command(arguments);
-        let again = slave.try_clone().expect("the same terminal");
-        command.stdin(Stdio::null()).stdout(again).stderr(slave);
-        let mut child = command.spawn().expect("it runs");
-        // It holds this process's copies of the terminal, which ends when nobody has it any more.
-        drop(command);
+        let again = || slave.try_clone().expect("the same terminal");
+        let stdin = if keyboard == Keyboard::There { again().into() } else { Stdio::null() };
+        command.stdin(stdin).stdout(again()).stderr(again());
+        let child = command.spawn().expect("it runs");
+        // These hold this process's copies of the terminal, which ends when nobody has it any more.
+        drop((command, slave));
+        let seen = Arc::new(Mutex::new(Vec::new()));
+        let (kept, mut reader) = (seen.clone(), master.try_clone().expect("the same side"));
         let reading = tokio::task::spawn_blocking(move || {
-            let (mut seen, mut part) = (Vec::new(), [0; 4096]);
+            let mut part = [0; 4096];
             // The last reader of a terminal without a program gets an error and no end.
-            while let Ok(read @ 1..) = master.read(&mut part) {
-                seen.extend_from_slice(&part[..read]);
+            while let Ok(read @ 1..) = reader.read(&mut part) {
+                kept.lock().unwrap_or_else(PoisonError::into_inner).extend_from_slice(&part[..read]);
             }
-            seen
         });
-        let ended = tokio::time::timeout(PATIENCE, child.wait()).await;
-        ended.unwrap_or_else(|_| panic!("{arguments:?} did not end")).expect("it is waited for");
-        String::from_utf8_lossy(&reading.await.expect("it is read")).into_owned()
+        OnTerminal { child, reading, seen, _master: master }
     }
 }

@@ -361,7 +361,7 @@ struct Listing<'a> {
 #[derive(Serialize)]
 struct ListedJob<'a> {
     job_id: JobId,
-    state: JobState,
+    status: JobState,
     unread: bool,
     agent: &'a str,
     prompt: &'a str,
@@ -389,7 +389,7 @@ impl<'a> ListedJob<'a> {
         };
         Self {
             job_id: row.id,
-            state: row.state,
+            status: row.state,
             unread: row.unread,
             agent: &row.agent,
             prompt: &row.prompt_head,

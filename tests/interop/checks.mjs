@@ -89,7 +89,7 @@ export async function run({ connect, version, tasks, subscribe }) {
   abort.abort('enough');
   const refused = await gone;
   const ended = await until('the job is cancelled', async () =>
-    (await session.call('consult_jobs', {})).structuredContent.jobs.find(job => job.state === 'cancelled'));
+    (await session.call('consult_jobs', {})).structuredContent.jobs.find(job => job.status === 'cancelled'));
   say('cancel', 'the call and its job end', refused !== null && ended, `${Date.now() - began} ms`);
   const handle = await session.call('consult', { prompt: script({ steps: ['hang'] }), background: true });
   seen = await session.call('consult_cancel', { job_id: handle.structuredContent.job_id });

@@ -173,7 +173,7 @@ async def cancel(client):
 
     async def cancelled():
         jobs = (await client.call_tool("consult_jobs", {})).structured_content["jobs"]
-        return next((job for job in jobs if job["state"] == "cancelled"), None)
+        return next((job for job in jobs if job["status"] == "cancelled"), None)
 
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(client.call_tool, "consult", {"prompt": script(steps=[{"touch": here}, "hang"])})

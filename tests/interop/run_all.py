@@ -344,7 +344,7 @@ def inspect(grid, scratch, command, era):
         # A task outlives the connection; it is ended from the next one, as any job.
         code, result, _ = run("tools/call", *called("consult_jobs", {"limit": 1}))
         job = result.get("structuredContent", {}).get("jobs", [{}])[0]
-        add("tasks", "outlives its client", job.get("state") == "running", job.get("state"))
+        add("tasks", "outlives its client", job.get("status") == "running", job.get("status"))
         code, result, _ = run("tools/call", *called("consult_cancel", {"job_id": job.get("job_id", "")}))
         ended = result.get("structuredContent", {}).get("status")
         add("tasks", "is ended by another one", ended == "cancelled", ended)

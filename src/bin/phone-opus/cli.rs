@@ -6,12 +6,15 @@ use std::time::Duration;
 
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand};
-use phone_opus::internals::base::ids::{AgentSessionId, JobId};
+use clap_complete::engine::ArgValueCompleter;
+use phone_opus::internals::base::ids::AgentSessionId;
 use phone_opus::internals::config::{Key, Words, WorkerIsolation};
 use phone_opus::internals::jobs::{Billing, JobState};
 use phone_opus::testkit::rig::Through;
 
 use crate::clients::{ClientName, SetupScope};
+use crate::completions::{self, ShellKind};
+use crate::job_word::JobWord;
 
 /// Lets one coding agent phone another one.
 ///
@@ -46,17 +49,19 @@ pub(crate) enum Command {
     /// Ask an agent here and now; the answer goes to stdout.
     #[command(after_help = "Examples:\n  \
         phone-opus consult \"why does the build fail?\"\n  \
-        git diff | phone-opus consult -                    the prompt from stdin\n  \
+        git diff | phone-opus consult \"review this\"        with what comes on stdin\n  \
+        phone-opus consult - < question.md                 the prompt from stdin\n  \
         phone-opus consult --session UUID \"and then?\"      go on in the session of an earlier answer\n  \
         phone-opus consult --background --json \"review\"    a job; read it with `phone-opus jobs show ID --wait 600`")]
     Consult(ConsultFlags),
     /// List, show, follow, cancel and forget jobs.
     #[command(after_help = "Examples:\n  \
         phone-opus jobs list --all --state running     what is being asked, everywhere\n  \
-        phone-opus jobs show ID --wait 600             wait for an answer and read it\n  \
-        phone-opus jobs tail ID                        what the agent does, as it does it\n  \
-        phone-opus jobs cancel ID                      end a job and everything it started\n  \
-        phone-opus jobs prune --older-than 7           forget what was finished a week ago")]
+        phone-opus jobs show last --wait 600           wait for the last answer and read it\n  \
+        phone-opus jobs tail 3f25                      what the agent does, as it does it\n  \
+        phone-opus jobs cancel 3f25                    end a job and everything it started\n  \
+        phone-opus jobs prune --older-than 7           forget what was finished a week ago\n\n\
+        A job is named by its id, the first 4 or more characters of it, or `last`: the last one of this directory.")]
     Jobs {
         #[command(subcommand)]
         command: JobsCommand,
@@ -103,6 +108,11 @@ pub(crate) enum Command {
         Exit codes: 0 done or nothing to do, 1 refused or failed, or the entry was edited and stays, 2 wrong usage, or nobody\n\
         to ask and no --yes, 3 you said no.")]
     Uninstall(SetupOptions),
+    /// What is configured, and where each setting is from.
+    Config {
+        #[command(subcommand)]
+        command: ConfigCommand,
+    },
     /// Check that everything is in place.
     #[command(after_help = "Examples:\n  \
         phone-opus doctor          for people\n  \
@@ -124,6 +134,37 @@ pub(crate) enum Command {
         It needs no agent and no network, and touches nothing but a scratch directory.\n\
         Exit codes: 0 all laws hold, 1 a law was broken, 2 wrong usage.")]
     Selftest(SelftestOptions),
+    /// Print what makes a shell complete words, job ids among them.
+    #[command(after_help = "Put it where the shell reads it:\n  \
+        phone-opus completions bash > ~/.local/share/bash-completion/completions/phone-opus\n  \
+        phone-opus completions zsh > ~/.zfunc/_phone-opus            (a directory of $fpath)\n  \
+        phone-opus completions fish > ~/.config/fish/completions/phone-opus.fish\n\n\
+        The shell then asks the program `phone-opus` on PATH at each key. Write it anew after an upgrade.")]
+    Completions {
+        /// Which shell.
+        shell: ShellKind,
+    },
+    /// Write the manual pages into a directory that is there.
+    #[command(hide = true)]
+    Man {
+        /// Where.
+        #[arg(value_name = "DIR")]
+        dir: PathBuf,
+    },
+}
+
+/// `config`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum ConfigCommand {
+    /// Show every setting, its value, and the file, variable or flag it is from.
+    Show {
+        /// One JSON object.
+        #[arg(long)]
+        json: bool,
+        /// Numbers and paths.
+        #[command(flatten)]
+        overrides: Overrides,
+    },
 }
 
 /// The processes.
@@ -400,8 +441,11 @@ pub(crate) struct SelfcheckOptions {
 /// `consult`.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct ConsultFlags {
-    /// The question; `-` reads it from stdin.
+    /// The question; `-` reads it from stdin. What a pipe or a file brings on stdin is appended to a question in words.
     pub(crate) prompt: String,
+    /// Leave alone what is on stdin.
+    #[arg(long)]
+    pub(crate) no_stdin: bool,
     /// Who answers: `claude`, or `offline` (word search without a model).
     #[arg(long)]
     pub(crate) agent: Option<String>,
@@ -438,6 +482,9 @@ pub(crate) struct ConsultFlags {
     /// No progress on stderr.
     #[arg(long, short)]
     pub(crate) quiet: bool,
+    /// Show a long answer at once, whatever PAGER is.
+    #[arg(long)]
+    pub(crate) no_pager: bool,
     /// Where jobs are kept.
     #[command(flatten)]
     pub(crate) common: Common,
@@ -455,12 +502,12 @@ pub(crate) enum JobsCommand {
         #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u16).range(1..=1000))]
         limit: u16,
         /// Only this state.
-        #[arg(long, value_parser = job_state)]
+        #[arg(long, visible_alias = "status", value_parser = job_state)]
         state: Option<JobState>,
         /// Of all workspaces, not only this directory's.
         #[arg(long)]
         all: bool,
-        /// One JSON array.
+        /// One JSON object.
         #[arg(long)]
         json: bool,
         /// Where jobs are kept.
@@ -469,14 +516,18 @@ pub(crate) enum JobsCommand {
     },
     /// Show one job and its answer.
     Show {
-        /// The job.
-        job: JobId,
+        /// The job: its id, the first 4 or more characters of it, or `last`.
+        #[arg(value_parser = JobWord::parse, add = ArgValueCompleter::new(completions::jobs))]
+        job: JobWord,
         /// Seconds to wait for its end.
         #[arg(long, default_value_t = 0, value_name = "S")]
         wait: u64,
         /// Everything that is known.
         #[arg(long)]
         full: bool,
+        /// Show a long answer at once, whatever PAGER is.
+        #[arg(long)]
+        no_pager: bool,
         /// One JSON object.
         #[arg(long)]
         json: bool,
@@ -486,8 +537,9 @@ pub(crate) enum JobsCommand {
     },
     /// Print what happens in a job, as it happens, until its end.
     Tail {
-        /// The job.
-        job: JobId,
+        /// The job: its id, the first 4 or more characters of it, or `last`.
+        #[arg(value_parser = JobWord::parse, add = ArgValueCompleter::new(completions::jobs))]
+        job: JobWord,
         /// Only what follows this number.
         #[arg(long, default_value_t = 0, value_name = "SEQ")]
         after: u64,
@@ -503,8 +555,12 @@ pub(crate) enum JobsCommand {
     },
     /// End a job and everything it started.
     Cancel {
-        /// The job.
-        job: JobId,
+        /// The job: its id, the first 4 or more characters of it, or `last`.
+        #[arg(value_parser = JobWord::parse, add = ArgValueCompleter::new(completions::jobs))]
+        job: JobWord,
+        /// One JSON object.
+        #[arg(long)]
+        json: bool,
         /// Where jobs are kept.
         #[command(flatten)]
         common: Common,
@@ -529,7 +585,7 @@ pub(crate) enum JobsCommand {
         /// Forget them: the provider takes requests again.
         #[arg(long)]
         clear: bool,
-        /// One JSON array.
+        /// One JSON object.
         #[arg(long)]
         json: bool,
         /// Where jobs are kept.

@@ -32,6 +32,7 @@ use crate::begin::{self, Kind};
 use crate::cli::{ConnectOptions, Overrides};
 use crate::logging;
 use crate::output::say;
+use crate::serve::say_who_is_waited_for;
 use crate::settings::{Prepared, SetupError, chain, prepare, refused, rollout_with, runtime, say_never_met};
 
 /// How long a runtime's own threads may take to end; one that starts a daemon does not keep the process.
@@ -55,6 +56,7 @@ fn connect_client(options: &ConnectOptions) -> Result<ExitCode, SetupError> {
     }
     let chosen = chosen(&options.overrides)?;
     let faults = prepared.faults.clone();
+    say_who_is_waited_for("connect");
     let runtime = runtime()?;
     let code = runtime.block_on(async {
         let mut interrupt = signal(SignalKind::interrupt()).map_err(SetupError::Runtime)?;

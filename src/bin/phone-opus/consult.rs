@@ -1,37 +1,34 @@
 //! `consult`: the same engine, from the command line.
 
 use std::cell::Cell;
-use std::io::{IsTerminal, Read};
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use phone_opus::internals::agents::MAX_PROMPT_BYTES;
 use phone_opus::internals::base::fault::{Fault, FaultCode};
 use phone_opus::internals::base::ids::JobId;
 use phone_opus::internals::config::Config;
+use phone_opus::internals::jobs::JobRecord;
 use phone_opus::internals::jobs::client::News;
-use phone_opus::internals::jobs::{JobRecord, JobState};
-use phone_opus::internals::protocol::wire::ReplyText;
 use phone_opus::internals::system::{Grace, System};
 use phone_opus::internals::tools::consult::Caller;
-use phone_opus::internals::tools::reply::{self, Context, Detail, Reader, Render, Shape};
+use phone_opus::internals::tools::reply::Context;
 use serde_json::{Map, Value, json};
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::time::MissedTickBehavior;
 
+use crate::answer::{self, Form};
 use crate::begin::{self, Kind};
 use crate::cli::ConsultFlags;
+use crate::job_word::short;
 use crate::logging;
-use crate::output::{is_lost, print, say};
+use crate::output::{err, is_lost, say};
+use crate::piped;
+use crate::progress::{FRAME, Progress};
 use crate::settings::{SetupError, prepare, refused, runtime, say_never_met};
-
-/// Characters of an answer on the command line: all of any answer we keep.
-const EVERYTHING: usize = 64 * 1024 * 1024;
 
 /// How long a consult that is given up may take to be over.
 const CANCEL_WAIT: Duration = Duration::from_secs(10);
-
-/// How often the progress line is renewed.
-const PROGRESS: Duration = Duration::from_secs(1);
 
 /// Asks, shows progress on stderr and the answer on stdout.
 pub(crate) fn run(options: &ConsultFlags) -> ExitCode {
@@ -44,16 +41,7 @@ pub(crate) fn run(options: &ConsultFlags) -> ExitCode {
 
 fn ask(options: &ConsultFlags) -> Result<ExitCode, SetupError> {
     let prepared = prepare(&options.common, &options.overrides)?;
-    let prompt = if options.prompt == "-" {
-        let mut bytes = Vec::new();
-        // A little more than is accepted, so that too much is seen to be too much.
-        let most = MAX_PROMPT_BYTES as u64 + 4096;
-        std::io::stdin().take(most).read_to_end(&mut bytes).map_err(SetupError::Prompt)?;
-        // A diff has the bytes of its files in it; what is no text is shown as such, as MCP clients' prompts are.
-        String::from_utf8_lossy(&bytes).into_owned()
-    } else {
-        options.prompt.clone()
-    };
+    let prompt = piped::prompt(&options.prompt, !options.no_stdin)?;
     let runtime = runtime()?;
     let code = runtime.block_on(async {
         let mut interrupt = signal(SignalKind::interrupt()).map_err(SetupError::Runtime)?;
@@ -73,12 +61,16 @@ fn ask(options: &ConsultFlags) -> Result<ExitCode, SetupError> {
                 _ = quit.recv() => {}
             }
         };
-        let code = tokio::select! {
-            code = consult(&system, options, prompt, &asked) => code.unwrap_or_else(|fault| failed(&fault)),
-            () = stopped => {
-                cancelled(&system, asked.get()).await;
-                ExitCode::from(3)
-            }
+        let form = Form::of(options.json, options.no_pager);
+        // What is shown is shown after it: who pages through an answer has no consult any more that could be ended.
+        let ended = tokio::select! {
+            ended = consult(&system, options, prompt, &asked) => Some(ended),
+            () = stopped => None,
+        };
+        let code = match ended {
+            Some(Ok(reply)) => show(&system, reply, form).await,
+            Some(Err(fault)) => failed(&fault),
+            None => cancelled(&system, asked.get(), form).await,
         };
         system.shutdown(Grace::default()).await;
         say_never_met(&faults);
@@ -129,20 +121,56 @@ fn arguments(options: &ConsultFlags, config: &Config, prompt: String) -> Result<
     Ok(Value::Object(object))
 }
 
-/// Ends the consult that is given up from the keyboard. Whoever ended it knows that it is over: it is no news to anybody.
-async fn cancelled(system: &System, asked: Option<JobId>) {
-    say("phone-opus: cancelled");
-    let Some(job) = asked else { return };
+/// What there is to show.
+struct Reply {
+    record: Arc<JobRecord>,
+    context: Context,
+}
+
+/// Shows a reply, and notes that it was read.
+async fn show(system: &System, reply: Reply, form: Form) -> ExitCode {
+    let Reply { record, context } = reply;
+    let (job, read) = (record.id, record.state.is_terminal() && !context.unstored);
+    // A pager takes as long as its reader; jobs that depend on this process go on meanwhile.
+    let shown = tokio::task::spawn_blocking(move || answer::of_consult(&record, &context, form)).await;
+    // An answer that could not be printed has no reader.
+    if read && !is_lost() {
+        system.jobs().mark_read(job).await;
+    }
+    shown.unwrap_or(ExitCode::FAILURE)
+}
+
+/// Ends the consult that is given up from the keyboard, and shows what is known of it. Whoever ended it knows that it is over:
+/// it is no news to anybody.
+async fn cancelled(system: &System, asked: Option<JobId>, form: Form) -> ExitCode {
+    let Some(job) = asked else {
+        say("phone-opus: cancelled before anything was asked");
+        return ExitCode::from(3);
+    };
+    say(&format!("phone-opus: cancelled job {job}"));
     let ended = async {
         let mut follow = system.jobs().follow(job).await?;
         let _ = system.jobs().cancel(job).await?;
-        while !matches!(follow.next().await?, News::Finished(_)) {}
-        system.jobs().mark_read(job).await;
-        Ok::<_, Fault>(())
+        loop {
+            if let News::Finished(record) = follow.next().await? {
+                system.jobs().mark_read(job).await;
+                return Ok::<_, Fault>(record);
+            }
+        }
     };
-    if !matches!(tokio::time::timeout(CANCEL_WAIT, ended).await, Ok(Ok(()))) {
-        say(&format!("phone-opus: job {job} is being ended"));
+    match tokio::time::timeout(CANCEL_WAIT, ended).await {
+        Ok(Ok(record)) => {
+            let context = system.desk().context(&record, None).await;
+            show(system, Reply { record, context }, form).await;
+            if form != Form::Json {
+                say(&format!("Read it again: phone-opus jobs show {}", short(job)));
+            }
+        }
+        _ => {
+            say(&format!("phone-opus: it is being ended; how it ended: phone-opus jobs show {} --wait 60", short(job)))
+        }
     }
+    ExitCode::from(3)
 }
 
 async fn consult(
@@ -150,23 +178,22 @@ async fn consult(
     options: &ConsultFlags,
     prompt: String,
     asked: &Cell<Option<JobId>>,
-) -> Result<ExitCode, Fault> {
+) -> Result<Reply, Fault> {
     let desk = system.desk();
     let (read, _) =
         desk.read(arguments(options, &desk.config, prompt)?.to_string().as_bytes(), None, Caller::Owner).await?;
     let record = system.jobs().accept(desk.job(&read, None), None).await?.record;
     if options.background {
         let context = desk.context(&record, None).await;
-        show(&record, &context, options.json);
-        return Ok(ExitCode::SUCCESS);
+        return Ok(Reply { record: Arc::new(record), context });
     }
     asked.set(Some(record.id));
     let mut follow = system.jobs().follow(record.id).await?;
     let began = Instant::now();
-    let shown = !options.quiet && !options.json && std::io::stderr().is_terminal();
-    let mut ticks = tokio::time::interval(PROGRESS);
-    ticks.reset();
-    let mut last = String::new();
+    let shown = !options.quiet && !options.json && err().terminal;
+    let mut progress = shown.then(|| Progress::begin(record.id, &record.request.agent));
+    let mut frames = tokio::time::interval(FRAME);
+    frames.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let (record, unstored) = loop {
         tokio::select! {
             news = follow.next() => match news? {
@@ -175,47 +202,12 @@ async fn consult(
                 News::Unstored(record) => break (record, true),
                 News::Changed => {}
             },
-            _ = ticks.tick(), if shown => {
-                let phase = follow.describe();
-                if phase != last {
-                    say(&format!("[{:>4} s] {phase}", began.elapsed().as_secs()));
-                    last = phase;
-                }
+            _ = frames.tick(), if shown => if let Some(progress) = &mut progress {
+                let said = follow.glimpse().await.map(|live| live.text).unwrap_or_default();
+                progress.show(began.elapsed(), &follow.describe(), &said);
             }
         }
     };
     let context = Context { unstored, ..desk.context(&record, None).await };
-    let code = show(&record, &context, options.json);
-    // An answer that could not be printed has no reader.
-    if !unstored && !is_lost() {
-        system.jobs().mark_read(record.id).await;
-    }
-    Ok(code)
-}
-
-/// Shows a job's answer; facts about it go to stderr, so that stdout is the answer alone.
-pub(crate) fn show(record: &JobRecord, context: &Context, as_json: bool) -> ExitCode {
-    let shape = Shape {
-        render: if as_json { Render::Json } else { Render::Porcelain },
-        detail: Detail::Concise,
-        budget: EVERYTHING,
-        structured: true,
-    };
-    let context = &Context { reader: Reader::Person, ..context.clone() };
-    let reply = reply::job(record, context, shape);
-    let ReplyText::Plain(text) = &reply.text else { return ExitCode::FAILURE };
-    match (as_json, record.state, &record.outcome) {
-        (false, JobState::Succeeded, Some(outcome)) => {
-            let answer = outcome.response.as_deref().unwrap_or_default();
-            print(answer);
-            say(text.strip_prefix(answer).unwrap_or(text).trim_start());
-        }
-        (false, state, _) if state.is_terminal() => say(text),
-        _ => print(text),
-    }
-    match record.state {
-        JobState::Failed => ExitCode::FAILURE,
-        JobState::Cancelled | JobState::Interrupted => ExitCode::from(3),
-        JobState::Succeeded | JobState::Queued | JobState::Running => ExitCode::SUCCESS,
-    }
+    Ok(Reply { record, context })
 }

@@ -17,7 +17,9 @@ use serde_json::{Value, json};
 
 use crate::cli::DoctorOptions;
 use crate::logging;
-use crate::output::print;
+use crate::output::{out, print, print_json, print_lines};
+use crate::screen::layout::{CellFit, laid_out};
+use crate::screen::{Line, paint};
 use crate::settings::{Prepared, chain, prepare, refused, rollout, runtime};
 
 /// How long a machine that was looked at may take to be let go of.
@@ -54,19 +56,34 @@ pub(crate) fn run(options: &DoctorOptions) -> ExitCode {
     if options.json {
         let findings: Vec<Value> =
             findings.iter().map(|f| json!({"check": f.name, "ok": f.good, "text": f.text, "data": f.data})).collect();
-        print(&json!({"ok": !broken, "version": env!("CARGO_PKG_VERSION"), "checks": findings}).to_string());
+        print_json(json!({"ok": !broken, "build": env!("CARGO_PKG_VERSION"), "checks": findings}));
     } else {
         print(&format!("phone-opus {}", env!("CARGO_PKG_VERSION")));
-        for finding in &findings {
-            let mark = match finding.good {
-                Some(true) => "ok  ",
-                Some(false) => "FAIL",
-                None => "note",
-            };
-            print(&format!("{mark} {:<11} {}", finding.name, finding.text));
-        }
+        show(&findings);
     }
     if broken { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+}
+
+/// A line for each; on a terminal with colours, and broken at words.
+fn show(findings: &[Finding]) {
+    let marked = |finding: &Finding| match finding.good {
+        Some(true) => (paint::GOOD, "ok"),
+        Some(false) => (paint::BAD, "FAIL"),
+        None => (paint::DOUBT, "note"),
+    };
+    let face = out();
+    if !face.terminal {
+        return findings.iter().for_each(|finding| {
+            print(&format!("{:<4} {:<11} {}", marked(finding).1, finding.name, finding.text));
+        });
+    }
+    let row = |finding: &Finding| {
+        let (style, mark) = marked(finding);
+        vec![Line::of(style, mark), Line::of(paint::BOLD, finding.name), Line::of(paint::PLAIN, &finding.text)]
+    };
+    let rows: Vec<Vec<Line>> = findings.iter().map(row).collect();
+    let fits = [CellFit::Whole, CellFit::Whole, CellFit::Wrap(30)];
+    print_lines(&laid_out(&fits, rows.iter(), face.width).concat());
 }
 
 fn state(prepared: &Prepared) -> Finding {

@@ -7,14 +7,14 @@ use phone_opus::internals::tools;
 use serde_json::{Value, json};
 
 use crate::cli::FaultsCommand;
-use crate::output::print;
+use crate::output::{print, print_json};
 
 /// Runs one of the commands.
 pub(crate) fn run(command: &FaultsCommand) -> ExitCode {
     let FaultsCommand::List { json: as_json } = command;
     if *as_json {
         let points: Vec<Value> = FaultPoint::ALL.iter().map(|point| as_value(*point)).collect();
-        print(&json!({ "points": points }).to_string());
+        print_json(json!({ "points": points }));
         return ExitCode::SUCCESS;
     }
     print("PHONE_OPUS_FAULTS = point[@operation][#when]=action[:argument];…\n");

@@ -1,17 +1,26 @@
 //! The phone-opus program: command line, signals, logging, exit codes. Everything else is the library's.
 
+mod answer;
 mod begin;
 mod cli;
 mod clients;
+mod completions;
+mod config;
 mod connect;
 mod consult;
 mod daemon;
 mod doctor;
 mod exec_server;
 mod faults;
+mod job_word;
 mod jobs;
 mod logging;
+mod manual;
 mod output;
+mod pager;
+mod piped;
+mod progress;
+mod screen;
 mod selfcheck;
 mod selftest;
 mod serve;
@@ -34,6 +43,9 @@ fn main() -> ExitCode {
     name_ourselves();
     if let Some(started) = StartedAs::read(std::env::args_os().skip(1)) {
         return process::run(started, &Registry::standard().on_begin(on_begin));
+    }
+    if let Some(answered) = completions::asked() {
+        return output::ended(answered);
     }
     output::ended(match Cli::try_parse() {
         Ok(cli) => run(cli.command),
@@ -80,6 +92,9 @@ fn run(command: Command) -> ExitCode {
         Command::Doctor(options) => doctor::run(&options),
         Command::Faults { command } => faults::run(&command),
         Command::Selftest(options) => selftest::run(&options),
+        Command::Config { command } => config::run(&command),
+        Command::Completions { shell } => completions::script(shell),
+        Command::Man { dir } => manual::write(&dir),
     }
 }
 

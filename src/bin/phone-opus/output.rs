@@ -5,32 +5,80 @@
 //!
 //! Invariants: (1) nothing here panics, whatever the streams are; (2) the first write that fails is the last one, and decides
 //! the exit code: [`CLOSED`] and no word where the reader has gone, 1 and a sentence for everything else; (3) a terminal is
-//! shown no character it would obey, but line ends and tabs; a pipe or a file gets the bytes as they are.
+//! shown no character it would obey, but line ends, tabs, the colours of a [`Line`] and what takes a [`draw`]n view away
+//! again; a pipe or a file gets the bytes as they are; (4) nothing is written into a view: it is taken away first.
 
 use std::borrow::Cow;
 use std::io::{self, IsTerminal};
 use std::os::fd::BorrowedFd;
 use std::process::ExitCode;
-use std::sync::OnceLock;
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use phone_opus::internals::base::lenient;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::{Errno, write};
 use rustix::stdio::{stderr, stdout};
+use rustix::termios::tcgetwinsize;
+use serde_json::{Value, json};
+
+use crate::screen::{Face, Line};
 
 /// The exit code when whoever read the output has gone: what a shell says of a program that SIGPIPE ended.
 const CLOSED: u8 = 141;
 
+/// The version of what `--json` prints: raised when a member goes, or comes to mean something else.
+const JSON_VERSION: u64 = 1;
+
 /// The first write to stdout that failed.
 static LOST: OnceLock<Errno> = OnceLock::new();
 
+/// Rows of the view that stands at the end of the terminal, under the lock of whoever writes there.
+static VIEW: Mutex<usize> = Mutex::new(0);
+
+/// What stdout shows, and to whom.
+pub(crate) fn out() -> Face {
+    face(stdout(), io::stdout().is_terminal())
+}
+
+/// What stderr shows, and to whom.
+pub(crate) fn err() -> Face {
+    face(stderr(), io::stderr().is_terminal())
+}
+
+fn face(of: BorrowedFd<'_>, terminal: bool) -> Face {
+    let size = || tcgetwinsize(of).map_or((0, 0), |size| (size.ws_col, size.ws_row));
+    Face::of(terminal.then(size), |name| std::env::var_os(name))
+}
+
 /// Output of a command: a line, or several. Says nothing when the output is lost; [`is_lost`] tells.
 pub(crate) fn print(text: &str) {
+    let terminal = io::stdout().is_terminal();
+    put(format!("{}\n", as_shown(text, terminal)), terminal);
+}
+
+/// The same in lines that are laid out.
+pub(crate) fn print_lines(lines: &[Line]) {
+    let face = out();
+    put(rendered(lines, face.colour), face.terminal);
+}
+
+/// A command's output for a program: one object on one line, with the version of what its members mean.
+pub(crate) fn print_json(mut object: Value) {
+    if let Value::Object(members) = &mut object {
+        members.insert("version".to_owned(), json!(JSON_VERSION));
+    }
+    print(&object.to_string());
+}
+
+fn put(text: String, terminal: bool) {
     if is_lost() {
         return;
     }
-    let line = format!("{}\n", as_shown(text, io::stdout().is_terminal()));
-    if let Err(error) = write_all(stdout(), line.as_bytes()) {
+    let mut view = view();
+    if terminal {
+        take_away(&mut view);
+    }
+    if let Err(error) = write_all(stdout(), text.as_bytes()) {
         let _ = LOST.set(error);
     }
 }
@@ -42,8 +90,18 @@ pub(crate) fn is_lost() -> bool {
 
 /// One line on stderr. Where nobody reads it, nobody needs it.
 pub(crate) fn say(line: &str) {
-    let line = format!("{}\n", as_shown(line, io::stderr().is_terminal()));
-    let _ = write_all(stderr(), line.as_bytes());
+    tell(format!("{}\n", as_shown(line, io::stderr().is_terminal())).as_bytes());
+}
+
+/// The same in lines that are laid out.
+pub(crate) fn say_lines(lines: &[Line]) {
+    tell(rendered(lines, err().colour).as_bytes());
+}
+
+fn tell(bytes: &[u8]) {
+    let mut view = view();
+    take_away(&mut view);
+    let _ = write_all(stderr(), bytes);
 }
 
 /// A line on the terminal that the next one replaces. The text is our own.
@@ -51,37 +109,73 @@ pub(crate) fn say_over(text: &str) {
     let _ = write_all(stderr(), format!("\r\x1b[K{text}").as_bytes());
 }
 
+/// Shows lines at the end of the terminal, in the place of those that stood there. Each has to fit into a row. Only where
+/// stderr's terminal can go back ([`Face::moves`]).
+pub(crate) fn draw(lines: &[Line]) {
+    let mut view = view();
+    let mut text = away(*view);
+    let colour = err().colour;
+    let rows: Vec<String> = lines.iter().map(|line| line.rendered(colour)).collect();
+    text.push_str(&rows.join("\n"));
+    *view = lines.len();
+    let _ = write_all(stderr(), text.as_bytes());
+}
+
+/// Takes away what [`draw`] has shown.
+pub(crate) fn erase() {
+    take_away(&mut view());
+}
+
+fn view() -> MutexGuard<'static, usize> {
+    // Whoever panicked with it has written its bytes or has not; the count is right enough for a screen.
+    VIEW.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn take_away(view: &mut usize) {
+    let away = away(std::mem::take(view));
+    if !away.is_empty() {
+        let _ = write_all(stderr(), away.as_bytes());
+    }
+}
+
+/// What takes so many rows away, the cursor being in the last one.
+fn away(rows: usize) -> String {
+    match rows {
+        0 => String::new(),
+        1 => "\r\x1b[J".to_owned(),
+        rows => format!("\r\x1b[{}A\x1b[J", rows - 1),
+    }
+}
+
+fn rendered(lines: &[Line], colour: bool) -> String {
+    lines.iter().map(|line| line.rendered(colour) + "\n").collect()
+}
+
 /// Logged lines on stderr.
 pub(crate) fn log(lines: &[u8]) {
     if io::stderr().is_terminal() {
-        let _ = write_all(stderr(), lenient::visible(&String::from_utf8_lossy(lines)).as_bytes());
+        tell(lenient::visible(&String::from_utf8_lossy(lines)).as_bytes());
     } else {
-        let _ = write_all(stderr(), lines);
+        tell(lines);
     }
 }
 
 /// The command line's help, its version, or what is wrong with its words, and the code for it.
 pub(crate) fn usage(error: &clap::Error) -> ExitCode {
     let plain = error.render().to_string();
-    let coloured = |terminal: bool| {
-        let allowed = std::env::var_os("NO_COLOR").is_none_or(|word| word.is_empty());
-        let dumb = std::env::var_os("TERM").is_none_or(|term| term == "dumb");
-        // Words of a command line can come from anywhere.
-        let harmless = matches!(lenient::visible(&plain), Cow::Borrowed(_));
-        terminal && allowed && !dumb && harmless
+    // Words of a command line can come from anywhere.
+    let harmless = matches!(lenient::visible(&plain), Cow::Borrowed(_));
+    let shown = |face: Face| {
+        if face.colour && harmless {
+            error.render().ansi().to_string()
+        } else {
+            as_shown(&plain, face.terminal).into_owned()
+        }
     };
     if error.use_stderr() {
-        let terminal = io::stderr().is_terminal();
-        let text =
-            if coloured(terminal) { error.render().ansi().to_string() } else { as_shown(&plain, terminal).into() };
-        let _ = write_all(stderr(), text.as_bytes());
-    } else {
-        let terminal = io::stdout().is_terminal();
-        let text =
-            if coloured(terminal) { error.render().ansi().to_string() } else { as_shown(&plain, terminal).into() };
-        if let Err(error) = write_all(stdout(), text.as_bytes()) {
-            let _ = LOST.set(error);
-        }
+        let _ = write_all(stderr(), shown(err()).as_bytes());
+    } else if let Err(error) = write_all(stdout(), shown(out()).as_bytes()) {
+        let _ = LOST.set(error);
     }
     ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2))
 }

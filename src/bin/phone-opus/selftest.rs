@@ -15,7 +15,7 @@ use phone_opus::testkit::scoreboard::{self, Draw, FaultRow, Score, rows};
 use serde_json::{Value, json};
 
 use crate::cli::SelftestOptions;
-use crate::output::{print, say, say_over};
+use crate::output::{print, print_json, say, say_over};
 use crate::settings::{SetupError, program, refused, runtime};
 
 /// What is to be played.
@@ -80,7 +80,7 @@ fn custody(rows: &[custody_board::CustodyRow], as_json: bool) -> ExitCode {
     if as_json {
         let cells: Vec<Value> =
             rows.iter().map(|row| json!({"cell": row.cell, "seen": row.seen, "right": row.right})).collect();
-        print(&json!({"version": env!("CARGO_PKG_VERSION"), "ok": wrong == 0, "cells": cells}).to_string());
+        print_json(json!({"build": env!("CARGO_PKG_VERSION"), "ok": wrong == 0, "cells": cells}));
     } else {
         print(custody_board::markdown(rows).trim_end());
         let unseen = rows.iter().filter(|row| row.right.is_none()).count();
@@ -105,7 +105,7 @@ fn list(rows: &[FaultRow], as_json: bool) {
                        "generation": row.expect.generation, "runs": [row.expect.runs.0, row.expect.runs.1]})
             })
             .collect();
-        return print(&json!({ "rows": rows }).to_string());
+        return print_json(json!({ "rows": rows }));
     }
     let width = rows.iter().map(|row| row.name().len()).max().unwrap_or(0);
     for row in rows {
@@ -271,11 +271,8 @@ impl Board {
         if self.json {
             let rows: Vec<Value> = self.lines.iter().map(Line::as_json).collect();
             let ms = u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX);
-            print(
-                &json!({"version": env!("CARGO_PKG_VERSION"), "seed": self.seed, "ok": failed == 0, "verdict": verdict,
-                        "ms": ms, "rows": rows})
-                .to_string(),
-            );
+            print_json(json!({"build": env!("CARGO_PKG_VERSION"), "seed": self.seed, "ok": failed == 0,
+                              "verdict": verdict, "ms": ms, "rows": rows}));
         } else {
             print(&verdict);
         }

@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::ffi::OsString;
+use std::io::IsTerminal;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -38,6 +39,9 @@ fn serve_client(options: &ServeOptions) -> Result<ExitCode, SetupError> {
     };
     if let Some(isolation) = options.isolation {
         prepared.config.isolation = isolation;
+    }
+    if passed_on.is_none() {
+        say_who_is_waited_for("serve");
     }
     let runtime = runtime()?;
     let code = runtime.block_on(async {
@@ -96,6 +100,16 @@ fn serve_client(options: &ServeOptions) -> Result<ExitCode, SetupError> {
     });
     runtime.shutdown_timeout(RUNTIME_END);
     code
+}
+
+/// Tells a person who has typed the command what becomes of it: a client would talk through a pipe.
+pub(crate) fn say_who_is_waited_for(command: &str) {
+    if std::io::stdin().is_terminal() {
+        say(&format!(
+            "phone-opus: waiting for an MCP client on stdin, which is this terminal; Ctrl-C ends it. How a client is told of it: \
+             phone-opus mcp {command} --help"
+        ));
+    }
 }
 
 /// The environment as this image was started with it, and what it knows that its next image cannot see.

@@ -13,7 +13,9 @@ pub(crate) use phone_opus::internals::base::image::own_program as program;
 use phone_opus::internals::base::image::running as image;
 use phone_opus::internals::base::state_dir::StateDir;
 use phone_opus::internals::checkout::plain;
-use phone_opus::internals::config::{Config, ConfigError, FILE_BYTES, PROJECT_FILE, Settings, WorkerIsolation};
+use phone_opus::internals::config::{
+    Config, ConfigError, FILE_BYTES, Key, LeftOut, PROJECT_FILE, Settings, WorkerIsolation,
+};
 use phone_opus::internals::failpoints::{
     ArmError, Ends, FAULT_COUNTERS, FaultCounters, FaultPlan, Faults, PlanError, Tools,
 };
@@ -66,6 +68,12 @@ pub(crate) enum SetupError {
     /// The prompt on stdin cannot be read.
     #[error("the prompt on stdin: {0}; accepted: at most {MAX_PROMPT_BYTES} bytes")]
     Prompt(std::io::Error),
+    /// What stdin brings does not fit beside the prompt.
+    #[error(
+        "the prompt and what stdin brings are too long together; accepted: at most {MAX_PROMPT_BYTES} bytes (--no-stdin leaves \
+         stdin out)"
+    )]
+    TooMuchPiped,
     /// The runtime could not be started.
     #[error("failed to start the runtime: {0}")]
     Runtime(std::io::Error),
@@ -191,11 +199,47 @@ fn config(overrides: &Overrides) -> Result<Config, SetupError> {
 
 /// The user's own sources, one laid over the other.
 fn users_config(overrides: &Overrides) -> Result<Config, SetupError> {
+    Ok(Config::from_sources(&users_sources(overrides)?)?)
+}
+
+/// One key of the configuration in force.
+pub(crate) struct Told {
+    pub(crate) key: &'static Key,
+    pub(crate) value: String,
+    /// The file, the variable or the flags it is from.
+    pub(crate) from: String,
+}
+
+/// Every key with its value and where that is from, and the project's file where it was left out.
+pub(crate) fn told(overrides: &Overrides) -> Result<(Vec<Told>, Option<LeftOut>), SetupError> {
+    let sources = users_sources(overrides)?;
+    let (users, lowered) = (Config::from_sources(&sources)?, config(overrides)?);
+    let told = |key: &'static Key| {
+        let limit = lowered.shown_limit(key);
+        if limit != users.shown_limit(key) {
+            return Told { key, value: limit.unwrap_or_default(), from: format!("./{PROJECT_FILE}, which lowers it") };
+        }
+        match sources.iter().rev().find(|(_, settings)| settings.sets(key)) {
+            None => Told { key, value: key.default(), from: "default".to_owned() },
+            Some((place, _)) => {
+                let from = if place == ENVIRONMENT { key.variable() } else { place.clone() };
+                Told { key, value: users.shown(key), from }
+            }
+        }
+    };
+    Ok((Key::ALL.iter().map(told).collect(), lowered.left_out.clone()))
+}
+
+/// What the environment is called as a source.
+const ENVIRONMENT: &str = "the environment";
+
+/// The user's own sources, the strongest last.
+fn users_sources(overrides: &Overrides) -> Result<Vec<(String, Settings)>, SetupError> {
     let mut sources = Vec::new();
     if let Some(dir) = dirs::config_dir() {
         from_file(&dir.join("phone_opus").join("config.toml"), &mut sources)?;
     }
-    sources.push(("the environment".to_owned(), Settings::from_environment(|name| std::env::var_os(name))?));
+    sources.push((ENVIRONMENT.to_owned(), Settings::from_environment(|name| std::env::var_os(name))?));
     let flags = Settings {
         claude_bin: overrides.claude_bin.clone(),
         billing: overrides.billing,
@@ -203,7 +247,7 @@ fn users_config(overrides: &Overrides) -> Result<Config, SetupError> {
         ..Settings::default()
     };
     sources.push(("the command line".to_owned(), flags));
-    Ok(Config::from_sources(&sources)?)
+    Ok(sources)
 }
 
 /// The fault plan of the environment, armed. All processes of one host count together, in a file beside the jobs.

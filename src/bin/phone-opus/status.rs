@@ -22,8 +22,10 @@ use phone_opus::internals::jobs::{JobMode, JobState};
 use serde_json::{Value, json};
 
 use crate::cli::StatusOptions;
+use crate::job_word::short;
 use crate::logging;
-use crate::output::{print, say};
+use crate::output::{print, print_json, say};
+use crate::screen::ages;
 use crate::settings::{chain, refused, runtime, state_dir};
 
 /// Shows it. Exit code 1 when the store does not say.
@@ -45,7 +47,11 @@ pub(crate) fn run(options: &StatusOptions) -> ExitCode {
     let itself = daemon.as_ref().and_then(|daemon| daemon.host);
     hosts.retain(|row| Some(row.host) != itself && HostLock::lives(&dir, row.host));
     let whole = Whole { daemon, hosts, queue };
-    print(&if options.json { whole.json().to_string() } else { whole.shown(UnixMillis::now()) });
+    if options.json {
+        print_json(whole.json());
+    } else {
+        print(&whole.shown(UnixMillis::now()));
+    }
     ExitCode::SUCCESS
 }
 
@@ -126,7 +132,7 @@ impl Whole {
                 callers.map(|caller| json!({"host": caller.host, "session": caller.session})).collect();
             json!({
                 "job_id": row.job,
-                "state": row.state,
+                "status": row.state,
                 "mode": row.mode,
                 "workspace": row.workspace.display().to_string(),
                 "accepted_at": row.accepted_at,
@@ -146,7 +152,7 @@ impl Whole {
 
     /// The same for people.
     fn shown(&self, now: UnixMillis) -> String {
-        let seconds = |since: UnixMillis| now.since(since) / 1000;
+        let since = |since: UnixMillis| ages::elapsed(now.since(since) / 1000);
         let mut text = String::new();
         match &self.daemon {
             Some(status) => {
@@ -162,9 +168,9 @@ impl Whole {
         }
         for row in &self.hosts {
             let HostRow { kind, pid, build, started_at, seen, .. } = row;
-            let (state, since) = (json!(seen.state), seconds(*started_at));
+            let (state, lives) = (json!(seen.state), since(*started_at));
             let (kind, state) = (kind.as_str(), state.as_str().unwrap_or_default());
-            let _ = writeln!(text, "a {kind} serves for {since} s (process {pid}, {build} {state})");
+            let _ = writeln!(text, "a {kind} serves for {lives} (process {pid}, {build} {state})");
             seen.sessions.iter().for_each(|seen| session(&mut text, seen, now));
             if seen.more_sessions > 0 {
                 let _ = writeln!(text, "  and {} more", seen.more_sessions);
@@ -180,7 +186,7 @@ impl Whole {
                 Some(WaitsFor::Start) => "begins".to_owned(),
                 Some(WaitsFor::Place) => "waits for a place".to_owned(),
                 Some(WaitsFor::Turn { place }) => format!("waits for its turn, as number {place}"),
-                Some(WaitsFor::Session { job_id }) => format!("waits for {job_id} of its conversation"),
+                Some(WaitsFor::Session { job_id }) => format!("waits for {} of its conversation", short(job_id)),
             };
             let callers: Vec<String> = self.callers(row.job).iter().map(Caller::shown).collect();
             let who = match (row.mode, callers.is_empty()) {
@@ -188,8 +194,8 @@ impl Whole {
                 (JobMode::Sync, true) => "its caller waits for it".to_owned(),
                 (JobMode::Background, true) => "in the background".to_owned(),
             };
-            let (job, since, workspace) = (row.job, seconds(row.accepted_at), row.workspace.display());
-            let _ = writeln!(text, "{job} {stands}, for {since} s, {who}: {workspace}");
+            let (job, asked, workspace) = (short(row.job), since(row.accepted_at), row.workspace.display());
+            let _ = writeln!(text, "{job} {stands}, for {asked}, {who}: {workspace}");
         }
         if self.queue.is_empty() {
             text.push_str("nothing is asked\n");
@@ -211,10 +217,10 @@ fn session(text: &mut String, seen: &SessionSeen, now: UnixMillis) {
     let (client, version) = (or(client, "a client"), version.as_ref().map(|word| format!(" {word}")));
     let version = version.unwrap_or_default();
     let protocol = protocol.as_ref().map(|word| format!(", {word}")).unwrap_or_default();
-    let (directory, seconds) = (or(directory, "no directory"), now.since(*since) / 1000);
+    let (directory, seconds) = (or(directory, "no directory"), ages::elapsed(now.since(*since) / 1000));
     let _ = writeln!(
         text,
-        "  session {}: {client}{version}{protocol} in {directory}, for {seconds} s, {calls} calls, environment {environment}",
+        "  session {}: {client}{version}{protocol} in {directory}, for {seconds}, {calls} calls, environment {environment}",
         session.0
     );
 }

@@ -532,6 +532,20 @@ pub trait Store: Send {
     /// The store cannot be used.
     fn list(&mut self, filter: &JobFilter) -> Result<Vec<JobSummary>, StoreError>;
 
+    /// Jobs whose id begins with this, which is lower case; the newest first, at most `limit`.
+    ///
+    /// # Errors
+    ///
+    /// The store cannot be used.
+    fn beginning_with(&mut self, start: &str, limit: usize) -> Result<Vec<JobId>, StoreError>;
+
+    /// The job of a workspace that was accepted last.
+    ///
+    /// # Errors
+    ///
+    /// The store cannot be used.
+    fn newest(&mut self, workspace: &Path) -> Result<Option<JobId>, StoreError>;
+
     /// Usage limits that were reached and are not over. `finish` keeps them: a refusal that says until when sets one, a
     /// success of the same agent, billing and account, with a model the limit is about, ends it.
     ///

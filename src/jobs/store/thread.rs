@@ -369,6 +369,11 @@ verbs! {
     ClearLimits: clear_limits() -> usize = |store| store.clear_limits();
     /// The jobs that match, unread first, then newest first.
     List: list(filter: JobFilter) -> Vec<JobSummary> = |store| store.list(&filter);
+    /// Jobs whose id begins with this: [`Store::beginning_with`].
+    BeginningWith: beginning_with(start: String, limit: usize) -> Vec<JobId> =
+        |store| store.beginning_with(&start, limit);
+    /// The job of a workspace that was accepted last.
+    Newest: newest(workspace: PathBuf) -> Option<JobId> = |store| store.newest(&workspace);
     /// Moves a job from `queued` to `running`: [`Store::start`].
     Start: start(job: JobId, at: UnixMillis) -> StartOutcome = |store| store.start(job, at);
     /// Records the process of the agent.
@@ -475,6 +480,12 @@ mod tests {
         }
         fn list(&mut self, filter: &JobFilter) -> Result<Vec<JobSummary>, StoreError> {
             self.inner.list(filter)
+        }
+        fn beginning_with(&mut self, start: &str, limit: usize) -> Result<Vec<JobId>, StoreError> {
+            self.inner.beginning_with(start, limit)
+        }
+        fn newest(&mut self, workspace: &Path) -> Result<Option<JobId>, StoreError> {
+            self.inner.newest(workspace)
         }
         fn limits(&mut self, now: UnixMillis) -> Result<Vec<Limit>, StoreError> {
             self.inner.limits(now)

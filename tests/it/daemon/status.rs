@@ -70,7 +70,7 @@ async fn a_daemon_says_who_is_connected_and_the_queue_who_waits_for_what() {
     assert_eq!(status["places"], json!({"used": 1, "of": 1}));
     assert_eq!(status["queue"], json!({"running": 1, "queued": 1}));
     let (running, queued) = (&status["jobs"][0], &status["jobs"][1]);
-    assert_eq!((&running["state"], &running["waits_for"]), (&json!("running"), &Value::Null), "{status:#}");
+    assert_eq!((&running["status"], &running["waits_for"]), (&json!("running"), &Value::Null), "{status:#}");
     assert_eq!(queued["waits_for"], json!({"what": "place"}), "{status:#}");
     let of = |job: &Value| job["callers"][0]["session"].clone();
     assert!(of(running) != of(queued) && [of(running), of(queued)].contains(&sessions[0]["session"]), "{status:#}");

@@ -58,7 +58,10 @@ async fn a_row_of_each_kind_of_end_holds_on_the_real_program() {
             continue;
         }
         let board = parsed(&output, 0);
-        assert_eq!((&board["ok"], &board["version"]), (&json!(true), &json!(env!("CARGO_PKG_VERSION"))));
+        assert_eq!(
+            (&board["ok"], &board["build"], &board["version"]),
+            (&json!(true), &json!(env!("CARGO_PKG_VERSION")), &json!(1))
+        );
         let rows = board["rows"].as_array().expect("rows");
         assert_eq!(rows.len(), played, "{only}");
         for row in rows {

@@ -316,7 +316,10 @@ async fn a_reached_usage_limit_is_known_to_every_host_until_it_is_over() {
     assert!(reply.code() != "agent_rate_limited", "{:#}", reply.0);
     let shown = rig.run(&["jobs", "limits", "--json"]).await;
     let shown: Value = serde_json::from_slice(&shown.stdout).expect("JSON");
-    assert_eq!((&shown[0]["agent"], &shown[0]["until"]), (&json!("claude"), &json!(in_an_hour * 1000)));
+    assert_eq!(
+        (&shown["limits"][0]["agent"], &shown["limits"][0]["until"]),
+        (&json!("claude"), &json!(in_an_hour * 1000))
+    );
     assert!(rig.run(&["jobs", "limits", "--clear"]).await.status.success());
     two.consult(&rig.answering("42")).await.expect_success();
     rig.stop_and_check_invariants([one, two]).await;

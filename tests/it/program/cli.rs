@@ -129,7 +129,8 @@ async fn jobs_are_listed_shown_and_cancelled() {
     rig.set("PHONE_OPUS_LOG", "warn");
     let output = rig.run(&["jobs", "list"]).await;
     code(&output, 0);
-    assert!(stdout(&output).contains("No jobs"), "{}", stdout(&output));
+    assert_eq!(stdout(&output), "", "a program that reads lines reads none");
+    assert!(stderr(&output).contains("No jobs"), "{}", stderr(&output));
 
     let prompt = rig.doing(vec![Step::WaitForFile(rig.sign("go"))]);
     let output = rig.run(&["consult", "--background", "--json", &prompt]).await;
@@ -156,9 +157,8 @@ async fn jobs_are_listed_shown_and_cancelled() {
     assert!(stdout(&output).contains("already succeeded"), "{}", stdout(&output));
 
     let listed = parsed(&rig.run(&["jobs", "list", "--json"]).await);
-    let rows: Vec<(&Value, &Value)> =
-        listed.as_array().expect("rows").iter().map(|row| (&row["job_id"], &row["state"])).collect();
-    // The cancelled one first: nobody has read it.
+    let rows = listed["jobs"].as_array().expect("rows").iter();
+    let rows: Vec<(&Value, &Value)> = rows.map(|row| (&row["job_id"], &row["status"])).collect();
     assert_eq!(rows, [(&json!(other), &json!("cancelled")), (&json!(job), &json!("succeeded"))]);
     let output = rig.run(&["jobs", "list", "--state", "succeeded"]).await;
     assert!(stdout(&output).contains(&job) && !stdout(&output).contains(&other), "{}", stdout(&output));

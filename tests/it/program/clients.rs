@@ -130,25 +130,29 @@ async fn each_client_is_set_up_in_each_scope_and_put_back_byte_for_byte() {
         assert!(stderr(&asked).contains("--yes") && stdout(&asked).contains(&program), "{name}: {}", stderr(&asked));
         let seen = parsed(&run(words("install", &["--json", "--dry-run"])).await);
         assert_eq!(
-            (&seen["state"], &seen["client"], &seen["scope"]),
+            (&seen["status"], &seen["client"], &seen["scope"]),
             (&json!("would_write"), &json!(client), &json!(scope))
         );
         let unasked = run(words("install", &["--json"])).await;
         code(&unasked, 2);
         let needs = parsed(&unasked);
-        assert!(needs["state"] == "needs_yes" && needs["diff"] == seen["diff"], "{name}: {needs}");
+        assert!(needs["status"] == "needs_yes" && needs["diff"] == seen["diff"], "{name}: {needs}");
         assert_eq!(now(), *text, "{name}: nothing was written yet");
 
         let written = run(words("install", &["--yes", "--json"])).await;
         code(&written, 0);
         let written = parsed(&written);
-        assert_eq!(written["state"], "written", "{name}");
+        assert_eq!(written["status"], "written", "{name}");
         assert!(!written.to_string().contains(SECRET) && !stdout(&shown).contains(SECRET), "{name}: {written}");
         assert!(now().contains("ours") && now().contains(SECRET) && now().contains(&program), "{name}: {}", now());
         assert_eq!(mode(), 0o640, "{name}");
         let changed = now();
         let again = run(words("install", &["--yes", "--json"])).await;
-        assert_eq!((parsed(&again)["state"].as_str(), again.status.code()), (Some("nothing_to_do"), Some(0)), "{name}");
+        assert_eq!(
+            (parsed(&again)["status"].as_str(), again.status.code()),
+            (Some("nothing_to_do"), Some(0)),
+            "{name}"
+        );
         assert_eq!(now(), changed, "{name}: twice is once");
         code(&run(words("uninstall", &["--dry-run"])).await, 0);
         code(&run(words("uninstall", &[])).await, 2);
@@ -156,7 +160,11 @@ async fn each_client_is_set_up_in_each_scope_and_put_back_byte_for_byte() {
         code(&run(words("uninstall", &["--yes"])).await, 0);
         assert_eq!(now(), *text, "{name}");
         let again = run(words("uninstall", &["--yes", "--json"])).await;
-        assert_eq!((parsed(&again)["state"].as_str(), again.status.code()), (Some("nothing_to_do"), Some(0)), "{name}");
+        assert_eq!(
+            (parsed(&again)["status"].as_str(), again.status.code()),
+            (Some("nothing_to_do"), Some(0)),
+            "{name}"
+        );
         let others = fs::read_dir(file.parent().expect("a directory")).expect("listed");
         let left = others
             .filter(|one| one.as_ref().is_ok_and(|one| one.file_name().to_string_lossy().contains("phone-opus-")));
@@ -254,7 +262,7 @@ async fn a_file_that_is_not_the_users_own_plain_one_is_left_alone_with_a_reason(
             let shown = stdout(&output) + &stderr(&output);
             assert!(!shown.contains(SECRET), "{what}: {shown}");
             if more.contains(&"--json") {
-                assert_eq!(parsed(&output)["state"], "refused", "{what}");
+                assert_eq!(parsed(&output)["status"], "refused", "{what}");
                 assert_eq!(
                     parsed(&output)["at"]["line"].is_u64(),
                     what == "a broken file" || what == "another's entry"

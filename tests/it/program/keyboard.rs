@@ -51,6 +51,8 @@ async fn output_that_nobody_reads_ends_every_command_quietly_and_a_full_disk_is_
         &["selftest", "--list", "--json"],
         &["faults", "list"],
         &["faults", "list", "--json"],
+        &["config", "show"],
+        &["completions", "bash"],
         &["--help"],
         &["consult", "--help"],
         &["--version"],

@@ -4,3 +4,4 @@ mod cli;
 mod clients;
 mod keyboard;
 mod starts;
+mod terminal;

@@ -35,7 +35,7 @@ use self::table::{Client, Surroundings};
 pub(crate) use self::table::{ClientName, SetupScope};
 use self::text::At;
 use crate::cli::SetupOptions;
-use crate::output::{print, say, say_over};
+use crate::output::{print, print_json, say, say_over};
 use crate::settings::{rollout_with, state_dir};
 
 /// What is done to a client.
@@ -119,7 +119,7 @@ fn ended(act: Act, options: &SetupOptions) -> ExitCode {
             // A plan that nobody could be asked about was shown as one.
             if options.json && !matches!(fault, SetupFault::NobodyToAsk) {
                 let at = fault.at().map(|at| json!({"line": at.line, "column": at.column}));
-                print(&json!({"state": "refused", "error": format!("failed to {fault}"), "at": at}).to_string());
+                print_json(json!({"status": "refused", "error": format!("failed to {fault}"), "at": at}));
             }
             say(&format!("phone-opus: failed to {fault}"));
             ExitCode::from(fault.code())
@@ -353,11 +353,11 @@ impl<'c> Said<'c> {
                 self.changes.iter().map(|(key, value)| json!({"key": key, "value": value})).collect();
             let act = if self.act == Act::Install { "install" } else { "uninstall" };
             let said = json!({
-                "action": act, "client": self.client.word(), "scope": self.scope.word(), "state": state.word(),
+                "action": act, "client": self.client.word(), "scope": self.scope.word(), "status": state.word(),
                 "file": self.path.display().to_string(), "real_file": self.real.display().to_string(),
                 "changes": changes, "kept": self.kept, "diff": self.diff, "then": self.client.then,
             });
-            print(&said.to_string());
+            print_json(said);
             return;
         }
         let path = self.path.display();

@@ -25,7 +25,7 @@ use serde_json::{Value, json};
 use super::{NONE_RUNS, place};
 use crate::cli::{DaemonAsked, DaemonServes, DaemonStartOptions};
 use crate::logging;
-use crate::output::{print, say};
+use crate::output::{print, print_json, say};
 use crate::settings::{chain, program, refused, rollout_with};
 
 /// How long a daemon that was told to stop may take to give up its place. It does so before anything that takes long.
@@ -94,7 +94,7 @@ pub(super) fn start(options: &DaemonStartOptions) -> ExitCode {
         Ok(DaemonAnswer::Hello { build, generation, pid, .. }) => {
             if options.json {
                 let told = json!({"started": !ran, "build": build, "generation": generation, "pid": pid});
-                print(&told.to_string());
+                print_json(told);
             } else {
                 let how = if ran { "runs already" } else { "serves" };
                 print(&format!("a daemon {how} (phone-opus {build}, process {pid})"));
@@ -116,7 +116,7 @@ fn failed(command: &str, why: &str) -> ExitCode {
 /// Nobody is there to be asked.
 fn none_runs(json: bool) -> ExitCode {
     if json {
-        print(&json!({"running": false}).to_string());
+        print_json(json!({"running": false}));
     } else {
         say("phone-opus: no daemon is running");
     }
@@ -169,7 +169,7 @@ pub(super) fn request(verb: LifeVerb, of: &DaemonAsked) -> ExitCode {
         Ok(DaemonAnswer::Restarting) | Err(AskError::Closed) if ends => {}
         Ok(DaemonAnswer::Error { message, .. }) => {
             if of.json {
-                print(&json!({"running": true, "done": false, "message": message}).to_string());
+                print_json(json!({"running": true, "done": false, "message": message}));
             } else {
                 say(&format!("phone-opus: daemon {command}: {message}"));
             }
@@ -182,7 +182,7 @@ pub(super) fn request(verb: LifeVerb, of: &DaemonAsked) -> ExitCode {
         return failed(command, "see it go: it holds its place still");
     }
     if of.json {
-        print(&json!({"running": !ends, "done": true}).to_string());
+        print_json(json!({"running": !ends, "done": true}));
     } else {
         print(match verb {
             LifeVerb::Pause => "no job is begun until `phone-opus daemon resume`",
@@ -223,7 +223,7 @@ pub(super) fn status(of: &DaemonAsked) -> ExitCode {
             if of.json {
                 let mut told = json!(status);
                 told["running_daemon"] = Value::Bool(true);
-                print(&told.to_string());
+                print_json(told);
             } else {
                 print(&shown(&status));
             }

@@ -17,7 +17,7 @@ use phone_opus::internals::daemon::paths::LONGEST;
 use serde_json::{Value, json};
 
 use crate::cli::DaemonInstallOptions;
-use crate::output::{print, say};
+use crate::output::{print, print_json, say};
 use crate::settings::{refused, rollout_with, state_dir};
 
 /// One file.
@@ -101,7 +101,7 @@ pub(super) fn install(options: &DaemonInstallOptions) -> ExitCode {
         Ok(files) if options.json => {
             let files: Vec<Value> =
                 files.iter().map(|file| json!({"path": file.path.display().to_string(), "text": file.text})).collect();
-            print(&json!({"written": options.write, "files": files, "then": BEGIN}).to_string());
+            print_json(json!({"written": options.write, "files": files, "then": BEGIN}));
             ExitCode::SUCCESS
         }
         Ok(files) => {
@@ -138,7 +138,7 @@ pub(super) fn uninstall(options: &DaemonInstallOptions) -> ExitCode {
     match removed {
         Ok(there) if options.json => {
             let files: Vec<String> = there.iter().map(|path| path.display().to_string()).collect();
-            print(&json!({"removed": options.write, "files": files, "first": END}).to_string());
+            print_json(json!({"removed": options.write, "files": files, "first": END}));
             ExitCode::SUCCESS
         }
         Ok(there) => {

@@ -717,6 +717,44 @@ fn listings_put_unread_outcomes_first_and_then_the_newest() {
 }
 
 #[test]
+fn jobs_are_found_by_how_their_id_begins_and_the_newest_of_a_workspace_by_nothing_else() {
+    let mut store = memory();
+    assert_eq!(store.newest(Path::new("/w")), Ok(None));
+    let with_id = |id: &str, workspace: &str| {
+        let mut job = new_job(workspace, "p");
+        job.id = id.parse().expect("an id");
+        job
+    };
+    let one = insert(&mut store, &with_id("3f2504e0-4f89-41d3-9a0c-0305e82c3301", "/w"));
+    let other = insert(&mut store, &with_id("3f2504e1-4f89-41d3-9a0c-0305e82c3301", "/w"));
+    let third = insert(&mut store, &with_id("40000000-4f89-41d3-9a0c-0305e82c3301", "/x"));
+    for (start, limit, want) in [
+        ("3f25", 9, &[other, one][..]),
+        ("3f25", 1, &[other]),
+        ("3f2504e0", 9, &[one]),
+        ("3f2504e0-4f89", 9, &[one]),
+        (&one.to_string(), 9, &[one]),
+        ("4000", 9, &[third]),
+        ("3f26", 9, &[]),
+        ("%", 9, &[]),
+        ("", 9, &[third, other, one]),
+    ] {
+        assert_eq!(store.beginning_with(start, limit).as_deref(), Ok(want), "{start:?}");
+    }
+    assert_eq!(store.newest(Path::new("/w")), Ok(Some(other)));
+    assert_eq!(store.newest(Path::new("/x")), Ok(Some(third)));
+    // Unread ones come first in a listing, and are no newer for it.
+    let unread = finished(&mut store, &new_job("/w", "p"), 4);
+    assert_eq!(store.newest(Path::new("/w")), Ok(Some(unread)));
+    let newest = insert(&mut store, &new_job("/w", "p"));
+    assert_eq!(store.newest(Path::new("/w")), Ok(Some(newest)));
+    for sql in [verbs::BEGINNING_WITH, verbs::NEWEST] {
+        let plan = query_plan(&mut store, sql);
+        assert!(!plan.contains("SCAN jobs") && plan.contains("SEARCH"), "{plan}");
+    }
+}
+
+#[test]
 fn a_workspace_need_not_be_utf8() {
     use std::os::unix::ffi::OsStringExt;
     let mut store = memory();

@@ -92,6 +92,15 @@ pub(super) const SESSION_BUSY: &str = "SELECT other.id FROM jobs AS this JOIN jo
     ON other.state = 'running' AND other.agent = this.agent AND other.session_id = this.session_id
     AND other.sequence <> this.sequence WHERE this.id = ?1 LIMIT 1";
 
+/// An id is written in digits, dashes and letters up to `f`, so that all that begin alike come before the same with a `g`.
+pub(super) const BEGINNING_WITH: &str =
+    "SELECT id FROM jobs WHERE id >= ?1 AND id < ?1 || 'g' ORDER BY sequence DESC LIMIT ?2";
+
+/// The newest of the read ones or of the unread ones, since the index tells them apart.
+pub(super) const NEWEST: &str = "SELECT id FROM jobs WHERE sequence = max(
+    ifnull((SELECT max(sequence) FROM jobs WHERE workspace = ?1 AND unread = 0), 0),
+    ifnull((SELECT max(sequence) FROM jobs WHERE workspace = ?1 AND unread = 1), 0))";
+
 /// The statement of a listing; ?1 is the workspace, ?2 the state, ?3 the limit. One for each combination, so that each has
 /// an index that gives its order.
 pub(super) fn listing(by_workspace: bool, by_state: bool) -> String {
@@ -486,6 +495,21 @@ impl Store for SqliteStore {
                 rows::count(filter.limit.min(MOST_LISTED)),
             ];
             statement.query_and_then(values, rows::summary)?.collect()
+        })
+    }
+
+    fn beginning_with(&mut self, start: &str, limit: usize) -> Result<Vec<JobId>, StoreError> {
+        self.read(|transaction| {
+            let mut statement = transaction.prepare_cached(BEGINNING_WITH)?;
+            let values = params![start, rows::count(limit.min(MOST_LISTED))];
+            statement.query_and_then(values, rows::job_id)?.collect()
+        })
+    }
+
+    fn newest(&mut self, workspace: &Path) -> Result<Option<JobId>, StoreError> {
+        self.read(|transaction| {
+            let mut statement = transaction.prepare_cached(NEWEST)?;
+            statement.query_and_then([rows::path(workspace)], rows::job_id)?.next().transpose()
         })
     }
 
