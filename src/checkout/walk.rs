@@ -20,7 +20,7 @@ pub(crate) struct Way {
     /// Whether other file systems below are passed over.
     pub(crate) one_file_system: bool,
     /// Whether something below the root is passed over, a directory with all that is in it.
-    pub(crate) passes_over: fn(root: &Path, dir: &Path) -> bool,
+    pub(crate) passes_over: fn(root: &Path, entry: &WalkEntry) -> bool,
     /// Entries listed at most.
     pub(crate) entries: usize,
     /// When it ends in any case.
@@ -276,7 +276,7 @@ impl Walk {
         let hidden = self.way.skips_hidden && name.as_encoded_bytes().starts_with(b".");
         // What belongs to a repository is not part of the tree; any other `.git` is.
         let own = name == ".git" && self.levels.last().is_some_and(|level| level.repository.is_some());
-        hidden || own || (self.way.passes_over)(&self.root, &entry.path)
+        hidden || own || (self.way.passes_over)(&self.root, entry)
     }
 
     fn is_elsewhere(&self, dir: &Path) -> bool {

@@ -19,7 +19,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use crate::base::beside::{Beside, beside};
-use crate::checkout::walk::{Omitted, RepositoryDirs, Walk, Way};
+use crate::checkout::walk::{Omitted, RepositoryDirs, Walk, WalkEntry, Way};
 
 /// Entries looked at; a directory with more is not judged. A large repository has some ten thousand.
 const ENTRIES: usize = 50_000;
@@ -111,7 +111,8 @@ fn own_data(own: &Path, way: &Way) -> Option<u64> {
 }
 
 /// Whether something that lies directly in a repository's own data is bulk, or a passing thing of git's.
-fn is_bulk(own: &Path, path: &Path) -> bool {
+fn is_bulk(own: &Path, entry: &WalkEntry) -> bool {
+    let path = &entry.path;
     let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
     path.parent() == Some(own)
         && (BULK.contains(&name) || name.starts_with("fsmonitor--daemon") || name.ends_with(".lock"))

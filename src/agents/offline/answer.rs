@@ -5,13 +5,20 @@
 use std::fmt::Write as _;
 use std::path::Path;
 
-use super::search::{Found, PASSAGE_LINES, Passage, Ranked, each, is_definition};
-use super::words::Term;
+use super::gist::gist;
+use super::parts::is_definition;
+use super::passages::{PASSAGE_LINES, Passage, each};
+use super::search::{Found, Ranked};
+use super::words::{Asked, Extent, Term};
 use crate::base::lenient;
 use crate::checkout::plain;
 
-/// Files shown with excerpts; the next ones only by name.
+/// Files that are shown: what fits on a screen.
 const SHOWN_FILES: usize = 6;
+/// Columns of a terminal, for all but what must stay whole.
+const COLUMNS: usize = 80;
+/// Lines of one sentence.
+const SENTENCE_LINES: usize = 2;
 /// Characters of the whole answer, within what every client shows.
 const MAX_ANSWER: usize = 12_000;
 /// Characters of one line.
@@ -21,41 +28,63 @@ const MOST_BYTES: usize = 2 << 20;
 /// Lines before and after a passage.
 const CONTEXT: u64 = 2;
 
-/// The answer to a search for these terms.
-pub(super) fn write(root: &Path, terms: &[Term], found: &Found) -> String {
-    let mut out = String::from(
-        "**No model was asked.** This is a word search in the working directory by phone-opus' offline agent; it ranks \
-         passages, and does not understand the question.\n\n",
-    );
-    if terms.is_empty() {
-        out.push_str("The request has no words to search for. Name what it is about: a function, a file, a subject.\n");
-        return out;
-    }
-    let all = quoted(terms, u64::MAX);
-    let stopped = match found.stopped {
-        Some(bound) => format!(" The search stopped at its bound for the {bound}; the rest was not read."),
-        None => String::new(),
-    };
-    let stopped = match found.ignores_left_out {
-        0 => stopped,
-        count => {
-            format!("{stopped} Ignore files that did not count (too large, no plain file, or another user's): {count}.")
-        }
-    };
-    let read = format!("{} files ({})", found.files, size(found.bytes));
-    if found.ranked.is_empty() {
-        let _ = write!(
-            out,
-            "Searched {read} for {all}: the request matches none of them.{stopped}\n\nTry the words the files would \
-             use, or an identifier.\n"
-        );
-        return out;
-    }
-    let _ = writeln!(out, "Searched {read} for {all}; {} have at least one of them.{stopped}\n", found.matching);
-    out.push_str("## Where to look\n\n");
+/// The answer to a search.
+pub(super) fn write(root: &Path, asked: &Asked, found: &Found) -> String {
+    let mut out = introduction(asked, found);
     for (place, file) in found.ranked.iter().take(SHOWN_FILES).enumerate() {
-        let line = file.passages.first().map_or(1, |passage| passage.best);
-        let _ = writeln!(out, "{}. `{}:{line}`: {}", place + 1, named(&file.path), quoted(terms, file.terms));
+        let line = file.line();
+        let _ = writeln!(out, "\n{}. {}:{line}", place + 1, named(&file.path));
+        let bytes = plain::read(&root.join(&file.path), MOST_BYTES).ok().flatten().unwrap_or_default();
+        let gist = gist(&file.path, &bytes, line, |text| asked.count_in(text));
+        for line in wrapped(&lenient::visible(&gist), COLUMNS - 3, SENTENCE_LINES) {
+            let _ = writeln!(out, "   {line}");
+        }
+    }
+    match asked.extent {
+        _ if found.ranked.is_empty() => {}
+        Extent::Six => {
+            let more = match found.ranked.len().saturating_sub(SHOWN_FILES) {
+                0 => "Lines of these".to_owned(),
+                rest => format!("{rest} more, and lines of these"),
+            };
+            let _ = writeln!(out, "\n{more}: the same question with `all:` before it.");
+        }
+        Extent::All => add_excerpts(&mut out, root, &asked.terms, found),
+    }
+    out
+}
+
+/// What was searched, and for what: each fact a paragraph.
+fn introduction(asked: &Asked, found: &Found) -> String {
+    let mut facts = Vec::new();
+    let all = quoted(&asked.terms, u64::MAX);
+    let read = format!("{} files ({})", found.files, size(found.bytes));
+    if asked.terms.is_empty() {
+        facts.push("**No model was asked.** The request has no words to search for. Name what it is about: a function, a file, a subject.".to_owned());
+    } else if found.ranked.is_empty() {
+        facts.push(format!("**No model was asked.** A word search for {all}, in {read}."));
+        facts.push("The request matches none. Try the words the files would use, or an identifier.".to_owned());
+    } else {
+        facts.push(format!("**No model was asked.** A word search for {all}: {} of {read} have one.", found.matching));
+    }
+    if let Some(bound) = found.stopped {
+        facts.push(format!("The search stopped at its bound for the {bound}; the rest was not read."));
+    }
+    if found.ignores_left_out > 0 {
+        let left_out = found.ignores_left_out;
+        facts.push(format!("Ignore files left out (too large, no plain file, or another user's): {left_out}."));
+    }
+    facts.iter().map(|fact| paragraph(fact)).collect::<Vec<_>>().join("\n")
+}
+
+/// Lines of the files that are shown, and the names of the others.
+fn add_excerpts(out: &mut String, root: &Path, terms: &[Term], found: &Found) {
+    let rest: Vec<&Ranked> = found.ranked.iter().skip(SHOWN_FILES).collect();
+    if !rest.is_empty() {
+        out.push_str("\n## Also\n\n");
+        for file in rest {
+            let _ = writeln!(out, "- {}:{}", named(&file.path), file.line());
+        }
     }
     for file in found.ranked.iter().take(SHOWN_FILES) {
         let section = section(root, terms, file);
@@ -64,15 +93,35 @@ pub(super) fn write(root: &Path, terms: &[Term], found: &Found) -> String {
         }
         out.push_str(&section);
     }
-    let rest: Vec<&Ranked> = found.ranked.iter().skip(SHOWN_FILES).collect();
-    if !rest.is_empty() {
-        out.push_str("\n## Also\n\n");
-        for file in rest {
-            let line = file.passages.first().map_or(1, |passage| passage.best);
-            let _ = writeln!(out, "- `{}:{line}`: {}", named(&file.path), quoted(terms, file.terms));
+}
+
+/// A text in lines that a terminal shows whole, each ended.
+fn paragraph(text: &str) -> String {
+    wrapped(text, COLUMNS, usize::MAX).into_iter().map(|line| line + "\n").collect()
+}
+
+fn width(text: &str) -> usize {
+    text.chars().count()
+}
+
+/// A text in lines of so many columns, a longer word by itself. What does not fit in so many lines is left out with a sign.
+fn wrapped(text: &str, columns: usize, most: usize) -> Vec<String> {
+    let mut lines: Vec<String> = Vec::new();
+    for word in text.split_whitespace() {
+        let is_full = lines.len() == most;
+        let Some(line) = lines.last_mut().filter(|line| is_full || width(line) + 1 + width(word) <= columns) else {
+            lines.push(word.to_owned());
+            continue;
+        };
+        if width(line) + 1 + width(word) > columns {
+            while width(line) + 2 > columns && line.pop().is_some() {}
+            line.push_str(" …");
+            break;
         }
+        line.push(' ');
+        line.push_str(word);
     }
-    out
+    lines
 }
 
 /// A file's name on one line, whatever is in it: a repository may hold any.
@@ -93,7 +142,7 @@ fn section(root: &Path, terms: &[Term], file: &Ranked) -> String {
         let from = passage.from.saturating_sub(CONTEXT).max(1);
         let to = (passage.to + CONTEXT).min(from + PASSAGE_LINES + 2 * CONTEXT).min(last);
         let within = enclosing(&lines, passage.best).map(|item| format!(", in `{item}`")).unwrap_or_default();
-        let _ = write!(out, "\n### `{}:{from}-{to}`{within}\n\n", named(&file.path));
+        let _ = write!(out, "\n### {}:{from}-{to}{within}\n\n", named(&file.path));
         let _ = writeln!(out, "{}\n", quoted(terms, passage.terms));
         let excerpt: String = (from..=to).map(|number| numbered(&lines, number, passage)).collect();
         let fence = "`".repeat(longest_backticks(&excerpt).max(2) + 1);
@@ -158,5 +207,32 @@ fn language(path: &str) -> &'static str {
         Some("yaml" | "yml") => "yaml",
         Some("md") => "markdown",
         _ => "text",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_end_at_the_edge_of_a_terminal_and_what_is_left_out_is_marked() {
+        for (text, columns, most, lines) in [
+            ("one two three", 7, 9, &["one two", "three"][..]),
+            ("one two three", 7, 1, &["one t …"]),
+            ("one two", 7, 1, &["one two"]),
+            ("incomprehensible it is", 5, 9, &["incomprehensible", "it is"]),
+            ("incomprehensible it is", 5, 1, &["inc …"]),
+            ("", 5, 2, &[]),
+        ] {
+            assert_eq!(wrapped(text, columns, most), lines, "{text} in {columns}, {most}");
+        }
+        let seed = 11;
+        println!("seed {seed}");
+        let mut random = fastrand::Rng::with_seed(seed);
+        for _ in 0..200 {
+            let text: String = (0..300).map(|_| random.choice(['a', 'é', ' ', '…']).unwrap_or(' ')).collect();
+            let lines = wrapped(&text, 80, 2);
+            assert!(lines.len() <= 2 && lines.iter().all(|line| width(line) <= 80 || !line.contains(' ')), "{lines:?}");
+        }
     }
 }

@@ -25,10 +25,17 @@ use crate::base::fault::{Fault, FaultCode};
 use crate::base::ids::AgentSessionId;
 
 mod answer;
+mod gist;
+mod kin;
+mod languages;
+mod parts;
+mod passages;
+mod score;
 mod search;
 mod words;
 
 use search::Limits;
+use words::Asked;
 
 /// The program on another machine, by the name it is installed as.
 const PROGRAM: &str = "phone-opus";
@@ -131,8 +138,8 @@ pub fn run(args: &[OsString], stdin: impl Read, stdout: impl Write) -> i32 {
 /// The places a prompt leads to below `root`, best first: each file as the answer names it, and the line of it that tells most.
 #[must_use]
 pub fn leads(root: &Path, prompt: &str) -> Vec<(String, u64)> {
-    let found = search::search(root, &words::terms(prompt), &Limits::default());
-    found.ranked.into_iter().map(|file| (file.path, file.passages.first().map_or(1, |passage| passage.best))).collect()
+    let found = search::search(root, &Asked::new(prompt), &Limits::default());
+    found.ranked.into_iter().map(|file| (file.line(), file.path)).map(|(line, path)| (path, line)).collect()
 }
 
 fn answer_in(root: &Path, args: &[OsString], stdin: impl Read, mut stdout: impl Write) -> io::Result<i32> {
@@ -158,10 +165,10 @@ fn answer_in(root: &Path, args: &[OsString], stdin: impl Read, mut stdout: impl 
     let prompt = String::from_utf8_lossy(&prompt);
     let block = |block: Value| json!({"type": "assistant", "session_id": session_id, "message": {"role": "assistant", "content": [block]}});
     event(block(json!({"type": "tool_use", "id": "search", "name": "Search", "input": {}})))?;
-    let terms = words::terms(&prompt);
-    let found = search::search(root, &terms, &Limits::default());
+    let asked = Asked::new(&prompt);
+    let found = search::search(root, &asked, &Limits::default());
     event(json!({"type": "user", "session_id": session_id, "message": {"content": [{"type": "tool_result"}]}}))?;
-    let text = answer::write(root, &terms, &found);
+    let text = answer::write(root, &asked, &found);
     event(block(json!({"type": "text", "text": text})))?;
     event(json!({
         "type": "result", "subtype": "success", "is_error": false, "result": text, "session_id": session_id,
@@ -241,9 +248,13 @@ mod tests {
         let answer = ask(project.path(), "How are crashed workers restarted?");
         let place = |needle: &str| answer.find(needle).unwrap_or_else(|| panic!("no {needle} in:\n{answer}"));
         assert!(answer.starts_with("**No model was asked.**"), "{answer}");
-        assert!(place("`src/workers/supervisor.rs:6`") < place("docs/design.md"));
+        assert!(place("1. src/workers/supervisor.rs:6\n") < place("docs/design.md"));
+        place("   Starts a crashed worker again, after a pause that grows.\n");
         assert!(place("src/workers/supervisor.rs") < place("tests/supervision.rs"));
-        place("restart_worker(slot: Slot, crash: Crash)");
+        assert!(answer.lines().all(|line| line.chars().count() <= 80), "{answer}");
+        let all = ask(project.path(), "all: How are crashed workers restarted?");
+        assert!(all.contains("    6: pub fn restart_worker(slot: Slot, crash: Crash)"), "{all}");
+        assert!(all.contains("`all:`") != answer.contains("`all:`"), "{answer}");
         for unread in ["build/", ".secret", "Cargo.lock", "data.bin", "link/", "http/client", "workspace.rs"] {
             assert!(!answer.contains(unread), "{unread} in:\n{answer}");
         }
@@ -252,9 +263,9 @@ mod tests {
     #[test]
     fn an_identifier_and_a_path_are_found_as_such() {
         let project = project();
-        assert!(ask(project.path(), "what calls `restart_worker`?").contains("`src/workers/supervisor.rs:6`"));
+        assert!(ask(project.path(), "what calls `restart_worker`?").contains("src/workers/supervisor.rs:6\n"));
         let answer = ask(project.path(), "explain src/http/client.rs to me");
-        assert!(answer.contains("`src/http/client.rs:"), "{answer}");
+        assert!(answer.contains("1. src/http/client.rs:"), "{answer}");
     }
 
     #[test]
@@ -277,7 +288,7 @@ mod tests {
     #[test]
     fn bounds_are_kept_and_said() {
         let project = project();
-        let terms = words::terms("crashed workers");
+        let terms = Asked::new("crashed workers");
         let limits = Limits { files: 2, ..Limits::default() };
         let found = search::search(project.path(), &terms, &limits);
         assert_eq!(found.files, 2);

@@ -2,10 +2,17 @@
 //!
 //! Owns: stop words, stems and word boundaries. May not know files.
 
+use super::kin::kin;
+
 /// Terms of one search; more make every line match something.
 const MAX_TERMS: usize = 24;
 /// Bytes of a prompt that are looked at: the question, not the log pasted behind it.
 const MAX_PROMPT: usize = 64 << 10;
+/// Words from which on a prompt is a sentence, which nobody writes by chance, and bytes up to which a line may hold it.
+const SENTENCE_WORDS: usize = 4;
+const MAX_SENTENCE: usize = 300;
+/// What a prompt begins with to have all shown.
+const ALL: &str = "all:";
 /// Characters of a term.
 const MAX_TERM_CHARS: usize = 80;
 
@@ -21,13 +28,11 @@ const STOP_WORDS: &[&str] = &[
     "about",
     "actually",
     "after",
-    "again",
     "all",
     "also",
     "am",
     "an",
     "and",
-    "answer",
     "any",
     "anything",
     "are",
@@ -45,7 +50,6 @@ const STOP_WORDS: &[&str] = &[
     "but",
     "by",
     "can",
-    "check",
     "code",
     "codebase",
     "come",
@@ -66,8 +70,6 @@ const STOP_WORDS: &[&str] = &[
     "example",
     "explain",
     "few",
-    "file",
-    "files",
     "find",
     "for",
     "from",
@@ -106,8 +108,6 @@ const STOP_WORDS: &[&str] = &[
     "know",
     "let",
     "like",
-    "line",
-    "lines",
     "ll",
     "look",
     "made",
@@ -230,6 +230,9 @@ const SUFFIXES: &[&str] = &[
     "ments", "able", "ably", "al", "ly", "y", "ies", "ied", "ying", "ive", "ure", "ures", "ured", "uration",
 ];
 
+/// Bytes of the longest ending, and of a letter that is doubled before it.
+const MAX_ENDING: usize = 8;
+
 /// How a term is looked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Mode {
@@ -253,19 +256,6 @@ pub(super) struct Term {
     mode: Mode,
 }
 
-impl Term {
-    /// Whether the line has it. `lower` is the line in lower case (ASCII), byte for byte as long.
-    pub(super) fn is_in(&self, line: &str, lower: &str) -> bool {
-        match self.mode {
-            Mode::Literal => lower.contains(&self.needle),
-            Mode::Stem => lower.match_indices(&self.needle).any(|(at, found)| {
-                let end = at + found.len();
-                starts_word(line.as_bytes(), at) && ends_alike(line.as_bytes(), end, &self.needle)
-            }),
-        }
-    }
-}
-
 /// Whether a word, or a part of a camel-case or snake-case identifier, begins here.
 fn starts_word(line: &[u8], at: usize) -> bool {
     let Some(before) = at.checked_sub(1).map(|before| line[before]) else { return true };
@@ -276,16 +266,159 @@ fn starts_word(line: &[u8], at: usize) -> bool {
 fn ends_alike(line: &[u8], end: usize, stem: &str) -> bool {
     // In `RestartWorker` the next part begins with the capital; in `RESTARTED` capitals go on.
     let shouting = end > 0 && line[end - 1].is_ascii_uppercase();
-    let goes_on = |byte: &&u8| byte.is_ascii_lowercase() || **byte >= 0x80 || shouting && byte.is_ascii_uppercase();
-    let rest: Vec<u8> = line[end..].iter().take_while(goes_on).map(u8::to_ascii_lowercase).collect();
-    let is_ending = |rest: &[u8]| SUFFIXES.iter().any(|suffix| suffix.as_bytes() == rest);
+    let goes_on = |byte: &u8| byte.is_ascii_lowercase() || *byte >= 0x80 || shouting && byte.is_ascii_uppercase();
+    let length = line[end..].iter().take(MAX_ENDING + 1).take_while(|byte| goes_on(byte)).count();
+    let rest = &line[end..end + length];
+    let is_ending = |rest: &[u8]| SUFFIXES.iter().any(|suffix| suffix.as_bytes().eq_ignore_ascii_case(rest));
     // `stop` and `stopped`.
-    let doubled = !rest.is_empty() && rest.first() == stem.as_bytes().last();
-    is_ending(&rest) || doubled && is_ending(&rest[1..])
+    let doubled = rest.first().map(u8::to_ascii_lowercase).as_ref() == stem.as_bytes().last();
+    is_ending(rest) || !rest.is_empty() && doubled && is_ending(&rest[1..])
+}
+
+/// What is looked for in a text, in lower case (ASCII).
+#[derive(Debug)]
+pub(super) struct Needle {
+    pub(super) text: String,
+    /// What it counts for: a term, or behind all terms a pair of them.
+    pub(super) counts_for: usize,
+    /// Whether it is another word than the one that was asked for.
+    pub(super) is_kin: bool,
+    mode: Mode,
+}
+
+impl Needle {
+    /// Whether it stands in a text at this byte, where its letters were found in any case.
+    pub(super) fn fits(&self, text: &[u8], at: usize) -> bool {
+        match self.mode {
+            Mode::Literal => true,
+            Mode::Stem => starts_word(text, at) && ends_alike(text, at + self.text.len(), &self.text),
+        }
+    }
+}
+
+/// How much is to be shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Extent {
+    /// Six files, a sentence of each.
+    Six,
+    /// All that were ranked, and lines of the first.
+    All,
+}
+
+/// What is searched for.
+#[derive(Debug)]
+pub(super) struct Asked {
+    pub(super) extent: Extent,
+    /// In the prompt's order, each once.
+    pub(super) terms: Vec<Term>,
+    /// Terms that follow each other without a word between them: `exit codes` may be `exit_code`, `ExitCode` or `exitcode`.
+    pub(super) pairs: Vec<(usize, usize)>,
+    pub(super) needles: Vec<Needle>,
+    /// The words of a prompt that is a sentence.
+    sentence: Option<String>,
+}
+
+impl Asked {
+    pub(super) fn new(prompt: &str) -> Self {
+        let (extent, prompt) = match prompt.trim_start().strip_prefix(ALL) {
+            Some(question) => (Extent::All, question),
+            None => (Extent::Six, prompt),
+        };
+        let sentence = Some(spoken(prompt.trim()))
+            .filter(|words| prompt.len() <= MAX_SENTENCE && words.split(' ').count() >= SENTENCE_WORDS);
+        let terms = terms(prompt);
+        let pairs = pairs(prompt, &terms);
+        let needle = |text: &str, counts_for, is_kin, mode| Needle { text: text.to_owned(), counts_for, is_kin, mode };
+        let mut needles: Vec<Needle> = Vec::new();
+        for (place, term) in terms.iter().enumerate() {
+            needles.push(needle(&term.needle, place, false, term.mode));
+        }
+        for (place, term) in terms.iter().enumerate().filter(|(_, term)| term.mode == Mode::Stem) {
+            for other in kin(&term.needle, stem) {
+                // What was asked for by name is no other word for something else.
+                if terms.iter().all(|term| term.needle != other) {
+                    needles.push(needle(&other, place, true, Mode::Stem));
+                }
+            }
+        }
+        for (place, (first, second)) in pairs.iter().enumerate() {
+            let joined = format!("{}{}", terms[*first].shown, terms[*second].needle);
+            needles.push(needle(&joined, terms.len() + place, false, Mode::Stem));
+        }
+        Self { extent, terms, pairs, needles, sentence }
+    }
+
+    /// How near the terms are to a name, in their order: 1 if they stand in it, `kin` if another word for them does.
+    pub(super) fn stand_in(&self, name: &str, kin: f32) -> Vec<f32> {
+        let lower = name.to_ascii_lowercase();
+        let mut near = vec![0.0; self.terms.len()];
+        for needle in self.needles.iter().filter(|needle| needle.counts_for < self.terms.len()) {
+            if lower.match_indices(&needle.text).any(|(at, _)| needle.fits(name.as_bytes(), at)) {
+                let own: &mut f32 = &mut near[needle.counts_for];
+                *own = own.max(if needle.is_kin { kin } else { 1.0 });
+            }
+        }
+        near
+    }
+
+    /// How many terms stand in a text, under their own name.
+    pub(super) fn count_in(&self, text: &str) -> usize {
+        self.stand_in(text, 0.0).iter().filter(|near| **near > 0.0).count()
+    }
+
+    /// How many things are counted: terms, and pairs of them.
+    pub(super) fn counts(&self) -> usize {
+        self.terms.len() + self.pairs.len()
+    }
+
+    /// The terms of a pair.
+    pub(super) fn both(&self, pair: usize) -> Option<(usize, usize)> {
+        self.pairs.get(pair.checked_sub(self.terms.len())?).copied()
+    }
+
+    /// The pair that these two terms are.
+    pub(super) fn pair(&self, first: usize, second: usize) -> Option<usize> {
+        Some(self.terms.len() + self.pairs.iter().position(|pair| *pair == (first, second))?)
+    }
+
+    /// Whether a line repeats the question. Such a line answers nothing.
+    pub(super) fn is_repeated_in(&self, line: &[u8]) -> bool {
+        self.sentence.as_ref().is_some_and(|sentence| {
+            line.len() >= sentence.len() && spoken(&String::from_utf8_lossy(line)).contains(sentence)
+        })
+    }
+}
+
+/// Terms of words that follow each other in a prompt.
+fn pairs(prompt: &str, terms: &[Term]) -> Vec<(usize, usize)> {
+    let place = |word: &str| {
+        let word = word.trim_matches(|c: char| !c.is_alphanumeric()).to_ascii_lowercase();
+        terms.iter().position(|term| term.mode == Mode::Stem && term.shown == word)
+    };
+    let words: Vec<&str> =
+        prompt.get(..prompt.len().min(MAX_SENTENCE)).unwrap_or_default().split([' ', '-', '\n', '_']).collect();
+    let mut found: Vec<(usize, usize)> = Vec::new();
+    for two in words.windows(2) {
+        let ends = two[0].ends_with([',', '.', ';', ':', '?', '!', ')']);
+        if let (false, Some(first), Some(second)) = (ends, place(two[0]), place(two[1]))
+            && first != second
+            && !found.contains(&(first, second))
+        {
+            found.push((first, second));
+        }
+    }
+    found.truncate(MAX_TERMS);
+    found
+}
+
+/// The words of a text, however it is punctuated.
+fn spoken(text: &str) -> String {
+    let words = text.split(|c: char| !c.is_alphanumeric()).filter(|word| !word.is_empty());
+    words.map(str::to_lowercase).collect::<Vec<_>>().join(" ")
 }
 
 /// The terms of a prompt, in its order, each once.
-pub(super) fn terms(prompt: &str) -> Vec<Term> {
+fn terms(prompt: &str) -> Vec<Term> {
     let mut end = prompt.len().min(MAX_PROMPT);
     while !prompt.is_char_boundary(end) {
         end -= 1;
@@ -461,8 +594,7 @@ mod tests {
             ("idle", "idle_timeout", true),
             ("bus", "business", false),
         ] {
-            let term = &terms(prompt)[0];
-            assert_eq!(term.is_in(line, &line.to_ascii_lowercase()), found, "{prompt} ({}) in {line}", term.needle);
+            assert_eq!(Asked::new(prompt).count_in(line) == 1, found, "{prompt} in {line}");
         }
     }
 
@@ -476,5 +608,60 @@ mod tests {
             assert!(terms(&prompt).len() <= MAX_TERMS);
         }
         assert!(terms(&"é".repeat(MAX_PROMPT)).is_empty());
+    }
+
+    #[test]
+    fn another_word_for_a_term_is_looked_for_and_counts_less() {
+        for (prompt, line, near) in [
+            ("crashed", "on_panic", 0.3),
+            ("crashed", "it crashes", 1.0),
+            ("directory", "the folders", 0.3),
+            ("compressed", "zlib", 0.3),
+            ("jar", "folder", 0.0),
+            // What was asked for itself is no other word for something else.
+            ("crash panic", "panic!", 0.0),
+        ] {
+            assert_eq!(Asked::new(prompt).stand_in(line, 0.3)[0], near, "{prompt} in {line}");
+        }
+        assert!(Asked::new("all of these: crash, limit, config, log, test").needles.len() < 64);
+    }
+
+    #[test]
+    fn words_side_by_side_are_a_pair() {
+        for (prompt, pairs) in [
+            ("how are the exit codes merged?", &[("exit", "codes"), ("codes", "merged")][..]),
+            ("known-hosts file", &[("known", "hosts"), ("hosts", "file")]),
+            ("exit, codes", &[]),
+            ("the exit of codes", &[]),
+            ("log log log", &[]),
+        ] {
+            let asked = Asked::new(prompt);
+            let shown = |place: usize| asked.terms[place].shown.as_str();
+            let found: Vec<_> = asked.pairs.iter().map(|(first, second)| (shown(*first), shown(*second))).collect();
+            assert_eq!(found, pairs, "{prompt}");
+        }
+    }
+
+    #[test]
+    fn a_line_that_repeats_the_question_is_known() {
+        let question = "how is a crashed worker restarted?";
+        for (prompt, line, repeats) in [
+            (question, "    ask(\"How is a crashed worker  restarted\")", true),
+            (question, "a crashed worker is restarted", false),
+            (question, "how is a crashed", false),
+            ("all: how is a crashed worker restarted?", "how is a crashed worker restarted", true),
+            // A few words are found by chance.
+            ("restart worker", "restart worker", false),
+        ] {
+            assert_eq!(Asked::new(prompt).is_repeated_in(line.as_bytes()), repeats, "{prompt} in {line}");
+        }
+    }
+
+    #[test]
+    fn a_question_says_how_much_is_to_be_shown() {
+        assert_eq!(Asked::new("all: where is it parsed?").extent, Extent::All);
+        assert_eq!(Asked::new("where are all: parsed?").extent, Extent::Six);
+        let both = ["where is it parsed?", " all:where is it parsed?"].map(|prompt| Asked::new(prompt).terms.len());
+        assert_eq!(both, [1, 1]);
     }
 }

@@ -4,12 +4,16 @@
 
 #![expect(clippy::expect_used, reason = "helpers of tests")]
 
+use std::path::Path;
 use std::process::{Output, Stdio};
 
+use phone_opus::internals::agents::offline;
 use phone_opus::testkit::{KEY, Rig, Script, Step, tried_program, until};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt;
+
+use super::questions::{self, About, Question};
 
 /// A world of its own around the program.
 fn new_rig() -> Rig {
@@ -46,10 +50,43 @@ async fn a_consult_with_the_offline_agent_answers_from_the_directory_without_any
     let output = rig.run(&["consult", "--agent", "offline", "where is water boiled?"]).await;
     code(&output, 0);
     let answer = stdout(&output);
-    assert!(answer.contains("src/kettle.rs:") && answer.contains("boil_water"), "{answer}");
+    assert!(answer.contains("1. src/kettle.rs:") && answer.contains("   Boils the water.\n"), "{answer}");
     assert!(answer.to_lowercase().contains("no model"), "{answer}");
     assert!(stderr(&output).contains("succeeded") && stderr(&output).contains("offline"), "{}", stderr(&output));
     rig.stop_and_check_invariants([]).await;
+}
+
+/// Which place the first right file has among those that a question leads to.
+fn place(root: &Path, question: &Question) -> Option<usize> {
+    let leads = offline::leads(root, question.asked);
+    leads.iter().position(|(path, _)| question.right.contains(&&path[..]))
+}
+
+#[test]
+fn the_offline_agent_leads_to_the_file_that_answers() {
+    let larder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/offline/larder");
+    let (mut kept, mut kept_first) = (0, 0);
+    for (number, question) in questions::all().filter(|(_, question)| question.about == About::Larder) {
+        let place = place(&larder, question);
+        // Of these nobody is to learn more than how many were answered.
+        if questions::is_kept_apart(number) {
+            kept += 1;
+            kept_first += usize::from(place == Some(0));
+        } else {
+            assert_eq!(place, Some(0), "{}", question.asked);
+        }
+    }
+    assert!(kept >= 3 && kept_first + 1 >= kept, "{kept_first} of {kept} by the first place");
+}
+
+#[test]
+fn the_front_pages_question_to_the_offline_agent_leads_to_where_the_answer_is() {
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let page = std::fs::read_to_string(here.join("README.md")).expect("the front page");
+    let (_, question) = questions::all().next().expect("a question");
+    let command = format!("cargo run -- consult --agent offline {:?}", question.asked);
+    assert!(page.contains(&command), "README.md does not say: {command}");
+    assert!(place(here, question).is_some_and(|place| place < 3), "{:?}", offline::leads(here, question.asked));
 }
 
 #[tokio::test]

@@ -3,5 +3,7 @@
 mod cli;
 mod clients;
 mod keyboard;
+#[path = "../../../benches/offline/questions.rs"]
+mod questions;
 mod starts;
 mod terminal;
