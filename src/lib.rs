@@ -115,9 +115,9 @@ pub use actors::root::Down;
 pub use actors::sessions::messages::SessionEnd;
 pub use actors::supervision::slot::RestartPolicy;
 pub use agents::{
-    Agent, AgentCommand, AgentEvent, AgentProfile, AgentRegistry, AgentResult, ClaudeCode, Credential, Environment,
-    Offline, OutputParser, PayerKnown, Payment, PlainText, PrepareFuture, ResumedId, RunEnd, RunRequest, RunSummary,
-    RunVerdict, SpawnFailure, Started, StopCause, StreamJson, find_program,
+    Agent, AgentCommand, AgentEvent, AgentProfile, AgentRegistry, AgentResult, ClaudeCode, CliAgent, CodexStream,
+    Credential, Environment, Offline, OutputParser, PayerKnown, Payment, PlainText, PrepareFuture, ResumedId, RunEnd,
+    RunRequest, RunSummary, RunVerdict, SpawnFailure, Started, StopCause, StreamJson, find_program,
 };
 pub use base::fault::{Fault, FaultClass, FaultCode, Stage};
 pub use base::ids::{AgentSessionId, ChainId, Generation, InvocationId, JobId, RunToken, UnixMillis};

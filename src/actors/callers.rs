@@ -6,6 +6,7 @@
 //! Invariants: (1) what cannot be had as it was asked for is refused by its name, all of it at once, and no value is shown;
 //! (2) a context leaves this process for the next image only, over a file that has no name.
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::path::{Path, PathBuf};
@@ -14,11 +15,11 @@ use std::sync::Arc;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use crate::agents::{AgentRegistry, Environment, PassedEnvironment};
+use crate::agents::{AgentPrograms, AgentRegistry, Environment, PassedEnvironment};
 use crate::base::base64::Base64;
 use crate::base::ids::ChainId;
 use crate::checkout::plain;
-use crate::config::{Config, FILE_BYTES, Key, PROJECT_FILE, Settings};
+use crate::config::{Config, FILE_BYTES, Key, PROGRAM_KEYS, PROJECT_FILE, Settings};
 use crate::daemon::context::{Account, base, of_caller};
 use crate::daemon::control::{ControlRefusal, Opening};
 pub use crate::tools::callers::{CallerContext, CallerCounts, CallerOrigin, Callers};
@@ -26,9 +27,6 @@ use crate::tools::consult::{LOOK_BOUND, resolved, within};
 
 /// The message a context is made of.
 const SESSION_OPEN: &str = "session_open";
-
-/// The agent whose program and variables are settings.
-const CONFIGURED: &str = "claude";
 
 /// What a host makes the contexts of its callers with.
 #[derive(Debug, Clone)]
@@ -72,19 +70,22 @@ impl HostSide {
         {
             problem(format!("the value of agent in `settings` is no agent of this daemon; accepted: {}", names()));
         }
-        let for_one =
-            [(&Key::claude_bin, settings.claude_bin.is_some()), (&Key::agent_env, settings.agent_env.is_some())];
-        for (key, _) in for_one.iter().filter(|(_, given)| *given && !self.agents.names().contains(&CONFIGURED)) {
-            problem(format!(
-                "{} in `settings` is for an agent this daemon does not have; it has: {}",
-                key.name,
-                names()
-            ));
+        for (row, path) in settings.programs() {
+            let key = row.key.name;
+            if !self.agents.names().contains(&row.agent) {
+                let has = names();
+                problem(format!("{key} in `settings` is for an agent this daemon does not have; it has: {has}"));
+            }
+            if path.is_relative() && path.components().count() > 1 {
+                problem(format!(
+                    "the value of {key} in `settings` is a relative path; accepted: a name or an absolute path"
+                ));
+            }
         }
-        if settings.claude_bin.as_deref().is_some_and(|path| path.is_relative() && path.components().count() > 1) {
-            problem(
-                "the value of claude_bin in `settings` is a relative path; accepted: a name or an absolute path".into(),
-            );
+        let programs = |name: &&str| PROGRAM_KEYS.iter().any(|row| row.agent == *name);
+        if settings.agent_env.is_some() && !self.agents.names().iter().any(programs) {
+            let (key, has) = (Key::agent_env.name, names());
+            problem(format!("{key} in `settings` is for an agent this daemon does not have; it has: {has}"));
         }
         match Config::clone(&self.config).under(settings) {
             Ok(config) => config,
@@ -119,7 +120,7 @@ pub fn context_of(opening: &Opening, host: &HostSide) -> Result<CallerContext, C
     };
     let project = cwd.join(PROJECT_FILE);
     let config = config.lowered(&project, plain::read(&project, FILE_BYTES));
-    let agents = host.agents.under(config.claude_bin.as_deref(), &config.agent_env);
+    let agents = host.agents.under(&config.programs(), &config.agent_env);
     let environment =
         of_caller(&opening.environment, &host.environment, host.account.as_ref(), &agents, config.billing);
     Ok(CallerContext {
@@ -153,7 +154,11 @@ pub struct CallerSnapshot {
     environment: PassedEnvironment,
     /// Without its paths, which need not be text.
     config: Config,
+    /// As versions before several agents read it and pass it on.
+    #[serde(default)]
     claude_bin: Option<Base64>,
+    #[serde(default)]
+    programs: BTreeMap<String, Base64>,
     workspaces: Vec<Base64>,
     nesting: (Option<ChainId>, u32),
     key_withheld: bool,
@@ -175,8 +180,9 @@ impl From<&CallerContext> for CallerSnapshot {
             cwd: cwd.as_deref().map(bytes),
             environment: environment.into(),
             claude_bin: config.claude_bin.as_deref().map(bytes),
+            programs: config.programs().iter().map(|(agent, path)| (agent.clone(), bytes(path))).collect(),
             workspaces: config.workspaces.iter().map(|dir| bytes(dir)).collect(),
-            config: Config { claude_bin: None, workspaces: Vec::new(), ..Config::clone(config) },
+            config: Config { workspaces: Vec::new(), ..Config::clone(config) }.with_programs(&AgentPrograms::new()),
             nesting: *nesting,
             key_withheld: *key_withheld,
             origin: *origin,
@@ -186,12 +192,15 @@ impl From<&CallerContext> for CallerSnapshot {
 
 impl From<CallerSnapshot> for CallerContext {
     fn from(passed: CallerSnapshot) -> Self {
-        let CallerSnapshot { cwd, environment, config, claude_bin, workspaces, nesting, key_withheld, origin } = passed;
-        let (claude_bin, workspaces) = (claude_bin.map(path), workspaces.into_iter().map(path).collect());
+        let CallerSnapshot { cwd, environment, config, claude_bin, mut programs, workspaces, .. } = passed;
+        let CallerSnapshot { nesting, key_withheld, origin, .. } = passed;
+        programs.extend(claude_bin.map(|path| ("claude".to_owned(), path)));
+        let programs = programs.into_iter().map(|(agent, bytes)| (agent, path(bytes))).collect();
+        let workspaces = workspaces.into_iter().map(path).collect();
         Self {
             cwd: cwd.map(path),
             environment: environment.into(),
-            config: Arc::new(Config { claude_bin, workspaces, ..config }),
+            config: Arc::new(Config { workspaces, ..config }.with_programs(&programs)),
             nesting,
             key_withheld,
             origin,
@@ -233,7 +242,7 @@ mod tests {
             nesting: (None, 1),
             catalog: None,
             settings: Settings::default(),
-            host_settings: std::collections::BTreeMap::new(),
+            host_settings: BTreeMap::new(),
         }
     }
 

@@ -23,6 +23,8 @@ use crate::jobs::{CancelReason, JobOutcome, JobState, RunExit, limits};
 
 /// Bytes of an answer that are kept. Ones of 8 MB have been seen, and nobody reads further.
 const MAX_RESPONSE_BYTES: usize = 8 << 20;
+/// What replies say of who paid where the agent does not.
+pub(crate) const UNPROVEN: &str = "unproven";
 /// Bytes of stderr that are kept: the end, where programs say what went wrong.
 const MAX_STDERR_BYTES: usize = 4 << 10;
 
@@ -140,8 +142,19 @@ pub struct AgentProfile {
     title: &'static str,
     install_hint: &'static str,
     login_hint: &'static str,
+    reading: &'static str,
     sessions: Sessions,
     answers: Answers,
+    payer: PayerNamed,
+}
+
+/// Whether an agent says on its stream who pays.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum PayerNamed {
+    /// It does, or nothing is paid.
+    Yes,
+    /// It does not: what is known of it was known before the start.
+    No,
 }
 
 /// Whether an agent's sessions can be resumed.
@@ -171,8 +184,10 @@ impl AgentProfile {
             title,
             install_hint: "Install it, or say where its program is.",
             login_hint: "Log in with its own program.",
+            reading: "unproven: nobody here knows what keeps it to reading",
             sessions: Sessions::NotKept,
             answers: Answers::ByResult,
+            payer: PayerNamed::Yes,
         }
     }
 
@@ -188,6 +203,12 @@ impl AgentProfile {
         Self { login_hint: hint, ..self }
     }
 
+    /// What keeps it to reading, and what it may read: a phrase for `phone-opus agents`.
+    #[must_use]
+    pub const fn kept_to_reading_by(self, what: &'static str) -> Self {
+        Self { reading: what, ..self }
+    }
+
     /// It keeps sessions, which can be resumed by their id.
     #[must_use]
     pub const fn keeps_sessions(self) -> Self {
@@ -200,8 +221,45 @@ impl AgentProfile {
         Self { answers: Answers::ByEndingWell, ..self }
     }
 
+    /// It does not say who pays for a run. Replies then say so (`billing: "unproven"`), whatever was chosen and withheld.
+    #[must_use]
+    pub const fn names_no_payer(self) -> Self {
+        Self { payer: PayerNamed::No, ..self }
+    }
+
     pub(super) const fn install(&self) -> &'static str {
         self.install_hint
+    }
+
+    /// Its name in sentences.
+    #[must_use]
+    #[doc(hidden)]
+    pub const fn title(&self) -> &'static str {
+        self.title
+    }
+
+    /// What keeps it to reading.
+    #[must_use]
+    #[doc(hidden)]
+    pub const fn reading(&self) -> &'static str {
+        self.reading
+    }
+
+    /// Whether its sessions can be resumed.
+    #[must_use]
+    #[doc(hidden)]
+    pub const fn resumes(&self) -> bool {
+        matches!(self.sessions, Sessions::Kept)
+    }
+
+    /// How replies say who paid: by its own words, or not proven.
+    #[must_use]
+    #[doc(hidden)]
+    pub const fn payer_told(&self) -> &'static str {
+        match self.payer {
+            PayerNamed::Yes => "its own words, or nothing is paid",
+            PayerNamed::No => UNPROVEN,
+        }
     }
 
     /// The verdict on a run of this agent, by the table that all agents share: not started, killed, stopped, stalled, silent,
@@ -237,7 +295,7 @@ fn classify(profile: &AgentProfile, mut end: RunEnd) -> RunVerdict {
     let mut outcome = JobOutcome {
         session_id,
         model: model(&end.summary),
-        billing: end.summary.started().and_then(|started| started.key_source.clone()),
+        billing: billing(profile, &end),
         permission_denials: end.summary.denials().to_vec(),
         prompt_prefix_injected: end.prompt_prefix_injected,
         exit: end.exit,
@@ -261,6 +319,12 @@ fn classify(profile: &AgentProfile, mut end: RunEnd) -> RunVerdict {
     outcome.fault = fault;
     (outcome.response, outcome.response_cut) = response(&mut end.summary, reported_error);
     RunVerdict { state, outcome }
+}
+
+/// Who paid, as the agent said it; of one that does not say it, that it is not proven.
+fn billing(profile: &AgentProfile, end: &RunEnd) -> Option<String> {
+    let said = end.summary.started().and_then(|started| started.key_source.clone());
+    said.or_else(|| (profile.payer == PayerNamed::No && end.exit.is_some()).then(|| UNPROVEN.to_owned()))
 }
 
 /// The answer; for a failure what was said on the way to it, and then the agent's own words about the failure. Versions
@@ -414,9 +478,12 @@ const ROWS: &[Row] = rows! {
     "interpreter missing" => AgentMissing if |s| s.end.exit.is_some_and(|exit| matches!(exit.code, 126 | 127))
         && s.end.summary.events() == 0;
     "unknown option" => AgentUnsupported if |s| s.result.is_none() && s.failed_exit() && s.stderr_says(&[
-        "unknown option", "unknown argument", "' is invalid", "requires --verbose",
+        "unknown option", "unknown argument", "' is invalid", "requires --verbose", "unexpected argument",
+        "Unknown feature flag", "unrecognized subcommand", "Unknown argument",
     ]);
-    "no such conversation" => UnknownSession if |s| s.says(&["No conversation found"]);
+    "no such conversation" => UnknownSession if |s| s.says(&[
+        "No conversation found", "no rollout found", "Error resuming session",
+    ]);
     "bad session id" => InvalidSession if |s| s.says(&["valid session ID or session title"])
         || s.result.is_none() && s.failed_exit() && s.stderr_says(&["already in use"]);
     "input too large" => InputTooLarge if |s| s.says(&["exceeds 10MB"])
@@ -427,7 +494,9 @@ const ROWS: &[Row] = rows! {
     "aborted" => AgentKilled if |s| s.subtype_is("error_during_execution")
         && s.terminal_reason_is(&["aborted_streaming", "aborted_tools"]);
     "authentication" => AgentNotLoggedIn if |s| s.not_a_success() && (s.status_is(401) || s.status_is(403)
-        || s.error_is(&["authentication_failed"]) || s.says(&["Not logged in", "Please run /login", "Invalid API key"])
+        || s.error_is(&["authentication_failed"]) || s.says(&[
+            "Not logged in", "Please run /login", "Invalid API key", "Invalid auth method", "set an Auth method",
+        ])
         || s.means(FaultCode::AgentNotLoggedIn));
     "billing" => AgentBilling if |s| s.not_a_success() && (s.error_is(&["billing_error"])
         || s.means(FaultCode::AgentBilling));

@@ -1,42 +1,32 @@
 //! Claude Code.
 //!
-//! Owns: its command line, its environment, where its program is, and who it may be paid by. May not know how it is
-//! run. Its output is read by `stream_json`, its end judged by `classify`.
+//! Owns: its command line, what of the environment it gets, and who it may be paid by. May not know how it is run. Its output is
+//! read by `stream_json`, its end judged by `classify`.
 //!
 //! It is run read-only: three reading tools, confined to the working directory, without settings, hooks or servers of
 //! user and project, and whatever would ask is denied.
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use bytes::Bytes;
-use futures_util::future::{BoxFuture, FutureExt as _};
+use futures_util::future::BoxFuture;
+use serde_json::Value;
 
 use super::classify::AgentProfile;
-use super::probe::{self, Asked, Features};
-use super::there::{self, AskedThere, There};
+use super::cli::{CliAgent, Invocation, Login, LoginSaid, Sheet};
+use super::environment::Value::{Path as Place, Paths, Text};
+use super::environment::{Passes, Value as Holds};
+use super::probe::Need::{Aside, Used};
+use super::probe::Questions;
 use super::{
     Agent, AgentCommand, AgentEvent, Credential, Environment, OutputParser, PayerKnown, Payment, ResumedId, RunRequest,
-    StreamJson, check_prompt, environment, programs,
+    StreamJson,
 };
 use crate::base::fault::{Fault, FaultCode};
-use crate::exec::local::DESCRIPTORS_VARIABLE;
-use crate::jobs::{Billing, ConsultRequest};
-
-/// The fixed line before every prompt.
-///
-/// A prompt that begins with `/` would be run as one of the agent's own commands; behind any text it is text. The line
-/// also says what nobody else tells the agent: that only its last message is read.
-pub const PROMPT_PREFIX: &str = "Another coding agent asks for your opinion. You can read but not change files here, \
-     and only your final message is passed on, so put the whole answer there. The request:\n\n";
-
-/// Names the program, where the configuration names none.
-const PROGRAM_VARIABLE: &str = "PHONE_OPUS_CLAUDE_BIN";
-
-/// Characters of a model or effort name; real ones have under 60.
-const MAX_NAME_CHARS: usize = 128;
+use crate::exec::ExecTarget;
+use crate::jobs::Billing;
 
 /// What an agent without `--tools` or `--restricted` is forbidden by rule instead. The rules for files also keep the
 /// contents of credentials out of `@` mentions, and the environments of other processes from being read.
@@ -52,13 +42,86 @@ const OWN_VARIABLES: &[(&str, &str)] = &[
     // With the default of 10, a refused login takes three minutes to be reported.
     ("CLAUDE_CODE_MAX_RETRIES", "2"),
     ("CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC", "1"),
-    // It has no terminal, and neither have the programs it runs: what they say is read by a model.
-    ("NO_COLOR", "1"),
 ];
 
-/// The rule that keeps what was asked on another machine from an agent there: nothing says here where that one keeps it, so it is
-/// the usual place.
-const STATE_RULE_THERE: &str = "Read(~/.local/state/phone_opus/**)";
+/// The OAuth token is the subscription's own login, for machines without a browser.
+const LOGIN_TOKEN: &str = "CLAUDE_CODE_OAUTH_TOKEN";
+
+/// What passes to it besides.
+const ALLOWLIST: &[(&str, Holds)] = &[
+    ("CLAUDE_CONFIG_DIR", Place),
+    (LOGIN_TOKEN, Text),
+    ("API_TIMEOUT_MS", Text),
+    ("CLAUDE_CODE_TMPDIR", Place),
+    // The certificate a gateway knows its client by; it proves who asks and pays for nothing.
+    ("CLAUDE_CODE_CLIENT_CERT", Place),
+    ("CLAUDE_CODE_CLIENT_KEY", Place),
+    ("CLAUDE_CODE_CLIENT_KEY_PASSPHRASE", Text),
+    // Words: which stores of certificates are used.
+    ("CLAUDE_CODE_CERT_STORE", Text),
+    // Systems whose library the search program that comes along does not work with.
+    ("USE_BUILTIN_RIPGREP", Text),
+    ("NIX_LD", Place),
+    ("NIX_LD_LIBRARY_PATH", Paths),
+];
+
+/// Words in an `ANTHROPIC_…` name that make it a way to pay or a place to send the bill to. Headers may hold a key.
+const PAYING_WORDS: &[&str] = &["KEY", "TOKEN", "SECRET", "BEARER", "BASE_URL", "CUSTOM_HEADERS"];
+
+/// What of the environment passes to it.
+pub(super) static PASSES: Passes = Passes {
+    agent: "claude",
+    always: ALLOWLIST,
+    family: Some(("ANTHROPIC_", PAYING_WORDS)),
+    // Only the key is named in its introduction.
+    keys: &[("ANTHROPIC_API_KEY", Credential::Key), ("ANTHROPIC_AUTH_TOKEN", Credential::Unnamed)],
+    clouds: &[
+        (
+            "CLAUDE_CODE_USE_BEDROCK",
+            &[
+                ("AWS_REGION", Text),
+                ("AWS_DEFAULT_REGION", Text),
+                ("AWS_PROFILE", Text),
+                ("AWS_ACCESS_KEY_ID", Text),
+                ("AWS_SECRET_ACCESS_KEY", Text),
+                ("AWS_SESSION_TOKEN", Text),
+                ("AWS_BEARER_TOKEN_BEDROCK", Text),
+                ("AWS_CONFIG_FILE", Place),
+                ("AWS_SHARED_CREDENTIALS_FILE", Place),
+            ],
+        ),
+        (
+            "CLAUDE_CODE_USE_VERTEX",
+            &[("CLOUD_ML_REGION", Text), ("GOOGLE_APPLICATION_CREDENTIALS", Place), ("GOOGLE_CLOUD_PROJECT", Text)],
+        ),
+        ("CLAUDE_CODE_USE_FOUNDRY", &[]),
+    ],
+    logins: &[LOGIN_TOKEN],
+    homes: &["CLAUDE_CONFIG_DIR", "HOME"],
+    of_this_machine: &["CLAUDE_CODE_CERT_STORE", "USE_BUILTIN_RIPGREP", "CLAUDE_CODE_CLIENT_KEY_PASSPHRASE"],
+    ..Passes::NOTHING
+};
+
+/// What is looked for in its help. `--max-turns` works and is never named there.
+pub(super) static QUESTIONS: Questions = Questions {
+    agent: "claude",
+    helps: &[&["--help"]],
+    mark: "--output-format",
+    looked_for: &[
+        // The hard limit of the built-in tools.
+        ("--tools", Used),
+        // File tools are confined to the working directory.
+        ("--restricted", Used),
+        // Whatever would ask is denied.
+        ("--permission-prompts", Used),
+        // No hooks, servers and rules of user and project.
+        ("--setting-sources", Used),
+        // No MCP servers.
+        ("--strict-mcp-config", Used),
+        // Without it a resumed session keeps its id; a version that does not know it changes the id.
+        ("--fork-session", Aside),
+    ],
+};
 
 const PROFILE: AgentProfile = AgentProfile::new("Claude Code")
     .install_hint(
@@ -69,7 +132,26 @@ const PROFILE: AgentProfile = AgentProfile::new("Claude Code")
         "Run `claude` once in a terminal and log in. A host that hands on only part of its environment must also hand on \
          HOME, and CLAUDE_CONFIG_DIR where it is used.",
     )
+    .kept_to_reading_by("three reading tools, confined to the directory")
     .keeps_sessions();
+
+pub(super) static SHEET: Sheet = Sheet {
+    name: "claude",
+    variable: "PHONE_OPUS_CLAUDE_BIN",
+    profile: PROFILE,
+    questions: &QUESTIONS,
+    passes: &PASSES,
+    own_variables: OWN_VARIABLES,
+    held_to: None,
+    arguments: |invocation| arguments(invocation),
+    check: |_, environment| check_config_dir(environment),
+    // Versions that can be told to go on under a new id keep the old one otherwise; those before always changed it.
+    resumed_id: |features| if features.has("--fork-session") { ResumedId::Same } else { ResumedId::New },
+    parser: || Box::new(StreamJson::new()),
+    payer: PayerKnown::InStream,
+    check_start,
+    login: Login::Asked(&["auth", "status"], login_of),
+};
 
 /// Claude Code, found on PATH unless a path is configured.
 ///
@@ -82,146 +164,42 @@ const PROFILE: AgentProfile = AgentProfile::new("Claude Code")
 /// assert_eq!(agents.names(), ["claude"]);
 /// assert!(agents.get("oracle").is_err());
 /// ```
-#[derive(Debug, Clone, Default)]
-pub struct ClaudeCode {
-    configured: Option<PathBuf>,
-    /// The names of variables the user has handed on besides those that always are.
-    variables: Vec<String>,
+#[derive(Debug, Clone)]
+pub struct ClaudeCode(CliAgent);
+
+impl Default for ClaudeCode {
+    fn default() -> Self {
+        Self(CliAgent::of(&SHEET))
+    }
 }
 
 impl ClaudeCode {
     /// Claude Code at the configured path, if any. It goes before `PHONE_OPUS_CLAUDE_BIN` in the run's environment.
     #[must_use]
     pub fn new(configured: Option<PathBuf>) -> Self {
-        Self { configured, variables: Vec::new() }
+        Self(CliAgent::of(&SHEET).at(configured))
     }
 
     /// The same, which is also handed these variables (`agent_env` of the configuration). Names that can spend money are
     /// left out whoever names them.
     #[must_use]
     pub fn with_variables(self, variables: impl IntoIterator<Item = String>) -> Self {
-        Self { variables: variables.into_iter().collect(), ..self }
-    }
-
-    /// What this program can do when it is called in this directory, as a consult finds it out and keeps it in `state_dir`: a
-    /// consult does not ask again where all it uses is known to be there.
-    /// Runs it with `--version`, and with `--help` where that is needed.
-    ///
-    /// # Cancel safety
-    ///
-    /// May be dropped at any time; what is under way is killed.
-    #[doc(hidden)]
-    pub async fn features(
-        &self,
-        program: &Path,
-        environment: &Environment,
-        billing: Billing,
-        cwd: &Path,
-        state_dir: &Path,
-    ) -> Features {
-        let env: Vec<_> = self.granted(environment, billing, program).env.into_iter().collect();
-        let asked = Asked { program, env: &env, cwd, descriptors: descriptors(environment) };
-        probe::features(asked, state_dir).await
-    }
-
-    /// What it says to these words, asked as a consult would start it; a key that consults withhold is withheld.
-    ///
-    /// # Cancel safety
-    ///
-    /// As [`ClaudeCode::features`].
-    #[doc(hidden)]
-    pub async fn answer(
-        &self,
-        program: &Path,
-        environment: &Environment,
-        billing: Billing,
-        cwd: &Path,
-        words: &[&str],
-    ) -> Option<String> {
-        let env: Vec<_> = self.granted(environment, billing, program).env.into_iter().collect();
-        probe::answer(Asked { program, env: &env, cwd, descriptors: descriptors(environment) }, words).await
-    }
-
-    /// What to run on another machine: of the caller's environment what may travel, of that machine's own the core.
-    async fn prepare_there(
-        &self,
-        run: &RunRequest<'_>,
-        there: &There<'_>,
-        state_dir: &Path,
-    ) -> Result<AgentCommand, Fault> {
-        let billing = run.request.billing;
-        let mut granted = environment::for_there(run.environment, billing, &self.variables).granted;
-        for (name, value) in OWN_VARIABLES {
-            granted.set(name, *value);
-        }
-        granted.set("NO_COLOR", "1");
-        granted.set_run(run);
-        let mut env: Vec<_> = granted.env.into_iter().collect();
-        let asked = AskedThere { env: &env, cwd: &run.request.cwd };
-        let resumes = run.request.session_id.is_some();
-        let (program, features) = probe::for_a_run_there(there, self.name(), asked, state_dir, resumes).await?;
-        there::set_path(&mut env, &program);
-        Ok(AgentCommand {
-            args: arguments(run.request, &features, STATE_RULE_THERE),
-            program: program.program,
-            env,
-            stdin: Bytes::from(with_prefix(&run.request.prompt)),
-            prompt_prefix_injected: true,
-            key_withheld: granted.key_withheld,
-            payment: Payment { billing, credential: granted.credential },
-            resumed_id: if features.fork_session { ResumedId::Same } else { ResumedId::New },
-        })
-    }
-
-    fn granted(&self, environment: &Environment, billing: Billing, program: &Path) -> environment::Granted {
-        let mut granted = environment::for_claude(environment, billing, &self.variables);
-        for (name, value) in OWN_VARIABLES {
-            granted.set(name, *value);
-        }
-        if let Some(path) = programs::path_for(program, environment.get("PATH")) {
-            granted.set("PATH", path);
-        }
-        granted
+        Self(self.0.with_variables(variables))
     }
 }
 
-/// The soft limit of descriptors a program is to have, where ours is not the one we were started with.
-fn descriptors(environment: &Environment) -> Option<u64> {
-    environment.get(DESCRIPTORS_VARIABLE)?.to_str()?.parse().ok()
-}
-
+/// As of any agent that is a program of its own.
 impl Agent for ClaudeCode {
     fn name(&self) -> &str {
-        "claude"
+        self.0.name()
+    }
+
+    fn profile(&self) -> AgentProfile {
+        self.0.profile()
     }
 
     fn locate(&self, env: &Environment) -> Result<PathBuf, Fault> {
-        match (&self.configured, env.get(PROGRAM_VARIABLE)) {
-            // A flag goes before the variable, which the configuration has taken in already.
-            (Some(configured), _) => programs::named(configured, "The configured path", env, PROFILE.install()),
-            (None, Some(named)) => programs::named(Path::new(named), PROGRAM_VARIABLE, env, PROFILE.install()),
-            (None, None) => programs::find(OsStr::new("claude"), env).ok_or_else(|| {
-                let detail = format!("`claude` was not found {}.", programs::searched(env));
-                Fault::new(FaultCode::AgentMissing, detail).hint(PROFILE.install())
-            }),
-        }
-    }
-
-    fn needs(&self, environment: &Environment, billing: Billing) -> Environment {
-        environment::for_claude(environment, billing, &self.variables).env.into_iter().collect()
-    }
-
-    fn under(&self, program: Option<&Path>, variables: &[String]) -> Option<Arc<dyn Agent>> {
-        let program = program.map(Path::to_owned);
-        Some(Arc::new(Self::new(program).with_variables(variables.iter().cloned())))
-    }
-
-    fn was_found(&self, state_dir: &Path) -> bool {
-        probe::was_found(state_dir)
-    }
-
-    fn forget(&self, program: &Path, state_dir: &Path) {
-        probe::forget(program, state_dir);
+        self.0.locate(env)
     }
 
     fn prepare<'a>(
@@ -229,76 +207,81 @@ impl Agent for ClaudeCode {
         run: &'a RunRequest<'a>,
         state_dir: &'a Path,
     ) -> BoxFuture<'a, Result<AgentCommand, Fault>> {
-        async move {
-            check_request(run.request)?;
-            if let Some(there) = &run.there {
-                return self.prepare_there(run, there, state_dir).await;
-            }
-            let program = self.locate(run.environment)?;
-            check_config_dir(run.environment)?;
-            let billing = run.request.billing;
-            let mut granted = self.granted(run.environment, billing, &program);
-            // A probe bears the run's marks as well: if we are killed, it is found by them.
-            granted.set_run(run);
-            let env: Vec<_> = granted.env.into_iter().collect();
-            let asked = Asked {
-                program: &program,
-                env: &env,
-                cwd: &run.request.cwd,
-                descriptors: descriptors(run.environment),
-            };
-            let features = probe::for_a_run(asked, state_dir, run.request.session_id.is_some()).await;
-            let stdin = with_prefix(&run.request.prompt);
-            Ok(AgentCommand {
-                args: arguments(run.request, &features, &state_rule(state_dir)),
-                program,
-                env,
-                stdin: Bytes::from(stdin),
-                prompt_prefix_injected: true,
-                key_withheld: granted.key_withheld,
-                payment: Payment { billing, credential: granted.credential },
-                // Versions that can be told to go on under a new id keep the old one otherwise; those before always changed it.
-                resumed_id: if features.fork_session { ResumedId::Same } else { ResumedId::New },
-            })
-        }
-        .boxed()
+        self.0.prepare(run, state_dir)
     }
 
     fn parser(&self) -> Box<dyn OutputParser> {
-        Box::new(StreamJson::new())
+        self.0.parser()
+    }
+
+    fn needs(&self, environment: &Environment, billing: Billing) -> Environment {
+        self.0.needs(environment, billing)
     }
 
     fn account(&self, env: &Environment, billing: Billing) -> String {
-        environment::claude_account(env, billing)
+        self.0.account(env, billing)
+    }
+
+    fn brings_a_login(&self, env: &Environment, billing: Billing) -> bool {
+        self.0.brings_a_login(env, billing)
     }
 
     fn payer(&self) -> PayerKnown {
-        PayerKnown::InStream
+        self.0.payer()
     }
 
     fn check_start(&self, started: &AgentEvent, payment: Payment) -> Result<(), Fault> {
-        let AgentEvent::Started { key_source: Some(source), .. } = started else { return Ok(()) };
-        let login = matches!(source.as_str(), "none" | "oauth" | "CLAUDE_CODE_OAUTH_TOKEN");
-        match (payment.billing, payment.credential, login) {
-            (Billing::Subscription, _, true)
-            | (Billing::ApiKey, _, false)
-            // A token or a cloud account is not named in the introduction; it looks like a login.
-            | (Billing::ApiKey, Credential::Unnamed, true) => Ok(()),
-            (Billing::Subscription, _, false) => Err(Fault::new(
-                FaultCode::BillingMismatch,
-                format!("Billing is `subscription`, but Claude Code would use an API key (source: {}).", shown(source)),
-            )
-            .hint("Log in with a subscription, or set PHONE_OPUS_BILLING=api_key to pay by key.")),
-            (Billing::ApiKey, Credential::Key | Credential::Nothing, true) => Err(Fault::new(
-                FaultCode::BillingMismatch,
-                "Billing is `api_key`, but Claude Code would use its login.".to_owned(),
-            )
-            .hint("Set ANTHROPIC_API_KEY in the server's environment, or unset PHONE_OPUS_BILLING.")),
-        }
+        self.0.check_start(started, payment)
     }
 
-    fn profile(&self) -> AgentProfile {
-        PROFILE
+    fn under(&self, program: Option<&Path>, variables: &[String]) -> Option<Arc<dyn Agent>> {
+        self.0.under(program, variables)
+    }
+
+    fn was_found(&self, state_dir: &Path) -> bool {
+        self.0.was_found(state_dir)
+    }
+
+    fn forget(&self, program: &Path, state_dir: &Path) {
+        self.0.forget(program, state_dir);
+    }
+
+    fn forget_there(&self, target: &ExecTarget, program: &Path, state_dir: &Path) {
+        self.0.forget_there(target, program, state_dir);
+    }
+}
+
+fn check_start(started: &AgentEvent, payment: Payment) -> Result<(), Fault> {
+    let AgentEvent::Started { key_source: Some(source), .. } = started else { return Ok(()) };
+    let login = matches!(source.as_str(), "none" | "oauth" | "CLAUDE_CODE_OAUTH_TOKEN");
+    match (payment.billing, payment.credential, login) {
+        (Billing::Subscription, _, true)
+        | (Billing::ApiKey, _, false)
+        // A token or a cloud account is not named in the introduction; it looks like a login.
+        | (Billing::ApiKey, Credential::Unnamed, true) => Ok(()),
+        (Billing::Subscription, _, false) => Err(Fault::new(
+            FaultCode::BillingMismatch,
+            format!("Billing is `subscription`, but Claude Code would use an API key (source: {}).", shown(source)),
+        )
+        .hint("Log in with a subscription, or set PHONE_OPUS_BILLING=api_key to pay by key.")),
+        (Billing::ApiKey, Credential::Key | Credential::Nothing, true) => Err(Fault::new(
+            FaultCode::BillingMismatch,
+            "Billing is `api_key`, but Claude Code would use its login.".to_owned(),
+        )
+        .hint("Set ANTHROPIC_API_KEY in the server's environment, or unset PHONE_OPUS_BILLING.")),
+    }
+}
+
+/// What `claude auth status` says.
+fn login_of(said: &str) -> LoginSaid {
+    let said: Value = serde_json::from_str(said).unwrap_or_default();
+    let by = said.get("authMethod").and_then(Value::as_str);
+    match (said.get("loggedIn").and_then(Value::as_bool), by) {
+        (Some(true), Some("claude.ai")) => LoginSaid::Plan,
+        (Some(true), Some("api_key")) => LoginSaid::Key,
+        (Some(true), _) => LoginSaid::Somehow,
+        (Some(false), _) => LoginSaid::No,
+        (None, _) => LoginSaid::Unsaid,
     }
 }
 
@@ -325,67 +308,37 @@ fn check_config_dir(environment: &Environment) -> Result<(), Fault> {
 fn state_rule(state_dir: &Path) -> String {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/._-~@+=".contains(&byte) || !byte.is_ascii();
     let bytes: Vec<u8> = state_dir.as_os_str().as_bytes().iter().map(|b| if plain(*b) { *b } else { b'?' }).collect();
-    format!("Read(/{}/**)", String::from_utf8_lossy(&bytes).replace('\u{fffd}', "?").trim_end_matches('/'))
+    let place = String::from_utf8_lossy(&bytes).replace('\u{fffd}', "?");
+    // In this language one slash begins at the settings' own directory, and two at the root.
+    let root = if place.starts_with('/') { "/" } else { "" };
+    format!("Read({root}{}/**)", place.trim_end_matches('/'))
 }
 
-/// Refuses what Claude Code would misread, rather than letting it do so.
-fn check_request(request: &ConsultRequest) -> Result<(), Fault> {
-    check_prompt(&request.prompt)?;
-    let invalid = |detail: String| Err(Fault::new(FaultCode::InvalidInput, detail));
-    for (argument, value) in [("model", &request.model), ("effort", &request.effort)] {
-        let Some(value) = value else { continue };
-        let fits = !value.is_empty()
-            && value.chars().count() <= MAX_NAME_CHARS
-            && !value.starts_with('-')
-            && !value.chars().any(|c| c.is_control() || c.is_whitespace());
-        if !fits {
-            return invalid(format!(
-                "`{argument}`: must be one word of up to {MAX_NAME_CHARS} characters that does not begin with a dash."
-            ));
-        }
-    }
-    if request.max_turns == Some(0) {
-        // The agent takes 0 for no limit.
-        return invalid("`max_turns`: must be at least 1.".to_owned());
-    }
-    if request.max_budget_usd.is_some_and(|budget| !budget.is_finite() || budget <= 0.0) {
-        return invalid("`max_budget_usd`: must be more than 0.".to_owned());
-    }
-    Ok(())
-}
-
-/// The prompt as the agent gets it.
-fn with_prefix(prompt: &str) -> String {
-    let mut stdin = String::with_capacity(PROMPT_PREFIX.len() + prompt.len());
-    stdin.push_str(PROMPT_PREFIX);
-    stdin.push_str(prompt);
-    stdin
-}
-
-/// The command line. The prompt is not in it. `own` keeps what others asked from the agent.
-fn arguments(request: &ConsultRequest, features: &Features, own: &str) -> Vec<OsString> {
+/// The command line. The prompt is not in it.
+fn arguments(invocation: &Invocation<'_>) -> Vec<OsString> {
+    let (request, own) = (invocation.request, state_rule(invocation.state_dir));
     let mut args: Vec<OsString> = ["-p", "--output-format", "stream-json", "--verbose"].map(OsString::from).into();
     let mut add = |words: &[&str]| args.extend(words.iter().map(OsString::from));
-    if features.tools {
+    if invocation.has("--tools") {
         add(&["--tools", "Read,Grep,Glob"]);
     }
-    if features.restricted {
+    if invocation.has("--restricted") {
         add(&["--restricted"]);
     }
     // The directory of a consult may hold ours, so this is asked of a confined agent as well.
-    if features.restricted && features.tools {
-        add(&["--disallowedTools", own]);
+    if invocation.has("--restricted") && invocation.has("--tools") {
+        add(&["--disallowedTools", &own]);
     } else {
         add(&["--disallowedTools", &format!("{DENY_RULES},{own}")]);
     }
-    if features.strict_mcp_config {
+    if invocation.has("--strict-mcp-config") {
         add(&["--strict-mcp-config"]);
     }
-    if features.setting_sources {
+    if invocation.has("--setting-sources") {
         add(&["--setting-sources", ""]);
     }
     add(&["--permission-mode", "dontAsk"]);
-    if features.permission_prompts {
+    if invocation.has("--permission-prompts") {
         add(&["--permission-prompts", "none"]);
     }
     if let Some(turns) = request.max_turns {
@@ -409,8 +362,17 @@ fn arguments(request: &ConsultRequest, features: &Features, own: &str) -> Vec<Os
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::agents::cli::PROMPT_PREFIX;
+    use crate::agents::probe::Features;
     use crate::agents::tests_support::{request, script};
     use crate::base::ids::{AgentSessionId, ChainId, RunToken};
+    use crate::jobs::ConsultRequest;
+
+    const PROGRAM_VARIABLE: &str = SHEET.variable;
+
+    fn run_with(request: &ConsultRequest, features: &Features, state_dir: &str) -> Vec<OsString> {
+        arguments(&Invocation { request, features, state_dir: Path::new(state_dir) })
+    }
 
     fn words(args: &[OsString]) -> Vec<&str> {
         args.iter().map(|arg| arg.to_str().expect("text")).collect()
@@ -419,7 +381,7 @@ mod tests {
     #[test]
     fn the_command_line_is_the_read_only_one() {
         assert_eq!(
-            words(&arguments(&request("p"), &Features::newest(), &state_rule(Path::new("/state dir/po")))),
+            words(&run_with(&request("p"), &Features::newest(&QUESTIONS), "/state dir/po")),
             [
                 "-p",
                 "--output-format",
@@ -449,7 +411,7 @@ mod tests {
             ..request("p")
         };
         assert_eq!(
-            words(&arguments(&full, &Features::newest(), &state_rule(Path::new("/state dir/po"))))[16..],
+            words(&run_with(&full, &Features::newest(&QUESTIONS), "/state dir/po"))[16..],
             [
                 "--max-turns",
                 "7",
@@ -467,20 +429,21 @@ mod tests {
 
     #[test]
     fn an_old_version_is_forbidden_by_rules_what_it_cannot_be_confined_to() {
-        let old = Features {
-            restricted: false,
-            permission_prompts: false,
-            setting_sources: false,
-            strict_mcp_config: false,
-            ..Features::newest()
-        };
-        let args = arguments(&request("p"), &old, &state_rule(Path::new("/s")));
+        let old = Features::newest(&QUESTIONS).without(&[
+            "--restricted",
+            "--permission-prompts",
+            "--setting-sources",
+            "--strict-mcp-config",
+        ]);
+        let args = run_with(&request("p"), &old, "/s");
         let rules = format!("{DENY_RULES},Read(//s/**)");
         assert_eq!(words(&args)[4..8], ["--tools", "Read,Grep,Glob", "--disallowedTools", &rules]);
         for flag in ["--restricted", "--permission-prompts", "--setting-sources", "--strict-mcp-config"] {
             assert!(!words(&args).contains(&flag), "{flag}");
         }
         assert!(!DENY_RULES.contains(' '));
+        // On another machine its own home is meant.
+        assert_eq!(state_rule(Path::new("~/.local/state/phone_opus")), "Read(~/.local/state/phone_opus/**)");
     }
 
     #[tokio::test]
@@ -574,22 +537,6 @@ mod tests {
             if let Err(fault) = checked {
                 assert_eq!(fault.code, FaultCode::BillingMismatch);
             }
-        }
-    }
-
-    #[test]
-    fn what_the_agent_would_misread_is_refused() {
-        let refused = |request: ConsultRequest| check_request(&request).map_err(|fault| fault.code);
-        let invalid = Err(FaultCode::InvalidInput);
-        assert_eq!(refused(request("ask")), Ok(()));
-        assert_eq!(refused(request(" \n")), invalid);
-        assert_eq!(refused(request(&"x".repeat(1_000_001))), Err(FaultCode::PromptTooLarge));
-        for model in ["", "-p", "a b", "a\nb", &"m".repeat(200)] {
-            assert_eq!(refused(ConsultRequest { model: Some(model.into()), ..request("p") }), invalid, "{model}");
-        }
-        assert_eq!(refused(ConsultRequest { max_turns: Some(0), ..request("p") }), invalid);
-        for budget in [0.0, -1.0, f64::NAN, f64::INFINITY] {
-            assert_eq!(refused(ConsultRequest { max_budget_usd: Some(budget), ..request("p") }), invalid);
         }
     }
 }

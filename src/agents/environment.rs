@@ -1,12 +1,13 @@
 //! The environment an agent gets.
 //!
-//! Owns: the list of names that may pass from the host to an agent, and on what condition. May not know where the
-//! snapshot came from (only the binary captures it) or what an agent does with it.
+//! Owns: the list of names that may pass from the host to every agent, and how an agent's own list ([`Passes`]) is applied. May
+//! not know where the snapshot came from (only the binary captures it), which agents there are, or what one does with it.
 //!
 //! Invariants: (1) a name that is neither listed nor chosen by the user (`agent_env`) does not pass; (2) what can spend money
-//! by the token passes only when that was chosen, and never as one of the user's names; (3) values are never shown; (4) a path
-//! that is not absolute does not pass: it would mean a place in the directory of each consult. What is a path is said beside
-//! each listed name ([`Value`]); of names that only their beginning or the user lists, it is seen by name and value.
+//! by the token passes only when that was chosen, to the agent it is for, and never as one of the user's names; (3) values are
+//! never shown; (4) a path that is not absolute does not pass: it would mean a place in the directory of each consult. What is a
+//! path is said beside each listed name ([`Value`]); of names that only their beginning or the user lists, it is seen by name and
+//! value.
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
@@ -19,7 +20,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
-use super::{Credential, RunRequest, programs};
+use super::{Credential, KNOWN, RunRequest, programs};
 use crate::base::base64::Base64;
 use crate::jobs::Billing;
 
@@ -56,12 +57,22 @@ impl Environment {
     }
 
     /// A digest of the names and values that may reach an agent, and of the settings it is run under, keyed by a secret of the
-    /// state directory. It can be compared and says nothing else. Another build of the program may make another one, which is a difference that costs a waiting
+    /// state directory; `also` are names that reach an agent of the user's own. It can be compared and says nothing else. Another build of the program may make another one, which is a difference that costs a waiting
     /// job whose host is gone its adoption. A key that is withheld is no part of it: a caller does not send it to begin with.
     #[must_use]
     #[doc(hidden)]
-    pub fn digest(&self, secret: &str, billing: Billing, chosen: &[String], settings: &impl Hash) -> String {
-        let granted = for_claude(self, billing, chosen).env;
+    pub fn digest<'a>(
+        &self,
+        secret: &str,
+        billing: Billing,
+        chosen: &[String],
+        also: impl IntoIterator<Item = &'a String>,
+        settings: &impl Hash,
+    ) -> String {
+        let mut granted: BTreeMap<OsString, OsString> =
+            KNOWN.iter().flat_map(|known| for_agent(known.passes, self, billing, chosen).env).collect();
+        let also = also.into_iter().filter_map(|name| Some((name.into(), self.get(name)?.to_owned())));
+        granted.extend(also);
         let half = |number: u8| {
             let mut hash = DefaultHasher::new();
             (secret, number).hash(&mut hash);
@@ -130,7 +141,7 @@ pub const DEPTH: &str = "PHONE_OPUS_DEPTH";
 
 /// What the value of a variable is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Value {
+pub(super) enum Value {
     /// No place in a file system.
     Text,
     /// A file or directory.
@@ -180,24 +191,6 @@ const ALLOWLIST: &[(&str, Value)] = &[
 
 /// What passes to every agent by the beginning of its name.
 const ALLOWED_PREFIXES: &[(&str, Value)] = &[("LC_", Text), ("XDG_", Unlisted)];
-
-/// What passes to Claude Code besides. The OAuth token is the subscription's own login, for machines without a browser.
-const CLAUDE_ALLOWLIST: &[(&str, Value)] = &[
-    ("CLAUDE_CONFIG_DIR", Path),
-    (LOGIN_TOKEN, Text),
-    ("API_TIMEOUT_MS", Text),
-    ("CLAUDE_CODE_TMPDIR", Path),
-    // The certificate a gateway knows its client by; it proves who asks and pays for nothing.
-    ("CLAUDE_CODE_CLIENT_CERT", Path),
-    ("CLAUDE_CODE_CLIENT_KEY", Path),
-    ("CLAUDE_CODE_CLIENT_KEY_PASSPHRASE", Text),
-    // Words: which stores of certificates are used.
-    ("CLAUDE_CODE_CERT_STORE", Text),
-    // Systems whose library the search program that comes along does not work with.
-    ("USE_BUILTIN_RIPGREP", Text),
-    ("NIX_LD", Path),
-    ("NIX_LD_LIBRARY_PATH", Paths),
-];
 
 /// What shims of version managers need to find the version they stand for, by the beginning of its name.
 const SHIM_PREFIXES: &[(&str, Value)] = &[
@@ -263,11 +256,12 @@ const LOADER: &[&str] = &[
     "RUST_BACKTRACE",
 ];
 
-/// Says to a runner that a way to pay is in its host's environment and was withheld from it.
+/// Says to a runner that a way to pay is in its host's environment and was withheld from it: whose, with commas between, or
+/// [`ANYBODYS`].
 const WITHHELD: &str = "PHONE_OPUS_KEY_WITHHELD";
 
-/// What says how Claude Code is installed here.
-const THIS_MACHINES: &[&str] = &["CLAUDE_CODE_CERT_STORE", "USE_BUILTIN_RIPGREP", "CLAUDE_CODE_CLIENT_KEY_PASSPHRASE"];
+/// It is not known whose.
+const ANYBODYS: &str = "1";
 
 /// Marks of a host's own session: an agent that had them would take itself for a part of it.
 const HOST_MARKERS: &[&str] = &[
@@ -285,41 +279,107 @@ const HOST_MARKERS: &[&str] = &[
     "AI_AGENT",
 ];
 
-const LOGIN_TOKEN: &str = "CLAUDE_CODE_OAUTH_TOKEN";
-
 /// Bytes kept of the digest that tells accounts apart: enough that two of one user never meet.
 const ACCOUNT_BYTES: usize = 12;
 
-/// Words in an `ANTHROPIC_…` name that make it a way to pay or a place to send the bill to. Headers may hold a key.
-const PAYING_WORDS: &[&str] = &["KEY", "TOKEN", "SECRET", "BEARER", "BASE_URL", "CUSTOM_HEADERS"];
+/// A switch of an agent that makes it use an account of a cloud provider, and what it then reads.
+pub(super) type Cloud = (&'static str, &'static [(&'static str, Value)]);
 
-/// A switch of Claude Code, and what it reads when that is set.
-type Cloud = (&'static str, &'static [(&'static str, Value)]);
+/// What passes to one agent besides what passes to every one, and what of it pays. Each agent's own file has its own.
+#[derive(Debug)]
+pub(super) struct Passes {
+    /// Whose it is.
+    pub(super) agent: &'static str,
+    /// What always passes.
+    pub(super) always: &'static [(&'static str, Value)],
+    /// The beginning of names that pass, and the words in such a name that make it a way to pay or a place to send the bill to.
+    pub(super) family: Option<(&'static str, &'static [&'static str])>,
+    /// What passes only when `billing` is `api_key`.
+    pub(super) paid: &'static [(&'static str, Value)],
+    /// What is a way to pay by itself, and what the agent has of it. The first that is there counts.
+    pub(super) keys: &'static [(&'static str, Credential)],
+    /// Accounts of cloud providers, which pass only when `billing` is `api_key`, and with their switch.
+    pub(super) clouds: &'static [Cloud],
+    /// Of what always passes, what the agent is logged in by. It passes to no other agent, whoever asks for it.
+    pub(super) logins: &'static [&'static str],
+    /// What says where it keeps its own login, the first that is set.
+    pub(super) homes: &'static [&'static str],
+    /// What says how it is installed here, and means nothing on another machine.
+    pub(super) of_this_machine: &'static [&'static str],
+}
 
-/// Accounts of cloud providers: the switch that makes Claude Code use one, and what it then reads.
-const CLOUDS: &[Cloud] = &[
-    (
-        "CLAUDE_CODE_USE_BEDROCK",
-        &[
-            ("AWS_REGION", Text),
-            ("AWS_DEFAULT_REGION", Text),
-            ("AWS_PROFILE", Text),
-            ("AWS_ACCESS_KEY_ID", Text),
-            ("AWS_SECRET_ACCESS_KEY", Text),
-            ("AWS_SESSION_TOKEN", Text),
-            ("AWS_BEARER_TOKEN_BEDROCK", Text),
-            ("AWS_CONFIG_FILE", Path),
-            ("AWS_SHARED_CREDENTIALS_FILE", Path),
-        ],
-    ),
-    (
-        "CLAUDE_CODE_USE_VERTEX",
-        &[("CLOUD_ML_REGION", Text), ("GOOGLE_APPLICATION_CREDENTIALS", Path), ("GOOGLE_CLOUD_PROJECT", Text)],
-    ),
-    ("CLAUDE_CODE_USE_FOUNDRY", &[]),
-];
+impl Passes {
+    /// Of an agent that has nothing of its own.
+    pub(super) const NOTHING: Self = Self {
+        agent: "",
+        always: &[],
+        family: None,
+        paid: &[],
+        keys: &[],
+        clouds: &[],
+        logins: &[],
+        homes: &["HOME"],
+        of_this_machine: &[],
+    };
 
-/// On what condition a name passes to Claude Code.
+    /// Everything of it that is listed by its whole name.
+    fn tables(&self) -> impl Iterator<Item = &'static [(&'static str, Value)]> {
+        [self.always, self.paid].into_iter().chain(self.clouds.iter().map(|(_, names)| *names))
+    }
+
+    /// On what condition a name passes.
+    fn grant(&self, name: &str) -> Grant {
+        if common(name) || listed(self.always, name).is_some() || of_a_shim(name) {
+            return Grant::Always;
+        }
+        if listed(self.paid, name).is_some() {
+            return Grant::ForPay;
+        }
+        if let Some((family, paying)) = self.family
+            && let Some(rest) = name.strip_prefix(family)
+        {
+            return if paying.iter().any(|word| rest.contains(word)) { Grant::ForPay } else { Grant::Always };
+        }
+        for (switch, names) in self.clouds {
+            if name == *switch {
+                return Grant::ForPay;
+            }
+            if listed(names, name).is_some() {
+                return Grant::ForCloud(switch);
+            }
+        }
+        Grant::Never
+    }
+
+    /// Whether a name passes for money only.
+    fn is_paid(&self, name: &str) -> bool {
+        matches!(self.grant(name), Grant::ForPay | Grant::ForCloud(_))
+    }
+
+    /// Whether the agent is logged in, or pays, by what this name holds.
+    fn is_credential(&self, name: &OsStr) -> bool {
+        name.to_str().is_some_and(|name| self.logins.contains(&name) || self.is_paid(name))
+    }
+
+    /// What there is to pay with by the token. A token or a cloud account wins over a key in the agents that know both.
+    pub(super) fn credential(&self, env: &Environment) -> Credential {
+        let keys = self.keys.iter().filter(|(name, _)| env.get(name).is_some()).map(|(_, credential)| *credential);
+        let clouds = self.clouds.iter().filter(|(switch, _)| is_on(env, switch)).map(|_| Credential::Unnamed);
+        let all: Vec<Credential> = keys.chain(clouds).collect();
+        match all.first() {
+            None => Credential::Nothing,
+            Some(_) if all.contains(&Credential::Unnamed) => Credential::Unnamed,
+            Some(first) => *first,
+        }
+    }
+
+    /// Whether there is a way to pay by the token.
+    fn can_pay(&self, env: &Environment) -> bool {
+        self.credential(env) != Credential::Nothing
+    }
+}
+
+/// On what condition a name passes to an agent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Grant {
     Always,
@@ -342,7 +402,7 @@ fn begun(table: &[(&str, Value)], name: &str) -> Option<Value> {
 
 /// What a variable of this name holds, whatever lets it pass.
 fn value_of(name: &str) -> Value {
-    let tables = [ALLOWLIST, CLAUDE_ALLOWLIST, SHIM_VALUES].into_iter().chain(CLOUDS.iter().map(|(_, names)| *names));
+    let tables = [ALLOWLIST, SHIM_VALUES].into_iter().chain(KNOWN.iter().flat_map(|known| known.passes.tables()));
     tables
         .filter_map(|table| listed(table, name))
         .next()
@@ -357,24 +417,6 @@ fn common(name: &str) -> bool {
 
 fn of_a_shim(name: &str) -> bool {
     begun(SHIM_PREFIXES, name).is_some() && !SECRET_WORDS.iter().any(|word| name.contains(word))
-}
-
-fn claude_grant(name: &str) -> Grant {
-    if common(name) || listed(CLAUDE_ALLOWLIST, name).is_some() || of_a_shim(name) {
-        return Grant::Always;
-    }
-    if let Some(rest) = name.strip_prefix("ANTHROPIC_") {
-        return if PAYING_WORDS.iter().any(|word| rest.contains(word)) { Grant::ForPay } else { Grant::Always };
-    }
-    for (switch, names) in CLOUDS {
-        if name == *switch {
-            return Grant::ForPay;
-        }
-        if listed(names, name).is_some() {
-            return Grant::ForCloud(switch);
-        }
-    }
-    Grant::Never
 }
 
 /// Why the user may not have this variable handed on by `agent_env`; `None` when it may be.
@@ -393,20 +435,27 @@ pub(crate) fn refusal(name: &str) -> Option<String> {
     if name.starts_with("PHONE_OPUS_") {
         return Some("is this server's own".to_owned());
     }
+    if UNLEASHING.contains(&name) {
+        return Some("lets an agent do more than read".to_owned());
+    }
     HOST_MARKERS
         .contains(&name)
         .then(|| "marks the client's own session, which an agent would take itself for a part of".to_owned())
 }
 
-/// Whether what a variable of this name holds may be a way to pay, or a place to send the bill to, for this or another
-/// vendor.
+/// Switches of agents that take away what keeps a consult to reading.
+const UNLEASHING: &[&str] = &["COPILOT_ALLOW_ALL"];
+
+/// Whether what a variable of this name holds may be a way to pay, or a place to send the bill to, for any agent or vendor.
 fn pays(name: &str) -> bool {
     let upper = name.to_ascii_uppercase();
-    matches!(claude_grant(&upper), Grant::ForPay | Grant::ForCloud(_))
+    KNOWN.iter().any(|known| known.passes.is_paid(&upper))
         || ["API_KEY", "APIKEY", "API_TOKEN", "AUTH_TOKEN", "ACCESS_KEY", "BEARER"]
             .iter()
             .any(|word| upper.contains(word))
-        || ["CLAUDE_CODE_USE_", "CLAUDE_CODE_SKIP_", "AWS_", "VERTEX_"].iter().any(|prefix| upper.starts_with(prefix))
+        || ["CLAUDE_CODE_USE_", "CLAUDE_CODE_SKIP_", "AWS_", "VERTEX_", "COPILOT_PROVIDER_"]
+            .iter()
+            .any(|prefix| upper.starts_with(prefix))
 }
 
 /// What of a value may pass: without what is relative, where it is a path or a list of paths.
@@ -442,17 +491,30 @@ fn is_relative(value: &OsStr) -> bool {
 /// What a runner is started with: ours, what its agent may get (`needed`), and whether something was withheld.
 pub(crate) fn for_runner(env: &Environment, needed: impl IntoIterator<Item = Environment>) -> Environment {
     let needed: Environment = needed.into_iter().flat_map(Environment::into_variables).collect();
-    let withheld = has_pay(env) && !has_pay(&needed);
+    let withheld = withheld_from(env, &needed);
     let own = env.iter().filter(|(name, _)| {
         name.to_str().is_some_and(|name| name.starts_with("PHONE_OPUS_") || LOADER.contains(&name) || common(name))
     });
     let mut all: BTreeMap<OsString, OsString> = own.map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
     all.remove(OsStr::new(WITHHELD));
     all.extend(needed.into_variables());
-    if withheld {
-        all.insert(WITHHELD.into(), "1".into());
+    if !withheld.is_empty() {
+        all.insert(WITHHELD.into(), withheld.join(",").into());
     }
     Environment(Arc::new(all))
+}
+
+/// The agents that have a way to pay in this environment and none in what is sent of it.
+fn withheld_from(env: &Environment, sent: &Environment) -> Vec<&'static str> {
+    let withheld = KNOWN.iter().filter(|known| known.passes.can_pay(env) && !known.passes.can_pay(sent));
+    withheld.map(|known| known.passes.agent).collect()
+}
+
+/// Whether a runner was told that a way to pay of this agent was withheld from it. A host of another process says that there is
+/// one, and not whose.
+fn is_withheld(env: &Environment, agent: &str) -> bool {
+    let told = env.get(WITHHELD).and_then(OsStr::to_str).unwrap_or_default();
+    told == ANYBODYS || told.split(',').any(|one| one == agent)
 }
 
 /// What the runner of a caller is started with whose host has another environment: of the host (`own`) what programs need to
@@ -474,7 +536,7 @@ pub(crate) fn for_callers_runner(
         own.iter().filter(|(name, _)| name.to_str().is_some_and(|name| is_ours(name) && !OF_A_RUN.contains(&name)));
     all.extend(ours.map(|(name, value)| (name.to_owned(), value.to_owned())));
     if withheld {
-        all.insert(WITHHELD.into(), "1".into());
+        all.insert(WITHHELD.into(), ANYBODYS.into());
     }
     Environment(Arc::new(all))
 }
@@ -497,14 +559,7 @@ pub(crate) fn for_caller(env: &Environment, needed: impl IntoIterator<Item = Env
 
 /// Whether a caller has a way to pay that it does not send.
 pub(crate) fn withholds(env: &Environment, sent: &Environment) -> bool {
-    (has_pay(env) || env.get(WITHHELD).is_some()) && !has_pay(sent)
-}
-
-/// Whether there is a way to pay by the token.
-fn has_pay(env: &Environment) -> bool {
-    env.get("ANTHROPIC_API_KEY").is_some()
-        || env.get("ANTHROPIC_AUTH_TOKEN").is_some()
-        || CLOUDS.iter().any(|(switch, _)| is_on(env, switch))
+    !withheld_from(env, sent).is_empty() || env.get(WITHHELD).is_some()
 }
 
 /// What passed, and what that means for the bill.
@@ -541,22 +596,18 @@ impl Travels {
     }
 }
 
-/// What Claude Code gets of a caller's environment when it runs on another machine: of what it would get here the names that are
+/// What an agent gets of a caller's environment when it runs on another machine: of what it would get here the names that are
 /// its own and the user's choice, and no path. What every agent gets is that machine's own.
-pub(super) fn for_there(env: &Environment, billing: Billing, chosen: &[String]) -> Travels {
-    let mut granted = for_claude(env, billing, chosen);
-    granted.env.retain(|name, value| name.to_str().is_some_and(|name| travels(name, value)));
-    let is_login = |name: &OsString| {
-        name.to_str()
-            .is_some_and(|name| name == LOGIN_TOKEN || matches!(claude_grant(name), Grant::ForPay | Grant::ForCloud(_)))
-    };
-    let logs_in = granted.env.keys().any(is_login);
+pub(super) fn for_there(passes: &Passes, env: &Environment, billing: Billing, chosen: &[String]) -> Travels {
+    let mut granted = for_agent(passes, env, billing, chosen);
+    granted.env.retain(|name, value| name.to_str().is_some_and(|name| travels(passes, name, value)));
+    let logs_in = granted.env.keys().any(|name| passes.is_credential(name));
     Travels { granted, logs_in }
 }
 
 /// Whether a variable that an agent here would get means the same on another machine.
-fn travels(name: &str, value: &OsStr) -> bool {
-    if common(name) || of_a_shim(name) || THIS_MACHINES.contains(&name) {
+fn travels(passes: &Passes, name: &str, value: &OsStr) -> bool {
+    if common(name) || of_a_shim(name) || passes.of_this_machine.contains(&name) {
         return false;
     }
     let is_place = |ends: &[&str]| ends.iter().any(|end| name.ends_with(end));
@@ -583,49 +634,68 @@ pub(super) fn for_offline(env: &Environment) -> Granted {
     Granted { env, key_withheld: false, credential: Credential::Nothing }
 }
 
-/// What Claude Code gets; `chosen` are the user's own names.
-pub(super) fn for_claude(env: &Environment, billing: Billing, chosen: &[String]) -> Granted {
+/// What an agent gets; `chosen` are the user's own names.
+pub(super) fn for_agent(passes: &Passes, env: &Environment, billing: Billing, chosen: &[String]) -> Granted {
     let pays = billing == Billing::ApiKey;
     let mut granted = Granted { env: BTreeMap::new(), key_withheld: false, credential: Credential::Nothing };
     for (name, value) in env.iter() {
         let Some(text) = name.to_str() else { continue };
-        let passes = match claude_grant(text) {
+        let passes = match passes.grant(text) {
             Grant::Always => true,
             Grant::ForPay => pays,
             Grant::ForCloud(switch) => pays && is_on(env, switch),
-            Grant::Never => chosen.iter().any(|chosen| chosen == text) && refusal(text).is_none(),
+            Grant::Never => chosen.iter().any(|chosen| chosen == text) && may_be_chosen(text),
         };
         if passes && let Some(value) = absolute(text, value) {
             granted.env.insert(name.to_owned(), value);
         }
     }
-    let has_key = env.get("ANTHROPIC_API_KEY").is_some();
-    let has_other = env.get("ANTHROPIC_AUTH_TOKEN").is_some() || CLOUDS.iter().any(|(switch, _)| is_on(env, switch));
     if pays {
-        // A token or a cloud account wins over the key in the agent, and is not named in its introduction.
-        granted.credential = match (has_other, has_key) {
-            (true, _) => Credential::Unnamed,
-            (false, true) => Credential::Key,
-            (false, false) => Credential::Nothing,
-        };
+        granted.credential = passes.credential(env);
     } else {
-        granted.key_withheld = has_key || has_other || env.get(WITHHELD).is_some();
+        granted.key_withheld = passes.can_pay(env) || is_withheld(env, passes.agent);
     }
     granted
 }
 
-/// A digest of what Claude Code is logged in by in this environment: the credentials it is handed, else the place where it
+/// What an agent of the user's own gets: what every agent does, these names, those to pay with where that was chosen, and those that
+/// are handed to every agent.
+pub(super) fn for_custom(
+    env: &Environment,
+    billing: Billing,
+    names: &[String],
+    pay_names: &[String],
+    chosen: &[String],
+) -> Granted {
+    let pays = billing == Billing::ApiKey;
+    let mut granted = for_offline(env);
+    for (name, value) in env.iter() {
+        let Some(text) = name.to_str() else { continue };
+        let given = |names: &[String]| names.iter().any(|given| given == text);
+        let passes = given(names) || pays && given(pay_names) || given(chosen) && may_be_chosen(text);
+        if passes && let Some(value) = absolute(text, value) {
+            granted.env.insert(name.to_owned(), value);
+        }
+    }
+    let can_pay = pay_names.iter().any(|name| env.get(name).is_some());
+    granted.key_withheld = can_pay && !pays;
+    granted.credential = if can_pay && pays { Credential::Unnamed } else { Credential::Nothing };
+    granted
+}
+
+/// Whether a name of the user's passes to an agent that does not have it listed: not what another one is logged in by.
+fn may_be_chosen(name: &str) -> bool {
+    refusal(name).is_none() && !KNOWN.iter().any(|known| known.passes.logins.contains(&name))
+}
+
+/// A digest of what an agent is logged in by in this environment: the credentials it is handed, else the place where it
 /// keeps its own. It goes into the store, and no credential can be made of it.
-pub(super) fn claude_account(env: &Environment, billing: Billing) -> String {
-    let granted = for_claude(env, billing, &[]).env;
-    let is_credential = |name: &&OsString| {
-        name.to_str()
-            .is_some_and(|name| name == LOGIN_TOKEN || matches!(claude_grant(name), Grant::ForPay | Grant::ForCloud(_)))
-    };
-    let mut names: Vec<&OsString> = granted.keys().filter(is_credential).collect();
+pub(super) fn account(passes: &Passes, env: &Environment, billing: Billing) -> String {
+    let granted = for_agent(passes, env, billing, &[]).env;
+    let mut names: Vec<&OsString> = granted.keys().filter(|name| passes.is_credential(name)).collect();
     if names.is_empty() {
-        let place = ["CLAUDE_CONFIG_DIR", "HOME"].into_iter().find(|name| env.get(name).is_some());
-        names.extend(place.and_then(|place| granted.keys().find(|name| *name == place)));
+        let place = passes.homes.iter().find(|name| env.get(name).is_some());
+        names.extend(place.and_then(|place| granted.keys().find(|name| name.as_os_str() == OsStr::new(place))));
     }
     let mut digest = Sha256::new();
     for name in names {
@@ -647,6 +717,13 @@ fn is_on(env: &Environment, switch: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::agents::claude::PASSES;
+
+    const CLOUDS: &[Cloud] = PASSES.clouds;
+
+    fn for_claude(env: &Environment, billing: Billing, chosen: &[String]) -> Granted {
+        for_agent(&PASSES, env, billing, chosen)
+    }
 
     fn passes(name: &str, billing: Billing) -> bool {
         let env: Environment = [(name, "/value")].into_iter().collect();
@@ -741,7 +818,7 @@ mod tests {
         for (name, value, subscription, api_key) in table {
             let env: Environment = [(name, value), ("CLAUDE_CODE_USE_VERTEX", "1")].into_iter().collect();
             for (billing, want) in [(Billing::Subscription, subscription), (Billing::ApiKey, api_key)] {
-                let travels = for_there(&env, billing, &chosen).granted.env;
+                let travels = for_there(&PASSES, &env, billing, &chosen).granted.env;
                 assert_eq!(travels.contains_key(OsStr::new(name)), want, "{name} under {billing:?}");
             }
         }
@@ -762,7 +839,7 @@ mod tests {
     fn accounts_are_told_apart_by_what_they_log_in_by_and_by_nothing_else() {
         let account = |variables: &[(&str, &str)], billing| {
             let env: Environment = variables.iter().copied().collect();
-            let account = claude_account(&env, billing);
+            let account = account(&PASSES, &env, billing);
             for (_, value) in variables.iter().filter(|(_, value)| !value.is_empty()) {
                 assert!(!account.contains(value), "{account}");
             }
@@ -887,8 +964,7 @@ mod tests {
     #[test]
     fn every_listed_name_passes_and_no_listed_path_passes_relative() {
         let relative = ["lib", "./lib", "../lib", ".", "lib/ld.so", "~/lib"];
-        let tables =
-            [ALLOWLIST, CLAUDE_ALLOWLIST, SHIM_VALUES].into_iter().chain(CLOUDS.iter().map(|(_, names)| *names));
+        let tables = [ALLOWLIST, SHIM_VALUES].into_iter().chain(PASSES.tables());
         let mut places = 0;
         for (name, value) in tables.flatten() {
             assert_ne!(*value, Unlisted, "{name}");
@@ -1011,7 +1087,7 @@ mod tests {
     fn a_digest_is_of_what_reaches_an_agent() {
         let of = |variables: &[(&str, &str)], billing| {
             let environment: Environment = variables.iter().copied().collect();
-            environment.digest("secret", billing, &["MINE".to_owned()], &())
+            environment.digest("secret", billing, &["MINE".to_owned()], &["THEIRS".to_owned()], &())
         };
         use Billing::{ApiKey, Subscription};
         let plain = of(&[("PATH", "/bin"), ("MINE", "1")], Subscription);
@@ -1021,6 +1097,8 @@ mod tests {
             of(&with_key, ApiKey),
             of(&[("PATH", "/bin"), ("MINE", "2")], Subscription),
             of(&[("PATH", "/bin")], Subscription),
+            of(&[("PATH", "/bin"), ("MINE", "1"), ("THEIRS", "1")], Subscription),
+            of(&[("PATH", "/bin"), ("MINE", "1"), ("CODEX_HOME", "/c")], Subscription),
             of(&[("PATH", "/bin"), ("MINE", "")], Subscription),
         ];
         assert!(!others.contains(&plain), "{others:?}");

@@ -9,10 +9,24 @@
 //!                                       Verdict (state, outcome) ◀─ classify ─ RunEnd ◀──────┘
 //! ```
 //!
+//! An agent that is a program of its own, as its maker ships it, is one file here, `claude.rs` and `codex.rs` being the models:
+//!
+//! 1. its [`Sheet`](cli::Sheet): its name and the variable that names its program; its [`AgentProfile`], which is what is said of it
+//!    and how it answers; what is asked of its program and looked for there ([`Questions`](probe::Questions)); what of the
+//!    environment passes to it and what of that pays ([`Passes`](environment::Passes)); its command line, made of a request and of
+//!    what its program can do; how it is found out who pays;
+//! 2. a parser of its stream, where no other agent's fits, with a table of lines and what each becomes;
+//! 3. a table of ends as the program really writes them and the verdict on each. Wordings that mean something by themselves are rows
+//!    in `words.rs`, what is seen otherwise is a row in `classify.rs`.
+//!
+//! Besides: a row in [`KNOWN`], a key for its program in the configuration (`config/programs.rs` and `config/keys.rs`), a voice of
+//! the scripted agent, and its column in `tests/interop/real_agents.py`.
+//!
 //! Invariants: (1) the prompt is on stdin, never in argv or the environment; (2) the environment is made from a
 //! snapshot passed in and an allowlist, never inherited; (3) whatever an agent writes, memory stays bounded and nothing
 //! panics; (4) classification is a pure function of what was seen.
 
+use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -23,11 +37,17 @@ use futures_util::future::BoxFuture;
 
 use crate::base::fault::{Fault, FaultCode};
 use crate::base::ids::{ChainId, RunToken};
+use crate::exec::ExecTarget;
 use crate::jobs::{Billing, ConsultRequest};
 
 mod classify;
 mod claude;
+mod cli;
+mod codex;
+mod custom;
 mod environment;
+mod fields;
+mod gemini;
 mod lines;
 pub mod offline;
 mod payer;
@@ -42,8 +62,12 @@ mod values;
 mod words;
 
 pub use crate::jobs::journal::{AgentEvent, AgentResult};
+pub(crate) use classify::UNPROVEN;
 pub use classify::{AgentProfile, ResumedId, RunEnd, RunVerdict, SpawnFailure, StopCause};
-pub use claude::{ClaudeCode, PROMPT_PREFIX};
+pub use claude::ClaudeCode;
+pub use cli::{CliAgent, LoginSaid, PROMPT_PREFIX};
+pub use codex::CodexStream;
+pub use custom::{CustomAgent, CustomAgents};
 pub(crate) use environment::refusal as variable_refused;
 pub use environment::{
     CHAIN as CHAIN_VARIABLE, DEPTH as DEPTH_VARIABLE, Environment, PassedEnvironment, RUN_TOKEN as RUN_TOKEN_VARIABLE,
@@ -57,6 +81,12 @@ pub use site::{AgentElsewhere, AgentSite, AgentSites, SITE_AGENTS};
 pub use stream_json::StreamJson;
 pub use summary::{RunSummary, Started};
 pub use there::{There, core_environment};
+
+/// The agents that are programs of their own, in the order they are told.
+static KNOWN: &[&cli::Sheet] = &[&claude::SHEET, &codex::SHEET, &gemini::SHEET];
+
+/// The programs of agents that are configured, by the agents' names.
+pub type AgentPrograms = BTreeMap<String, PathBuf>;
 
 /// Bytes of prompt an agent is given.
 ///
@@ -201,6 +231,19 @@ pub trait Agent: Send + Sync {
     #[doc(hidden)]
     fn forget(&self, program: &Path, state_dir: &Path) {
         let _ = (program, state_dir);
+    }
+
+    /// The same of its program on another machine.
+    #[doc(hidden)]
+    fn forget_there(&self, target: &ExecTarget, program: &Path, state_dir: &Path) {
+        let _ = (target, program, state_dir);
+    }
+
+    /// Whether a run on another machine is logged in by what travels there, and not by what is found there.
+    #[doc(hidden)]
+    fn brings_a_login(&self, environment: &Environment, billing: Billing) -> bool {
+        let _ = (environment, billing);
+        false
     }
 }
 
@@ -364,8 +407,8 @@ pub enum Credential {
     Unnamed,
 }
 
-/// Turns one run's output lines into events. [`StreamJson`] reads what Claude Code writes, [`PlainText`] takes everything for
-/// the answer.
+/// Turns one run's output lines into events. [`StreamJson`] reads what Claude Code writes, [`CodexStream`] what Codex writes,
+/// [`PlainText`] takes everything for the answer.
 ///
 /// ```
 /// use phone_opus::{AgentEvent, OutputParser};
@@ -455,13 +498,26 @@ impl AgentRegistry {
         Self::default()
     }
 
-    /// The agents every installation has.
+    /// The agents every installation has: those that are programs of their own (`claude`, `codex`, `gemini`), whether or not they are
+    /// installed here, and `offline`.
     ///
     /// `claude` is the configured path of Claude Code, if any; `program` is phone-opus itself, which the offline agent
     /// is run from.
     #[must_use]
     pub fn standard(claude: Option<PathBuf>, program: PathBuf) -> Self {
-        Self::new().with(Arc::new(ClaudeCode::new(claude))).with(Arc::new(Offline::new(program)))
+        let programs = claude.into_iter().map(|path| ("claude".to_owned(), path)).collect();
+        Self::installed(&programs, &[], program)
+    }
+
+    /// The same with these programs of theirs, handed these variables.
+    #[must_use]
+    #[doc(hidden)]
+    pub fn installed(programs: &AgentPrograms, variables: &[String], program: PathBuf) -> Self {
+        let at = |agent: CliAgent| agent.clone().at(programs.get(agent.name()).cloned());
+        CliAgent::all()
+            .map(|agent| at(agent).with_variables(variables.iter().cloned()))
+            .fold(Self::new(), |all, agent| all.with(Arc::new(agent)))
+            .with(Arc::new(Offline::new(program)))
     }
 
     /// Adds an agent; one of the same name is replaced.
@@ -502,14 +558,15 @@ impl AgentRegistry {
         environment::for_callers_runner(own, environment, needed, withheld)
     }
 
-    /// The same agents under the settings of one caller: Claude Code's program, and the variables that are handed on.
+    /// The same agents under the settings of one caller: their programs, and the variables that are handed on.
     #[must_use]
     #[doc(hidden)]
-    pub fn under(&self, program: Option<&Path>, variables: &[String]) -> Self {
-        let agents = self.agents.iter();
-        Self {
-            agents: agents.map(|agent| agent.under(program, variables).unwrap_or_else(|| Arc::clone(agent))).collect(),
-        }
+    pub fn under(&self, programs: &AgentPrograms, variables: &[String]) -> Self {
+        let under = |agent: &Arc<dyn Agent>| {
+            let program = programs.get(agent.name()).map(PathBuf::as_path);
+            agent.under(program, variables).unwrap_or_else(|| Arc::clone(agent))
+        };
+        Self { agents: self.agents.iter().map(under).collect() }
     }
 
     /// What of a caller's environment may go to another process that is to run its consults: what any agent needs, and nothing
@@ -676,13 +733,16 @@ mod tests {
     #[test]
     fn a_misspelled_agent_is_answered_with_the_nearest_name() {
         let registry = AgentRegistry::standard(None, PathBuf::from("/bin/phone-opus"));
-        assert_eq!(registry.names(), ["claude", "offline"]);
+        assert_eq!(registry.names(), ["claude", "codex", "gemini", "offline"]);
         assert_eq!(registry.get("offline").map(|agent| agent.name().to_owned()), Ok("offline".to_owned()));
         let fault = registry.get("Cluade").err().expect("unknown");
         assert_eq!(fault.code, FaultCode::InvalidInput);
-        assert_eq!(fault.hint.as_deref(), Some("Agents: `claude`, `offline` (did you mean `claude`?)."));
+        assert_eq!(
+            fault.hint.as_deref(),
+            Some("Agents: `claude`, `codex`, `gemini`, `offline` (did you mean `claude`?).")
+        );
         let fault = registry.get("zzz").err().expect("unknown");
-        assert_eq!(fault.hint.as_deref(), Some("Agents: `claude`, `offline`."));
+        assert_eq!(fault.hint.as_deref(), Some("Agents: `claude`, `codex`, `gemini`, `offline`."));
     }
 
     #[test]

@@ -1,7 +1,7 @@
-//! Asks an installed Claude Code what it can do.
+//! Asks an installed agent what it can do.
 //!
-//! Owns: the feature list and its cache, one file per binary under `STATE_DIR/probe`. May not know what the features
-//! are used for.
+//! Owns: how it is asked, and the cache of what was said, one file per binary under `STATE_DIR/probe`. May not know what is looked
+//! for ([`Questions`] says it, in the agent's own file), or what it is used for.
 //!
 //! The file that is called may be a shim, which stays as it is while what stands behind it is upgraded, downgraded or chosen
 //! by the directory it is called in. So the version is asked at each run, in the run's directory and environment; what the
@@ -13,6 +13,7 @@
 //! dropped, or when this process is killed: it ends with us, and bears the run's mark; (4) a cached answer takes nothing away
 //! from a run but for the very file and the very version it was got from: what is missing is asked for at each run.
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs::{self, DirBuilder, OpenOptions};
 use std::io::{self, Write as _};
@@ -22,6 +23,7 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use rustix::io::Errno;
 use rustix::process::{Pid, Signal, kill_process_group};
 use serde::{Deserialize, Serialize};
@@ -44,76 +46,89 @@ const BUSY_PAUSE: Duration = Duration::from_millis(20);
 /// How long a killed probe may take to be gone. Only a process stuck in the kernel takes longer.
 const REAP_DEADLINE: Duration = Duration::from_secs(1);
 
-/// What an installed Claude Code can do.
+/// What is asked of an agent's program, and looked for in what it says.
+#[derive(Debug)]
+pub(super) struct Questions {
+    /// Whose program it is.
+    pub(super) agent: &'static str,
+    /// The words it is called with; what it says to all of them is read as one text.
+    pub(super) helps: &'static [&'static [&'static str]],
+    /// What is in the text when it is this agent's.
+    pub(super) mark: &'static str,
+    /// What is looked for, and what it means when it is not there.
+    pub(super) looked_for: &'static [(&'static str, Need)],
+}
+
+/// What it means that a program does not know something.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Need {
+    /// Without it a consult would not be kept to reading, or could not be understood: nothing is started.
+    Must,
+    /// A consult does without, and `doctor` says so.
+    Used,
+    /// A consult looks at it only where it resumes a session, or not at all.
+    Aside,
+}
+
+/// What an installed agent can do.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Features {
     /// What `--version` says.
     pub version: Option<String>,
-    /// `--tools`: the hard limit of the built-in tools.
-    pub tools: bool,
-    /// `--restricted`: file tools are confined to the working directory.
-    pub restricted: bool,
-    /// `--permission-prompts`: whatever would ask is denied.
-    pub permission_prompts: bool,
-    /// `--setting-sources`: no hooks, servers and rules of user and project.
-    pub setting_sources: bool,
-    /// `--strict-mcp-config`: no MCP servers.
-    pub strict_mcp_config: bool,
-    /// `--system-prompt-snapshot`: an appended system prompt counts on resume as well.
-    pub system_prompt_snapshot: bool,
-    /// `--fork-session`: without it a resumed session keeps its id; a version that does not know it changes the id.
-    pub fork_session: bool,
+    /// Whether each thing that was looked for is there.
+    named: BTreeMap<String, bool>,
 }
 
 impl Features {
     /// Everything the newest known version can do.
-    #[must_use]
-    pub fn newest() -> Self {
-        Self {
-            version: None,
-            tools: true,
-            restricted: true,
-            permission_prompts: true,
-            setting_sources: true,
-            strict_mcp_config: true,
-            system_prompt_snapshot: true,
-            fork_session: true,
+    pub(super) fn newest(questions: &Questions) -> Self {
+        Self { version: None, named: questions.looked_for.iter().map(|(name, _)| ((*name).to_owned(), true)).collect() }
+    }
+
+    /// Without these.
+    #[cfg(test)]
+    pub(super) fn without(mut self, names: &[&str]) -> Self {
+        for name in names {
+            assert!(self.named.insert((*name).to_owned(), false).is_some(), "{name} is not looked for");
         }
+        self
     }
 
-    /// The options a consult would use and does without.
-    #[must_use]
-    pub fn missing(&self) -> Vec<&'static str> {
-        [
-            (self.tools, "--tools"),
-            (self.restricted, "--restricted"),
-            (self.permission_prompts, "--permission-prompts"),
-            (self.setting_sources, "--setting-sources"),
-            (self.strict_mcp_config, "--strict-mcp-config"),
-        ]
-        .into_iter()
-        .filter_map(|(there, option)| (!there).then_some(option))
-        .collect()
+    /// Whether this is there.
+    pub(super) fn has(&self, name: &str) -> bool {
+        self.named.get(name).is_some_and(|there| *there)
     }
 
-    /// What a help text names. `None` when it is not the help text of Claude Code.
-    fn from_help(help: &str, version: Option<String>) -> Option<Self> {
-        let names = |flag: &str| {
-            help.match_indices(flag).any(|(at, _)| {
-                let next = help[at + flag.len()..].chars().next();
-                next.is_none_or(|next| !next.is_ascii_alphanumeric() && next != '-')
+    /// What a consult would use and does without.
+    pub(super) fn missing(&self, questions: &Questions) -> Vec<&'static str> {
+        let used = questions.looked_for.iter().filter(|(name, need)| *need != Need::Aside && !self.has(name));
+        used.map(|(name, _)| *name).collect()
+    }
+
+    /// What no consult does without, and is not there.
+    pub(super) fn wanting(&self, questions: &Questions) -> Vec<&'static str> {
+        let must = questions.looked_for.iter().filter(|(name, need)| *need == Need::Must && !self.has(name));
+        must.map(|(name, _)| *name).collect()
+    }
+
+    /// Whether exactly this was looked for: an older version of ours looked for less.
+    fn answers(&self, questions: &Questions) -> bool {
+        self.named.len() == questions.looked_for.len()
+            && questions.looked_for.iter().all(|(name, _)| self.named.contains_key(*name))
+    }
+
+    /// What a help text names. `None` when it is not this agent's.
+    fn from_help(questions: &Questions, help: &str, version: Option<String>) -> Option<Self> {
+        let part = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_');
+        let names = |name: &str| {
+            help.match_indices(name).any(|(at, _)| {
+                let next = help[at + name.len()..].chars().next();
+                let before = help[..at].chars().next_back();
+                !next.is_some_and(part) && !before.is_some_and(part)
             })
         };
-        names("--output-format").then(|| Self {
-            version,
-            tools: names("--tools"),
-            restricted: names("--restricted"),
-            permission_prompts: names("--permission-prompts"),
-            setting_sources: names("--setting-sources"),
-            strict_mcp_config: names("--strict-mcp-config"),
-            system_prompt_snapshot: names("--system-prompt-snapshot"),
-            fork_session: names("--fork-session"),
-        })
+        let named = || questions.looked_for.iter().map(|(name, _)| ((*name).to_owned(), names(name))).collect();
+        names(questions.mark).then(|| Self { version, named: named() })
     }
 }
 
@@ -147,11 +162,11 @@ impl ProgramStamp {
     }
 
     /// A name for the cache file (FNV-1a of the path). Two paths that collide only cost each other's cache.
-    fn file_name(&self) -> String {
+    fn file_name(&self, agent: &str) -> String {
         let hash = self.path.iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
             (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3)
         });
-        format!("claude-{hash:016x}.json")
+        format!("{agent}-{hash:016x}.json")
     }
 }
 
@@ -169,6 +184,7 @@ const VERSIONS_KEPT: usize = 8;
 /// Whom to ask, and how a run of it would be started.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Asked<'a> {
+    pub(super) questions: &'static Questions,
     pub(super) program: &'a Path,
     pub(super) env: &'a [(OsString, OsString)],
     /// Where the run is to be: a shim may choose by it.
@@ -185,8 +201,8 @@ pub(super) struct Asked<'a> {
 pub(super) async fn for_a_run(asked: Asked<'_>, state_dir: &Path, resumes: bool) -> Features {
     // Whether a session goes on under its own id is told by no refusal.
     if !resumes && let Ok(fingerprint) = ProgramStamp::of(asked.program) {
-        let mut known = cached(&place(&fingerprint, state_dir).1, &fingerprint);
-        if known.iter().all(|version| version.missing().is_empty())
+        let mut known = cached(asked.questions, &place(asked.questions, &fingerprint, state_dir).1, &fingerprint);
+        if known.iter().all(|version| version.missing(asked.questions).is_empty())
             && let Some(latest) = known.pop()
         {
             return latest;
@@ -216,54 +232,69 @@ pub(super) async fn features(asked: Asked<'_>, state_dir: &Path) -> Features {
 /// May be dropped at any time; what it started is ended by its machine.
 pub(super) async fn for_a_run_there(
     there: &There<'_>,
+    questions: &'static Questions,
     name: &str,
     asked: AskedThere<'_>,
     state_dir: &Path,
     resumes: bool,
 ) -> Result<(Candidate, Features), Fault> {
     let first = there.first(name);
-    if let Some(known) = known_there(there, &first, state_dir, resumes) {
+    if let Some(known) = known_there(there, questions, &first, state_dir, resumes) {
         return Ok((first, known));
     }
-    match features_there(there, &first, asked, state_dir).await {
+    match features_there(there, questions, &first, asked, state_dir).await {
         Ok(features) => return Ok((first, features)),
         Err(error) if is_missing(&error) => {}
         // Whatever else is wrong with it, the start of the agent itself says it.
-        Err(_) => return Ok((first, Features::newest())),
+        Err(_) => return Ok((first, Features::newest(questions))),
     }
     let Some(found) = there.elsewhere(name).await else { return Err(there.missing(name)) };
-    let features = match known_there(there, &found, state_dir, resumes) {
+    let features = match known_there(there, questions, &found, state_dir, resumes) {
         Some(known) => known,
-        None => features_there(there, &found, asked, state_dir).await.unwrap_or_else(|_| Features::newest()),
+        None => features_there(there, questions, &found, asked, state_dir)
+            .await
+            .unwrap_or_else(|_| Features::newest(questions)),
     };
     Ok((found, features))
 }
 
 /// What a run may use without asking, as in [`for_a_run`].
-fn known_there(there: &There<'_>, program: &Candidate, state_dir: &Path, resumes: bool) -> Option<Features> {
+fn known_there(
+    there: &There<'_>,
+    questions: &Questions,
+    program: &Candidate,
+    state_dir: &Path,
+    resumes: bool,
+) -> Option<Features> {
     let stamp = ProgramStamp::elsewhere(&there.site.target, &program.program);
-    let mut known = cached(&place(&stamp, state_dir).1, &stamp);
-    (!resumes && known.iter().all(|version| version.missing().is_empty())).then(|| known.pop()).flatten()
+    let mut known = cached(questions, &place(questions, &stamp, state_dir).1, &stamp);
+    (!resumes && known.iter().all(|version| version.missing(questions).is_empty())).then(|| known.pop()).flatten()
 }
 
-/// As [`features`]; both questions at once, since the way may be long.
+/// As [`features`]; all questions at once, since the way may be long.
 async fn features_there(
     there: &There<'_>,
+    questions: &Questions,
     program: &Candidate,
     asked: AskedThere<'_>,
     state_dir: &Path,
 ) -> Result<Features, ProcessStartError> {
-    let (version, help) =
-        tokio::join!(there.ask(program, asked, &["--version"]), there.ask(program, asked, &["--help"]));
+    let helps = join_all(questions.helps.iter().map(|words| there.ask(program, asked, words)));
+    let (version, helps) = tokio::join!(there.ask(program, asked, &["--version"]), helps);
     let version = version?.and_then(|text| first_line(&text));
-    let Some(features) = Features::from_help(&help?.unwrap_or_default(), version) else {
+    let mut help = String::new();
+    for text in helps {
+        help.push_str(&text?.unwrap_or_default());
+        help.push('\n');
+    }
+    let Some(features) = Features::from_help(questions, &help, version) else {
         tracing::debug!("the agent's help could not be read; the newest version is assumed");
-        return Ok(Features::newest());
+        return Ok(Features::newest(questions));
     };
     if features.version.is_some() {
         let fingerprint = ProgramStamp::elsewhere(&there.site.target, &program.program);
-        let (directory, cache) = place(&fingerprint, state_dir);
-        let mut versions = cached(&cache, &fingerprint);
+        let (directory, cache) = place(questions, &fingerprint, state_dir);
+        let mut versions = cached(questions, &cache, &fingerprint);
         versions.retain(|known| known.version != features.version);
         versions.push(features.clone());
         versions.drain(..versions.len().saturating_sub(VERSIONS_KEPT));
@@ -281,12 +312,13 @@ fn first_line(text: &str) -> Option<String> {
 }
 
 async fn probe(asked: Asked<'_>, state_dir: &Path, deadline: Duration) -> Features {
-    let Ok(fingerprint) = ProgramStamp::of(asked.program) else { return Features::newest() };
-    let (directory, cache) = place(&fingerprint, state_dir);
-    let known = cached(&cache, &fingerprint);
+    let questions = asked.questions;
+    let Ok(fingerprint) = ProgramStamp::of(asked.program) else { return Features::newest(questions) };
+    let (directory, cache) = place(questions, &fingerprint, state_dir);
+    let known = cached(questions, &cache, &fingerprint);
     let (version, help) = if known.is_empty() {
         // It will have to be asked for both, so at the same time.
-        let (version, help) = tokio::join!(ask(asked, &["--version"], deadline), ask(asked, &["--help"], deadline));
+        let (version, help) = tokio::join!(ask(asked, &["--version"], deadline), ask_for_help(asked, deadline));
         (version, Some(help))
     } else {
         (ask(asked, &["--version"], deadline).await, None)
@@ -297,11 +329,11 @@ async fn probe(asked: Asked<'_>, state_dir: &Path, deadline: Duration) -> Featur
     }
     let help = match help {
         Some(help) => help,
-        None => ask(asked, &["--help"], deadline).await,
+        None => ask_for_help(asked, deadline).await,
     };
-    let Some(features) = Features::from_help(&help.unwrap_or_default(), version) else {
+    let Some(features) = Features::from_help(questions, &help, version) else {
         tracing::debug!("the agent's help could not be read; the newest version is assumed");
-        return Features::newest();
+        return Features::newest(questions);
     };
     // What has no version cannot be told from the next one.
     if features.version.is_some() {
@@ -315,34 +347,46 @@ async fn probe(asked: Asked<'_>, state_dir: &Path, deadline: Duration) -> Featur
     features
 }
 
+/// What it says to all that it is asked about itself, as one text. What it does not answer is left out.
+async fn ask_for_help(asked: Asked<'_>, deadline: Duration) -> String {
+    let texts = join_all(asked.questions.helps.iter().map(|words| ask(asked, words, deadline))).await;
+    texts.into_iter().flatten().collect::<Vec<_>>().join("\n")
+}
+
 /// Forgets what is known about a program: it did not understand what its version was said to.
-pub(super) fn forget(program: &Path, state_dir: &Path) {
+pub(super) fn forget(questions: &Questions, program: &Path, state_dir: &Path) {
     if let Ok(fingerprint) = ProgramStamp::of(program) {
         // What is not there is forgotten.
-        let _ = fs::remove_file(place(&fingerprint, state_dir).1);
+        let _ = fs::remove_file(place(questions, &fingerprint, state_dir).1);
     }
 }
 
 /// The same of a program of another machine.
-pub(super) fn forget_there(target: &ExecTarget, program: &Path, state_dir: &Path) {
+pub(super) fn forget_there(questions: &Questions, target: &ExecTarget, program: &Path, state_dir: &Path) {
     // What is not there is forgotten.
-    let _ = fs::remove_file(place(&ProgramStamp::elsewhere(target, program), state_dir).1);
+    let _ = fs::remove_file(place(questions, &ProgramStamp::elsewhere(target, program), state_dir).1);
 }
 
 /// Whether some program of this agent was found and asked here before: one that is missing now may be being replaced.
-pub(super) fn was_found(state_dir: &Path) -> bool {
-    fs::read_dir(state_dir.join("probe")).is_ok_and(|mut entries| entries.next().is_some())
+pub(super) fn was_found(questions: &Questions, state_dir: &Path) -> bool {
+    let is_its = |entry: fs::DirEntry| {
+        let name = entry.file_name().into_string().unwrap_or_default();
+        name.strip_prefix(questions.agent).is_some_and(|rest| rest.starts_with('-'))
+    };
+    fs::read_dir(state_dir.join("probe")).is_ok_and(|entries| entries.filter_map(Result::ok).any(is_its))
 }
 
-fn place(fingerprint: &ProgramStamp, state_dir: &Path) -> (PathBuf, PathBuf) {
+fn place(questions: &Questions, fingerprint: &ProgramStamp, state_dir: &Path) -> (PathBuf, PathBuf) {
     let directory = state_dir.join("probe");
-    let cache = directory.join(fingerprint.file_name());
+    let cache = directory.join(fingerprint.file_name(questions.agent));
     (directory, cache)
 }
 
-fn cached(file: &Path, fingerprint: &ProgramStamp) -> Vec<Features> {
+/// What is known of each version. What an older program of ours looked for something else in is known of none.
+fn cached(questions: &Questions, file: &Path, fingerprint: &ProgramStamp) -> Vec<Features> {
     let read = || serde_json::from_slice::<Cached>(&fs::read(file).ok()?).ok();
-    read().filter(|entry| entry.fingerprint == *fingerprint).map(|entry| entry.versions).unwrap_or_default()
+    let versions = read().filter(|entry| entry.fingerprint == *fingerprint).map(|entry| entry.versions);
+    versions.unwrap_or_default().into_iter().filter(|version| version.answers(questions)).collect()
 }
 
 /// Writes beside and renames, so that a reader sees the old file or the new one.
@@ -432,7 +476,12 @@ mod tests {
     use std::time::Instant;
 
     use super::*;
+    use crate::agents::claude::QUESTIONS;
     use crate::agents::tests_support::script;
+
+    fn newest() -> Features {
+        Features::newest(&QUESTIONS)
+    }
 
     /// What a help text of the newest version says about the flags that are looked for.
     const HELP: &str = "--output-format <f>  --tools <t...>  --restricted  --permission-prompts <t>  \
@@ -443,7 +492,11 @@ mod tests {
     }
 
     async fn features(program: &Path, env: &[(OsString, OsString)], state_dir: &Path) -> Features {
-        super::features(Asked { program, env, cwd: Path::new("/"), descriptors: None }, state_dir).await
+        super::features(
+            Asked { questions: &QUESTIONS, program, env, cwd: Path::new("/"), descriptors: None },
+            state_dir,
+        )
+        .await
     }
 
     fn calls(dir: &Path) -> usize {
@@ -466,14 +519,14 @@ mod tests {
         let program = agent(dir.path(), HELP);
         let state = dir.path().join("state");
         let first = features(&program, &path_env(), &state).await;
-        assert_eq!(first, Features { version: Some("9.9 (Claude Code)".into()), ..Features::newest() });
+        assert_eq!(first, Features { version: Some("9.9 (Claude Code)".into()), ..newest() });
         assert_eq!(features(&program, &path_env(), &state).await, first);
         assert_eq!(calls(dir.path()), 3, "its version each time, its help once");
 
         let changed = agent(dir.path(), "--output-format  --restricted-mode --setting-sources=x");
         fs::File::open(&changed).and_then(|file| file.set_modified(std::time::UNIX_EPOCH)).expect("older");
         let old = features(&changed, &path_env(), &state).await;
-        assert!(old.setting_sources && !old.restricted && !old.tools, "{old:?}");
+        assert!(old.has("--setting-sources") && !old.has("--restricted") && !old.has("--tools"), "{old:?}");
         assert_eq!(calls(dir.path()), 5);
 
         let cache: Vec<_> =
@@ -514,7 +567,8 @@ mod tests {
         let ask = |cwd: PathBuf| {
             let (shim, state) = (shim.clone(), state.clone());
             async move {
-                let asked = Asked { program: &shim, env: &path_env(), cwd: &cwd, descriptors: None };
+                let asked =
+                    Asked { questions: &QUESTIONS, program: &shim, env: &path_env(), cwd: &cwd, descriptors: None };
                 super::features(asked, &state).await
             }
         };
@@ -525,14 +579,14 @@ mod tests {
         {
             fs::write(root.join("current"), current).expect("an upgrade");
             let seen = ask(root.join(cwd)).await;
-            assert_eq!(seen.restricted, restricted, "{current} in {cwd}: {seen:?}");
+            assert_eq!(seen.has("--restricted"), restricted, "{current} in {cwd}: {seen:?}");
         }
         // The version says what it said, and can do something else: only the program itself can tell, by refusing.
         fs::write(root.join("v2/help"), "--output-format").expect("another build");
-        assert!(ask(root.join("v1")).await.restricted);
-        forget(&shim, &state);
-        assert!(!ask(root.join("v1")).await.restricted);
-        assert!(was_found(&state) && !was_found(&root.join("nowhere")));
+        assert!(ask(root.join("v1")).await.has("--restricted"));
+        forget(&QUESTIONS, &shim, &state);
+        assert!(!ask(root.join("v1")).await.has("--restricted"));
+        assert!(was_found(&QUESTIONS, &state) && !was_found(&QUESTIONS, &root.join("nowhere")));
     }
 
     #[tokio::test]
@@ -541,17 +595,18 @@ mod tests {
         let program = agent(dir.path(), HELP);
         let state = dir.path().join("state");
         let env = path_env();
-        let asked = Asked { program: &program, env: &env, cwd: Path::new("/"), descriptors: None };
+        let asked =
+            Asked { questions: &QUESTIONS, program: &program, env: &env, cwd: Path::new("/"), descriptors: None };
         let first = for_a_run(asked, &state, false).await;
-        assert_eq!((calls(dir.path()), first.missing()), (2, vec![]), "nothing was known");
+        assert_eq!((calls(dir.path()), first.missing(&QUESTIONS)), (2, vec![]), "nothing was known");
         assert_eq!((for_a_run(asked, &state, false).await, calls(dir.path())), (first.clone(), 2));
         // What only a resumed session needs to know is told by the version alone.
         assert_eq!((for_a_run(asked, &state, true).await, calls(dir.path())), (first, 3));
         // A refusal, and what stands there now has less: from then on it is asked each time.
-        forget(&program, &state);
+        forget(&QUESTIONS, &program, &state);
         agent(dir.path(), "--output-format --restricted");
         let less = for_a_run(asked, &state, false).await;
-        assert!(less.restricted && !less.tools && calls(dir.path()) == 5, "{less:?}");
+        assert!(less.has("--restricted") && !less.has("--tools") && calls(dir.path()) == 5, "{less:?}");
         assert_eq!((for_a_run(asked, &state, false).await, calls(dir.path())), (less, 6));
         // Another file is another program.
         let other = script(
@@ -581,7 +636,7 @@ mod tests {
         let (seen, ()) = tokio::join!(asking, over);
         assert!(began.elapsed() >= Duration::from_millis(300), "it was not waited for");
         // What `cat` says of itself is no help of an agent's; it was asked.
-        assert_eq!(seen, Features::newest());
+        assert_eq!(seen, newest());
     }
 
     #[tokio::test]
@@ -594,11 +649,17 @@ mod tests {
         ] {
             let program = script(dir.path(), name, &body);
             let started = Instant::now();
-            let asked = Asked { program: &program, env: &path_env(), cwd: Path::new("/"), descriptors: None };
+            let asked = Asked {
+                questions: &QUESTIONS,
+                program: &program,
+                env: &path_env(),
+                cwd: Path::new("/"),
+                descriptors: None,
+            };
             let seen = probe(asked, dir.path(), Duration::from_millis(500)).await;
             assert!(started.elapsed() < Duration::from_secs(30));
             if name == "hangs" {
-                assert_eq!(seen, Features::newest());
+                assert_eq!(seen, newest());
                 assert!(!dir.path().join("probe").exists(), "an assumption is not cached");
             }
             let pids = fs::read_to_string(dir.path().join("pids")).expect("pids");
@@ -612,22 +673,23 @@ mod tests {
     #[tokio::test]
     async fn a_probe_that_cannot_start_assumes_the_newest_version() {
         let dir = tempfile::tempdir().expect("scratch");
-        assert_eq!(features(Path::new("/nonexistent/claude"), &[], dir.path()).await, Features::newest());
+        assert_eq!(features(Path::new("/nonexistent/claude"), &[], dir.path()).await, newest());
         let program = script(dir.path(), "other", "echo usage: something else");
-        assert_eq!(features(&program, &path_env(), dir.path()).await, Features::newest());
+        assert_eq!(features(&program, &path_env(), dir.path()).await, newest());
     }
 
     #[cfg(feature = "testkit")]
     #[test]
     fn the_scripted_agent_has_the_newest_versions_flags() {
         let help = crate::testkit::scripted_agent::HELP;
-        assert_eq!(Features::from_help(help, None), Some(Features::newest()));
+        assert_eq!(Features::from_help(&QUESTIONS, help, None), Some(newest()));
     }
 
     #[test]
     fn a_flag_is_named_only_as_a_whole() {
-        let features = Features::from_help("--output-format x\n --tools-all, --restricted\n", None).expect("help");
-        assert!(features.restricted && !features.tools);
-        assert_eq!(Features::from_help("bash: no such file", None), None);
+        let features =
+            Features::from_help(&QUESTIONS, "--output-format x\n --tools-all, --restricted\n", None).expect("help");
+        assert!(features.has("--restricted") && !features.has("--tools"));
+        assert_eq!(Features::from_help(&QUESTIONS, "bash: no such file", None), None);
     }
 }

@@ -14,10 +14,10 @@ use futures_util::future::BoxFuture;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
-use super::environment::{self, Environment};
+use super::environment::Environment;
 use super::{
     Agent, AgentCommand, AgentEvent, AgentProfile, AgentRegistry, OutputParser, PayerKnown, Payment, RunEnd,
-    RunRequest, RunVerdict, probe,
+    RunRequest, RunVerdict,
 };
 use crate::base::fault::{Fault, FaultClass};
 use crate::exec::ExecTarget;
@@ -42,7 +42,7 @@ pub struct AgentSite {
 }
 
 /// Agents that can run on another machine.
-pub const SITE_AGENTS: &[&str] = &["claude", "offline"];
+pub const SITE_AGENTS: &[&str] = &["claude", "codex", "offline"];
 
 /// The agents of other machines, by the names callers use.
 pub type AgentSites = BTreeMap<String, AgentSite>;
@@ -101,7 +101,7 @@ impl Agent for AgentElsewhere {
     }
 
     fn forget(&self, program: &Path, state_dir: &Path) {
-        probe::forget_there(&self.site.target, program, state_dir);
+        self.agent.forget_there(&self.site.target, program, state_dir);
     }
 
     fn parser(&self) -> Box<dyn OutputParser> {
@@ -114,8 +114,7 @@ impl Agent for AgentElsewhere {
 
     /// A login that travels is the caller's wherever it is used; without one it is that machine's own.
     fn account(&self, env: &Environment, billing: Billing) -> String {
-        let travels = environment::for_there(env, billing, &[]);
-        if travels.brings_a_login() {
+        if self.agent.brings_a_login(env, billing) {
             return self.agent.account(env, billing);
         }
         if self.agent.account(env, billing).is_empty() {
@@ -179,7 +178,7 @@ mod tests {
         assert_eq!(target("box").as_deref(), Some("unix:/box"));
         assert_eq!(target("claude").as_deref(), Some("unix:/two"), "the one here, and not itself, is what runs there");
         assert_eq!(target("offline"), None);
-        let under = all.under(Some(Path::new("/mine")), &["MINE".to_owned()]);
+        let under = all.under(&[("claude".to_owned(), "/mine".into())].into_iter().collect(), &["MINE".to_owned()]);
         let still = under.get("box").expect("known");
         assert_eq!((still.name(), still.site().is_some()), ("box", true));
     }

@@ -32,6 +32,7 @@ const WORDINGS: &[(FaultCode, &[&str])] = &[
             "exceeds the context window",
             "context window exceeded",
             "maximum context length",
+            "ran out of room in the model's context window",
             "request_too_large",
             "request too large",
             "api error: 413",
@@ -46,6 +47,7 @@ const WORDINGS: &[(FaultCode, &[&str])] = &[
             "insufficient credit",
             "insufficient funds",
             "insufficient_quota",
+            "quota exceeded. check your plan",
             "out of credits",
             "spend limit",
             "spending limit",
@@ -59,6 +61,7 @@ const WORDINGS: &[(FaultCode, &[&str])] = &[
         FaultCode::AgentNotLoggedIn,
         &[
             "invalid api key",
+            "api key not valid",
             "invalid x-api-key",
             "not logged in",
             "please run /login",
@@ -73,6 +76,9 @@ const WORDINGS: &[(FaultCode, &[&str])] = &[
             "permission_error",
             "does not have access to claude",
             "organization has been disabled",
+            "missing environment variable",
+            "access token could not be refreshed",
+            "please log out and sign in again",
             "api error: 401",
             "api error (401",
             "api error: 403",
@@ -118,6 +124,9 @@ const WORDINGS: &[(FaultCode, &[&str])] = &[
             "529 overloaded",
             "api error: overloaded",
             "server is overloaded",
+            "experiencing high demand",
+            "model is at capacity",
+            "disconnected before completion: overloaded",
             "api error: 529",
             "api error (529",
         ],
@@ -130,18 +139,21 @@ const WORDINGS: &[(FaultCode, &[&str])] = &[
             "not_found_error",
             "may not exist or you may not have access",
             "model is not available",
+            "model is not supported",
             "api error: 404",
             "api error (404",
         ],
     ),
     (FaultCode::AnswerTooLong, &["output token maximum", "max_output_tokens"]),
-    (FaultCode::Refused, &["violate our usage policy", "violates our usage policy"]),
+    (FaultCode::Refused, &["violate our usage policy", "violates our usage policy", "reason: content_filter"]),
     (
         FaultCode::AgentUpstream,
         &[
             "api error: 5",
             "api error (5",
             "internal server error",
+            "stream disconnected before completion",
+            "connection failed",
             "connection error",
             "request timed out",
             "fetch failed",
@@ -173,8 +185,10 @@ pub(super) fn lifted(text: &str, now: UnixMillis, zone: &TimeZone) -> Option<Uni
     if let Some((_, time)) = text.rsplit_once("limit reached|") {
         return epoch(time.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()?);
     }
-    let (_, said) = text.split_once("reset")?;
-    let said = said.trim_start_matches('s').trim_start();
+    let resets = || text.split_once("reset").map(|(_, said)| said.trim_start_matches('s').trim_start());
+    // "Try again later" names no time.
+    let again = || text.split_once("try again ").map(|(_, said)| said.trim_start_matches("at ").trim_start());
+    let said = resets().or_else(again)?;
     if let Some(span) = said.strip_prefix("in ") {
         let ms = duration(span)?;
         return Some(UnixMillis(now.0.checked_add(ms)?));

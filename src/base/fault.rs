@@ -192,7 +192,7 @@ fault_codes! {
     AgentError = "agent_error", Downstream, Agent, again;
     /// The agent session to resume does not exist.
     UnknownSession = "unknown_session", Downstream, Agent, never;
-    /// The agent refused the session id as such.
+    /// The agent refused the session id as such, or the session was had in another directory.
     InvalidSession = "invalid_session", Downstream, Agent, never;
     /// Prompt and history are larger than the model takes.
     InputTooLarge = "input_too_large", Downstream, Agent, never;

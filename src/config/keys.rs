@@ -17,9 +17,9 @@ use super::clients::ClientSettings;
 use super::kinds::{
     Count, Directories, Fill, Kind, Lay, Lower, Millis, Names, PerClient, Program, Seconds, Text, Word,
 };
-use super::sites::{AgentSettings, PerAgent};
+use super::sites::{AgentSettings, PerAgent, lay_customs};
 use super::{AGENT_ENV_MOST, ConfigError, LeftOut, RolloutMode, WorkerIsolation};
-use crate::agents::{AgentSites, ExtraUsage};
+use crate::agents::{AgentSites, CustomAgents, ExtraUsage};
 use crate::jobs::Billing;
 
 /// What is known of a key.
@@ -70,13 +70,21 @@ macro_rules! config_keys {
             pub most_wait: Option<Duration>,
             /// How many characters of an answer it lets a reply have.
             pub most_response_chars: Option<usize>,
+            /// Agents of the user's own, of the tables of `agents` that name a command.
+            pub customs: CustomAgents,
             /// The project's file, where it could not be used.
             pub left_out: Option<LeftOut>,
         }
 
         impl Default for Config {
             fn default() -> Self {
-                Self { $($field: $default,)* most_wait: None, most_response_chars: None, left_out: None }
+                Self {
+                    $($field: $default,)*
+                    most_wait: None,
+                    most_response_chars: None,
+                    customs: CustomAgents::new(),
+                    left_out: None,
+                }
             }
         }
 
@@ -130,6 +138,11 @@ macro_rules! config_keys {
                         refused.push((&Key::$name, why));
                     }
                 )*
+                if let Some(tables) = &settings.agents
+                    && let Err(why) = lay_customs(&Key::agents, tables, &mut self.customs)
+                {
+                    refused.push((&Key::agents, why));
+                }
                 refused
             }
 
@@ -184,10 +197,22 @@ config_keys! {
         what: "Claude Code's program",
         shown: "`claude` on PATH, else where installers put it (`~/.local/bin`, `/opt/homebrew/bin` and the like)",
     }
+    codex_bin: PathBuf as Program {
+        /// Path of Codex's program, if configured.
+        codex_bin: Option<PathBuf> = None,
+        what: "Codex's program",
+        shown: "`codex`, looked for in the same places",
+    }
+    gemini_bin: PathBuf as Program {
+        /// Path of Gemini CLI's program, if configured.
+        gemini_bin: Option<PathBuf> = None,
+        what: "Gemini CLI's program",
+        shown: "`gemini`, looked for in the same places",
+    }
     agent_env: Vec<String> as Names {
         /// Names of variables that are handed on to agents besides those that always are. None of them can spend money.
         agent_env: Vec<String> = Vec::new(),
-        what: "variables that are handed on to the agent besides the usual ones; a name that can spend money is refused",
+        what: "variables that are handed on to every agent besides the usual ones; a name that can spend money is refused",
         accepted: format!(
             "up to {AGENT_ENV_MOST} names of variables, as `[\"CORPORATE_CA\", \"NODE_OPTIONS\"]`; in the environment with \
              commas between"
@@ -296,7 +321,7 @@ config_keys! {
     agents: BTreeMap<String, AgentSettings> as PerAgent {
         /// Agents whose processes run on other machines.
         agents: AgentSites = AgentSites::new(),
-        what: "an agent on another machine, which callers name NAME: [exec.md](exec.md)",
+        what: "an agent on another machine ([exec.md](exec.md)) or a command of your own ([agents.md](agents.md)), which callers name NAME",
     }
     clients: BTreeMap<String, ClientSettings> as PerClient {
         /// What is different for single clients.

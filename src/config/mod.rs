@@ -10,6 +10,7 @@
 pub mod clients;
 mod keys;
 mod kinds;
+mod programs;
 mod project;
 mod sites;
 
@@ -19,6 +20,7 @@ use serde::{Deserialize, Serialize};
 
 pub use self::keys::{Config, Key, Settings};
 pub use self::kinds::Words;
+pub use self::programs::{PROGRAM_KEYS, ProgramKey};
 pub use self::project::{LeftOut, PROJECT_FILE};
 pub use self::sites::AgentSettings;
 use crate::base::nearest::nearest;

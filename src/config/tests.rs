@@ -187,7 +187,7 @@ fn accepted(key: &Key) -> (String, String) {
         "isolation" => word("process"),
         "rollout" => word("on_request"),
         "agent" => word("offline"),
-        "claude_bin" => word("/x/claude"),
+        name if name.ends_with("_bin") => word("/x/program"),
         "agent_env" => ("[\"CI\", \"A_B\"]".to_owned(), "CI, A_B".to_owned()),
         "workspaces" => ("[\"/a\", \"/b\"]".to_owned(), "/a:/b".to_owned()),
         "clients" => ("{ x = { wait_s = 9 } }".to_owned(), String::new()),

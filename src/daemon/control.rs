@@ -42,8 +42,10 @@ const WORD: usize = 200;
 const HOST_SETTINGS: usize = 64;
 
 /// Settings that may differ from session to session. The others are the daemon's: it has one of each.
-pub const OF_A_SESSION: [&str; 10] = [
+pub const OF_A_SESSION: [&str; 12] = [
     "claude_bin",
+    "codex_bin",
+    "gemini_bin",
     "agent_env",
     "billing",
     "extra_usage",
@@ -565,9 +567,11 @@ fn settings(members: &Map<String, Value>, problem: &mut impl FnMut(String)) -> S
     settings
 }
 
-fn lay(settings: &mut Settings, name: &str, one: Settings) {
+fn lay(settings: &mut Settings, name: &str, mut one: Settings) {
+    if settings.take_program(name, &mut one) {
+        return;
+    }
     match name {
-        "claude_bin" => settings.claude_bin = one.claude_bin,
         "agent_env" => settings.agent_env = one.agent_env,
         "billing" => settings.billing = one.billing,
         "extra_usage" => settings.extra_usage = one.extra_usage,
@@ -617,7 +621,6 @@ impl Opening {
         }
         let s = &self.settings;
         let settings = [
-            ("claude_bin", s.claude_bin.as_ref().map(|path| json!(path.to_string_lossy()))),
             ("agent_env", s.agent_env.as_ref().map(|names| json!(names))),
             ("billing", s.billing.map(|billing| json!(billing))),
             ("extra_usage", s.extra_usage.map(|extra| json!(extra.as_str()))),
@@ -628,8 +631,9 @@ impl Opening {
             ("response_chars", s.response_chars.map(Value::from)),
             ("progress_s", s.progress_s.map(Value::from)),
         ];
+        let programs = s.programs().map(|(row, path)| (row.key.name, Some(json!(path.to_string_lossy()))));
         let settings: Map<String, Value> =
-            settings.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?))).collect();
+            programs.chain(settings).filter_map(|(name, value)| Some((name.to_owned(), value?))).collect();
         if !settings.is_empty() {
             line["settings"] = Value::Object(settings);
         }
@@ -726,6 +730,8 @@ mod tests {
             catalog: Some("0123".to_owned()),
             settings: Settings {
                 claude_bin: Some("/opt/claude".into()),
+                codex_bin: Some("/opt/codex".into()),
+                gemini_bin: Some("/opt/gemini".into()),
                 agent_env: Some(vec!["FOO".to_owned()]),
                 billing: Some(Billing::ApiKey),
                 extra_usage: Some(crate::agents::ExtraUsage::Stop),

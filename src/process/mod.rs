@@ -17,7 +17,7 @@
 //! use phone_opus::{StateDir, System};
 //!
 //! fn main() -> ExitCode {
-//!     let registry = Registry::standard();             // Claude Code and `offline`; `.agent(Mine)`, `.tool(Mine)` for yours
+//!     let registry = Registry::standard();             // `claude`, `codex`, … and `offline`; `.agent(Mine)`, `.tool(Mine)` for yours
 //!     if let Some(code) = dispatch(std::env::args_os(), &registry) {
 //!         return code;                                 // it was a runner, a worker, who waits with jobs, or the agent
 //!     }
@@ -84,7 +84,8 @@ impl Registry {
         Self::default()
     }
 
-    /// With the agents every installation has: Claude Code, by its usual name, and `offline`, played by this program.
+    /// With the agents every installation has: Claude Code, Codex and the others, by their usual names, and `offline`, played by this
+    /// program.
     #[must_use]
     pub fn standard() -> Self {
         Self { agents: AgentRegistry::standard(None, image::own_program()), ..Self::default() }

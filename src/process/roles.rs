@@ -133,11 +133,12 @@ pub(super) fn waiting(runs: RunWords, registry: &Registry) -> Result<ExitCode, B
         max_running,
         stall,
         extra_usage,
-        claude_bin: runs.claude_bin,
         agent_env: runs.agent_env,
         agents: runs.sites,
+        customs: runs.customs,
         ..Config::default()
-    };
+    }
+    .with_programs(&runs.programs);
     // Its own environment is that of its host's jobs, so their runners inherit it; those of others come with theirs.
     let runner = RunnerCommand::new(image::own_program(), dir.clone(), &Arc::new(config), agents, None, Vec::new())
         .with_orphan_grace(orphan_grace);
@@ -177,13 +178,14 @@ fn host_streams(duty: Duty) -> Result<(Input, Output), String> {
     Ok((input, Output::stdout().map_err(|error| chain(&error))?))
 }
 
-/// The program's agents, under what its host says of Claude Code and of other machines.
+/// The program's agents, under what its host says of their programs and of other machines.
 fn agents(registry: &Registry, runs: &RunWords) -> AgentRegistry {
     let agents = &registry.agents;
-    if runs.claude_bin.is_none() && runs.agent_env.is_empty() {
-        return agents.with_sites(&runs.sites);
+    if runs.programs.is_empty() && runs.agent_env.is_empty() {
+        return agents.with_customs(&runs.customs).with_sites(&runs.sites);
     }
-    agents.under(runs.claude_bin.as_deref(), &runs.agent_env).with_sites(&runs.sites)
+    let customs = agents.with_customs(&runs.customs);
+    customs.under(&runs.programs, &runs.agent_env).with_sites(&runs.sites)
 }
 
 /// The fault plan of this process's environment (`PHONE_OPUS_FAULTS`), armed; nothing is armed without one. Rules that end the
@@ -218,9 +220,10 @@ mod tests {
             stall: Duration::from_secs(1),
             extra_usage: ExtraUsage::Allow,
             orphan_grace: Duration::ZERO,
-            claude_bin: claude_bin.map(Into::into),
+            programs: claude_bin.map(|path| ("claude".to_owned(), path.into())).into_iter().collect(),
             agent_env: agent_env.iter().map(|&name| name.to_owned()).collect(),
             sites: Default::default(),
+            customs: Default::default(),
         }
     }
 
@@ -238,7 +241,7 @@ mod tests {
         let registry = Registry::standard().agent(ClaudeCode::new(Some(own.clone())));
         let located = |runs: &RunWords| {
             let agents = agents(&registry, runs);
-            assert_eq!(agents.names().len(), 2);
+            assert_eq!(agents.names().len(), Registry::standard().agents.names().len());
             agents.get("claude").expect("known").locate(&Environment::default())
         };
         assert_eq!(located(&runs(None, &[])).as_deref(), Ok(own.as_path()), "the program's own");

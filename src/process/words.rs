@@ -12,11 +12,12 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fmt;
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
-use crate::agents::{AgentSite, AgentSites, ExtraUsage};
+use crate::agents::{AgentPrograms, AgentSite, AgentSites, CustomAgent, CustomAgents, ExtraUsage};
 use crate::base::ids::{Generation, JobId};
 use crate::config::Config;
 
@@ -57,12 +58,14 @@ pub struct RunWords {
     pub extra_usage: ExtraUsage,
     /// How long a job whose host is gone may be adopted by another one; zero when it may not.
     pub orphan_grace: Duration,
-    /// Claude Code's program.
-    pub claude_bin: Option<PathBuf>,
+    /// The agents' programs that are configured.
+    pub programs: AgentPrograms,
     /// Variables that are handed on to agents.
     pub agent_env: Vec<String>,
     /// The agents of other machines.
     pub sites: AgentSites,
+    /// The agents of the user's own.
+    pub customs: CustomAgents,
 }
 
 /// Words that are a host's and say nothing.
@@ -129,9 +132,10 @@ struct Options {
     stall_s: Option<u64>,
     extra_usage: Option<ExtraUsage>,
     orphan_grace_s: Option<u64>,
-    claude_bin: Option<PathBuf>,
+    programs: AgentPrograms,
     agent_env: Vec<String>,
     sites: AgentSites,
+    customs: CustomAgents,
 }
 
 impl Options {
@@ -146,7 +150,7 @@ impl Options {
                 Some("--job") => is_runner == IsRunner::Yes,
                 Some(
                     "--state-dir" | "--max-running" | "--stall-s" | "--extra-usage" | "--orphan-grace-s"
-                    | "--claude-bin" | "--agent-env" | "--site",
+                    | "--claude-bin" | "--agent-bin" | "--agent-env" | "--site" | "--custom-agent",
                 ) => true,
                 _ => false,
             };
@@ -172,9 +176,22 @@ impl Options {
                 self.extra_usage.replace(ExtraUsage::parse(&word).ok_or_else(|| unreadable(name))?).is_some()
             }
             Some("--orphan-grace-s") => self.orphan_grace_s.replace(value_of(name, value)?).is_some(),
-            Some("--claude-bin") => self.claude_bin.replace(path_of(name, value)?).is_some(),
+            // As a process of a version before several agents says it.
+            Some("--claude-bin") => self.programs.insert("claude".to_owned(), path_of(name, value)?).is_some(),
+            Some("--agent-bin") => {
+                let word = given(name, value)?;
+                let (agent, path) = of_an_agent(&word).ok_or_else(|| unreadable(name))?;
+                self.programs.insert(agent, path).is_some()
+            }
             Some("--agent-env") => {
                 self.agent_env.push(text_of(name, value)?);
+                false
+            }
+            Some("--custom-agent") => {
+                let word = text_of(name, value)?;
+                let (named, custom): (String, CustomAgent) =
+                    serde_json::from_str(&word).map_err(|_| unreadable(name))?;
+                self.customs.insert(named, custom);
                 false
             }
             _ => {
@@ -195,9 +212,10 @@ impl Options {
             stall: self.stall_s.map_or_else(|| usual().stall, Duration::from_secs),
             extra_usage: self.extra_usage.unwrap_or_else(|| usual().extra_usage),
             orphan_grace: Duration::from_secs(self.orphan_grace_s.unwrap_or(0)),
-            claude_bin: self.claude_bin,
+            programs: self.programs,
             agent_env: self.agent_env,
             sites: self.sites,
+            customs: self.customs,
         })
     }
 
@@ -234,6 +252,14 @@ fn path_of(name: &OsStr, value: Option<OsString>) -> Result<PathBuf, WordsError>
     Ok(given(name, value)?.into())
 }
 
+/// `codex=/opt/codex`: an agent, and a path that need not be text.
+fn of_an_agent(word: &OsStr) -> Option<(String, PathBuf)> {
+    let bytes = word.as_bytes();
+    let at = memchr::memchr(b'=', bytes)?;
+    let agent = std::str::from_utf8(&bytes[..at]).ok()?;
+    Some((agent.to_owned(), OsStr::from_bytes(&bytes[at + 1..]).into()))
+}
+
 fn text_of(name: &OsStr, value: Option<OsString>) -> Result<String, WordsError> {
     given(name, value)?.into_string().map_err(|_| unreadable(name))
 }
@@ -265,6 +291,13 @@ mod tests {
     fn what_a_host_writes_is_read_as_it_was_meant() {
         let (name, site): (String, AgentSite) = serde_json::from_str(SITE).expect("a site");
         let sites: AgentSites = [(name, site)].into_iter().collect();
+        let custom = CustomAgent {
+            command: vec!["llm".to_owned(), "-x y".to_owned()],
+            output: "text".to_owned(),
+            env: vec!["MINE".to_owned()],
+            pay_env: Vec::new(),
+            reads: None,
+        };
         let config = Config {
             max_running: 7,
             stall: Duration::from_secs(11),
@@ -272,6 +305,7 @@ mod tests {
             claude_bin: Some("/opt/my claude".into()),
             agent_env: vec!["A".to_owned(), "B".to_owned()],
             agents: sites.clone(),
+            customs: [("mine".to_owned(), custom)].into(),
             ..Config::default()
         };
         let dir = StateDir::at("/state of mine");
@@ -287,8 +321,8 @@ mod tests {
             assert_eq!(runs.state_dir, dir.root());
             assert_eq!((runs.max_running, runs.stall), (config.max_running, config.stall));
             assert_eq!((runs.extra_usage, runs.orphan_grace), (config.extra_usage, Duration::from_secs(30)));
-            assert_eq!((&runs.claude_bin, &runs.agent_env), (&config.claude_bin, &config.agent_env));
-            assert_eq!(runs.sites, sites);
+            assert_eq!((&runs.programs, &runs.agent_env), (&config.programs(), &config.agent_env));
+            assert_eq!((&runs.sites, &runs.customs), (&sites, &config.customs));
         };
         let job = JobId::random();
         for (more, is_held) in

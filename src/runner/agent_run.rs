@@ -30,6 +30,9 @@ const STORE_MOMENT: Duration = Duration::from_secs(5);
 
 impl Runner {
     pub(super) async fn run_agent(&mut self, agent: &dyn Agent, record: &JobRecord, nothing: RunEnd) -> RunVerdict {
+        if let Some(fault) = self.session_is_elsewhere(agent, record).await {
+            return failed(fault);
+        }
         let token = RunToken::random();
         self.journal.write(JournalEvent::Dispatched);
         // The journal goes before the mark: a store that stands still at it stands still for the mark, and nothing is started.
@@ -58,6 +61,21 @@ impl Runner {
             reached.leave().await;
         }
         verdict
+    }
+
+    /// A session is gone on with where it was had. What is in its history is of that directory, and what agents make of another
+    /// one differs: some move along, some stay, one hangs. Of a session that was had without us nothing is known.
+    async fn session_is_elsewhere(&self, agent: &dyn Agent, record: &JobRecord) -> Option<Fault> {
+        let session = record.request.session_id.filter(|_| agent.profile().resumes())?;
+        let before = self.store.last_of_session(record.id, session).await.ok()??;
+        let had = self.store.job(before).await.ok()?.request;
+        if (&had.cwd, &had.machine) == (&record.request.cwd, &record.request.machine) {
+            return None;
+        }
+        let on = had.machine.map_or_else(String::new, |machine| format!(" on {machine}"));
+        let detail = format!("The session was had in {}{on}, and is gone on with there only.", had.cwd.display());
+        let hint = "Name that directory as `cwd`, or leave `session_id` out to start a new session.";
+        Some(Fault::new(FaultCode::InvalidSession, detail).hint(hint))
     }
 
     async fn run_there(

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use crate::agents::{AgentRegistry, AgentSites, Environment, ExtraUsage};
+use crate::agents::{AgentPrograms, AgentRegistry, AgentSites, CustomAgents, Environment, ExtraUsage};
 use crate::base::ids::JobId;
 use crate::base::image::StandIn;
 use crate::base::state_dir::StateDir;
@@ -29,12 +29,14 @@ pub struct RunnerManner {
     pub stall: Duration,
     /// What becomes of a run that would be paid for beyond its plan.
     pub extra_usage: ExtraUsage,
-    /// Claude Code's program, where one is configured.
-    pub claude_bin: Option<PathBuf>,
+    /// The agents' programs that are configured.
+    pub programs: AgentPrograms,
     /// Variables that are handed on to agents besides the usual ones.
     pub agent_env: Vec<String>,
     /// The agents of other machines.
     pub sites: AgentSites,
+    /// The agents of the user's own.
+    pub customs: CustomAgents,
 }
 
 impl RunnerManner {
@@ -43,9 +45,10 @@ impl RunnerManner {
             environment,
             stall: config.stall,
             extra_usage: config.extra_usage,
-            claude_bin: config.claude_bin.clone(),
+            programs: config.programs(),
             agent_env: config.agent_env.clone(),
             sites: config.agents.clone(),
+            customs: config.customs.clone(),
         }
     }
 }
@@ -57,12 +60,13 @@ impl RunnerManner {
 /// usage the job would be billed as its caller has forbidden.
 #[must_use]
 pub fn manner_digest(environment: &Environment, config: &Config, secret: &str) -> String {
-    let RunnerManner { environment: _, stall, extra_usage, claude_bin, agent_env, sites } =
+    let RunnerManner { environment: _, stall, extra_usage, programs, agent_env, sites, customs } =
         RunnerManner::new(config, None);
-    // Sites always have a JSON text.
-    let sites = serde_json::to_string(&sites).unwrap_or_default();
-    let settings = (stall, extra_usage.as_str(), claude_bin, &agent_env, sites);
-    environment.digest(secret, config.billing, &agent_env, &settings)
+    // Both always have a JSON text.
+    let tables = serde_json::to_string(&(&sites, &customs)).unwrap_or_default();
+    let settings = (stall, extra_usage.as_str(), programs, &agent_env, tables);
+    let also = customs.values().flat_map(|custom| custom.names(config.billing));
+    environment.digest(secret, config.billing, &agent_env, also, &settings)
 }
 
 /// What all runners of a host have in common.
@@ -137,8 +141,9 @@ impl RunnerCommand {
             return self.clone();
         }
         let (config, hosts, agents) = (&caller.config, &self.host.config, &self.host.agents);
-        let same = config.claude_bin == hosts.claude_bin && config.agent_env == hosts.agent_env;
-        let agents = if same { agents.clone() } else { agents.under(config.claude_bin.as_deref(), &config.agent_env) };
+        let programs = config.programs();
+        let same = programs == hosts.programs() && config.agent_env == hosts.agent_env;
+        let agents = if same { agents.clone() } else { agents.under(&programs, &config.agent_env) };
         let own = self.own_variables();
         let mut given = agents.for_callers_runners(&own, &caller.environment, config.billing, caller.key_withheld);
         for (name, value) in &self.host.variables {
@@ -299,8 +304,11 @@ impl RunnerCommand {
             // A part of a second is none.
             command.args(["--orphan-grace-s", &self.orphan_grace.as_secs().max(1).to_string()]);
         }
-        if let Some(path) = &manner.claude_bin {
-            command.arg("--claude-bin").arg(path);
+        for (agent, path) in &manner.programs {
+            // A path need not be text.
+            let mut word = OsString::from(format!("{agent}="));
+            word.push(path);
+            command.arg("--agent-bin").arg(word);
         }
         for name in &manner.agent_env {
             command.arg("--agent-env").arg(name);
@@ -308,6 +316,10 @@ impl RunnerCommand {
         for site in &manner.sites {
             // Names and texts always have a JSON text. Nothing secret is in it: a token stays in its file.
             command.arg("--site").arg(serde_json::to_string(&site).unwrap_or_default());
+        }
+        for custom in &manner.customs {
+            // Words and names always have a JSON text, and no value of a variable is in it.
+            command.arg("--custom-agent").arg(serde_json::to_string(&custom).unwrap_or_default());
         }
         if let Some(environment) = &manner.environment {
             command.env_clear().envs(environment.iter());
@@ -387,7 +399,7 @@ mod tests {
         ]);
         assert_eq!(given, expected);
         let has = |word: &str, value: &str| words.windows(2).any(|pair| pair == [word, value]);
-        assert!(has("--claude-bin", "/caller/claude") && has("--agent-env", "MINE"), "{words:?}");
+        assert!(has("--agent-bin", "claude=/caller/claude") && has("--agent-env", "MINE"), "{words:?}");
         assert!(has("--stall-s", "11") && has("--max-running", "3"), "the places are the host's: {words:?}");
         assert_eq!(theirs.callers_manner().and_then(|manner| manner.environment.clone()), Some(expected));
         // Who waits with its jobs has nothing of it.

@@ -45,6 +45,7 @@ pub mod scripted_agent;
 pub mod starts;
 pub mod tools;
 pub mod trouble;
+mod voices;
 pub mod wait;
 
 pub use self::agent_process::AgentProcess;

@@ -1,6 +1,7 @@
-//! A program that plays the part of Claude Code.
+//! A program that plays the part of an agent: of Claude Code, or of another one that is called as it is called.
 //!
-//! Owns: the script language and its execution. May not know phone-opus: it is on the other side of the pipe.
+//! Owns: the script language and its execution; how each program says things is its voice (`voices`). May not know phone-opus: it
+//! is on the other side of the pipe.
 //!
 //! The binary becomes it when it is called by the name [`PROGRAM_NAME`] (a link to it). The script rides in the prompt:
 //!
@@ -28,6 +29,8 @@ use rustix::process::{Pid, Signal, getpid, kill_process, setsid};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
+use super::voices::{self, OptionRefused, Speaker, Voice};
+pub use super::voices::{HELP, VERSION};
 use crate::base::ids::UnixMillis;
 use crate::base::procfs;
 
@@ -44,54 +47,6 @@ const FILE_POLL: Duration = Duration::from_millis(5);
 pub(super) const GRANDCHILD: &str = "--scripted-grandchild";
 /// The exit code when the script itself is wrong or waited in vain.
 const SCRIPT_FAILED: i32 = 70;
-
-/// What it answers to `--version`.
-pub const VERSION: &str = "2.1.329 (Claude Code)\n";
-
-/// What it answers to `--help`: the options the probe looks for. `--max-turns` works and is not named, as in the real one.
-pub const HELP: &str = "\
-Usage: claude [options] [command] [prompt]
-
-Options:
-  -p, --print                       Print response and exit
-  --output-format <format>          \"text\", \"json\" or \"stream-json\"
-  --verbose                         Override verbose mode
-  --tools <tools...>                Specify the list of available tools
-  --allowedTools <tools...>         Tools to allow
-  --disallowedTools <tools...>      Tools to deny
-  --restricted                      Confine the file tools
-  --strict-mcp-config               Only use MCP servers from --mcp-config
-  --setting-sources <sources>       Setting sources to load
-  --permission-mode <mode>          Permission mode
-  --permission-prompts <target>     Where permission prompts go
-  --system-prompt-snapshot <mode>   System prompt on resume
-  --append-system-prompt <prompt>   Append to the system prompt
-  --max-budget-usd <amount>         Most to spend
-  --model <model>                   Model
-  --effort <level>                  Effort
-  -r, --resume [sessionId]          Resume a conversation
-  --fork-session                    Create a new session ID when resuming
-  -v, --version                     Output the version number
-";
-
-const FLAGS: &[&str] = &["-p", "--print", "--verbose", "--restricted", "--strict-mcp-config", "--fork-session"];
-const OPTIONS: &[&str] = &[
-    "--output-format",
-    "--tools",
-    "--allowedTools",
-    "--disallowedTools",
-    "--setting-sources",
-    "--permission-mode",
-    "--permission-prompts",
-    "--system-prompt-snapshot",
-    "--append-system-prompt",
-    "--max-budget-usd",
-    "--max-turns",
-    "--model",
-    "--effort",
-    "--resume",
-    "-r",
-];
 
 /// What the prompt tells the program to do.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -291,27 +246,28 @@ struct Program<O, E> {
 /// What one run knows of itself.
 struct Run {
     script: Script,
-    session_id: String,
+    voice: &'static dyn Voice,
+    speaker: Speaker,
     prompt_head: String,
 }
 
 impl<O: Write, E: Write> Program<O, E> {
     fn run(&mut self, args: &[OsString], mut stdin: impl Read) -> Result<i32, End> {
         let args_text: Vec<String> = args.iter().map(|arg| arg.to_string_lossy().into_owned()).collect();
-        if args_text.iter().any(|arg| arg == "--version" || arg == "-v") {
-            self.stdout.write_all(VERSION.as_bytes())?;
+        let voice = voices::called(&args_text);
+        if let Some(said) = voice.asked(&args_text) {
+            self.stdout.write_all(said.as_bytes())?;
             return Ok(0);
         }
-        if args_text.iter().any(|arg| arg == "--help" || arg == "-h") {
-            self.stdout.write_all(HELP.as_bytes())?;
-            return Ok(0);
-        }
-        let resume = self.check_arguments(&args_text)?;
+        let resume = match voice.check(&args_text) {
+            Ok(resume) => resume,
+            Err(OptionRefused { line, code }) => return self.refuse(&line, code),
+        };
         let mut bytes = Vec::new();
         stdin.read_to_end(&mut bytes)?;
         let prompt = String::from_utf8_lossy(&bytes).into_owned();
         if prompt.trim().is_empty() {
-            return self.refuse("Error: Input must be provided either through stdin or as a prompt argument");
+            return self.refuse("Error: Input must be provided either through stdin or as a prompt argument", 1);
         }
         let script = match Script::find(&prompt) {
             None => Script::default(),
@@ -327,7 +283,8 @@ impl<O: Write, E: Write> Program<O, E> {
         let note = |event: &str| note(log.as_deref(), event, args, &prompt);
         note("start")?;
         let body = prompt.strip_prefix(crate::agents::PROMPT_PREFIX).unwrap_or(&prompt);
-        let run = Run { script, session_id, prompt_head: body.chars().take(40).collect() };
+        let prompt_head = body.chars().take(40).collect();
+        let run = Run { voice, speaker: speaker(&script, session_id), script, prompt_head };
         let code = match self.play(&run) {
             Ok(code) | Err(End::Exit(code)) => code,
             Err(End::Io(error)) => return Err(End::Io(error)),
@@ -337,39 +294,10 @@ impl<O: Write, E: Write> Program<O, E> {
         Ok(code)
     }
 
-    /// Refuses what the real program refuses, and returns the session to resume.
-    fn check_arguments(&mut self, args: &[String]) -> Result<Option<String>, End> {
-        let mut resume = None;
-        let mut format = "text";
-        let mut verbose = false;
-        let mut rest = args.iter();
-        while let Some(arg) = rest.next() {
-            if FLAGS.contains(&arg.as_str()) {
-                verbose |= arg == "--verbose";
-            } else if OPTIONS.contains(&arg.as_str()) {
-                let Some(value) = rest.next() else {
-                    return self.refuse(&format!("error: option '{arg}' argument missing")).map(|_: i32| None);
-                };
-                match arg.as_str() {
-                    "--resume" | "-r" => resume = Some(value.clone()),
-                    "--output-format" => format = value,
-                    _ => {}
-                }
-            } else {
-                return self.refuse(&format!("error: unknown option '{arg}'")).map(|_: i32| None);
-            }
-        }
-        if format == "stream-json" && !verbose {
-            let text = "Error: When using --print, --output-format=stream-json requires --verbose";
-            return self.refuse(text).map(|_: i32| None);
-        }
-        Ok(resume)
-    }
-
-    /// The way the real program refuses: one line on stderr and code 1.
-    fn refuse<T>(&mut self, line: &str) -> Result<T, End> {
+    /// The way the real programs refuse: one line on stderr and a code.
+    fn refuse<T>(&mut self, line: &str, code: i32) -> Result<T, End> {
         writeln!(self.stderr, "{line}")?;
-        Err(End::Exit(1))
+        Err(End::Exit(code))
     }
 
     fn play(&mut self, run: &Run) -> Result<i32, End> {
@@ -378,19 +306,20 @@ impl<O: Write, E: Write> Program<O, E> {
             self.stdout.write_all(before.as_bytes())?;
         }
         if !script.no_init {
-            self.event(&init(run))?;
+            self.events(&run.voice.introduction(&run.speaker))?;
         }
         for step in &script.steps {
             self.step(run, step)?;
         }
         let mut failed = false;
         if !script.no_result {
-            let result = result(run, &script.result);
-            failed = result.get("is_error").and_then(Value::as_bool).unwrap_or(false);
-            if !failed && let Some(text) = result.get("result").and_then(Value::as_str) {
-                self.event(&assistant(run, &json!({"type": "text", "text": text})))?;
+            let (result, has_failed) = result(run, &script.result);
+            failed = has_failed;
+            // Claude Code says its answer before it repeats it in its result.
+            if !failed && let Some(text) = result.first().and_then(|one| one.get("result")).and_then(Value::as_str) {
+                self.event(&run.voice.text(&run.speaker, text))?;
             }
-            self.event(&result)?;
+            self.events(&result)?;
         }
         for step in &script.after {
             self.step(run, step)?;
@@ -399,13 +328,11 @@ impl<O: Write, E: Write> Program<O, E> {
     }
 
     fn step(&mut self, run: &Run, step: &Step) -> Result<(), End> {
+        let Run { voice, speaker, .. } = run;
         match step {
-            Step::Text(text) => self.event(&assistant(run, &json!({"type": "text", "text": text}))),
-            Step::Thinking => self.event(&assistant(run, &json!({"type": "thinking", "thinking": "…"}))),
-            Step::ToolUse(tool) => {
-                self.event(&assistant(run, &json!({"type": "tool_use", "name": tool, "id": "t", "input": {}})))?;
-                self.event(&json!({"type": "user", "message": {"content": [{"type": "tool_result"}]}}))
-            }
+            Step::Text(text) => self.event(&voice.text(speaker, text)),
+            Step::Thinking => self.event(&voice.thinking(speaker)),
+            Step::ToolUse(tool) => self.events(&voice.tool(speaker, tool)),
             Step::DelayMs(ms) => {
                 std::thread::sleep(Duration::from_millis(*ms).min(LIFETIME));
                 Ok(())
@@ -429,16 +356,16 @@ impl<O: Write, E: Write> Program<O, E> {
                 self.stdout.write_all(text.as_bytes())?;
                 Ok(self.stdout.flush()?)
             }
-            Step::Introduce => self.event(&init(run)),
+            Step::Introduce => self.events(&voice.introduction(speaker)),
             Step::Glued(steps) => {
                 self.glued = true;
                 steps.iter().try_for_each(|step| self.step(run, step))?;
                 self.glued = false;
                 self.line(b"")
             }
-            Step::LimitInfo(info) => self.event(&json!({"type": "rate_limit_event", "rate_limit_info": info})),
+            Step::LimitInfo(info) => self.event(&voice.limit_info(info)),
             Step::HugeOutput(bytes) => {
-                let event = assistant(run, &json!({"type": "text", "text": "x".repeat(1_000)})).to_string();
+                let event = voice.text(speaker, &"x".repeat(1_000)).to_string();
                 let lines = bytes.div_ceil(event.len() as u64 + 1);
                 (0..lines).try_for_each(|_| writeln!(self.stdout, "{event}"))?;
                 Ok(self.stdout.flush()?)
@@ -449,11 +376,9 @@ impl<O: Write, E: Write> Program<O, E> {
             }
             Step::HugeText(bytes) => {
                 let bytes = usize::try_from(*bytes).map_err(|_| End::Exit(SCRIPT_FAILED))?;
-                self.event(&assistant(run, &json!({"type": "text", "text": "x".repeat(bytes)})))
+                self.event(&voice.text(speaker, &"x".repeat(bytes)))
             }
-            Step::LoneSurrogate => self.line(
-                br#"{"type":"assistant","message":{"content":[{"type":"text","text":"half of a pair: \ud83d"}]}}"#,
-            ),
+            Step::LoneSurrogate => self.line(voice.half_a_pair().as_bytes()),
             Step::HalfUtf8 => {
                 self.stdout.write_all(b"half a character: \xe2\x82")?;
                 Ok(self.stdout.flush()?)
@@ -469,24 +394,13 @@ impl<O: Write, E: Write> Program<O, E> {
                 Ok(rustix::stdio::dup2_stdout(nowhere).map_err(io::Error::from)?)
             }
             Step::Fork(place) => fork(*place),
-            Step::RateLimit(at) => self.event(&json!({
-                "type": "rate_limit_event",
-                "rate_limit_info": {"status": "rejected", "resetsAt": at, "rateLimitType": "five_hour"},
-            })),
-            Step::ApiRetry { attempt, max, delay_ms, status } => self.event(&json!({
-                "type": "system", "subtype": "api_retry", "attempt": attempt, "max_retries": max,
-                "retry_delay_ms": delay_ms, "error_status": status, "error": "server_error",
-            })),
-            Step::ApiError(class) => {
-                let mut event = assistant(run, &json!({"type": "text", "text": "API Error"}));
-                event["error"] = json!(class);
-                self.event(&event)
+            Step::RateLimit(at) => self.event(&voice.limit(*at)),
+            Step::ApiRetry { attempt, max, delay_ms, status } => {
+                self.event(&voice.retries(*attempt, *max, *delay_ms, *status))
             }
-            Step::Denied { tool, target } => self.event(&json!({
-                "type": "system", "subtype": "permission_denied", "tool_name": tool,
-                "tool_input": {"file_path": target}, "message": "denied by the script",
-            })),
-            Step::Result(fields) => self.event(&result(run, fields)),
+            Step::ApiError(class) => self.event(&voice.provider_error(speaker, class)),
+            Step::Denied { tool, target } => self.event(&voice.denied(tool, target)),
+            Step::Result(fields) => self.events(&result(run, fields).0),
             Step::Exit(code) => Err(End::Exit(*code)),
             Step::KillSelf(signal) => {
                 self.stdout.flush()?;
@@ -523,6 +437,10 @@ impl<O: Write, E: Write> Program<O, E> {
         Ok(())
     }
 
+    fn events(&mut self, events: &[Value]) -> Result<(), End> {
+        events.iter().try_for_each(|event| self.event(event))
+    }
+
     fn event(&mut self, event: &Value) -> Result<(), End> {
         self.line(event.to_string().as_bytes())
     }
@@ -553,48 +471,18 @@ fn fork(place: ForkPlace) -> Result<(), End> {
     Ok(())
 }
 
-fn init(run: &Run) -> Value {
-    let key_source = run.script.key_source.clone().unwrap_or_else(|| {
-        let has_key = std::env::var_os("ANTHROPIC_API_KEY").is_some_and(|key| !key.is_empty());
-        if has_key { "ANTHROPIC_API_KEY" } else { "none" }.to_owned()
-    });
-    let mut init = json!({
-        "type": "system", "subtype": "init", "session_id": run.session_id, "model": model(run),
-        "tools": ["Read", "Grep", "Glob"], "mcp_servers": [], "permissionMode": "dontAsk",
-        "claude_code_version": "2.1.329", "apiKeySource": key_source,
-    });
-    if run.script.no_key_source
-        && let Some(fields) = init.as_object_mut()
-    {
-        fields.remove("apiKeySource");
-    }
-    init
+/// What it says of itself: what the script says, and of its key what is so.
+fn speaker(script: &Script, session_id: String) -> Speaker {
+    let has_key = std::env::var_os("ANTHROPIC_API_KEY").is_some_and(|key| !key.is_empty());
+    let seen = || if has_key { "ANTHROPIC_API_KEY" } else { "none" }.to_owned();
+    let key_source = (!script.no_key_source).then(|| script.key_source.clone().unwrap_or_else(seen));
+    let model = script.model.clone().unwrap_or_else(|| "scripted-model".to_owned());
+    Speaker { session_id, model, key_source }
 }
 
-fn model(run: &Run) -> &str {
-    run.script.model.as_deref().unwrap_or("scripted-model")
-}
-
-fn assistant(run: &Run, block: &Value) -> Value {
-    json!({"type": "assistant", "session_id": run.session_id, "message": {"role": "assistant", "content": [block]}})
-}
-
-/// A result with the usual fields and these over them; a field set to null is left out.
-fn result(run: &Run, fields: &Map<String, Value>) -> Value {
+fn result(run: &Run, fields: &Map<String, Value>) -> (Vec<Value>, bool) {
     let answer = run.script.answer.clone().unwrap_or_else(|| format!("scripted answer to: {}", run.prompt_head));
-    let mut result = json!({
-        "is_error": false, "type": "result", "subtype": "success", "result": answer,
-        "session_id": run.session_id, "num_turns": 1, "duration_ms": 1, "stop_reason": "end_turn",
-        "terminal_reason": "completed", "total_cost_usd": 0.001,
-        "usage": {"input_tokens": 3, "output_tokens": 5},
-        "modelUsage": {model(run): {"inputTokens": 3, "outputTokens": 5}},
-        "permission_denials": [],
-    });
-    if let Some(object) = result.as_object_mut() {
-        object.extend(fields.clone());
-        object.retain(|_, value| !value.is_null());
-    }
-    result
+    run.voice.result(&run.speaker, &answer, fields)
 }
 
 /// Appends one line to the log: written at once, so that lines of several runs do not mix.
@@ -667,7 +555,7 @@ mod tests {
     #[test]
     fn it_answers_a_probe_and_refuses_options_as_the_real_one() {
         assert_eq!(play(&["--version"], "").stdout, VERSION.as_bytes());
-        assert_eq!(play(&["--help"], "").stdout, HELP.as_bytes());
+        assert!(play(&["--help"], "").stdout.starts_with(HELP.as_bytes()));
         let unknown = play(&["-p", "--cwd", "/"], "x");
         assert_eq!((unknown.code, unknown.stderr.as_str()), (1, "error: unknown option '--cwd'\n"));
         assert!(play(&["-p", "--output-format", "stream-json"], "x").stderr.contains("requires --verbose"));

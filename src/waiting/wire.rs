@@ -7,6 +7,7 @@
 //! Most jobs are run in the environment the two processes share. One that is run in its caller's ([`RunnerManner`]) is handed in
 //! by several words: pieces, then how many bytes they are in all. A job whose pieces are not whole is not waited with.
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::path::PathBuf;
@@ -15,7 +16,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use crate::agents::{AgentSites, Environment, ExtraUsage, PassedEnvironment};
+use crate::agents::{AgentSites, CustomAgents, Environment, ExtraUsage, PassedEnvironment};
 use crate::base::base64::Base64;
 use crate::base::ids::JobId;
 use crate::runner::RunnerManner;
@@ -91,10 +92,16 @@ struct PassedManner {
     stall_s: u64,
     extra_usage: ExtraUsage,
     /// A path need not be text.
+    #[serde(default)]
+    programs: BTreeMap<String, Base64>,
+    /// As versions before several agents read it and pass it on.
+    #[serde(default)]
     claude_bin: Option<Base64>,
     agent_env: Vec<String>,
     #[serde(default)]
     sites: AgentSites,
+    #[serde(default)]
+    customs: CustomAgents,
 }
 
 /// The words by which a job is handed in; with a manner where its runner is not started as everybody's.
@@ -108,9 +115,11 @@ pub fn hand_in(job: JobId, first: First, manner: Option<&RunnerManner>) -> Vec<T
         environment: manner.environment.as_ref().map(PassedEnvironment::from),
         stall_s: manner.stall.as_secs(),
         extra_usage: manner.extra_usage,
-        claude_bin: manner.claude_bin.as_ref().map(path),
+        programs: manner.programs.iter().map(|(agent, program)| (agent.clone(), path(program))).collect(),
+        claude_bin: manner.programs.get("claude").map(path),
         agent_env: manner.agent_env.clone(),
         sites: manner.sites.clone(),
+        customs: manner.customs.clone(),
     };
     // Bytes, numbers and names always have a JSON text.
     let text = Bytes::from(serde_json::to_vec(&passed).unwrap_or_default());
@@ -148,13 +157,17 @@ impl Pieces {
             return None;
         }
         let passed: PassedManner = serde_json::from_slice(&text).ok()?;
+        let path = |Base64(bytes): Base64| PathBuf::from(OsString::from_vec(bytes.into()));
+        let claude = passed.claude_bin.map(|path| ("claude".to_owned(), path));
+        let programs = passed.programs.into_iter().chain(claude).map(|(agent, bytes)| (agent, path(bytes))).collect();
         Some(RunnerManner {
             environment: passed.environment.map(Environment::from),
             stall: Duration::from_secs(passed.stall_s),
             extra_usage: passed.extra_usage,
-            claude_bin: passed.claude_bin.map(|Base64(bytes)| OsString::from_vec(bytes.into()).into()),
+            programs,
             agent_env: passed.agent_env,
             sites: passed.sites,
+            customs: passed.customs,
         })
     }
 }
@@ -183,9 +196,10 @@ mod tests {
             environment: Some(environment),
             stall: Duration::from_secs(11),
             extra_usage: ExtraUsage::Stop,
-            claude_bin: Some(OsString::from_vec(b"/opt/\xff".to_vec()).into()),
+            programs: [("codex".to_owned(), OsString::from_vec(b"/opt/\xff".to_vec()).into())].into(),
             agent_env: vec!["MINE".to_owned()],
             sites: AgentSites::new(),
+            customs: CustomAgents::new(),
         }
     }
 

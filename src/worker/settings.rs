@@ -62,7 +62,8 @@ fn is_text(path: &impl AsRef<Path>) -> bool {
 /// What of a configuration a worker process is told; where its clients may look is told apart from it.
 #[must_use]
 pub fn told_config(config: &Config) -> Config {
-    Config { claude_bin: config.claude_bin.clone().filter(is_text), workspaces: Vec::new(), ..Config::clone(config) }
+    let programs = config.programs().into_iter().filter(|(_, path)| is_text(path)).collect();
+    Config { workspaces: Vec::new(), ..Config::clone(config) }.with_programs(&programs)
 }
 
 impl From<&CallerContext> for CallerSettings {

@@ -118,6 +118,11 @@ pub(crate) enum Command {
         phone-opus doctor          for people\n  \
         phone-opus doctor --json   for scripts; exit code 1 when a consult cannot work")]
     Doctor(DoctorOptions),
+    /// Who can answer here: each agent, where its program is, and what keeps it to reading.
+    #[command(
+        after_help = "It starts none of them; `phone-opus doctor` asks each what it can do and whether it is logged in."
+    )]
+    Agents(AgentsOptions),
     /// What can be broken on purpose, and how to ask for it.
     Faults {
         #[command(subcommand)]
@@ -446,7 +451,7 @@ pub(crate) struct ConsultFlags {
     /// Leave alone what is on stdin.
     #[arg(long)]
     pub(crate) no_stdin: bool,
-    /// Who answers: `claude`, or `offline` (word search without a model).
+    /// Who answers: a name that `phone-opus agents` lists; `offline` is a word search without a model.
     #[arg(long)]
     pub(crate) agent: Option<String>,
     /// Where the agent looks [default: here].
@@ -658,6 +663,20 @@ pub(crate) struct SetupOptions {
 /// `doctor`.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct DoctorOptions {
+    /// One JSON object.
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Where jobs are kept.
+    #[command(flatten)]
+    pub(crate) common: Common,
+    /// Numbers and paths.
+    #[command(flatten)]
+    pub(crate) overrides: Overrides,
+}
+
+/// `agents`.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct AgentsOptions {
     /// One JSON object.
     #[arg(long)]
     pub(crate) json: bool,

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use phone_opus::internals::agents::{Agent as _, AgentSite, ClaudeCode, Features};
+use phone_opus::internals::agents::{Agent as _, AgentSite, CliAgent, LoginSaid};
 use phone_opus::internals::config::RolloutMode;
 use phone_opus::internals::daemon::ask::{ANSWER, ask as ask_daemon};
 use phone_opus::internals::daemon::control::DaemonAnswer;
@@ -26,7 +26,7 @@ use crate::settings::{Prepared, chain, prepare, refused, rollout, runtime};
 const LET_GO: Duration = Duration::from_secs(3);
 
 struct Finding {
-    name: &'static str,
+    name: String,
     good: Option<bool>,
     text: String,
     data: Value,
@@ -40,14 +40,15 @@ pub(crate) fn run(options: &DoctorOptions) -> ExitCode {
         Err(error) => return refused(&error),
     };
     let mut findings = vec![state(&prepared), store(&prepared)];
-    findings.extend(claude(&prepared));
+    findings.extend(agents(&prepared));
+    findings.extend(customs(&prepared));
     findings.extend(sites(&prepared));
     findings.push(billing(&prepared));
     findings.push(limits(&prepared));
     findings.push(upgrades(&prepared));
     findings.push(daemon(&prepared));
     findings.push(Finding {
-        name: "offline",
+        name: "offline".to_owned(),
         good: Some(true),
         text: "the built-in word search needs nothing: consult --agent offline".to_owned(),
         data: Value::Null,
@@ -79,7 +80,7 @@ fn show(findings: &[Finding]) {
     }
     let row = |finding: &Finding| {
         let (style, mark) = marked(finding);
-        vec![Line::of(style, mark), Line::of(paint::BOLD, finding.name), Line::of(paint::PLAIN, &finding.text)]
+        vec![Line::of(style, mark), Line::of(paint::BOLD, &finding.name), Line::of(paint::PLAIN, &finding.text)]
     };
     let rows: Vec<Vec<Line>> = findings.iter().map(row).collect();
     let fits = [CellFit::Whole, CellFit::Whole, CellFit::Wrap(30)];
@@ -93,7 +94,7 @@ fn state(prepared: &Prepared) -> Finding {
         Ok(()) => format!("{root} is there, private and writable"),
         Err(error) => format!("{root}: failed to {}", chain(error)),
     };
-    Finding { name: "state", good: Some(made.is_ok()), text, data: json!({"path": root}) }
+    Finding { name: "state".to_owned(), good: Some(made.is_ok()), text, data: json!({"path": root}) }
 }
 
 fn store(prepared: &Prepared) -> Finding {
@@ -111,95 +112,132 @@ fn store(prepared: &Prepared) -> Finding {
                 "{} queued, {} running, {} succeeded, {} failed, {} cancelled, {} interrupted",
                 counts.queued, counts.running, counts.succeeded, counts.failed, counts.cancelled, counts.interrupted
             );
-            Finding { name: "store", good: Some(true), text, data: json!(counts) }
+            Finding { name: "store".to_owned(), good: Some(true), text, data: json!(counts) }
         }
-        Err(text) => Finding { name: "store", good: Some(false), text, data: Value::Null },
+        Err(text) => Finding { name: "store".to_owned(), good: Some(false), text, data: Value::Null },
     }
 }
 
-/// What Claude Code says of itself.
+/// What an agent says of itself.
 struct Asked {
-    features: Features,
-    status: Value,
+    version: Option<String>,
+    missing: Vec<&'static str>,
+    login: LoginSaid,
 }
 
 /// Asks it as a consult in this directory would.
-fn ask(prepared: &Prepared, claude: &ClaudeCode, program: &Path) -> Option<Asked> {
+fn ask(prepared: &Prepared, agent: &CliAgent, program: &Path) -> Asked {
     let here = std::env::current_dir().unwrap_or_else(|_| PathBuf::from("/"));
     let (environment, billing) = (&prepared.environment, prepared.config.billing);
-    runtime().ok()?.block_on(async {
-        let features = claude.features(program, environment, billing, &here, prepared.dir.root()).await;
-        let status = claude.answer(program, environment, billing, &here, &["auth", "status"]).await;
-        let status = status.and_then(|text| serde_json::from_str::<Value>(&text).ok()).unwrap_or_default();
-        Some(Asked { features, status })
-    })
+    let asked = runtime().ok().map(|runtime| {
+        runtime.block_on(async {
+            let features = agent.features(program, environment, billing, &here, prepared.dir.root()).await;
+            let login = agent.login(program, environment, billing, &here).await;
+            Asked { missing: agent.missing(&features), version: features.version, login }
+        })
+    });
+    asked.unwrap_or(Asked { version: None, missing: Vec::new(), login: LoginSaid::Unsaid })
 }
 
-fn claude(prepared: &Prepared) -> Vec<Finding> {
-    let wanted = prepared.config.agent == "claude";
+/// The agents that are programs of their own. What is wrong with one that nobody asked for by default is no failure.
+fn agents(prepared: &Prepared) -> Vec<Finding> {
     let config = &prepared.config;
-    let claude = ClaudeCode::new(config.claude_bin.clone()).with_variables(config.agent_env.iter().cloned());
-    let program = match claude.locate(&prepared.environment) {
+    let (programs, variables) = (config.programs(), &config.agent_env);
+    let configured = |agent: CliAgent| {
+        let program = programs.get(agent.name()).cloned();
+        agent.at(program).with_variables(variables.iter().cloned())
+    };
+    // One of another machine that has its name stands for it.
+    let here = CliAgent::all().filter(|agent| !config.agents.contains_key(agent.name()));
+    here.map(configured).flat_map(|agent| one_agent(prepared, &agent)).collect()
+}
+
+fn one_agent(prepared: &Prepared, agent: &CliAgent) -> Vec<Finding> {
+    let (name, title) = (agent.name(), agent.profile().title());
+    let wanted = prepared.config.agent == name;
+    let program = match agent.locate(&prepared.environment) {
         Ok(program) => program,
         Err(fault) => {
             return vec![Finding {
-                name: "claude",
+                name: name.to_owned(),
                 good: wanted.then_some(false),
-                text: fault.to_string(),
+                text: if wanted { fault.to_string() } else { fault.detail.clone() },
                 data: json!({"fault": fault}),
             }];
         }
     };
-    let billing = config.billing;
-    let asked = ask(prepared, &claude, &program);
-    let Asked { features, status } =
-        asked.unwrap_or_else(|| Asked { features: Features::newest(), status: Value::Null });
-    let version = features.version.clone();
+    let billing = prepared.config.billing;
+    let Asked { version, missing, login } = ask(prepared, agent, &program);
     let mut findings = vec![Finding {
-        name: "claude",
+        name: name.to_owned(),
         good: if version.is_some() { Some(true) } else { wanted.then_some(false) },
         text: format!("{} ({})", program.display(), version.as_deref().unwrap_or("does not answer --version")),
         data: json!({"path": program.display().to_string(), "version": version}),
     }];
-    let missing = features.missing();
     let text = if missing.is_empty() {
-        "every option a consult uses is there".to_owned()
+        format!("{name}: every option a consult uses is there")
     } else {
-        format!("not in --help: {}; consults do without", missing.join(", "))
+        format!("{name}: not in its help: {}; consults do without", missing.join(", "))
     };
     findings.push(Finding {
-        name: "flags",
+        name: "flags".to_owned(),
         good: missing.is_empty().then_some(true),
         text,
-        data: json!({"missing": missing}),
+        data: json!({"agent": name, "missing": missing}),
     });
-    let logged_in = status.get("loggedIn").and_then(Value::as_bool);
-    let by = status.get("authMethod").and_then(Value::as_str);
-    let (good, text) = match (logged_in, billing, by) {
-        (Some(true), Billing::Subscription, Some("api_key")) => (
+    let can_pay = agent.can_pay(&prepared.environment);
+    let (good, text) = match (login, billing, can_pay) {
+        (LoginSaid::Key, Billing::Subscription, _) => (
             wanted.then_some(false),
             "logged in with an API key of its own, but billing is `subscription`: log in with one, or set \
-             PHONE_OPUS_BILLING=api_key",
+             PHONE_OPUS_BILLING=api_key"
+                .to_owned(),
         ),
-        (Some(true), Billing::ApiKey, Some("claude.ai")) => (
+        (LoginSaid::Plan, Billing::ApiKey, false) => (
             wanted.then_some(false),
-            "logged in with a subscription, but billing is `api_key`, and no key is in the environment",
+            "logged in with a subscription, but billing is `api_key`, and no key is in the environment".to_owned(),
         ),
-        (Some(true), Billing::ApiKey, _) => (Some(true), "it has something to pay with"),
-        (Some(true), Billing::Subscription, _) => (Some(true), "logged in"),
-        (Some(false), Billing::ApiKey, _) => (None, "not logged in; billing is by API key"),
-        (Some(false), Billing::Subscription, _) => {
-            (wanted.then_some(false), "not logged in: run `claude` once and log in")
+        (LoginSaid::Plan | LoginSaid::Key | LoginSaid::Somehow, Billing::ApiKey, _) => {
+            (Some(true), "it has something to pay with".to_owned())
         }
-        (None, ..) => (None, "the program does not say whether it is logged in"),
+        (LoginSaid::Plan | LoginSaid::Somehow, Billing::Subscription, _) => (Some(true), "logged in".to_owned()),
+        (LoginSaid::No, Billing::ApiKey, _) => (None, "not logged in; billing is by API key".to_owned()),
+        (LoginSaid::No, Billing::Subscription, _) => {
+            (wanted.then_some(false), format!("not logged in: run `{name}` once and log in"))
+        }
+        (LoginSaid::Unsaid, ..) => (None, format!("{title} does not say whether it is logged in")),
+    };
+    let logged_in = match login {
+        LoginSaid::Unsaid => None,
+        said => Some(said != LoginSaid::No),
+    };
+    let by = match login {
+        LoginSaid::Plan => Some("plan"),
+        LoginSaid::Key => Some("api_key"),
+        LoginSaid::Somehow | LoginSaid::No | LoginSaid::Unsaid => None,
     };
     findings.push(Finding {
-        name: "login",
+        name: "login".to_owned(),
         good,
-        text: text.to_owned(),
-        data: json!({"logged_in": logged_in, "by": by}),
+        text: format!("{name}: {text}"),
+        data: json!({"agent": name, "logged_in": logged_in, "by": by}),
     });
     findings
+}
+
+/// The commands of the user's own. What one can do, and whether it is logged in, nobody knows.
+fn customs(prepared: &Prepared) -> Vec<Finding> {
+    let registry = prepared.agents();
+    let look = |name: &String| {
+        let found = registry.get(name).and_then(|agent| agent.locate(&prepared.environment));
+        let wanted = prepared.config.agent == *name;
+        let (good, text) = match &found {
+            Ok(program) => (Some(true), format!("{name}: {}; what keeps it to reading is unproven", program.display())),
+            Err(fault) => (wanted.then_some(false), format!("{name}: {fault}")),
+        };
+        Finding { name: "command".to_owned(), good, text, data: json!({"agent": name, "found": found.is_ok()}) }
+    };
+    prepared.config.customs.keys().map(look).collect()
 }
 
 /// The machines of agents that do not run here, each reached as a consult would.
@@ -220,23 +258,31 @@ fn sites(prepared: &Prepared) -> Vec<Finding> {
             Err(wrong) => (wanted.then_some(false), format!("{name}: {wrong}")),
         };
         let data = json!({"agent": name, "is": site.agent, "exec": site.target, "workspaces": site.workspaces});
-        Finding { name: "exec", good, text, data }
+        Finding { name: "exec".to_owned(), good, text, data }
     };
     prepared.config.agents.iter().map(|(name, site)| look(name, site)).collect()
 }
 
 fn billing(prepared: &Prepared) -> Finding {
-    let key = prepared.environment.get("ANTHROPIC_API_KEY").is_some();
+    let has_key: Vec<String> = CliAgent::all()
+        .filter(|agent| agent.can_pay(&prepared.environment))
+        .map(|agent| agent.name().to_owned())
+        .collect();
+    let (key, whose) = (!has_key.is_empty(), has_key.join(", "));
     let billing = prepared.config.billing;
     let (good, text) = match (billing, key) {
-        (Billing::Subscription, true) => {
-            (None, "subscription; the API key in the environment is withheld (PHONE_OPUS_BILLING=api_key to use it)")
-        }
-        (Billing::Subscription, false) => (Some(true), "subscription"),
-        (Billing::ApiKey, true) => (Some(true), "api_key, and a key is in the environment"),
-        (Billing::ApiKey, false) => (None, "api_key, but no ANTHROPIC_API_KEY is in the environment"),
+        (Billing::Subscription, true) => (
+            None,
+            format!(
+                "subscription; what is in the environment to pay with ({whose}) is withheld (PHONE_OPUS_BILLING=api_key to use it)"
+            ),
+        ),
+        (Billing::Subscription, false) => (Some(true), "subscription".to_owned()),
+        (Billing::ApiKey, true) => (Some(true), format!("api_key, and one is in the environment ({whose})")),
+        (Billing::ApiKey, false) => (None, "api_key, but no key of an agent is in the environment".to_owned()),
     };
-    Finding { name: "billing", good, text: text.to_owned(), data: json!({"billing": billing, "key_present": key}) }
+    let data = json!({"billing": billing, "key_present": key, "key_of": has_key});
+    Finding { name: "billing".to_owned(), good, text, data }
 }
 
 fn limits(prepared: &Prepared) -> Finding {
@@ -249,7 +295,7 @@ fn limits(prepared: &Prepared) -> Finding {
         c.stall.as_secs()
     );
     Finding {
-        name: "limits",
+        name: "limits".to_owned(),
         good: Some(true),
         text,
         data: json!({"max_running": c.max_running, "max_queued": c.max_queued,
@@ -291,7 +337,7 @@ fn daemon(prepared: &Prepared) -> Finding {
         }
     };
     let data = json!({"reached": good == Some(true), "build": build});
-    Finding { name: "daemon", good, text, data }
+    Finding { name: "daemon".to_owned(), good, text, data }
 }
 
 /// Whether a server that is started as this command was would find its next version.
@@ -311,5 +357,10 @@ fn upgrades(prepared: &Prepared) -> Finding {
         }
     };
     let stable = launch.is_some_and(|launch| launch.stable);
-    Finding { name: "upgrades", good, text, data: json!({"rollout": mode, "launch_path": path, "stable": stable}) }
+    Finding {
+        name: "upgrades".to_owned(),
+        good,
+        text,
+        data: json!({"rollout": mode, "launch_path": path, "stable": stable}),
+    }
 }

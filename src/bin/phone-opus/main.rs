@@ -1,5 +1,6 @@
 //! The phone-opus program: command line, signals, logging, exit codes. Everything else is the library's.
 
+mod agents;
 mod answer;
 mod begin;
 mod cli;
@@ -90,6 +91,7 @@ fn run(command: Command) -> ExitCode {
         Command::Install(options) => clients::install(&options),
         Command::Uninstall(options) => clients::uninstall(&options),
         Command::Doctor(options) => doctor::run(&options),
+        Command::Agents(options) => agents::run(&options),
         Command::Faults { command } => faults::run(&command),
         Command::Selftest(options) => selftest::run(&options),
         Command::Config { command } => config::run(&command),

@@ -4,9 +4,8 @@ use std::ffi::OsString;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::Arc;
 
-use phone_opus::internals::agents::{AgentRegistry, AgentSites, ClaudeCode, Environment, MAX_PROMPT_BYTES, Offline};
+use phone_opus::internals::agents::{AgentRegistry, Environment, MAX_PROMPT_BYTES};
 pub(crate) use phone_opus::internals::base::fault::chain;
 use phone_opus::internals::base::ids::HostId;
 pub(crate) use phone_opus::internals::base::image::own_program as program;
@@ -335,22 +334,14 @@ pub(crate) fn rollout_with(arguments: Vec<OsString>) -> Option<RolloutSetup> {
     Some(RolloutSetup { launch, image, keeper, arguments, here, look_every: LOOK_EVERY })
 }
 
-/// The agents of an installation that is configured so.
-pub(crate) fn agents(
-    claude: Option<PathBuf>,
-    agent_env: &[String],
-    sites: &AgentSites,
-    program: PathBuf,
-) -> AgentRegistry {
-    let claude = ClaudeCode::new(claude).with_variables(agent_env.iter().cloned());
-    AgentRegistry::new().with(Arc::new(claude)).with(Arc::new(Offline::new(program))).with_sites(sites)
-}
-
 impl Prepared {
     /// The agents of this installation.
     pub(crate) fn agents(&self) -> AgentRegistry {
         let config = &self.config;
-        agents(config.claude_bin.clone(), &config.agent_env, &config.agents, self.program.clone())
+        AgentRegistry::installed(&config.programs(), &config.agent_env, self.program.clone())
+            .with_customs(&config.customs)
+            .under(&config.programs(), &config.agent_env)
+            .with_sites(&config.agents)
     }
 
     /// Where worker tools run.

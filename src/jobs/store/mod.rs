@@ -26,7 +26,7 @@ pub use self::thread::StoreHandle;
 pub use crate::jobs::admission::{QueueRow, SessionKey};
 
 use crate::base::fault::{Fault, FaultCode};
-use crate::base::ids::{HostId, InvocationId, JobId, UnixMillis, WaiterId};
+use crate::base::ids::{AgentSessionId, HostId, InvocationId, JobId, UnixMillis, WaiterId};
 use crate::base::local_time;
 use crate::base::state_dir::StateDirError;
 use crate::jobs::hosts::HostRow;
@@ -700,6 +700,13 @@ pub trait Store: Send {
     ///
     /// The store cannot be used.
     fn queue_place(&mut self, job: JobId) -> Result<Option<usize>, StoreError>;
+
+    /// The last job before this one that was in this session of the agent.
+    ///
+    /// # Errors
+    ///
+    /// `UnknownJob`; the store cannot be used.
+    fn last_of_session(&mut self, job: JobId, session: AgentSessionId) -> Result<Option<JobId>, StoreError>;
 
     /// Notes who waits with these jobs for their turn, and returns those that must not wait: they are to be cancelled, or
     /// are not queued any more.

@@ -21,7 +21,7 @@ use super::{
     Accept, AcceptLimits, Adoption, BUSY_BOUND, CancelState, ChainCost, DataVersion, DayCost, Glance, JobCounts,
     JobFilter, Limit, Pruned, QueueRow, RetentionPolicy, SqliteStore, StartOutcome, Store, StoreError, Transition,
 };
-use crate::base::ids::{HostId, InvocationId, JobId, UnixMillis, WaiterId};
+use crate::base::ids::{AgentSessionId, HostId, InvocationId, JobId, UnixMillis, WaiterId};
 use crate::base::signals;
 use crate::base::state_dir::StateDir;
 use crate::failpoints::{Broken, FaultPoint, Faults, Operation};
@@ -414,6 +414,9 @@ verbs! {
     Queue: queue() -> Vec<QueueRow> = |store| store.queue();
     /// A queued job's place, from 1.
     QueuePlace: queue_place(job: JobId) -> Option<usize> = |store| store.queue_place(job);
+    /// The last job before this one in a session: [`Store::last_of_session`].
+    LastOfSession: last_of_session(job: JobId, session: AgentSessionId) -> Option<JobId> =
+        |store| store.last_of_session(job, session);
     /// Notes who waits with these jobs: [`Store::wait_with`].
     WaitWith: wait_with(jobs: Vec<JobId>, waiter: WaiterId) -> Vec<JobId> =
         |store| store.wait_with(&jobs, waiter);
@@ -552,6 +555,9 @@ mod tests {
         }
         fn queue_place(&mut self, job: JobId) -> Result<Option<usize>, StoreError> {
             self.inner.queue_place(job)
+        }
+        fn last_of_session(&mut self, job: JobId, session: AgentSessionId) -> Result<Option<JobId>, StoreError> {
+            self.inner.last_of_session(job, session)
         }
         fn wait_with(&mut self, jobs: &[JobId], waiter: WaiterId) -> Result<Vec<JobId>, StoreError> {
             self.inner.wait_with(jobs, waiter)

@@ -10,6 +10,7 @@ use serde_json::Value;
 
 use super::fields::{Fact, JobFacts, JobReply, Pages};
 use super::structured;
+use crate::agents::UNPROVEN;
 use crate::base::local_time;
 use crate::jobs::{JobState, JournalEvent, RunExit};
 use crate::tools::callers::CallerOrigin;
@@ -119,7 +120,10 @@ fn in_brief(facts: &JobFacts) -> Vec<String> {
 /// What there is to say of a job that is over.
 fn of_the_end(facts: &JobFacts) -> Vec<String> {
     let mut said = vec![facts.cost_usd.map_or("cost unknown".to_owned(), |cost| format!("${cost:.4}"))];
-    said.extend(facts.billing.as_ref().map(|billing| format!("key source {billing}")));
+    said.extend(facts.billing.as_ref().map(|billing| match billing.as_str() {
+        UNPROVEN => format!("payer {UNPROVEN}"),
+        source => format!("key source {source}"),
+    }));
     said.extend(facts.exit.known().and_then(exit_in_words));
     said.extend(facts.num_turns.map(|turns| format!("{turns} turns")));
     let denied = Some(facts.permission_denial_count).filter(|count| *count > 0);

@@ -2,6 +2,7 @@
 
 mod adoption;
 mod adoption_model;
+mod agents;
 mod answers;
 mod billing;
 mod callers;

@@ -12,7 +12,7 @@ use rusqlite::{Connection, OptionalExtension, Row, Transaction, params};
 use super::rows;
 use super::{Durability, Place, SqliteStore};
 use crate::base::fault::FaultCode;
-use crate::base::ids::{HostId, InvocationId, JobId, UnixMillis, WaiterId};
+use crate::base::ids::{AgentSessionId, HostId, InvocationId, JobId, UnixMillis, WaiterId};
 use crate::jobs::evidence;
 use crate::jobs::hosts::HostRow;
 use crate::jobs::journal::AgentEvent;
@@ -100,6 +100,11 @@ pub(super) const BEGINNING_WITH: &str =
 pub(super) const NEWEST: &str = "SELECT id FROM jobs WHERE sequence = max(
     ifnull((SELECT max(sequence) FROM jobs WHERE workspace = ?1 AND unread = 0), 0),
     ifnull((SELECT max(sequence) FROM jobs WHERE workspace = ?1 AND unread = 1), 0))";
+
+/// The newest job before this one that was in the session. Asked only where one is resumed; jobs are few enough to be looked at.
+pub(super) const LAST_OF_SESSION: &str = "SELECT other.id FROM jobs AS this JOIN jobs AS other
+    ON other.session_id = ?2 AND other.agent = this.agent AND other.sequence < this.sequence
+    WHERE this.id = ?1 ORDER BY other.sequence DESC LIMIT 1";
 
 /// The statement of a listing; ?1 is the workspace, ?2 the state, ?3 the limit. One for each combination, so that each has
 /// an index that gives its order.
@@ -831,6 +836,16 @@ impl Store for SqliteStore {
         self.read(|transaction| {
             let place: i64 = transaction.prepare_cached(PLACE)?.query_row([job.to_string()], |row| row.get(0))?;
             Ok(usize::try_from(place).ok().filter(|&place| place > 0))
+        })
+    }
+
+    fn last_of_session(&mut self, job: JobId, session: AgentSessionId) -> Result<Option<JobId>, StoreError> {
+        self.read(|transaction| {
+            locate(transaction, job)?;
+            let mut statement = transaction.prepare_cached(LAST_OF_SESSION)?;
+            let mut found =
+                statement.query_map([job.to_string(), session.to_string()], |row| row.get::<_, String>(0))?;
+            found.next().transpose().map(|id| id.and_then(|id| id.parse().ok())).map_err(StoreError::from)
         })
     }
 

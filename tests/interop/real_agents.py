@@ -1,0 +1,358 @@
+#!/usr/bin/env python3
+"""phone-opus with every real agent it knows, each against its stand-in model on loopback: a table agent x case. See README.md."""
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+from harness import Mock, Scratch, Server, Table, mock_gemini, mock_model, mock_responses, phone_opus, program, scripted
+
+KEY = "sk-dummy-key-of-%s-0451"
+UNKNOWN = "11111111-1111-4111-8111-111111111111"
+
+
+class Agent:
+    """What differs between agents: how each is led to its stand-in model, and what its model asks of it."""
+
+    name = key = model_path = None
+    # Words of a tool's result by which a model is told that it may not.
+    refused = ()
+    # Bytes of the longest prompt it takes.
+    longest = 1_000_000
+    # What a run that its model never answers is limited to here: some wait for minutes, and say nothing.
+    patience = 20
+
+    def __init__(self):
+        self.program = self.find()
+
+    def find(self):
+        return program("INTEROP_" + self.name.upper(), self.name)
+
+    def key_value(self):
+        return KEY % self.name
+
+    def behind(self, scratch, url):
+        """The program as the server calls it: kept on loopback, and noting the environment it is given."""
+        path = scratch.path(self.name + "-on-loopback")
+        with open(path, "w") as file:
+            file.write("#!/bin/sh\nenv >> '%s'\n%s\n" % (scratch.path("environment"), self.script(url)))
+        os.chmod(path, 0o700)
+        return path
+
+    def prepare(self, scratch):
+        """What its user has set up."""
+
+    def environment(self, scratch, url, **more):
+        self.prepare(scratch)
+        env = {"PHONE_OPUS_%s_BIN" % self.name.upper(): self.behind(scratch, url), "PHONE_OPUS_BILLING": "api_key",
+               "PHONE_OPUS_AGENT": self.name, self.key: self.key_value()}
+        # What belongs to others, and must not arrive.
+        for other in AGENTS:
+            env.setdefault(other.key, KEY % other.name)
+        env.update(more)
+        return scratch.environment(**env)
+
+
+class Claude(Agent):
+    name, key, model_path = "claude", "ANTHROPIC_API_KEY", "/v1/messages"
+    refused = ("No such tool available", "outside the working directory", "confines the file tools")
+
+    def mock(self, scratch):
+        return Mock(scratch, mock_model())
+
+    def script(self, url):
+        return "export ANTHROPIC_BASE_URL='%s'\nexec '%s' \"$@\"" % (url, self.program)
+
+    def write(self, path):
+        return {"tool_use": {"name": "Write", "input": {"file_path": path, "content": "x"}}}
+
+    def shell(self, command):
+        return {"tool_use": {"name": "Bash", "input": {"command": command}}}
+
+    def read(self, path):
+        return {"tool_use": {"name": "Read", "input": {"file_path": path}}}
+
+
+class Codex(Agent):
+    name, key, model_path = "codex", "CODEX_API_KEY", "/v1/responses"
+    refused = ("Read-only file system", "Permission denied", "rejected")
+    reads_everywhere = True
+
+    def mock(self, scratch):
+        return Mock(scratch, mock_responses(), self.model_path)
+
+    def script(self, url):
+        return "exec '%s' -c 'openai_base_url=\"%s/v1\"' \"$@\"" % (self.program, url)
+
+    def write(self, path):
+        return {"call": {"name": "exec_command", "input": {"cmd": "printf x > '%s'" % path}}}
+
+    def shell(self, command):
+        return {"call": {"name": "exec_command", "input": {"cmd": command}}}
+
+    def read(self, path):
+        return {"call": {"name": "exec_command", "input": {"cmd": "cat '%s'" % path}}}
+
+
+class Gemini(Agent):
+    name, key, model_path = "gemini", "GEMINI_API_KEY", ""
+    refused = ("Access denied", "not found", "not in workspace", "denied")
+    longest = 60_000
+
+    def mock(self, scratch):
+        return GeminiMock(scratch)
+
+    def prepare(self, scratch):
+        settings = {"security": {"auth": {"selectedType": "gemini-api-key"}}}
+        with open(os.path.join(scratch.dir("home/.gemini"), "settings.json"), "w") as file:
+            json.dump(settings, file)
+
+    def script(self, url):
+        return "export GOOGLE_GEMINI_BASE_URL='%s'\nexec '%s' \"$@\"" % (url, self.program)
+
+    def write(self, path):
+        return {"call": {"name": "write_file", "args": {"file_path": path, "content": "x"}}}
+
+    def shell(self, command):
+        return {"call": {"name": "run_shell_command", "args": {"command": command}}}
+
+    def read(self, path):
+        return {"call": {"name": "read_file", "args": {"file_path": path}}}
+
+
+class GeminiMock(Mock):
+    """Its log is a file: it has no address to ask for it."""
+
+    def __init__(self, scratch):
+        self.file = scratch.path("gemini-model.log")
+        super().__init__(scratch, mock_gemini(), "", ["--log", self.file])
+
+    def log(self):
+        try:
+            with open(self.file) as file:
+                return [dict(json.loads(line), method="POST") for line in file if line.endswith("\n")]
+        except FileNotFoundError:
+            return []
+
+
+AGENTS = (Claude, Codex, Gemini)
+
+
+class Case:
+    """One agent in one scratch home, and its column of the table."""
+
+    def __init__(self, agent, scratch, mock, table, column):
+        self.agent, self.scratch, self.mock, self.table, self.column = agent, scratch, mock, table, column
+        self.srv = self.env = None
+
+    def add(self, case, good, seen):
+        self.column[case] = (good, str(seen))
+        self.table.add("%s: %s" % (self.agent.name, case), good, seen)
+
+    def serve(self, url=None, **more):
+        if self.srv:
+            self.srv.close()
+        self.env = self.agent.environment(self.scratch, url or self.mock.url, **more)
+        self.srv = Server([phone_opus(), "mcp", "serve"], self.env, self.scratch.work)
+
+    def ask(self, text, step, **more):
+        return self.srv.call("consult", prompt=scripted(text, step), **more)
+
+    def sent(self, since):
+        """Everything its model was sent since then, as text."""
+        return json.dumps([e.get("body") for e in self.mock.log()[since:] if e.get("method") == "POST"])
+
+    def left(self, within=3.0):
+        return self.scratch.left(allowed={self.srv.process.pid}, within=within)
+
+    def fails(self, case, step, codes, limit=60, **more):
+        """The consult fails for one of these reasons, and leaves nothing."""
+        began = time.monotonic()
+        seen = self.ask(case, step, timeout_s=limit, **more)
+        fault = seen.get("fault") or {}
+        left = self.left()
+        self.add(case, fault.get("code") in codes and not left,
+                 "%s in %.1f s%s" % (fault.get("code") or seen.get("status"), time.monotonic() - began, "; left %s" % left if left else ""))
+        return seen
+
+
+def answers(case):
+    agent, scratch, mock = case.agent, case.scratch, case.mock
+    mark = mock.mark()
+    seen = case.ask("what is it?", {"text": "It is the mock."})
+    case.add("answer", seen.get("response") == "It is the mock." and seen.get("agent") == agent.name,
+             "%s, source %s, $%s" % (seen.get("status"), seen.get("billing"), seen.get("cost_usd")))
+    session = seen.get("session_id")
+    events = case.srv.call("consult_job", job_id=seen["job_id"], after_seq=0, detail="full").get("events", [])
+    kinds = [json.dumps(entry["event"]) for entry in events]
+    told = [word for word in ("started", "text", "result") if any('"type": "%s"' % word in kind for kind in kinds)]
+    case.add("stream", told == ["started", "text", "result"], "%d events: %s" % (len(kinds), ", ".join(told)))
+    with open(scratch.path("environment")) as file:
+        lines = set(file.read().splitlines())
+    strangers = sorted(other.key for other in AGENTS if other.key != agent.key and "%s=%s" % (other.key, KEY % other.name) in lines)
+    own = "%s=%s" % (agent.key, agent.key_value()) in lines
+    case.add("keys", own and not strangers, "its own%s" % ("; of others: %s" % strangers if strangers else " alone"))
+
+    mark = mock.mark()
+    again = case.ask("and then?", {"text": "Then this."}, session_id=session)
+    history = "It is the mock." in case.sent(mark)
+    case.add("resume", again.get("response") == "Then this." and again.get("session_id") == session and history,
+             "%s, history %s" % (again.get("session_mode"), "sent" if history else "missing"))
+    mark = mock.mark()
+    other = os.path.join(scratch.work, "other")
+    os.makedirs(other, exist_ok=True)
+    seen = case.ask("elsewhere", {"text": "x"}, session_id=session, cwd=other)
+    fault = seen.get("fault") or {}
+    case.add("resume elsewhere", fault.get("code") == "invalid_session" and mock.mark() == mark, "%s, no model asked" % fault.get("code"))
+    mark = mock.mark()
+    case.fails("unknown session", {"text": "x"}, ("unknown_session",), session_id=UNKNOWN)
+
+
+def reads_only(case):
+    agent, scratch = case.agent, case.scratch
+    for name, step in (("denied write", agent.write), ("denied shell", lambda path: agent.shell("touch '%s'" % path))):
+        path = os.path.join(scratch.work, "evil.txt")
+        mark = case.mock.mark()
+        seen = case.ask(name, [step(path), {"text": "I tried."}])
+        told = [word for word in agent.refused if word in case.sent(mark)]
+        good = seen.get("response") == "I tried." and not os.path.exists(path) and bool(told)
+        case.add(name, good, "nothing written; the model was told %r" % told[0] if told else "written: %s" % os.path.exists(path))
+    outside = scratch.path("outside.txt")
+    with open(outside, "w") as file:
+        file.write("secret-of-outside")
+    mark = case.mock.mark()
+    seen = case.ask("read outside", [agent.read(outside), {"text": "Read."}])
+    got = "secret-of-outside" in case.sent(mark)
+    wanted = getattr(agent, "reads_everywhere", False)
+    case.add("read outside", seen.get("response") == "Read." and got == wanted, "read, as documented" if got else "denied")
+
+
+def failures(case):
+    case.fails("401", {"status": 401}, ("agent_not_logged_in",))
+    # An agent that goes on trying says nothing for minutes: then its time is what ends it.
+    case.fails("429", {"status": 429}, ("agent_rate_limited", "deadline_exceeded"), limit=case.agent.patience)
+    case.fails("500", {"status": 500}, ("agent_upstream", "agent_overloaded", "deadline_exceeded"), limit=45)
+    silent = {"delay": 600} if isinstance(case.mock, GeminiMock) else {"stall": "headers"}
+    case.fails("silent model", silent, ("deadline_exceeded",), limit=4)
+    case.serve(PHONE_OPUS_STALL_S="10")
+    case.fails("stall", silent, ("agent_stalled",), limit=60)
+    case.serve()
+    for most, name in ((990_000, "1 MB prompt"), (55_000, "55 KB prompt")):
+        seen = case.ask("x" * most, {"text": "Big."})
+        code = (seen.get("fault") or {}).get("code")
+        good = code == "prompt_too_large" if most > case.agent.longest else seen.get("response") == "Big."
+        case.add(name, good, code or seen.get("status"))
+
+
+def signals(case):
+    silent = {"delay": 600} if isinstance(case.mock, GeminiMock) else {"stall": "headers"}
+    for how in (signal.SIGTERM, signal.SIGKILL):
+        mark = case.mock.mark()
+        job = case.ask("stall", silent, background=True)["job_id"]
+        end = time.monotonic() + 20
+        while case.mock.mark() == mark and time.monotonic() < end:
+            time.sleep(0.05)
+        # The run's own process: what its runner has started.
+        runners = [pid for pid, line in case.scratch.processes().items() if "background-consult" in line]
+        runs = [pid for pid in case.scratch.processes() if case.scratch.parent(pid) in runners]
+        for pid in runs:
+            os.kill(pid, how)
+        seen = case.srv.call("consult_job", job_id=job, wait_s=30)
+        fault = seen.get("fault") or {}
+        good = seen.get("status") == "failed" and not seen.get("response") and not case.left()
+        case.add(how.name[3:], good and bool(runs), "%s, resumable %s" % (fault.get("code"), seen.get("resumable")))
+    job = case.ask("stall", silent, background=True)["job_id"]
+    began = time.monotonic()
+    case.srv.call("consult_cancel", job_id=job)
+    seen = case.srv.call("consult_job", job_id=job, wait_s=20)
+    left = case.left()
+    case.add("cancel", seen.get("status") == "cancelled" and not left, "%s in %.2f s" % (seen.get("status"), time.monotonic() - began))
+
+
+def dead_provider(case):
+    # A port that nobody listens on.
+    case.serve(url="http://127.0.0.1:9")
+    case.fails("dead provider", {"text": "x"}, ("agent_upstream", "deadline_exceeded"), limit=30)
+
+
+def no_terminal_event(case):
+    """The program itself, but for the line that says that it has answered."""
+    last = {"claude": '"type":"result"', "codex": '"type":"turn.completed"', "gemini": '"type":"result"'}[case.agent.name]
+    path = case.scratch.path("cut")
+    whole = case.agent.behind(case.scratch, case.mock.url)
+    with open(path, "w") as file:
+        file.write("#!/bin/sh\ncase \"$*\" in *--version*|*--help*|'features list') exec '%s' \"$@\" ;; esac\n'%s' \"$@\" | grep -v '%s'\nexit 0\n"
+                   % (whole, whole, last))
+    os.chmod(path, 0o700)
+    case.serve(**{"PHONE_OPUS_%s_BIN" % case.agent.name.upper(): path})
+    seen = case.ask("cut", {"text": "Not the end."})
+    fault = seen.get("fault") or {}
+    case.add("terminal event missing", fault.get("code") == "agent_protocol", "%s, exit 0, said %r" % (fault.get("code"), seen.get("response")))
+
+
+def doctor(case):
+    said = subprocess.run([phone_opus(), "doctor", "--json"], env=case.env, cwd=case.scratch.work, capture_output=True, text=True,
+                          timeout=60)
+    checks = json.loads(said.stdout)["checks"]
+    flags = next((c["data"] for c in checks if c["check"] == "flags" and c["data"]["agent"] == case.agent.name), {})
+    version = next((c["data"].get("version") for c in checks if c["check"] == case.agent.name), None)
+    case.add("doctor", flags.get("missing") == [], "%s, missing %s" % (version, flags.get("missing")))
+
+
+PARTS = (doctor, answers, reads_only, failures, signals, dead_provider, no_terminal_event)
+
+
+def shown(columns):
+    """The table agent x case."""
+    cases = []
+    for column in columns.values():
+        cases += [case for case in column if case not in cases]
+    print("\n| case | %s |\n| --- |%s" % (" | ".join(columns), " --- |" * len(columns)))
+    for name in cases:
+        cells = []
+        for column in columns.values():
+            good, seen = column.get(name, (None, "not run"))
+            cells.append(("" if good else "FAILED: " if good is not None else "") + seen.replace("|", "/")[:90])
+        print("| %s | %s |" % (name, " | ".join(cells)))
+
+
+def main():
+    only = sys.argv[1:]
+    parts = [part for part in PARTS if not set(only) & {p.__name__ for p in PARTS} or part.__name__ in only]
+    wanted = [kind for kind in AGENTS if not set(only) & {k.name for k in AGENTS} or kind.name in only]
+    phone_opus()
+    table, columns, skipped = Table("phone-opus and every real agent"), {}, []
+    for kind in wanted:
+        agent = kind()
+        if not agent.program:
+            skipped.append(kind.name)
+            print("\n*** SKIPPED: no %s: install it, or set INTEROP_%s (see README.md) ***\n" % (kind.name, kind.name.upper()),
+                  file=sys.stderr, flush=True)
+            continue
+        column = columns.setdefault(kind.name, {})
+        for part in parts:
+            print("\n-- %s, %s" % (kind.name, part.__name__), flush=True)
+            with Scratch() as scratch:
+                mock = agent.mock(scratch)
+                case = Case(agent, scratch, mock, table, column)
+                try:
+                    case.serve()
+                    part(case)
+                    code, _ = case.srv.close()
+                    left = scratch.left()
+                    if code or left:
+                        table.add("%s: %s leaves nothing" % (kind.name, part.__name__), False, "exit %s, left %s" % (code, left))
+                except (TimeoutError, RuntimeError, OSError, KeyError, IndexError, ValueError) as error:
+                    case.add(part.__name__ + " went through", False, repr(error))
+                finally:
+                    mock.stop()
+                    scratch.end_all()
+    shown(columns)
+    code = table.end()
+    return code or (77 if skipped else 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
