@@ -184,14 +184,19 @@ impl Drop for InHand<'_> {
 
 /// Counts records; those that go to the log come back.
 fn count(records: Vec<Record>, counters: &mut Counters, logged: bool) -> Vec<LogEntry> {
-    let mut batch = Vec::new();
-    for record in records {
-        counters.count(&record);
-        let hot = matches!(record, Record::ToolCall(_)).then(|| counters.hot_paths()).flatten();
-        if logged && !matches!(record, Record::Request { .. }) {
-            batch.push(LogEntry::Record(record));
-            batch.extend(hot.map(LogEntry::HotPaths));
+    let mut snapshots = Vec::new();
+    for record in &records {
+        counters.count(record);
+        if logged && matches!(record, Record::ToolCall(_)) {
+            snapshots.extend(counters.hot_paths().map(LogEntry::HotPaths));
         }
     }
+    if !logged {
+        return Vec::new();
+    }
+    // They stay where they lie. Snapshots are of directories and not of moments, so they may come behind.
+    let is_logged = |record: &Record| !matches!(record, Record::Request { .. });
+    let mut batch: Vec<LogEntry> = records.into_iter().filter(is_logged).map(LogEntry::Record).collect();
+    batch.append(&mut snapshots);
     batch
 }

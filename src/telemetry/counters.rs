@@ -125,20 +125,11 @@ impl Counters {
         self.total(call.result);
         self.tool_calls += 1;
         self.totals.retries += u64::from(call.replays);
-        if !self.tools.contains_key(&*call.tool) {
+        if let Some(row) = self.tools.get_mut(&*call.tool) {
+            row.tool_call(call);
+        } else {
             let name = if self.tools.len() < ROWS { call.tool.to_string() } else { "other".to_owned() };
-            self.tools.entry(name).or_default();
-        }
-        let key = if self.tools.contains_key(&*call.tool) { &*call.tool } else { "other" };
-        if let Some(row) = self.tools.get_mut(key) {
-            row.count += 1;
-            row.errors += u64::from(matches!(call.result, FinishedAs::Failed(_)));
-            if row.latency.is_none() {
-                row.latency = histogram();
-            }
-            if let Some(latency) = &mut row.latency {
-                latency.saturating_record(micros(call.latency));
-            }
+            self.tools.entry(name).or_default().tool_call(call);
         }
         if let Some(path) = &call.path_hint {
             if let Some(count) = self.paths.get_mut(path) {
@@ -152,7 +143,7 @@ impl Counters {
     /// After each hundredth tool call: the directories asked about most, most first.
     #[must_use]
     pub fn hot_paths(&self) -> Option<Vec<(String, u64)>> {
-        if self.tool_calls == 0 || !self.tool_calls.is_multiple_of(100) || self.paths.is_empty() {
+        if self.paths.is_empty() || self.tool_calls == 0 || !self.tool_calls.is_multiple_of(100) {
             return None;
         }
         let mut paths: Vec<(String, u64)> = self.paths.iter().map(|(path, count)| (path.clone(), *count)).collect();
@@ -228,6 +219,17 @@ impl RowSnapshot {
 }
 
 impl Row {
+    fn tool_call(&mut self, call: &ToolCallRecord) {
+        self.count += 1;
+        self.errors += u64::from(matches!(call.result, FinishedAs::Failed(_)));
+        if self.latency.is_none() {
+            self.latency = histogram();
+        }
+        if let Some(latency) = &mut self.latency {
+            latency.saturating_record(micros(call.latency));
+        }
+    }
+
     fn passed(&self, name: String) -> RowSnapshot {
         let seen = |latency: &Histogram<u32>| {
             latency.iter_recorded().map(|step| (step.value_iterated_to(), step.count_at_value())).collect()

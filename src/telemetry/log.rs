@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rustix::fs::{FlockOperation, flock};
 use serde::Serialize;
@@ -32,6 +32,12 @@ const WAITING_BATCHES: usize = 16;
 
 /// Bytes of whole lines that are written at once: more is memory that stays with the thread, less is more system calls.
 const WRITTEN_AT: usize = 16 * 1024;
+
+/// Characters of a request's id that are logged.
+const ID_SHOWN: usize = 64;
+
+/// Bytes a line has room for that says nothing beyond numbers and names: the longest id, and a name longer than most.
+const PLAIN_LINE: usize = 512;
 
 /// The schema of the lines; additions do not change it.
 pub const SCHEMA: u32 = 1;
@@ -244,7 +250,7 @@ impl LogFile {
     fn append(&mut self, batch: Vec<LogEntry>, torn: Torn, taken: Moment) -> u64 {
         let mut text = std::mem::take(&mut self.text);
         let (mut waiting, mut lost) = (0, 0);
-        for entry in batch {
+        for entry in &batch {
             self.line_of(&mut text, entry, taken);
             waiting += 1;
             if text.len() >= WRITTEN_AT && torn == Torn::No {
@@ -271,8 +277,8 @@ impl LogFile {
     }
 
     /// Puts an entry's line, if it has one, behind the others.
-    fn line_of(&mut self, text: &mut Vec<u8>, entry: LogEntry, taken: Moment) {
-        if let LogEntry::Record(Record::ToolCall(call)) = &entry
+    fn line_of(&mut self, text: &mut Vec<u8>, entry: &LogEntry, taken: Moment) {
+        if let LogEntry::Record(Record::ToolCall(call)) = entry
             && let Some(outcome) = plain_outcome(call)
         {
             plain_tool_call(text, call, taken.wall_at(call.at), outcome);
@@ -338,10 +344,10 @@ impl LogFile {
         Ok(())
     }
 
-    fn line(&mut self, entry: LogEntry, taken: Moment) -> Option<LogLine> {
+    fn line(&mut self, entry: &LogEntry, taken: Moment) -> Option<LogLine> {
         let now = taken.wall.0;
         Some(match entry {
-            LogEntry::HotPaths(paths) => LogLine::HotPathsSnapshot { ts_unix_ms: now, paths },
+            LogEntry::HotPaths(paths) => LogLine::HotPathsSnapshot { ts_unix_ms: now, paths: paths.clone() },
             LogEntry::Record(Record::Request { .. }) => return None,
             LogEntry::Record(Record::ToolCall(call)) => {
                 let at = taken.wall_at(call.at);
@@ -355,7 +361,7 @@ impl LogFile {
                 job_id: job.to_string(),
                 state: state.as_str(),
                 error_code: code.map(FaultCode::as_str),
-                cost_usd,
+                cost_usd: *cost_usd,
             },
             LogEntry::Record(Record::Rollout(rollout)) => LogLine::Rollout {
                 ts_unix_ms: now,
@@ -371,26 +377,25 @@ impl LogFile {
                 class: fault.class,
                 stage: fault.stage,
                 generation: fault.generation.map(|generation| generation.0),
-                operation: fault.operation,
+                operation: fault.operation.clone(),
             },
         })
     }
 
-    fn tool_call(&mut self, call: ToolCallRecord, at: UnixMillis) -> LogLine {
+    fn tool_call(&mut self, call: &ToolCallRecord, at: UnixMillis) -> LogLine {
         let code = match call.result {
             FinishedAs::Failed(code) => Some(code),
             FinishedAs::Success | FinishedAs::Cancelled => None,
         };
-        let latency = latency_ms(&call);
         LogLine::ToolCall {
             ts_unix_ms: at.0,
             schema: SCHEMA,
             repo_root: call.path_hint.as_deref().and_then(|path| self.repository(path)),
             session: call.session.0,
-            request_id: request_id(&call).to_owned(),
+            request_id: request_id(call).to_owned(),
             tool_name: call.tool.to_string(),
-            path_hint: call.path_hint,
-            latency_ms: latency,
+            path_hint: call.path_hint.clone(),
+            latency_ms: latency_ms(call.latency),
             replay_attempts: call.replays,
             outcome: match call.result {
                 FinishedAs::Success => "success",
@@ -444,15 +449,18 @@ fn write_whole(file: &mut File, text: &[u8]) -> std::io::Result<()> {
 /// The id as the client wrote it, shortened.
 fn request_id(call: &ToolCallRecord) -> &str {
     let id = call.request_id.as_ref().map_or("", |id| id.as_str());
-    id.char_indices().nth(64).map_or(id, |(end, _)| &id[..end])
+    if id.len() <= ID_SHOWN {
+        return id;
+    }
+    id.char_indices().nth(ID_SHOWN).map_or(id, |(end, _)| &id[..end])
 }
 
-/// How a call came out about which there is nothing to say beyond numbers and names.
+/// How a call came out about which there is nothing to say beyond numbers and names, as its line says it.
 fn plain_outcome(call: &ToolCallRecord) -> Option<&'static str> {
     let plain = call.path_hint.is_none() && call.job.is_none();
     match call.result {
-        FinishedAs::Success if plain => Some("success"),
-        FinishedAs::Cancelled if plain => Some("cancelled"),
+        FinishedAs::Success if plain => Some(r#","outcome":"success""#),
+        FinishedAs::Cancelled if plain => Some(r#","outcome":"cancelled""#),
         _ => None,
     }
 }
@@ -469,21 +477,58 @@ fn plain_tool_call(text: &mut Vec<u8>, call: &ToolCallRecord, at: UnixMillis, ou
             text.extend_from_slice(b"null");
         }
     }
+    fn name(text: &mut Vec<u8>, name: &str, value: &str) {
+        if value.bytes().all(|byte| byte >= b' ' && byte != b'"' && byte != b'\\') {
+            for part in [name, "\"", value, "\""] {
+                text.extend_from_slice(part.as_bytes());
+            }
+        } else {
+            member(text, name, value);
+        }
+    }
+    text.reserve(PLAIN_LINE);
     member(text, "{\"type\":\"tool_call\",\"ts_unix_ms\":", &at.0);
     member(text, ",\"schema\":", &SCHEMA);
     member(text, ",\"repo_root\":null,\"session\":", &call.session.0);
-    member(text, ",\"request_id\":", request_id(call));
-    member(text, ",\"tool_name\":", &*call.tool);
-    member(text, ",\"path_hint\":null,\"latency_ms\":", &latency_ms(call));
+    name(text, ",\"request_id\":", request_id(call));
+    name(text, ",\"tool_name\":", &call.tool);
+    text.extend_from_slice(b",\"path_hint\":null,\"latency_ms\":");
+    milliseconds(text, call.latency);
     member(text, ",\"replay_attempts\":", &call.replays);
-    member(text, ",\"outcome\":", outcome);
+    text.extend_from_slice(outcome.as_bytes());
     let generation = (call.generation != Generation::NONE).then_some(call.generation.0);
     member(text, ",\"error_code\":null,\"error_kind\":null,\"error_message\":null,\"generation\":", &generation);
     text.extend_from_slice(b",\"job_id\":null}\n");
 }
 
-fn latency_ms(call: &ToolCallRecord) -> f64 {
-    call.latency.as_secs_f64() * 1000.0
+fn latency_ms(latency: Duration) -> f64 {
+    let nanos = latency.as_secs() as f64 * 1e9 + f64::from(latency.subsec_nanos());
+    nanos / 1e6
+}
+
+/// Appends [`latency_ms`] as the serialiser writes it, which first has to find out how few digits will do: here six behind the
+/// point are all there are.
+fn milliseconds(text: &mut Vec<u8>, latency: Duration) {
+    // What is shorter is written with an exponent, and a double does not tell all that are longer apart.
+    const PLAIN: std::ops::Range<u128> = 100..1_000_000_000_000_000;
+    let nanos = latency.as_nanos();
+    let plain = u64::try_from(nanos).ok().filter(|_| PLAIN.contains(&nanos));
+    let written = match plain {
+        Some(nanos) => serde_json::to_writer(&mut *text, &(nanos / 1_000_000)),
+        None => serde_json::to_writer(&mut *text, &latency_ms(latency)),
+    };
+    // Writing a number to memory cannot fail.
+    debug_assert!(written.is_ok());
+    if let Some(nanos) = plain {
+        let mut digits = *b".000000";
+        let mut rest = nanos % 1_000_000;
+        for digit in digits[1..].iter_mut().rev() {
+            *digit += (rest % 10) as u8;
+            rest /= 10;
+        }
+        let last = digits.iter().rposition(|digit| *digit > b'0').map_or(1, |last| last.max(1));
+        text.extend_from_slice(&digits[..=last]);
+    }
 }
 
 #[cfg(test)]
@@ -543,9 +588,8 @@ mod tests {
     fn a_time_of_day_is_told_from_the_moment_a_batch_was_taken() {
         let moment = moment();
         assert_eq!(moment.wall_at(moment.at), UnixMillis(1_234));
-        assert_eq!(moment.wall_at(moment.at + std::time::Duration::from_secs(1)), UnixMillis(1_234), "not yet over");
-        let before =
-            moment.at.checked_sub(std::time::Duration::from_millis(234)).expect("the machine has run for that long");
+        assert_eq!(moment.wall_at(moment.at + Duration::from_secs(1)), UnixMillis(1_234), "not yet over");
+        let before = moment.at.checked_sub(Duration::from_millis(234)).expect("the machine has run for that long");
         assert_eq!(moment.wall_at(before), UnixMillis(1_000));
     }
 
@@ -565,7 +609,7 @@ mod tests {
                 request_id: id.as_deref().and_then(crate::protocol::envelope::IdToken::from_json),
                 tool: "a \"tool\"".into(),
                 path_hint: None,
-                latency: std::time::Duration::from_nanos(123_456),
+                latency: Duration::from_nanos(123_456),
                 result,
                 job: None,
                 generation: Generation(generation),
@@ -574,8 +618,24 @@ mod tests {
             let outcome = plain_outcome(&call()).expect("nothing more to say");
             let mut text = Vec::new();
             plain_tool_call(&mut text, &call(), moment.wall, outcome);
-            let line = serde_json::to_string(&file.tool_call(call(), moment.wall)).expect("JSON");
+            let line = serde_json::to_string(&file.tool_call(&call(), moment.wall)).expect("JSON");
             assert_eq!(String::from_utf8(text).expect("UTF-8"), line + "\n");
+        }
+    }
+
+    #[test]
+    fn a_latency_is_written_as_the_serialiser_writes_it() {
+        const SEED: u64 = 0x1a7e;
+        println!("seed {SEED}");
+        let mut random = fastrand::Rng::with_seed(SEED);
+        let edges = (0..20).map(|power| 10_u64.saturating_pow(power)).flat_map(|at| [at - 1, at, at + 1]);
+        let others = (0..20_000).map(|_| random.u64(..) >> random.u32(..64));
+        for nanos in edges.chain([1_500_000, 1_050_000, 123_456_000]).chain(others) {
+            let latency = Duration::from_nanos(nanos);
+            let mut text = Vec::new();
+            milliseconds(&mut text, latency);
+            let want = serde_json::to_string(&latency_ms(latency)).expect("JSON");
+            assert_eq!(String::from_utf8(text).expect("UTF-8"), want, "{nanos} ns");
         }
     }
 

@@ -152,7 +152,31 @@ impl TelemetryHandle {
         }
         waiting.records.push(record);
         drop(waiting);
-        if count == 0 || count + 1 == BATCH {
+        self.wake(count, count + 1);
+    }
+
+    /// Records these, and leaves their place for the next ones. The same as one by one, at the cost of one.
+    pub fn record_all(&self, records: &mut Vec<Record>) {
+        if records.is_empty() {
+            return;
+        }
+        let mut waiting = self.waiting();
+        let before = waiting.records.len();
+        let lost = records.len().saturating_sub(INTAKE.saturating_sub(before));
+        records.truncate(records.len() - lost);
+        waiting.records.append(records);
+        let count = waiting.records.len();
+        drop(waiting);
+        if lost > 0 {
+            self.lose(lost as u64);
+        }
+        self.wake(before, count);
+    }
+
+    /// Wakes the reader where the intake, which held `before` records and holds `count`, has got its first or is a batch now.
+    fn wake(&self, before: usize, count: usize) {
+        let reached = |count: usize| usize::from(count > 0) + usize::from(count >= BATCH);
+        if reached(before) != reached(count) {
             self.intake.wake.notify_one();
         }
     }
@@ -226,7 +250,38 @@ impl TelemetryHandle {
 
 #[cfg(test)]
 mod tests {
+    use futures_util::FutureExt;
+
     use super::*;
+
+    #[test]
+    fn what_is_recorded_together_wakes_the_reader_and_is_dropped_as_one_by_one() {
+        let restarts = |count: usize| (0..count).map(|_| Record::WorkerRestart { generation: Generation(2) }).collect();
+        let woken = |telemetry: &TelemetryHandle| telemetry.woken().now_or_never().is_some();
+        let rows = [
+            (0, 0, false),
+            (0, 1, true),
+            (0, BATCH, true),
+            (1, BATCH - 2, false),
+            (1, BATCH - 1, true),
+            (BATCH - 1, BATCH, true),
+            (BATCH, 1, false),
+            (INTAKE - 1, 1, false),
+            (INTAKE - 1, 7, false),
+            (INTAKE, 7, false),
+        ];
+        for (before, more, wakes) in rows {
+            let telemetry = TelemetryHandle::new();
+            telemetry.record_all(&mut restarts(before));
+            woken(&telemetry);
+            let mut records: Vec<Record> = restarts(more);
+            telemetry.record_all(&mut records);
+            assert!(records.is_empty());
+            assert_eq!(woken(&telemetry), wakes, "{more} behind {before}");
+            let taken = telemetry.take().records.len();
+            assert_eq!((taken, telemetry.dropped()), ((before + more).min(INTAKE), (before + more - taken) as u64));
+        }
+    }
 
     #[test]
     fn a_full_intake_drops_and_counts() {
