@@ -102,13 +102,23 @@ fn is_scalar(json: &str) -> bool {
 /// The text that every spelling of this value has in common, where it has more spellings than this one and this is not the
 /// common one itself.
 fn value_of(json: &str) -> Option<String> {
-    let bytes = json.as_bytes();
-    if bytes.first() == Some(&b'"') {
+    if is_common(json.as_bytes()) { None } else { common(json) }
+}
+
+/// Whether a text is at sight the one that all spellings of its value have in common; nearly every id is.
+#[inline]
+fn is_common(json: &[u8]) -> bool {
+    match json {
         // No other text with a quote inside can come out of a spelling without a backslash.
-        return bytes.contains(&b'\\').then(|| string(json).map(|value| format!("\"{value}\""))).flatten();
+        [b'"', ..] => !json.contains(&b'\\'),
+        [b'-', digits @ ..] => digits.iter().all(u8::is_ascii_digit) && digits != b"0",
+        digits => digits.iter().all(u8::is_ascii_digit),
     }
-    let plain = bytes.iter().all(|byte| byte.is_ascii_digit() || *byte == b'-') && bytes != b"-0";
-    if plain { None } else { whole(json) }
+}
+
+#[cold]
+fn common(json: &str) -> Option<String> {
+    if json.starts_with('"') { string(json).map(|value| format!("\"{value}\"")) } else { whole(json) }
 }
 
 /// A number without exponent and without zeros at the end of its fraction. `None` when it would be too long.
