@@ -4,8 +4,10 @@
 //! what it left behind is unknown, so nothing of this incarnation is kept. Its reply tokens tell their sessions by being
 //! dropped.
 
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
+use tokio::sync::oneshot::error::TryRecvError;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 
@@ -85,13 +87,36 @@ async fn run(
     told_to_end: oneshot::Receiver<()>,
 ) -> Option<Mishap> {
     let mut executor = Executor::new(CONCURRENT, faults.clone());
-    let mishap = tokio::select! {
-        biased;
-        _ = told_to_end => None,
-        mishap = turns(&mut executor, &mut inbox, faults, up) => Some(mishap),
+    let mut order = EndOrder { told: told_to_end, heard_by: None };
+    let mishap = {
+        let mut turns = std::pin::pin!(turns(&mut executor, &mut inbox, faults, up));
+        std::future::poll_fn(|cx| match order.is_given(cx) {
+            true => Poll::Ready(None),
+            false => turns.as_mut().poll(cx).map(Some),
+        })
+        .await
     };
     let _ = tokio::time::timeout(END_LIMIT, executor.end()).await;
     mishap
+}
+
+/// The order to end. It is waited for once and looked for before each turn, which costs a fraction of waiting anew.
+struct EndOrder {
+    told: oneshot::Receiver<()>,
+    /// Who is woken by it.
+    heard_by: Option<Waker>,
+}
+
+impl EndOrder {
+    /// Whether it was given; whoever asks is woken when it is. A sender that was dropped has given it.
+    fn is_given(&mut self, cx: &mut Context<'_>) -> bool {
+        if self.heard_by.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
+            return self.told.try_recv() != Err(TryRecvError::Empty);
+        }
+        self.heard_by = Some(cx.waker().clone());
+        // Without a budget, or it might not have been waited for.
+        std::pin::pin!(tokio::task::unconstrained(&mut self.told)).poll(cx).is_ready()
+    }
 }
 
 async fn turns(
@@ -187,6 +212,28 @@ mod tests {
                 done.store(true, Ordering::SeqCst);
                 std::future::pending().await
             })
+        }
+    }
+
+    #[tokio::test]
+    async fn an_order_to_end_wakes_whoever_asked_last() {
+        for asked_before in 0..3 {
+            let (end, told) = oneshot::channel();
+            let mut order = EndOrder { told, heard_by: None };
+            for _ in 0..asked_before {
+                assert!(!order.is_given(&mut Context::from_waker(Waker::noop())));
+            }
+            let mut end = Some(end);
+            std::future::poll_fn(|cx| {
+                // It is given after it was looked for.
+                if order.is_given(cx) {
+                    return Poll::Ready(());
+                }
+                assert!(!order.is_given(cx), "looked for twice");
+                drop(end.take());
+                Poll::Pending
+            })
+            .await;
         }
     }
 
