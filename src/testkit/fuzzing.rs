@@ -23,7 +23,7 @@ use crate::base::ids::{CallNumber, JobId, UnixMillis};
 use crate::base::lenient;
 use crate::protocol::catalog::{Catalog, TaskSupport};
 use crate::protocol::frame::{Frame, FrameReader};
-use crate::protocol::session::{CallOutcome, SessionCore, SessionEffect, SessionLimits, Wanted};
+use crate::protocol::session::{CallOutcome, SessionCore, SessionEffect, SessionEffects, SessionLimits, Wanted};
 use crate::protocol::tasks::{TaskAnswer, TaskAsk, TaskNews, TaskStatus, TaskView};
 use crate::protocol::wire::{Identity, LINE_MOST, ToolReply};
 
@@ -247,8 +247,8 @@ impl World {
     }
 
     /// One step of the session, and what follows from it.
-    fn act(&mut self, step: impl FnOnce(&mut SessionCore, Instant, &mut BytesMut, &mut Vec<SessionEffect>)) {
-        let (mut out, mut effects) = (BytesMut::new(), Vec::new());
+    fn act(&mut self, step: impl FnOnce(&mut SessionCore, Instant, &mut BytesMut, &mut SessionEffects)) {
+        let (mut out, mut effects) = (BytesMut::new(), SessionEffects::new());
         step(&mut self.core, self.now, &mut out, &mut effects);
         for effect in effects {
             match effect {

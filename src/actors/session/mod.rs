@@ -33,7 +33,7 @@ use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::task::Poll;
+use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use futures_util::FutureExt;
@@ -46,7 +46,7 @@ pub use self::events::{ClientSeen, SessionEvent};
 pub use self::gauges::Gauges;
 pub use self::passed::SessionSnapshot;
 pub use self::streams::{ClientInput, ClientOutput};
-use self::streams::{Streams, push, read};
+use self::streams::{Pushed, Streams, poll_push, poll_read};
 pub use self::turn::DirectCall;
 pub(in crate::actors) use self::turn::ToolFacts;
 use self::turn::{SessionTurn, TurnEffect, TurnEffects, TurnEvent};
@@ -249,17 +249,68 @@ struct Alarm {
     sleep: Pin<Box<tokio::time::Sleep>>,
     /// What it is set to, while it runs.
     set: Option<Instant>,
+    /// Who is woken when it fires, while that is certain.
+    heard_by: Option<Waker>,
 }
 
 impl Alarm {
+    fn new() -> Self {
+        Self { sleep: Box::pin(tokio::time::sleep(Duration::ZERO)), set: None, heard_by: None }
+    }
+
     /// Sets it to when it is wanted next. It is left to run out when it turns out not to be needed: setting it anew for each
     /// call would cost more than the one needless look.
     fn wanted(&mut self, at: Option<Instant>) {
         if let Some(at) = at.filter(|at| self.set.is_none_or(|set| *at < set)) {
             self.sleep.as_mut().reset(tokio::time::Instant::from_std(at));
             self.set = Some(at);
+            self.heard_by = None;
         }
     }
+
+    /// Whether it has fired, while it runs. Whoever waits for it already looks only whether it has: to wait anew costs several
+    /// times that.
+    fn has_fired(&mut self, cx: &mut Context<'_>) -> bool {
+        if self.set.is_none() {
+            return false;
+        }
+        let waits = self.heard_by.as_ref().is_some_and(|waker| waker.will_wake(cx.waker()));
+        if waits && !self.sleep.is_elapsed() {
+            return false;
+        }
+        // Without a budget, or it might not be waited for.
+        let fired = std::pin::pin!(tokio::task::unconstrained(self.sleep.as_mut())).poll(cx).is_ready();
+        self.heard_by = (!fired).then(|| cx.waker().clone());
+        if fired {
+            self.set = None;
+        }
+        fired
+    }
+}
+
+/// Where a loop looks for its client's next lines.
+#[derive(Clone, Copy)]
+enum Lines {
+    /// Nowhere: none is taken now.
+    None,
+    /// Among those that were read before.
+    Left,
+    /// It reads.
+    Client,
+}
+
+/// What a loop may have waited for.
+enum Happened {
+    /// Something came by the mailbox.
+    Heard(SessionEvent),
+    /// The client took output, or will not.
+    Pushed(std::io::Result<Pushed>),
+    /// Everybody else had a turn.
+    OthersServed,
+    /// The client sent something, or will not.
+    Read(std::io::Result<usize>),
+    /// The timer fired.
+    Woke,
 }
 
 /// For how long a fault that was met in a turn holds the session up.
@@ -318,7 +369,7 @@ impl SessionLoop {
             events,
             streams: Streams { input: a.input, sink: a.sink },
             tasks: JoinSet::new(),
-            alarm: Alarm { sleep: Box::pin(tokio::time::sleep(Duration::ZERO)), set: None },
+            alarm: Alarm::new(),
             resumed: false,
             handed_over: false,
             gauged: 0,
@@ -356,6 +407,7 @@ impl SessionLoop {
             // What the last run had decided and not done is done before anything is decided anew.
             self.decide(TurnEvent::Interrupted);
             self.decide(TurnEvent::Resumed);
+            self.neighbours.rollout.handled(self.now);
         }
         loop {
             if self.turn.stillness.is_still() {
@@ -373,7 +425,9 @@ impl SessionLoop {
                 break;
             }
             self.turn.tell_when_quiet(self.held_up.is_some(), &mut self.todo);
-            self.perform();
+            if !self.todo.is_empty() {
+                self.perform();
+            }
             let crowded = self.turn.is_crowded();
             let reading = self.turn.reads(crowded.then(clock::now));
             if crowded {
@@ -381,16 +435,18 @@ impl SessionLoop {
                 tokio::task::yield_now().await;
             }
             self.alarm.wanted(self.turn.wakes());
-            let timed = self.alarm.set.is_some();
             if std::mem::take(&mut self.handed_over) {
                 // A worker in this process answers most calls in its next turn; until then there is nothing to wait for.
                 give_way().await;
             }
-            let behind = self.turn.is_behind();
-            tokio::select! {
-                // News before bytes: what is decided must not wait behind new work.
-                biased;
-                Some(event) = self.events.recv() => {
+            let lines = match (reading, self.turn.is_behind()) {
+                (true, true) => Lines::Left,
+                (true, false) if !self.turn.incoming.ended => Lines::Client,
+                _ => Lines::None,
+            };
+            let mut others = std::pin::pin!(tokio::task::yield_now());
+            match std::future::poll_fn(|cx| self.poll_next(cx, lines, others.as_mut())).await {
+                Happened::Heard(event) => {
                     self.decide(TurnEvent::Heard(event));
                     for _ in 1..TURN {
                         let Ok(event) = self.events.try_recv() else { break };
@@ -398,21 +454,59 @@ impl SessionLoop {
                     }
                     while !self.tasks.is_empty() && self.tasks.try_join_next().is_some() {}
                 }
-                pushed = push(&mut self.streams.sink, self.turn.outgoing.bytes()), if self.turn.outgoing.is_due() => {
-                    self.on_pushed(pushed);
-                }
-                // Other sessions, and what the system has to tell about them, come before the lines that are left.
-                () = tokio::task::yield_now(), if reading && behind => self.read_on(),
-                read = read(&mut self.streams.input, &mut self.turn.incoming.reader),
-                    if reading && !behind && !self.turn.incoming.ended => self.on_read(read),
-                () = self.alarm.sleep.as_mut(), if timed => {
-                    self.alarm.set = None;
-                    self.decide(TurnEvent::Woke);
-                }
+                Happened::Pushed(pushed) => self.on_pushed(pushed),
+                Happened::OthersServed => self.read_on(),
+                Happened::Read(read) => self.on_read(read),
+                Happened::Woke => self.decide(TurnEvent::Woke),
             }
         }
         let _ = tokio::time::timeout(DRAIN, self.streams.sink.shutdown()).await;
         SessionEnd::Closed
+    }
+
+    /// What happens next. News come before bytes: what is decided must not wait behind new work.
+    ///
+    /// To wait for news costs several times what a look costs, and a call is over before it has to be waited for. So the wait
+    /// comes last, when nothing else has come either.
+    fn poll_next(
+        &mut self,
+        cx: &mut Context<'_>,
+        lines: Lines,
+        others: Pin<&mut impl Future<Output = ()>>,
+    ) -> Poll<Happened> {
+        if !self.events.is_empty()
+            && let Poll::Ready(Some(event)) = self.events.poll_recv(cx)
+        {
+            return Poll::Ready(Happened::Heard(event));
+        }
+        if self.turn.outgoing.is_due()
+            && let Poll::Ready(pushed) = poll_push(&mut self.streams.sink, self.turn.outgoing.bytes(), cx)
+        {
+            return Poll::Ready(Happened::Pushed(pushed));
+        }
+        match lines {
+            Lines::None => {}
+            // Other sessions, and what the system has to tell about them, come before the lines that are left.
+            Lines::Left => {
+                if others.poll(cx).is_ready() {
+                    return Poll::Ready(Happened::OthersServed);
+                }
+            }
+            Lines::Client => {
+                let read = poll_read(&mut self.streams.input, &mut self.turn.incoming.reader, cx);
+                if let Poll::Ready(read) = read {
+                    return Poll::Ready(Happened::Read(read));
+                }
+            }
+        }
+        if self.alarm.has_fired(cx) {
+            return Poll::Ready(Happened::Woke);
+        }
+        match self.events.poll_recv(cx) {
+            Poll::Ready(Some(event)) => Poll::Ready(Happened::Heard(event)),
+            // We hold a sender ourselves.
+            Poll::Ready(None) | Poll::Pending => Poll::Pending,
+        }
     }
 
     /// Decides one turn and does what was decided.
@@ -425,7 +519,9 @@ impl SessionLoop {
     fn decide_as_before(&mut self, event: TurnEvent) {
         self.turn.step(event, self.now, &mut self.todo);
         self.gauge();
-        self.perform();
+        if !self.todo.is_empty() {
+            self.perform();
+        }
     }
 
     /// Does what was decided, one effect at a time: the others stay where the next incarnation finds them.
@@ -439,7 +535,7 @@ impl SessionLoop {
         let session = self.turn.number;
         match effect {
             TurnEffect::Dispatch => self.dispatch(),
-            TurnEffect::Count(record) => self.neighbours.telemetry.record(record),
+            TurnEffect::Count => self.neighbours.telemetry.record_all(&mut self.turn.counted),
             TurnEffect::RunHere(call) => self.run_here(call),
             TurnEffect::RunAgain(call, waited) => self.begin_here(call, waited),
             TurnEffect::Refuse(call, fault) => {
@@ -485,7 +581,6 @@ impl SessionLoop {
                 self.force_rollout_at(Operation::Method(method));
             }
             TurnEffect::Stale => drop(self.neighbours.gauges.stale.fetch_add(1, Ordering::Relaxed)),
-            TurnEffect::Handled(at) => self.neighbours.rollout.handled(at),
             TurnEffect::TellQuiet(told) => drop(told.send(())),
             TurnEffect::PassOn(reply, snapshot) => drop(reply.send(*snapshot)),
             TurnEffect::AnswerDirect(reply, outcome) => drop(reply.send(*outcome)),
@@ -533,5 +628,38 @@ impl Drop for SessionLoop {
     fn drop(&mut self) {
         // A connection that is given up has calls open.
         self.neighbours.gauges.in_flight.fetch_sub(self.gauged, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn an_alarm_wakes_whoever_asked_last_and_as_often_as_it_is_set() {
+        let mut alarm = Alarm::new();
+        let second = Duration::from_secs(1);
+        let unheard = &mut Context::from_waker(Waker::noop());
+        assert!(!alarm.has_fired(unheard), "it is not set");
+        for round in 1..=3 {
+            let now = clock::now();
+            alarm.wanted(Some(now + 3 * second));
+            assert!(!alarm.has_fired(unheard) && !alarm.has_fired(unheard));
+            if round == 2 {
+                // Sooner; and what is wanted later than that changes nothing.
+                alarm.wanted(Some(now + second));
+                alarm.wanted(Some(now + 9 * second));
+            }
+            let polls = std::cell::Cell::new(0);
+            std::future::poll_fn(|cx| {
+                polls.set(polls.get() + 1);
+                if alarm.has_fired(cx) { Poll::Ready(()) } else { Poll::Pending }
+            })
+            .await;
+            assert_eq!(polls.get(), 2, "woken once, in round {round}");
+            let waited = clock::now().duration_since(now).as_secs();
+            assert_eq!(waited, if round == 2 { 1 } else { 3 });
+            assert!(!alarm.has_fired(unheard), "it fires once");
+        }
     }
 }

@@ -23,6 +23,7 @@ use crate::protocol::catalog::CallRoom;
 use crate::protocol::envelope::{self, IdToken, Incoming};
 use crate::protocol::frame::Frame;
 use crate::protocol::method::Method;
+use crate::protocol::session::SessionEffects;
 use crate::protocol::version::Version;
 use crate::protocol::wire;
 use crate::tools::ReplayContract;
@@ -144,7 +145,7 @@ impl BridgeCore {
     /// Answers without anybody, as the session of a system would.
     fn answer_here(&mut self, frame: &Frame, now: Instant, out: &mut BytesMut) {
         // What it would ask of a system is not asked: only what needs none comes here.
-        self.setup.local.on_frame(frame, now, out, &mut Vec::new());
+        self.setup.local.on_frame(frame, now, out, &mut SessionEffects::new());
     }
 
     fn on_message(

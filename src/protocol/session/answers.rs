@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
 
-use super::{CallOutcome, FinishedAs, Pending, SessionCore, SessionEffect, Work};
+use super::{CallOutcome, FinishedAs, Pending, SessionCore, SessionEffect, SessionEffects, Work};
 use crate::base::fault::{Fault, FaultCode};
 use crate::base::ids::CallNumber;
 use crate::protocol::envelope;
@@ -29,7 +29,7 @@ impl SessionCore {
         outcome: CallOutcome,
         now: Instant,
         out: &mut BytesMut,
-        effects: &mut Vec<SessionEffect>,
+        effects: &mut SessionEffects,
     ) {
         // The call of a task is answered when it is known how the task stands.
         if let CallOutcome::Reply(reply) = &outcome
@@ -44,7 +44,7 @@ impl SessionCore {
                 TaskProtocol::Core => TaskAsk::Look(job),
                 TaskProtocol::Extension => TaskAsk::Read(job),
             };
-            effects.push(SessionEffect::Ask { number: call, ask, client });
+            effects.push_back(SessionEffect::Ask { number: call, ask, client });
             return;
         }
         self.deliver(call, now, out, effects, |core, pending, out| core.answer(pending, outcome, out));
@@ -68,7 +68,7 @@ impl SessionCore {
         number: CallNumber,
         now: Instant,
         out: &mut BytesMut,
-        effects: &mut Vec<SessionEffect>,
+        effects: &mut SessionEffects,
         write: impl FnOnce(&Self, &Pending, &mut BytesMut) -> FinishedAs,
     ) {
         let Some(pending) = self.pending.get(&number.0) else { return };
@@ -87,9 +87,9 @@ impl SessionCore {
         let Some(pending) = self.forget(number.0) else { return };
         let finished = pending.finished(now, result);
         if finished.latency >= LONG && finished.tool.is_some() {
-            effects.push(SessionEffect::Waited { client: pending.client, so_long: finished.latency });
+            effects.push_back(SessionEffect::Waited { client: pending.client, so_long: finished.latency });
         }
-        effects.push(SessionEffect::Finished(finished));
+        effects.push_back(SessionEffect::Finished(finished));
         if let Some(batch) = pending.batch {
             self.put_part(batch, Some(&pending.id), part);
             self.close_share(batch, out);

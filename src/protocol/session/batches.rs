@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use bytes::{BufMut, Bytes, BytesMut};
 
-use super::{Batch, Handshake, Origin, SessionCore, SessionEffect};
+use super::{Batch, Handshake, Origin, SessionCore, SessionEffects};
 use crate::base::fault::{Fault, FaultCode};
 use crate::protocol::envelope::{self, IdToken, Incoming};
 use crate::protocol::version::Version;
@@ -25,7 +25,7 @@ impl SessionCore {
         line: &Bytes,
         now: Instant,
         out: &mut BytesMut,
-        effects: &mut Vec<SessionEffect>,
+        effects: &mut SessionEffects,
     ) {
         let allowed = matches!(self.handshake, Handshake::Ready { version: Version::V2025_03_26, .. });
         let problem = if !allowed {

@@ -27,7 +27,7 @@ mod standing;
 mod tasks;
 
 use std::borrow::Cow;
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -166,6 +166,9 @@ pub enum SessionEffect {
     /// A request was finished, for the counters.
     Finished(Finished),
 }
+
+/// What the session asks for and nobody has decided about yet, oldest first.
+pub type SessionEffects = VecDeque<SessionEffect>;
 
 /// Which news of a task are wanted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -406,7 +409,7 @@ impl SessionCore {
         frame: &Frame,
         now: Instant,
         out: &mut BytesMut,
-        effects: &mut Vec<SessionEffect>,
+        effects: &mut SessionEffects,
     ) -> LineWas {
         let line = match frame {
             Frame::Line(line) => line,
@@ -449,7 +452,7 @@ impl SessionCore {
         line: &Bytes,
         origin: Origin,
         out: &mut BytesMut,
-        effects: &mut Vec<SessionEffect>,
+        effects: &mut SessionEffects,
     ) {
         match message {
             Incoming::Request { id, method, params } => {
@@ -545,7 +548,7 @@ impl SessionCore {
         params: Option<&str>,
         origin: Origin,
         out: &mut BytesMut,
-        effects: &mut Vec<SessionEffect>,
+        effects: &mut SessionEffects,
     ) {
         // Everything else is none of our business: a request method without an id must not start anything.
         match method {
@@ -557,19 +560,19 @@ impl SessionCore {
         let Some(Ok([Some(id)])) = params.map(|params| envelope::object(params, ["requestId"])) else { return };
         let Some(number) = IdToken::from_json(id).and_then(|id| self.by_id.get(&id).copied()) else { return };
         if let Some(call) = self.forget(number) {
-            effects.push(SessionEffect::Withdraw(CallNumber(number)));
+            effects.push_back(SessionEffect::Withdraw(CallNumber(number)));
             let finished = call.finished(origin.now, FinishedAs::Cancelled);
             if call.work.tool().is_some() {
-                effects.push(SessionEffect::GaveUp { client: call.client, after: finished.latency });
+                effects.push_back(SessionEffect::GaveUp { client: call.client, after: finished.latency });
             }
-            effects.push(SessionEffect::Finished(finished));
+            effects.push_back(SessionEffect::Finished(finished));
             if let Some(batch) = call.batch {
                 self.close_share(batch, out);
             }
         } else if let Some(id) = self.standings.end(number) {
             // A subscription its client ends gets no result.
             self.by_id.remove(&id);
-            effects.push(SessionEffect::Unfollow(CallNumber(number)));
+            effects.push_back(SessionEffect::Unfollow(CallNumber(number)));
         }
     }
 
@@ -581,16 +584,10 @@ impl SessionCore {
     }
 
     /// News of a task that is followed under this number.
-    pub fn on_task(
-        &mut self,
-        number: CallNumber,
-        news: &TaskNews,
-        out: &mut BytesMut,
-        effects: &mut Vec<SessionEffect>,
-    ) {
+    pub fn on_task(&mut self, number: CallNumber, news: &TaskNews, out: &mut BytesMut, effects: &mut SessionEffects) {
         if self.standings.on_task(number.0, news, out) {
             self.standings.end(number.0);
-            effects.push(SessionEffect::Unfollow(number));
+            effects.push_back(SessionEffect::Unfollow(number));
         }
     }
 
@@ -603,25 +600,25 @@ impl SessionCore {
     }
 
     /// The server goes away for good while the client may still listen: its subscriptions end with a result.
-    pub fn on_stopping(&mut self, out: &mut BytesMut, effects: &mut Vec<SessionEffect>) {
+    pub fn on_stopping(&mut self, out: &mut BytesMut, effects: &mut SessionEffects) {
         self.standings.say_goodbye(out, &self.identity);
         self.end_standings(effects);
     }
 
-    fn end_standings(&mut self, effects: &mut Vec<SessionEffect>) {
+    fn end_standings(&mut self, effects: &mut SessionEffects) {
         let ended = self.standings.end_all();
         self.by_id.retain(|_, number| self.pending.contains_key(number));
         effects.extend(ended.into_iter().map(|number| SessionEffect::Unfollow(CallNumber(number))));
     }
 
     /// The connection is over: nobody waits for anything any more.
-    pub fn on_closed(&mut self, now: Instant, effects: &mut Vec<SessionEffect>) {
+    pub fn on_closed(&mut self, now: Instant, effects: &mut SessionEffects) {
         let mut open: Vec<u64> = self.pending.keys().copied().collect();
         open.sort_unstable();
         for number in open {
             if let Some(call) = self.forget(number) {
-                effects.push(SessionEffect::Withdraw(CallNumber(number)));
-                effects.push(SessionEffect::Finished(call.finished(now, FinishedAs::Cancelled)));
+                effects.push_back(SessionEffect::Withdraw(CallNumber(number)));
+                effects.push_back(SessionEffect::Finished(call.finished(now, FinishedAs::Cancelled)));
             }
         }
         self.end_standings(effects);

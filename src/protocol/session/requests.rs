@@ -13,7 +13,7 @@ use bytes::{Bytes, BytesMut};
 
 use super::meta::{self, Meta, Refusal, invalid};
 use super::tasks::{ask, asks_for_tasks, filter, in_background};
-use super::{Call, Finished, FinishedAs, Origin, SessionCore, SessionEffect, Work, shortened};
+use super::{Call, Finished, FinishedAs, Origin, SessionCore, SessionEffect, SessionEffects, Work, shortened};
 use crate::base::fault::{Fault, FaultCode};
 use crate::base::lenient;
 use crate::protocol::envelope::{self, IdToken};
@@ -36,19 +36,20 @@ impl SessionCore {
         line: &Bytes,
         origin: Origin,
         out: &mut BytesMut,
-        effects: &mut Vec<SessionEffect>,
+        effects: &mut SessionEffects,
     ) {
         self.answered = true;
+        let known = Method::parse(method);
         let answer = if self.by_id.contains_key(&id) {
             Err(Fault::new(FaultCode::InvalidRequest, "a request with this id is still in flight.").into())
         } else {
-            match Method::parse(method) {
+            match known {
                 Some(Method::ToolsCall) => {
                     // A client that forgets to say that it is ready is asked now.
                     self.ask_roots(origin, out, effects);
                     self.call(&id, params.unwrap_or("{}"), line, origin, effects)
                 }
-                known => self.dispatch(&id, known, method, params, origin, out, effects),
+                _ => self.dispatch(&id, known, method, params, origin, out, effects),
             }
         };
         let result = match answer {
@@ -59,8 +60,8 @@ impl SessionCore {
                 FinishedAs::Failed(refusal.fault.code)
             }
         };
-        effects.push(SessionEffect::Finished(Finished {
-            method: Method::parse(method).map_or("other", Method::as_str),
+        effects.push_back(SessionEffect::Finished(Finished {
+            method: known.map_or("other", Method::as_str),
             tool: None,
             request_id: None,
             at: origin.now,
@@ -78,7 +79,7 @@ impl SessionCore {
         params: Option<&str>,
         origin: Origin,
         out: &mut BytesMut,
-        effects: &mut Vec<SessionEffect>,
+        effects: &mut SessionEffects,
     ) -> Result<Dispatched, Box<Refusal>> {
         let members = ["_meta", "cursor", "taskId", "notifications", "protocolVersion"];
         let [meta, cursor, task, wishes, wanted] = envelope::object(params.unwrap_or("{}"), members)
@@ -139,7 +140,7 @@ impl SessionCore {
                     return Err(Fault::new(FaultCode::UnknownMethod, "this server has no tasks.").into());
                 }
                 let number = self.pend(id, version, client.clone(), Work::Ask(method), 0, origin)?;
-                effects.push(SessionEffect::Ask { number, ask, client });
+                effects.push_back(SessionEffect::Ask { number, ask, client });
                 Ok(Dispatched::InFlight)
             }
             Method::Initialize | Method::Ping | Method::ToolsCall => Err(unknown().into()),
@@ -152,7 +153,7 @@ impl SessionCore {
         params: &str,
         line: &Bytes,
         origin: Origin,
-        effects: &mut Vec<SessionEffect>,
+        effects: &mut SessionEffects,
     ) -> Result<Dispatched, Box<Refusal>> {
         let [name, arguments, meta, task] = envelope::object(params, ["name", "arguments", "_meta", "task"])
             .map_err(|_| invalid("the member params must be an object."))?;
@@ -185,7 +186,7 @@ impl SessionCore {
             let arguments = lenient::text(&arguments);
             pending.structured = matches!(envelope::object(&arguments, ["render"]), Ok([Some("\"json\"")]));
         }
-        effects.push(SessionEffect::Invoke(Call { number, tool, arguments, client, wants_progress }));
+        effects.push_back(SessionEffect::Invoke(Call { number, tool, arguments, client, wants_progress }));
         Ok(Dispatched::InFlight)
     }
 }

@@ -12,7 +12,7 @@
 use bytes::{BufMut as _, BytesMut};
 use serde::{Deserialize, Serialize};
 
-use super::{Origin, SessionCore, SessionEffect};
+use super::{Origin, SessionCore, SessionEffect, SessionEffects};
 use crate::places::ROOTS;
 use crate::protocol::envelope::{self, IdToken};
 
@@ -72,7 +72,7 @@ impl SessionCore {
     }
 
     /// Asks for them, where that is due. What is written for a member of a batch is an answer, so there it waits.
-    pub(super) fn ask_roots(&mut self, origin: Origin, out: &mut BytesMut, effects: &mut Vec<SessionEffect>) {
+    pub(super) fn ask_roots(&mut self, origin: Origin, out: &mut BytesMut, effects: &mut SessionEffects) {
         if !self.roots.is_due() || origin.batch.is_some() {
             return;
         }
@@ -81,17 +81,17 @@ impl SessionCore {
         out.put_slice(b"{\"jsonrpc\":\"2.0\",\"id\":");
         out.put_slice(id(self.roots.last).as_bytes());
         out.put_slice(b",\"method\":\"roots/list\"}\n");
-        effects.push(SessionEffect::Roots(Roots::Awaited));
+        effects.push_back(SessionEffect::Roots(Roots::Awaited));
     }
 
     /// The client says that they changed.
-    pub(super) fn roots_changed(&mut self, origin: Origin, out: &mut BytesMut, effects: &mut Vec<SessionEffect>) {
+    pub(super) fn roots_changed(&mut self, origin: Origin, out: &mut BytesMut, effects: &mut SessionEffects) {
         if !self.roots.declared {
             return;
         }
         self.roots.roots = Roots::Awaited;
         self.roots.stale = self.roots.open.is_some();
-        effects.push(SessionEffect::Roots(Roots::Awaited));
+        effects.push_back(SessionEffect::Roots(Roots::Awaited));
         self.ask_roots(origin, out, effects);
     }
 
@@ -102,7 +102,7 @@ impl SessionCore {
         result: Option<&str>,
         origin: Origin,
         out: &mut BytesMut,
-        effects: &mut Vec<SessionEffect>,
+        effects: &mut SessionEffects,
     ) {
         let ours = self.roots.open.is_some_and(|open| answers.is_some_and(|answers| answers.as_str() == id(open)));
         if !ours {
@@ -114,7 +114,7 @@ impl SessionCore {
         }
         // An error says that there are none after all.
         self.roots.roots = Roots::Known(result.map(uris).unwrap_or_default());
-        effects.push(SessionEffect::Roots(self.roots.roots.clone()));
+        effects.push_back(SessionEffect::Roots(self.roots.roots.clone()));
     }
 }
 

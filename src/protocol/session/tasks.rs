@@ -14,7 +14,9 @@ use bytes::{BufMut, Bytes, BytesMut};
 use super::meta::{Meta, Refusal, invalid};
 use super::requests::Dispatched;
 use super::standing::{self, Filter};
-use super::{ClientInfo, FinishedAs, Origin, Pending, SessionCore, SessionEffect, Wanted, Work, shortened};
+use super::{
+    ClientInfo, FinishedAs, Origin, Pending, SessionCore, SessionEffect, SessionEffects, Wanted, Work, shortened,
+};
 use crate::base::fault::{Fault, FaultCode};
 use crate::base::ids::{CallNumber, JobId};
 use crate::base::lenient;
@@ -63,7 +65,7 @@ impl SessionCore {
         client: ClientInfo,
         origin: Origin,
         out: &mut BytesMut,
-        effects: &mut Vec<SessionEffect>,
+        effects: &mut SessionEffects,
     ) -> Result<Dispatched, Box<Refusal>> {
         let asked = self.pending.values().filter(|pending| matches!(pending.work, Work::Listen { .. })).count();
         if self.standings.streams() + asked >= standing::STREAMS {
@@ -75,7 +77,7 @@ impl SessionCore {
             Some(jobs) if self.catalog.offers_tasks() => {
                 let work = Work::Listen { tools: filter.tools };
                 let number = self.pend(id, Version::MODERN, client.clone(), work, 0, origin)?;
-                effects.push(SessionEffect::Ask { number, ask: TaskAsk::Which(jobs), client });
+                effects.push_back(SessionEffect::Ask { number, ask: TaskAsk::Which(jobs), client });
             }
             tasks => {
                 let number = self.next_call;
@@ -96,7 +98,7 @@ impl SessionCore {
         answer: Result<TaskAnswer, Box<Fault>>,
         now: Instant,
         out: &mut BytesMut,
-        effects: &mut Vec<SessionEffect>,
+        effects: &mut SessionEffects,
     ) {
         let Some(pending) = self.pending.get_mut(&number.0) else { return };
         let answer = match answer {
@@ -116,7 +118,12 @@ impl SessionCore {
                 self.by_id.insert(pending.id.clone(), number.0);
                 self.standings.open_stream(number.0, pending.id, tools);
                 if !jobs.is_empty() {
-                    effects.push(SessionEffect::Follow { number, jobs, news: Wanted::Status, client: pending.client });
+                    effects.push_back(SessionEffect::Follow {
+                        number,
+                        jobs,
+                        news: Wanted::Status,
+                        client: pending.client,
+                    });
                 }
             }
             (Work::Created { progress, last_progress, protocol, .. }, TaskAnswer::Task(task)) => {
@@ -139,7 +146,7 @@ impl SessionCore {
                 });
                 let news = if token.is_some() { Wanted::Progress } else { Wanted::End };
                 if protocol == TaskProtocol::Core && self.standings.tell_of_task(number.0, token, last) {
-                    effects.push(SessionEffect::Follow { number, jobs, news, client });
+                    effects.push_back(SessionEffect::Follow { number, jobs, news, client });
                 }
             }
             (Work::Ask(method), answer) => {

@@ -82,14 +82,14 @@ impl Rig {
 
     fn frame(&mut self, frame: &Frame) -> String {
         let mut out = BytesMut::new();
-        let mut effects = Vec::new();
+        let mut effects = SessionEffects::new();
         self.core.on_frame(frame, self.now, &mut out, &mut effects);
         self.take(effects, &out)
     }
 
     fn settle(&mut self, call: usize, outcome: CallOutcome) -> String {
         let mut out = BytesMut::new();
-        let mut effects = Vec::new();
+        let mut effects = SessionEffects::new();
         let number = self.invoked[call].number;
         self.core.on_settled(number, outcome, self.now, &mut out, &mut effects);
         self.take(effects, &out)
@@ -97,7 +97,7 @@ impl Rig {
 
     fn tell(&mut self, ask: usize, answer: Result<TaskAnswer, Fault>) -> String {
         let mut out = BytesMut::new();
-        let mut effects = Vec::new();
+        let mut effects = SessionEffects::new();
         let number = self.asked[ask].0;
         self.core.on_told(number, answer.map_err(Box::new), self.now, &mut out, &mut effects);
         self.take(effects, &out)
@@ -105,7 +105,7 @@ impl Rig {
 
     fn news(&mut self, number: CallNumber, news: &TaskNews) -> String {
         let mut out = BytesMut::new();
-        let mut effects = Vec::new();
+        let mut effects = SessionEffects::new();
         self.core.on_task(number, news, &mut out, &mut effects);
         self.take(effects, &out)
     }
@@ -113,14 +113,14 @@ impl Rig {
     fn tools_changed(&mut self) -> String {
         let mut out = BytesMut::new();
         self.core.on_tools_changed(&mut out);
-        self.take(Vec::new(), &out)
+        self.take(SessionEffects::new(), &out)
     }
 
     fn reply(&mut self, call: usize, text: &str) -> String {
         self.settle(call, CallOutcome::Reply(Box::new(ToolReply::text(text))))
     }
 
-    fn take(&mut self, effects: Vec<SessionEffect>, out: &BytesMut) -> String {
+    fn take(&mut self, effects: SessionEffects, out: &BytesMut) -> String {
         for effect in effects {
             match effect {
                 SessionEffect::Invoke(call) => self.invoked.push(call),
@@ -387,7 +387,7 @@ fn a_closed_connection_withdraws_every_call() {
     for id in 1..=3 {
         rig.send(&call(&id.to_string(), ""));
     }
-    let mut effects = Vec::new();
+    let mut effects = SessionEffects::new();
     rig.core.on_closed(rig.now, &mut effects);
     rig.take(effects, &BytesMut::new());
     assert_eq!(rig.withdrawn.len(), 3);
@@ -570,7 +570,7 @@ fn a_subscription_says_what_was_asked_from_its_acknowledgement_to_its_end() {
     assert_eq!(rig.tools_changed().lines().count(), 2);
     assert!(rig.send(&listen("7", "{}")).contains("acknowledged"));
     // We end: each gets a result with its id.
-    let (mut out, mut effects) = (BytesMut::new(), Vec::new());
+    let (mut out, mut effects) = (BytesMut::new(), SessionEffects::new());
     rig.core.on_stopping(&mut out, &mut effects);
     let last = rig.take(effects, &out);
     assert_eq!(last.lines().count(), 2);
@@ -586,7 +586,7 @@ fn a_closed_connection_ends_its_subscriptions_without_a_word() {
         r#"{{"jsonrpc":"2.0","id":1,"method":"subscriptions/listen","params":{{"notifications":{{"taskIds":["{job}"]}},{TASKS}}}}}"#
     ));
     rig.tell(0, Ok(TaskAnswer::Known(vec![job])));
-    let mut effects = Vec::new();
+    let mut effects = SessionEffects::new();
     rig.core.on_closed(rig.now, &mut effects);
     rig.take(effects, &BytesMut::new());
     assert_eq!(rig.unfollowed, [rig.followed[0].0]);

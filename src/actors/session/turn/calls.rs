@@ -192,13 +192,12 @@ impl SessionTurn {
 
     pub(super) fn count(&mut self, finished: Finished, settling: Option<Settling>, effects: &mut TurnEffects) {
         let Some(tool) = finished.tool else {
-            let record = Record::Request { method: finished.method, result: finished.result };
-            effects.push_back(TurnEffect::Count(record));
+            self.note(Record::Request { method: finished.method, result: finished.result }, effects);
             return;
         };
         let settling = settling.unwrap_or_default();
         self.outgoing.shows(settling.job.filter(|_| settling.tells_end));
-        effects.push_back(TurnEffect::Count(Record::ToolCall(ToolCallRecord {
+        let record = ToolCallRecord {
             at: finished.at,
             session: self.number,
             request_id: finished.request_id,
@@ -209,7 +208,15 @@ impl SessionTurn {
             job: settling.job,
             generation: settling.generation,
             replays: settling.replays,
-        })));
+        };
+        self.note(Record::ToolCall(record), effects);
+    }
+
+    /// Has something recorded; the first of a turn's effects that ask for it records all there is.
+    #[inline]
+    pub(super) fn note(&mut self, record: Record, effects: &mut TurnEffects) {
+        self.counted.push(record);
+        effects.push_back(TurnEffect::Count);
     }
 
     /// How many calls are in flight.

@@ -75,6 +75,16 @@ impl Clockwork {
     }
 }
 
+/// The earlier of two times, where there are two.
+#[inline]
+fn earlier(one: Option<Instant>, other: Option<Instant>) -> Option<Instant> {
+    match (one, other) {
+        (Some(one), Some(other)) => Some(one.min(other)),
+        (one, None) => one,
+        (None, other) => other,
+    }
+}
+
 impl SessionTurn {
     /// When the clock is wanted next.
     pub(in super::super) fn wakes(&self) -> Option<Instant> {
@@ -82,7 +92,7 @@ impl SessionTurn {
             SessionStage::Open => None,
             SessionStage::Lingering(at) | SessionStage::Draining(at) => Some(at),
         };
-        [self.clockwork.due, end, self.clockwork.held, self.clockwork.rest].into_iter().flatten().min()
+        earlier(earlier(self.clockwork.rest, self.clockwork.due), earlier(self.clockwork.held, end))
     }
 
     pub(super) fn on_woke(&mut self, now: Instant, effects: &mut TurnEffects) {
@@ -109,8 +119,8 @@ impl SessionTurn {
         self.direct.shrink_to_fit();
         self.follows.shrink_to_fit();
         self.asked.shrink_to_fit();
-        self.undecided.shrink_to_fit();
         self.sending.shrink_to_fit();
+        self.counted.shrink_to_fit();
         effects.shrink_to_fit();
     }
 

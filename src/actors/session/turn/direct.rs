@@ -118,14 +118,14 @@ impl SessionTurn {
     }
 
     fn count_direct(
-        &self,
+        &mut self,
         direct: &Direct,
         result: FinishedAs,
         settling: Settling,
         now: Instant,
         effects: &mut TurnEffects,
     ) {
-        effects.push_back(TurnEffect::Count(Record::ToolCall(ToolCallRecord {
+        let record = ToolCallRecord {
             at: now,
             session: self.number,
             request_id: None,
@@ -136,7 +136,8 @@ impl SessionTurn {
             job: settling.job,
             generation: settling.generation,
             replays: settling.replays,
-        })));
+        };
+        self.note(Record::ToolCall(record), effects);
     }
 
     /// Whether somebody waits for this call.

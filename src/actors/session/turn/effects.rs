@@ -3,7 +3,7 @@
 //! Owns: the two lists. May not know: what follows from an event, how an effect is performed.
 
 use std::collections::HashSet;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::sync::oneshot;
 use tokio::task::AbortHandle;
@@ -14,7 +14,6 @@ use crate::base::ids::{CallNumber, Generation, InvocationId, JobId};
 use crate::daemon::control::ControlMessage;
 use crate::protocol::session::{Call, CallOutcome, ClientInfo, Roots};
 use crate::protocol::tasks::TaskAsk;
-use crate::telemetry::Record;
 use crate::tools::progress::ProgressSink;
 
 /// Everything a turn decides about.
@@ -28,6 +27,8 @@ pub(in super::super) enum TurnEvent {
     ReadAll,
     /// So many bytes of output were taken.
     Written(usize),
+    /// All output was taken, and nothing of it is held back.
+    WrittenThrough,
     /// Nothing written is held back any more.
     Flushed,
     /// The client reads nothing more.
@@ -88,12 +89,10 @@ pub(in super::super) enum TurnEffect {
     Shown(JobId),
     /// A request of this method, which no worker executes, was finished: a fault plan may ask for something at it.
     Finished(&'static str),
-    /// Record this.
-    Count(Record),
+    /// Record what was counted and is not recorded yet.
+    Count,
     /// Count an outcome of an earlier generation.
     Stale,
-    /// Say that lines were handled at this time.
-    Handled(Instant),
     /// Tell that only calls are open that another image can go on with.
     TellQuiet(oneshot::Sender<()>),
     /// Tell what is passed on.

@@ -46,8 +46,9 @@ use crate::base::fault::{Fault, FaultCode};
 use crate::base::ids::{CallNumber, Generation, HostId, JobId, SessionNumber};
 use crate::failpoints::Faults;
 use crate::protocol::frame::{Frame, FrameReader};
-use crate::protocol::session::{CallOutcome, ClientInfo, LineWas, SessionCore, SessionEffect, Wanted};
+use crate::protocol::session::{CallOutcome, ClientInfo, LineWas, SessionCore, SessionEffect, SessionEffects, Wanted};
 use crate::protocol::tasks::{TaskAnswer, TaskAsk, TaskNews};
+use crate::telemetry::Record;
 use crate::tools::progress::Latest;
 
 /// What is to be done, in this order. The loop keeps the queue, so that what a panic interrupts is done by the next run.
@@ -108,12 +109,12 @@ pub(super) struct SessionTurn {
     embedder: Option<Arc<str>>,
     /// Who follows tasks for the client, by number.
     pub(super) follows: HashMap<CallNumber, Following>,
-    /// What the state machine asks for.
-    asked: Vec<SessionEffect>,
-    /// What it asked for and is not decided yet.
-    undecided: VecDeque<SessionEffect>,
+    /// What the state machine asked for and is not decided yet.
+    asked: SessionEffects,
     /// Calls for the worker that were decided about since the last [`TurnEffect::Dispatch`].
     pub(super) sending: Vec<CallNumber>,
+    /// What is to be recorded, oldest first.
+    pub(super) counted: Vec<Record>,
     pub(super) stage: SessionStage,
     flow: Flow,
     clockwork: Clockwork,
@@ -157,9 +158,9 @@ impl SessionTurn {
             direct: HashMap::new(),
             embedder: None,
             follows: HashMap::new(),
-            asked: Vec::new(),
-            undecided: VecDeque::new(),
+            asked: SessionEffects::new(),
             sending: Vec::new(),
+            counted: Vec::new(),
             stage: SessionStage::Open,
             flow: Flow::default(),
             clockwork: Clockwork::default(),
@@ -184,6 +185,13 @@ impl SessionTurn {
             }
             TurnEvent::Written(count) => {
                 if self.outgoing.written(count) && self.outgoing.owes_change {
+                    self.say_change();
+                }
+            }
+            TurnEvent::WrittenThrough => {
+                self.outgoing.written(self.outgoing.bytes().len());
+                self.outgoing.flushed(effects);
+                if self.outgoing.owes_change {
                     self.say_change();
                 }
             }
@@ -384,7 +392,6 @@ impl SessionTurn {
 
     fn on_read(&mut self, now: Instant, effects: &mut TurnEffects) {
         self.take_lines(now, effects);
-        effects.push_back(TurnEffect::Handled(now));
         self.absorb(None, now, effects);
     }
 
@@ -436,12 +443,8 @@ impl SessionTurn {
 
     /// Decides about what the state machine asked for; `settling` is about the call it has just answered.
     fn absorb(&mut self, mut settling: Option<Settling>, now: Instant, effects: &mut TurnEffects) {
-        if self.asked.is_empty() && self.undecided.is_empty() {
-            return;
-        }
         // One at a time, and the others stay where the next incarnation finds them.
-        self.undecided.extend(self.asked.drain(..));
-        while let Some(effect) = self.undecided.pop_front() {
+        while let Some(effect) = self.asked.pop_front() {
             match effect {
                 SessionEffect::Invoke(call) => self.invoke(call, now, effects),
                 SessionEffect::Ask { number, ask, client } => self.ask(number, ask, client, effects),
@@ -454,7 +457,7 @@ impl SessionTurn {
                 SessionEffect::GaveUp { client, after } => effects.push_back(TurnEffect::NoteGaveUp(client, after)),
                 SessionEffect::Waited { client, so_long } => effects.push_back(TurnEffect::NoteWaited(client, so_long)),
                 SessionEffect::Finished(finished) => {
-                    if finished.tool.is_none() {
+                    if finished.tool.is_none() && self.faults.is_armed() {
                         effects.push_back(TurnEffect::Finished(finished.method));
                     }
                     self.count(finished, settling.take(), effects);
@@ -492,6 +495,9 @@ impl SessionTurn {
     fn on_interrupted(&mut self, now: Instant, effects: &mut TurnEffects) {
         self.outgoing.drop_torn();
         self.sending.clear();
+        if !self.counted.is_empty() {
+            effects.push_back(TurnEffect::Count);
+        }
         self.absorb(None, now, effects);
         if let Some(taken_over) = self.taken_over.take() {
             self.upgraded = true;

@@ -91,11 +91,13 @@ impl Outgoing {
     /// So many bytes were taken. Whether nothing is left to write.
     pub(super) fn written(&mut self, count: usize) -> bool {
         self.unflushed = true;
-        self.out.advance(count);
-        self.whole = self.out.len();
-        if !self.out.is_empty() {
+        if count < self.out.len() {
+            self.out.advance(count);
+            self.whole = self.out.len();
             return false;
         }
+        // The room of what was written is not given up first, to be taken back by the next line.
+        self.whole = 0;
         if self.out.capacity() > OUTPUT_KEPT {
             self.out = BytesMut::new();
         } else {
@@ -115,7 +117,9 @@ impl Outgoing {
     pub(super) fn flushed(&mut self, effects: &mut impl Extend<TurnEffect>) {
         self.unflushed = false;
         // Told only now, so that an answer which reached nobody is still announced as unread.
-        effects.extend(self.shown.drain(..).map(TurnEffect::Shown));
+        if !self.shown.is_empty() {
+            effects.extend(self.shown.drain(..).map(TurnEffect::Shown));
+        }
     }
 
     /// There is nobody to write to.

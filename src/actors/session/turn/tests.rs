@@ -13,11 +13,11 @@ use super::*;
 use crate::actors::session::SessionSnapshot;
 use crate::actors::workers::messages::WorkerHandle;
 use crate::protocol::catalog::{Annotations, CallRoom, Catalog, TaskSupport, ToolDefinition};
-use crate::protocol::session::Call;
 use crate::protocol::session::SessionLimits;
+use crate::protocol::session::{Call, FinishedAs};
 use crate::protocol::tasks::TaskNews;
 use crate::protocol::wire::{Identity, ToolReply};
-use crate::telemetry::Record;
+use crate::telemetry::{Record, ToolCallRecord};
 use crate::tools::progress::{Latest, ProgressListener, ProgressSink};
 use crate::tools::{Evidence, ReplayContract, Target};
 
@@ -138,7 +138,7 @@ impl Rig {
                 self.begin(call.number);
                 format!("run {} again after {} s", call.number.0, waited.as_secs())
             }
-            TurnEffect::RunHere(_) | TurnEffect::Handled(_) => return,
+            TurnEffect::RunHere(_) => return,
             TurnEffect::Refuse(call, _) => format!("refuse {}", call.0),
             TurnEffect::WantWorker => "want worker".to_owned(),
             TurnEffect::ReportBroken(generation) => format!("broken {}", generation.0),
@@ -166,10 +166,13 @@ impl Rig {
             TurnEffect::NoteWaited(..) => "waited".to_owned(),
             TurnEffect::Shown(_) => "shown".to_owned(),
             TurnEffect::Finished(_) => return,
-            TurnEffect::Count(Record::ToolCall(call)) => {
-                format!("count {} {:?} of {} after {}", call.tool, call.result, call.generation.0, call.replays)
-            }
-            TurnEffect::Count(_) => return,
+            // One at a time, for the order of what is done.
+            TurnEffect::Count => match self.turn.counted.drain(..1).next() {
+                Some(Record::ToolCall(call)) => {
+                    format!("count {} {:?} of {} after {}", call.tool, call.result, call.generation.0, call.replays)
+                }
+                _ => return,
+            },
             TurnEffect::Stale => "stale".to_owned(),
             TurnEffect::TellQuiet(told) => {
                 let _ = told.send(());
@@ -661,8 +664,11 @@ fn what_was_decided_and_not_done_outlives_a_panic() {
     let mut rig = Rig::served();
     // The state machine has answered a cancelled call, and the panic came before that was decided about.
     rig.call(AGAIN, 1);
-    rig.turn.asked.push(SessionEffect::Withdraw(CallNumber(1)));
+    rig.turn.asked.push_back(SessionEffect::Withdraw(CallNumber(1)));
     assert_eq!(rig.step(TurnEvent::Interrupted), ["worker: withdraw 1", "jobs: withdraw 1"]);
+    // What was counted is recorded, even if it was the recording that broke off.
+    rig.turn.counted.push(Record::ToolCall(counted_call()));
+    assert_eq!(rig.step(TurnEvent::Interrupted), ["count asked Success of 1 after 0"]);
     // A call in nobody's hands is answered; one nobody waits for is withdrawn.
     rig.turn.ledger.record(
         CallNumber(8),
@@ -746,6 +752,15 @@ fn the_end_of_a_job_is_shown_once_it_is_with_the_client() {
     assert_eq!(rig.step(TurnEvent::Flushed), ["shown"]);
     assert_eq!(rig.step(TurnEvent::Flushed), NOTHING);
     assert!(!rig.turn.outgoing.is_due());
+    let mut rig = Rig::new();
+    settle(&mut rig);
+    assert_eq!(rig.step(TurnEvent::WrittenThrough), ["shown"], "no sink holds it");
+    assert!(!rig.turn.outgoing.is_due());
+    let mut rig = Rig::new();
+    settle(&mut rig);
+    rig.turn.outgoing.owes_change = true;
+    assert_eq!(rig.step(TurnEvent::WrittenThrough), ["shown"]);
+    assert!(!rig.turn.outgoing.owes_change && rig.turn.outgoing.is_due(), "the change is told behind it");
     let mut rig = Rig::new();
     settle(&mut rig);
     rig.step(TurnEvent::HungUp);
@@ -1086,4 +1101,19 @@ fn a_client_that_floods_gives_way_and_one_that_is_alone_does_not() {
     assert_eq!((answers(&mut rig), rig.turn.stage), (2, SessionStage::Open));
     rig.step(TurnEvent::Read);
     assert!(matches!(rig.turn.stage, SessionStage::Lingering(_)));
+}
+
+fn counted_call() -> ToolCallRecord {
+    ToolCallRecord {
+        at: Instant::now(),
+        session: SessionNumber(1),
+        request_id: None,
+        tool: Arc::from(ASKED),
+        path_hint: None,
+        latency: Duration::ZERO,
+        result: FinishedAs::Success,
+        job: None,
+        generation: G1,
+        replays: 0,
+    }
 }
