@@ -113,6 +113,8 @@ fn plain(html: &str) -> String {
         };
         match tag {
             "/div" => text.push('\n'),
+            // An attribute of the item has a box of its own at the margin.
+            "div class=\"code-attribute\"" => {}
             _ if tag.starts_with("div") => text.push(' '),
             _ => {}
         }

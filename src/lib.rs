@@ -115,16 +115,21 @@ pub use actors::root::Down;
 pub use actors::sessions::messages::SessionEnd;
 pub use actors::supervision::slot::RestartPolicy;
 pub use agents::{
-    Agent, AgentCommand, AgentEvent, AgentProfile, AgentRegistry, AgentResult, ClaudeCode, CliAgent, CodexStream,
-    Credential, Environment, Offline, OutputParser, PayerKnown, Payment, PlainText, PrepareFuture, ResumedId, RunEnd,
-    RunRequest, RunSummary, RunVerdict, SpawnFailure, Started, StopCause, StreamJson, find_program,
+    Agent, AgentCommand, AgentEvent, AgentProfile, AgentRegistry, AgentResult, AgentSite, AgentSites, ClaudeCode,
+    CliAgent, CodexStream, Credential, Environment, ExtraUsage, Offline, OutputParser, PayerKnown, Payment, PlainText,
+    PrepareFuture, ResumedId, RunEnd, RunRequest, RunSummary, RunVerdict, SpawnFailure, Started, StopCause, StreamJson,
+    find_program,
 };
 pub use base::fault::{Fault, FaultClass, FaultCode, Stage};
-pub use base::ids::{AgentSessionId, ChainId, Generation, InvocationId, JobId, RunToken, UnixMillis};
+pub use base::ids::{
+    AgentSessionId, ChainId, Generation, HostId, InvocationId, JobId, RunToken, SessionNumber, UnixMillis,
+};
 pub use base::state_dir::StateDir;
 pub use base::stdio::{Input, Output};
-pub use config::{Config, RolloutMode};
-pub use failpoints::{FaultPlan, Faults};
+pub use config::clients::ClientSettings;
+pub use config::{Config, LeftOut, RolloutMode, WorkerIsolation};
+pub use exec::{ExecTarget, ServerUrl, TargetWords};
+pub use failpoints::{FaultPlan, Faults, Fired};
 pub use jobs::client::JobsHandle;
 // Of hidden verbs: the news of one job.
 #[doc(hidden)]
@@ -134,7 +139,7 @@ pub use jobs::{
     Billing, CancelReason, ConsultRequest, JobMode, JobOutcome, JobRecord, JobState, JobSummary, JournalEntry,
     JournalEvent, PermissionDenial, RunExit,
 };
-pub use protocol::session::SessionLimits;
+pub use protocol::session::{ClientInfo, SessionLimits};
 /// The actors under a system, for a tree that [`System::actor`] or [`SystemBuilder::supervised_by`] puts it into.
 pub use ractor;
 // Of hidden verbs: upgrades in place, which need more of a next image than can be had from here.
@@ -152,6 +157,14 @@ pub use tools::{
     ToolFuture, ToolReply,
 };
 pub use worker::{Isolation, ServeError, WorkerCommand, WorkerEnd, WorkerPolicy, host_gone, serve as serve_worker};
+
+/// What other errors and ends are made of; each says in a sentence what was wrong.
+pub mod errors {
+    pub use crate::base::ids::NotAUuid;
+    pub use crate::base::state_dir::StateDirError;
+    pub use crate::failpoints::{ArmError, CountersError, PlanError, PlanPlace, PlanProblem};
+    pub use crate::worker::executor::ToolPanicked;
+}
 
 /// The rest, for the program, the tests and the benches of this package. No API: it changes without notice.
 #[doc(hidden)]

@@ -512,6 +512,192 @@ fn each_public_function_is_shown_by_an_example_a_page_or_the_documentation() {
     assert!(unseen.is_empty(), "shown nowhere; no API is `#[doc(hidden)]`:\n{}", unseen.join("\n"));
 }
 
+/// Types of others that public signatures name: a change of these is a change of ours.
+const FOREIGN: &[(&str, &[&str])] = &[
+    (
+        "std",
+        &[
+            "Arc",
+            "AsFd",
+            "AsRef",
+            "AsyncFnMut",
+            "BTreeMap",
+            "BTreeSet",
+            "Box",
+            "Child",
+            "Clone",
+            "Command",
+            "Copy",
+            "Debug",
+            "Default",
+            "Deref",
+            "Display",
+            "Drop",
+            "Duration",
+            "Eq",
+            "Error",
+            "ExitCode",
+            "ExitStatus",
+            "Fn",
+            "FnMut",
+            "FnOnce",
+            "From",
+            "FromIterator",
+            "FromStr",
+            "Future",
+            "Hash",
+            "Index",
+            "Into",
+            "IntoFuture",
+            "IntoIterator",
+            "Item",
+            "Iterator",
+            "NonZero",
+            "Option",
+            "Ord",
+            "OsStr",
+            "OsString",
+            "Output",
+            "OwnedFd",
+            "PartialEq",
+            "PartialOrd",
+            "Path",
+            "PathBuf",
+            "Pin",
+            "Read",
+            "Result",
+            "Self",
+            "Send",
+            "Stdio",
+            "String",
+            "Sync",
+            "SystemTime",
+            "Unpin",
+            "Vec",
+            "Write",
+        ],
+    ),
+    ("bytes", &["Bytes"]),
+    ("futures", &["BoxFuture", "Stream"]),
+    ("ractor, as `phone_opus::ractor`", &["ActorCell"]),
+    ("rustix, in the test kit", &["Pid"]),
+    ("schemars", &["JsonSchema"]),
+    ("serde", &["Deserialize", "Serialize"]),
+    ("serde_json", &["Map", "Value"]),
+    ("tokio", &["AsyncFd", "AsyncRead", "AsyncWrite", "Receiver", "Sleep", "Stdout"]),
+];
+
+/// A public enum of which everybody may know all variants: it cannot grow without a change of what it means.
+const CLOSED: &[&str] = &["Evidence", "ReplayContract"];
+
+/// Structs with public fields that programs make themselves, with all of their fields or with `..Default::default()`. All others
+/// can grow.
+const MADE_BY_USERS: &[&str] = &[
+    // What a program says.
+    "AgentSite",
+    "Annotations",
+    "ClientSettings",
+    "Config",
+    "JobFilter",
+    "RestartPolicy",
+    "SessionLimits",
+    "ToolDefinition",
+    "ToolReply",
+    "WorkerCommand",
+    "WorkerPolicy",
+    // What an agent says of a run, and what its tests say to it.
+    "PermissionDenial",
+    "RunExit",
+    "RunVerdict",
+    // What the tests of a tool call it with.
+    "InvocationId",
+    "ToolCall",
+    // Numbers.
+    "Generation",
+    "SessionNumber",
+    "UnixMillis",
+];
+
+/// An entry of `docs/public-paths.txt`: its kind, its name, and the lines below it.
+fn public_items(list: &str) -> Vec<(&str, &str, Vec<&str>)> {
+    let mut items: Vec<(&str, &str, Vec<&str>)> = Vec::new();
+    for line in list.lines().filter(|line| !line.starts_with('#')) {
+        match (line.starts_with(' '), items.last_mut()) {
+            (true, Some((_, _, said))) => said.push(line),
+            _ => items.extend(line.split_once(" phone_opus::").map(|(kind, path)| (kind, path, Vec::new()))),
+        }
+    }
+    items
+}
+
+fn last_name(path: &str) -> &str {
+    path.rsplit("::").next().unwrap_or(path)
+}
+
+/// The types an entry names: what is written as types are, but for variants, single letters, constants and texts.
+fn types_named<'a>(kind: &str, said: &[&'a str]) -> BTreeSet<&'a str> {
+    let mut named = BTreeSet::new();
+    for line in said.iter().take(if kind == "constant" { 1 } else { usize::MAX }) {
+        // A constant's value may be any text.
+        let line = if kind == "constant" { line.split(" = ").next().unwrap_or(line) } else { line };
+        let variant =
+            line.strip_prefix("        ").filter(|rest| kind == "enum" && rest.starts_with(|c: char| c.is_uppercase()));
+        let line = variant.map_or(*line, |rest| rest.trim_start_matches(|c: char| c.is_alphanumeric()));
+        let words = line.split(|c: char| !c.is_alphanumeric() && c != '_');
+        named.extend(words.filter(|word| {
+            word.starts_with(|c: char| c.is_ascii_uppercase()) && word.contains(|c: char| c.is_ascii_lowercase())
+        }));
+    }
+    named
+}
+
+#[test]
+fn what_public_signatures_name_can_be_named_by_others() {
+    let list = page("docs/public-paths.txt");
+    let items = public_items(&list);
+    assert!(items.len() > 100, "{} items were found", items.len());
+    let mut known: BTreeSet<&str> = items.iter().map(|(_, path, _)| last_name(path)).collect();
+    known.extend(FOREIGN.iter().flat_map(|(_, names)| names.iter()));
+    // What a module of the kit hands on by its own name.
+    let kit = page("src/testkit/mod.rs");
+    known.extend(kit.lines().filter(|line| line.starts_with("pub use ")).flat_map(|line| words(line)));
+    let mut unnamed = BTreeMap::new();
+    for (kind, path, said) in &items {
+        for name in types_named(kind, said).into_iter().filter(|name| !known.contains(name)) {
+            unnamed.entry(name).or_insert_with(Vec::new).push(*path);
+        }
+    }
+    assert!(unnamed.is_empty(), "named in public signatures and reachable at no public path: {unnamed:#?}");
+}
+
+#[test]
+fn public_types_can_grow_or_are_known_never_to() {
+    let list = page("docs/public-paths.txt");
+    let mut fixed = Vec::new();
+    for (kind, path, said) in public_items(&list).into_iter().filter(|(_, path, _)| !path.contains("testkit")) {
+        let grows = said.iter().any(|line| line.trim() == "#[non_exhaustive]" || line.trim() == "/* private fields */");
+        let has_fields = said.iter().any(|line| line.starts_with("        pub ") || line.contains("(pub "));
+        let may_be = match kind {
+            "enum" => CLOSED.contains(&last_name(path)),
+            "struct" => !has_fields || MADE_BY_USERS.contains(&last_name(path)),
+            _ => true,
+        };
+        if !grows && !may_be {
+            fixed.push(path);
+        }
+    }
+    assert!(fixed.is_empty(), "neither `#[non_exhaustive]` nor listed above: {fixed:#?}");
+}
+
+#[test]
+fn types_are_told_from_variants_constants_and_letters() {
+    let list = "enum phone_opus::X\n    #[non_exhaustive]\n    pub enum X {\n        Alone,\n        With(Other),\n    }\n    pub fn a<T>(b: T) -> Far\nconstant phone_opus::Y\n    pub const Y: &str = \"Some Text\";";
+    let items = public_items(list);
+    let named: Vec<_> = items.iter().map(|(kind, _, said)| types_named(kind, said)).collect();
+    assert_eq!(named, [BTreeSet::from(["Far", "Other"]), BTreeSet::new()]);
+    assert_eq!((items[0].1, items[1].1), ("X", "Y"));
+}
+
 #[test]
 fn what_is_called_is_told_from_what_is_only_named() {
     assert_eq!(called("a.b(1); c::<T>(); d; fn e<'a>(f: &'a str)"), BTreeSet::from(["b", "c", "e"]));

@@ -210,6 +210,7 @@ pub struct Names {
 
 /// Why the tree is down.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub enum Down {
     /// It was told to stop.
     Stopped,

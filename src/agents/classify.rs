@@ -83,6 +83,7 @@ impl SpawnFailure {
 
 /// Everything seen of a run that is over: its process group is empty and its pipes are closed.
 #[derive(Debug, Clone, PartialEq, Default)]
+#[non_exhaustive]
 pub struct RunEnd {
     /// What it said.
     pub summary: RunSummary,
@@ -108,6 +109,7 @@ pub struct RunEnd {
 
 /// By which id a session goes on when it is resumed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
 pub enum ResumedId {
     /// The same: another one is another session, without the history.
     #[default]

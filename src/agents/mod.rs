@@ -389,6 +389,7 @@ impl fmt::Debug for AgentCommand {
 
 /// Where the money was to come from, and what the agent got to make it so.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Payment {
     /// What was chosen.
     pub billing: Billing,
@@ -398,6 +399,7 @@ pub struct Payment {
 
 /// What an environment handed to an agent can pay with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Credential {
     /// Nothing: the agent has its own login or none.
     Nothing,

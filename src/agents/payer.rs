@@ -18,6 +18,7 @@ use crate::base::fault::{Fault, FaultCode};
 
 /// From where it is known who pays for a run of an agent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum PayerKnown {
     /// From its login and its environment, before it is started; or nothing is paid at all.
     BeforeStart,
@@ -28,6 +29,7 @@ pub enum PayerKnown {
 /// What becomes of a run whose plan is used up and whose provider goes on, for money besides.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum ExtraUsage {
     /// It goes on, and its reply says so.
     #[default]

@@ -16,6 +16,7 @@ const MAX_DENIALS: usize = 64;
 
 /// What the agent said about itself.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[non_exhaustive]
 pub struct Started {
     /// Its session.
     pub session_id: Option<String>,

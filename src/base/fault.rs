@@ -13,6 +13,7 @@ use crate::base::ids::{Generation, JobId, UnixMillis};
 /// What kind of thing went wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum FaultClass {
     /// The message or its arguments were not acceptable.
     Protocol,
@@ -39,6 +40,7 @@ pub enum FaultClass {
 /// Which part was at work when it went wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum Stage {
     /// The host process outside its workers.
     Host,
@@ -62,6 +64,7 @@ macro_rules! fault_codes {
     ($($(#[$doc:meta])* $name:ident = $text:literal, $class:ident, $stage:ident, $retry:ident;)*) => {
         /// Every fault there is. The texts are stable: clients may match on them.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+        #[non_exhaustive]
         pub enum FaultCode {
             $($(#[$doc])* #[serde(rename = $text)] $name,)*
         }
@@ -242,6 +245,7 @@ impl fmt::Display for FaultCode {
 /// assert!(later.retryable && later.class == FaultClass::Resource && later.stage == Stage::Host);
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[non_exhaustive]
 pub struct Fault {
     /// What kind of thing went wrong.
     pub class: FaultClass,

@@ -59,6 +59,7 @@ const DAEMON_LOG: u64 = 256 * 1024;
 
 /// Why a state directory cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum StateDirError {
     /// Nothing says where it is.
     #[error("find a state directory: neither XDG_STATE_HOME nor HOME is an absolute path")]

@@ -76,6 +76,7 @@ pub fn socket(socket: OwnedFd) -> io::Result<(Input, Output)> {
 
 /// What a client sends us.
 #[derive(Debug)]
+#[non_exhaustive]
 pub enum Input {
     /// A pipe.
     Pipe(AsyncFd<OwnedFd>),
@@ -209,6 +210,7 @@ impl AsyncRead for Input {
 
 /// What we send a client.
 #[derive(Debug)]
+#[non_exhaustive]
 pub enum Output {
     /// A pipe.
     Pipe(AsyncFd<OwnedFd>),

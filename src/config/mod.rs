@@ -41,6 +41,7 @@ pub const FILE_BYTES: usize = 64 * 1024;
 /// Where tools run that a worker executes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum WorkerIsolation {
     /// In the host's own process: fastest; a panic is survived.
     #[default]
@@ -63,6 +64,7 @@ impl WorkerIsolation {
 /// When a new file at the launch path is adopted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum RolloutMode {
     /// When it is there and passes the check, and when somebody asks.
     #[default]

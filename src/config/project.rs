@@ -18,6 +18,7 @@ pub const PROJECT_FILE: &str = ".phone-opus.toml";
 
 /// A project's file that was left out.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[non_exhaustive]
 pub struct LeftOut {
     /// The file.
     pub place: String,

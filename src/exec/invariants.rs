@@ -23,6 +23,7 @@ fn violated(law: &'static str, detail: impl Into<String>) -> Result<(), Violatio
 ///
 /// # Errors
 /// The first place where it does not hold.
+#[doc(hidden)]
 pub fn invariant_positions_have_no_gap(events: &[ProcessEvent]) -> Result<(), Violation> {
     const LAW: &str = "every position is published or announced as lost, once and in order";
     let mut seen = 0;
@@ -46,6 +47,7 @@ pub fn invariant_positions_have_no_gap(events: &[ProcessEvent]) -> Result<(), Vi
 ///
 /// # Errors
 /// The first event that should not be there.
+#[doc(hidden)]
 pub fn invariant_at_most_one_terminal_and_last(events: &[ProcessEvent]) -> Result<(), Violation> {
     const LAW: &str = "at most one terminal event, and it is the last; at most one exit";
     let exits = events.iter().filter(|event| matches!(event, ProcessEvent::Exited { .. })).count();
@@ -62,6 +64,7 @@ pub fn invariant_at_most_one_terminal_and_last(events: &[ProcessEvent]) -> Resul
 ///
 /// # Errors
 /// When the list does not end with one, or breaks the law above.
+#[doc(hidden)]
 pub fn invariant_exactly_one_terminal_and_last(events: &[ProcessEvent]) -> Result<(), Violation> {
     invariant_at_most_one_terminal_and_last(events)?;
     match events.last() {
@@ -74,6 +77,7 @@ pub fn invariant_exactly_one_terminal_and_last(events: &[ProcessEvent]) -> Resul
 ///
 /// # Errors
 /// The first event that was invented, changed, or lost without being output.
+#[doc(hidden)]
 pub fn invariant_published_is_sent_minus_lagged(
     sent: &[ProcessEvent],
     published: &[ProcessEvent],
@@ -106,6 +110,7 @@ pub fn invariant_published_is_sent_minus_lagged(
 ///
 /// # Errors
 /// The numbers that are over.
+#[doc(hidden)]
 pub fn invariant_core_is_bounded(core: &ProcessLog) -> Result<(), Violation> {
     let (events, bytes) = core.retained();
     let (waiting, waiting_bytes) = core.waiting();

@@ -158,19 +158,11 @@ impl ProcessSession {
         self.shared.ahead.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Publishes the exit.
+    /// Publishes the exit: the code, and the signal it died of where that is known.
     ///
     /// # Errors
     /// After the end of the session, or for a second exit; nothing is published.
-    pub fn publish_exited(&self, code: i32) -> Result<(), Misplaced> {
-        self.change(|core| core.append_exited(code, None))
-    }
-
-    /// [`ProcessSession::publish_exited`] of what may have died of a signal.
-    ///
-    /// # Errors
-    /// As there.
-    pub fn publish_exited_by(&self, code: i32, signal: Option<i32>) -> Result<(), Misplaced> {
+    pub fn publish_exited(&self, code: i32, signal: Option<i32>) -> Result<(), Misplaced> {
         self.change(|core| core.append_exited(code, signal))
     }
 

@@ -44,8 +44,19 @@ pub enum TargetWords {
 }
 
 /// Where an exec server is reached.
+///
+/// ```
+/// use phone_opus::{ExecTarget, TargetWords};
+///
+/// let target = ExecTarget::parse(&TargetWords::Text("wss://build.example/exec".to_owned()))?;
+/// let ExecTarget::Wss { url } = &target else { panic!("{target}") };
+/// assert_eq!((url.host(), url.port(), url.path()), ("build.example", 443, "/exec"));
+/// assert!(ExecTarget::parse(&TargetWords::Text("ws://build.example:80".to_owned())).is_err());    // it says what is accepted
+/// # Ok::<(), String>(())
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(into = "TargetWords", try_from = "TargetWords")]
+#[non_exhaustive]
 pub enum ExecTarget {
     /// A WebSocket on this machine.
     Ws {
@@ -107,6 +118,7 @@ impl ServerUrl {
 
     /// Host and port as a request's `Host` names them.
     #[must_use]
+    #[doc(hidden)]
     pub fn authority(&self) -> String {
         if self.host.contains(':') {
             format!("[{}]:{}", self.host, self.port)
@@ -117,6 +129,7 @@ impl ServerUrl {
 
     /// The addresses of this machine that are meant; `None` where the host is to be resolved.
     #[must_use]
+    #[doc(hidden)]
     pub fn loopback(&self) -> Option<Vec<IpAddr>> {
         if is_localhost(&self.host) {
             return Some(vec![Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()]);
@@ -141,6 +154,7 @@ impl ExecTarget {
 
     /// What a cut connection means here.
     #[must_use]
+    #[doc(hidden)]
     pub const fn after_a_cut(&self) -> AfterACut {
         match self {
             Self::Ws { .. } | Self::Wss { .. } | Self::Unix { .. } => AfterACut::Resumed,
@@ -150,6 +164,7 @@ impl ExecTarget {
 
     /// Whether it is asked for a bearer token.
     #[must_use]
+    #[doc(hidden)]
     pub const fn takes_a_token(&self) -> bool {
         matches!(self, Self::Ws { .. } | Self::Wss { .. })
     }

@@ -53,6 +53,7 @@ pub enum Ends {
 
 /// Why a plan cannot be armed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum ArmError {
     /// It is no plan.
     #[error("arm a fault plan: {0}")]
@@ -99,6 +100,7 @@ pub enum InTurn {
 
 /// A rule that has fired.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub struct Fired {
     /// The rule as it is written.
     pub rule: String,

@@ -43,6 +43,7 @@ use crate::jobs::journal::AgentEvent;
 /// Where a job stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum JobState {
     /// Accepted and durable; no agent has been started.
     Queued,
@@ -112,6 +113,7 @@ impl JobState {
 /// Whether somebody waits for the answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum JobMode {
     /// The caller waits; when it is gone the job is cancelled.
     Sync,
@@ -133,6 +135,7 @@ impl JobMode {
 /// Where the agent's money may come from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum Billing {
     /// The user's login; API keys are withheld from the agent.
     #[default]
@@ -172,6 +175,7 @@ impl Billing {
 /// ```
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
+#[non_exhaustive]
 pub struct ConsultRequest {
     /// The caller's text, without our prefix.
     pub prompt: String,
@@ -289,6 +293,7 @@ pub struct NewJob {
 
 /// A job as the store holds it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct JobRecord {
     /// Its id.
     pub id: JobId,
@@ -319,6 +324,7 @@ pub struct JobRecord {
     /// Who asked for it to be cancelled, if anybody did.
     pub cancel_requested: Option<CancelReason>,
     /// The process the agent runs in, once started.
+    #[doc(hidden)]
     pub process: Option<RunProcess>,
     /// How it ended; present exactly when the state is terminal.
     pub outcome: Option<JobOutcome>,
@@ -328,12 +334,15 @@ pub struct JobRecord {
     pub last_event: u64,
     /// Who waits for its turn with it, while it is queued.
     #[serde(skip)]
+    #[doc(hidden)]
     pub waiter: Option<WaiterId>,
     /// The digest of the environment it is to run with.
     #[serde(skip)]
+    #[doc(hidden)]
     pub environment: Option<String>,
     /// The host that has custody of it; `None` where no other one may follow it in that.
     #[serde(skip)]
+    #[doc(hidden)]
     pub host: Option<HostId>,
 }
 
@@ -383,6 +392,7 @@ impl JobRecord {
 
 /// The short row of a listing.
 #[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
 pub struct JobSummary {
     /// The job.
     pub id: JobId,
@@ -427,6 +437,7 @@ pub struct RunProcess {
 /// Why a job is to be cancelled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum CancelReason {
     /// Somebody asked.
     Requested,
@@ -478,6 +489,7 @@ pub struct PermissionDenial {
 
 /// Everything a finished job has to say. Unknown is `None`, never a zero.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct JobOutcome {
     /// The answer; also present on failure when the agent had said something.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -546,6 +558,7 @@ pub struct JobOutcome {
 
 /// One journal entry of a job. Sequence numbers start at 1 and have no gaps.
 #[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
 pub struct JournalEntry {
     /// Position in the job's journal.
     pub seq: u64,
@@ -558,6 +571,7 @@ pub struct JournalEntry {
 /// What the journal records: process events and agent events under one sequence.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum JournalEvent {
     /// The runner took the job and is about to start the agent.
     Dispatched,

@@ -23,6 +23,7 @@ use crate::worker::{self, WorkerEnd};
 
 /// Why it did not begin.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum BeginError {
     /// The plan of its environment is none.
     #[error(transparent)]

@@ -83,6 +83,7 @@ pub enum CallRoom {
 
 /// Whether a tool's calls may become tasks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
 pub enum TaskSupport {
     /// They may not.
     #[default]

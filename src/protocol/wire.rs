@@ -32,6 +32,7 @@ pub struct ToolReply {
 
 /// The text of a reply.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub enum ReplyText {
     /// Text, to be written as a JSON string.
     Plain(String),

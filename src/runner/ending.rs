@@ -170,10 +170,10 @@ impl Ending<'_> {
             let chunk = rest.split_to(rest.len().min(64 * 1024));
             let _ = self.told.session.publish_output(OutputStream::Stdout, chunk);
         }
-        let _ = self.told.session.publish_exited(0);
+        let _ = self.told.session.publish_exited(0, None);
         let _ = self.told.session.publish_closed();
         // Where no agent was started, the host has not heard of its end.
-        let _ = self.agent.publish_exited(-1);
+        let _ = self.agent.publish_exited(-1, None);
     }
 }
 

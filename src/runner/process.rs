@@ -88,11 +88,11 @@ impl Process {
             Self::Here(process) => Ended::Known(process.wait_end().await),
             Self::There { process, shown, .. } => match process.end().await {
                 Ok(end) => {
-                    let _ = shown.publish_exited_by(end.code, end.signal);
+                    let _ = shown.publish_exited(end.code, end.signal);
                     Ended::Known(end)
                 }
                 Err(lost) => {
-                    let _ = shown.publish_exited(-1);
+                    let _ = shown.publish_exited(-1, None);
                     Ended::Lost(lost)
                 }
             },

@@ -26,6 +26,7 @@ use crate::worker::{Isolation, WorkerPolicy};
 
 /// Which of our own tools clients are offered, beside those of the embedding program.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum OwnTools {
     /// The consult tools, where the system can consult, and the snapshots of health and telemetry.
     #[default]

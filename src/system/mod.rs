@@ -173,6 +173,7 @@ impl Default for Grace {
 
 /// How a stop went.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub enum Shutdown {
     /// Everything ended in order.
     InOrder,

@@ -199,6 +199,7 @@ impl Connecting<'_> {
 
     /// As a client with a directory, an environment and a configuration of its own.
     #[must_use]
+    #[doc(hidden)]
     pub fn from(mut self, context: CallerContext) -> Self {
         self.context = Some(context);
         self

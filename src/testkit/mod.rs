@@ -56,4 +56,5 @@ pub use self::scripted_agent::{ForkPlace, Script, Step};
 pub use self::starts::{NOBODY, Start};
 pub use self::trouble::{FileFate, OwnFileSystem, ProgramFile, SmallDisk};
 pub use self::wait::{PATIENCE, Waiting, until, until_seen};
+pub use crate::failpoints::{ActionKind, FaultAction, FaultPoint, FaultRule, Operation, Operations, Tools, When};
 pub use rustix::process::Signal;

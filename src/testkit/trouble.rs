@@ -10,7 +10,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use super::rig::Rig;
-use crate::jobs::store::{HeldWrites, hold_writes};
+pub use crate::jobs::store::HeldWrites;
+use crate::jobs::store::hold_writes;
 
 /// A disk of its own under a world's state directory; unmounted when it is dropped. Declare it after the rig.
 #[derive(Debug)]

@@ -64,6 +64,7 @@ pub enum Evidence {
 
 /// Where a tool runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum Target {
     /// In a worker: its crash is survived and the contract decides what happens to the call.
     Worker,

@@ -41,6 +41,7 @@ pub struct Work<T> {
 /// A tool panicked; its worker ends because of it. What the panic said stays where it was: it may quote anything.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("tool {tool} panicked")]
+#[non_exhaustive]
 pub struct ToolPanicked {
     pub tool: String,
 }

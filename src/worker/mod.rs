@@ -56,6 +56,7 @@ use crate::tools::progress::{Latest, ProgressListener, ProgressSink};
 
 /// Where a system's worker tools run.
 #[derive(Debug, Clone, Default)]
+#[non_exhaustive]
 pub enum Isolation {
     /// In the host's own process.
     #[default]
@@ -104,6 +105,7 @@ impl Default for WorkerPolicy {
 
 /// How a worker process ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum WorkerEnd {
     /// Its host closed the pipe, or is gone.
     HostGone,
@@ -115,6 +117,7 @@ pub enum WorkerEnd {
 
 /// Why a worker process could not go on.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum ServeError {
     /// What came in is not what a host of this version says.
     #[error("understand the host: {0}")]

@@ -5,6 +5,7 @@ use crate::base::ids::SessionNumber;
 
 /// How a connection ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum SessionEnd {
     /// The client closed it, or the system stopped.
     Closed,

@@ -579,7 +579,7 @@ async fn the_wake_value_only_grows_watched_or_not() {
     session.publish_output(OutputStream::Stdout, Bytes::from_static(b"a")).unwrap();
     let before = *session.wake().borrow();
     assert!(before > 0, "a change nobody watched is kept");
-    session.publish_exited(0).unwrap();
+    session.publish_exited(0, None).unwrap();
     session.publish_closed().unwrap();
     session.publish_failed("too late");
     let after = *session.wake().borrow();

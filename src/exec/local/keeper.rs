@@ -95,7 +95,7 @@ impl Keeper {
         let status = self.leader_ends().await;
         self.fuse.group.enter(GroupState::Leaderless);
         let (code, signal) = decode(status.as_ref());
-        if let Err(refused) = self.fuse.session.publish_exited_by(code, signal) {
+        if let Err(refused) = self.fuse.session.publish_exited(code, signal) {
             tracing::warn!(%refused, "the session did not take the exit");
         }
         let closed = self.leftovers == Leftovers::Keep && self.leader_leaves_others().await;

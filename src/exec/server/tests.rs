@@ -222,7 +222,7 @@ async fn events_are_pushed_in_order_from_the_first_and_finish_writes_the_last() 
     assert_eq!(first, json!({"method": "process/output", "params": params}));
     session.publish_output(OutputStream::Stderr, Bytes::from_static(b"late")).unwrap();
     assert_eq!(peer.message().await["params"]["stream"], "stderr");
-    session.publish_exited(143).unwrap();
+    session.publish_exited(143, None).unwrap();
     let exited = peer.message().await;
     let params = json!({"processId": "p", "seq": 3, "exitCode": 143, "sandboxDenied": false});
     assert_eq!(exited, json!({"method": "process/exited", "params": params}));
@@ -246,7 +246,7 @@ async fn a_waiting_read_holds_nothing_up() {
     peer.send(json!({"id": 1, "method": "process/read", "params": wait})).await;
     peer.send(json!({"id": 2, "method": "process/terminate", "params": {"processId": "p"}})).await;
     assert_eq!(peer.answer(2).await["result"]["running"], true);
-    session.publish_exited(0).unwrap();
+    session.publish_exited(0, None).unwrap();
     session.publish_closed().unwrap();
     let answer = peer.answer(1).await;
     assert_eq!((&answer["result"]["exited"], &answer["result"]["exitCode"]), (&json!(true), &json!(0)));
@@ -281,7 +281,7 @@ async fn a_peer_that_does_not_read_slows_nothing_and_still_gets_the_end() {
             tokio::task::yield_now().await;
         }
     }
-    session.publish_exited(0).unwrap();
+    session.publish_exited(0, None).unwrap();
     session.publish_closed().unwrap();
     assert!(began.elapsed() < PATIENCE);
     let mut seqs = Vec::new();

@@ -48,6 +48,7 @@ pub enum FaultCounters {
 /// A counters file cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("use {} to count faults: {reason}", path.display())]
+#[non_exhaustive]
 pub struct CountersError {
     /// The file.
     pub path: PathBuf,

@@ -104,6 +104,7 @@ pub struct FaultPlan {
 
 /// Where in a plan something is wrong.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct PlanPlace {
     /// The variable, if the plan came from one.
     pub variable: Option<&'static str>,
@@ -124,6 +125,7 @@ impl fmt::Display for PlanPlace {
 
 /// One thing that is wrong with a plan.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct PlanProblem {
     /// The part of the plan it stands in.
     pub place: PlanPlace,
@@ -143,6 +145,7 @@ impl fmt::Display for PlanProblem {
 
 /// A plan that cannot be used, with everything that is wrong with it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub struct PlanError {
     /// At least one problem, in the order of the text.
     pub problems: Vec<PlanProblem>,

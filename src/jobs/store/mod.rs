@@ -133,6 +133,7 @@ pub enum StartOutcome {
 /// What became of a request to cancel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[must_use]
+#[non_exhaustive]
 pub enum CancelState {
     /// The job's runner will find the request.
     Requested {

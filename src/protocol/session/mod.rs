@@ -81,6 +81,7 @@ const KEPT_BYTES: usize = 1024 * 1024;
 
 /// Who called, as far as the client said. Parsed only when somebody asks.
 #[derive(Debug, Clone, Default)]
+#[non_exhaustive]
 pub enum ClientInfo {
     /// It did not say.
     #[default]

@@ -46,7 +46,7 @@ impl ProcessTable for Played {
             let _ = session.publish_output(OutputStream::Stdout, Bytes::from(word.clone()));
         }
         if !params.tty {
-            let _ = session.publish_exited(0);
+            let _ = session.publish_exited(0, None);
             let _ = session.publish_closed();
         }
         self.all().insert(params.process_id.clone(), session);
