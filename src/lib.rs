@@ -61,7 +61,9 @@
 //! | sessions without bytes, and typed consults | [`Session`], [`Client`], [`Consult`], [`ConsultFault`] |
 //! | jobs, their events and their records | [`JobDesk`], [`JobEvents`], [`JobRecord`] |
 //! | agents of your own | [`Agent`], [`AgentProfile`], [`OutputParser`], [`RunSummary`] |
+//! | machines of your own, such as containers | [`machine`], [`AgentElsewhere`] |
 //! | your program as runner, worker and agent | [`process`], [`Isolation`], [`serve_worker`] |
+//! | your program as a server that is upgraded in place | [`serve_program`] |
 //! | sockets, a ractor tree of your own, and the end | [`Listening`], [`System::actor`], [`Down`], [`Grace`] |
 //! | what goes wrong, by name, and how it is made to | [`Fault`], [`FaultCode`], [`Faults`], `testkit` |
 
@@ -115,8 +117,9 @@ pub use actors::root::Down;
 pub use actors::sessions::messages::SessionEnd;
 pub use actors::supervision::slot::RestartPolicy;
 pub use agents::{
-    Agent, AgentCommand, AgentEvent, AgentProfile, AgentRegistry, AgentResult, AgentSite, AgentSites, ClaudeCode,
-    CliAgent, CodexStream, Credential, Environment, ExtraUsage, Offline, OutputParser, PayerKnown, Payment, PlainText,
+    Agent, AgentCommand, AgentElsewhere, AgentEvent, AgentProfile, AgentRegistry, AgentResult, AgentSite, AgentSites,
+    ClaudeCode, CliAgent, CodexStream, Credential, Environment, ExtraUsage, Offline, OutputParser, PayerKnown, Payment,
+    PlainText,
     PrepareFuture, ResumedId, RunEnd, RunRequest, RunSummary, RunVerdict, SpawnFailure, Started, StopCause, StreamJson,
     find_program,
 };
@@ -149,7 +152,7 @@ pub use rollout::{LaunchPath, NotAdopted, RolloutSetup, Trigger};
 pub use system::handover::{HandOverError, HostSnapshot, NewImage};
 pub use system::{
     Client, Consult, ConsultFault, ConsultOutcome, Cursor, Grace, JobDesk, JobEvent, JobEvents, Listening, OwnTools,
-    Session, Shutdown, System, SystemBuilder, ToolCalling,
+    Session, Shutdown, System, SystemBuilder, ToolCalling, serve_program,
 };
 pub use tools::progress::ProgressSink;
 pub use tools::{
@@ -157,6 +160,13 @@ pub use tools::{
     ToolFuture, ToolReply,
 };
 pub use worker::{Isolation, ServeError, WorkerCommand, WorkerEnd, WorkerPolicy, host_gone, serve as serve_worker};
+
+/// Machines of a program's own: its agents run where and how it says. [`Machine`](machine::Machine) begins with what it promises.
+pub mod machine {
+    pub use crate::exec::machine::{
+        Machine, MachineEnd, MachineError, MachineFuture, MachineProcess, MachineStart, MachineSteering,
+    };
+}
 
 /// What other errors and ends are made of; each says in a sentence what was wrong.
 pub mod errors {

@@ -38,6 +38,7 @@ use futures_util::future::BoxFuture;
 use crate::base::fault::{Fault, FaultCode};
 use crate::base::ids::{ChainId, RunToken};
 use crate::exec::ExecTarget;
+use crate::exec::machine::Machine;
 use crate::jobs::{Billing, ConsultRequest};
 
 mod classify;
@@ -212,6 +213,12 @@ pub trait Agent: Send + Sync {
         None
     }
 
+    /// That machine, where it is one of the program's own.
+    #[doc(hidden)]
+    fn machine(&self) -> Option<Arc<dyn Machine>> {
+        None
+    }
+
     /// The same agent under the settings of one caller: where its program is, and which variables it is handed besides. `None`
     /// for an agent that has no such settings.
     #[doc(hidden)]
@@ -284,6 +291,12 @@ pub struct RunRequest<'a> {
 }
 
 impl RunRequest<'_> {
+    /// The machine it is to run on, by its name, when that is not this one: then no program is to be looked for here.
+    #[must_use]
+    pub fn machine(&self) -> Option<String> {
+        self.there.map(|there| there.site.target.to_string())
+    }
+
     /// This program with the prompt on its standard input, and the environment every agent has: what programs need to find
     /// their way (`PATH`, `HOME`, `LANG`, proxies), no key, and the marks by which what a lost run left running is found.
     ///
@@ -292,7 +305,11 @@ impl RunRequest<'_> {
     /// `invalid_input` for a prompt without a word, `prompt_too_large` for one no agent takes.
     pub fn command(&self, program: impl Into<PathBuf>) -> Result<AgentCommand, Fault> {
         check_prompt(&self.request.prompt)?;
-        let mut granted = environment::for_offline(self.environment);
+        let mut granted = match self.there {
+            // That machine has its own.
+            Some(_) => environment::for_offline(&Environment::default()),
+            None => environment::for_offline(self.environment),
+        };
         granted.set_run(self);
         Ok(AgentCommand {
             program: program.into(),

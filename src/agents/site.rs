@@ -1,16 +1,19 @@
 //! Agents whose process runs on another machine.
 //!
-//! Owns: what is known of such a machine ([`AgentSite`]), and an agent as it is there ([`AgentElsewhere`]). May not know: how the
-//! machine is reached, what a configuration looks like.
+//! Owns: what is known of such a machine ([`AgentSite`]), and an agent as it is there ([`AgentElsewhere`]): on the machine of an exec
+//! server that the configuration names, or on one of the program's own. May not know: how the machine is reached, what a
+//! configuration looks like.
 //!
 //! Invariants: (1) of the caller's environment nothing travels that says where something is, and nothing that every agent gets:
 //! that machine has its own; (2) what is known of a program there is kept apart from what is known of one here.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
+use futures_util::{FutureExt as _, TryFutureExt as _};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
@@ -21,6 +24,7 @@ use super::{
 };
 use crate::base::fault::{Fault, FaultClass};
 use crate::exec::ExecTarget;
+use crate::exec::machine::Machine;
 use crate::jobs::Billing;
 
 /// Bytes kept of a digest that tells accounts of other machines apart; as for those of this one.
@@ -41,7 +45,16 @@ pub struct AgentSite {
     pub workspaces: Vec<PathBuf>,
 }
 
-/// Agents that can run on another machine.
+impl AgentSite {
+    /// Whether its machine is one of the program's own.
+    #[must_use]
+    #[doc(hidden)]
+    pub fn is_own(&self) -> bool {
+        matches!(self.target, ExecTarget::Own { .. })
+    }
+}
+
+/// Agents that a configuration can send to another machine.
 pub const SITE_AGENTS: &[&str] = &["claude", "codex", "offline"];
 
 /// The agents of other machines, by the names callers use.
@@ -54,19 +67,75 @@ impl AgentRegistry {
     pub fn with_sites(&self, sites: &AgentSites) -> Self {
         let mut all = self.clone();
         for (name, site) in sites {
+            if self.get(name).is_ok_and(|known| known.site() == Some(site)) {
+                continue;
+            }
             if let Ok(agent) = self.get(&site.agent) {
-                all = all.with(Arc::new(AgentElsewhere { name: name.clone(), agent, site: Arc::new(site.clone()) }));
+                let (name, site) = (name.clone(), Arc::new(site.clone()));
+                all = all.with(Arc::new(AgentElsewhere { name, agent, site, machine: None }));
             }
         }
         all
     }
+
+    /// The agents that run on machines of the program's own, as a configuration would have them.
+    #[must_use]
+    #[doc(hidden)]
+    pub fn own_sites(&self) -> AgentSites {
+        let own = self.agents.iter().filter(|agent| agent.machine().is_some());
+        own.filter_map(|agent| Some((agent.name().to_owned(), agent.site()?.clone()))).collect()
+    }
 }
 
 /// An agent whose process runs on another machine: what it is asked and what it says are as anywhere.
+///
+/// A configuration names machines with an exec server (`agents.NAME`). A program that has a [`Machine`] of its own says here which
+/// agent runs there, and adds it to its [`Registry`](crate::process::Registry) as it adds any agent. As on every other machine, the
+/// caller's environment stays here but for what the agent itself needs, and a directory is that machine's: it has to lie below
+/// a workspace that is named here, and no ignore file or project file of this machine is looked at.
 pub struct AgentElsewhere {
     name: String,
     agent: Arc<dyn Agent>,
     site: Arc<AgentSite>,
+    /// The machine, where it is the program's own.
+    machine: Option<Arc<dyn Machine>>,
+}
+
+impl AgentElsewhere {
+    /// An agent on a machine of your own, under a name of its own; under the name of one that runs here it takes that one's place.
+    #[must_use]
+    pub fn new(name: impl Into<String>, agent: impl Agent + 'static, machine: impl Machine) -> Self {
+        let site = AgentSite {
+            agent: agent.name().to_owned(),
+            target: ExecTarget::Own { name: machine.name().to_owned() },
+            token_file: None,
+            program: None,
+            workspaces: Vec::new(),
+        };
+        let (agent, machine) = (Arc::new(agent), Some(Arc::new(machine) as Arc<dyn Machine>));
+        Self { name: name.into(), agent, site: Arc::new(site), machine }
+    }
+
+    /// With a directory there that consults may look into, and what lies below it. Without one no consult can be asked.
+    #[must_use]
+    pub fn workspace(mut self, dir: impl Into<PathBuf>) -> Self {
+        Arc::make_mut(&mut self.site).workspaces.push(dir.into());
+        self
+    }
+
+    /// With the agent's program there: an absolute path, or a name that the machine looks up. When not set, Claude Code and
+    /// `offline` are looked up by their names, and an agent of your own is run by the path that it prepares.
+    #[must_use]
+    pub fn program(mut self, program: impl Into<String>) -> Self {
+        Arc::make_mut(&mut self.site).program = Some(program.into());
+        self
+    }
+}
+
+impl fmt::Debug for AgentElsewhere {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AgentElsewhere").field("name", &self.name).field("site", &self.site).finish_non_exhaustive()
+    }
 }
 
 impl Agent for AgentElsewhere {
@@ -76,6 +145,10 @@ impl Agent for AgentElsewhere {
 
     fn site(&self) -> Option<&AgentSite> {
         Some(&self.site)
+    }
+
+    fn machine(&self) -> Option<Arc<dyn Machine>> {
+        self.machine.clone()
     }
 
     /// Its program is looked for there, when it is run.
@@ -88,7 +161,13 @@ impl Agent for AgentElsewhere {
         run: &'a RunRequest<'a>,
         state_dir: &'a Path,
     ) -> BoxFuture<'a, Result<AgentCommand, Fault>> {
-        self.agent.prepare(run, state_dir)
+        // Those that a configuration can send elsewhere look for themselves there.
+        let named = self.site.program.as_ref().filter(|_| !SITE_AGENTS.contains(&self.agent.name()));
+        let prepared = self.agent.prepare(run, state_dir);
+        match named {
+            None => prepared,
+            Some(program) => prepared.map_ok(|command| AgentCommand { program: program.into(), ..command }).boxed(),
+        }
     }
 
     fn needs(&self, environment: &Environment, billing: Billing) -> Environment {
@@ -97,7 +176,8 @@ impl Agent for AgentElsewhere {
 
     fn under(&self, program: Option<&Path>, variables: &[String]) -> Option<Arc<dyn Agent>> {
         let agent = self.agent.under(program, variables)?;
-        Some(Arc::new(Self { name: self.name.clone(), agent, site: Arc::clone(&self.site) }))
+        let (name, site, machine) = (self.name.clone(), Arc::clone(&self.site), self.machine.clone());
+        Some(Arc::new(Self { name, agent, site, machine }))
     }
 
     fn forget(&self, program: &Path, state_dir: &Path) {

@@ -22,7 +22,7 @@ use super::site::AgentSite;
 use crate::base::fault::{Fault, FaultCode};
 use crate::exec::backend::{EnvInherit, EnvPolicy, ExecBackend, ProcessStartError, StartRequest, StdinKind};
 use crate::exec::local::SpawnError;
-use crate::exec::{OutputStream, ProcessSession};
+use crate::exec::{ExecTarget, OutputStream, ProcessSession};
 
 /// Time for a question to a program there; half of what an answer takes may be the way.
 const DEADLINE: Duration = Duration::from_secs(10);
@@ -136,11 +136,17 @@ impl There<'_> {
     pub(super) fn missing(&self, name: &str) -> Fault {
         let named = self.site.program.as_deref().unwrap_or(name);
         let (searched, target) = (programs::searched_below(), &self.site.target);
-        let detail = if named.contains('/') {
+        let detail = if matches!(target, ExecTarget::Own { .. }) {
+            format!("`{named}` was not found on {target}.")
+        } else if named.contains('/') {
             format!("`{named}` does not exist on {target}.")
         } else {
             format!("`{named}` was not found on {target}: neither on the PATH of its exec server nor {searched}.")
         };
+        if matches!(target, ExecTarget::Own { .. }) {
+            return Fault::new(FaultCode::AgentMissing, detail)
+                .hint("Install it there, or have the program name its path there.");
+        }
         Fault::new(FaultCode::AgentMissing, detail)
             .hint("Install it there, or name its path there as `program` in the agent's table of your configuration.")
     }

@@ -116,6 +116,7 @@ impl Patterns {
 }
 
 #[cfg(test)]
+#[cfg(feature = "testkit")]
 mod tests {
     use std::fs;
 

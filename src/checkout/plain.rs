@@ -72,6 +72,7 @@ fn contents(file: File, found: &Metadata, most: usize) -> Result<(Vec<u8>, Metad
 }
 
 #[cfg(test)]
+#[cfg(feature = "testkit")]
 mod tests {
     use std::os::unix::fs::symlink;
     use std::os::unix::net::UnixListener;

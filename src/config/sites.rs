@@ -83,6 +83,10 @@ impl AgentSettings {
             return Err(("exec", format!("is missing; accepted: {}{here}", crate::exec::target::FORMS)));
         };
         let target = ExecTarget::parse(words).map_err(|wrong| ("exec", wrong))?;
+        if matches!(target, ExecTarget::Own { .. }) {
+            let wrong = "is a machine of a program's own, which that program gives its agents";
+            return Err(("exec", format!("{wrong}; accepted: {}", crate::exec::target::FORMS)));
+        }
         if let Some(file) = &self.exec_token_file {
             let accepted = "accepted: the absolute path of a file that is yours alone (mode 0600)";
             if !file.is_absolute() {

@@ -264,6 +264,11 @@ pub trait ExecBackend: Send + Sync {
     /// The machine's files; `None` when it is this machine, whose files are at hand.
     fn files(&self) -> Option<&dyn ExecFiles>;
 
+    /// Whether what its processes say is heard now: one that is being reached again may say much.
+    fn is_heard(&self) -> bool {
+        true
+    }
+
     /// What the machine is like.
     fn environment(&self) -> BoxFuture<'_, Result<EnvironmentInfo, ExecError>>;
 
@@ -404,7 +409,7 @@ impl ExecBackend for LocalExec {
         session: ProcessSession,
     ) -> BoxFuture<'_, Result<StartedProcess, ProcessStartError>> {
         // Nothing here waits, so a future that was polled has started the process, and its handle ends it when dropped.
-        std::future::ready(start_here(request, session)).boxed()
+        std::future::ready(start_here(request, session, None)).boxed()
     }
 
     fn files(&self) -> Option<&dyn ExecFiles> {
@@ -426,7 +431,12 @@ impl ExecBackend for LocalExec {
     }
 }
 
-fn start_here(request: StartRequest, session: ProcessSession) -> Result<StartedProcess, ProcessStartError> {
+/// Starts a process of this machine. `mark` is [`SpawnMode::mark`]: for a process that is a subreaper.
+pub(super) fn start_here(
+    request: StartRequest,
+    session: ProcessSession,
+    mark: Option<OsString>,
+) -> Result<StartedProcess, ProcessStartError> {
     let StartRequest { process_id, program, args, arg0, cwd, env, env_policy, tty, stdin, .. } = request;
     if env_policy.is_some() {
         let what = "on this machine an environment is given whole";
@@ -439,7 +449,7 @@ fn start_here(request: StartRequest, session: ProcessSession) -> Result<StartedP
     };
     let spec = SpawnSpec { program, args, cwd, env, stdin, adopt: Adopt::No, descriptors: None };
     let terminal = tty.then_some(TerminalSize { cols: 80, rows: 24 });
-    let mode = SpawnMode { arg0, terminal, ..SpawnMode::default() };
+    let mode = SpawnMode { arg0, terminal, mark, ..SpawnMode::default() };
     let (process, tap) = LocalExec::spawn_with(spec, mode, session.clone(), CloseBy::Backend)?;
     Ok((Arc::new(HereProcess { process_id, session, process }), tap))
 }

@@ -27,6 +27,7 @@ pub mod files;
 pub mod invariants;
 pub(crate) mod lines;
 pub mod local;
+pub mod machine;
 pub mod remote;
 pub mod server;
 pub mod session;

@@ -78,7 +78,15 @@ pub enum ExecTarget {
         /// The program and its arguments; never empty.
         argv: Vec<String>,
     },
+    /// A [`Machine`](crate::machine::Machine) of the program's own, which no configuration names: its program knows it.
+    Own {
+        /// Its name.
+        name: String,
+    },
 }
+
+/// What stands before the name of a machine of the program's own.
+pub const OWN: &str = "own:";
 
 /// Whether a connection that is lost can be made again with what ran on it still running.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -158,7 +166,7 @@ impl ExecTarget {
     pub const fn after_a_cut(&self) -> AfterACut {
         match self {
             Self::Ws { .. } | Self::Wss { .. } | Self::Unix { .. } => AfterACut::Resumed,
-            Self::Child { .. } => AfterACut::Over,
+            Self::Child { .. } | Self::Own { .. } => AfterACut::Over,
         }
     }
 
@@ -175,6 +183,9 @@ impl ExecTarget {
         }
         if text.chars().any(|c| c.is_control() || c.is_whitespace()) {
             return Err("holds white space".to_owned());
+        }
+        if let Some(name) = text.strip_prefix(OWN).filter(|name| !name.is_empty()) {
+            return Ok(Self::Own { name: name.to_owned() });
         }
         if let Some(path) = text.strip_prefix("unix:") {
             return of_socket(path);
@@ -270,6 +281,7 @@ impl fmt::Display for ExecTarget {
             Self::Wss { url } => write!(f, "wss://{url}"),
             Self::Unix { path } => write!(f, "unix:{}", path.display()),
             Self::Child { argv } => f.write_str(&argv.join(" ")),
+            Self::Own { name } => write!(f, "{OWN}{name}"),
         }
     }
 }
@@ -322,6 +334,7 @@ mod tests {
             ("ws://localhost:4000", "ws://localhost:4000/"),
             ("unix:/run/box.sock", "unix:/run/box.sock"),
             ("unix:///run/box.sock", "unix:/run/box.sock"),
+            ("own:box", "own:box"),
         ] {
             let target = text(written).expect(written);
             assert_eq!(target.to_string(), meant, "{written}");
@@ -362,6 +375,7 @@ mod tests {
             ("ssh build phone-opus", "holds white space"),
             ("build.example", "has no scheme"),
             ("", "has no scheme"),
+            ("own:", "has no scheme"),
             ("unix:run/box.sock", "no absolute path"),
             ("unix:/run/../etc/box.sock", "no absolute path"),
             ("unix:", "no absolute path"),

@@ -113,7 +113,6 @@ impl JobState {
 /// Whether somebody waits for the answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
-#[non_exhaustive]
 pub enum JobMode {
     /// The caller waits; when it is gone the job is cancelled.
     Sync,

@@ -27,10 +27,20 @@ pub(super) const REFUSED: u8 = 2;
 /// Set for whoever wants to trace, debug or sample a process of ours as its own user.
 const DUMPABLE_VARIABLE: &str = "PHONE_OPUS_DUMPABLE";
 
-/// One sentence on stderr. Where nobody reads it, nobody needs it.
-pub(super) fn say(error: &dyn Error) {
-    let line = format!("phone-opus: {}\n", lenient::visible(&error.to_string()));
+/// One sentence on stderr.
+pub(super) fn say_error(error: &dyn Error) {
+    say(&format!("phone-opus: {error}"));
+}
+
+/// The same in these words. Where nobody reads it, nobody needs it.
+pub fn say(words: &str) {
+    let line = format!("{}\n", lenient::visible(words));
     let _ = io::stderr().write_all(line.as_bytes());
+}
+
+/// One line on stdout, for whoever started this process to be told so.
+pub fn tell(line: &str) {
+    let _ = io::stdout().write_all(format!("{line}\n").as_bytes());
 }
 
 /// Makes this process its own. On the first thread, before anything is opened or started.

@@ -42,7 +42,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 #[doc(hidden)]
-pub use house::{ignore, keep_others_out, runtime, unheeded_everywhere};
+pub use house::{ignore, keep_others_out, runtime, say, tell, unheeded_everywhere};
 #[doc(hidden)]
 pub use words::{RunWords, RunnerWords, StartedAs, WordsError};
 
@@ -165,7 +165,7 @@ pub fn run(started: Result<StartedAs, WordsError>, registry: &Registry) -> ExitC
 }
 
 fn refused(error: &dyn std::error::Error) -> ExitCode {
-    house::say(error);
+    house::say_error(error);
     ExitCode::from(house::REFUSED)
 }
 

@@ -255,6 +255,8 @@ pub struct Trial {
     pub keeper: Option<PathBuf>,
     /// The job store, where there is one.
     pub database: Option<PathBuf>,
+    /// What it has to say that it is, where it is not phone-opus.
+    pub name: Option<String>,
 }
 
 impl Trial {
@@ -357,7 +359,7 @@ impl Trial {
             }
         }
         line.and_then(|line| serde_json::from_slice::<SelfCheck>(line).ok())
-            .filter(|said| said.selfcheck == NAME)
+            .filter(|said| said.selfcheck == NAME && said.program == self.name)
             .ok_or(Verdict::Garbled { step })
     }
 }

@@ -32,6 +32,7 @@ pub use self::fingerprint::{Digest, Fingerprint, LaunchPath};
 pub use self::kept::keep;
 pub use self::snapshot_file::SnapshotFile;
 pub use self::status::{Carried, Status};
+use crate::agents::Environment;
 use crate::base::fault::{Fault, FaultCode};
 pub use crate::config::RolloutMode;
 
@@ -89,6 +90,10 @@ pub struct RolloutSetup {
     pub here: PathBuf,
     /// Whole seconds between two looks, at least: [`LOOK_EVERY`], but in tests.
     pub look_every: Duration,
+    /// The name by which the program tells itself from others, where it is not phone-opus.
+    pub program: Option<String>,
+    /// What a candidate is run with, where it is not what the system's agents are made from.
+    pub environment: Option<Environment>,
 }
 
 /// Why a rollout was begun.

@@ -18,6 +18,9 @@ pub const SNAPSHOT_FORMAT: u32 = 1;
 pub struct SelfCheck {
     /// Always `phone-opus`: another program at the same path is no candidate.
     pub selfcheck: String,
+    /// The name of a program that embeds the library. Absent for phone-opus itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub program: Option<String>,
     pub version: String,
     /// Snapshots of this version it restores, and no others.
     pub snapshot_format: u32,

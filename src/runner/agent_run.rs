@@ -23,6 +23,7 @@ use crate::base::ids::{JobId, RUN_TOKEN_VARIABLE, RunToken, UnixMillis};
 use crate::base::procfs;
 use crate::exec::backend::{ProcessStartError, StartRequest, StdinKind};
 use crate::exec::local::{Adopt, DESCRIPTORS_VARIABLE, OutputTap, SpawnSpec, Stdin};
+use crate::exec::target::OWN;
 use crate::jobs::{JobOutcome, JobRecord, JobState, JournalEvent, RunExit, RunProcess, leftovers};
 
 /// How long a run waits for a store that is busy or full before it ends without having started. It heeds nothing meanwhile.
@@ -49,7 +50,7 @@ impl Runner {
         let reached = match (agent.site(), &record.request.machine) {
             (None, None) => None,
             (site, frozen) if site.map(|site| site.target.to_string()) != *frozen => return failed(moved(record)),
-            (Some(site), _) => match self.reach(site, &record.request.cwd).await {
+            (Some(site), _) => match self.reach(agent, site, &record.request.cwd).await {
                 Some(Ok(reached)) => Some(reached),
                 Some(Err(fault)) => return failed(fault),
                 None => return agent.classify(RunEnd { stop: self.core.stop().cloned(), ..nothing }),
@@ -278,7 +279,10 @@ fn interrupted(verdict: &mut RunVerdict, record: &JobRecord, why: &str) {
         return;
     }
     let machine = record.request.machine.as_deref().unwrap_or_default();
-    let detail = format!("the exec server at {machine} was lost while the agent ran, and the agent with it: {why}.");
+    let detail = match record.request.machine.as_deref().filter(|machine| machine.starts_with(OWN)) {
+        Some(own) => format!("the agent was lost on {own}: {why}."),
+        None => format!("the exec server at {machine} was lost while the agent ran, and the agent with it: {why}."),
+    };
     let session = verdict.outcome.session_id.is_some();
     let hint = if session {
         "Its session can be resumed; it was not run again."

@@ -47,7 +47,13 @@ impl RunnerManner {
             extra_usage: config.extra_usage,
             programs: config.programs(),
             agent_env: config.agent_env.clone(),
-            sites: config.agents.clone(),
+            // A runner knows the machines of its own program.
+            sites: config
+                .agents
+                .iter()
+                .filter(|(_, site)| !site.is_own())
+                .map(|(name, site)| (name.clone(), site.clone()))
+                .collect(),
             customs: config.customs.clone(),
         }
     }
@@ -60,10 +66,10 @@ impl RunnerManner {
 /// usage the job would be billed as its caller has forbidden.
 #[must_use]
 pub fn manner_digest(environment: &Environment, config: &Config, secret: &str) -> String {
-    let RunnerManner { environment: _, stall, extra_usage, programs, agent_env, sites, customs } =
+    let RunnerManner { environment: _, stall, extra_usage, programs, agent_env, sites: _, customs } =
         RunnerManner::new(config, None);
-    // Both always have a JSON text.
-    let tables = serde_json::to_string(&(&sites, &customs)).unwrap_or_default();
+    // Both always have a JSON text. Those on machines of a program's own are among them: another program has none.
+    let tables = serde_json::to_string(&(&config.agents, &customs)).unwrap_or_default();
     let settings = (stall, extra_usage.as_str(), programs, &agent_env, tables);
     let also = customs.values().flat_map(|custom| custom.names(config.billing));
     environment.digest(secret, config.billing, &agent_env, also, &settings)

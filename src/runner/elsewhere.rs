@@ -23,11 +23,13 @@ use futures_util::future::join_all;
 use super::Runner;
 use super::patience::insist;
 use super::waking::LOOK_EVERY;
-use crate::agents::{AgentSite, There};
+use crate::agents::{Agent, AgentSite, Environment, There};
 use crate::base::fault::{Fault, FaultCode};
 use crate::base::ids::UnixMillis;
 use crate::exec::backend::{EnvironmentInfo, ExecBackend, ExecFiles, FilesError};
+use crate::exec::machine::{Machine, OwnMachine};
 use crate::exec::remote::{Connector, NoStreams, RemoteExec, RemoteOptions, Retry, connector};
+use crate::exec::server::core_of;
 use crate::exec::target::AfterACut;
 use crate::exec::{ExecError, ExecTarget};
 use crate::failpoints::Faults;
@@ -69,7 +71,7 @@ const CLOSES_STDIN: &str = "processCloseStdin";
 
 /// A machine that was reached.
 pub(super) struct Reached {
-    pub(super) backend: RemoteExec,
+    pub(super) backend: Arc<dyn ExecBackend>,
     site: AgentSite,
     home: Option<PathBuf>,
     /// How long something there may live without us.
@@ -78,7 +80,7 @@ pub(super) struct Reached {
 
 impl Reached {
     pub(super) fn there(&self) -> There<'_> {
-        There { backend: &self.backend, site: &self.site, home: self.home.as_deref() }
+        There { backend: &*self.backend, site: &self.site, home: self.home.as_deref() }
     }
 
     /// Lets go of it: whatever may still run there for us is ended.
@@ -105,10 +107,20 @@ impl Runner {
 
     /// Reaches the machine of an agent and sees to it that the consult may be run in this directory there; `None` when the job must
     /// end meanwhile. Nothing of the agent is started by it.
-    pub(super) async fn reach(&mut self, site: &AgentSite, cwd: &Path) -> Option<Result<Reached, Fault>> {
-        let faults = self.options.faults.clone();
-        let reaching =
-            async { tokio::time::timeout(REACH, reach(site, faults)).await.unwrap_or_else(|_| Err(too_late(site))) };
+    pub(super) async fn reach(
+        &mut self,
+        agent: &dyn Agent,
+        site: &AgentSite,
+        cwd: &Path,
+    ) -> Option<Result<Reached, Fault>> {
+        let (faults, own) = (self.options.faults.clone(), agent.machine());
+        let environment = self.options.environment.clone();
+        let reaching = async {
+            if let Some(machine) = own {
+                return Ok(own_machine(site, machine, &environment));
+            }
+            tokio::time::timeout(REACH, reach(site, faults)).await.unwrap_or_else(|_| Err(too_late(site)))
+        };
         let reached = match self.meanwhile(reaching).await? {
             Ok(reached) => reached,
             Err(fault) => return Some(Err(fault)),
@@ -190,6 +202,14 @@ async fn connected(site: &AgentSite, token: Option<String>, faults: Faults) -> R
     }
 }
 
+/// A machine of the program's own is there as soon as it is asked.
+fn own_machine(site: &AgentSite, machine: Arc<dyn Machine>, environment: &Environment) -> Reached {
+    let own: Vec<_> = environment.iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
+    let over_within = machine.over_within();
+    let backend = Arc::new(OwnMachine::new(machine, core_of(&own)));
+    Reached { backend, site: site.clone(), home: None, over_within }
+}
+
 async fn reach(site: &AgentSite, faults: Faults) -> Result<Reached, Fault> {
     let token = match &site.token_file {
         Some(file) => Some(token(file).map_err(|wrong| {
@@ -213,7 +233,7 @@ async fn reach(site: &AgentSite, faults: Faults) -> Result<Reached, Fault> {
     }
     let over_within = over_within(&site.target, &info);
     let home = info.user_home_dir.map(PathBuf::from).filter(|home| home.is_absolute());
-    Ok(Reached { backend, site: site.clone(), home, over_within })
+    Ok(Reached { backend: Arc::new(backend), site: site.clone(), home, over_within })
 }
 
 /// Reaches an agent's machine and looks at its directories, as a consult would before anything is started; what was seen.
@@ -242,7 +262,8 @@ fn over_within(target: &ExecTarget, info: &EnvironmentInfo) -> Duration {
     let lease = info.lease_ms.map_or(LEASE_UNSAID, Duration::from_millis);
     match target {
         // Its standard input ends with us, and it ends what it runs with that.
-        ExecTarget::Child { .. } => MARGIN,
+        // A machine of the program's own says it itself.
+        ExecTarget::Child { .. } | ExecTarget::Own { .. } => MARGIN,
         // The kernel tells it at once that we are gone.
         ExecTarget::Unix { .. } => lease + MARGIN,
         // What is in between may tell it nothing.

@@ -12,9 +12,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use crate::exec::backend::{ExecProcess, ProcessLost};
+use crate::exec::backend::{ExecBackend, ExecProcess, ProcessLost};
 use crate::exec::local::{GRACE, LocalProcess, ProcessControl, ProcessEnd};
-use crate::exec::remote::{RemoteExec, RemoteState};
 use crate::exec::{OutputStream, ProcessSession};
 
 /// How long its machine may take to hear that it is to end.
@@ -27,7 +26,7 @@ pub(super) enum Process {
         process: Arc<dyn ExecProcess>,
         /// What the host follows.
         shown: ProcessSession,
-        machine: RemoteExec,
+        machine: Arc<dyn ExecBackend>,
     },
 }
 
@@ -43,14 +42,14 @@ impl Process {
     pub(super) fn pid(&self) -> u32 {
         match self {
             Self::Here(process) => process.pid(),
-            Self::There { .. } => 0,
+            Self::There { process, .. } => process.pid().unwrap_or(0),
         }
     }
 
     pub(super) fn start_time(&self) -> u64 {
         match self {
             Self::Here(process) => process.start_time(),
-            Self::There { .. } => 0,
+            Self::There { process, .. } => process.start_time(),
         }
     }
 
@@ -67,7 +66,7 @@ impl Process {
     pub(super) fn is_heard(&self) -> bool {
         match self {
             Self::Here(_) => true,
-            Self::There { machine, .. } => machine.health().state == RemoteState::Up,
+            Self::There { machine, .. } => machine.is_heard(),
         }
     }
 

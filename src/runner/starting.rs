@@ -5,6 +5,7 @@
 //! Invariant: a job that must end meanwhile does not wait on.
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::Runner;
@@ -13,7 +14,7 @@ use super::process::Process;
 use crate::agents::{Agent, AgentCommand, RunRequest, SpawnFailure};
 use crate::base::fault::{Fault, FaultCode};
 use crate::exec::ProcessSession;
-use crate::exec::backend::{ExecBackend as _, ProcessStartError, StartRequest};
+use crate::exec::backend::{ProcessStartError, StartRequest};
 use crate::exec::local::{CloseBy, LocalExec, OutputTap, SpawnError, SpawnSpec};
 
 /// How often a start that may work in a moment is tried again.
@@ -68,7 +69,7 @@ impl Runner {
                     }
                 }
                 Ok((process, tap)) => {
-                    let (shown, machine) = (self.session.clone(), reached.backend.clone());
+                    let (shown, machine) = (self.session.clone(), Arc::clone(&reached.backend));
                     return Some(Ok((Process::There { process, shown, machine }, tap)));
                 }
                 Err(error) => return Some(Err(error)),

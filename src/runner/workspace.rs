@@ -130,6 +130,7 @@ fn add(sum: &mut u64, path: &Path, found: Option<&std::fs::Metadata>) {
 }
 
 #[cfg(test)]
+#[cfg(feature = "testkit")]
 mod tests {
     use std::fs;
 

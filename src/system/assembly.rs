@@ -93,7 +93,11 @@ impl Assembly {
     pub(super) fn new(said: SystemBuilder, earlier: Option<&HostSnapshot>) -> Self {
         let names = Names::default();
         let telemetry = TelemetryHandle::new();
-        let config = Arc::new(said.config);
+        // Where agents run is known in two places: the configuration names exec servers, the program has machines of its own.
+        let agents = said.agents.with_sites(&said.config.agents);
+        let mut config = said.config;
+        config.agents.extend(agents.own_sites());
+        let config = Arc::new(config);
         let environment = said.environment.unwrap_or_else(Environment::capture);
         let store = StoreHandle::sqlite_with(dir_of(said.state_dir.as_ref()), said.faults.clone());
         let runner = said.state_dir.as_ref().zip(said.runner).map(|(dir, program)| {
@@ -101,7 +105,7 @@ impl Assembly {
                 program,
                 dir.clone(),
                 &config,
-                said.agents.clone(),
+                agents.clone(),
                 Some(environment.clone()),
                 said.faults.variables(),
             );
@@ -142,7 +146,7 @@ impl Assembly {
             names,
             callers,
             config,
-            agents: said.agents,
+            agents,
             environment,
             state_dir: said.state_dir,
             store,

@@ -55,6 +55,7 @@ pub async fn serve_once(system: System) -> Result<SelfCheck, SelfCheckError> {
     }
     Ok(SelfCheck {
         selfcheck: NAME.to_owned(),
+        program: None,
         version: env!("CARGO_PKG_VERSION").to_owned(),
         snapshot_format: SNAPSHOT_FORMAT,
         takes_descriptor: true,

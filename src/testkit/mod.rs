@@ -20,7 +20,7 @@
 //!
 //! Reading order: [`rig`] is the world, [`client`] speaks to a host or a system, [`scripted_agent`] is the other side of
 //! every consult, [`tools`] are for systems inside the test's own process, [`processes`] finds, ends and freezes what
-//! runs, [`trouble`] is what its store and its own file can run into, [`starts`] is how the program may have been started, [`outputs`] is where its output may go, [`invariants`] are the laws, [`fuzzing`] holds what reads bytes to them, [`scoreboard`] strikes every fault point and holds the program to them, and
+//! runs, [`trouble`] is what its store and its own file can run into, [`starts`] is how the program may have been started, [`outputs`] is where its output may go, [`machine`] tries machines of a program's own, [`invariants`] are the laws, [`fuzzing`] holds what reads bytes to them, [`scoreboard`] strikes every fault point and holds the program to them, and
 //! [`custody_board`] asks a program what becomes of prompts, secrets and processes.
 //!
 //! Invariants: (1) whatever fails panics with what was waited for and what was last seen, because a test and a
@@ -35,6 +35,7 @@ pub mod custody_board;
 pub mod exec_proxy;
 pub mod fuzzing;
 pub mod invariants;
+pub mod machine;
 pub mod outputs;
 pub mod places;
 pub mod processes;

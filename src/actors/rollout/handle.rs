@@ -175,6 +175,8 @@ mod tests {
             arguments: Vec::new(),
             here: PathBuf::from("/"),
             look_every: LOOK_EVERY,
+            program: None,
+            environment: None,
         };
         let naming = Naming::new();
         let status = Status::new(RolloutMode::Auto, Some(&setup.launch));

@@ -223,11 +223,12 @@ impl RolloutState {
         Trial {
             program: setup.launch.path.clone(),
             arguments: setup.arguments.clone(),
-            environment: self.a.environment.clone(),
+            environment: setup.environment.clone().unwrap_or_else(|| self.a.environment.clone()),
             here: setup.here.clone(),
             image: setup.image.clone(),
             keeper: setup.keeper.clone(),
             database: self.a.database.clone(),
+            name: setup.program.clone(),
         }
     }
 

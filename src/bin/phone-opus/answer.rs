@@ -59,7 +59,7 @@ pub(crate) fn of_consult(record: &JobRecord, context: &Context, form: Form) -> E
     match record.state {
         JobState::Failed => ExitCode::FAILURE,
         JobState::Cancelled | JobState::Interrupted => ExitCode::from(3),
-        JobState::Succeeded | JobState::Queued | JobState::Running => ExitCode::SUCCESS,
+        _ => ExitCode::SUCCESS,
     }
 }
 

@@ -200,9 +200,9 @@ fn one_agent(prepared: &Prepared, agent: &CliAgent) -> Vec<Finding> {
         (LoginSaid::Plan | LoginSaid::Key | LoginSaid::Somehow, Billing::ApiKey, _) => {
             (Some(true), "it has something to pay with".to_owned())
         }
-        (LoginSaid::Plan | LoginSaid::Somehow, Billing::Subscription, _) => (Some(true), "logged in".to_owned()),
+        (LoginSaid::Plan | LoginSaid::Key | LoginSaid::Somehow, ..) => (Some(true), "logged in".to_owned()),
         (LoginSaid::No, Billing::ApiKey, _) => (None, "not logged in; billing is by API key".to_owned()),
-        (LoginSaid::No, Billing::Subscription, _) => {
+        (LoginSaid::No, ..) => {
             (wanted.then_some(false), format!("not logged in: run `{name}` once and log in"))
         }
         (LoginSaid::Unsaid, ..) => (None, format!("{title} does not say whether it is logged in")),
@@ -271,15 +271,15 @@ fn billing(prepared: &Prepared) -> Finding {
     let (key, whose) = (!has_key.is_empty(), has_key.join(", "));
     let billing = prepared.config.billing;
     let (good, text) = match (billing, key) {
-        (Billing::Subscription, true) => (
+        (Billing::ApiKey, true) => (Some(true), format!("api_key, and one is in the environment ({whose})")),
+        (Billing::ApiKey, false) => (None, "api_key, but no key of an agent is in the environment".to_owned()),
+        (_, true) => (
             None,
             format!(
                 "subscription; what is in the environment to pay with ({whose}) is withheld (PHONE_OPUS_BILLING=api_key to use it)"
             ),
         ),
-        (Billing::Subscription, false) => (Some(true), "subscription".to_owned()),
-        (Billing::ApiKey, true) => (Some(true), format!("api_key, and one is in the environment ({whose})")),
-        (Billing::ApiKey, false) => (None, "api_key, but no key of an agent is in the environment".to_owned()),
+        (_, false) => (Some(true), "subscription".to_owned()),
     };
     let data = json!({"billing": billing, "key_present": key, "key_of": has_key});
     Finding { name: "billing".to_owned(), good, text, data }
@@ -351,7 +351,7 @@ fn upgrades(prepared: &Prepared) -> Finding {
         (RolloutMode::Auto, Some(launch)) if launch.stable => {
             (Some(true), format!("a new version at {} is checked and adopted", launch.path.display()))
         }
-        (RolloutMode::Auto, _) => {
+        _ => {
             let what = path.as_deref().unwrap_or("the launch path");
             (None, format!("{what} is no place where versions are installed; SIGUSR2 asks a server to replace itself"))
         }

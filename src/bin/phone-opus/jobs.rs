@@ -266,7 +266,7 @@ fn look(state: JobState) -> Style {
         JobState::Running => paint::BUSY,
         JobState::Succeeded => paint::GOOD,
         JobState::Failed | JobState::Interrupted => paint::BAD,
-        JobState::Cancelled => paint::DOUBT,
+        _ => paint::DOUBT,
     }
 }
 
@@ -319,6 +319,7 @@ fn describe(event: &JournalEvent) -> (Style, String) {
             }
             other => plain(line(&serde_json::to_string(other).unwrap_or_default())),
         },
+        other => plain(line(&serde_json::to_string(other).unwrap_or_default())),
     }
 }
 

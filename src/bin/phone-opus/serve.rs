@@ -91,11 +91,11 @@ fn serve_client(options: &ServeOptions) -> Result<ExitCode, SetupError> {
         let down = system.shutdown(Grace::default()).await;
         say_never_met(&faults);
         Ok(match (served, down) {
-            (Ok(()), Shutdown::InOrder | Shutdown::Killed) => ExitCode::SUCCESS,
             (_, Shutdown::AfterFault(fault)) | (Err(fault), _) => {
                 say(&format!("phone-opus: {fault}"));
                 ExitCode::FAILURE
             }
+            (Ok(()), _) => ExitCode::SUCCESS,
         })
     });
     runtime.shutdown_timeout(RUNTIME_END);

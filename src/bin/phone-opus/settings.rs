@@ -331,7 +331,16 @@ pub(crate) fn rollout_with(arguments: Vec<OsString>) -> Option<RolloutSetup> {
     let running = image.as_deref().or(path.as_deref()).and_then(Fingerprint::look);
     let launch = LaunchPath::find(called.as_deref(), search.as_deref(), &here, path.as_deref(), running)?;
     let keeper = image.clone();
-    Some(RolloutSetup { launch, image, keeper, arguments, here, look_every: LOOK_EVERY })
+    Some(RolloutSetup {
+        launch,
+        image,
+        keeper,
+        arguments,
+        here,
+        look_every: LOOK_EVERY,
+        program: None,
+        environment: None,
+    })
 }
 
 impl Prepared {
@@ -347,12 +356,12 @@ impl Prepared {
     /// Where worker tools run.
     fn isolation(&self) -> Isolation {
         match self.config.isolation {
-            WorkerIsolation::InProcess => Isolation::InProcess,
             WorkerIsolation::Process => Isolation::Process(WorkerCommand {
                 program: self.program.clone(),
                 args: WorkerCommand::WORDS.map(OsString::from).into(),
                 env: Some(self.environment.clone()),
             }),
+            _ => Isolation::InProcess,
         }
     }
 

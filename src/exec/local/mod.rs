@@ -37,6 +37,7 @@ use tokio::sync::{Semaphore, mpsc, watch};
 pub(crate) use self::begin::as_a_program;
 pub use self::begin::{DESCRIPTORS_VARIABLE, EndsWithUs};
 use self::group::Group;
+pub(super) use self::pipes::{Pump, PumpEnd, feed_bytes, feed_queue};
 pub use self::start::{LocalExec, SpawnError, is_no_room, may_be_entered};
 use self::terminal::Terminal;
 pub use super::tap::OutputTap;
@@ -364,11 +365,35 @@ struct ControlState {
     end: watch::Receiver<Option<ProcessEnd>>,
 }
 
+/// What waits to be read by a process. Dropping it is the end of the process's input, after what is queued.
 #[derive(Debug, Clone)]
-struct StdinQueue {
+pub(super) struct StdinQueue {
     /// Bounded by `room`: who sends holds as many permits as bytes, and the feeder gives them back.
     queue: mpsc::UnboundedSender<Bytes>,
     room: Arc<Semaphore>,
+}
+
+impl StdinQueue {
+    /// A queue, and what [`feed_queue`] needs of it.
+    pub(super) fn new() -> (Self, mpsc::UnboundedReceiver<Bytes>, Arc<Semaphore>) {
+        let (queue, receiver) = mpsc::unbounded_channel();
+        let room = Arc::new(Semaphore::new(STDIN_BYTES));
+        (Self { queue, room: Arc::clone(&room) }, receiver, room)
+    }
+
+    /// Queues bytes, waiting while [`STDIN_BYTES`] are queued.
+    ///
+    /// # Cancel safety
+    /// Until it returns `Accepted`, none of the bytes are queued.
+    pub(super) async fn write(&self, bytes: Bytes) -> WriteStatus {
+        if bytes.is_empty() {
+            return if self.queue.is_closed() { WriteStatus::StdinClosed } else { WriteStatus::Accepted };
+        }
+        let share = u32::try_from(bytes.len().min(STDIN_BYTES)).unwrap_or(u32::MAX);
+        let Ok(permits) = self.room.acquire_many(share).await else { return WriteStatus::StdinClosed };
+        permits.forget();
+        if self.queue.send(bytes).is_ok() { WriteStatus::Accepted } else { WriteStatus::StdinClosed }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -385,13 +410,7 @@ impl ProcessControl {
     /// Until it returns `Accepted`, none of the bytes are queued.
     pub async fn write(&self, bytes: Bytes) -> WriteStatus {
         let Some(stdin) = self.stdin().clone() else { return WriteStatus::StdinClosed };
-        if bytes.is_empty() {
-            return if stdin.queue.is_closed() { WriteStatus::StdinClosed } else { WriteStatus::Accepted };
-        }
-        let share = u32::try_from(bytes.len().min(STDIN_BYTES)).unwrap_or(u32::MAX);
-        let Ok(permits) = stdin.room.acquire_many(share).await else { return WriteStatus::StdinClosed };
-        permits.forget();
-        if stdin.queue.send(bytes).is_ok() { WriteStatus::Accepted } else { WriteStatus::StdinClosed }
+        stdin.write(bytes).await
     }
 
     /// Closes the standard input after what is queued.

@@ -8,7 +8,6 @@ use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::process::ChildStdin;
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::time::Instant;
 
@@ -24,7 +23,7 @@ const MIN_READ: usize = 8 * 1024;
 const LATE_BYTES: usize = 1024 * 1024;
 
 /// Carries one pipe to the session and the tap.
-pub(super) struct Pump {
+pub(in crate::exec) struct Pump {
     stream: OutputStream,
     session: ProcessSession,
     /// `None` once nobody reads the tap.
@@ -34,13 +33,13 @@ pub(super) struct Pump {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum PumpEnd {
+pub(in crate::exec) enum PumpEnd {
     Closed,
     Abandoned,
 }
 
 impl Pump {
-    pub(super) fn new(
+    pub(in crate::exec) fn new(
         stream: OutputStream,
         session: &ProcessSession,
         tap: &mpsc::Sender<(OutputStream, Bytes)>,
@@ -49,7 +48,7 @@ impl Pump {
         Self { stream, session: session.clone(), tap: Some(tap.clone()), until: until.subscribe() }
     }
 
-    pub(super) async fn run(mut self, mut pipe: impl AsyncRead + Unpin) -> PumpEnd {
+    pub(in crate::exec) async fn run(mut self, mut pipe: impl AsyncRead + Unpin) -> PumpEnd {
         let mut buffer = BytesMut::new();
         let mut late = 0;
         loop {
@@ -107,14 +106,14 @@ async fn passed(until: &mut watch::Receiver<Option<Instant>>) {
 }
 
 /// Writes everything, then closes. A process that does not read it all has simply decided so.
-pub(super) async fn feed_bytes(mut pipe: ChildStdin, bytes: Bytes) {
+pub(in crate::exec) async fn feed_bytes(mut pipe: impl AsyncWrite + Unpin, bytes: Bytes) {
     if let Err(error) = pipe.write_all(&bytes).await {
         tracing::debug!(%error, "a process did not read all of its input");
     }
 }
 
 /// Writes what is queued. At the end of the queue writes `last_words`, and closes.
-pub(super) async fn feed_queue(
+pub(in crate::exec) async fn feed_queue(
     mut pipe: impl AsyncWrite + Unpin,
     mut queue: mpsc::UnboundedReceiver<Bytes>,
     room: Arc<Semaphore>,

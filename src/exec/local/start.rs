@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex};
 use rustix::io::Errno;
 use rustix::process::Pid;
 use tokio::process::Command;
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
 use super::super::OutputStream;
@@ -21,8 +21,8 @@ use super::keeper::{AbortOnDrop, Fuse, Keeper};
 use super::pipes::{Pump, feed_bytes, feed_queue};
 use super::terminal::{END_OF_FILE, Pty, Terminal};
 use super::{
-    CloseBy, ControlState, GRACE, LocalProcess, OutputTap, ProcessControl, STDIN_BYTES, SpawnMode, SpawnSpec, Stdin,
-    StdinQueue, Stop, TAP_CHUNKS,
+    CloseBy, ControlState, GRACE, LocalProcess, OutputTap, ProcessControl, SpawnMode, SpawnSpec, Stdin, StdinQueue,
+    Stop, TAP_CHUNKS,
 };
 use crate::base::image::StandIn;
 use crate::base::procfs;
@@ -219,15 +219,10 @@ impl LocalExec {
         }
         let terminal_input = terminal.as_ref().map(Terminal::writer).transpose().map_err(other)?;
         // A feeder is the keeper's: it is aborted when the keeper ends.
-        let queued = || {
-            let (queue, receiver) = mpsc::unbounded_channel();
-            let room = Arc::new(Semaphore::new(STDIN_BYTES));
-            (StdinQueue { queue, room: Arc::clone(&room) }, receiver, room)
-        };
         let (stdin, feeder) = match (child.stdin.take(), spec.stdin) {
             (None, _) if terminal_input.is_some() => match terminal_input {
                 Some(side) => {
-                    let (stdin, receiver, room) = queued();
+                    let (stdin, receiver, room) = StdinQueue::new();
                     let feeder = tokio::spawn(feed_queue(side, receiver, room, END_OF_FILE));
                     (Some(stdin), Some(feeder.abort_handle()))
                 }
@@ -235,7 +230,7 @@ impl LocalExec {
             },
             (Some(pipe), Stdin::Bytes(bytes)) => (None, Some(tokio::spawn(feed_bytes(pipe, bytes)).abort_handle())),
             (Some(pipe), Stdin::Piped) => {
-                let (stdin, receiver, room) = queued();
+                let (stdin, receiver, room) = StdinQueue::new();
                 let feeder = tokio::spawn(feed_queue(pipe, receiver, room, b""));
                 (Some(stdin), Some(feeder.abort_handle()))
             }

@@ -432,6 +432,10 @@ impl ExecBackend for RemoteExec {
         Some(self)
     }
 
+    fn is_heard(&self) -> bool {
+        self.health().state == RemoteState::Up
+    }
+
     fn environment(&self) -> BoxFuture<'_, Result<EnvironmentInfo, ExecError>> {
         self.info().boxed()
     }

@@ -49,6 +49,12 @@ pub(super) fn compose(
     composed.into_iter().collect()
 }
 
+/// Of these variables what a login cannot do without.
+pub(crate) fn core_of(own: &[(OsString, OsString)]) -> Vec<(OsString, OsString)> {
+    let policy = EnvPolicy { inherit: EnvInherit::Core, ..EnvPolicy::default() };
+    compose(own, Some(&policy), BTreeMap::new())
+}
+
 /// Whether a name fits a pattern of `*` and `?`, whatever the case of its letters.
 fn matches(pattern: &str, name: &OsStr) -> bool {
     let (pattern, name) = (pattern.as_bytes(), name.as_bytes());

@@ -27,6 +27,7 @@ use tokio::task::JoinSet;
 use uuid::Uuid;
 
 use self::dispatcher::Dispatcher;
+pub(crate) use self::environment::core_of;
 use self::outbox::{OUTBOX_LINES, Outbox};
 use self::writer::Writer;
 use super::lines::{LINE_BYTES, LineReader};

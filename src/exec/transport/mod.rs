@@ -112,6 +112,10 @@ pub fn check(target: &ExecTarget) -> Result<(), TransportError> {
     match target {
         ExecTarget::Ws { .. } if cfg!(not(feature = "ws")) => lacks("ws"),
         ExecTarget::Wss { .. } if cfg!(not(feature = "tls")) => lacks("tls"),
+        ExecTarget::Own { .. } => {
+            let why = "it is a machine of another program's own".to_owned();
+            Err(TransportError::Refused { target: target.to_string(), why })
+        }
         _ => Ok(()),
     }
 }
@@ -144,6 +148,8 @@ pub async fn connect(
             ExecTarget::Ws { .. } => Err(TransportError::NotBuilt { target: target.to_string(), feature: "ws" }),
             #[cfg(not(feature = "tls"))]
             ExecTarget::Wss { .. } => Err(TransportError::NotBuilt { target: target.to_string(), feature: "tls" }),
+            // Refused by `check`.
+            ExecTarget::Own { .. } => Err(TransportError::TimedOut { target: target.to_string() }),
             ExecTarget::Unix { path } => {
                 let socket = tokio::net::UnixStream::connect(path).await.map_err(unreachable)?;
                 let (read, write) = socket.into_split();

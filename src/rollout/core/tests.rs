@@ -19,6 +19,7 @@ fn passed() -> SelfCheck {
     SelfCheck {
         takes_descriptor: true,
         selfcheck: NAME.to_owned(),
+        program: None,
         version: "0.2.0".to_owned(),
         snapshot_format: 1,
         store_schema: 2,

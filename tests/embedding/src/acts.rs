@@ -13,6 +13,7 @@ use serde_json::json;
 use tokio::net::UnixStream;
 
 use crate::client::McpClient;
+use crate::machine;
 use crate::surroundings::Surroundings;
 use crate::tools::{Book, Charge};
 use crate::{PATIENCE, Problem, World};
@@ -89,6 +90,22 @@ pub async fn an_agent_of_ones_own_answers_and_fails(world: &World) -> Result<(),
         Err(ConsultFault::Ended { fault, record })
             if fault.code == FaultCode::AgentError && record.state == JobState::Failed => {}
         other => return Err(format!("an agent that gave up: {other:?}").into()),
+    }
+    in_order(system).await
+}
+
+pub async fn an_agent_runs_on_a_machine_of_ones_own(world: &World) -> Result<(), Problem> {
+    let system = consulting(world, "machines").await?;
+    let session = session(&system, world).await?;
+    let ask = || Consult::new("how many words are these?").agent(machine::AGENT);
+    let answered = session.consult(ask().cwd(&world.project)).await?;
+    let on = answered.record.request.machine.clone();
+    if answered.response != "5 words" || on.as_deref() != Some("own:box") {
+        return Err(format!("{:?} on {on:?}", answered.response).into());
+    }
+    // No workspace of that agent holds it.
+    if !matches!(session.consult(ask().cwd("/etc")).await, Err(ConsultFault::Refused(_))) {
+        return Err("it was asked about a directory nobody named".into());
     }
     in_order(system).await
 }

@@ -11,6 +11,7 @@
 mod acts;
 mod agent;
 mod client;
+mod machine;
 mod surroundings;
 mod tools;
 mod tree;
@@ -21,6 +22,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
+use phone_opus::AgentElsewhere;
 use phone_opus::process::{Registry, dispatch};
 
 use crate::agent::Counter;
@@ -47,7 +49,9 @@ struct World {
 }
 
 fn main() -> ExitCode {
-    let registry = Registry::standard().agent(Counter).tool(Abort);
+    // Projects lie below the directory of temporary files here.
+    let boxed = AgentElsewhere::new(machine::AGENT, Counter, machine::Box).workspace(std::env::temp_dir());
+    let registry = Registry::standard().agent(Counter).agent(boxed).tool(Abort);
     if let Some(code) = dispatch(std::env::args_os(), &registry) {
         return code;
     }
@@ -104,6 +108,7 @@ async fn everything(world: Arc<World>) -> Result<(), Problem> {
     let named = |act: &'static str| move |problem: Problem| Problem::from(format!("{act}: {problem}"));
     acts::a_consult_is_typed_and_so_is_its_fault(&world).await.map_err(named("consults"))?;
     acts::an_agent_of_ones_own_answers_and_fails(&world).await.map_err(named("agents"))?;
+    acts::an_agent_runs_on_a_machine_of_ones_own(&world).await.map_err(named("machines"))?;
     acts::a_background_job_is_followed_to_its_end(&world).await.map_err(named("jobs"))?;
     acts::a_tool_of_ones_own_is_not_run_twice().await.map_err(named("tools"))?;
     acts::a_tool_that_ends_its_process_costs_its_call(&world).await.map_err(named("isolation"))?;

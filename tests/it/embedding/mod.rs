@@ -3,7 +3,9 @@
 //! Owns: the list.
 
 mod ends;
+mod programs;
 mod sessions;
+mod time;
 mod trees;
 mod two_systems;
 

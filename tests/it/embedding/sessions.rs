@@ -26,7 +26,7 @@ async fn open(system: &System, client: Client) -> Session {
 fn text(reply: &ToolReply) -> &str {
     match &reply.text {
         ReplyText::Plain(text) => text,
-        ReplyText::Json(_) => panic!("a text that came in: {reply:?}"),
+        other => panic!("a text that came in: {other:?}"),
     }
 }
 

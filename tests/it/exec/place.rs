@@ -18,9 +18,12 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use phone_opus::internals::exec::backend::{ExecBackend, StartRequest, StartedProcess};
+use phone_opus::internals::exec::machine::OwnMachine;
 use phone_opus::internals::exec::remote::{RemoteExec, RemoteOptions};
 use phone_opus::internals::exec::target::{ExecTarget, TargetWords};
 use phone_opus::internals::exec::{EventStream, LocalExec, OutputCursor, OutputTap, ProcessEvent, ProcessSession};
+use phone_opus::machine::{Machine, MachineError, MachineFuture, MachineProcess, MachineStart};
+use phone_opus::testkit::machine::StreamedHere;
 use phone_opus::testkit::processes;
 use phone_opus::testkit::tried_program;
 use phone_opus::testkit::wait::Waiting;
@@ -49,6 +52,8 @@ pub(super) enum Difference {
     SizesStay,
     /// A death by a signal is an exit code and nothing else.
     SignalsAreCodes,
+    /// A program is told its own name and no other.
+    NamesAreTheirOwn,
 }
 
 /// Where processes run.
@@ -64,6 +69,26 @@ pub(super) struct Place {
 
 /// The ways of this machine without a server.
 const LOCAL: &[Difference] = &[Difference::NamesAreFreed];
+
+/// The ways of machines of a program's own.
+const MACHINE: &[Difference] = &[Difference::NamesAreFreed, Difference::NamesAreTheirOwn];
+
+/// A machine that is this one.
+pub(super) struct Here;
+
+impl Machine for Here {
+    fn name(&self) -> &str {
+        "here"
+    }
+
+    fn over_within(&self) -> Duration {
+        Duration::ZERO
+    }
+
+    fn start(&self, start: MachineStart) -> MachineFuture<'_, Result<MachineProcess, MachineError>> {
+        Box::pin(async move { Ok(MachineProcess::here(start)) })
+    }
+}
 
 /// The ways of `codex exec-server` 0.169.0.
 const CODEX: &[Difference] = &[
@@ -88,6 +113,19 @@ impl Place {
             target: None,
             _apart: None,
         })
+    }
+
+    pub(super) async fn machine_here() -> Option<Self> {
+        Some(Self::machine(Here))
+    }
+
+    pub(super) async fn machine_streamed() -> Option<Self> {
+        Some(Self::machine(StreamedHere))
+    }
+
+    fn machine(machine: impl Machine) -> Self {
+        let backend = Arc::new(OwnMachine::new(Arc::new(machine), Vec::new()));
+        Self { backend, differs: MACHINE, dir: scratch(), server: None, target: None, _apart: None }
     }
 
     pub(super) async fn unix() -> Option<Self> {

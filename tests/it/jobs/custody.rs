@@ -252,7 +252,8 @@ impl Storm {
             // That somebody has read it, or asked too late for its end, is not about its end. The key of one that ran nothing
             // goes to whoever asks again with it.
             let request_key = job.request_key.clone().filter(|_| !job.nothing_ran());
-            let job = JobRecord { read_at: None, request_key, ..job };
+            let mut job = job;
+            (job.read_at, job.request_key) = (None, request_key);
             let first = self.ended.entry(job.id).or_insert_with(|| job.clone());
             assert_eq!(first, &job, "a job that was over has changed");
         }

@@ -9,7 +9,7 @@ use phone_opus::internals::agents::{
     Agent as _, AgentEvent, ClaudeCode, Environment, OutputReader, RunEnd, RunRequest, RunSummary,
 };
 use phone_opus::internals::base::ids::{AgentSessionId, ChainId, RunToken};
-use phone_opus::internals::jobs::{Billing, ConsultRequest, JobState, RunExit};
+use phone_opus::internals::jobs::{ConsultRequest, JobState, RunExit};
 use phone_opus::testkit::processes::{are_visible, group_lives};
 use phone_opus::testkit::{
     AgentProcess, ForkPlace, Rig, Role, Script, Signal, Step, scripted_agent, tried_program, until,
@@ -36,19 +36,10 @@ async fn a_prepared_command_runs_to_its_verdict() {
         .with("CLAUDECODE", "1");
     let session = AgentSessionId::random();
     let script = Script { log: Some(log.clone()), answer: Some("CANARY answer".into()), ..Script::default() };
-    let request = ConsultRequest {
-        prompt: script.in_prompt(),
-        cwd: rig.work(),
-        machine: None,
-        agent: "claude".into(),
-        session_id: Some(session),
-        max_turns: Some(3),
-        model: Some("opus".into()),
-        effort: Some("high".into()),
-        timeout_s: 60,
-        max_budget_usd: Some(1.5),
-        billing: Billing::Subscription,
-    };
+    let mut request =
+        ConsultRequest::new(script.in_prompt()).cwd(rig.work()).agent("claude").resume(session).timeout_s(60);
+    (request.max_turns, request.max_budget_usd) = (Some(3), Some(1.5));
+    (request.model, request.effort) = (Some("opus".into()), Some("high".into()));
     let run = RunRequest {
         request: &request,
         token: RunToken::random(),
@@ -77,14 +68,11 @@ async fn a_prepared_command_runs_to_its_verdict() {
     events.iter().for_each(|event| summary.fold(event));
     let started = events.iter().find(|event| matches!(event, AgentEvent::Started { .. })).expect("started");
     claude.check_start(started, command.payment).expect("the key was withheld, so the login pays");
-    let verdict = claude.classify(RunEnd {
-        summary,
-        exit: Some(RunExit { code, signal: None, reaped: 0 }),
-        resume_requested: Some(session),
-        key_withheld: command.key_withheld,
-        prompt_prefix_injected: command.prompt_prefix_injected,
-        ..RunEnd::default()
-    });
+    let mut end = RunEnd::default();
+    (end.summary, end.exit) = (summary, Some(RunExit { code, signal: None, reaped: 0 }));
+    end.resume_requested = Some(session);
+    (end.key_withheld, end.prompt_prefix_injected) = (command.key_withheld, command.prompt_prefix_injected);
+    let verdict = claude.classify(end);
     assert_eq!(verdict.state, JobState::Succeeded, "{verdict:?}");
     assert_eq!(verdict.outcome.response.as_deref(), Some("CANARY answer"));
     assert_eq!(verdict.outcome.session_id, Some(session.to_string()));

@@ -112,6 +112,8 @@ impl Launch {
             arguments: Vec::new(),
             here: rig.work(),
             look_every: Duration::ZERO,
+            program: None,
+            environment: None,
         }
     }
 

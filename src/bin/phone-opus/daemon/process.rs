@@ -531,11 +531,11 @@ impl Daemon {
         }
         self.system.leave_jobs().await;
         match self.system.shutdown(Grace::default()).await {
-            Shutdown::InOrder | Shutdown::Killed => ExitCode::SUCCESS,
             Shutdown::AfterFault(fault) => {
                 say(&format!("phone-opus: {fault}"));
                 ExitCode::FAILURE
             }
+            _ => ExitCode::SUCCESS,
         }
     }
 
