@@ -703,3 +703,134 @@ async fn changed(stop: &mut watch::Receiver<Stop>) -> Stop {
         Err(_) => std::future::pending().await,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    //! Machines whose own code fails. What they do right is tried with real processes, beside all other places. Laws: L9, L20.
+
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::super::{OutputCursor, ProcessEvent};
+    use super::*;
+
+    /// What goes wrong on a machine without any process.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    enum Wrong {
+        StartPanics,
+        EndPanics,
+        EndIsUnknown,
+        NeverEnds,
+        Nothing,
+    }
+
+    struct Bad {
+        wrong: Wrong,
+        kills: Arc<AtomicUsize>,
+    }
+
+    impl Machine for Bad {
+        fn name(&self) -> &str {
+            "bad"
+        }
+
+        fn over_within(&self) -> Duration {
+            Duration::ZERO
+        }
+
+        fn start(&self, _start: MachineStart) -> MachineFuture<'_, Result<MachineProcess, MachineError>> {
+            async move {
+                assert!(self.wrong != Wrong::StartPanics, "it panics");
+                let steering = BadSteering { wrong: self.wrong, kills: Arc::clone(&self.kills) };
+                let (stdin, _) = tokio::io::duplex(16);
+                Ok(MachineProcess::streams(stdin, tokio::io::empty(), tokio::io::empty(), steering))
+            }
+            .boxed()
+        }
+    }
+
+    struct BadSteering {
+        wrong: Wrong,
+        kills: Arc<AtomicUsize>,
+    }
+
+    impl MachineSteering for BadSteering {
+        fn terminate(&self) {}
+
+        fn kill(&self) {
+            self.kills.fetch_add(1, Ordering::Relaxed);
+        }
+
+        fn ended(&self) -> MachineFuture<'_, Result<MachineEnd, String>> {
+            let wrong = self.wrong;
+            async move {
+                match wrong {
+                    Wrong::EndPanics => panic!("it panics"),
+                    Wrong::EndIsUnknown => Err("nobody knows".to_owned()),
+                    Wrong::NeverEnds => std::future::pending().await,
+                    Wrong::StartPanics | Wrong::Nothing => Ok(MachineEnd { code: 7, signal: None }),
+                }
+            }
+            .boxed()
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whatever_a_machine_does_wrong_its_process_is_killed_and_has_one_end() {
+        for (wrong, end, killed) in [
+            (Wrong::Nothing, Ok(7), false),
+            (Wrong::EndPanics, Err("panicked"), true),
+            (Wrong::EndIsUnknown, Err("nobody knows"), true),
+            (Wrong::NeverEnds, Err("does not say that it is over"), true),
+        ] {
+            let kills = Arc::new(AtomicUsize::new(0));
+            let machine = OwnMachine::new(Arc::new(Bad { wrong, kills: Arc::clone(&kills) }), Vec::new());
+            let session = ProcessSession::new();
+            let (process, _tap) =
+                machine.start(StartRequest::new("p", "/p", "/"), session.clone()).await.expect("started");
+            if wrong == Wrong::NeverEnds {
+                assert_eq!(process.terminate(None).await, Ok(true));
+            }
+            let ended = process.end().await.map(|end| end.code).map_err(|lost| lost.message);
+            match (&ended, end) {
+                (Ok(code), Ok(meant)) => assert_eq!(*code, meant, "{wrong:?}"),
+                (Err(said), Err(meant)) => assert!(said.contains(meant), "{wrong:?}: {said}"),
+                _ => panic!("{wrong:?}: {ended:?}"),
+            }
+            assert_eq!(kills.load(Ordering::Relaxed) > 0, killed, "{wrong:?}");
+            let (mut events, mut last) = (session.subscribe(OutputCursor::start()), None);
+            while let Some(event) = events.next().await {
+                assert!(last.replace(event).is_none_or(|before: ProcessEvent| !before.is_terminal()), "{wrong:?}");
+            }
+            let failed = matches!(last, Some(ProcessEvent::Failed { .. }));
+            assert_eq!(failed, end.is_err(), "{wrong:?}: {last:?}");
+            machine.shutdown().await;
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_start_that_panics_is_one_whose_fate_is_unknown() {
+        let kills = Arc::new(AtomicUsize::new(0));
+        let machine = OwnMachine::new(Arc::new(Bad { wrong: Wrong::StartPanics, kills }), Vec::new());
+        let started = machine.start(StartRequest::new("p", "/p", "/"), ProcessSession::new()).await;
+        assert!(matches!(started, Err(ProcessStartError::Ambiguous { .. })));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_last_handle_and_the_end_of_the_machine_kill() {
+        for by_handle in [true, false] {
+            let kills = Arc::new(AtomicUsize::new(0));
+            let machine =
+                OwnMachine::new(Arc::new(Bad { wrong: Wrong::NeverEnds, kills: Arc::clone(&kills) }), Vec::new());
+            let session = ProcessSession::new();
+            let (process, _tap) =
+                machine.start(StartRequest::new("p", "/p", "/"), session.clone()).await.expect("started");
+            if by_handle {
+                drop(process);
+            }
+            // It never says that it is over, so this takes the whole bound.
+            machine.shutdown().await;
+            assert!(kills.load(Ordering::Relaxed) > 0, "{by_handle}");
+            session.its_end().await;
+        }
+    }
+}

@@ -202,9 +202,7 @@ fn one_agent(prepared: &Prepared, agent: &CliAgent) -> Vec<Finding> {
         }
         (LoginSaid::Plan | LoginSaid::Key | LoginSaid::Somehow, ..) => (Some(true), "logged in".to_owned()),
         (LoginSaid::No, Billing::ApiKey, _) => (None, "not logged in; billing is by API key".to_owned()),
-        (LoginSaid::No, ..) => {
-            (wanted.then_some(false), format!("not logged in: run `{name}` once and log in"))
-        }
+        (LoginSaid::No, ..) => (wanted.then_some(false), format!("not logged in: run `{name}` once and log in")),
         (LoginSaid::Unsaid, ..) => (None, format!("{title} does not say whether it is logged in")),
     };
     let logged_in = match login {
