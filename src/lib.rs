@@ -118,9 +118,9 @@ pub use actors::sessions::messages::SessionEnd;
 pub use actors::supervision::slot::RestartPolicy;
 pub use agents::{
     Agent, AgentCommand, AgentElsewhere, AgentEvent, AgentProfile, AgentRegistry, AgentResult, AgentSite, AgentSites,
-    ClaudeCode, CliAgent, CodexStream, Credential, Environment, ExtraUsage, Offline, OutputParser, PayerKnown, Payment,
-    PlainText, PrepareFuture, ResumedId, RunEnd, RunRequest, RunSummary, RunVerdict, SpawnFailure, Started, StopCause,
-    StreamJson, find_program,
+    ClaudeCode, CliAgent, CodexStream, Credential, CustomAgent, CustomAgents, Environment, ExtraUsage, Offline,
+    OutputParser, PayerKnown, Payment, PlainText, PrepareFuture, ResumedId, RunEnd, RunRequest, RunSummary, RunVerdict,
+    SpawnFailure, Started, StopCause, StreamJson, find_program,
 };
 pub use base::fault::{Fault, FaultClass, FaultCode, Stage};
 pub use base::ids::{

@@ -539,7 +539,7 @@ const CLOSED: &[&str] = &["Evidence", "JobMode", "ReplayContract", "TargetWords"
 const MADE_BY_USERS: &[(&str, &str)] = &[
     (
         "what a program says",
-        "AgentSite Annotations ClientSettings Config JobFilter RestartPolicy SessionLimits ToolDefinition ToolReply WorkerCommand \
+        "AgentSite Annotations ClientSettings Config CustomAgent JobFilter RestartPolicy SessionLimits ToolDefinition ToolReply WorkerCommand \
          WorkerPolicy",
     ),
     (

@@ -46,6 +46,7 @@ impl CustomAgent {
     pub const TEXT: &'static str = "text";
 
     /// The ways to write an answer that are known.
+    #[doc(hidden)]
     pub fn outputs() -> impl Iterator<Item = &'static str> {
         std::iter::once(Self::TEXT).chain(KNOWN.iter().map(|sheet| sheet.name))
     }
