@@ -2,7 +2,6 @@
 //!
 //! Laws: L8, L12.
 
-#![expect(clippy::expect_used, reason = "helpers of tests")]
 
 use std::time::{Duration, Instant};
 
