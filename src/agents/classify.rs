@@ -136,6 +136,8 @@ pub struct RunVerdict {
 /// let profile = AgentProfile::new("The oracle")
 ///     .install_hint("apt install oracle")
 ///     .login_hint("Run `oracle login` once in a terminal.")
+///     .kept_to_reading_by("it has no tools")                            // what `phone-opus agents` says of it
+///     .names_no_payer()                                                 // replies then say `billing: "unproven"`
 ///     .keeps_sessions();
 /// # let _ = profile;
 /// ```

@@ -25,6 +25,7 @@ use crate::jobs::{Billing, ConsultRequest};
 
 /// What a user says of a command that answers.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct CustomAgent {
     /// The program, an absolute path or a name, and its arguments. Never empty.
     pub command: Vec<String>,

@@ -2,7 +2,6 @@
 //!
 //! Laws: L8, L12.
 
-
 use std::time::{Duration, Instant};
 
 use phone_opus::testkit::tools::{boom, stuck};

@@ -238,7 +238,7 @@ async fn each_is_cancelled_and_killed_with_everything_it_started() {
         let arguments = json!({"prompt": rig.doing(steps), "agent": member.name, "background": true});
         let job = host.call("consult", arguments).await.str("job_id").to_owned();
         rig.wait_for_sign("begun").await;
-        host.call("consult_cancel", json!({"job_id": job})).await.expect_success();
+        host.call("consult_cancel", json!({"job_id": job})).await;
         let over = host.call("consult_job", json!({"job_id": job, "wait_s": 60})).await;
         assert_eq!(over["status"], "cancelled", "{}", member.name);
         rig.expect_no_agent_left().await;
