@@ -103,6 +103,8 @@ pub struct RunEnd {
     pub resume_requested: Option<AgentSessionId>,
     /// From its command.
     pub resumed_id: ResumedId,
+    /// From its command.
+    pub new_session: Option<AgentSessionId>,
     /// When it ended; without it, times of day in its words mean nothing.
     pub at: Option<UnixMillis>,
 }
@@ -486,7 +488,7 @@ const ROWS: &[Row] = rows! {
         "Unknown feature flag", "unrecognized subcommand", "Unknown argument",
     ]);
     "no such conversation" => UnknownSession if |s| s.says(&[
-        "No conversation found", "no rollout found", "Error resuming session",
+        "No conversation found", "no rollout found", "Error resuming session", "No session, task, or name matched",
     ]);
     "bad session id" => InvalidSession if |s| s.says(&["valid session ID or session title"])
         || s.result.is_none() && s.failed_exit() && s.stderr_says(&["already in use"]);
@@ -500,6 +502,7 @@ const ROWS: &[Row] = rows! {
     "authentication" => AgentNotLoggedIn if |s| s.not_a_success() && (s.status_is(401) || s.status_is(403)
         || s.error_is(&["authentication_failed"]) || s.says(&[
             "Not logged in", "Please run /login", "Invalid API key", "Invalid auth method", "set an Auth method",
+            "No authentication information found",
         ])
         || s.means(FaultCode::AgentNotLoggedIn));
     "billing" => AgentBilling if |s| s.not_a_success() && (s.error_is(&["billing_error"])
@@ -656,7 +659,9 @@ impl<'a> Seen<'a> {
         if code == Some(FaultCode::UnknownSession) && !self.plain_success() {
             return asked.or(answered).or(started);
         }
-        answered.or(started).or(asked)
+        // A session that was given its id is there once the agent has said anything.
+        let given = self.end.new_session.filter(|_| self.end.summary.events() > 0);
+        answered.or(started).or(asked).or_else(|| given.map(|id| id.to_string()))
     }
 
     /// When the limit is lifted: the event says so, other versions write it into the error's text.

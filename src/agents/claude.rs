@@ -147,6 +147,7 @@ pub(super) static SHEET: Sheet = Sheet {
     check: |_, environment| check_config_dir(environment),
     // Versions that can be told to go on under a new id keep the old one otherwise; those before always changed it.
     resumed_id: |features| if features.has("--fork-session") { ResumedId::Same } else { ResumedId::New },
+    session_option: None,
     parser: || Box::new(StreamJson::new()),
     payer: PayerKnown::InStream,
     check_start,
@@ -371,7 +372,7 @@ mod tests {
     const PROGRAM_VARIABLE: &str = SHEET.variable;
 
     fn run_with(request: &ConsultRequest, features: &Features, state_dir: &str) -> Vec<OsString> {
-        arguments(&Invocation { request, features, state_dir: Path::new(state_dir) })
+        arguments(&Invocation { request, features, state_dir: Path::new(state_dir), new_session: None })
     }
 
     fn words(args: &[OsString]) -> Vec<&str> {

@@ -16,6 +16,7 @@ use std::{fs, io};
 
 use bytes::Bytes;
 use futures_util::future::{BoxFuture, FutureExt as _};
+use sha2::{Digest as _, Sha256};
 
 use super::classify::AgentProfile;
 use super::environment::{self, Granted, Passes};
@@ -26,6 +27,7 @@ use super::{
     RunRequest, check_prompt, programs,
 };
 use crate::base::fault::{Fault, FaultCode};
+use crate::base::ids::{AgentSessionId, RunToken};
 use crate::exec::ExecTarget;
 use crate::exec::local::DESCRIPTORS_VARIABLE;
 use crate::jobs::{Billing, ConsultRequest};
@@ -65,6 +67,9 @@ pub(super) struct Sheet {
     pub(super) check: fn(&ConsultRequest, &Environment) -> Result<(), Fault>,
     /// By which id it goes on with a session.
     pub(super) resumed_id: fn(&Features) -> ResumedId,
+    /// The option that gives a new session its id, of an agent that says it at its end only. A run that is cut off is gone on with
+    /// all the same.
+    pub(super) session_option: Option<&'static str>,
     /// A parser for one run's output.
     pub(super) parser: fn() -> Box<dyn OutputParser>,
     /// From where it is known who pays.
@@ -119,6 +124,8 @@ pub(super) struct Invocation<'a> {
     pub(super) features: &'a Features,
     /// Where phone-opus keeps what others asked, on the machine it runs on.
     pub(super) state_dir: &'a Path,
+    /// The id a new session is given.
+    pub(super) new_session: Option<AgentSessionId>,
 }
 
 impl Invocation<'_> {
@@ -313,7 +320,9 @@ impl CliAgent {
         if !wanting.is_empty() {
             return Err(self.cannot_be_kept_to_reading(&wanting, features));
         }
-        let args = (self.sheet.arguments)(&Invocation { request: run.request, features, state_dir });
+        let takes_id = run.request.session_id.is_none() && self.sheet.session_option.is_some_and(|it| features.has(it));
+        let new_session = takes_id.then(|| session_of(run.token));
+        let args = (self.sheet.arguments)(&Invocation { request: run.request, features, state_dir, new_session });
         Ok(AgentCommand {
             program,
             args,
@@ -323,6 +332,7 @@ impl CliAgent {
             key_withheld: granted.key_withheld,
             payment: Payment { billing: run.request.billing, credential: granted.credential },
             resumed_id: (self.sheet.resumed_id)(features),
+            new_session,
         })
     }
 
@@ -481,6 +491,14 @@ impl Agent for CliAgent {
     fn forget_there(&self, target: &ExecTarget, program: &Path, state_dir: &Path) {
         probe::forget_there(self.sheet.questions, target, program, state_dir);
     }
+}
+
+/// The id of a new session of this run: the same whenever it is asked for, and nothing its mark could be told from.
+fn session_of(token: RunToken) -> AgentSessionId {
+    let digest = Sha256::digest(token.to_string());
+    let mut bytes = [0; 16];
+    bytes.copy_from_slice(&digest[..16]);
+    AgentSessionId::from_random_bytes(bytes)
 }
 
 /// Refuses what any of these agents would misread, rather than letting it do so.

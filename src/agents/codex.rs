@@ -106,6 +106,7 @@ pub(super) static SHEET: Sheet = Sheet {
     check: |request, _| cli::no_limits("Codex", request),
     // A thread of another id is another thread, without the history.
     resumed_id: |_| ResumedId::Same,
+    session_option: None,
     parser: || Box::new(CodexStream::new()),
     payer: PayerKnown::BeforeStart,
     check_start: cli::says_nothing_of_its_payer,
@@ -354,7 +355,7 @@ mod tests {
     }
 
     fn run_with(request: &ConsultRequest, features: &Features) -> Vec<OsString> {
-        arguments(&Invocation { request, features, state_dir: Path::new("/s") })
+        arguments(&Invocation { request, features, state_dir: Path::new("/s"), new_session: None })
     }
 
     #[test]

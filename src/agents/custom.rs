@@ -135,6 +135,7 @@ impl Agent for Custom {
                 payment: Payment { billing, credential: granted.credential },
                 env: granted.env.into_iter().collect(),
                 resumed_id: ResumedId::Same,
+                new_session: None,
             })
         }
         .boxed()

@@ -105,6 +105,7 @@ pub(super) static SHEET: Sheet = Sheet {
     arguments: |invocation| arguments(invocation),
     check,
     resumed_id: |_| ResumedId::Same,
+    session_option: None,
     parser: || Box::new(Events(Gemini::default())),
     payer: PayerKnown::BeforeStart,
     check_start: cli::says_nothing_of_its_payer,
@@ -295,7 +296,7 @@ mod tests {
     }
 
     fn run_with(request: &ConsultRequest, features: &Features) -> Vec<String> {
-        let args = arguments(&Invocation { request, features, state_dir: Path::new("/s") });
+        let args = arguments(&Invocation { request, features, state_dir: Path::new("/s"), new_session: None });
         args.into_iter().map(|arg| arg.into_string().expect("text")).collect()
     }
 

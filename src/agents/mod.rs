@@ -36,7 +36,7 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 
 use crate::base::fault::{Fault, FaultCode};
-use crate::base::ids::{ChainId, RunToken};
+use crate::base::ids::{AgentSessionId, ChainId, RunToken};
 use crate::exec::ExecTarget;
 use crate::exec::machine::Machine;
 use crate::jobs::{Billing, ConsultRequest};
@@ -45,6 +45,7 @@ mod classify;
 mod claude;
 mod cli;
 mod codex;
+mod copilot;
 mod custom;
 mod environment;
 mod fields;
@@ -84,7 +85,7 @@ pub use summary::{RunSummary, Started};
 pub use there::{There, core_environment};
 
 /// The agents that are programs of their own, in the order they are told.
-static KNOWN: &[&cli::Sheet] = &[&claude::SHEET, &codex::SHEET, &gemini::SHEET];
+static KNOWN: &[&cli::Sheet] = &[&claude::SHEET, &codex::SHEET, &copilot::SHEET, &gemini::SHEET];
 
 /// The programs of agents that are configured, by the agents' names.
 pub type AgentPrograms = BTreeMap<String, PathBuf>;
@@ -320,6 +321,7 @@ impl RunRequest<'_> {
             key_withheld: false,
             payment: Payment { billing: self.request.billing, credential: Credential::Nothing },
             resumed_id: ResumedId::Same,
+            new_session: None,
         })
     }
 }
@@ -344,6 +346,8 @@ pub struct AgentCommand {
     pub payment: Payment,
     /// By which id a session goes on that is resumed.
     pub resumed_id: ResumedId,
+    /// The id a new session was given, where it was given one.
+    pub new_session: Option<AgentSessionId>,
 }
 
 impl AgentCommand {
@@ -517,7 +521,7 @@ impl AgentRegistry {
         Self::default()
     }
 
-    /// The agents every installation has: those that are programs of their own (`claude`, `codex`, `gemini`), whether or not they are
+    /// The agents every installation has: those that are programs of their own (`claude`, `codex` and the like), whether or not they are
     /// installed here, and `offline`.
     ///
     /// `claude` is the configured path of Claude Code, if any; `program` is phone-opus itself, which the offline agent
@@ -752,16 +756,16 @@ mod tests {
     #[test]
     fn a_misspelled_agent_is_answered_with_the_nearest_name() {
         let registry = AgentRegistry::standard(None, PathBuf::from("/bin/phone-opus"));
-        assert_eq!(registry.names(), ["claude", "codex", "gemini", "offline"]);
+        assert_eq!(registry.names(), ["claude", "codex", "copilot", "gemini", "offline"]);
         assert_eq!(registry.get("offline").map(|agent| agent.name().to_owned()), Ok("offline".to_owned()));
         let fault = registry.get("Cluade").err().expect("unknown");
         assert_eq!(fault.code, FaultCode::InvalidInput);
         assert_eq!(
             fault.hint.as_deref(),
-            Some("Agents: `claude`, `codex`, `gemini`, `offline` (did you mean `claude`?).")
+            Some("Agents: `claude`, `codex`, `copilot`, `gemini`, `offline` (did you mean `claude`?).")
         );
         let fault = registry.get("zzz").err().expect("unknown");
-        assert_eq!(fault.hint.as_deref(), Some("Agents: `claude`, `codex`, `gemini`, `offline`."));
+        assert_eq!(fault.hint.as_deref(), Some("Agents: `claude`, `codex`, `copilot`, `gemini`, `offline`."));
     }
 
     #[test]

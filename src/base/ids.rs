@@ -80,6 +80,14 @@ uuid_id! {
     AgentSessionId
 }
 
+impl AgentSessionId {
+    /// The id that these random bytes are.
+    #[must_use]
+    pub(crate) fn from_random_bytes(bytes: [u8; 16]) -> Self {
+        Self(uuid::Builder::from_random_bytes(bytes).into_uuid())
+    }
+}
+
 uuid_id! {
     /// Put into the environment of everything an agent run starts, so that a sweep knows its own.
     RunToken

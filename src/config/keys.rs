@@ -203,6 +203,12 @@ config_keys! {
         what: "Codex's program",
         shown: "`codex`, looked for in the same places",
     }
+    copilot_bin: PathBuf as Program {
+        /// Path of Copilot CLI's program, if configured.
+        copilot_bin: Option<PathBuf> = None,
+        what: "Copilot CLI's program",
+        shown: "`copilot`, looked for in the same places",
+    }
     gemini_bin: PathBuf as Program {
         /// Path of Gemini CLI's program, if configured.
         gemini_bin: Option<PathBuf> = None,

@@ -38,6 +38,7 @@ macro_rules! program_keys {
 program_keys! {
     "claude" => claude_bin;
     "codex" => codex_bin;
+    "copilot" => copilot_bin;
     "gemini" => gemini_bin;
 }
 

@@ -42,9 +42,10 @@ const WORD: usize = 200;
 const HOST_SETTINGS: usize = 64;
 
 /// Settings that may differ from session to session. The others are the daemon's: it has one of each.
-pub const OF_A_SESSION: [&str; 12] = [
+pub const OF_A_SESSION: [&str; 13] = [
     "claude_bin",
     "codex_bin",
+    "copilot_bin",
     "gemini_bin",
     "agent_env",
     "billing",
@@ -731,6 +732,7 @@ mod tests {
             settings: Settings {
                 claude_bin: Some("/opt/claude".into()),
                 codex_bin: Some("/opt/codex".into()),
+                copilot_bin: Some("/opt/copilot".into()),
                 gemini_bin: Some("/opt/gemini".into()),
                 agent_env: Some(vec!["FOO".to_owned()]),
                 billing: Some(Billing::ApiKey),

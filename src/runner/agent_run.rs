@@ -124,6 +124,7 @@ impl Runner {
             key_withheld: command.key_withheld,
             prompt_prefix_injected: command.prompt_prefix_injected,
             resumed_id: command.resumed_id,
+            new_session: command.new_session,
             ..nothing
         };
         if refused.is_some_and(|refused| refused == command.args) {

@@ -85,6 +85,10 @@ def mock_gemini():
     return beside("INTEROP_MOCK_GEMINI", "gemini_mock.py")
 
 
+def mock_chat():
+    return os.path.join(ROOT, "tests", "interop", "mock_chat.py")
+
+
 def codex():
     return program("INTEROP_CODEX", "codex") or skip("no Codex: install it, or set INTEROP_CODEX (see README.md)")
 

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 
-from harness import Mock, Scratch, Server, Table, mock_gemini, mock_model, mock_responses, phone_opus, program, scripted
+from harness import Mock, Scratch, Server, Table, mock_chat, mock_gemini, mock_model, mock_responses, phone_opus, program, scripted
 
 KEY = "sk-dummy-key-of-%s-0451"
 UNKNOWN = "11111111-1111-4111-8111-111111111111"
@@ -96,6 +96,36 @@ class Codex(Agent):
         return {"call": {"name": "exec_command", "input": {"cmd": "cat '%s'" % path}}}
 
 
+class Chat(Agent):
+    """An agent whose model speaks OpenAI's chat completions."""
+
+    model_path = "/v1/chat/completions"
+
+    def mock(self, scratch):
+        return Mock(scratch, mock_chat(), self.model_path)
+
+
+class Copilot(Chat):
+    name, key = "copilot", "COPILOT_PROVIDER_API_KEY"
+    refused = ("does not exist", "Permission denied")
+
+    def environment(self, scratch, url, **more):
+        return super().environment(scratch, url, COPILOT_PROVIDER_BASE_URL=url + "/v1", COPILOT_MODEL="mock-model", COPILOT_OFFLINE="true",
+                                   **more)
+
+    def script(self, url):
+        return "exec '%s' \"$@\"" % self.program
+
+    def write(self, path):
+        return {"call": {"name": "create", "input": {"path": path, "file_text": "x"}}}
+
+    def shell(self, command):
+        return {"call": {"name": "bash", "input": {"command": command, "description": "x"}}}
+
+    def read(self, path):
+        return {"call": {"name": "view", "input": {"path": path}}}
+
+
 class Gemini(Agent):
     name, key, model_path = "gemini", "GEMINI_API_KEY", ""
     refused = ("Access denied", "not found", "not in workspace", "denied")
@@ -137,7 +167,7 @@ class GeminiMock(Mock):
             return []
 
 
-AGENTS = (Claude, Codex, Gemini)
+AGENTS = (Claude, Codex, Copilot, Gemini)
 
 
 class Case:
@@ -279,7 +309,7 @@ def dead_provider(case):
 
 def no_terminal_event(case):
     """The program itself, but for the line that says that it has answered."""
-    last = {"claude": '"type":"result"', "codex": '"type":"turn.completed"', "gemini": '"type":"result"'}[case.agent.name]
+    last = {"claude": '"type":"result"', "codex": '"type":"turn.completed"', "copilot": '"type":"result"', "gemini": '"type":"result"'}[case.agent.name]
     path = case.scratch.path("cut")
     whole = case.agent.behind(case.scratch, case.mock.url)
     with open(path, "w") as file:

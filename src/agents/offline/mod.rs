@@ -112,6 +112,7 @@ impl Agent for Offline {
                 key_withheld: false,
                 payment: Payment { billing: run.request.billing, credential: Credential::Nothing },
                 resumed_id: ResumedId::Same,
+                new_session: None,
             })
         }
         .boxed()

@@ -69,7 +69,7 @@ impl Voice for Claude {
             return Some(VERSION.to_owned());
         }
         // Who asks so may be looking for another program's options.
-        any(["--help", "-h"]).then(|| format!("{HELP}{}", super::gemini::HELP_BESIDE))
+        any(["--help", "-h"]).then(|| [HELP, super::copilot::HELP_BESIDE, super::gemini::HELP_BESIDE].concat())
     }
 
     fn check(&self, args: &[String]) -> Result<Option<String>, OptionRefused> {

@@ -8,6 +8,7 @@ use serde_json::{Map, Value};
 
 mod claude;
 mod codex;
+mod copilot;
 mod gemini;
 
 pub use self::claude::{HELP, VERSION};
@@ -82,7 +83,7 @@ pub(super) trait Voice: Sync {
 }
 
 /// All of them. The first plays when nobody else is called.
-const ALL: &[&dyn Voice] = &[&claude::Claude, &codex::Codex, &gemini::Gemini];
+const ALL: &[&dyn Voice] = &[&claude::Claude, &codex::Codex, &copilot::Copilot, &gemini::Gemini];
 
 /// Whom these words call.
 pub(super) fn called(args: &[String]) -> &'static dyn Voice {

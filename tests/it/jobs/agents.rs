@@ -15,6 +15,8 @@ struct Member {
     billing: &'static str,
     /// Whether it says what a run cost.
     tells_costs: bool,
+    /// Whether a new session is given its id.
+    gives_its_id: bool,
     /// What it says on stderr of a session that it does not have.
     unknown: &'static str,
     /// The longest prompt it takes.
@@ -32,6 +34,7 @@ const MEMBERS: &[Member] = &[
         name: "claude",
         billing: "none",
         tells_costs: true,
+        gives_its_id: false,
         unknown: "No conversation found with session ID: x",
         most: MAX_PROMPT_BYTES,
         key: "ANTHROPIC_API_KEY",
@@ -42,6 +45,7 @@ const MEMBERS: &[Member] = &[
         name: "codex",
         billing: "unproven",
         tells_costs: false,
+        gives_its_id: false,
         unknown: "Error: thread/resume: thread/resume failed: no rollout found for thread id x (code -32600)",
         most: MAX_PROMPT_BYTES,
         key: "OPENAI_API_KEY",
@@ -51,9 +55,24 @@ const MEMBERS: &[Member] = &[
         },
     },
     Member {
+        name: "copilot",
+        billing: "unproven",
+        tells_costs: false,
+        gives_its_id: true,
+        unknown: "Error: No session, task, or name matched 'x'.",
+        most: MAX_PROMPT_BYTES,
+        key: "COPILOT_PROVIDER_API_KEY",
+        kept_by: "--available-tools=view,grep,glob",
+        refused: || {
+            let message = "Authentication failed with provider at http://x (HTTP 401).";
+            fields(json!({"is_error": true, "message": message, "statusCode": 401}))
+        },
+    },
+    Member {
         name: "gemini",
         billing: "unproven",
         tells_costs: false,
+        gives_its_id: false,
         unknown: "Error resuming session: Invalid session identifier \"x\".",
         most: 59_000,
         key: "GEMINI_API_KEY",
@@ -125,7 +144,8 @@ async fn each_answers_resumes_and_knows_a_session_that_is_another_one() {
         let reply = host.call("consult", again(rig.answering("43"), &session)).await.expect_success();
         assert_eq!((&reply["session_id"], &reply["session_mode"]), (&json!(session), &json!("resumed")), "{name}");
         let runs = rig.runs();
-        assert!(runs[1].argv().contains(&session.as_str()) && !runs[0].argv().contains(&session.as_str()), "{name}");
+        let names_it = |number: usize| runs[number].argv().contains(&session.as_str());
+        assert_eq!((names_it(0), names_it(1)), (member.gives_its_id, true), "{name}");
 
         // Another session answers: it does not know what was said before.
         let other = "3f2504e0-4f89-41d3-9a0c-0305e82c3301";
@@ -201,7 +221,10 @@ async fn no_key_reaches_an_agent_that_it_was_not_meant_for() {
         ("OPENAI_API_KEY", "codex"),
         ("CODEX_API_KEY", "codex"),
         ("GEMINI_API_KEY", "gemini"),
-        ("COPILOT_PROVIDER_API_KEY", ""),
+        ("COPILOT_GITHUB_TOKEN", ""),
+        ("COPILOT_PROVIDER_BASE_URL", "copilot"),
+        ("COPILOT_PROVIDER_API_KEY", "copilot"),
+        ("GITHUB_TOKEN", ""),
         ("COPILOT_ALLOW_ALL", ""),
         ("AWS_SECRET_ACCESS_KEY", ""),
         ("DATABASE_PASSWORD", ""),
@@ -216,8 +239,8 @@ async fn no_key_reaches_an_agent_that_it_was_not_meant_for() {
             ask(&mut host, member, &rig.answering("42")).await;
             let run = rig.runs().into_iter().nth(number).expect("a run");
             for (name, owner) in secrets {
-                let meant = owner == member.name && billing == "api_key"
-                    || member.name == "claude" && name == "CLAUDE_CODE_OAUTH_TOKEN";
+                let login = [("claude", "CLAUDE_CODE_OAUTH_TOKEN"), ("copilot", "COPILOT_GITHUB_TOKEN")];
+                let meant = owner == member.name && billing == "api_key" || login.contains(&(member.name, name));
                 assert_eq!(run.env(name).is_some(), meant, "{name} and {} under {billing}", member.name);
             }
             assert_eq!(run.env(member.key).is_some(), billing == "api_key", "{} under {billing}", member.name);
