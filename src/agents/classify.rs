@@ -486,9 +486,11 @@ const ROWS: &[Row] = rows! {
     "unknown option" => AgentUnsupported if |s| s.result.is_none() && s.failed_exit() && s.stderr_says(&[
         "unknown option", "unknown argument", "' is invalid", "requires --verbose", "unexpected argument",
         "Unknown feature flag", "unrecognized subcommand", "Unknown argument",
+        // The end of a help that is longer than what is kept.
+        "Show help  [boolean]",
     ]);
     "no such conversation" => UnknownSession if |s| s.says(&[
-        "No conversation found", "no rollout found", "Error resuming session", "No session, task, or name matched",
+        "No conversation found", "no rollout found", "Error resuming session", "No session, task, or name matched", "No saved session found",
     ]);
     "bad session id" => InvalidSession if |s| s.says(&["valid session ID or session title"])
         || s.result.is_none() && s.failed_exit() && s.stderr_says(&["already in use"]);
@@ -502,7 +504,7 @@ const ROWS: &[Row] = rows! {
     "authentication" => AgentNotLoggedIn if |s| s.not_a_success() && (s.status_is(401) || s.status_is(403)
         || s.error_is(&["authentication_failed"]) || s.says(&[
             "Not logged in", "Please run /login", "Invalid API key", "Invalid auth method", "set an Auth method",
-            "No authentication information found",
+            "No authentication information found", "No auth type is selected",
         ])
         || s.means(FaultCode::AgentNotLoggedIn));
     "billing" => AgentBilling if |s| s.not_a_success() && (s.error_is(&["billing_error"])

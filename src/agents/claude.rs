@@ -142,6 +142,7 @@ pub(super) static SHEET: Sheet = Sheet {
     questions: &QUESTIONS,
     passes: &PASSES,
     own_variables: OWN_VARIABLES,
+    blanked: &[],
     held_to: None,
     arguments: |invocation| arguments(invocation),
     check: |_, environment| check_config_dir(environment),

@@ -59,6 +59,8 @@ pub(super) struct Sheet {
     pub(super) passes: &'static Passes,
     /// Set for every run, over whatever the host has.
     pub(super) own_variables: &'static [(&'static str, &'static str)],
+    /// Set to nothing where nothing of it is handed on: what it would otherwise take from a file of the project's.
+    pub(super) blanked: &'static [&'static str],
     /// Settings in a file of ours that go over the user's, where it reads such a file.
     pub(super) held_to: Option<&'static HeldTo>,
     /// What it is run with.
@@ -284,6 +286,9 @@ impl CliAgent {
         granted.set("NO_COLOR", "1");
         for (name, value) in self.sheet.own_variables {
             granted.set(name, *value);
+        }
+        for name in self.sheet.blanked {
+            granted.env.entry(name.into()).or_default();
         }
     }
 

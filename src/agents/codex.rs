@@ -101,6 +101,7 @@ pub(super) static SHEET: Sheet = Sheet {
     questions: &QUESTIONS,
     passes: &PASSES,
     own_variables: &[],
+    blanked: &[],
     held_to: None,
     arguments: |invocation| arguments(invocation),
     check: |request, _| cli::no_limits("Codex", request),

@@ -123,6 +123,7 @@ pub(super) static SHEET: Sheet = Sheet {
     questions: &QUESTIONS,
     passes: &PASSES,
     own_variables: &[],
+    blanked: &[],
     held_to: None,
     arguments: |invocation| arguments(invocation),
     check,

@@ -83,11 +83,12 @@ const OWN_VARIABLES: &[(&str, &str)] = &[
     ("GEMINI_TELEMETRY_ENABLED", "false"),
 ];
 
-/// What goes over the settings of user and project. An administrator's own settings stand in the same place, and stay.
+/// What goes over the settings of user and project. Files of variables in the project, which is trusted for the run, could send the
+/// user's key to an address of their own: `.env` is left out by this, and for `.gemini/.env` the addresses are set. An administrator's own settings stand in the same place, and stay.
 const SETTINGS: HeldTo = HeldTo {
     variable: "GEMINI_CLI_SYSTEM_SETTINGS_PATH",
     file: "gemini-settings.json",
-    content: r#"{"hooksConfig":{"enabled":false},"general":{"enableAutoUpdate":false},"privacy":{"usageStatisticsEnabled":false}}"#,
+    content: r#"{"hooksConfig":{"enabled":false},"advanced":{"ignoreLocalEnv":true},"general":{"enableAutoUpdate":false},"privacy":{"usageStatisticsEnabled":false}}"#,
     unless: &["/etc/gemini-cli/settings.json", "/Library/Application Support/GeminiCli/settings.json"],
 };
 
@@ -101,6 +102,7 @@ pub(super) static SHEET: Sheet = Sheet {
     questions: &QUESTIONS,
     passes: &PASSES,
     own_variables: OWN_VARIABLES,
+    blanked: &["GOOGLE_GEMINI_BASE_URL", "GOOGLE_VERTEX_BASE_URL"],
     held_to: Some(&SETTINGS),
     arguments: |invocation| arguments(invocation),
     check,

@@ -56,6 +56,7 @@ mod payer;
 mod plain_text;
 mod probe;
 mod programs;
+mod qwen;
 mod site;
 mod stream_json;
 mod summary;
@@ -85,7 +86,7 @@ pub use summary::{RunSummary, Started};
 pub use there::{There, core_environment};
 
 /// The agents that are programs of their own, in the order they are told.
-static KNOWN: &[&cli::Sheet] = &[&claude::SHEET, &codex::SHEET, &copilot::SHEET, &gemini::SHEET];
+static KNOWN: &[&cli::Sheet] = &[&claude::SHEET, &codex::SHEET, &copilot::SHEET, &gemini::SHEET, &qwen::SHEET];
 
 /// The programs of agents that are configured, by the agents' names.
 pub type AgentPrograms = BTreeMap<String, PathBuf>;
@@ -756,16 +757,16 @@ mod tests {
     #[test]
     fn a_misspelled_agent_is_answered_with_the_nearest_name() {
         let registry = AgentRegistry::standard(None, PathBuf::from("/bin/phone-opus"));
-        assert_eq!(registry.names(), ["claude", "codex", "copilot", "gemini", "offline"]);
+        assert_eq!(registry.names(), ["claude", "codex", "copilot", "gemini", "qwen", "offline"]);
         assert_eq!(registry.get("offline").map(|agent| agent.name().to_owned()), Ok("offline".to_owned()));
         let fault = registry.get("Cluade").err().expect("unknown");
         assert_eq!(fault.code, FaultCode::InvalidInput);
         assert_eq!(
             fault.hint.as_deref(),
-            Some("Agents: `claude`, `codex`, `copilot`, `gemini`, `offline` (did you mean `claude`?).")
+            Some("Agents: `claude`, `codex`, `copilot`, `gemini`, `qwen`, `offline` (did you mean `claude`?).")
         );
         let fault = registry.get("zzz").err().expect("unknown");
-        assert_eq!(fault.hint.as_deref(), Some("Agents: `claude`, `codex`, `copilot`, `gemini`, `offline`."));
+        assert_eq!(fault.hint.as_deref(), Some("Agents: `claude`, `codex`, `copilot`, `gemini`, `qwen`, `offline`."));
     }
 
     #[test]

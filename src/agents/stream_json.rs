@@ -1,4 +1,4 @@
-//! Reads Claude Code's `stream-json` output, and its `json` output on the way.
+//! Reads Claude Code's `stream-json` output, and its `json` output on the way; Qwen Code writes the same shapes.
 //!
 //! Owns: what a line means. May not know how lines were cut, what an end means, or any process.
 //!
@@ -214,6 +214,8 @@ fn result(event: &Value, error: Option<String>) -> AgentResult {
                 Value::String(error) => shortened(error, MAX_ERROR_CHARS),
                 other => shortened(&other.to_string(), MAX_ERROR_CHARS),
             })
+            // Others who speak so have one, with its words in an object.
+            .chain(event.pointer("/error/message").and_then(Value::as_str).map(|it| shortened(it, MAX_ERROR_CHARS)))
             .collect(),
         cost_usd: event.get("total_cost_usd").and_then(Value::as_f64),
         usage: usage("usage"),

@@ -215,6 +215,12 @@ config_keys! {
         what: "Gemini CLI's program",
         shown: "`gemini`, looked for in the same places",
     }
+    qwen_bin: PathBuf as Program {
+        /// Path of Qwen Code's program, if configured.
+        qwen_bin: Option<PathBuf> = None,
+        what: "Qwen Code's program",
+        shown: "`qwen`, looked for in the same places",
+    }
     agent_env: Vec<String> as Names {
         /// Names of variables that are handed on to agents besides those that always are. None of them can spend money.
         agent_env: Vec<String> = Vec::new(),

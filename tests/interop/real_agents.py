@@ -19,6 +19,8 @@ class Agent:
     name = key = model_path = None
     # Words of a tool's result by which a model is told that it may not.
     refused = ()
+    # What else it might change something by: a case, and the step of its model.
+    also = ()
     # Bytes of the longest prompt it takes.
     longest = 1_000_000
     # What a run that its model never answers is limited to here: some wait for minutes, and say nothing.
@@ -152,6 +154,27 @@ class Gemini(Agent):
         return {"call": {"name": "read_file", "args": {"file_path": path}}}
 
 
+class Qwen(Chat):
+    name, key = "qwen", "OPENAI_API_KEY"
+    refused = ("permission was declined",)
+    also = (("denied worktree", {"call": {"name": "enter_worktree", "input": {"name": "evil"}}}),)
+
+    def environment(self, scratch, url, **more):
+        return super().environment(scratch, url, OPENAI_BASE_URL=url + "/v1", OPENAI_MODEL="mock-model", **more)
+
+    def script(self, url):
+        return "exec '%s' \"$@\"" % self.program
+
+    def write(self, path):
+        return {"call": {"name": "write_file", "input": {"file_path": path, "content": "x"}}}
+
+    def shell(self, command):
+        return {"call": {"name": "run_shell_command", "input": {"command": command, "is_background": False}}}
+
+    def read(self, path):
+        return {"call": {"name": "read_file", "input": {"file_path": path}}}
+
+
 class GeminiMock(Mock):
     """Its log is a file: it has no address to ask for it."""
 
@@ -167,7 +190,7 @@ class GeminiMock(Mock):
             return []
 
 
-AGENTS = (Claude, Codex, Copilot, Gemini)
+AGENTS = (Claude, Codex, Copilot, Gemini, Qwen)
 
 
 class Case:
@@ -242,10 +265,10 @@ def answers(case):
 
 def reads_only(case):
     agent, scratch = case.agent, case.scratch
-    for name, step in (("denied write", agent.write), ("denied shell", lambda path: agent.shell("touch '%s'" % path))):
-        path = os.path.join(scratch.work, "evil.txt")
+    path = os.path.join(scratch.work, "evil.txt")
+    for name, step in (("denied write", agent.write(path)), ("denied shell", agent.shell("touch '%s'" % path)), *agent.also):
         mark = case.mock.mark()
-        seen = case.ask(name, [step(path), {"text": "I tried."}])
+        seen = case.ask(name, [step, {"text": "I tried."}])
         told = [word for word in agent.refused if word in case.sent(mark)]
         good = seen.get("response") == "I tried." and not os.path.exists(path) and bool(told)
         case.add(name, good, "nothing written; the model was told %r" % told[0] if told else "written: %s" % os.path.exists(path))
@@ -309,7 +332,7 @@ def dead_provider(case):
 
 def no_terminal_event(case):
     """The program itself, but for the line that says that it has answered."""
-    last = {"claude": '"type":"result"', "codex": '"type":"turn.completed"', "copilot": '"type":"result"', "gemini": '"type":"result"'}[case.agent.name]
+    last = {"claude": '"type":"result"', "codex": '"type":"turn.completed"', "copilot": '"type":"result"', "gemini": '"type":"result"', "qwen": '"type":"result"'}[case.agent.name]
     path = case.scratch.path("cut")
     whole = case.agent.behind(case.scratch, case.mock.url)
     with open(path, "w") as file:

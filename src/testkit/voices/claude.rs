@@ -69,7 +69,8 @@ impl Voice for Claude {
             return Some(VERSION.to_owned());
         }
         // Who asks so may be looking for another program's options.
-        any(["--help", "-h"]).then(|| [HELP, super::copilot::HELP_BESIDE, super::gemini::HELP_BESIDE].concat())
+        any(["--help", "-h"])
+            .then(|| [HELP, super::copilot::HELP_BESIDE, super::gemini::HELP_BESIDE, super::qwen::HELP_BESIDE].concat())
     }
 
     fn check(&self, args: &[String]) -> Result<Option<String>, OptionRefused> {

@@ -10,6 +10,7 @@ mod claude;
 mod codex;
 mod copilot;
 mod gemini;
+mod qwen;
 
 pub use self::claude::{HELP, VERSION};
 
@@ -83,7 +84,7 @@ pub(super) trait Voice: Sync {
 }
 
 /// All of them. The first plays when nobody else is called.
-const ALL: &[&dyn Voice] = &[&claude::Claude, &codex::Codex, &copilot::Copilot, &gemini::Gemini];
+const ALL: &[&dyn Voice] = &[&claude::Claude, &codex::Codex, &copilot::Copilot, &qwen::Qwen, &gemini::Gemini];
 
 /// Whom these words call.
 pub(super) fn called(args: &[String]) -> &'static dyn Voice {

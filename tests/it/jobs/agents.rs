@@ -82,6 +82,17 @@ const MEMBERS: &[Member] = &[
             fields(json!({"is_error": true, "message": message}))
         },
     },
+    Member {
+        name: "qwen",
+        billing: "unproven",
+        tells_costs: false,
+        gives_its_id: false,
+        unknown: "No saved session found with ID x. Run `qwen --resume` without an ID to choose from existing sessions.",
+        most: MAX_PROMPT_BYTES,
+        key: "OPENAI_API_KEY",
+        kept_by: "--safe-mode",
+        refused: || fields(json!({"is_error": true, "message": "[API Error: 401 no such luck]"})),
+    },
 ];
 
 fn fields(value: Value) -> Map<String, Value> {
@@ -218,13 +229,14 @@ async fn no_key_reaches_an_agent_that_it_was_not_meant_for() {
         ("ANTHROPIC_API_KEY", "claude"),
         ("ANTHROPIC_AUTH_TOKEN", "claude"),
         ("CLAUDE_CODE_OAUTH_TOKEN", ""),
-        ("OPENAI_API_KEY", "codex"),
+        ("OPENAI_API_KEY", "codex qwen"),
         ("CODEX_API_KEY", "codex"),
         ("GEMINI_API_KEY", "gemini"),
         ("COPILOT_GITHUB_TOKEN", ""),
         ("COPILOT_PROVIDER_BASE_URL", "copilot"),
         ("COPILOT_PROVIDER_API_KEY", "copilot"),
         ("GITHUB_TOKEN", ""),
+        ("DASHSCOPE_API_KEY", "qwen"),
         ("COPILOT_ALLOW_ALL", ""),
         ("AWS_SECRET_ACCESS_KEY", ""),
         ("DATABASE_PASSWORD", ""),
@@ -240,7 +252,8 @@ async fn no_key_reaches_an_agent_that_it_was_not_meant_for() {
             let run = rig.runs().into_iter().nth(number).expect("a run");
             for (name, owner) in secrets {
                 let login = [("claude", "CLAUDE_CODE_OAUTH_TOKEN"), ("copilot", "COPILOT_GITHUB_TOKEN")];
-                let meant = owner == member.name && billing == "api_key" || login.contains(&(member.name, name));
+                let meant = owner.split(' ').any(|owner| owner == member.name) && billing == "api_key"
+                    || login.contains(&(member.name, name));
                 assert_eq!(run.env(name).is_some(), meant, "{name} and {} under {billing}", member.name);
             }
             assert_eq!(run.env(member.key).is_some(), billing == "api_key", "{} under {billing}", member.name);
