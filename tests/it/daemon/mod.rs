@@ -789,7 +789,7 @@ async fn who_asks_starts_nothing_and_makes_nothing() {
         assert!(said(&output).contains("no daemon is running"), "{}", said(&output));
         let output = rig.run(&["daemon", word, "--json"]).await;
         code(&output, 4);
-        assert_eq!(parsed(&output), json!({"running": false}));
+        assert_eq!(parsed(&output), json!({"version": 1, "running": false}));
     }
     assert!(!rig.state_dir().root().exists(), "something was made");
     assert!(rig.processes().is_empty());
