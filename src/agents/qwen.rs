@@ -286,6 +286,7 @@ mod tests {
             ("[API Error: 500 no such luck]", C::AgentUpstream),
             ("[API Error: Connection error. (cause: fetch failed)]", C::AgentUpstream),
             ("[API Error: 400 no such luck]", C::AgentError),
+            ("[API Error: Context is too large to send safely after automatic compression. …]", C::InputTooLarge),
             ("No auth type is selected. Please configure an auth type …", C::AgentNotLoggedIn),
         ] {
             let [said, result] = failed(error);

@@ -29,6 +29,7 @@ const WORDINGS: &[(FaultCode, &[&str])] = &[
             "conversation is too long",
             "exceed context limit",
             "context limit reached",
+            "context is too large",
             "exceeds the context window",
             "context window exceeded",
             "maximum context length",

@@ -23,6 +23,8 @@ class Agent:
     also = ()
     # Bytes of the longest prompt it takes.
     longest = 1_000_000
+    # What a longer one fails for.
+    too_long = "prompt_too_large"
     # What a run that its model never answers is limited to here: some wait for minutes, and say nothing.
     patience = 20
 
@@ -157,6 +159,8 @@ class Gemini(Agent):
 class Qwen(Chat):
     name, key = "qwen", "OPENAI_API_KEY"
     refused = ("permission was declined",)
+    # What it takes the context of a model it does not know for.
+    longest, too_long = 600_000, "input_too_large"
     also = (("denied worktree", {"call": {"name": "enter_worktree", "input": {"name": "evil"}}}),)
 
     def environment(self, scratch, url, **more):
@@ -295,7 +299,7 @@ def failures(case):
     for most, name in ((990_000, "1 MB prompt"), (55_000, "55 KB prompt")):
         seen = case.ask("x" * most, {"text": "Big."})
         code = (seen.get("fault") or {}).get("code")
-        good = code == "prompt_too_large" if most > case.agent.longest else seen.get("response") == "Big."
+        good = code == case.agent.too_long if most > case.agent.longest else seen.get("response") == "Big."
         case.add(name, good, code or seen.get("status"))
 
 
