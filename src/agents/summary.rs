@@ -39,7 +39,9 @@ pub struct Started {
 /// assert!(said.started().is_none() && said.result().is_none() && said.error().is_none() && said.denials().is_empty());
 /// assert!(said.limit().is_none() && said.retry_at().is_none());       // no limit of the provider's was reached
 ///
-/// let end = RunEnd { summary: said, exit: Some(RunExit { code: 0, signal: None, reaped: 0 }), ..RunEnd::default() };
+/// let mut end = RunEnd::default();
+/// end.summary = said;
+/// end.exit = Some(RunExit { code: 0, signal: None, reaped: 0 });
 /// let verdict = AgentProfile::new("The oracle").answers_by_ending_well().classify(end);
 /// assert_eq!((verdict.state, verdict.outcome.response.as_deref()), (JobState::Succeeded, Some("Forty-two.")));
 /// ```
