@@ -334,21 +334,16 @@ mod tests {
 
     use super::*;
     use crate::agents::probe::Features;
-    use crate::agents::tests_support::{request, script};
-    use crate::agents::{
-        Agent as _, CliAgent, PROMPT_PREFIX, RunEnd, RunRequest, RunSummary, RunVerdict, SpawnFailure,
-    };
+    use crate::agents::tests_support::{self, request, script};
+    use crate::agents::{Agent as _, CliAgent, PROMPT_PREFIX, RunEnd, RunRequest, RunVerdict, SpawnFailure};
     use crate::base::fault::{Fault, FaultCode};
     use crate::base::ids::{AgentSessionId, ChainId, RunToken, UnixMillis};
-    use crate::jobs::{Billing, ConsultRequest, JobState, RunExit};
+    use crate::jobs::{Billing, ConsultRequest, JobState};
 
     const THREAD: &str = "01a21ad9-7c8b-7263-b423-ba109a3148e2";
 
     fn events(lines: &[&str]) -> Vec<AgentEvent> {
-        let (mut parser, mut out) = (CodexStream::new(), Vec::new());
-        lines.iter().for_each(|line| parser.line(line.as_bytes(), &mut out));
-        parser.end(&mut out);
-        out
+        tests_support::events(Box::new(CodexStream::new()), lines)
     }
 
     fn words(args: &[OsString]) -> Vec<&str> {
@@ -604,20 +599,10 @@ mod tests {
 
     /// What becomes of a run that wrote these lines.
     fn verdict(code: i32, stderr: &str, lines: &[&str]) -> RunVerdict {
-        let mut summary = RunSummary::new();
-        events(lines).iter().for_each(|event| summary.fold(event));
-        let exit = Some(RunExit { code, signal: None, reaped: 0 });
         // 2026-11-27T12:00:00Z
         let at = Some(UnixMillis(1_795_780_800_000));
         let resume_requested = stderr.contains("rollout").then(AgentSessionId::random);
-        PROFILE.classify(RunEnd {
-            summary,
-            exit,
-            stderr_tail: stderr.as_bytes().to_vec(),
-            at,
-            resume_requested,
-            ..RunEnd::default()
-        })
+        PROFILE.classify(RunEnd { at, resume_requested, ..tests_support::run_end(code, stderr, &events(lines)) })
     }
 
     fn failed(message: &str) -> Vec<String> {

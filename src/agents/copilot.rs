@@ -314,18 +314,15 @@ mod tests {
 
     use super::*;
     use crate::agents::probe::Features;
-    use crate::agents::tests_support::request;
-    use crate::agents::{RunEnd, RunSummary, RunVerdict};
+    use crate::agents::tests_support::{self, request};
+    use crate::agents::{RunEnd, RunVerdict};
     use crate::base::ids::AgentSessionId;
-    use crate::jobs::{JobState, RunExit};
+    use crate::jobs::JobState;
 
     const SESSION: &str = "11111111-1111-4111-8111-111111111112";
 
     fn events(lines: &[&str]) -> Vec<AgentEvent> {
-        let (mut parser, mut out) = ((SHEET.parser)(), Vec::new());
-        lines.iter().for_each(|line| parser.line(line.as_bytes(), &mut out));
-        parser.end(&mut out);
-        out
+        tests_support::events((SHEET.parser)(), lines)
     }
 
     fn run_with(request: &ConsultRequest, features: &Features, new_session: Option<AgentSessionId>) -> Vec<String> {
@@ -452,17 +449,8 @@ mod tests {
     }
 
     fn verdict(code: i32, stderr: &str, lines: &[&str]) -> RunVerdict {
-        let mut summary = RunSummary::new();
-        events(lines).iter().for_each(|event| summary.fold(event));
-        let exit = Some(RunExit { code, signal: None, reaped: 0 });
         let new_session = SESSION.parse().ok();
-        PROFILE.classify(RunEnd {
-            summary,
-            exit,
-            stderr_tail: stderr.as_bytes().to_vec(),
-            new_session,
-            ..RunEnd::default()
-        })
+        PROFILE.classify(RunEnd { new_session, ..tests_support::run_end(code, stderr, &events(lines)) })
     }
 
     fn last(code: u8) -> String {

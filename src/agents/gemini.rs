@@ -282,19 +282,16 @@ mod tests {
     use std::path::Path;
 
     use super::*;
+    use crate::agents::RunVerdict;
     use crate::agents::probe::Features;
-    use crate::agents::tests_support::request;
-    use crate::agents::{RunEnd, RunSummary, RunVerdict};
+    use crate::agents::tests_support::{self, request};
     use crate::base::ids::AgentSessionId;
-    use crate::jobs::{JobState, RunExit};
+    use crate::jobs::JobState;
 
     const SESSION: &str = "dcfc605d-3373-44c2-b498-a67389ffe61a";
 
     fn events(lines: &[&str]) -> Vec<AgentEvent> {
-        let (mut parser, mut out) = ((SHEET.parser)(), Vec::new());
-        lines.iter().for_each(|line| parser.line(line.as_bytes(), &mut out));
-        parser.end(&mut out);
-        out
+        tests_support::events((SHEET.parser)(), lines)
     }
 
     fn run_with(request: &ConsultRequest, features: &Features) -> Vec<String> {
@@ -410,10 +407,7 @@ mod tests {
     }
 
     fn verdict(code: i32, stderr: &str, lines: &[&str]) -> RunVerdict {
-        let mut summary = RunSummary::new();
-        events(lines).iter().for_each(|event| summary.fold(event));
-        let exit = Some(RunExit { code, signal: None, reaped: 0 });
-        PROFILE.classify(RunEnd { summary, exit, stderr_tail: stderr.as_bytes().to_vec(), ..RunEnd::default() })
+        PROFILE.classify(tests_support::run_end(code, stderr, &events(lines)))
     }
 
     #[test]

@@ -705,8 +705,25 @@ mod tests_support {
 
     use rustix::process::{Pid, test_kill_process};
 
+    use super::{AgentEvent, OutputParser, RunEnd, RunSummary};
     use crate::base::procfs;
-    use crate::jobs::ConsultRequest;
+    use crate::jobs::{ConsultRequest, RunExit};
+
+    /// What these lines of a whole run mean.
+    pub(super) fn events(mut parser: Box<dyn OutputParser>, lines: &[&str]) -> Vec<AgentEvent> {
+        let mut out = Vec::new();
+        lines.iter().for_each(|line| parser.line(line.as_bytes(), &mut out));
+        parser.end(&mut out);
+        out
+    }
+
+    /// The end of a run that said this.
+    pub(super) fn run_end(code: i32, stderr: &str, events: &[AgentEvent]) -> RunEnd {
+        let mut summary = RunSummary::new();
+        events.iter().for_each(|event| summary.fold(event));
+        let exit = Some(RunExit { code, signal: None, reaped: 0 });
+        RunEnd { summary, exit, stderr_tail: stderr.as_bytes().to_vec(), ..RunEnd::default() }
+    }
 
     pub(super) fn request(prompt: &str) -> ConsultRequest {
         ConsultRequest::new(prompt).cwd("/").timeout_s(60)

@@ -182,18 +182,15 @@ fn holds_key(file: &Path) -> bool {
 mod tests {
     use super::*;
     use crate::agents::probe::Features;
-    use crate::agents::tests_support::request;
-    use crate::agents::{AgentEvent, RunEnd, RunSummary, RunVerdict};
+    use crate::agents::tests_support::{self, request};
+    use crate::agents::{AgentEvent, RunVerdict};
     use crate::base::ids::AgentSessionId;
-    use crate::jobs::{JobState, PermissionDenial, RunExit};
+    use crate::jobs::{JobState, PermissionDenial};
 
     const SESSION: &str = "a5f54b27-7ebc-4fbb-a6cc-b029ee6ba16f";
 
     fn events(lines: &[&str]) -> Vec<AgentEvent> {
-        let (mut parser, mut out) = ((SHEET.parser)(), Vec::new());
-        lines.iter().for_each(|line| parser.line(line.as_bytes(), &mut out));
-        parser.end(&mut out);
-        out
+        tests_support::events((SHEET.parser)(), lines)
     }
 
     fn run_with(request: &ConsultRequest, features: &Features) -> Vec<String> {
@@ -257,10 +254,7 @@ mod tests {
     }
 
     fn verdict(code: i32, stderr: &str, lines: &[&str]) -> RunVerdict {
-        let mut summary = RunSummary::new();
-        events(lines).iter().for_each(|event| summary.fold(event));
-        let exit = Some(RunExit { code, signal: None, reaped: 0 });
-        PROFILE.classify(RunEnd { summary, exit, stderr_tail: stderr.as_bytes().to_vec(), ..RunEnd::default() })
+        PROFILE.classify(tests_support::run_end(code, stderr, &events(lines)))
     }
 
     /// As it says that its provider failed: in the assistant's words, and once more in its result.
