@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
-use super::{OptionRefused, Speaker, Voice, each_option};
+use super::{OptionRefused, Speaker, Voice, resumed};
 
 /// What it answers to `--help`: the options the probe looks for.
 const HELP: &str = "\
@@ -45,16 +45,7 @@ impl Voice for Gemini {
     }
 
     fn check(&self, args: &[String]) -> Result<Option<String>, OptionRefused> {
-        let mut resume = None;
-        let valued = |name: &str, value: &str| {
-            if matches!(name, "-r" | "--resume") {
-                resume = Some(value.to_owned());
-            }
-        };
-        each_option(args, FLAGS, OPTIONS, valued, |arg, _| {
-            Err(OptionRefused { line: format!("Unknown argument: {}", arg.trim_start_matches('-')), code: 1 })
-        })?;
-        Ok(resume)
+        resumed(args, FLAGS, OPTIONS)
     }
 
     fn introduction(&self, speaker: &Speaker) -> Vec<Value> {

@@ -91,6 +91,20 @@ pub(super) fn called(args: &[String]) -> &'static dyn Voice {
     ALL.iter().skip(1).find(|voice| voice.is_called(args)).copied().unwrap_or(ALL[0])
 }
 
+/// What Gemini CLI, and Qwen Code which is made from it, make of these words: the session to resume, or a refusal.
+fn resumed(args: &[String], flags: &[&str], options: &[&str]) -> Result<Option<String>, OptionRefused> {
+    let mut resume = None;
+    let valued = |name: &str, value: &str| {
+        if matches!(name, "-r" | "--resume") {
+            resume = Some(value.to_owned());
+        }
+    };
+    each_option(args, flags, options, valued, |arg, _| {
+        Err(OptionRefused { line: format!("Unknown argument: {}", arg.trim_start_matches('-')), code: 1 })
+    })?;
+    Ok(resume)
+}
+
 /// The words an agent's program is checked by: flags, and options with a value. What is neither is given to `other`, which may take
 /// the next words as well.
 fn each_option(
