@@ -665,7 +665,8 @@ fn packed(path: &str) -> bool {
 /// Whoever reads a page in a package, without the repository, finds what it leads to.
 #[test]
 fn what_packed_pages_link_to_is_packed() {
-    let linked_pages = ["CHANGELOG.md", "benches/README.md", "tests/interop/RESULTS.md"].map(str::to_owned);
+    let linked_pages =
+        ["CHANGELOG.md", "benches/README.md", "packaging/README.md", "tests/interop/RESULTS.md"].map(str::to_owned);
     for name in pages().into_iter().chain(linked_pages) {
         assert!(packed(&name), "{name} is not packed");
         for link in page(&name).split("](").skip(1).filter_map(|rest| rest.split([')', '#']).next()) {

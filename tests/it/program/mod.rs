@@ -3,6 +3,7 @@
 mod cli;
 mod clients;
 mod keyboard;
+mod packages;
 #[path = "../../../benches/offline/questions.rs"]
 mod questions;
 mod starts;
