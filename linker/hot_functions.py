@@ -38,6 +38,9 @@ RUNS = 3
 # So many functions of a start may lie elsewhere: what happens seldom is not seen each time.
 STRAYS = 3
 
+# Variables of a server's environment besides those it needs. Of more than 20 the library sorts in another way, and a real one has them.
+VARIABLES = 40
+
 # How often a worker process is lost, and with how many calls.
 LOSSES = 3
 WINDOW = 64
@@ -81,7 +84,8 @@ def lose_workers(pid):
 
 def drive(command, output, **more):
     with tempfile.TemporaryDirectory() as home:
-        environment = {"HOME": home, "PATH": os.environ["PATH"], "PHONE_OPUS_STATE_DIR": os.path.join(home, "state"), **more}
+        environment = {"MEASURED_%d" % number: "set" for number in range(VARIABLES)}
+        environment |= {"HOME": home, "PATH": os.environ["PATH"], "PHONE_OPUS_STATE_DIR": os.path.join(home, "state"), **more}
         server = subprocess.Popen(
             ["valgrind", "--tool=callgrind", "--demangle=no", "--callgrind-out-file=" + output] + command,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment, cwd=home)

@@ -46,6 +46,18 @@ impl CustomAgent {
     /// Everything it writes is its answer, if it ends well.
     pub const TEXT: &'static str = "text";
 
+    /// A command whose output is its answer, and that is handed what every agent is.
+    #[must_use]
+    pub fn new<W: Into<String>>(command: impl IntoIterator<Item = W>) -> Self {
+        Self {
+            command: command.into_iter().map(Into::into).collect(),
+            output: Self::TEXT.to_owned(),
+            env: Vec::new(),
+            pay_env: Vec::new(),
+            reads: None,
+        }
+    }
+
     /// The ways to write an answer that are known.
     #[doc(hidden)]
     pub fn outputs() -> impl Iterator<Item = &'static str> {

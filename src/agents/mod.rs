@@ -544,11 +544,13 @@ impl AgentRegistry {
             .with(Arc::new(Offline::new(program)))
     }
 
-    /// Adds an agent; one of the same name is replaced.
+    /// Adds an agent; it takes the place of one of the same name.
     #[must_use]
     pub fn with(mut self, agent: Arc<dyn Agent>) -> Self {
-        self.agents.retain(|known| known.name() != agent.name());
-        self.agents.push(agent);
+        match self.agents.iter_mut().find(|known| known.name() == agent.name()) {
+            Some(known) => *known = agent,
+            None => self.agents.push(agent),
+        }
         self
     }
 
@@ -591,6 +593,22 @@ impl AgentRegistry {
             agent.under(program, variables).unwrap_or_else(|| Arc::clone(agent))
         };
         Self { agents: self.agents.iter().map(under).collect() }
+    }
+
+    /// The same agents, with what a user's configuration says of them: agents of the user's own, programs, variables that are
+    /// handed on, other machines. What a program says of its agents stays where the configuration says nothing.
+    #[must_use]
+    #[doc(hidden)]
+    pub fn configured(
+        &self,
+        customs: &CustomAgents,
+        programs: &AgentPrograms,
+        variables: &[String],
+        sites: &AgentSites,
+    ) -> Self {
+        let all = self.with_customs(customs);
+        let all = if programs.is_empty() && variables.is_empty() { all } else { all.under(programs, variables) };
+        all.with_sites(sites)
     }
 
     /// What of a caller's environment may go to another process that is to run its consults: what any agent needs, and nothing

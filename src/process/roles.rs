@@ -181,12 +181,7 @@ fn host_streams(duty: Duty) -> Result<(Input, Output), String> {
 
 /// The program's agents, under what its host says of their programs and of other machines.
 fn agents(registry: &Registry, runs: &RunWords) -> AgentRegistry {
-    let agents = &registry.agents;
-    if runs.programs.is_empty() && runs.agent_env.is_empty() {
-        return agents.with_customs(&runs.customs).with_sites(&runs.sites);
-    }
-    let customs = agents.with_customs(&runs.customs);
-    customs.under(&runs.programs, &runs.agent_env).with_sites(&runs.sites)
+    registry.agents.configured(&runs.customs, &runs.programs, &runs.agent_env, &runs.sites)
 }
 
 /// The fault plan of this process's environment (`PHONE_OPUS_FAULTS`), armed; nothing is armed without one. Rules that end the

@@ -94,8 +94,8 @@ impl Assembly {
         let names = Names::default();
         let telemetry = TelemetryHandle::new();
         // Where agents run is known in two places: the configuration names exec servers, the program has machines of its own.
-        let agents = said.agents.with_sites(&said.config.agents);
         let mut config = said.config;
+        let agents = said.agents.configured(&config.customs, &config.programs(), &config.agent_env, &config.agents);
         config.agents.extend(agents.own_sites());
         let config = Arc::new(config);
         let environment = said.environment.unwrap_or_else(Environment::capture);

@@ -1,7 +1,8 @@
 //! A program that embeds the library, for the tests of what happens to such a program from outside: it is upgraded in place, killed,
 //! and its runners are. It serves its standard streams, is runner and worker of itself, and plays the scripted agent that it asks.
 //!
-//! Owns: agents here (`claude`), on a machine of its own by a program (`boxed`), and on one by its streams (`streamed`).
+//! Owns: agents here (`claude`), on a machine of its own by a program (`boxed`), and on one by its streams (`streamed`); commands of
+//! its user's (`echoed`, `told`).
 //!
 //! Laws: L7, L15.
 
@@ -13,7 +14,7 @@ use phone_opus::machine::{Machine, MachineError, MachineFuture, MachineProcess, 
 use phone_opus::process::Registry;
 use phone_opus::testkit::machine::StreamedHere;
 use phone_opus::testkit::scripted_agent;
-use phone_opus::{AgentElsewhere, ClaudeCode, Config, StateDir, System, serve_program};
+use phone_opus::{AgentElsewhere, ClaudeCode, Config, CustomAgent, StateDir, System, serve_program};
 
 /// Agents here, by a program between.
 struct Boxed;
@@ -51,7 +52,11 @@ fn main() -> ExitCode {
     // A later file may say another name.
     let name = std::fs::read_to_string(variable("EMBEDDED_NAME")).unwrap_or_else(|_| "embedded".to_owned());
     serve_program(&name, &registry, words, |_| {
-        let config = Config { wait: Some(Duration::from_secs(300)), ..Config::default() };
+        let mut config = Config { wait: Some(Duration::from_secs(300)), ..Config::default() };
+        let mut told = CustomAgent::new(["/usr/bin/env"]);
+        told.env.push("EMBEDDED_TOLD".to_owned());
+        config.customs.insert("told".to_owned(), told);
+        config.customs.insert("echoed".to_owned(), CustomAgent::new(["/bin/cat"]));
         Ok(System::builder()
             .state_dir(StateDir::at(variable("PHONE_OPUS_STATE_DIR")))
             .config(config)

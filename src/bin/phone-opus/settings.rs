@@ -347,10 +347,13 @@ impl Prepared {
     /// The agents of this installation.
     pub(crate) fn agents(&self) -> AgentRegistry {
         let config = &self.config;
-        AgentRegistry::installed(&config.programs(), &config.agent_env, self.program.clone())
-            .with_customs(&config.customs)
-            .under(&config.programs(), &config.agent_env)
-            .with_sites(&config.agents)
+        let (programs, variables) = (config.programs(), &config.agent_env);
+        AgentRegistry::installed(&programs, variables, self.program.clone()).configured(
+            &config.customs,
+            &programs,
+            variables,
+            &config.agents,
+        )
     }
 
     /// Where worker tools run.

@@ -155,3 +155,19 @@ async fn agents_on_machines_of_a_programs_own_answer_and_are_cancelled_as_any() 
     rig.expect_runs(4);
     rig.stop_and_check_invariants([host]).await;
 }
+
+/// They stand in its configuration and nowhere in the program: its host, its runners and the runner's environment know of them.
+#[tokio::test]
+async fn commands_of_an_embedding_programs_user_answer_as_agents() {
+    let mut rig = Rig::new(program()).with("EMBEDDED_TOLD", "of its own").with("EMBEDDED_OTHER", "not told");
+    let mut host = rig.serve().await;
+    let asked = json!({"prompt": "what is the question", "agent": "echoed"});
+    let reply = host.call("consult", asked).await.expect_success();
+    assert!(reply.str("response").contains("what is the question"), "{}", reply.str("response"));
+    let reply = host.call("consult", json!({"prompt": "?", "agent": "told"})).await.expect_success();
+    let said = reply.str("response");
+    assert!(said.contains("EMBEDDED_TOLD=of its own") && !said.contains("EMBEDDED_OTHER"), "{said}");
+    let unknown = host.call("consult", json!({"prompt": "?", "agent": "nobody"})).await;
+    unknown.expect_fault("invalid_input");
+    rig.stop_and_check_invariants([host]).await;
+}
