@@ -253,7 +253,7 @@ mod tests {
     #[test]
     fn an_agent_of_another_machine_is_one_more_or_stands_for_the_one_here() {
         let all = registry();
-        assert_eq!(all.names(), ["offline", "box", "claude"]);
+        assert_eq!(all.names(), ["claude", "offline", "box"]);
         let target = |name: &str| all.get(name).expect("known").site().map(|site| site.target.to_string());
         assert_eq!(target("box").as_deref(), Some("unix:/box"));
         assert_eq!(target("claude").as_deref(), Some("unix:/two"), "the one here, and not itself, is what runs there");

@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use futures_util::{SinkExt as _, StreamExt as _};
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
 
 use super::super::target::TargetWords;
@@ -85,6 +84,7 @@ async fn who_is_not_there_is_said_with_its_name() {
 
 #[cfg(feature = "ws")]
 mod sockets {
+    use futures_util::{SinkExt as _, StreamExt as _};
     use tokio::io::{AsyncReadExt as _, DuplexStream, duplex};
     use tokio_tungstenite::WebSocketStream;
     use tokio_tungstenite::tungstenite::protocol::Role;
