@@ -169,7 +169,7 @@ pub mod machine {
 
 /// What other errors and ends are made of; each says in a sentence what was wrong.
 pub mod errors {
-    pub use crate::base::ids::NotAUuid;
+    pub use crate::base::ids::{NotASessionId, NotAUuid};
     pub use crate::base::state_dir::StateDirError;
     pub use crate::failpoints::{ArmError, CountersError, PlanError, PlanPlace, PlanProblem};
     pub use crate::worker::executor::ToolPanicked;

@@ -40,6 +40,7 @@ const SECRETS: &[&[&str]] = &[
     &[".config", "rclone"],
     &[".local", "share", "keyrings"],
     &[".local", "share", "kwalletd"],
+    &[".local", "share", "opencode"],
     &[".mozilla"],
     &[".thunderbird"],
     &[".config", "google-chrome"],

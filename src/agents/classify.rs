@@ -166,8 +166,26 @@ enum PayerNamed {
 /// Whether an agent's sessions can be resumed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Sessions {
-    Kept,
+    Kept(SessionIds),
     NotKept,
+}
+
+/// What the ids of an agent's sessions look like. Another one would be a name, a file or a search to some.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum SessionIds {
+    /// UUIDs in lower case.
+    Uuids,
+    /// Words of this beginning; of an empty one, any.
+    Begin(&'static str),
+}
+
+impl SessionIds {
+    fn have(self, id: &AgentSessionId) -> bool {
+        match self {
+            Self::Uuids => id.is_uuid(),
+            Self::Begin(beginning) => id.as_str().starts_with(beginning),
+        }
+    }
 }
 
 /// What tells that a run has answered.
@@ -215,10 +233,17 @@ impl AgentProfile {
         Self { reading: what, ..self }
     }
 
-    /// It keeps sessions, which can be resumed by their id.
+    /// It keeps sessions, which can be resumed by their id, a UUID in lower case.
     #[must_use]
     pub const fn keeps_sessions(self) -> Self {
-        Self { sessions: Sessions::Kept, ..self }
+        Self { sessions: Sessions::Kept(SessionIds::Uuids), ..self }
+    }
+
+    /// It keeps sessions, which can be resumed by their id, a word of this beginning (`ses_`, or nothing for any). No other id is given
+    /// to it, whoever asks.
+    #[must_use]
+    pub const fn keeps_sessions_named(self, beginning: &'static str) -> Self {
+        Self { sessions: Sessions::Kept(SessionIds::Begin(beginning)), ..self }
     }
 
     /// It says nowhere that it has answered: what it said is the answer when its process ends with 0, and a failure otherwise.
@@ -255,7 +280,27 @@ impl AgentProfile {
     #[must_use]
     #[doc(hidden)]
     pub const fn resumes(&self) -> bool {
-        matches!(self.sessions, Sessions::Kept)
+        matches!(self.sessions, Sessions::Kept(_))
+    }
+
+    /// Refuses to go on with a session whose id is none of this agent's.
+    pub(crate) fn check_session(&self, id: &AgentSessionId) -> Result<(), Fault> {
+        let Sessions::Kept(ids) = self.sessions else { return Ok(()) };
+        if ids.have(id) {
+            return Ok(());
+        }
+        let have = match ids {
+            SessionIds::Uuids => "UUIDs in lower case".to_owned(),
+            SessionIds::Begin(beginning) => format!("words that begin with `{beginning}`"),
+        };
+        let detail = format!("`session_id`: the ids of {}'s sessions are {have}, and this is none.", self.title);
+        let hint = "Name the session_id of an earlier reply of this agent, or leave it out to start a new session.";
+        Err(Fault::new(FaultCode::InvalidSession, detail).hint(hint))
+    }
+
+    /// Whether this is the id of a session it could go on with.
+    fn can_name(&self, id: &str) -> bool {
+        id.parse().is_ok_and(|id| self.check_session(&id).is_ok())
     }
 
     /// How replies say who paid: by its own words, or not proven.
@@ -297,7 +342,7 @@ fn classify(profile: &AgentProfile, mut end: RunEnd) -> RunVerdict {
     };
     let code = fault.as_ref().map(|fault| fault.code);
     let session_id = seen.session_id(code);
-    let resumable = resumable(profile, &end, code, session_id.is_some());
+    let resumable = resumable(profile, &end, code, session_id.as_deref());
     let mut outcome = JobOutcome {
         session_id,
         model: model(&end.summary),
@@ -372,15 +417,16 @@ fn model(summary: &RunSummary) -> Option<String> {
 }
 
 /// Whether the session can be resumed; `None` where nobody has seen it tried.
-fn resumable(profile: &AgentProfile, end: &RunEnd, code: Option<FaultCode>, session_known: bool) -> Option<bool> {
+fn resumable(profile: &AgentProfile, end: &RunEnd, code: Option<FaultCode>, session: Option<&str>) -> Option<bool> {
     use FaultCode as C;
-    if profile.sessions == Sessions::NotKept {
+    let nameless = session.is_some_and(|session| !profile.can_name(session));
+    if profile.sessions == Sessions::NotKept || nameless {
         return Some(false);
     }
     match code {
         Some(C::UnknownSession | C::InvalidSession) => return Some(false),
         // Where no process ran nothing has changed, for better or worse.
-        _ if end.exit.is_none() || !session_known => return None,
+        _ if end.exit.is_none() || session.is_none() => return None,
         None
         | Some(
             C::TurnLimit
@@ -488,10 +534,11 @@ const ROWS: &[Row] = rows! {
         "Unknown feature flag", "unrecognized subcommand", "Unknown argument",
         // The end of a help that is longer than what is kept.
         "Show help  [boolean]",
-    ]);
+    ]) || s.subtype_is("error_unsupported");
     "no such conversation" => UnknownSession if |s| s.says(&[
         "No conversation found", "no rollout found", "Error resuming session", "No session, task, or name matched", "No saved session found",
-    ]);
+        "Session not found",
+    ]) || s.subtype_is("error_unknown_session");
     "bad session id" => InvalidSession if |s| s.says(&["valid session ID or session title"])
         || s.result.is_none() && s.failed_exit() && s.stderr_says(&["already in use"]);
     "input too large" => InputTooLarge if |s| s.says(&["exceeds 10MB"])

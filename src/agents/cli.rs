@@ -24,7 +24,7 @@ use super::probe::{self, Asked, Features, Questions};
 use super::there::{self, AskedThere, There};
 use super::{
     Agent, AgentCommand, AgentEvent, Credential, Environment, KNOWN, OutputParser, PayerKnown, Payment, ResumedId,
-    RunRequest, check_prompt, programs,
+    RunRequest, SITE_AGENTS, check_prompt, programs,
 };
 use crate::base::fault::{Fault, FaultCode};
 use crate::base::ids::{AgentSessionId, RunToken};
@@ -300,6 +300,14 @@ impl CliAgent {
         state_dir: &Path,
     ) -> Result<AgentCommand, Fault> {
         let (sheet, billing) = (self.sheet, run.request.billing);
+        if !SITE_AGENTS.contains(&sheet.name) {
+            // Files of this machine do that for some, and a look at the directory.
+            let title = sheet.profile.title();
+            let detail =
+                format!("{title} is not run on another machine: what keeps it to reading is seen to on this one.");
+            return Err(Fault::new(FaultCode::AgentUnsupported, detail)
+                .hint(format!("On another machine these answer: {}.", SITE_AGENTS.join(", "))));
+        }
         let mut granted = environment::for_there(sheet.passes, run.environment, billing, &self.variables).granted;
         self.set_own(&mut granted);
         granted.set_run(run);

@@ -1,7 +1,8 @@
 //! Agents of the user's own: any command that reads a question and writes an answer.
 //!
 //! Owns: what a user says of such a command ([`CustomAgent`]), and an agent made of it. May not know: what a configuration looks
-//! like, what the command does. Nobody here can know what keeps it to reading, so it is said to be unproven.
+//! like, what the command does. Nobody here can know what keeps it to reading, so it is said to be unproven: also of one that speaks
+//! the Agent Client Protocol, whose permissions are ours to give where it asks for them.
 //!
 //! Invariants: (1) the command is a list of words and never a shell's line; (2) of the environment it gets what every agent gets and
 //! the names its user gave it, those to pay with only when that was chosen.
@@ -18,7 +19,7 @@ use super::cli::PROMPT_PREFIX;
 use super::environment::{self, Environment};
 use super::{
     Agent, AgentCommand, AgentProfile, AgentRegistry, KNOWN, OutputParser, Payment, PlainText, ResumedId, RunRequest,
-    check_prompt, programs,
+    acp, check_prompt, programs,
 };
 use crate::base::fault::{Fault, FaultCode};
 use crate::jobs::{Billing, ConsultRequest};
@@ -29,7 +30,7 @@ use crate::jobs::{Billing, ConsultRequest};
 pub struct CustomAgent {
     /// The program, an absolute path or a name, and its arguments. Never empty.
     pub command: Vec<String>,
-    /// How it writes its answer: [`TEXT`](Self::TEXT), or as the agent of this name does.
+    /// How it writes its answer: [`TEXT`](Self::TEXT), as the agent of this name does, or [`ACP`](Self::ACP).
     pub output: String,
     /// Names of variables it is handed besides those that every agent is.
     pub env: Vec<String>,
@@ -46,6 +47,9 @@ impl CustomAgent {
     /// Everything it writes is its answer, if it ends well.
     pub const TEXT: &'static str = "text";
 
+    /// It speaks the Agent Client Protocol over its standard input and output: it is talked to.
+    pub const ACP: &'static str = "acp";
+
     /// A command whose output is its answer, and that is handed what every agent is.
     #[must_use]
     pub fn new<W: Into<String>>(command: impl IntoIterator<Item = W>) -> Self {
@@ -61,12 +65,18 @@ impl CustomAgent {
     /// The ways to write an answer that are known.
     #[doc(hidden)]
     pub fn outputs() -> impl Iterator<Item = &'static str> {
-        std::iter::once(Self::TEXT).chain(KNOWN.iter().map(|sheet| sheet.name))
+        [Self::TEXT, Self::ACP].into_iter().chain(KNOWN.iter().map(|sheet| sheet.name))
+    }
+
+    fn is_talked_to(&self) -> bool {
+        self.output == Self::ACP
     }
 
     fn parser(&self) -> Box<dyn OutputParser> {
         match KNOWN.iter().find(|sheet| sheet.name == self.output) {
             Some(sheet) => (sheet.parser)(),
+            // Whoever talks to it has the dialogue.
+            None if self.is_talked_to() => Box::new(acp::Listener::default()),
             None => Box::new(PlainText::new()),
         }
     }
@@ -99,6 +109,11 @@ const PROFILE: AgentProfile = AgentProfile::new("The configured agent")
     .login_hint("Log in with its own program, or name what it logs in by as `env` or `pay_env` in its table.")
     .names_no_payer();
 
+/// Of one that is talked to.
+const TALKED_TO: AgentProfile = PROFILE
+    .kept_to_reading_by("unproven: it is allowed to read the directory and nothing else, where it asks for permission; what it does without asking nobody here can know")
+    .keeps_sessions_named("");
+
 /// An agent made of a user's command.
 struct Custom {
     name: String,
@@ -119,7 +134,11 @@ impl Agent for Custom {
     }
 
     fn profile(&self) -> AgentProfile {
-        if self.told.output == CustomAgent::TEXT { PROFILE.answers_by_ending_well() } else { PROFILE }
+        match self.told.output.as_str() {
+            CustomAgent::TEXT => PROFILE.answers_by_ending_well(),
+            CustomAgent::ACP => TALKED_TO,
+            _ => PROFILE,
+        }
     }
 
     fn locate(&self, env: &Environment) -> Result<PathBuf, Fault> {
@@ -129,7 +148,7 @@ impl Agent for Custom {
 
     fn prepare<'a>(&'a self, run: &'a RunRequest<'a>, _: &'a Path) -> BoxFuture<'a, Result<AgentCommand, Fault>> {
         async move {
-            check(run.request)?;
+            check(run.request, &self.told)?;
             let program = self.locate(run.environment)?;
             let billing = run.request.billing;
             let mut granted = self.granted(run.environment, billing);
@@ -157,6 +176,11 @@ impl Agent for Custom {
         self.told.parser()
     }
 
+    fn dialogue(&self, run: &RunRequest<'_>) -> Option<Box<dyn OutputParser>> {
+        let prompt = || [PROMPT_PREFIX, &run.request.prompt].concat();
+        self.told.is_talked_to().then(|| acp::conversation(&run.request.cwd, prompt(), run.request.session_id))
+    }
+
     fn needs(&self, environment: &Environment, billing: Billing) -> Environment {
         self.granted(environment, billing).env.into_iter().collect()
     }
@@ -168,15 +192,18 @@ impl Agent for Custom {
 }
 
 /// Refuses what no command can be told: nobody knows its words for it.
-fn check(request: &ConsultRequest) -> Result<(), Fault> {
+fn check(request: &ConsultRequest, told: &CustomAgent) -> Result<(), Fault> {
     check_prompt(&request.prompt)?;
     let given = [
-        ("session_id", request.session_id.is_some()),
+        ("session_id", request.session_id.is_some() && !told.is_talked_to()),
         ("model", request.model.is_some()),
         ("effort", request.effort.is_some()),
         ("max_turns", request.max_turns.is_some()),
         ("max_budget_usd", request.max_budget_usd.is_some()),
     ];
+    if told.is_talked_to() && request.cwd.to_str().is_none() {
+        return Err(Fault::new(FaultCode::InvalidInput, "`cwd`: is no text, which the agent could be told."));
+    }
     match given.iter().find(|(_, given)| *given) {
         None => Ok(()),
         Some((name, _)) => {
@@ -260,9 +287,14 @@ mod tests {
             ConsultRequest { max_budget_usd: Some(1.0), ..request("p") },
             request(" "),
         ] {
-            assert_eq!(check(&wrong).map_err(|fault| fault.code), Err(FaultCode::InvalidInput));
+            let resumes = wrong.session_id.is_some();
+            for output in [CustomAgent::TEXT, CustomAgent::ACP] {
+                let seen = check(&wrong, &told(output, Path::new("/bin/x"))).map_err(|fault| fault.code);
+                let good = resumes && output == CustomAgent::ACP;
+                assert_eq!(seen, if good { Ok(()) } else { Err(FaultCode::InvalidInput) }, "{output}");
+            }
         }
-        assert_eq!(check(&request("p")), Ok(()));
+        assert_eq!(check(&request("p"), &told(CustomAgent::TEXT, Path::new("/bin/x"))), Ok(()));
     }
 
     #[test]

@@ -41,6 +41,7 @@ use crate::exec::ExecTarget;
 use crate::exec::machine::Machine;
 use crate::jobs::{Billing, ConsultRequest};
 
+mod acp;
 mod classify;
 mod claude;
 mod cli;
@@ -52,6 +53,7 @@ mod fields;
 mod gemini;
 mod lines;
 pub mod offline;
+mod opencode;
 mod payer;
 mod plain_text;
 mod probe;
@@ -86,7 +88,8 @@ pub use summary::{RunSummary, Started};
 pub use there::{There, core_environment};
 
 /// The agents that are programs of their own, in the order they are told.
-static KNOWN: &[&cli::Sheet] = &[&claude::SHEET, &codex::SHEET, &copilot::SHEET, &gemini::SHEET, &qwen::SHEET];
+static KNOWN: &[&cli::Sheet] =
+    &[&claude::SHEET, &codex::SHEET, &copilot::SHEET, &gemini::SHEET, &opencode::SHEET, &qwen::SHEET];
 
 /// The programs of agents that are configured, by the agents' names.
 pub type AgentPrograms = BTreeMap<String, PathBuf>;
@@ -173,6 +176,14 @@ pub trait Agent: Send + Sync {
 
     /// A parser for one run's output.
     fn parser(&self) -> Box<dyn OutputParser>;
+
+    /// The same for an agent that is talked to while it runs: it knows what is to be said ([`OutputParser::replies`]), and the
+    /// command's bytes for standard input count for nothing. On this machine only.
+    #[doc(hidden)]
+    fn dialogue(&self, run: &RunRequest<'_>) -> Option<Box<dyn OutputParser>> {
+        let _ = run;
+        None
+    }
 
     /// What the end of a run means; by the table that all agents share, unless the agent knows better.
     fn classify(&self, end: RunEnd) -> RunVerdict {
@@ -461,6 +472,29 @@ pub trait OutputParser: Send {
     fn end(&mut self, out: &mut Vec<AgentEvent>) {
         let _ = out;
     }
+
+    /// What is to be said to an agent that is talked to, since it was last asked.
+    #[doc(hidden)]
+    fn replies(&mut self) -> Replies {
+        Replies::default()
+    }
+
+    /// The run is to end: whether there is a way to say so to the agent, which is among its next replies then.
+    #[doc(hidden)]
+    fn stop(&mut self) -> bool {
+        false
+    }
+}
+
+/// What is to be said to an agent that is talked to.
+#[doc(hidden)]
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Replies {
+    /// For its standard input.
+    pub bytes: Vec<u8>,
+    /// Nothing will be said after it: its standard input may be closed.
+    pub over: bool,
 }
 
 /// A parser behind a line splitter: bytes in, events out. What is unfinished stays in here.
@@ -486,6 +520,16 @@ impl OutputReader {
     pub fn push(&mut self, bytes: &[u8], out: &mut Vec<AgentEvent>) {
         let parser = &mut self.parser;
         self.splitter.push(bytes, &mut |line| feed(parser.as_mut(), line, out));
+    }
+
+    /// What is to be said to an agent that is talked to; see [`OutputParser::replies`].
+    pub(crate) fn replies(&mut self) -> Replies {
+        self.parser.replies()
+    }
+
+    /// See [`OutputParser::stop`].
+    pub(crate) fn stop(&mut self) -> bool {
+        self.parser.stop()
     }
 
     /// What was taken of a line that is not whole yet.
@@ -792,16 +836,21 @@ mod tests {
     #[test]
     fn a_misspelled_agent_is_answered_with_the_nearest_name() {
         let registry = AgentRegistry::standard(None, PathBuf::from("/bin/phone-opus"));
-        assert_eq!(registry.names(), ["claude", "codex", "copilot", "gemini", "qwen", "offline"]);
+        assert_eq!(registry.names(), ["claude", "codex", "copilot", "gemini", "opencode", "qwen", "offline"]);
         assert_eq!(registry.get("offline").map(|agent| agent.name().to_owned()), Ok("offline".to_owned()));
         let fault = registry.get("Cluade").err().expect("unknown");
         assert_eq!(fault.code, FaultCode::InvalidInput);
         assert_eq!(
             fault.hint.as_deref(),
-            Some("Agents: `claude`, `codex`, `copilot`, `gemini`, `qwen`, `offline` (did you mean `claude`?).")
+            Some(
+                "Agents: `claude`, `codex`, `copilot`, `gemini`, `opencode`, `qwen`, `offline` (did you mean `claude`?)."
+            )
         );
         let fault = registry.get("zzz").err().expect("unknown");
-        assert_eq!(fault.hint.as_deref(), Some("Agents: `claude`, `codex`, `copilot`, `gemini`, `qwen`, `offline`."));
+        assert_eq!(
+            fault.hint.as_deref(),
+            Some("Agents: `claude`, `codex`, `copilot`, `gemini`, `opencode`, `qwen`, `offline`.")
+        );
     }
 
     #[test]

@@ -75,16 +75,115 @@ uuid_id! {
     HostId
 }
 
-uuid_id! {
-    /// A conversation kept by an agent CLI, which a later consult may resume.
-    AgentSessionId
+/// Characters of an agent's session id. Real ones have 30 to 40.
+const SESSION_ID_MOST: usize = 64;
+
+/// A conversation kept by an agent, which a later consult may resume. Its agent chooses the id: a UUID, or a word of its own such as
+/// `ses_1a2B3c`. [`AgentProfile`](crate::AgentProfile) says which ids are an agent's.
+///
+/// It is a word of 1 to 64 letters, digits and `-_.:`, the first a letter or a digit: no option, no path and no pattern, wherever it
+/// is put.
+///
+/// ```
+/// use phone_opus::AgentSessionId;
+///
+/// assert!("ses_1a2B3c".parse::<AgentSessionId>().is_ok());
+/// assert!("../x".parse::<AgentSessionId>().is_err());
+/// ```
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, JsonSchema)]
+#[schemars(transparent)]
+pub struct AgentSessionId(#[schemars(with = "String")] SessionWord);
+
+/// The text of a session id, held in place: the id is copied wherever it is needed.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+struct SessionWord {
+    /// Zeros after the text.
+    bytes: [u8; SESSION_ID_MOST],
+    length: u8,
 }
 
+/// A string was not the id of an agent's session.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("not a session's id: 1 to {} letters, digits and -_.:, the first a letter or a digit", SESSION_ID_MOST)]
+pub struct NotASessionId;
+
 impl AgentSessionId {
+    /// What is accepted.
+    pub(crate) const ACCEPTED: &'static str = "a session's id as it was handed out: up to 64 letters, digits and -_.:";
+
+    /// A new random id (UUID v4).
+    #[must_use]
+    #[doc(hidden)]
+    pub fn random() -> Self {
+        Self::of(Uuid::new_v4())
+    }
+
     /// The id that these random bytes are.
     #[must_use]
     pub(crate) fn from_random_bytes(bytes: [u8; 16]) -> Self {
-        Self(uuid::Builder::from_random_bytes(bytes).into_uuid())
+        Self::of(uuid::Builder::from_random_bytes(bytes).into_uuid())
+    }
+
+    fn of(id: Uuid) -> Self {
+        let mut bytes = [0; SESSION_ID_MOST];
+        let length = id.hyphenated().encode_lower(&mut bytes).len();
+        // A buffer's rest is left as it was.
+        Self(SessionWord { bytes, length: u8::try_from(length).unwrap_or(0) })
+    }
+
+    /// The id.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        // Of ASCII alone, whichever way it was made.
+        std::str::from_utf8(&self.0.bytes[..usize::from(self.0.length)]).unwrap_or_default()
+    }
+
+    /// Whether it is a UUID in lower case, with dashes.
+    #[must_use]
+    pub(crate) fn is_uuid(&self) -> bool {
+        canonical_uuid(self.as_str()).is_ok()
+    }
+}
+
+impl FromStr for AgentSessionId {
+    type Err = NotASessionId;
+
+    fn from_str(text: &str) -> Result<Self, NotASessionId> {
+        let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.:".contains(&byte);
+        let fits = text.len() <= SESSION_ID_MOST
+            && text.as_bytes().first().is_some_and(u8::is_ascii_alphanumeric)
+            && text.bytes().all(plain);
+        if !fits {
+            return Err(NotASessionId);
+        }
+        let mut bytes = [0; SESSION_ID_MOST];
+        bytes[..text.len()].copy_from_slice(text.as_bytes());
+        Ok(Self(SessionWord { bytes, length: u8::try_from(text.len()).map_err(|_| NotASessionId)? }))
+    }
+}
+
+impl fmt::Display for AgentSessionId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+impl fmt::Debug for AgentSessionId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("AgentSessionId").field(&self.as_str()).finish()
+    }
+}
+
+impl Serialize for AgentSessionId {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.as_str())
+    }
+}
+
+impl<'de> Deserialize<'de> for AgentSessionId {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = std::borrow::Cow::<'de, str>::deserialize(deserializer)?;
+        text.parse().map_err(serde::de::Error::custom)
     }
 }
 
@@ -269,5 +368,42 @@ mod tests {
         ] {
             assert_eq!(wrong.parse::<JobId>(), Err(NotAUuid), "{wrong:?}");
         }
+    }
+
+    #[test]
+    fn an_agents_session_id_is_a_short_plain_word_and_comes_back_as_it_was() {
+        let uuid = AgentSessionId::random();
+        let long = "s".repeat(SESSION_ID_MOST);
+        for (text, is_uuid) in [
+            (uuid.to_string().as_str(), true),
+            ("3f2504e0-4f89-41d3-9a0c-0305e82c3301", true),
+            ("3F2504E0-4F89-41D3-9A0C-0305E82C3301", false),
+            ("3f2504e04f8941d39a0c0305e82c3301", false),
+            ("ses_5c6b7a8dffe1Q2w3E4r5T6y7U8", false),
+            ("T-01a2", false),
+            ("acp:7", false),
+            ("session.1", false),
+            ("7", false),
+            (long.as_str(), false),
+        ] {
+            let id: AgentSessionId = text.parse().expect(text);
+            assert_eq!((id.to_string().as_str(), id.as_str(), id.is_uuid()), (text, text, is_uuid));
+            let json = serde_json::to_string(&id).expect("JSON");
+            assert_eq!(json, format!("\"{text}\""), "as it was stored before");
+            assert_eq!(serde_json::from_str::<AgentSessionId>(&json).expect("read"), id);
+            assert_eq!(serde_json::from_value::<AgentSessionId>(text.into()).expect("read"), id);
+        }
+        assert_eq!(uuid.to_string().parse(), Ok(uuid));
+        let (a, b): (AgentSessionId, AgentSessionId) = ("a".parse().expect("a"), "ab".parse().expect("ab"));
+        assert!(a < b && a != b);
+        let too_long = "s".repeat(SESSION_ID_MOST + 1);
+        for wrong in [
+            "", "-p", "--resume", "_x", ".", "..", "../x", "a/b", "a\\b", "a b", "a\n", "a\0", "ä", "$(x)", "a*",
+            "a;b", "~x", "a=b", &too_long,
+        ] {
+            assert_eq!(wrong.parse::<AgentSessionId>(), Err(NotASessionId), "{wrong:?}");
+            assert!(serde_json::from_value::<AgentSessionId>(wrong.into()).is_err(), "{wrong:?}");
+        }
+        assert!(serde_json::from_str::<AgentSessionId>("7").is_err());
     }
 }

@@ -215,6 +215,12 @@ config_keys! {
         what: "Gemini CLI's program",
         shown: "`gemini`, looked for in the same places",
     }
+    opencode_bin: PathBuf as Program {
+        /// Path of OpenCode's program, if configured.
+        opencode_bin: Option<PathBuf> = None,
+        what: "OpenCode's program",
+        shown: "`opencode`, looked for in the same places",
+    }
     qwen_bin: PathBuf as Program {
         /// Path of Qwen Code's program, if configured.
         qwen_bin: Option<PathBuf> = None,

@@ -40,6 +40,7 @@ program_keys! {
     "codex" => codex_bin;
     "copilot" => copilot_bin;
     "gemini" => gemini_bin;
+    "opencode" => opencode_bin;
     "qwen" => qwen_bin;
 }
 

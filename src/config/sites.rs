@@ -356,7 +356,7 @@ mod tests {
             (table("command = \"llm -m x\""), &["line 2"]),
             (table("command = [\"bin/llm\"]"), &["agents.mine.command", "absolute path"]),
             (table("command = [\"-x\"]"), &["agents.mine.command"]),
-            (with("output = \"clade\""), &["agents.mine.output", "did you mean claude?", "text, claude, codex"]),
+            (with("output = \"clade\""), &["agents.mine.output", "did you mean claude?", "text, acp, claude, codex"]),
             (with("env = [\"OPENAI_API_KEY\"]"), &["agents.mine.env", "OPENAI_API_KEY", "money", "`pay_env`"]),
             (with("env = [\"PHONE_OPUS_X\"]"), &["agents.mine.env", "own"]),
             (with("pay_env = [\"A=B\"]"), &["agents.mine.pay_env"]),

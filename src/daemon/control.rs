@@ -42,11 +42,12 @@ const WORD: usize = 200;
 const HOST_SETTINGS: usize = 64;
 
 /// Settings that may differ from session to session. The others are the daemon's: it has one of each.
-pub const OF_A_SESSION: [&str; 14] = [
+pub const OF_A_SESSION: [&str; 15] = [
     "claude_bin",
     "codex_bin",
     "copilot_bin",
     "gemini_bin",
+    "opencode_bin",
     "qwen_bin",
     "agent_env",
     "billing",
@@ -735,6 +736,7 @@ mod tests {
                 codex_bin: Some("/opt/codex".into()),
                 copilot_bin: Some("/opt/copilot".into()),
                 gemini_bin: Some("/opt/gemini".into()),
+                opencode_bin: Some("/opt/opencode".into()),
                 qwen_bin: Some("/opt/qwen".into()),
                 agent_env: Some(vec!["FOO".to_owned()]),
                 billing: Some(Billing::ApiKey),

@@ -15,6 +15,7 @@ use super::elsewhere::Reached;
 use super::patience::insist;
 use super::process::Process;
 use super::starting::spawn_failure;
+use super::talk::Talk;
 use super::workspace::Watch;
 use super::{Runner, attend};
 use crate::agents::{Agent, AgentCommand, RunEnd, RunRequest, RunVerdict, core_environment};
@@ -31,7 +32,7 @@ const STORE_MOMENT: Duration = Duration::from_secs(5);
 
 impl Runner {
     pub(super) async fn run_agent(&mut self, agent: &dyn Agent, record: &JobRecord, nothing: RunEnd) -> RunVerdict {
-        if let Some(fault) = self.session_is_elsewhere(agent, record).await {
+        if let Some(fault) = self.session_is_anothers(agent, record).await {
             return failed(fault);
         }
         let token = RunToken::random();
@@ -64,10 +65,13 @@ impl Runner {
         verdict
     }
 
-    /// A session is gone on with where it was had. What is in its history is of that directory, and what agents make of another
+    /// A session is gone on with by its agent, and where it was had. Of other ids some agents make a name, a file or a new session. What is in its history is of that directory, and what agents make of another
     /// one differs: some move along, some stay, one hangs. Of a session that was had without us nothing is known.
-    async fn session_is_elsewhere(&self, agent: &dyn Agent, record: &JobRecord) -> Option<Fault> {
+    async fn session_is_anothers(&self, agent: &dyn Agent, record: &JobRecord) -> Option<Fault> {
         let session = record.request.session_id.filter(|_| agent.profile().resumes())?;
+        if let Err(fault) = agent.profile().check_session(&session) {
+            return Some(fault);
+        }
         let before = self.store.last_of_session(record.id, session).await.ok()??;
         let had = self.store.job(before).await.ok()?.request;
         if (&had.cwd, &had.machine) == (&record.request.cwd, &record.request.machine) {
@@ -115,6 +119,7 @@ impl Runner {
             environment: &environment,
             there: reached.map(Reached::there),
         };
+        let dialogue = agent.dialogue(&request).filter(|_| reached.is_none());
         let command = match self.prepare(agent, &request).await {
             Some(Ok(command)) => command,
             Some(Err(fault)) => return failed(fault).into(),
@@ -132,7 +137,8 @@ impl Runner {
         }
         // Nothing of another machine is looked at here.
         let mut watch = reached.is_none().then(|| Watch::begin(&record.request.cwd));
-        let (mut process, tap) = match self.start_agent(agent, record, &command, &nothing, reached).await {
+        let stdin = if dialogue.is_some() { Stdin::Piped } else { Stdin::Bytes(command.stdin.clone()) };
+        let (mut process, tap) = match self.start_agent(agent, record, (&command, stdin), &nothing, reached).await {
             Ok(started) => started,
             Err(verdict) => return (*verdict).into(),
         };
@@ -140,7 +146,8 @@ impl Runner {
         self.journal.write(JournalEvent::ProcessStarted { pid: process.pid() });
         let number =
             self.store_number(record.id, RunProcess { pid: process.pid(), start_time: process.start_time(), ..mark });
-        let mut seen = attend::attend(self, agent, &command, &mut process, tap, &mut watch).await;
+        let talk = Talk::new(dialogue, process.steering());
+        let mut seen = attend::attend(self, agent, &command, talk, &mut process, tap, &mut watch).await;
         drop(number);
         let exit = RunExit { code: seen.end.code, signal: seen.end.signal, reaped: seen.end.reaped };
         self.journal.write(JournalEvent::ProcessClosed);
@@ -171,13 +178,13 @@ impl Runner {
         &mut self,
         agent: &dyn Agent,
         record: &JobRecord,
-        command: &AgentCommand,
+        (command, stdin): (&AgentCommand, Stdin),
         nothing: &RunEnd,
         reached: Option<&Reached>,
     ) -> Result<(Process, OutputTap), Box<RunVerdict>> {
         let not_started = |error| RunEnd { spawn_error: Some(spawn_failure(&error)), ..nothing.clone() };
         let end = match reached {
-            None => match self.start(&self.spec(record, command)).await {
+            None => match self.start(&self.spec(record, command, stdin)).await {
                 Some(Ok(started)) => return Ok(started),
                 Some(Err(error)) => not_started(error),
                 None => RunEnd { stop: self.core.stop().cloned(), ..nothing.clone() },
@@ -201,14 +208,14 @@ impl Runner {
         Err(Box::new(agent.classify(end)))
     }
 
-    fn spec(&self, record: &JobRecord, command: &AgentCommand) -> SpawnSpec {
+    fn spec(&self, record: &JobRecord, command: &AgentCommand, stdin: Stdin) -> SpawnSpec {
         let soft = self.options.environment.get(DESCRIPTORS_VARIABLE);
         SpawnSpec {
             program: command.program.clone(),
             args: command.args.clone(),
             cwd: record.request.cwd.clone(),
             env: command.env.clone(),
-            stdin: Stdin::Bytes(command.stdin.clone()),
+            stdin,
             adopt: Adopt::Yes,
             descriptors: soft.and_then(|soft| soft.to_str()?.parse().ok()),
         }

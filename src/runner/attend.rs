@@ -12,6 +12,7 @@ use bytes::Bytes;
 use super::Runner;
 use super::core::Pipe;
 use super::process::{Ended, Process, Steering};
+use super::talk::Talk;
 use super::waking::{Host, LOOK_EVERY};
 use super::workspace::Watch;
 use crate::agents::{Agent, AgentCommand, AgentEvent, OutputReader, PayerGuard, RunSummary};
@@ -37,11 +38,13 @@ pub(super) async fn attend(
     runner: &mut Runner,
     agent: &dyn Agent,
     command: &AgentCommand,
+    talk: Talk,
     process: &mut Process,
     mut tap: OutputTap,
     watch: &mut Option<Watch>,
 ) -> Seen {
-    let mut output = Output::new(agent, command, runner, process.steering());
+    let mut output = Output::new(agent, command, talk, runner, process.steering());
+    output.answer(runner);
     let mut looks = tokio::time::interval(LOOK_EVERY);
     looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut open = true;
@@ -69,6 +72,7 @@ pub(super) async fn attend(
                 runner.journal.write(JournalEvent::ProcessExited { code: end.code });
                 ended = Some(end);
             }
+            () = output.talk.work(), if output.talk.has_work() => {}
             _ = looks.tick() => {
                 runner.look().await;
                 // Whatever came in while the runner was busy is heard before the silence is counted.
@@ -87,7 +91,12 @@ pub(super) async fn attend(
             _ = runner.signals.look.recv() => looks.reset_immediately(),
         }
         output.settle(runner, agent, watch);
-        if runner.core.tick(Instant::now()).is_some() {
+        output.answer(runner);
+        let now = Instant::now();
+        if runner.core.tick(now).is_some() {
+            output.stop(now);
+        }
+        if output.talk.is_overdue(now) {
             output.control.terminate();
         }
     }
@@ -101,6 +110,9 @@ const NOT_KNOWN: ProcessEnd =
 /// The agent's output, and what is known from it.
 struct Output {
     reader: OutputReader,
+    talk: Talk,
+    /// It was asked to end.
+    is_ending: bool,
     guard: PayerGuard,
     control: Steering,
     summary: RunSummary,
@@ -110,9 +122,12 @@ struct Output {
 }
 
 impl Output {
-    fn new(agent: &dyn Agent, command: &AgentCommand, runner: &Runner, control: Steering) -> Self {
+    fn new(agent: &dyn Agent, command: &AgentCommand, mut talk: Talk, runner: &Runner, control: Steering) -> Self {
+        let parser = talk.take_dialogue().unwrap_or_else(|| agent.parser());
         Self {
-            reader: OutputReader::new(agent.parser()),
+            reader: OutputReader::new(parser),
+            talk,
+            is_ending: false,
             guard: PayerGuard::new(agent.payer(), command.payment, runner.options.extra_usage),
             control,
             summary: RunSummary::new(),
@@ -127,6 +142,28 @@ impl Output {
         match stream {
             OutputStream::Stdout => self.reader.push(bytes, &mut self.events),
             OutputStream::Stderr => keep_tail(&mut self.stderr, bytes),
+        }
+    }
+
+    /// Says what is to be said to an agent that is talked to.
+    fn answer(&mut self, runner: &mut Runner) {
+        if let Err(fault) = self.talk.take(self.reader.replies(), Instant::now()) {
+            runner.core.faulted(fault);
+        }
+    }
+
+    /// Ends the agent; one that can be told so is told first, and given a moment.
+    fn stop(&mut self, now: Instant) {
+        if !self.is_ending {
+            self.is_ending = true;
+            if self.reader.stop() {
+                self.talk.told_to_stop(now);
+                // What it does not read it cannot heed, and it is ended all the same.
+                let _ = self.talk.take(self.reader.replies(), now);
+            }
+        }
+        if !self.talk.is_stopping(now) {
+            self.control.terminate();
         }
     }
 

@@ -21,6 +21,7 @@ mod patience;
 mod process;
 mod shown;
 mod starting;
+mod talk;
 mod turn;
 mod waking;
 mod workspace;

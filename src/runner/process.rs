@@ -13,7 +13,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use crate::exec::backend::{ExecBackend, ExecProcess, ProcessLost};
-use crate::exec::local::{GRACE, LocalProcess, ProcessControl, ProcessEnd};
+use crate::exec::local::{GRACE, LocalProcess, ProcessControl, ProcessEnd, WriteStatus};
 use crate::exec::{OutputStream, ProcessSession};
 
 /// How long its machine may take to hear that it is to end.
@@ -107,6 +107,25 @@ pub(super) enum Steering {
 }
 
 impl Steering {
+    /// Queues bytes for its standard input, where it is on this machine: only such a process is talked to.
+    ///
+    /// # Cancel safety
+    ///
+    /// Until it returns, none of them are queued.
+    pub(super) async fn write(&self, bytes: Bytes) -> WriteStatus {
+        match self {
+            Self::Here(control) => control.write(bytes).await,
+            Self::There { .. } => WriteStatus::StdinClosed,
+        }
+    }
+
+    /// Closes its standard input after what was written.
+    pub(super) fn close_stdin(&self) {
+        if let Self::Here(control) = self {
+            control.close_stdin();
+        }
+    }
+
     /// Asks for the end: TERM, then KILL. Asking again changes nothing.
     pub(super) fn terminate(&self) {
         match self {

@@ -205,6 +205,7 @@ impl Rig {
             ("PHONE_OPUS_CODEX_BIN", path(scripted_agent::PROGRAM_NAME)),
             ("PHONE_OPUS_COPILOT_BIN", path(scripted_agent::PROGRAM_NAME)),
             ("PHONE_OPUS_GEMINI_BIN", path(scripted_agent::PROGRAM_NAME)),
+            ("PHONE_OPUS_OPENCODE_BIN", path(scripted_agent::PROGRAM_NAME)),
             ("PHONE_OPUS_QWEN_BIN", path(scripted_agent::PROGRAM_NAME)),
             // A busy machine must not turn a synchronous consult into a background job.
             ("PHONE_OPUS_WAIT_S", "300".to_owned()),

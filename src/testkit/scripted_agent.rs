@@ -18,7 +18,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fs::OpenOptions;
-use std::io::{self, Read, Write};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
@@ -122,6 +122,8 @@ pub enum Step {
     LoneSurrogate,
     /// Writes half of a character, without a line end.
     HalfUtf8,
+    /// Reads a line of its input and appends it to this file, for a program that is talked to.
+    ReadLine(PathBuf),
     /// Writes to stderr.
     Stderr(String),
     /// Writes this many bytes to stderr, more than its pipe may hold.
@@ -199,8 +201,8 @@ pub fn main(args: &[OsString], stdin: impl Read, stdout: impl Write, stderr: imp
     if args.first().is_some_and(|arg| arg == GRANDCHILD) {
         return grandchild(args.get(1).is_some_and(|place| place == "session"));
     }
-    let mut program = Program { stdout, stderr, glued: false, _term: None };
-    program.run(args, stdin).unwrap_or_else(|end| match end {
+    let mut program = Program { stdin: BufReader::new(stdin), stdout, stderr, glued: false, _term: None };
+    program.run(args).unwrap_or_else(|end| match end {
         End::Exit(code) => code,
         // The reader is gone; the real program is ended by that as well.
         End::Io(_) => 1,
@@ -235,7 +237,8 @@ struct IgnoredTerm {
     _runtime: tokio::runtime::Runtime,
 }
 
-struct Program<O, E> {
+struct Program<I, O, E> {
+    stdin: I,
     stdout: O,
     stderr: E,
     /// Whether lines are written without their ends.
@@ -251,8 +254,8 @@ struct Run {
     prompt_head: String,
 }
 
-impl<O: Write, E: Write> Program<O, E> {
-    fn run(&mut self, args: &[OsString], mut stdin: impl Read) -> Result<i32, End> {
+impl<I: BufRead, O: Write, E: Write> Program<I, O, E> {
+    fn run(&mut self, args: &[OsString]) -> Result<i32, End> {
         let args_text: Vec<String> = args.iter().map(|arg| arg.to_string_lossy().into_owned()).collect();
         let voice = voices::called(&args_text);
         if let Some(said) = voice.asked(&args_text) {
@@ -263,9 +266,15 @@ impl<O: Write, E: Write> Program<O, E> {
             Ok(resume) => resume,
             Err(OptionRefused { line, code }) => return self.refuse(&line, code),
         };
-        let mut bytes = Vec::new();
-        stdin.read_to_end(&mut bytes)?;
-        let prompt = String::from_utf8_lossy(&bytes).into_owned();
+        let conversed = voice.converse(&mut self.stdin, &mut self.stdout).transpose()?;
+        let prompt = match &conversed {
+            Some(conversed) => conversed.prompt.clone(),
+            None => {
+                let mut bytes = Vec::new();
+                self.stdin.read_to_end(&mut bytes)?;
+                String::from_utf8_lossy(&bytes).into_owned()
+            }
+        };
         if prompt.trim().is_empty() {
             return self.refuse("Error: Input must be provided either through stdin or as a prompt argument", 1);
         }
@@ -277,14 +286,17 @@ impl<O: Write, E: Write> Program<O, E> {
                 return Ok(SCRIPT_FAILED);
             }
         };
-        let session_id =
-            script.session_id.clone().or(resume).unwrap_or_else(|| uuid::Uuid::new_v4().hyphenated().to_string());
+        let new = || uuid::Uuid::new_v4().hyphenated().to_string();
+        let (session_id, request) = match conversed {
+            Some(conversed) => (conversed.session_id, conversed.request),
+            None => (script.session_id.clone().or(resume).unwrap_or_else(new), Value::Null),
+        };
         let log = script.log.clone();
         let note = |event: &str| note(log.as_deref(), event, args, &prompt);
         note("start")?;
         let body = prompt.strip_prefix(crate::agents::PROMPT_PREFIX).unwrap_or(&prompt);
         let prompt_head = body.chars().take(40).collect();
-        let run = Run { voice, speaker: speaker(&script, session_id), script, prompt_head };
+        let run = Run { voice, speaker: Speaker { request, ..speaker(&script, session_id) }, script, prompt_head };
         let code = match self.play(&run) {
             Ok(code) | Err(End::Exit(code)) => code,
             Err(End::Io(error)) => return Err(End::Io(error)),
@@ -383,6 +395,11 @@ impl<O: Write, E: Write> Program<O, E> {
                 self.stdout.write_all(b"half a character: \xe2\x82")?;
                 Ok(self.stdout.flush()?)
             }
+            Step::ReadLine(path) => {
+                let mut line = String::new();
+                self.stdin.read_line(&mut line)?;
+                Ok(OpenOptions::new().create(true).append(true).open(path)?.write_all(line.as_bytes())?)
+            }
             Step::Stderr(text) => Ok(self.stderr.write_all(text.as_bytes())?),
             Step::HugeStderr(bytes) => {
                 io::copy(&mut io::repeat(b'x').take(*bytes), &mut self.stderr)?;
@@ -477,7 +494,7 @@ fn speaker(script: &Script, session_id: String) -> Speaker {
     let seen = || if has_key { "ANTHROPIC_API_KEY" } else { "none" }.to_owned();
     let key_source = (!script.no_key_source).then(|| script.key_source.clone().unwrap_or_else(seen));
     let model = script.model.clone().unwrap_or_else(|| "scripted-model".to_owned());
-    Speaker { session_id, model, key_source }
+    Speaker { session_id, model, key_source, request: Value::Null }
 }
 
 fn result(run: &Run, fields: &Map<String, Value>) -> (Vec<Value>, bool) {

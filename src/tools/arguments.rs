@@ -22,6 +22,7 @@ use std::str::FromStr;
 use serde_json::{Map, Value};
 
 use crate::base::fault::{Fault, FaultCode};
+use crate::base::ids::AgentSessionId;
 use crate::base::lenient;
 use crate::base::nearest::nearest;
 
@@ -169,6 +170,16 @@ impl ArgumentReader {
         None
     }
 
+    /// The id of an agent's session, if given.
+    pub fn session(&mut self, name: &'static str) -> Option<AgentSessionId> {
+        let value = self.take(name)?;
+        if let Some(id) = value.as_str().and_then(|text| text.parse().ok()) {
+            return Some(id);
+        }
+        self.problem(name, format_args!("is {}", shown(&value)), AgentSessionId::ACCEPTED);
+        None
+    }
+
     /// Notes that a required argument is missing, unless something was already said about it.
     pub fn require<T>(&mut self, name: &'static str, value: Option<T>, accepted: impl Display) -> Option<T> {
         let said = self.problems.iter().any(|problem| problem.starts_with(&format!("`{name}` ")));
@@ -291,7 +302,7 @@ mod tests {
         args.integer("max_turns", 1..=1000);
         args.string("cwd");
         args.boolean("background");
-        args.uuid::<crate::base::ids::JobId>("session_id");
+        args.session("session_id");
         args.positive("budget", 100.0);
         args.word("model", 100);
         args.choice("state", &[("queued", 1), ("running", 2)]);
@@ -302,7 +313,7 @@ mod tests {
             "`max_turns` is 0; accepted: a whole number from 1 to 1000",
             "`cwd` is a number; accepted: a string",
             "`backgruond` is not an argument (did you mean `background`?)",
-            "`session_id` is \"../x\"; accepted: a UUID",
+            "`session_id` is \"../x\"; accepted: a session's id",
             "`budget` is -1; accepted: a number above 0",
             "`model` is \"-x\"",
             "`state` is \"done\"; accepted: queued, running",

@@ -24,7 +24,7 @@ use super::{
 use crate::agents::{AgentNames, MAX_PROMPT_BYTES};
 use crate::base::beside::beside;
 use crate::base::fault::{Fault, FaultCode};
-use crate::base::ids::{AgentSessionId, ChainId, InvocationId, JobId, UnixMillis};
+use crate::base::ids::{ChainId, InvocationId, JobId, UnixMillis};
 use crate::base::lenient;
 use crate::config::Config;
 use crate::config::clients::{ClientProfile, Clients, Structured};
@@ -229,7 +229,7 @@ impl Consults {
             args.problem("prompt", "is blank", "a question for the agent");
         }
         let cwd = args.string("cwd");
-        let session_id = args.uuid::<AgentSessionId>("session_id");
+        let session_id = args.session("session_id");
         let background = args.boolean("background").unwrap_or(false);
         let max_turns = args.integer("max_turns", 1..=1000);
         let model = args.word("model", 100);

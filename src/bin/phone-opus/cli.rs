@@ -51,7 +51,7 @@ pub(crate) enum Command {
         phone-opus consult \"why does the build fail?\"\n  \
         git diff | phone-opus consult \"review this\"        with what comes on stdin\n  \
         phone-opus consult - < question.md                 the prompt from stdin\n  \
-        phone-opus consult --session UUID \"and then?\"      go on in the session of an earlier answer\n  \
+        phone-opus consult --session ID \"and then?\"        go on in the session of an earlier answer\n  \
         phone-opus consult --background --json \"review\"    a job; read it with `phone-opus jobs show ID --wait 600`")]
     Consult(ConsultFlags),
     /// List, show, follow, cancel and forget jobs.
@@ -458,7 +458,7 @@ pub(crate) struct ConsultFlags {
     #[arg(long, value_name = "DIR")]
     pub(crate) cwd: Option<PathBuf>,
     /// Go on in this agent session.
-    #[arg(long, value_name = "UUID")]
+    #[arg(long, value_name = "ID")]
     pub(crate) session: Option<AgentSessionId>,
     /// Model name or alias.
     #[arg(long)]

@@ -4,18 +4,22 @@
 //!
 //! A program that is to be played as well is one file here and a row in [`ALL`].
 
+use std::io::{self, BufRead, Write};
+
 use serde_json::{Map, Value};
 
+mod acp;
 mod claude;
 mod codex;
 mod copilot;
 mod gemini;
+mod opencode;
 mod qwen;
 
 pub use self::claude::{HELP, VERSION};
 
 /// What a run says of itself in every event.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct Speaker {
     /// Its session.
     pub session_id: String,
@@ -23,6 +27,19 @@ pub(super) struct Speaker {
     pub model: String,
     /// Where it says its key comes from, by the script.
     pub key_source: Option<String>,
+    /// The request that it answers, where it is talked to.
+    pub request: Value,
+}
+
+/// What was said to a program that is talked to, until it was asked.
+#[derive(Debug)]
+pub(super) struct Conversed {
+    /// What it was asked.
+    pub prompt: String,
+    /// Its session.
+    pub session_id: String,
+    /// The request it was asked by.
+    pub request: Value,
 }
 
 /// How a program refuses the words it is called with.
@@ -48,6 +65,11 @@ pub(super) trait Voice: Sync {
     ///
     /// What it says to it.
     fn check(&self, args: &[String]) -> Result<Option<String>, OptionRefused>;
+
+    /// Speaks with its caller until it is asked, where it is a program that is talked to. Any other reads its whole input.
+    fn converse(&self, _input: &mut dyn BufRead, _output: &mut dyn Write) -> Option<io::Result<Conversed>> {
+        None
+    }
 
     /// It introduces itself.
     fn introduction(&self, speaker: &Speaker) -> Vec<Value>;
@@ -84,7 +106,8 @@ pub(super) trait Voice: Sync {
 }
 
 /// All of them. The first plays when nobody else is called.
-const ALL: &[&dyn Voice] = &[&claude::Claude, &codex::Codex, &copilot::Copilot, &qwen::Qwen, &gemini::Gemini];
+const ALL: &[&dyn Voice] =
+    &[&claude::Claude, &codex::Codex, &copilot::Copilot, &qwen::Qwen, &gemini::Gemini, &opencode::OpenCode, &acp::Acp];
 
 /// Whom these words call.
 pub(super) fn called(args: &[String]) -> &'static dyn Voice {

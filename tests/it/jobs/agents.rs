@@ -19,6 +19,10 @@ struct Member {
     gives_its_id: bool,
     /// What it says on stderr of a session that it does not have.
     unknown: &'static str,
+    /// The id of a session it could have.
+    other: &'static str,
+    /// The id of a session of another kind of agent.
+    anothers: &'static str,
     /// The longest prompt it takes.
     most: usize,
     /// A key of its own, which it gets only where it is to pay.
@@ -29,6 +33,9 @@ struct Member {
     refused: fn() -> Map<String, Value>,
 }
 
+/// The id of a session, as most agents have them.
+const UUID: &str = "3f2504e0-4f89-41d3-9a0c-0305e82c3301";
+
 const MEMBERS: &[Member] = &[
     Member {
         name: "claude",
@@ -36,6 +43,8 @@ const MEMBERS: &[Member] = &[
         tells_costs: true,
         gives_its_id: false,
         unknown: "No conversation found with session ID: x",
+        other: UUID,
+        anothers: "ses_3f2504e04f8941d39a0c0305e8",
         most: MAX_PROMPT_BYTES,
         key: "ANTHROPIC_API_KEY",
         kept_by: "--restricted",
@@ -47,6 +56,8 @@ const MEMBERS: &[Member] = &[
         tells_costs: false,
         gives_its_id: false,
         unknown: "Error: thread/resume: thread/resume failed: no rollout found for thread id x (code -32600)",
+        other: UUID,
+        anothers: "ses_3f2504e04f8941d39a0c0305e8",
         most: MAX_PROMPT_BYTES,
         key: "OPENAI_API_KEY",
         kept_by: "read-only",
@@ -60,6 +71,8 @@ const MEMBERS: &[Member] = &[
         tells_costs: false,
         gives_its_id: true,
         unknown: "Error: No session, task, or name matched 'x'.",
+        other: UUID,
+        anothers: "ses_3f2504e04f8941d39a0c0305e8",
         most: MAX_PROMPT_BYTES,
         key: "COPILOT_PROVIDER_API_KEY",
         kept_by: "--available-tools=view,grep,glob",
@@ -74,6 +87,8 @@ const MEMBERS: &[Member] = &[
         tells_costs: false,
         gives_its_id: false,
         unknown: "Error resuming session: Invalid session identifier \"x\".",
+        other: UUID,
+        anothers: "ses_3f2504e04f8941d39a0c0305e8",
         most: 59_000,
         key: "GEMINI_API_KEY",
         kept_by: "plan",
@@ -83,11 +98,26 @@ const MEMBERS: &[Member] = &[
         },
     },
     Member {
+        name: "opencode",
+        billing: "unproven",
+        tells_costs: true,
+        gives_its_id: false,
+        unknown: "\u{1b}[91m\u{1b}[1mError: \u{1b}[0mSession not found",
+        other: "ses_3f2504e04f8941d39a0c0305e8",
+        anothers: UUID,
+        most: MAX_PROMPT_BYTES,
+        key: "OPENCODE_API_KEY",
+        kept_by: "phone-opus",
+        refused: || fields(json!({"is_error": true, "message": "no such luck", "statusCode": 401})),
+    },
+    Member {
         name: "qwen",
         billing: "unproven",
         tells_costs: false,
         gives_its_id: false,
         unknown: "No saved session found with ID x. Run `qwen --resume` without an ID to choose from existing sessions.",
+        other: UUID,
+        anothers: "ses_3f2504e04f8941d39a0c0305e8",
         most: MAX_PROMPT_BYTES,
         key: "OPENAI_API_KEY",
         kept_by: "--safe-mode",
@@ -159,7 +189,7 @@ async fn each_answers_resumes_and_knows_a_session_that_is_another_one() {
         assert_eq!((names_it(0), names_it(1)), (member.gives_its_id, true), "{name}");
 
         // Another session answers: it does not know what was said before.
-        let other = "3f2504e0-4f89-41d3-9a0c-0305e82c3301";
+        let other = member.other;
         let strange = Script { session_id: Some(other.into()), answer: Some("44".into()), ..Script::default() };
         let reply = host.call("consult", again(rig.prompt(strange), &session)).await.expect_fault("unknown_session");
         assert_eq!(reply["session_id"], other, "{name}");
@@ -177,6 +207,10 @@ async fn each_answers_resumes_and_knows_a_session_that_is_another_one() {
         elsewhere["cwd"] = json!(rig.path("work/other"));
         let reply = host.call("consult", elsewhere).await.expect_fault("invalid_session");
         assert!(reply.text().contains(&rig.work().display().to_string()), "{name}: {}", reply.text());
+        // Of an id of another kind some agents would make a name, a file or a new session.
+        for anothers in [member.anothers, "last"] {
+            host.call("consult", again(rig.answering("never"), anothers)).await.expect_fault("invalid_session");
+        }
         rig.expect_runs(4);
         rig.stop_and_check_invariants([host]).await;
     }
@@ -229,13 +263,15 @@ async fn no_key_reaches_an_agent_that_it_was_not_meant_for() {
         ("ANTHROPIC_API_KEY", "claude"),
         ("ANTHROPIC_AUTH_TOKEN", "claude"),
         ("CLAUDE_CODE_OAUTH_TOKEN", ""),
-        ("OPENAI_API_KEY", "codex qwen"),
+        ("OPENAI_API_KEY", "codex opencode qwen"),
         ("CODEX_API_KEY", "codex"),
         ("GEMINI_API_KEY", "gemini"),
         ("COPILOT_GITHUB_TOKEN", ""),
         ("COPILOT_PROVIDER_BASE_URL", "copilot"),
         ("COPILOT_PROVIDER_API_KEY", "copilot"),
         ("GITHUB_TOKEN", ""),
+        ("OPENCODE_API_KEY", "opencode"),
+        ("OPENROUTER_API_KEY", "opencode"),
         ("DASHSCOPE_API_KEY", "qwen"),
         ("COPILOT_ALLOW_ALL", ""),
         ("AWS_SECRET_ACCESS_KEY", ""),
@@ -365,5 +401,194 @@ async fn a_command_of_the_users_own_answers_as_text_or_in_a_known_stream() {
     let of = |row: &&Value| row["agent"] == "plain";
     let row = listed["agents"].as_array().and_then(|rows| rows.iter().find(of)).expect("its row");
     assert_eq!(row["reads"], "unproven, by your word: it only echoes");
+    rig.stop_and_check_invariants([host]).await;
+}
+
+/// The configuration of an agent that is talked to.
+fn talked_to(rig: &Rig) -> String {
+    let player = rig.player().display().to_string();
+    format!(
+        "[agents.talker]\ncommand = [{player:?}, \"--acp\"]\noutput = \"acp\"\nenv = [\"MINE\"]\npay_env = [\"MY_KEY\"]\n"
+    )
+}
+
+/// What an agent that is talked to was told, line by line.
+fn told(rig: &Rig, sign: &str) -> Vec<Value> {
+    let said = std::fs::read_to_string(rig.sign(sign)).unwrap_or_default();
+    said.lines().map(|line| serde_json::from_str(line).expect("a message")).collect()
+}
+
+#[tokio::test]
+async fn an_agent_that_is_talked_to_answers_and_goes_on_with_its_session() {
+    let mut rig = new_rig().with("MINE", "1").with("MY_KEY", "dummy-key");
+    rig.configure(&talked_to(&rig));
+    let mut host = rig.serve().await;
+    let ask = |prompt: String| json!({"prompt": prompt, "agent": "talker"});
+    let steps = vec![Step::Thinking, Step::Text("I look.".into()), Step::ToolUse("Read".into())];
+    let script = Script { answer: Some("42".into()), steps, ..Script::default() };
+    let reply = host.call("consult", ask(rig.prompt(script))).await.expect_success();
+    assert_eq!(
+        (&reply["response"], &reply["billing"], &reply["model"]),
+        (&json!("42"), &json!("unproven"), &json!("scripted-model"))
+    );
+    let session = reply.str("session_id").to_owned();
+    assert!(session.starts_with("acp_"), "{session}");
+    let run = rig.runs().pop().expect("a run");
+    assert!(run.env("MINE").is_some() && run.env("MY_KEY").is_none() && run.env("ANTHROPIC_API_KEY").is_none());
+    assert!(run.token().is_some() && !run.argv().iter().any(|word| word.contains("script")));
+
+    let mut again = ask(rig.answering("43"));
+    again["session_id"] = json!(session);
+    let reply = host.call("consult", again.clone()).await.expect_success();
+    // The history that comes with a session is no part of the answer.
+    assert_eq!((&reply["response"], &reply["session_id"]), (&json!("43"), &json!(session)));
+    again["session_id"] = json!("acp_unknown");
+    let reply = host.call("consult", again.clone()).await.expect_fault("unknown_session");
+    assert_eq!((&reply["session_id"], &reply["resumable"]), (&json!("acp_unknown"), &json!(false)));
+    again["session_id"] = json!(session);
+    again["cwd"] = json!(rig.path("work/other"));
+    host.call("consult", again).await.expect_fault("invalid_session");
+    rig.expect_runs(2);
+    for (script, fault) in [
+        (
+            Script { no_result: true, exit: Some(0), steps: vec![Step::Text("so far".into())], ..Script::default() },
+            "agent_protocol",
+        ),
+        (
+            Script { result: fields(json!({"is_error": true, "code": 401, "message": "no"})), ..Script::default() },
+            "agent_not_logged_in",
+        ),
+        (Script { result: fields(json!({"stopReason": "refusal"})), ..Script::default() }, "refused"),
+        (Script { result: fields(json!({"stopReason": "max_turn_requests"})), ..Script::default() }, "turn_limit"),
+        (Script { steps: vec![Step::Stderr("it broke".into()), Step::Exit(3)], ..Script::default() }, "agent_error"),
+    ] {
+        host.call("consult", ask(rig.prompt(script))).await.expect_fault(fault);
+    }
+    let listed: Value = serde_json::from_slice(&rig.run(&["agents", "--json"]).await.stdout).expect("a list");
+    let of = |row: &&Value| row["agent"] == "talker";
+    let row = listed["agents"].as_array().and_then(|rows| rows.iter().find(of)).expect("its row");
+    assert!(
+        row["resumes"] == true && row["reads"].as_str().is_some_and(|reads| reads.starts_with("unproven")),
+        "{row}"
+    );
+    rig.stop_and_check_invariants([host]).await;
+}
+
+#[tokio::test]
+async fn an_agent_that_is_talked_to_gets_no_permission_but_to_read_here() {
+    let mut rig = new_rig();
+    rig.configure(&talked_to(&rig));
+    let mut host = rig.serve().await;
+    std::fs::write(rig.work().join("a.txt"), "a").expect("a file");
+    let options = json!([{"optionId": "yes", "kind": "allow_once"}, {"optionId": "no", "kind": "reject_once"}]);
+    let asks = |id: &str, kind: &str, place: &str| {
+        let call = json!({"toolCallId": id, "kind": kind, "title": id, "locations": [{"path": place}]});
+        let params = json!({"sessionId": "any", "toolCall": call, "options": options});
+        Step::Raw(
+            json!({"jsonrpc": "2.0", "id": id, "method": "session/request_permission", "params": params}).to_string(),
+        )
+    };
+    let here = rig.work().join("a.txt").display().to_string();
+    let mut steps = Vec::new();
+    for step in [
+        asks("here", "read", &here),
+        asks("outside", "read", "/etc/passwd"),
+        asks("edit", "edit", &here),
+        asks("strange", "tomorrow", &here),
+        Step::Raw(
+            json!({"jsonrpc": "2.0", "id": "write", "method": "fs/write_text_file", "params": {"path": here}})
+                .to_string(),
+        ),
+        Step::Raw(
+            json!({"jsonrpc": "2.0", "id": "run", "method": "terminal/create", "params": {"command": "touch"}})
+                .to_string(),
+        ),
+    ] {
+        steps.extend([step, Step::ReadLine(rig.sign("told"))]);
+    }
+    let script = Script { answer: Some("42".into()), steps, ..Script::default() };
+    let arguments = json!({"prompt": rig.prompt(script), "agent": "talker", "detail": "full", "render": "json"});
+    let reply = host.call("consult", arguments).await.expect_success();
+    assert_eq!((&reply["response"], &reply["permission_denial_count"]), (&json!("42"), &json!(5)), "{:#}", reply.0);
+    let told = told(&rig, "told");
+    let chosen: Vec<_> = told
+        .iter()
+        .map(|one| (one["id"].as_str(), one.pointer("/result/outcome/optionId").and_then(Value::as_str)))
+        .collect();
+    let expected = [("here", "yes"), ("outside", "no"), ("edit", "no"), ("strange", "no")]
+        .map(|(id, said)| (Some(id), Some(said)));
+    assert_eq!(chosen[..4], expected);
+    assert!(told[4..].iter().all(|one| one["error"]["code"] == -32601), "{told:?}");
+    rig.stop_and_check_invariants([host]).await;
+}
+
+#[tokio::test]
+async fn an_agent_that_is_talked_to_is_asked_to_stop_and_ended_with_everything_it_started() {
+    let mut rig = new_rig().with("PHONE_OPUS_STALL_S", "10");
+    rig.configure(&talked_to(&rig));
+    let mut host = rig.serve().await;
+    let ask = |prompt: String| json!({"prompt": prompt, "agent": "talker", "background": true});
+    // It stops when it is told so, and says why it ended.
+    let cancelled = Step::Result(fields(json!({"stopReason": "cancelled"})));
+    let steps = vec![
+        Step::Text("so far".into()),
+        Step::Touch(rig.sign("begun")),
+        Step::ReadLine(rig.sign("told")),
+        cancelled,
+        Step::Hang,
+    ];
+    let job = host.call("consult", ask(rig.doing(steps))).await.str("job_id").to_owned();
+    rig.wait_for_sign("begun").await;
+    host.call("consult_cancel", json!({"job_id": job})).await;
+    let over = host.call("consult_job", json!({"job_id": job, "wait_s": 60})).await;
+    assert_eq!(over["status"], "cancelled");
+    assert_eq!(told(&rig, "told")[0]["method"], "session/cancel");
+    rig.expect_no_agent_left().await;
+
+    // It takes no notice of anything.
+    let steps = vec![Step::IgnoreTerm, Step::Fork(ForkPlace::Group), Step::Touch(rig.sign("deaf")), Step::Hang];
+    let job = host.call("consult", ask(rig.doing(steps))).await.str("job_id").to_owned();
+    rig.wait_for_sign("deaf").await;
+    host.call("consult_cancel", json!({"job_id": job})).await;
+    let over = host.call("consult_job", json!({"job_id": job, "wait_s": 60})).await;
+    assert_eq!(over["status"], "cancelled");
+    rig.expect_no_agent_left().await;
+
+    // It has answered and does not leave: that is no failure, and no wait of its caller's.
+    let stays = Script { answer: Some("42".into()), after: vec![Step::Hang], ..Script::default() };
+    let reply = host.call("consult", json!({"prompt": rig.prompt(stays), "agent": "talker"})).await.expect_success();
+    assert_eq!(reply["response"], "42");
+    rig.expect_no_agent_left().await;
+
+    // It falls silent, and others end it.
+    let silent = host
+        .start(
+            "consult",
+            json!({"prompt": rig.doing(vec![Step::Text("so far".into()), Step::Hang]), "agent": "talker"}),
+        )
+        .await;
+    let reply = host.reply(silent).await.expect_fault("agent_stalled");
+    assert_eq!(reply["response"], "so far");
+    let steps = vec![Step::Text("so far".into()), Step::Touch(rig.sign("alone")), Step::Hang];
+    let sent = host.start("consult", json!({"prompt": rig.doing(steps), "agent": "talker"})).await;
+    rig.wait_for_sign("alone").await;
+    rig.signal(Role::Agent, Signal::KILL);
+    let reply = host.reply(sent).await.expect_fault("agent_killed");
+    assert_eq!((&reply["response"], &reply["resumable"]), (&json!("so far"), &json!(true)));
+    rig.stop_and_check_invariants([host]).await;
+}
+
+#[tokio::test]
+async fn a_prompt_of_the_most_bytes_is_told_whole_to_an_agent_that_is_talked_to() {
+    let mut rig = new_rig();
+    rig.configure(&talked_to(&rig));
+    let mut host = rig.serve().await;
+    let mut prompt = rig.answering("long");
+    // Each is two bytes of JSON: more than a pipe holds, and than is written at once.
+    prompt.extend(std::iter::repeat_n('"', MAX_PROMPT_BYTES - prompt.len()));
+    let reply = host.call("consult", json!({"prompt": prompt, "agent": "talker"})).await.expect_success();
+    assert_eq!(reply["response"], "long");
+    let run = rig.runs().pop().expect("a run");
+    assert_eq!(run.start["prompt_bytes"], MAX_PROMPT_BYTES + PROMPT_PREFIX.len());
     rig.stop_and_check_invariants([host]).await;
 }

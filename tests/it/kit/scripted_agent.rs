@@ -208,6 +208,7 @@ fn row(step: &Step) -> usize {
         Step::Introduce => 27,
         Step::Glued(_) => 28,
         Step::LimitInfo(_) => 29,
+        Step::ReadLine(_) => 30,
     }
 }
 
@@ -265,6 +266,8 @@ async fn each_step_does_what_it_says_and_nothing_else() {
         (Step::Introduce, With(0, "\"subtype\":\"init\"", "")),
         (Step::Glued(vec![Step::Raw("{}".into()), Step::Raw("{}".into())]), With(0, "\n{}{}\n", "")),
         (Step::LimitInfo(info), With(0, "\"isUsingOverage\":true", "")),
+        // Its input was read to its end.
+        (Step::ReadLine(rig.sign("read")), With(0, "", "")),
     ] {
         let (name, last, silent) =
             (format!("{step:?}"), matches!(step, Step::Exit(_)), matches!(step, Step::CloseOutput));
@@ -309,9 +312,6 @@ async fn each_step_does_what_it_says_and_nothing_else() {
         agent.expect_nothing_left().await;
     }
     assert!(rig.sign("touched").exists());
-    assert_eq!(
-        rows.into_iter().collect::<Vec<_>>(),
-        (0..=row(&Step::LimitInfo(serde_json::Map::new()))).collect::<Vec<_>>()
-    );
+    assert_eq!(rows.into_iter().collect::<Vec<_>>(), (0..=row(&Step::ReadLine("/".into()))).collect::<Vec<_>>());
     rig.check_invariants().await;
 }

@@ -269,7 +269,7 @@ async fn each_client_is_given_what_it_shows_its_model_and_that_is_complete() {
         }
         let listed = host.request("tools/list", json!({})).await["result"].to_string();
         assert!(listed.len() < 6 * 1024, "{} bytes of tools", listed.len());
-        let agents = r#""enum":["claude","codex","copilot","gemini","qwen","offline"]"#;
+        let agents = r#""enum":["claude","codex","copilot","gemini","opencode","qwen","offline"]"#;
         for closed in [r#""enum":["porcelain","json"]"#, r#""enum":["workspace","all"]"#, agents] {
             assert!(listed.contains(closed), "{closed}");
         }
