@@ -92,6 +92,8 @@ mod daemon;
 mod exec;
 mod failpoints;
 #[allow(missing_docs, reason = "see above")]
+mod fleet;
+#[allow(missing_docs, reason = "see above")]
 mod jobs;
 mod places;
 pub mod process;
@@ -182,7 +184,7 @@ pub mod internals {
         ($($room:ident)*) => { $(pub mod $room { pub use crate::$room::*; })* };
     }
     open! {
-        actors agents base bridge checkout config daemon exec failpoints jobs places process protocol rollout runner system telemetry tools
+        actors agents base bridge checkout config daemon exec failpoints fleet jobs places process protocol rollout runner system telemetry tools
         waiting worker
     }
 }

@@ -61,7 +61,7 @@ const RULES: &[Rule] = &[
     Rule {
         name: "SQL stands in the store",
         never: &["rusqlite", "SELECT ", "INSERT INTO", "DELETE FROM", "CREATE TABLE", "PRAGMA "],
-        but_in: &["jobs/store"],
+        but_in: &["jobs/store", "fleet/postgres"],
         such_as: "connection.execute(\"DELETE FROM jobs\", [])?;",
     },
     Rule {
@@ -87,6 +87,7 @@ const LAYERS: &[&str] = &[
     "protocol",
     "exec",
     "jobs",
+    "fleet",
     "agents",
     "config",
     "telemetry",

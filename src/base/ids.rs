@@ -75,6 +75,11 @@ uuid_id! {
     HostId
 }
 
+uuid_id! {
+    /// A job of a queue of several machines. The host that runs it accepts a job of its own for it, with this as its request key.
+    FleetJobId
+}
+
 /// Characters of an agent's session id. Real ones have 30 to 40.
 const SESSION_ID_MOST: usize = 64;
 

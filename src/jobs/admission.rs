@@ -3,29 +3,22 @@
 //! Owns: the order of the queue. May not know: the store, the locks, the clock, who started the jobs. Everybody who looks
 //! computes the same plan from the same rows; the permits' locks and the store's `start` enforce what a stale plan got wrong.
 //!
-//! Workspaces take turns. Every acceptance and every start draws the next number of one counter (its *turn*); a
-//! workspace is due since the later of its last start and the acceptance of its first waiting job, and the one that has
-//! been due longest goes next. Within a workspace the order is that of acceptance.
+//! Whose turn it is among those that wait is told by [`turns`](super::turns).
 //!
 //! Invariants: (1) at most `limit` runs at once; (2) never two runs of one agent session at once, the earlier accepted
 //! first; (3) the first job of a workspace is overtaken at most once by each other workspace, unless its session is busy;
 //! (4) a queued job whose runner is gone delays nobody; a running one gives its permit back but keeps its session busy
 //! until the sweep has ended what is left of it.
 
-use std::collections::{HashMap, HashSet};
-use std::path::{Path, PathBuf};
+use std::collections::HashMap;
+use std::ffi::OsStr;
+use std::path::PathBuf;
 
+use super::turns::{Capacity, InLine, TurnOrder};
 use crate::base::ids::{HostId, JobId, UnixMillis, WaiterId};
 use crate::jobs::{CancelReason, JobMode, JobState};
 
-/// A conversation of an agent, across which runs are serial. Ids are only unique within one kind of agent.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct SessionKey {
-    /// The agent's name.
-    pub agent: String,
-    /// The session's id, as the agent spells it.
-    pub session: String,
-}
+pub use super::turns::SessionKey;
 
 /// A job that is queued or running, as far as the order of the queue depends on it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -110,22 +103,18 @@ impl Plan {
 pub fn plan(contenders: &[Contender], limit: usize) -> Plan {
     let running = |contender: &&Contender| contender.row.state == JobState::Running;
     let ahead_running = contenders.iter().filter(running).filter(|contender| contender.alive).count();
-    let mut queue = Queue::new(contenders);
+    let queued = |contender: &&Contender| contender.alive && contender.row.state == JobState::Queued;
+    let mut line = TurnOrder::new(contenders.iter().filter(queued).map(|contender| &contender.row));
     let mut plan = Plan::default();
 
-    let mut busy: HashSet<&SessionKey> =
-        contenders.iter().filter(running).filter_map(|contender| contender.row.session.as_ref()).collect();
-    for _ in ahead_running..limit {
-        let Some(row) = queue.take_next(|row| row.session.as_ref().is_none_or(|session| !busy.contains(session)))
-        else {
-            break;
-        };
-        busy.extend(&row.session);
+    let busy = contenders.iter().filter(running).filter_map(|contender| contender.row.session.as_ref()).collect();
+    let mut permits = Permits { free: limit.saturating_sub(ahead_running) };
+    for row in line.take_starts(busy, &mut permits) {
         plan.put(row.job, Position::Start);
     }
 
     let mut place = 0;
-    while let Some(row) = queue.take_next(|_| true) {
+    while let Some(row) = line.take_next(|_| true) {
         place += 1;
         plan.put(row.job, Position::Wait { place, ahead_running });
     }
@@ -139,77 +128,48 @@ impl Plan {
     }
 }
 
-/// The live queued jobs nobody has taken yet, by workspace.
-struct Queue<'a> {
-    lanes: Vec<Lane<'a>>,
-    /// The turn the next taken job would start in.
-    turn: u64,
+/// Run permits nobody holds: any job fits into any of them.
+struct Permits {
+    free: usize,
 }
 
-struct Lane<'a> {
-    workspace: &'a Path,
-    /// The turn in which the workspace last started a run, the ones this plan starts included.
-    served: u64,
-    /// In the order of acceptance.
-    waiting: Vec<&'a QueueRow>,
-}
-
-impl<'a> Queue<'a> {
-    fn new(contenders: &'a [Contender]) -> Self {
-        let mut waiting: Vec<&QueueRow> = contenders
-            .iter()
-            .filter(|contender| contender.alive && contender.row.state == JobState::Queued)
-            .map(|contender| &contender.row)
-            .collect();
-        waiting.sort_by_key(|row| row.sequence);
-        let turn = waiting.iter().map(|row| row.turn.max(row.workspace_served)).max().unwrap_or(0) + 1;
-
-        let mut lanes: Vec<Lane<'a>> = Vec::new();
-        let mut lane_of: HashMap<&Path, usize> = HashMap::new();
-        for row in waiting {
-            let index = *lane_of.entry(&row.workspace).or_insert_with(|| {
-                lanes.push(Lane { workspace: &row.workspace, served: 0, waiting: Vec::new() });
-                lanes.len() - 1
-            });
-            if let Some(lane) = lanes.get_mut(index) {
-                lane.served = lane.served.max(row.workspace_served);
-                lane.waiting.push(row);
-            }
-        }
-        Self { lanes, turn }
+impl Capacity<QueueRow> for Permits {
+    fn fits(&self, _: &QueueRow) -> bool {
+        self.free > 0
     }
 
-    /// Takes the job that is due next among those that are `eligible` and have no earlier one of their session here.
-    fn take_next(&mut self, eligible: impl Fn(&QueueRow) -> bool) -> Option<&'a QueueRow> {
-        let mut first_of_session: HashMap<&SessionKey, u64> = HashMap::new();
-        for row in self.lanes.iter().flat_map(|lane| &lane.waiting) {
-            if let Some(session) = &row.session {
-                let first = first_of_session.entry(session).or_insert(row.sequence);
-                *first = row.sequence.min(*first);
-            }
-        }
-        let leads = |row: &QueueRow| {
-            row.session.as_ref().and_then(|session| first_of_session.get(session)).is_none_or(|&at| at == row.sequence)
-        };
-        let mut due: Option<(u64, u64, usize, usize)> = None;
-        for (lane_index, lane) in self.lanes.iter().enumerate() {
-            let candidate = lane.waiting.iter().enumerate().find(|(_, row)| leads(row) && eligible(row));
-            if let Some((index, row)) = candidate {
-                let since = (lane.served.max(row.turn), row.sequence, lane_index, index);
-                due = Some(due.map_or(since, |best| best.min(since)));
-            }
-        }
-        let (_, _, lane_index, index) = due?;
-        let lane = self.lanes.get_mut(lane_index)?;
-        lane.served = self.turn;
-        self.turn += 1;
-        debug_assert!(lane.waiting.iter().all(|row| row.workspace == lane.workspace), "a lane is one workspace");
-        Some(lane.waiting.remove(index))
+    fn take(&mut self, _: &QueueRow) {
+        self.free -= 1;
+    }
+}
+
+impl InLine for QueueRow {
+    fn sequence(&self) -> u64 {
+        self.sequence
+    }
+
+    fn workspace(&self) -> &OsStr {
+        self.workspace.as_os_str()
+    }
+
+    fn session(&self) -> Option<&SessionKey> {
+        self.session.as_ref()
+    }
+
+    fn turn(&self) -> u64 {
+        self.turn
+    }
+
+    fn workspace_served(&self) -> u64 {
+        self.workspace_served
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashSet;
+    use std::path::Path;
+
     use super::*;
 
     /// A store in miniature: accepts, starts and ends jobs, and draws turns as the real one does.

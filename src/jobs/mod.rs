@@ -29,6 +29,7 @@ pub mod recall;
 pub mod reserve;
 pub mod store;
 pub mod sweep;
+pub mod turns;
 
 use std::path::PathBuf;
 

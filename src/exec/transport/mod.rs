@@ -25,6 +25,9 @@ mod tls;
 #[cfg(feature = "ws")]
 pub mod ws;
 
+#[cfg(feature = "fleet")]
+pub(crate) use self::tls::client_config;
+
 /// How long a connection may take to be made, name, handshake and certificate included: shorter than the 25 s in which a client may
 /// resume, so that a second attempt has its time too.
 pub const CONNECT_BOUND: Duration = Duration::from_secs(10);

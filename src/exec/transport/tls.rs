@@ -34,12 +34,26 @@ where
 {
     let name = ServerName::try_from(host.to_owned())
         .map_err(|_| io::Error::new(io::ErrorKind::InvalidInput, "the host's name cannot be verified"))?;
+    TlsConnector::from(Arc::new(believing(roots)?)).connect(name, socket).await
+}
+
+/// How somebody else's client has its server prove who it is. Files are read: not on the runtime's thread.
+///
+/// # Errors
+///
+/// This platform names no authority.
+#[cfg(feature = "fleet")]
+pub(crate) fn client_config() -> io::Result<ClientConfig> {
+    believing(roots()?)
+}
+
+fn believing(roots: RootCertStore) -> io::Result<ClientConfig> {
     let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
         .with_safe_default_protocol_versions()
         .map_err(io::Error::other)?
         .with_root_certificates(roots)
         .with_no_client_auth();
-    TlsConnector::from(Arc::new(config)).connect(name, socket).await
+    Ok(config)
 }
 
 fn roots() -> io::Result<RootCertStore> {

@@ -1,0 +1,319 @@
+//! A job of the fleet: its states, what is frozen of it, who holds it.
+//!
+//! Owns: the states and the one function between them, the ticket of a claim, and what passes the room's door in either
+//! direction. May not know: the machine's own store, SQL, how a run is made.
+//!
+//! ```text
+//!             claimed by a host        its start was committed       outcome
+//!   queued ───────────────────▶ claimed ────────────────▶ running ─────────▶ succeeded | failed | cancelled
+//!     ▲                           │ │                         └── host gone ──▶ interrupted
+//!     └──────── host gone ────────┘ └── cancelled, could not start ──▶ cancelled | failed
+//!   queued ── cancelled, nobody took it in its time ──▶ cancelled | failed
+//! ```
+//!
+//! A host whose start the database has lost with a part of its history says so again, and the job is `running` from wherever it was.
+//!
+//! Invariants: (1) no edge leads back from `running` (L19); (2) every change of state passes [`FleetState::advance`], or a
+//! statement whose condition is one of its edges; (3) a fence is drawn for one claim, and never again.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+
+use super::labels::Needs;
+use super::rows::{BadRow, KEY_BYTES, REQUEST_BYTES, WORKSPACE_BYTES, digest, text, word, word_or_nothing, written};
+use crate::base::ids::{FleetJobId, HostId, UnixMillis};
+use crate::jobs::turns::SessionKey;
+use crate::jobs::{ConsultRequest, JobOutcome};
+
+/// The longest a job may wait or run, in seconds. Longer ones hold their place among the caps of a fleet for too long.
+pub const TIMEOUT_MOST_S: u64 = 7 * 24 * 60 * 60;
+
+/// Where a job of the fleet stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FleetState {
+    /// Accepted and durable; any host it may run at can claim it.
+    Queued,
+    /// A host has it and has started nothing for it.
+    Claimed,
+    /// Its host may have started an agent for it.
+    Running,
+    /// The agent answered.
+    Succeeded,
+    /// The agent or the run failed, or nobody took it in its time.
+    Failed,
+    /// Stopped by request.
+    Cancelled,
+    /// Its host is gone, and what it did is not known.
+    Interrupted,
+}
+
+impl FleetState {
+    /// Every state.
+    pub const ALL: [Self; 7] =
+        [Self::Queued, Self::Claimed, Self::Running, Self::Succeeded, Self::Failed, Self::Cancelled, Self::Interrupted];
+
+    /// The stable text of the state.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Queued => "queued",
+            Self::Claimed => "claimed",
+            Self::Running => "running",
+            Self::Succeeded => "succeeded",
+            Self::Failed => "failed",
+            Self::Cancelled => "cancelled",
+            Self::Interrupted => "interrupted",
+        }
+    }
+
+    /// The state with this text.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|state| state.as_str() == text)
+    }
+
+    /// Whether the state is final.
+    #[must_use]
+    pub const fn is_terminal(self) -> bool {
+        match self {
+            Self::Queued | Self::Claimed | Self::Running => false,
+            Self::Succeeded | Self::Failed | Self::Cancelled | Self::Interrupted => true,
+        }
+    }
+
+    /// Whether a host has the job.
+    #[must_use]
+    pub const fn is_held(self) -> bool {
+        matches!(self, Self::Claimed | Self::Running)
+    }
+
+    /// The one function every change of state passes; the match is the diagram above. `None` for an edge that is not drawn.
+    #[must_use]
+    pub const fn advance(self, to: Self) -> Option<Self> {
+        match (self, to) {
+            (Self::Queued, Self::Claimed | Self::Cancelled | Self::Failed)
+            | (Self::Claimed, Self::Queued | Self::Running | Self::Cancelled | Self::Failed)
+            | (Self::Running, Self::Succeeded | Self::Failed | Self::Cancelled | Self::Interrupted) => Some(to),
+            _ => None,
+        }
+    }
+}
+
+/// The number of a claim: it grows from claim to claim over the whole fleet, and none is drawn twice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Fence(pub u64);
+
+impl fmt::Display for Fence {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// What a host shows to say that a job is its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Ticket {
+    pub job: FleetJobId,
+    pub host: HostId,
+    pub fence: Fence,
+}
+
+/// A job to be accepted.
+#[derive(Debug, Clone, PartialEq)]
+pub struct NewFleetJob {
+    /// The id it will have unless it joins an older one.
+    pub id: FleetJobId,
+    /// The workspace's id: whose turn it takes.
+    pub workspace: String,
+    /// By which it is known when its caller asks again. Every job has one.
+    pub request_key: String,
+    /// What was asked.
+    pub request: ConsultRequest,
+    /// Whose usage it is, as a digest; empty where any account of the host that runs it may be used.
+    pub account: String,
+    /// What a host must have to run it.
+    pub needs: Needs,
+    /// The state directory that has the agent session it resumes.
+    pub pin_state: Option<String>,
+}
+
+/// The parts of a [`NewFleetJob`] as they are kept, each within its bounds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FrozenJob {
+    pub id: FleetJobId,
+    pub workspace: String,
+    /// A digest of the workspace, by which rows are found: no index of PostgreSQL's takes the longest paths.
+    pub lane: String,
+    pub request_key: String,
+    /// The request as JSON.
+    pub request: String,
+    /// By which two requests are told to be the same.
+    pub digest: String,
+    pub agent: String,
+    pub account: String,
+    /// The needs as JSON.
+    pub needs: String,
+    /// The agent session it resumes.
+    pub session: Option<String>,
+    pub pin_state: Option<String>,
+    /// How long it may wait, and how long it may run.
+    pub timeout_s: u64,
+}
+
+impl NewFleetJob {
+    /// Checks it and freezes it.
+    ///
+    /// # Errors
+    ///
+    /// The first field that is out of its bounds.
+    pub fn freeze(&self) -> Result<FrozenJob, BadRow> {
+        let request = written("request", &self.request, REQUEST_BYTES)?;
+        if self.request.timeout_s == 0 || self.request.timeout_s > TIMEOUT_MOST_S {
+            return Err(BadRow::new("timeout_s", "is out of bounds"));
+        }
+        // What is asked for elsewhere, or of another account, is something else.
+        let digest = hex_digest(&[&request, &self.account, &self.needs.write()?]);
+        Ok(FrozenJob {
+            id: self.id,
+            workspace: text("workspace", &self.workspace, WORKSPACE_BYTES)?.to_owned(),
+            lane: hex_digest(&[&self.workspace]),
+            request_key: text("request_key", &self.request_key, KEY_BYTES)?.to_owned(),
+            digest,
+            agent: word("agent", &self.request.agent)?.to_owned(),
+            account: word_or_nothing("account", &self.account)?.to_owned(),
+            needs: self.needs.write()?,
+            session: self.request.session_id.map(|session| session.to_string()),
+            pin_state: self.pin_state.as_deref().map(|pin| word("pin_state", pin).map(str::to_owned)).transpose()?,
+            timeout_s: self.request.timeout_s,
+            request,
+        })
+    }
+}
+
+impl FrozenJob {
+    /// The conversation across which its runs are serial.
+    #[must_use]
+    pub fn session_key(&self) -> Option<SessionKey> {
+        let session = self.session.clone()?;
+        Some(SessionKey { agent: self.agent.clone(), session })
+    }
+
+    /// Whether a digest that was read is this one's.
+    ///
+    /// # Errors
+    ///
+    /// It is no digest at all.
+    pub fn is_same_as(&self, stored: &str) -> Result<bool, BadRow> {
+        Ok(digest("digest", stored)? == self.digest)
+    }
+}
+
+fn hex_digest(parts: &[&str]) -> String {
+    let mut digest = Sha256::new();
+    for part in parts {
+        digest.update(u64::try_from(part.len()).unwrap_or(u64::MAX).to_le_bytes());
+        digest.update(part);
+    }
+    digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// A job a host has claimed, with all it needs to accept it in its own store. Nothing may be started for it before
+/// [`Fleet::start`](super::Fleet::start) has said so.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ClaimedJob {
+    pub ticket: Ticket,
+    pub workspace: String,
+    pub account: String,
+    pub request: ConsultRequest,
+}
+
+/// An outcome that came after its job was somebody else's, or over.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LateOutcome {
+    pub fence: Fence,
+    pub host: HostId,
+    /// How the run ended, as its host says.
+    pub end: FleetState,
+    pub outcome: JobOutcome,
+    pub at: UnixMillis,
+}
+
+/// A job as whoever waits for it sees it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct FleetView {
+    pub job: FleetJobId,
+    pub state: FleetState,
+    /// The host that has it, or had it last.
+    pub host: Option<HostId>,
+    /// That host's name.
+    pub host_name: Option<String>,
+    /// Whether it is to be cancelled.
+    pub cancel_requested: bool,
+    /// How it ended, where its host said so in time.
+    pub outcome: Option<JobOutcome>,
+    /// What came too late, oldest first. It is shown beside the job's end, which it does not change.
+    pub late: Vec<LateOutcome>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_edge_leads_back_from_a_start_and_what_is_over_stays_over() {
+        for from in FleetState::ALL {
+            assert_eq!(FleetState::parse(from.as_str()), Some(from));
+            for to in FleetState::ALL {
+                let drawn = from.advance(to).is_some();
+                assert!(!(drawn && from.is_terminal()), "{from:?} to {to:?}");
+                assert!(!(drawn && from == FleetState::Running && !to.is_terminal()), "{from:?} to {to:?}");
+            }
+        }
+        assert_eq!(FleetState::Claimed.advance(FleetState::Queued), Some(FleetState::Queued));
+        assert_eq!(FleetState::Claimed.advance(FleetState::Interrupted), None, "nothing was started");
+        assert_eq!(FleetState::Queued.advance(FleetState::Running), None, "nobody claimed it");
+    }
+
+    #[test]
+    fn a_job_out_of_its_bounds_is_not_frozen_and_equal_ones_have_one_digest() {
+        let job = |change: &dyn Fn(&mut NewFleetJob)| {
+            let mut job = NewFleetJob {
+                id: FleetJobId::random(),
+                workspace: "path:s:/w".into(),
+                request_key: "key".into(),
+                request: ConsultRequest::new("prompt \0").cwd("/w"),
+                account: "a".into(),
+                needs: Needs::default(),
+                pin_state: None,
+            };
+            change(&mut job);
+            job.freeze()
+        };
+        let whole = job(&|_| ()).expect("frozen");
+        assert!(!whole.request.contains('\0'), "no text of PostgreSQL's holds one");
+        assert_eq!(whole.digest, job(&|job| job.request_key = "other".into()).expect("frozen").digest);
+        for other in [
+            job(&|job| job.account = "b".into()),
+            job(&|job| job.request.prompt.push('x')),
+            job(&|job| job.needs.tags.push("big".into())),
+        ] {
+            assert_ne!(whole.digest, other.expect("frozen").digest);
+        }
+        for (bad, field) in [
+            (job(&|job| job.workspace.clear()), "workspace"),
+            (job(&|job| job.workspace = "w".repeat(WORKSPACE_BYTES + 1)), "workspace"),
+            (job(&|job| job.request_key = "a\nb".into()), "request_key"),
+            (job(&|job| job.request.agent = "a b".into()), "agent"),
+            (job(&|job| job.account = "\u{e9}".into()), "account"),
+            (job(&|job| job.request.timeout_s = 0), "timeout_s"),
+            (job(&|job| job.request.timeout_s = u64::MAX), "timeout_s"),
+            (job(&|job| job.pin_state = Some(String::new())), "pin_state"),
+            (job(&|job| job.needs.os = "a b".into()), "needs.os"),
+        ] {
+            assert_eq!(bad.map_err(|bad| bad.field), Err(field));
+        }
+    }
+}

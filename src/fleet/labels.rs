@@ -1,0 +1,286 @@
+//! What a host can do, what a job needs, and whether the one holds the other.
+//!
+//! Owns: the two shapes, their bounds, and containment. May not know: where they are kept, who is asked first.
+//!
+//! Invariants: (1) whether a host may serve a job follows from [`Labels::hold`] and [`Labels::serves`] alone; (2) what is named
+//! nowhere in the needs is asked of nobody.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::rows::{BadRow, LABELS_BYTES, NAME_BYTES, WORKSPACE_BYTES, json, text, word, word_or_nothing, written};
+
+/// Most entries of one list of a host; a machine with more workspaces names the roots above them.
+pub const LIST: usize = 512;
+
+/// Most agents of a host that may run at once.
+pub const SLOTS: u32 = 1_000;
+
+/// What a host says it can do. Renewed when it changes.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Labels {
+    /// Platform, as `linux/x86_64`.
+    pub os: String,
+    /// The program's version.
+    pub build: String,
+    /// The agents that are there, by name.
+    pub agents: BTreeMap<String, AgentLabel>,
+    /// The workspaces it owns, by id.
+    pub workspaces: Vec<String>,
+    /// File systems it shares with others.
+    pub mounts: Vec<MountLabel>,
+    /// Exec servers it reaches, by id.
+    pub exec: Vec<String>,
+    /// Agents that may run at once.
+    pub slots: u32,
+    /// What its owner calls it.
+    pub tags: Vec<String>,
+}
+
+/// An agent of a host.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct AgentLabel {
+    /// Its version.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub version: String,
+    /// The accounts it is logged in with, as digests.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub accounts: Vec<String>,
+    /// How it is paid for.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub billing: String,
+}
+
+/// A file system a host shares with others.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct MountLabel {
+    /// Where it comes from, as `server:/export`.
+    pub source: String,
+    /// Where it is there.
+    pub at: String,
+}
+
+/// What a job needs of a host: the same shape, of which what is empty asks for nothing.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Needs {
+    /// This platform.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub os: String,
+    /// This version of the program.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub build: String,
+    /// These agents, with these versions, accounts and ways of paying.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub agents: BTreeMap<String, AgentLabel>,
+    /// These workspaces.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub workspaces: Vec<String>,
+    /// These mounts.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub mounts: Vec<MountLabel>,
+    /// These exec servers.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub exec: Vec<String>,
+    /// These tags.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub tags: Vec<String>,
+}
+
+impl Labels {
+    /// Whether everything that is needed is here.
+    #[must_use]
+    pub fn hold(&self, needs: &Needs) -> bool {
+        let same = |asked: &str, here: &str| asked.is_empty() || asked == here;
+        let agent = |(name, asked): (&String, &AgentLabel)| {
+            self.agents.get(name).is_some_and(|here| {
+                same(&asked.version, &here.version)
+                    && same(&asked.billing, &here.billing)
+                    && all_in(&asked.accounts, &here.accounts)
+            })
+        };
+        same(&needs.os, &self.os)
+            && same(&needs.build, &self.build)
+            && needs.agents.iter().all(agent)
+            && all_in(&needs.workspaces, &self.workspaces)
+            && all_in(&needs.mounts, &self.mounts)
+            && all_in(&needs.exec, &self.exec)
+            && all_in(&needs.tags, &self.tags)
+    }
+
+    /// Whether this agent is here, with this account where one is named.
+    #[must_use]
+    pub fn serves(&self, agent: &str, account: &str) -> bool {
+        let has = |here: &AgentLabel| account.is_empty() || here.accounts.iter().any(|one| one == account);
+        self.agents.get(agent).is_some_and(has)
+    }
+
+    /// Reads what a host wrote.
+    ///
+    /// # Errors
+    ///
+    /// The first field that is out of its bounds.
+    pub fn read(value: &str) -> Result<Self, BadRow> {
+        json::<Self>("labels", value, LABELS_BYTES)?.checked()
+    }
+
+    /// Writes it for others to read.
+    ///
+    /// # Errors
+    ///
+    /// The first field that is out of its bounds.
+    pub fn write(&self) -> Result<String, BadRow> {
+        written("labels", &self.clone().checked()?, LABELS_BYTES)
+    }
+
+    fn checked(self) -> Result<Self, BadRow> {
+        word_or_nothing("labels.os", &self.os)?;
+        word_or_nothing("labels.build", &self.build)?;
+        agents(&self.agents)?;
+        places(&self.workspaces, &self.mounts)?;
+        words("labels.exec", &self.exec)?;
+        words("labels.tags", &self.tags)?;
+        if self.slots > SLOTS { Err(BadRow::new("labels.slots", "is too large")) } else { Ok(self) }
+    }
+}
+
+impl Needs {
+    /// Reads what another host wrote.
+    ///
+    /// # Errors
+    ///
+    /// The first field that is out of its bounds.
+    pub fn read(value: &str) -> Result<Self, BadRow> {
+        json::<Self>("needs", value, LABELS_BYTES)?.checked()
+    }
+
+    /// Writes it for others to read.
+    ///
+    /// # Errors
+    ///
+    /// The first field that is out of its bounds.
+    pub fn write(&self) -> Result<String, BadRow> {
+        written("needs", &self.clone().checked()?, LABELS_BYTES)
+    }
+
+    fn checked(self) -> Result<Self, BadRow> {
+        word_or_nothing("needs.os", &self.os)?;
+        word_or_nothing("needs.build", &self.build)?;
+        agents(&self.agents)?;
+        places(&self.workspaces, &self.mounts)?;
+        words("needs.exec", &self.exec)?;
+        words("needs.tags", &self.tags)?;
+        Ok(self)
+    }
+}
+
+fn all_in<T: PartialEq>(asked: &[T], here: &[T]) -> bool {
+    asked.iter().all(|one| here.contains(one))
+}
+
+fn few<T>(field: &'static str, list: &[T]) -> Result<(), BadRow> {
+    if list.len() > LIST { Err(BadRow::new(field, "has too many entries")) } else { Ok(()) }
+}
+
+fn words(field: &'static str, list: &[String]) -> Result<(), BadRow> {
+    few(field, list)?;
+    list.iter().try_for_each(|one| word(field, one).map(drop))
+}
+
+fn agents(agents: &BTreeMap<String, AgentLabel>) -> Result<(), BadRow> {
+    if agents.len() > LIST {
+        return Err(BadRow::new("agents", "has too many entries"));
+    }
+    for (name, agent) in agents {
+        word("agents", name)?;
+        if !agent.version.is_empty() {
+            text("agents.version", &agent.version, NAME_BYTES)?;
+        }
+        word_or_nothing("agents.billing", &agent.billing)?;
+        words("agents.accounts", &agent.accounts)?;
+    }
+    Ok(())
+}
+
+fn places(workspaces: &[String], mounts: &[MountLabel]) -> Result<(), BadRow> {
+    few("workspaces", workspaces)?;
+    few("mounts", mounts)?;
+    for one in workspaces {
+        text("workspaces", one, WORKSPACE_BYTES)?;
+    }
+    for one in mounts {
+        text("mounts.source", &one.source, WORKSPACE_BYTES)?;
+        text("mounts.at", &one.at, WORKSPACE_BYTES)?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HOST: &str = r#"{"os":"linux/x86_64","build":"1","agents":{"claude":{"version":"2 (x)","accounts":["a","b"],
+        "billing":"subscription","later":1}},"workspaces":["path:s:/w"],"mounts":[{"source":"server:/export","at":"/home"}],
+        "exec":["box"],"slots":3,"tags":["big","quiet"],"written by a later version":{}}"#;
+
+    #[test]
+    fn a_host_serves_what_it_holds_all_of() {
+        let host = Labels::read(HOST).expect("labels");
+        for (needs, held) in [
+            ("{}", true),
+            (r#"{"os":"linux/x86_64","tags":["big"]}"#, true),
+            (r#"{"os":"macos/aarch64"}"#, false),
+            (r#"{"build":"2"}"#, false),
+            (r#"{"tags":["big","loud"]}"#, false),
+            (r#"{"agents":{"claude":{}}}"#, true),
+            (r#"{"agents":{"claude":{"accounts":["b"],"billing":"subscription"}}}"#, true),
+            (r#"{"agents":{"claude":{"accounts":["b","c"]}}}"#, false),
+            (r#"{"agents":{"claude":{"billing":"api_key"}}}"#, false),
+            (r#"{"agents":{"claude":{"version":"3"}}}"#, false),
+            (r#"{"agents":{"codex":{}}}"#, false),
+            (r#"{"workspaces":["path:s:/w"]}"#, true),
+            (r#"{"workspaces":["path:s:/w/below"]}"#, false),
+            (r#"{"mounts":[{"source":"server:/export","at":"/home"}],"exec":["box"]}"#, true),
+            (r#"{"mounts":[{"source":"server:/export","at":"/elsewhere"}]}"#, false),
+        ] {
+            assert_eq!(host.hold(&Needs::read(needs).expect(needs)), held, "{needs}");
+        }
+        for (agent, account, served) in
+            [("claude", "", true), ("claude", "a", true), ("claude", "c", false), ("codex", "", false)]
+        {
+            assert_eq!(host.serves(agent, account), served, "{agent} for {account:?}");
+        }
+        let again = Labels::read(&host.write().expect("written")).expect("read");
+        assert_eq!(again, host);
+    }
+
+    #[test]
+    fn labels_out_of_their_bounds_are_refused_by_the_name_of_the_field() {
+        let many = format!(r#"{{"tags":{:?}}}"#, vec!["t"; LIST + 1]);
+        let long = format!(r#"{{"workspaces":[{:?}]}}"#, "w".repeat(WORKSPACE_BYTES + 1));
+        let vast = format!(r#"{{"tags":["{}"]}}"#, "t".repeat(LABELS_BYTES));
+        for (labels, field) in [
+            ("", "labels"),
+            ("[]", "labels"),
+            ("null", "labels"),
+            (r#"{"slots":-1}"#, "labels"),
+            (r#"{"slots":1001}"#, "labels.slots"),
+            (r#"{"os":"a b"}"#, "labels.os"),
+            (r#"{"tags":[""]}"#, "labels.tags"),
+            (r#"{"tags":["a\u001b[2J"]}"#, "labels.tags"),
+            (r#"{"agents":{"\u0000":{}}}"#, "agents"),
+            (r#"{"agents":{"a":{"version":"\n"}}}"#, "agents.version"),
+            (r#"{"mounts":[{"source":"","at":"/"}]}"#, "mounts.source"),
+            (&many, "labels.tags"),
+            (&long, "workspaces"),
+            (&vast, "labels"),
+        ] {
+            let shown = &labels[..labels.len().min(40)];
+            assert_eq!(Labels::read(labels).map_err(|bad| bad.field), Err(field), "{shown}");
+        }
+    }
+}

@@ -1,0 +1,131 @@
+//! A fleet in this process: the core behind a lock, with a clock.
+//!
+//! Owns: the lock, the clock, who is woken. Knows only the core. For tests of whatever uses a [`Fleet`], and for one machine alone.
+//!
+//! Invariant: the lock is held for one step, never over an await.
+
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use super::core::{FleetCore, FleetEvent, FleetVerdict};
+use super::{
+    ClaimAsk, Fleet, FleetAccept, FleetCancel, FleetClaim, FleetError, FleetFinish, FleetFuture, FleetRenewed,
+    FleetStart, FleetSwept, FleetView, NewFleetJob, Renewal, RunFinish, Ticket,
+};
+use crate::base::ids::{FleetJobId, UnixMillis};
+
+/// By which a fleet in memory knows the time.
+pub type FleetClock = Arc<dyn Fn() -> UnixMillis + Send + Sync>;
+
+/// A fleet that lives as long as this process.
+#[derive(Clone)]
+pub struct MemoryFleet {
+    core: Arc<Mutex<FleetCore>>,
+    clock: FleetClock,
+    /// The user its hosts belong to.
+    user: String,
+    changed: watch::Sender<()>,
+}
+
+impl fmt::Debug for MemoryFleet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MemoryFleet").finish_non_exhaustive()
+    }
+}
+
+impl MemoryFleet {
+    /// An empty one of this user.
+    #[must_use]
+    pub fn new(user: impl Into<String>, clock: FleetClock) -> Self {
+        Self { core: Arc::default(), clock, user: user.into(), changed: watch::Sender::new(()) }
+    }
+
+    /// Something that happened to it.
+    pub fn step(&self, event: FleetEvent) -> FleetVerdict {
+        let verdict = self.lock().step(event, (self.clock)());
+        self.changed.send_replace(());
+        verdict
+    }
+
+    fn lock(&self) -> MutexGuard<'_, FleetCore> {
+        self.core.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A verb whose verdict is this one's; the core gives each event its own.
+macro_rules! verb {
+    ($self:ident, $event:expr, $verdict:ident) => {
+        Box::pin(async move {
+            match $self.step($event) {
+                FleetVerdict::$verdict(verdict) => Ok(verdict),
+                _ => Err(FleetError::Unavailable { detail: "the verdict is another verb's".to_owned() }),
+            }
+        })
+    };
+}
+
+impl Fleet for MemoryFleet {
+    fn accept<'a>(&'a self, job: &'a NewFleetJob) -> FleetFuture<'a, FleetAccept> {
+        verb!(self, FleetEvent::AcceptAsked { job: Box::new(job.freeze()?), owner: self.user.clone() }, Accept)
+    }
+
+    fn claim<'a>(&'a self, ask: &'a ClaimAsk) -> FleetFuture<'a, FleetClaim> {
+        verb!(self, FleetEvent::ClaimAsked { ask: ask.clone(), user: self.user.clone() }, Claim)
+    }
+
+    fn start(&self, ticket: Ticket) -> FleetFuture<'_, FleetStart> {
+        verb!(self, FleetEvent::StartAsked(ticket), Start)
+    }
+
+    fn renew<'a>(&'a self, renewal: &'a Renewal) -> FleetFuture<'a, FleetRenewed> {
+        verb!(
+            self,
+            {
+                renewal.checked()?;
+                FleetEvent::LeaseRenewed(Box::new(renewal.clone()))
+            },
+            Renew
+        )
+    }
+
+    fn finish<'a>(&'a self, finish: &'a RunFinish) -> FleetFuture<'a, FleetFinish> {
+        verb!(
+            self,
+            {
+                finish.checked()?;
+                FleetEvent::RunEnded(Box::new(finish.clone()))
+            },
+            Finish
+        )
+    }
+
+    fn sweep(&self) -> FleetFuture<'_, FleetSwept> {
+        verb!(self, FleetEvent::SweepDue, Sweep)
+    }
+
+    fn cancel(&self, job: FleetJobId) -> FleetFuture<'_, FleetCancel> {
+        verb!(self, FleetEvent::CancelAsked(job), Cancel)
+    }
+
+    fn wait(&self, job: FleetJobId, most: Duration) -> FleetFuture<'_, Option<FleetView>> {
+        let mut changes = self.changed.subscribe();
+        let until = Instant::now() + most;
+        Box::pin(async move {
+            loop {
+                changes.mark_unchanged();
+                let view = self.lock().view(job);
+                if view.as_ref().is_none_or(|view| view.state.is_terminal()) {
+                    return Ok(view);
+                }
+                // Its sender is ours.
+                if tokio::time::timeout_at(until, changes.changed()).await.is_err() {
+                    return Ok(view);
+                }
+            }
+        })
+    }
+}
