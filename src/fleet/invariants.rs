@@ -134,7 +134,7 @@ impl FleetWitness {
             return;
         };
         let lease = self.leases.get(&host).cloned();
-        if !lease.as_ref().is_some_and(|(until, _)| *until > now) || self.drained.contains(&host) {
+        if lease.as_ref().is_none_or(|(until, _)| *until <= now) || self.drained.contains(&host) {
             self.broke(LAW, format!("{host} with the lease {lease:?} at {now:?} was given {}", given.len()));
         }
         for job in given {
