@@ -56,13 +56,14 @@ impl PrivateServer {
 
     /// A server for one test alone, with files beside its data and settings of its own.
     pub(super) fn with(files: &[(&str, &[u8])], settings: &[String]) -> Option<Self> {
-        let Some(programs) = programs() else {
-            let why =
-                "no PostgreSQL server is on this machine (initdb and postgres in /usr/lib/postgresql/*/bin or on PATH)";
-            assert!(std::env::var_os(REQUIRE_VARIABLE).is_none(), "{why}, and {REQUIRE_VARIABLE} is set");
-            let loud = format!("SKIPPED: the fleet in PostgreSQL is not tried: {why}\n");
-            let _ = std::io::stderr().write_all(loud.as_bytes());
-            return None;
+        let programs = match programs() {
+            Ok(programs) => programs,
+            Err(why) => {
+                assert!(std::env::var_os(REQUIRE_VARIABLE).is_none(), "{why}, and {REQUIRE_VARIABLE} is set");
+                let loud = format!("SKIPPED: the fleet in PostgreSQL is not tried: {why}\n");
+                let _ = std::io::stderr().write_all(loud.as_bytes());
+                return None;
+            }
         };
         // A socket's path is short: the system's own directory, whatever TMPDIR says.
         let dir = tempfile::Builder::new().prefix("pg").tempdir_in("/tmp").expect("a directory");
@@ -188,14 +189,20 @@ fn command(programs: &Path, name: &str, dir: &Path) -> Command {
     command
 }
 
-/// The newest programs of Debian's folders, else those on PATH.
-fn programs() -> Option<PathBuf> {
+/// The newest programs of Debian's folders, else those on PATH; or why there can be no server.
+fn programs() -> Result<PathBuf, &'static str> {
     let is_whole = |dir: &PathBuf| ["initdb", "postgres"].iter().all(|name| dir.join(name).is_file());
     let versions = std::fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
     let version = |dir: &PathBuf| dir.file_name().and_then(|name| name.to_str()?.parse::<u32>().ok());
     let newest = versions.map(|entry| entry.path()).filter(|dir| is_whole(&dir.join("bin"))).max_by_key(version);
     let on_path = || std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default()).find(is_whole);
-    newest.map(|dir| dir.join("bin")).or_else(on_path)
+    let found = newest.map(|dir| dir.join("bin")).or_else(on_path);
+    let none = "no PostgreSQL is on this machine (initdb and postgres in /usr/lib/postgresql/*/bin or on PATH)";
+    let open_to_all = |meta: std::fs::Metadata| meta.permissions().mode() & 0o006 == 0o006;
+    if geteuid().is_root() && !std::fs::metadata("/dev/null").is_ok_and(open_to_all) {
+        return Err("only root may open /dev/null here, and PostgreSQL runs as somebody else, who needs it");
+    }
+    found.ok_or(none)
 }
 
 /// Every process of a server works in its directory of data.
