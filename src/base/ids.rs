@@ -218,6 +218,23 @@ impl InvocationId {
     /// session ever takes so many others.
     pub const EMBEDDERS: u64 = 1 << 62;
 
+    /// Where the number of a part stands in `call`: above any call's own number, below the bit of [`Self::EMBEDDERS`].
+    const PART: u32 = 56;
+
+    /// Part `number` of this call, from 1: a call that asks several agents is one job for each, and each has to be found by
+    /// itself. Who waits is the call as a whole.
+    #[must_use]
+    #[doc(hidden)]
+    pub fn part(self, number: u8) -> Self {
+        debug_assert!((1..64).contains(&number) && self.number_of_part() == 0, "{self} has no part {number}");
+        Self { call: self.call | u64::from(number) << Self::PART, ..self }
+    }
+
+    /// Which part of a call it is; 0 when it is a whole one.
+    const fn number_of_part(&self) -> u64 {
+        (self.call & !Self::EMBEDDERS) >> Self::PART
+    }
+
     /// Whether it is a consult of an embedding program, of which its session knows nothing.
     #[must_use]
     #[doc(hidden)]
@@ -228,7 +245,9 @@ impl InvocationId {
 
 impl fmt::Display for InvocationId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}:{}", self.host, self.session, self.call)
+        let part = self.number_of_part();
+        write!(f, "{}:{}:{}", self.host, self.session, self.call ^ part << Self::PART)?;
+        if part == 0 { Ok(()) } else { write!(f, "/{part}") }
     }
 }
 
@@ -356,6 +375,18 @@ mod tests {
             (4_107_542_400_000, "2100-03-01T00:00:00.000Z"),
         ] {
             assert_eq!(UnixMillis(ms).to_iso8601(), want);
+        }
+    }
+
+    #[test]
+    fn the_parts_of_a_call_differ_from_each_other_and_from_the_call() {
+        let host = HostId::random();
+        for (call, embedders) in [(7, false), (InvocationId::EMBEDDERS + 7, true)] {
+            let whole = InvocationId { host, session: SessionNumber(3), call };
+            let told: Vec<String> = (1..=5).map(|number| whole.part(number).to_string()).collect();
+            assert_eq!(told, (1..=5).map(|number| format!("{host}:3:{call}/{number}")).collect::<Vec<_>>());
+            assert_eq!(whole.to_string(), format!("{host}:3:{call}"));
+            assert!((1..=5).all(|number| whole.part(number).is_embedders() == embedders));
         }
     }
 

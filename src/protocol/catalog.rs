@@ -59,7 +59,7 @@ impl ToolDefinition {
                        "idempotentHint": a.idempotent, "openWorldHint": a.open_world}),
             );
         }
-        if version == Version::V2025_11_25 && tasks == TaskSupport::Optional {
+        if version == Version::V2025_11_25 && tasks.is_offered() {
             tool.insert("execution".into(), json!({"taskSupport": "optional"}));
         }
         if let Some(meta) = self.meta.as_ref().filter(|_| version >= Version::V2025_06_18) {
@@ -90,6 +90,16 @@ pub enum TaskSupport {
     Forbidden,
     /// They may: with the argument `background` set, the tool answers at once and its reply names a job.
     Optional,
+    /// The same, unless this argument is given, a list: then there is no one job that the task could be.
+    OptionalWithout(&'static str),
+}
+
+impl TaskSupport {
+    /// Whether any of its calls may.
+    #[must_use]
+    pub(crate) const fn is_offered(self) -> bool {
+        !matches!(self, Self::Forbidden)
+    }
 }
 
 #[cfg(any(test, feature = "testkit"))]
@@ -203,7 +213,7 @@ impl Catalog {
     /// Whether any tool's calls may become tasks.
     #[must_use]
     pub fn offers_tasks(&self) -> bool {
-        self.tasks.contains(&TaskSupport::Optional)
+        self.tasks.iter().any(|tasks| tasks.is_offered())
     }
 
     /// The tools' names, in order.

@@ -26,6 +26,8 @@ pub struct ToolReply {
     pub job: Option<JobId>,
     /// Whether it tells how that job ended. Once it is written, the job counts as read.
     pub tells_end: bool,
+    /// Further jobs whose end it tells: those of a reply that is about several.
+    pub ends: Vec<JobId>,
     /// The directory it was about, for telemetry.
     pub path_hint: Option<String>,
 }

@@ -78,6 +78,9 @@ pub struct Script {
     pub steps: Vec<Step>,
     /// What it does after its result, before it exits.
     pub after: Vec<Step>,
+    /// Another script for the program that is called with this word: the first one that is. Of several agents that are asked
+    /// the same, each does something else.
+    pub when_called_with: Vec<(String, Script)>,
 }
 
 /// One thing to do. In JSON: `{"delay_ms": 5}`, or `"hang"`.
@@ -181,6 +184,15 @@ impl Script {
         format!("@@script {} @@", serde_json::to_string(self).unwrap_or_default())
     }
 
+    /// The script for a program that is called with these words.
+    fn for_words(mut self, words: &[String]) -> Self {
+        let called = std::mem::take(&mut self.when_called_with);
+        match called.into_iter().find(|(word, _)| words.contains(word)) {
+            Some((_, own)) => Self { log: own.log.or(self.log), ..own },
+            None => self,
+        }
+    }
+
     /// The script in a prompt; `None` when there is none.
     fn find(prompt: &str) -> Option<Result<Self, serde_json::Error>> {
         let (_, rest) = prompt.split_once("@@script")?;
@@ -280,7 +292,7 @@ impl<I: BufRead, O: Write, E: Write> Program<I, O, E> {
         }
         let script = match Script::find(&prompt) {
             None => Script::default(),
-            Some(Ok(script)) => script,
+            Some(Ok(script)) => script.for_words(&args_text),
             Some(Err(error)) => {
                 writeln!(self.stderr, "the script is wrong: {error}")?;
                 return Ok(SCRIPT_FAILED);

@@ -93,6 +93,27 @@ impl ArgumentReader {
         }
     }
 
+    /// A list of texts, if given; one without anything in it is none.
+    pub fn list(&mut self, name: &'static str) -> Option<Vec<String>> {
+        const ACCEPTED: &str = "a list of strings";
+        let value = self.take(name)?;
+        let Value::Array(values) = value else {
+            self.problem(name, format_args!("is {}", shown(&value)), ACCEPTED);
+            return None;
+        };
+        let mut texts = Vec::new();
+        for value in values {
+            match value {
+                Value::String(text) => texts.push(text),
+                other => {
+                    self.problem(name, format_args!("has {} in it", shown(&other)), ACCEPTED);
+                    return None;
+                }
+            }
+        }
+        Some(texts).filter(|texts| !texts.is_empty())
+    }
+
     /// A short word without control characters, if given: a name that is handed on to a program.
     pub fn word(&mut self, name: &'static str, most: usize) -> Option<String> {
         let text = self.string(name)?;

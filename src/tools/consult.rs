@@ -6,6 +6,8 @@
 //! of the first: the caller loses nothing and the agent is not run twice.
 
 use std::borrow::Cow;
+use std::collections::HashSet;
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -17,6 +19,7 @@ use super::callers::{CallerOrigin, Callers, session_over};
 pub use super::grounds::Caller;
 use super::grounds::DIRECTORY;
 use super::reply::{self, Context, DETAIL, Detail, RENDER, Render, Shape};
+use super::several;
 use super::{
     Annotations, Evidence, ProbeFuture, ReplayContract, TaskSupport, Tool, ToolCall, ToolDefinition, ToolFuture,
     ToolReply,
@@ -36,6 +39,9 @@ use crate::tools::roots::RootsHandle;
 
 /// Depth at which a nested consult is refused: an agent may ask another one, which may not ask a third.
 const DEPTH_REFUSED: u32 = 2;
+
+/// How many agents a consult of several asks.
+const SEVERAL: RangeInclusive<usize> = 2..=5;
 
 /// The options whose defaults are no words of the caller: two calls with one `request_key` are the same when they name the
 /// same ones alike. The directory is not among them: keys are the workspace's.
@@ -71,6 +77,9 @@ struct ConsultArguments {
     effort: Option<String>,
     /// Who answers; offline is a word search without a model.
     agent: Option<String>,
+    /// Instead of agent: ask 2 to 5 at once, each by itself.
+    #[schemars(extend("items" = {"type": "string"}))]
+    agents: Option<Vec<String>>,
     /// Seconds the agent may run.
     timeout_s: Option<u32>,
     /// Seconds to wait here before the consult goes on in the background.
@@ -135,7 +144,7 @@ pub const KEY_OF_BRIDGE: &str = "phone-opus-bridge:";
 
 impl ConsultOptions {
     /// Whether its caller named a key itself.
-    fn is_keyed_by_caller(&self) -> bool {
+    pub(super) fn is_keyed_by_caller(&self) -> bool {
         self.request_key.as_ref().is_some_and(|key| !key.starts_with(KEY_OF_BRIDGE))
     }
 }
@@ -206,7 +215,7 @@ impl Consults {
         }))
     }
 
-    /// Reads and checks a consult's arguments. Nothing is started while anything is wrong with them.
+    /// Reads and checks the arguments of a consult of one agent. Nothing is started while anything is wrong with them.
     ///
     /// # Errors
     ///
@@ -221,8 +230,31 @@ impl Consults {
         client: Option<&str>,
         caller: Caller,
     ) -> Result<(ConsultOptions, Shape), Fault> {
+        match self.read_each(arguments, client, caller).await? {
+            (mut only, shape) if only.len() == 1 => Ok((only.remove(0), shape)),
+            _ => Err(Fault::new(FaultCode::InvalidInput, "`agents` is given; accepted: one `agent`.")),
+        }
+    }
+
+    /// The same for one agent or several: the options of each, in the order they were named. Nothing is started for any of
+    /// them while anything is wrong with one.
+    ///
+    /// # Errors
+    ///
+    /// As [`Consults::read`].
+    ///
+    /// # Cancel safety
+    ///
+    /// Safe: nothing is changed.
+    pub async fn read_each(
+        &self,
+        arguments: &[u8],
+        client: Option<&str>,
+        caller: Caller,
+    ) -> Result<(Vec<ConsultOptions>, Shape), Fault> {
         let mut args = ArgumentReader::parse(arguments)?;
-        let given = FROZEN.iter().filter(|name| args.is_given(name)).map(|name| (*name).to_owned()).collect();
+        let mut given: Vec<String> =
+            FROZEN.iter().filter(|name| args.is_given(name)).map(|name| (*name).to_owned()).collect();
         let prompt = args.text("prompt");
         let prompt = args.require("prompt", prompt, "a text");
         if prompt.as_deref().is_some_and(lenient::is_blank) {
@@ -237,13 +269,20 @@ impl Consults {
             "effort",
             &[("low", "low"), ("medium", "medium"), ("high", "high"), ("xhigh", "xhigh"), ("max", "max")],
         );
-        let agent = args.string("agent").unwrap_or_else(|| self.config.agent.clone());
-        if let Err(fault) = self.agents.check(&agent) {
-            let hint = fault.hint.unwrap_or_default();
-            let shown: String = agent.chars().take(40).collect();
-            let known = hint.trim_start_matches("Agents: ").trim_end_matches('.');
-            args.problem("agent", format_args!("is {shown:?}, which is no agent"), known);
-        }
+        let agent = args.string("agent");
+        let several = self.several(&mut args, agent.is_some(), session_id.is_some());
+        let agents = match several {
+            Some(several) => {
+                // Each is asked as it would be by itself, so each may join what was asked of it by itself.
+                given.push("agent".to_owned());
+                several
+            }
+            None => {
+                let agent = agent.unwrap_or_else(|| self.config.agent.clone());
+                self.known(&mut args, "agent", &agent);
+                vec![agent]
+            }
+        };
         let timeout_s = args.integer("timeout_s", 1..=86_400).unwrap_or(self.config.timeout.as_secs());
         let wait_s = args.integer("wait_s", 1..=WAIT_MOST);
         let request_key = args.string("request_key");
@@ -255,13 +294,20 @@ impl Consults {
         }
         let max_budget_usd = args.positive("max_budget_usd", 10_000.0);
         let shape = shape(&mut args, self.clients.profile(client));
-        let site = self.config.agents.get(&agent);
-        let cwd = match site {
-            Some(site) => self.directory_elsewhere(cwd, &agent, site, &mut args),
-            None => self.directory(cwd, caller, &mut args).await,
-        };
+        let mut places = Vec::new();
+        let mut here = None;
+        for agent in &agents {
+            let site = self.config.agents.get(agent);
+            let place = match (site, &here) {
+                (Some(site), _) => self.directory_elsewhere(cwd.clone(), agent, site, &mut args),
+                // One look, and one word about it, for all of them.
+                (None, Some(looked)) => Option::clone(looked),
+                (None, None) => here.insert(self.directory(cwd.clone(), caller, &mut args).await).clone(),
+            };
+            places.extend(place.map(|(cwd, workspace)| (cwd, workspace, site.map(|site| site.target.to_string()))));
+        }
         args.finish()?;
-        let (Some(prompt), Some((cwd, workspace))) = (prompt, cwd) else {
+        let (Some(prompt), true) = (prompt, places.len() == agents.len()) else {
             return Err(Fault::new(FaultCode::Internal, "arguments were accepted that are not there."));
         };
         if prompt.len() > MAX_PROMPT_BYTES {
@@ -285,21 +331,68 @@ impl Consults {
             )
             .hint("Ask without `background`, and wait for the answer."));
         }
-        let request = ConsultRequest {
-            prompt,
-            cwd,
-            machine: site.map(|site| site.target.to_string()),
-            agent,
-            session_id,
-            max_turns: max_turns.and_then(|turns| u32::try_from(turns).ok()),
-            model,
-            effort: effort.map(str::to_owned),
-            timeout_s,
-            max_budget_usd,
-            billing: self.config.billing,
-        };
         let wait = wait_s.map(Duration::from_secs);
-        Ok((ConsultOptions { request, background, wait, request_key, workspace, given }, shape))
+        let keyed = |agent: &str| match (&request_key, agents.len()) {
+            (Some(key), 2..) => Some(format!("{key}/{agent}")),
+            (key, _) => key.clone(),
+        };
+        let each = agents.iter().zip(places).map(|(agent, (cwd, workspace, machine))| ConsultOptions {
+            request: ConsultRequest {
+                prompt: prompt.clone(),
+                cwd,
+                machine,
+                agent: agent.clone(),
+                session_id,
+                max_turns: max_turns.and_then(|turns| u32::try_from(turns).ok()),
+                model: model.clone(),
+                effort: effort.map(str::to_owned),
+                timeout_s,
+                max_budget_usd,
+                billing: self.config.billing,
+            },
+            background,
+            wait,
+            request_key: keyed(agent),
+            workspace,
+            given: given.clone(),
+        });
+        Ok((each.collect(), shape))
+    }
+
+    /// The agents of a consult of several: all of them known, none of them twice.
+    fn several(&self, args: &mut ArgumentReader, one: bool, resumes: bool) -> Option<Vec<String>> {
+        let accepted = || {
+            let known: Vec<String> = self.agents.iter().map(|name| format!("`{name}`")).collect();
+            format!("{} to {} different ones of {}", SEVERAL.start(), SEVERAL.end(), known.join(", "))
+        };
+        let agents = args.list("agents")?;
+        for (wrong, name) in [(one, "agent"), (resumes, "session_id")] {
+            if wrong {
+                // A session is one agent's.
+                args.problem("agents", format_args!("is given together with `{name}`"), "one of the two");
+            }
+        }
+        let mut seen = HashSet::new();
+        if let Some(twice) = agents.iter().find(|agent| !seen.insert(agent.as_str())) {
+            args.problem("agents", format_args!("has {:?} twice", shortened(twice)), accepted());
+        } else if !SEVERAL.contains(&agents.len()) {
+            let wrong = format!("has {} name{}", agents.len(), if agents.len() == 1 { "" } else { "s" });
+            args.problem("agents", wrong, accepted());
+        }
+        for agent in seen.into_iter().take(*SEVERAL.end()) {
+            self.known(args, "agents", agent);
+        }
+        Some(agents)
+    }
+
+    /// Says so where there is no such agent.
+    fn known(&self, args: &mut ArgumentReader, argument: &str, agent: &str) {
+        if let Err(fault) = self.agents.check(agent) {
+            let verb = if argument == "agents" { "has" } else { "is" };
+            let hint = fault.hint.unwrap_or_default();
+            let known = hint.trim_start_matches("Agents: ").trim_end_matches('.');
+            args.problem(argument, format_args!("{verb} {:?}, which is no agent", shortened(agent)), known);
+        }
     }
 
     /// Checks a request an embedding program made, by the same rules.
@@ -416,7 +509,20 @@ impl Consults {
     /// What a reply about this job says beyond its record.
     pub async fn context(&self, record: &JobRecord, follow: Option<&Follow>) -> Context {
         let left_out = self.config.left_out.clone();
-        let mut context = Context { left_out, environment: self.origin, ..Context::default() };
+        let unread = self.unread(&record.workspace, &[record.id]).await;
+        Context { left_out, environment: self.origin, unread, ..self.standing(record, follow).await }
+    }
+
+    /// Finished jobs of a workspace that nobody has read, without those that are told of anyway.
+    pub(super) async fn unread(&self, workspace: &Path, told: &[JobId]) -> Vec<JobId> {
+        let mut unread = self.jobs.unread(workspace.to_owned()).await.unwrap_or_default();
+        unread.retain(|job| !told.contains(job));
+        unread
+    }
+
+    /// How a job stands, beyond its record.
+    pub(super) async fn standing(&self, record: &JobRecord, follow: Option<&Follow>) -> Context {
+        let mut context = Context::default();
         if !record.state.is_terminal() {
             context.place = self.jobs.queue_place(record.id).await.unwrap_or_default();
             let live = match follow {
@@ -431,10 +537,12 @@ impl Consults {
                 None => context.phase = follow.map(Follow::describe),
             }
         }
-        let unread = self.jobs.unread(record.workspace.clone()).await.unwrap_or_default();
-        context.unread = unread.into_iter().filter(|job| *job != record.id).collect();
         context
     }
+}
+
+fn shortened(name: &str) -> String {
+    name.chars().take(40).collect()
 }
 
 /// Reads `render` and `detail`.
@@ -465,6 +573,10 @@ impl ConsultTool {
         let mut schema = super::readers::schema::<ConsultArguments>();
         if let Some(agent) = schema.pointer_mut("/properties/agent").and_then(serde_json::Value::as_object_mut) {
             agent.insert("enum".to_owned(), serde_json::json!(self.desk.agents.iter().collect::<Vec<_>>()));
+        }
+        if let Some(items) = schema.pointer_mut("/properties/agents").and_then(serde_json::Value::as_object_mut) {
+            items.insert("minItems".to_owned(), serde_json::json!(SEVERAL.start()));
+            items.insert("maxItems".to_owned(), serde_json::json!(SEVERAL.end()));
         }
         let away: Vec<&str> = self.desk.config.agents.keys().map(String::as_str).take(SITES_TOLD).collect();
         if !away.is_empty()
@@ -501,7 +613,8 @@ impl Tool for ConsultTool {
     }
 
     fn tasks(&self) -> TaskSupport {
-        TaskSupport::Optional
+        // A task is one job.
+        TaskSupport::OptionalWithout("agents")
     }
 
     fn waits(&self) -> bool {
@@ -521,14 +634,19 @@ impl Tool for ConsultTool {
     fn probe(&self, invocation: InvocationId) -> ProbeFuture {
         let jobs = self.desk.jobs.clone();
         Box::pin(async move {
-            match jobs.find_invocation(invocation).await {
-                Ok(Some(_)) => Evidence::Accepted,
-                Ok(None) => Evidence::NotAccepted,
-                Err(fault) => {
-                    tracing::warn!(%fault, "the store could not say whether a consult was accepted");
-                    Evidence::Unknown
+            // One job, or one for each agent. Another attempt joins those that are there and has the others accepted.
+            let parts = several::parts(invocation, *SEVERAL.end());
+            for asked in std::iter::once(invocation).chain(parts) {
+                match jobs.find_invocation(asked).await {
+                    Ok(Some(_)) => return Evidence::Accepted,
+                    Ok(None) => {}
+                    Err(fault) => {
+                        tracing::warn!(%fault, "the store could not say whether a consult was accepted");
+                        return Evidence::Unknown;
+                    }
                 }
             }
+            Evidence::NotAccepted
         })
     }
 }
@@ -537,7 +655,11 @@ async fn consult(desk: &Consults, call: ToolCall) -> Result<ToolReply, Fault> {
     let client = call.client.name();
     let client = client.as_deref();
     let caller = Caller::Client(call.invocation.session);
-    let (options, shape) = desk.read(&call.arguments, client, caller).await?;
+    let (mut each, shape) = desk.read_each(&call.arguments, client, caller).await?;
+    if each.len() > 1 {
+        return Ok(several::consult(desk, &call, &each, shape).await);
+    }
+    let options = each.remove(0);
     let job = desk.job(&options, Some(call.invocation));
     let caller = (!options.background).then_some(call.invocation);
     let accepted = desk.jobs.accept(job, caller).await?;
@@ -585,7 +707,7 @@ async fn consult(desk: &Consults, call: ToolCall) -> Result<ToolReply, Fault> {
 }
 
 /// Lets a job go on without its caller; a store that is busy for a moment is asked again.
-async fn hand_over(desk: &Consults, job: JobId) -> Result<(), Fault> {
+pub(super) async fn hand_over(desk: &Consults, job: JobId) -> Result<(), Fault> {
     let mut tries = 0;
     loop {
         match desk.jobs.hand_over(job).await {

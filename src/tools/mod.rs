@@ -4,7 +4,7 @@
 //! JSON-RPC, sessions, which worker runs it.
 //!
 //! Reading order: this file for the contract, [`arguments`] for reading arguments, [`consult`] and [`readers`] for
-//! the tools themselves, [`reply`] for what they answer, [`tasks`] for the other view of a job.
+//! the tools themselves, [`several`] for a consult of more than one agent, [`reply`] for what they answer, [`tasks`] for the other view of a job.
 
 pub mod arguments;
 pub mod callers;
@@ -14,6 +14,7 @@ pub mod progress;
 pub mod readers;
 pub mod reply;
 pub mod roots;
+pub mod several;
 pub mod tasks;
 
 use std::future::Future;

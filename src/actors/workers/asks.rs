@@ -13,8 +13,9 @@ use crate::tools::roots::RootsHandle;
 use crate::worker::asks::{HostAnswer, Question};
 use crate::worker::executor::CONCURRENT;
 
-/// Questions in progress. A call has one or two open; beyond that many the worker is out of order, and is told so.
-const MOST: usize = 4 * CONCURRENT;
+/// Questions in progress. A call has one or two open for each agent it asks, which are five at most; beyond that many the
+/// worker is out of order, and is told so.
+const MOST: usize = 10 * CONCURRENT;
 
 /// One followed job.
 struct Followed {

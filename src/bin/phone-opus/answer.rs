@@ -13,6 +13,7 @@ use std::process::ExitCode;
 use phone_opus::internals::jobs::{JobRecord, JobState};
 use phone_opus::internals::protocol::wire::ReplyText;
 use phone_opus::internals::tools::reply::{self, Context, Detail, Reader, Render, Shape};
+use phone_opus::internals::tools::several::{Consulted, Standing};
 use serde_json::Value;
 
 use crate::output::{err, out, print, print_json, say, say_lines};
@@ -21,7 +22,7 @@ use crate::screen::layout::{paragraph, wrap};
 use crate::screen::{Face, Line, markdown, paint};
 
 /// Characters of an answer on the command line: all of any answer we keep.
-const EVERYTHING: usize = 64 * 1024 * 1024;
+pub(crate) const EVERYTHING: usize = 64 * 1024 * 1024;
 
 /// Which form is wanted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -61,6 +62,56 @@ pub(crate) fn of_consult(record: &JobRecord, context: &Context, form: Form) -> E
         JobState::Cancelled | JobState::Interrupted => ExitCode::from(3),
         _ => ExitCode::SUCCESS,
     }
+}
+
+/// The answers of several agents, each under its name, and the facts about each. What the reply about all of them says is in
+/// `whole`.
+pub(crate) fn of_several(agents: &[Consulted], whole: &str, form: Form) {
+    let paging = match form {
+        Form::Json => return print_json(parsed(whole)),
+        Form::Text(paging) => paging,
+    };
+    if agents.iter().any(|told| matches!(told.standing, Standing::Open(_))) {
+        // Not all of it is there: where it is read is part of what was asked for.
+        return if out().terminal { pager::show(&facts(whole, out()), Paging::Never) } else { print(whole) };
+    }
+    let mut answers = String::new();
+    let mut said = Vec::new();
+    for told in agents {
+        let (answer, facts) = match &told.standing {
+            Standing::Over { record, stored } => {
+                let context = Context { unstored: !stored, ..Context::default() };
+                let text = text(record, &context, form, Detail::Concise);
+                let answer = answer(record).map(str::to_owned);
+                let facts = answer.as_deref().and_then(|answer| text.strip_prefix(answer)).unwrap_or(&text);
+                (answer, facts.trim_start().to_owned())
+            }
+            Standing::Refused(fault) | Standing::Lost { fault, .. } => (None, fault.to_string()),
+            Standing::Unasked | Standing::Open(_) => (None, "was not asked".to_owned()),
+        };
+        if let Some(answer) = answer {
+            answers.push_str(&format!(
+                "## {}
+
+{}
+
+",
+                told.agent,
+                answer.trim_end()
+            ));
+        }
+        said.push(format!("{}: {facts}", told.agent));
+    }
+    if !answers.is_empty() {
+        show_answer(answers.trim_end(), paging);
+    }
+    say_plain(
+        &said.join(
+            "
+",
+        ),
+        !answers.is_empty(),
+    );
 }
 
 /// Everything asked for about one job, on stdout.

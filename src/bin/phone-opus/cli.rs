@@ -51,6 +51,7 @@ pub(crate) enum Command {
         phone-opus consult \"why does the build fail?\"\n  \
         git diff | phone-opus consult \"review this\"        with what comes on stdin\n  \
         phone-opus consult - < question.md                 the prompt from stdin\n  \
+        phone-opus consult --agents claude,codex \"review\"  the answers of both\n  \
         phone-opus consult --session ID \"and then?\"        go on in the session of an earlier answer\n  \
         phone-opus consult --background --json \"review\"    a job; read it with `phone-opus jobs show ID --wait 600`")]
     Consult(ConsultFlags),
@@ -454,6 +455,9 @@ pub(crate) struct ConsultFlags {
     /// Who answers: a name that `phone-opus agents` lists; `offline` is a word search without a model.
     #[arg(long)]
     pub(crate) agent: Option<String>,
+    /// Ask 2 to 5 at once, each in a job of its own.
+    #[arg(long, value_name = "A,B", value_delimiter = ',', conflicts_with_all = ["agent", "session"])]
+    pub(crate) agents: Vec<String>,
     /// Where the agent looks [default: here].
     #[arg(long, value_name = "DIR")]
     pub(crate) cwd: Option<PathBuf>,

@@ -26,9 +26,10 @@ use crate::output::{err, is_lost, say};
 use crate::piped;
 use crate::progress::{FRAME, Progress};
 use crate::settings::{SetupError, prepare, refused, runtime, say_never_met};
+use crate::several;
 
 /// How long a consult that is given up may take to be over.
-const CANCEL_WAIT: Duration = Duration::from_secs(10);
+pub(crate) const CANCEL_WAIT: Duration = Duration::from_secs(10);
 
 /// Asks, shows progress on stderr and the answer on stdout.
 pub(crate) fn run(options: &ConsultFlags) -> ExitCode {
@@ -62,6 +63,12 @@ fn ask(options: &ConsultFlags) -> Result<ExitCode, SetupError> {
             }
         };
         let form = Form::of(options.json, options.no_pager);
+        if !options.agents.is_empty() {
+            let code = several::consult(&system, options, prompt, form, stopped).await;
+            system.shutdown(Grace::default()).await;
+            say_never_met(&faults);
+            return Ok(code);
+        }
         // What is shown is shown after it: who pages through an answer has no consult any more that could be ended.
         let ended = tokio::select! {
             ended = consult(&system, options, prompt, &asked) => Some(ended),
@@ -80,20 +87,26 @@ fn ask(options: &ConsultFlags) -> Result<ExitCode, SetupError> {
     code
 }
 
-fn failed(fault: &Fault) -> ExitCode {
+pub(crate) fn failed(fault: &Fault) -> ExitCode {
     say(&format!("phone-opus: {fault}"));
     ExitCode::from(if fault.code == FaultCode::InvalidInput { 2 } else { 1 })
 }
 
 /// The options as the tool's arguments: one reader checks both.
-fn arguments(options: &ConsultFlags, config: &Config, prompt: String) -> Result<Value, Fault> {
+pub(crate) fn arguments(options: &ConsultFlags, config: &Config, prompt: String) -> Result<Value, Fault> {
     let mut object = Map::new();
     let mut put = |name: &str, value: Value| {
         if !value.is_null() {
             object.insert(name.to_owned(), value);
         }
     };
-    let cwd = if config.agents.contains_key(options.agent.as_ref().unwrap_or(&config.agent)) {
+    let mut asked = options.agents.iter().peekable();
+    let one = options.agent.as_ref().unwrap_or(&config.agent);
+    let elsewhere = match asked.peek() {
+        Some(_) => asked.any(|agent| config.agents.contains_key(agent)),
+        None => config.agents.contains_key(one),
+    };
+    let cwd = if elsewhere {
         // A directory of another machine: nothing of this one says where it is.
         options.cwd.clone()
     } else {
@@ -115,6 +128,7 @@ fn arguments(options: &ConsultFlags, config: &Config, prompt: String) -> Result<
     put("model", json!(options.model));
     put("effort", json!(options.effort));
     put("agent", json!(options.agent));
+    put("agents", if options.agents.is_empty() { Value::Null } else { json!(options.agents) });
     put("timeout_s", json!(options.timeout_s));
     put("request_key", json!(options.request_key));
     put("max_budget_usd", json!(options.max_budget_usd));

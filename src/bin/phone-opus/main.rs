@@ -26,6 +26,7 @@ mod selfcheck;
 mod selftest;
 mod serve;
 mod settings;
+mod several;
 mod status;
 
 use std::process::ExitCode;

@@ -24,6 +24,11 @@ pub(crate) const FRAME: Duration = Duration::from_millis(100);
 /// The mark that turns.
 const TURNS: [&str; 10] = ["⠋", "⠙", "⠹", "⠸", "⠼", "⠴", "⠦", "⠧", "⠇", "⠏"];
 
+/// The mark in this picture.
+pub(crate) fn turn(frame: usize) -> &'static str {
+    TURNS[frame % TURNS.len()]
+}
+
 /// Lines of what was said that are shown.
 const SAID: usize = 8;
 
@@ -69,7 +74,7 @@ impl Drop for Progress {
 fn picture(job: JobId, face: Face, frame: usize, after: Duration, phase: &str, said: &str) -> Vec<Line> {
     // In the last column some terminals begin the next line.
     let width = face.width.saturating_sub(1);
-    let mut first = Line::of(paint::BUSY, TURNS[frame % TURNS.len()]);
+    let mut first = Line::of(paint::BUSY, turn(frame));
     first.push(paint::PLAIN, &format!(" {} · {phase}", ages::elapsed(after.as_secs())));
     first.push(paint::DIM, &format!(" · job {}", short(job)));
     let room = SAID.min(face.height.saturating_sub(LEFT));

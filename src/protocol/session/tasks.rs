@@ -39,6 +39,10 @@ impl SessionCore {
         meta: &Meta<'_>,
     ) -> Result<Option<TaskProtocol>, Box<Refusal>> {
         let support = self.catalog.tasks(tool);
+        let several = match support {
+            TaskSupport::OptionalWithout(argument) => is_listed(arguments, argument),
+            TaskSupport::Forbidden | TaskSupport::Optional => false,
+        };
         match version {
             Version::V2025_11_25 => match task.filter(|task| *task != "null") {
                 None => Ok(None),
@@ -47,9 +51,9 @@ impl SessionCore {
                     let detail = format!("calls of {} cannot become tasks.", self.catalog.name(tool));
                     Err(Fault::new(FaultCode::UnknownMethod, detail).into())
                 }
-                Some(_) => Ok(Some(TaskProtocol::Core)),
+                Some(_) => Ok((!several).then_some(TaskProtocol::Core)),
             },
-            Version::V2026_07_28 if support == TaskSupport::Optional && meta.knows_tasks() => {
+            Version::V2026_07_28 if support.is_offered() && !several && meta.knows_tasks() => {
                 let text = lenient::text(arguments);
                 let background = envelope::object(&text, ["background"]).ok().and_then(|[background]| background);
                 Ok((background != Some("true")).then_some(TaskProtocol::Extension))
@@ -174,6 +178,13 @@ impl SessionCore {
         }
         FinishedAs::Success
     }
+}
+
+/// Whether an argument is a list with something in it.
+fn is_listed(arguments: &Bytes, name: &str) -> bool {
+    let text = lenient::text(arguments);
+    let list = envelope::object(&text, [name]).ok().and_then(|[list]| list);
+    list.and_then(|list| list.strip_prefix('[')).is_some_and(|rest| !rest.trim_start().starts_with(']'))
 }
 
 /// The same arguments with `background` set: of a repeated member the last one counts.

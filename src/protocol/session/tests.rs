@@ -517,6 +517,25 @@ fn a_task_of_the_extension_is_ours_to_give_and_never_has_progress() {
 }
 
 #[test]
+fn a_call_that_is_more_than_one_job_becomes_no_task_whoever_wants_one() {
+    for (list, becomes_a_task) in
+        [(r#"["a","b"]"#, false), (r#" [ "a" ]"#, false), ("[ ]", true), ("null", true), (r#""a""#, true)]
+    {
+        for more in [r#","task":{}"#.to_owned(), format!(",{TASKS}")] {
+            let mut rig = Rig::made(SessionLimits::default(), TaskSupport::OptionalWithout("of"));
+            rig.send(r#"{"jsonrpc":"2.0","id":"i","method":"initialize","params":{"protocolVersion":"2025-11-25"}}"#);
+            rig.send(&call("1", &format!(r#","arguments":{{"of":{list}}}{more}"#)));
+            let told = String::from_utf8_lossy(&rig.invoked[0].arguments).into_owned();
+            assert_eq!(told.contains("background"), becomes_a_task, "{list} {more}");
+            let (_, outcome) = job_reply();
+            let answer = rig.settle(0, outcome);
+            assert_eq!(answer.is_empty(), becomes_a_task, "{list} {more}: {answer}");
+            assert_eq!(answer.contains(r#""text":"accepted""#), !becomes_a_task, "{list} {more}: {answer}");
+        }
+    }
+}
+
+#[test]
 fn a_task_that_was_cancelled_failed_or_lost_on_its_way_is_answered_once_or_not_at_all() {
     let mut rig = Rig::with_tasks();
     let cancel = r#"{"jsonrpc":"2.0","method":"notifications/cancelled","params":{"requestId":1}}"#;

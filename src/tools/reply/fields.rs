@@ -281,13 +281,15 @@ impl JobReply {
         let outcome = record.outcome.as_ref();
         let known = outcome.unwrap_or(&unknown);
         let full = shape.detail == Detail::Full;
+        let room = shape.budget / (context.beside + 1);
         let answer = match outcome {
             Some(outcome) => outcome.response.as_deref(),
             None => Some(context.text_so_far.as_str()).filter(|text| !text.is_empty()),
         };
         let (response, cut, pages) = answer.map_or((None, false, 1), |answer| {
-            let (text, cut, pages) = cut(answer, shape.budget, context.page);
-            (Some(text), cut, pages)
+            let (text, cut) = cut(answer, room, context.page);
+            // Pages are read one by one, each with the whole budget for itself.
+            (Some(text), cut, answer.chars().count().div_ceil(shape.budget).max(1))
         });
         let truncated = cut || known.response_cut;
         let resumes = record.request.session_id;
@@ -330,7 +332,7 @@ impl JobReply {
             project_file_left_out: context.left_out.clone(),
             environment: context.environment,
             full: full.then(|| FullFacts {
-                prompt: self::cut(&record.request.prompt, shape.budget, None).0,
+                prompt: self::cut(&record.request.prompt, room, None).0,
                 effective_prompt: effective_prompt(known.prompt_prefix_injected),
                 model_usage: known.model_usage.clone(),
                 permission_denials: outcome.map(|outcome| outcome.permission_denials.clone()),
@@ -366,22 +368,21 @@ fn new_events(events: &[JournalEntry]) -> Option<NewEvents> {
 }
 
 /// Cuts an answer that is over the budget: head and tail with a marker, or one page.
-fn cut(answer: &str, budget: usize, page: Option<usize>) -> (String, bool, usize) {
+fn cut(answer: &str, budget: usize, page: Option<usize>) -> (String, bool) {
     let count = answer.chars().count();
-    let pages = count.div_ceil(budget).max(1);
     if let Some(page) = page {
         let text = answer.chars().skip((page - 1) * budget).take(budget).collect();
-        return (text, pages > 1, pages);
+        return (text, count > budget);
     }
     if count <= budget {
-        return (answer.to_owned(), false, pages);
+        return (answer.to_owned(), false);
     }
     let head = budget * 2 / 3;
     let tail = budget - head;
     let start: String = answer.chars().take(head).collect();
     let end: String = answer.chars().skip(count - tail).collect();
     let left_out = count - head - tail;
-    (format!("{start}\n\n[… {left_out} characters left out; read them with `page` …]\n\n{end}"), true, pages)
+    (format!("{start}\n\n[… {left_out} characters left out; read them with `page` …]\n\n{end}"), true)
 }
 
 /// Who paid: where the agent said its key came from, and whether the plan was enough.
@@ -407,6 +408,10 @@ fn effective_prompt(injected: bool) -> String {
 /// What to do now, if anything.
 fn next(record: &JobRecord, context: &Context, session: Option<&str>, truncated: bool, pages: usize) -> Option<String> {
     let id = record.id;
+    if !record.state.is_terminal() && context.beside > 0 {
+        // It is said once, of all of them.
+        return None;
+    }
     if !record.state.is_terminal() {
         if context.reader == Reader::Person {
             return Some(format!("Read the answer: phone-opus jobs show {id} --wait 600"));
@@ -430,6 +435,9 @@ fn next(record: &JobRecord, context: &Context, session: Option<&str>, truncated:
              full?). Keep it. The job shows as running until it is stored, and is not run again."
                 .to_owned(),
         );
+    }
+    if truncated && pages == 1 && context.beside > 0 {
+        return Some(format!("The whole answer: consult_job {{\"job_id\":\"{id}\"}}."));
     }
     if truncated && pages > 1 {
         let page = context.page.map_or(1, |page| page + 1);

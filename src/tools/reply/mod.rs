@@ -1,7 +1,7 @@
 //! What the consult tools answer: one projection of a job, shown as text and as structured content.
 //!
 //! Owns: how a reply is to be made and what is known for it (here), the fields and what `concise` and `full` show
-//! (`fields`), their text (`porcelain`). May not know: where a job came from.
+//! (`fields`), their text (`porcelain`), what is told about several at once (`several`). May not know: where a job came from.
 //!
 //! Invariants: (1) text and structured content are each complete, because real clients show the model only one of
 //! them; (2) a client that would show its model the structured content instead of the text gets it only when it is asked for,
@@ -15,9 +15,12 @@ use serde_json::Value;
 
 mod fields;
 mod porcelain;
+mod several;
 
 use self::fields::JobReply;
 use self::porcelain::porcelain;
+pub use self::several::SeveralContext;
+pub(crate) use self::several::several;
 use super::{ReplyText, ToolReply};
 use crate::base::ids::{JobId, UnixMillis};
 use crate::config::LeftOut;
@@ -102,6 +105,8 @@ pub struct Context {
     pub reader: Reader,
     /// What happened since the event the caller had seen, where it asked for that.
     pub events: Vec<JournalEntry>,
+    /// Answers that stand in the same reply and share its budget.
+    pub beside: usize,
 }
 
 /// Pages of a job's answer, at least one.
@@ -132,6 +137,7 @@ pub fn job(record: &JobRecord, context: &Context, shape: Shape) -> ToolReply {
         job: Some(record.id),
         // What is not stored is told again when it is.
         tells_end: record.state.is_terminal() && !context.unstored,
+        ends: Vec::new(),
         path_hint: Some(reply.facts.cwd),
     }
 }

@@ -233,6 +233,9 @@ pub struct SettledAttempt<'a> {
     /// It tells how that job ended.
     #[serde(default)]
     pub end: bool,
+    /// It tells how these jobs ended.
+    #[serde(default)]
+    pub ends: Vec<JobId>,
     /// The directory it was about.
     #[serde(default)]
     pub path: Option<String>,
@@ -261,6 +264,7 @@ impl SettledAttempt<'_> {
             fault: self.code,
             job: self.job,
             tells_end: self.end,
+            ends: self.ends,
             path_hint: self.path,
         })))
     }
@@ -382,13 +386,15 @@ mod tests {
             fault: Some(FaultCode::Busy),
             job: Some(job),
             tells_end: true,
+            ends: vec![JobId::random(), job],
             path_hint: Some("/a b".to_owned()),
         };
+        let ends = sent.ends.clone();
         let CallOutcome::Reply(got) = outcome_of(&CallOutcome::Reply(Box::new(sent)), LIMIT) else { panic!("a reply") };
         let ReplyText::Json(text) = &got.text else { panic!("{got:?}") };
         assert_eq!(&text[..], "\"é \\\"quoted\\\"\\n\"".as_bytes());
         assert_eq!(got.structured.as_deref(), Some("{\"a\":1}"), "one line, whatever the tool wrote");
-        assert!(got.tells_end);
+        assert!(got.tells_end && got.ends == ends);
         assert_eq!((got.fault, got.job, got.path_hint.as_deref()), (Some(FaultCode::Busy), Some(job), Some("/a b")));
     }
 

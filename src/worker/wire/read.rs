@@ -95,7 +95,9 @@ fn plain_settled(line: &str) -> Option<SettledAttempt<'_>> {
         return None;
     }
     let text = Some(Json(&body[start..end]));
-    Some(SettledAttempt { g, s, c, fault: None, code: None, job: None, path: None, text, structured: None, end: false })
+    let ends = Vec::new();
+    let (fault, code, job, path, structured) = (None, None, None, None, None);
+    Some(SettledAttempt { g, s, c, fault, code, job, path, text, structured, end: false, ends })
 }
 
 fn no_message() -> serde_json::Error {

@@ -207,6 +207,10 @@ fn replied(
     if reply.tells_end {
         to.put_slice(b",\"end\":true");
     }
+    if !reply.ends.is_empty() {
+        to.put_slice(b",\"ends\":");
+        json(to, &reply.ends);
+    }
     if let Some(path) = &reply.path_hint {
         to.put_slice(b",\"path\":");
         json(to, path);

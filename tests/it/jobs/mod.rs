@@ -15,4 +15,5 @@ mod hostile_output;
 mod lifetimes;
 mod model;
 mod places;
+mod several;
 mod waiting;

@@ -163,6 +163,7 @@ impl SessionTurn {
         if let CallOutcome::Reply(reply) = &mut outcome {
             settling.job = reply.job;
             settling.tells_end = reply.tells_end;
+            settling.ends = std::mem::take(&mut reply.ends);
             settling.path_hint = reply.path_hint.take();
         }
         let Some(outcome) = self.answer_direct(call, outcome, &mut settling, now, effects) else { return };
@@ -196,7 +197,7 @@ impl SessionTurn {
             return;
         };
         let settling = settling.unwrap_or_default();
-        self.outgoing.shows(settling.job.filter(|_| settling.tells_end));
+        self.outgoing.shows(settling.ends_told());
         let record = ToolCallRecord {
             at: finished.at,
             session: self.number,

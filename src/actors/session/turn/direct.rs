@@ -111,7 +111,7 @@ impl SessionTurn {
             CallOutcome::Reply(reply) => reply.fault.map_or(FinishedAs::Success, FinishedAs::Failed),
             CallOutcome::Fault(fault) => FinishedAs::Failed(fault.code),
         };
-        effects.extend(settling.job.filter(|_| settling.tells_end).map(TurnEffect::Shown));
+        effects.extend(settling.ends_told().map(TurnEffect::Shown));
         self.count_direct(&direct, result, settling, now, effects);
         effects.push_back(TurnEffect::AnswerDirect(direct.reply, Box::new(outcome)));
         None

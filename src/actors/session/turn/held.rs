@@ -87,7 +87,16 @@ pub(in super::super) struct Following {
 pub(super) struct Settling {
     pub(super) job: Option<JobId>,
     pub(super) tells_end: bool,
+    /// Further jobs whose end is told.
+    pub(super) ends: Vec<JobId>,
     pub(super) path_hint: Option<String>,
     pub(super) generation: Generation,
     pub(super) replays: u32,
+}
+
+impl Settling {
+    /// The jobs whose end is told.
+    pub(super) fn ends_told(&self) -> impl Iterator<Item = JobId> {
+        self.job.filter(|_| self.tells_end).into_iter().chain(self.ends.iter().copied())
+    }
 }

@@ -768,6 +768,16 @@ fn the_end_of_a_job_is_shown_once_it_is_with_the_client() {
 }
 
 #[test]
+fn a_reply_about_several_jobs_shows_each_end_that_it_tells() {
+    let mut rig = Rig::new();
+    rig.call(HERE, 1);
+    let ends = vec![JobId::random(), JobId::random()];
+    let reply = ToolReply { ends, ..ToolReply::text("done") };
+    rig.heard(SessionEvent::HostSettled { call: CallNumber(1), outcome: CallOutcome::Reply(Box::new(reply)) });
+    assert_eq!(rig.step(TurnEvent::WrittenThrough), ["shown", "shown"]);
+}
+
+#[test]
 fn however_often_the_tools_change_the_client_is_told_once_it_has_read() {
     let mut rig = Rig::new();
     rig.turn.outgoing.out.extend_from_slice(&vec![b' '; (1 << 20) + 1]);

@@ -1,6 +1,7 @@
 //! What a reply says, field by field and as a whole.
 
 mod recorded;
+mod several;
 
 use serde_json::json;
 
