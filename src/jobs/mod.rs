@@ -205,9 +205,39 @@ pub struct ConsultRequest {
     pub max_budget_usd: Option<f64>,
     /// Where the money may come from.
     pub billing: Billing,
+    /// The diff that was asked for and stands in the prompt.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub diff: Option<AskedDiff>,
+}
+
+/// A diff that stands behind the caller's words in a prompt. Asked for again it may be another one: what is the same is what
+/// was asked for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[non_exhaustive]
+pub struct AskedDiff {
+    /// What is compared with, as the caller named it.
+    pub base: String,
+    /// Bytes of the prompt before it: the caller's words.
+    pub at: usize,
+}
+
+impl AskedDiff {
+    /// One that stands behind so many bytes.
+    pub(crate) const fn new(base: String, at: usize) -> Self {
+        Self { base, at }
+    }
 }
 
 impl ConsultRequest {
+    /// The caller's words, without the diff that was asked for.
+    #[must_use]
+    #[doc(hidden)]
+    pub fn words(&self) -> &str {
+        let end = self.diff.as_ref().map_or(self.prompt.len(), |diff| diff.at);
+        self.prompt.get(..end).unwrap_or(&self.prompt)
+    }
+
     /// A request to Claude Code with everything at its default; [`ConsultRequest::cwd`] must follow.
     #[must_use]
     pub fn new(prompt: impl Into<String>) -> Self {
@@ -223,6 +253,7 @@ impl ConsultRequest {
             timeout_s: 3600,
             max_budget_usd: None,
             billing: Billing::Subscription,
+            diff: None,
         }
     }
 

@@ -24,6 +24,7 @@ use crate::jobs::{JobMode, JobOutcome, JobRecord, JobState, PermissionDenial, Ru
 /// let consult = Consult::new("review this")
 ///     .cwd("/repository").agent("claude").model("opus").effort("high")
 ///     .timeout(Duration::from_secs(1800)).max_turns(40).max_budget_usd(2.5)
+///     .diff("HEAD")                                                   // with what is not committed
 ///     .request_key("review-of-4f2a");                                 // asked twice, run once
 /// # let _ = consult;
 /// ```
@@ -94,6 +95,13 @@ impl Consult {
     #[must_use]
     pub fn session(self, session_id: impl Into<String>) -> Self {
         self.with("session_id", session_id.into())
+    }
+
+    /// Adds what `git diff` shows of the directory's repository against this commit, under a heading behind the prompt; `HEAD`
+    /// is what is not committed. Refused where git would run what the repository names.
+    #[must_use]
+    pub fn diff(self, base: impl Into<String>) -> Self {
+        self.with("diff", base.into())
     }
 
     /// A key of your own. The same key with the same arguments in the same directory is the same job, never a second run, from
@@ -300,12 +308,13 @@ mod tests {
             .max_turns(3)
             .max_budget_usd(0.5)
             .session("s")
-            .request_key("k");
+            .request_key("k")
+            .diff("main");
         let text = said(&all, JobMode::Background);
         let value: Value = serde_json::from_str(&text).expect("JSON");
         let expected = serde_json::json!({
             "prompt": "why?", "cwd": "/w", "agent": "offline", "model": "m", "effort": "low", "timeout_s": 2, "max_turns": 3,
-            "max_budget_usd": 0.5, "session_id": "s", "request_key": "k", "background": true,
+            "max_budget_usd": 0.5, "session_id": "s", "request_key": "k", "diff": "main", "background": true,
         });
         assert_eq!(value, expected);
         let odd = Consult::new("why?").cwd(std::ffi::OsString::from_vec(b"/w/\xff".to_vec()));

@@ -43,7 +43,7 @@ use crate::system::handover::{self, HostSnapshot, SnapshotError};
 use crate::telemetry::counters::Counters;
 use crate::tools::Target;
 use crate::tools::consult::Consults;
-use crate::worker::settings::{DeskSettings, WorkerSettings, told_config};
+use crate::worker::settings::{DeskSettings, WorkerSettings, search_path, told_config};
 use crate::worker::{Isolation, WorkerCommand, WorkerPolicy, wire};
 
 impl SystemBuilder {
@@ -319,6 +319,7 @@ fn process_backend(
         default_cwd: desk.default_cwd.clone().filter(text),
         places: desk.places.in_text(),
         nesting: desk.nesting,
+        search_path: search_path(&desk.callers.host().environment),
     });
     ProcessBackend {
         command,

@@ -21,6 +21,7 @@ use std::str::FromStr;
 
 use serde_json::{Map, Value};
 
+use super::diff;
 use crate::base::fault::{Fault, FaultCode};
 use crate::base::ids::AgentSessionId;
 use crate::base::lenient;
@@ -91,6 +92,23 @@ impl ArgumentReader {
                 None
             }
         }
+    }
+
+    /// A diff to be made, if one is wanted: what it compares with. True is what is not committed.
+    pub(super) fn diff(&mut self, name: &'static str) -> Option<String> {
+        let base = match self.take(name)? {
+            Value::Bool(true) => diff::HEAD.to_owned(),
+            Value::Bool(false) => return None,
+            Value::String(text) if text.trim().eq_ignore_ascii_case("true") => diff::HEAD.to_owned(),
+            Value::String(text) if text.trim().eq_ignore_ascii_case("false") => return None,
+            Value::String(text) if diff::is_nameable(&text) => return Some(text),
+            other => {
+                let accepted = "true for what is not committed, or a commit, branch or tag";
+                self.problem(name, format_args!("is {}", shown(&other)), accepted);
+                return None;
+            }
+        };
+        Some(base)
     }
 
     /// A list of texts, if given; one without anything in it is none.

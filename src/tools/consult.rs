@@ -6,7 +6,7 @@
 //! of the first: the caller loses nothing and the agent is not run twice.
 
 use std::borrow::Cow;
-use std::collections::HashSet;
+use std::collections::BTreeSet;
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -16,8 +16,9 @@ use schemars::JsonSchema;
 
 use super::arguments::ArgumentReader;
 use super::callers::{CallerOrigin, Callers, session_over};
+use super::diff::{self, DiffRefused, Git};
 pub use super::grounds::Caller;
-use super::grounds::DIRECTORY;
+use super::grounds::{DIRECTORY, Wrong};
 use super::reply::{self, Context, DETAIL, Detail, RENDER, Render, Shape};
 use super::several;
 use super::{
@@ -33,7 +34,7 @@ use crate::config::Config;
 use crate::config::clients::{ClientProfile, Clients, Structured};
 use crate::exec::local::may_be_entered;
 use crate::jobs::client::{Follow, JobsHandle, News};
-use crate::jobs::{ConsultRequest, JobMode, JobRecord, NewJob};
+use crate::jobs::{AskedDiff, ConsultRequest, JobMode, JobRecord, NewJob};
 use crate::places::Places;
 use crate::tools::roots::RootsHandle;
 
@@ -45,7 +46,8 @@ const SEVERAL: RangeInclusive<usize> = 2..=5;
 
 /// The options whose defaults are no words of the caller: two calls with one `request_key` are the same when they name the
 /// same ones alike. The directory is not among them: keys are the workspace's.
-const FROZEN: [&str; 7] = ["agent", "session_id", "max_turns", "model", "effort", "timeout_s", "max_budget_usd"];
+const FROZEN: [&str; 8] =
+    ["agent", "session_id", "max_turns", "model", "effort", "timeout_s", "max_budget_usd", "diff"];
 
 /// What is said of `cwd`.
 const CWD_TOLD: &str = "Absolute directory to answer from, in this project. Default: where this server runs.";
@@ -88,6 +90,8 @@ struct ConsultArguments {
     request_key: Option<String>,
     /// Most US dollars.
     max_budget_usd: Option<f64>,
+    /// Add git diff of this commit; true: HEAD.
+    diff: Option<String>,
     /// How the text looks; porcelain when left out.
     #[schemars(extend("enum" = ["porcelain", "json"]))]
     render: Option<String>,
@@ -274,7 +278,7 @@ impl Consults {
         let agents = match several {
             Some(several) => {
                 // Each is asked as it would be by itself, so each may join what was asked of it by itself.
-                given.push("agent".to_owned());
+                given.insert(0, "agent".to_owned());
                 several
             }
             None => {
@@ -293,6 +297,7 @@ impl Consults {
             args.problem("request_key", "is not usable as a key", "1 to 200 bytes without control characters");
         }
         let max_budget_usd = args.positive("max_budget_usd", 10_000.0);
+        let base = args.diff("diff");
         let shape = shape(&mut args, self.clients.profile(client));
         let mut places = Vec::new();
         let mut here = None;
@@ -306,9 +311,17 @@ impl Consults {
             };
             places.extend(place.map(|(cwd, workspace)| (cwd, workspace, site.map(|site| site.target.to_string()))));
         }
+        let diff = match base {
+            Some(base) if args.is_clean() => self.diff(base, &agents, &places, caller, &mut args).await,
+            _ => None,
+        };
         args.finish()?;
-        let (Some(prompt), true) = (prompt, places.len() == agents.len()) else {
+        let (Some(words), true) = (prompt, places.len() == agents.len()) else {
             return Err(Fault::new(FaultCode::Internal, "arguments were accepted that are not there."));
+        };
+        let (prompt, diff) = match diff {
+            Some((base, text)) => (diff::beside(&words, &base, &text), Some(AskedDiff::new(base, words.len()))),
+            None => (words, None),
         };
         if prompt.len() > MAX_PROMPT_BYTES {
             let detail = format!("`prompt` has {} bytes; accepted: at most {MAX_PROMPT_BYTES}.", prompt.len());
@@ -349,6 +362,7 @@ impl Consults {
                 timeout_s,
                 max_budget_usd,
                 billing: self.config.billing,
+                diff: diff.clone(),
             },
             background,
             wait,
@@ -372,7 +386,7 @@ impl Consults {
                 args.problem("agents", format_args!("is given together with `{name}`"), "one of the two");
             }
         }
-        let mut seen = HashSet::new();
+        let mut seen = BTreeSet::new();
         if let Some(twice) = agents.iter().find(|agent| !seen.insert(agent.as_str())) {
             args.problem("agents", format_args!("has {:?} twice", shortened(twice)), accepted());
         } else if !SEVERAL.contains(&agents.len()) {
@@ -383,6 +397,61 @@ impl Consults {
             self.known(args, "agents", agent);
         }
         Some(agents)
+    }
+
+    /// The diff of the repository around the directory of these agents, and what it is compared with.
+    async fn diff(
+        &self,
+        base: String,
+        agents: &[String],
+        places: &[(PathBuf, PathBuf, Option<String>)],
+        caller: Caller,
+        args: &mut ArgumentReader,
+    ) -> Option<(String, String)> {
+        if let Some(away) = agents.iter().find(|agent| self.config.agents.contains_key(*agent)) {
+            let wrong = format!("is made on this machine, and {away:?} looks at a directory of another one");
+            args.problem("diff", wrong, "no `diff` with such an agent");
+            return None;
+        }
+        // All of them look at the same directory.
+        let dir = places.first().map(|(_, workspace, _)| workspace.clone())?;
+        let missing = DiffRefused::NoRepository(dir.clone());
+        let refused = match self.repository(dir, caller).await {
+            Ok(None) => missing,
+            Err((wrong, accepted)) => {
+                args.problem("diff", format_args!("is of the whole repository, whose root {wrong}"), accepted);
+                return None;
+            }
+            Ok(Some((root, None))) => {
+                tracing::debug!(root = %root.display(), "there is no git for a diff");
+                DiffRefused::NoGit
+            }
+            Ok(Some((root, Some(git)))) => match diff::taken(&git, &root, &base).await {
+                Ok(text) => return Some((base, text)),
+                Err(refused) => refused,
+            },
+        };
+        args.problem("diff", &refused, refused.accepted());
+        None
+    }
+
+    /// The repository around a directory, where its caller may have all of it looked into, and the git to be asked about it.
+    async fn repository(&self, dir: PathBuf, caller: Caller) -> Result<Option<(PathBuf, Option<Git>)>, Wrong> {
+        let unseen = |wrong| (wrong, DIRECTORY);
+        let root = within(LOOK_BOUND, move || Ok(diff::root_of(&dir))).await.map_err(unseen)?;
+        let Some(root) = root else { return Ok(None) };
+        let root = self.place(root, caller).await?;
+        let context = match caller {
+            Caller::Owner => Some(Arc::clone(self.callers.host())),
+            Caller::Client(session) => self.callers.of(session),
+        };
+        let Some(context) = context else { return Ok(Some((root, None))) };
+        let look = move || {
+            let environment = &context.environment;
+            let git = Git::find(environment.get("PATH"), environment.get("HOME"), &root);
+            Ok(Some((root, git)))
+        };
+        within(LOOK_BOUND, look).await.map_err(unseen)
     }
 
     /// Says so where there is no such agent.
@@ -416,10 +485,13 @@ impl Consults {
             // Who pays is no argument of the tool: only the program that embeds us, or its configuration, may say.
             arguments.remove("billing");
             arguments.remove("machine");
+            // One that was made stands in the prompt already.
+            arguments.remove("diff");
             arguments.insert("background".to_owned(), serde_json::Value::Bool(mode == JobMode::Background));
         }
         let (mut options, _) = self.read(arguments.to_string().as_bytes(), None, Caller::Owner).await?;
         options.request.billing = request.billing;
+        options.request.diff.clone_from(&request.diff);
         Ok(options)
     }
 

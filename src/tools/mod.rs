@@ -9,6 +9,7 @@
 pub mod arguments;
 pub mod callers;
 pub mod consult;
+mod diff;
 mod grounds;
 pub mod progress;
 pub mod readers;

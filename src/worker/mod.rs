@@ -37,7 +37,7 @@ use tokio::sync::{mpsc, oneshot};
 use self::asks::{Asked, Asker, HostAnswer};
 use self::executor::{CONCURRENT, Executor, Mishap, ToolPanicked, Work};
 use self::outbox::Outbox;
-use self::settings::WorkerSettings;
+use self::settings::{WorkerSettings, told_environment};
 use self::wire::{Hello, ToWorker};
 use crate::agents::{AgentNames, Environment};
 use crate::base::fault::{Fault, FaultCode};
@@ -480,7 +480,7 @@ impl Inside {
                 let config = Arc::new(desk.config);
                 let callers = Callers::copy_of(CallerContext {
                     cwd: desk.default_cwd.clone(),
-                    environment: Environment::default(),
+                    environment: told_environment(desk.places.home.clone(), desk.search_path),
                     config: Arc::clone(&config),
                     nesting: desk.nesting,
                     key_withheld: false,

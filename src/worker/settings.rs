@@ -37,16 +37,22 @@ pub struct DeskSettings {
     pub places: Places,
     /// The chain the host itself is part of, and how deep.
     pub nesting: (Option<ChainId>, u32),
+    /// Where programs are looked for, of the host's environment.
+    #[serde(default)]
+    pub search_path: Option<String>,
 }
 
 /// What the tools of a worker process need to know of a session with a context of its own: of its environment where its home
-/// is, and nothing else. What is no text cannot be sent, and a consult could not run there either.
+/// is and where programs are looked for, and nothing else. What is no text cannot be sent, and a consult could not run there either.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct CallerSettings {
     /// The directory it works in.
     pub cwd: Option<PathBuf>,
     /// Its home.
     pub home: Option<PathBuf>,
+    /// Where programs are looked for.
+    #[serde(default)]
+    pub search_path: Option<String>,
     /// The configuration its consults are under.
     pub config: Config,
     /// The chain it is part of, and how deep.
@@ -66,11 +72,25 @@ pub fn told_config(config: &Config) -> Config {
     Config { workspaces: Vec::new(), ..Config::clone(config) }.with_programs(&programs)
 }
 
+/// Where programs are looked for, of an environment.
+#[must_use]
+pub fn search_path(environment: &Environment) -> Option<String> {
+    environment.get("PATH").and_then(|path| path.to_str()).map(str::to_owned)
+}
+
+/// The part of an environment that a worker process is told.
+#[must_use]
+pub fn told_environment(home: Option<PathBuf>, search_path: Option<String>) -> Environment {
+    let home = home.map(|home| ("HOME", home.into_os_string()));
+    home.into_iter().chain(search_path.map(|path| ("PATH", path.into()))).collect()
+}
+
 impl From<&CallerContext> for CallerSettings {
     fn from(context: &CallerContext) -> Self {
         Self {
             cwd: context.cwd.clone().filter(is_text),
             home: context.home().filter(is_text),
+            search_path: search_path(&context.environment),
             config: told_config(&context.config),
             nesting: context.nesting,
             origin: context.origin,
@@ -80,10 +100,9 @@ impl From<&CallerContext> for CallerSettings {
 
 impl From<CallerSettings> for CallerContext {
     fn from(told: CallerSettings) -> Self {
-        let home = told.home.map(|home| ("HOME", home));
         Self {
             cwd: told.cwd,
-            environment: home.into_iter().collect::<Environment>(),
+            environment: told_environment(told.home, told.search_path),
             config: Arc::new(told.config),
             nesting: told.nesting,
             key_withheld: false,

@@ -49,7 +49,8 @@ pub(crate) enum Command {
     /// Ask an agent here and now; the answer goes to stdout.
     #[command(after_help = "Examples:\n  \
         phone-opus consult \"why does the build fail?\"\n  \
-        git diff | phone-opus consult \"review this\"        with what comes on stdin\n  \
+        phone-opus consult --diff \"review this\"            with what is not committed; --diff=main: since main\n  \
+        git log | phone-opus consult \"what changed?\"       with what comes on stdin\n  \
         phone-opus consult - < question.md                 the prompt from stdin\n  \
         phone-opus consult --agents claude,codex \"review\"  the answers of both\n  \
         phone-opus consult --session ID \"and then?\"        go on in the session of an earlier answer\n  \
@@ -458,6 +459,9 @@ pub(crate) struct ConsultFlags {
     /// Ask 2 to 5 at once, each in a job of its own.
     #[arg(long, value_name = "A,B", value_delimiter = ',', conflicts_with_all = ["agent", "session"])]
     pub(crate) agents: Vec<String>,
+    /// Add what `git diff` shows against a commit [default: HEAD, what is not committed].
+    #[arg(long, value_name = "BASE", num_args = 0..=1, require_equals = true, default_missing_value = "HEAD")]
+    pub(crate) diff: Option<String>,
     /// Where the agent looks [default: here].
     #[arg(long, value_name = "DIR")]
     pub(crate) cwd: Option<PathBuf>,

@@ -132,6 +132,7 @@ pub(crate) fn arguments(options: &ConsultFlags, config: &Config, prompt: String)
     put("timeout_s", json!(options.timeout_s));
     put("request_key", json!(options.request_key));
     put("max_budget_usd", json!(options.max_budget_usd));
+    put("diff", json!(options.diff));
     Ok(Value::Object(object))
 }
 

@@ -71,7 +71,7 @@ fn is_the_hosts(origin: &CallerOrigin) -> bool {
 #[serde(untagged)]
 enum Told {
     Job(Box<JobReply>),
-    Without(WithoutJob),
+    Without(Box<WithoutJob>),
 }
 
 /// Of one that has no job, or none that can be looked at.
@@ -91,7 +91,7 @@ impl Told {
     fn new(consulted: &Consulted, context: &Context, shape: Shape, now: UnixMillis) -> Self {
         let job = |record: &JobRecord| Self::Job(Box::new(JobReply::new(record, context, shape, now)));
         let without = |status, record: Option<&JobRecord>, fault: &Fault| {
-            Self::Without(WithoutJob {
+            Self::Without(Box::new(WithoutJob {
                 agent: consulted.agent.clone(),
                 status,
                 job_id: record.map(|record| record.id),
@@ -100,7 +100,7 @@ impl Told {
                 cost_usd: None,
                 fault: fault.clone(),
                 next: record.map(|record| format!("It may go on: consult_job {{\"job_id\":\"{}\"}}.", record.id)),
-            })
+            }))
         };
         match &consulted.standing {
             Standing::Open(record) => job(record),

@@ -8,6 +8,7 @@ mod billing;
 mod callers;
 mod custody;
 mod custody_model;
+mod diff;
 mod disk;
 mod durability;
 mod failures;

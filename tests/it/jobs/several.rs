@@ -351,3 +351,12 @@ async fn from_the_command_line_each_answer_stands_under_its_name() {
     // Nobody waits this long for what is not there.
     tokio::time::timeout(Duration::from_secs(60), rig.check_invariants()).await.expect("in time");
 }
+
+#[tokio::test]
+async fn with_these_arguments_all_that_is_told_of_the_tools_is_under_6_kb() {
+    let mut rig = new_rig();
+    let mut host = rig.serve().await;
+    let listed = host.request("tools/list", json!({})).await["result"].to_string();
+    assert!(listed.contains("\"agents\"") && listed.contains("\"diff\"") && listed.len() < 6000, "{}", listed.len());
+    rig.stop_and_check_invariants([host]).await;
+}

@@ -175,7 +175,7 @@ fn find_same(connection: &Connection, new: &NewJob) -> Result<Option<Accept>, St
 }
 
 /// Whether two calls with one key asked for the same: they are equal, or they named the same options alike and differ in
-/// what defaults made of the others.
+/// what defaults made of the others. Of a prompt with a diff the caller's words count.
 fn is_same(connection: &Connection, new: &NewJob, found: &JobRecord) -> Result<bool, StoreError> {
     if found.request == new.request {
         return Ok(true);
@@ -188,7 +188,9 @@ fn is_same(connection: &Connection, new: &NewJob, found: &JobRecord) -> Result<b
     let (ours, theirs) = (value(&new.request)?, value(&found.request)?);
     let alike = |name: &str| ours.get(name) == theirs.get(name);
     let same_names = stored == given.join(",");
-    Ok(same_names && alike("prompt") && alike("billing") && given.iter().all(|name| alike(name)))
+    // A diff may have become another one since; its base is among the names.
+    let same_words = new.request.words() == found.request.words();
+    Ok(same_names && same_words && alike("diff") && alike("billing") && given.iter().all(|name| alike(name)))
 }
 
 /// Who waits with a queued job.
