@@ -303,6 +303,13 @@ impl AgentProfile {
         id.parse().is_ok_and(|id| self.check_session(&id).is_ok())
     }
 
+    /// Whether replies say who paid, or that nothing was paid.
+    #[must_use]
+    #[doc(hidden)]
+    pub const fn names_payer(&self) -> bool {
+        matches!(self.payer, PayerNamed::Yes)
+    }
+
     /// How replies say who paid: by its own words, or not proven.
     #[must_use]
     #[doc(hidden)]

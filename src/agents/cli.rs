@@ -255,6 +255,50 @@ impl CliAgent {
         }
     }
 
+    /// Whether a consult with this request would be refused before anything is started for it.
+    ///
+    /// # Errors
+    ///
+    /// As [`Agent::prepare`] for what the request asks.
+    #[doc(hidden)]
+    pub fn check(&self, request: &ConsultRequest, environment: &Environment) -> Result<(), Fault> {
+        check_request(request)?;
+        (self.sheet.check)(request, environment)
+    }
+
+    /// The names of variables that it is logged in by or that pay for it, and of what belongs to those; a key comes first.
+    #[doc(hidden)]
+    pub fn secrets(&self) -> impl Iterator<Item = &'static str> {
+        self.sheet.passes.secrets()
+    }
+
+    /// Those of them that switch to an account of a cloud provider.
+    #[doc(hidden)]
+    pub fn switches(&self) -> impl Iterator<Item = &'static str> {
+        self.sheet.passes.clouds.iter().map(|(switch, _)| *switch)
+    }
+
+    /// Whether such a variable is to reach it, where there are the switches for all accounts.
+    #[must_use]
+    #[doc(hidden)]
+    pub fn is_handed(&self, name: &str, billing: Billing) -> bool {
+        self.sheet.passes.is_for(name, billing)
+    }
+
+    /// The first variable of its own that a key for it may be in.
+    #[must_use]
+    #[doc(hidden)]
+    pub fn key(&self) -> Option<&'static str> {
+        self.sheet.passes.keys.first().map(|(name, _)| *name)
+    }
+
+    /// The variable that names its program.
+    #[must_use]
+    #[doc(hidden)]
+    pub fn variable(&self) -> &'static str {
+        self.sheet.variable
+    }
+
     /// Whether this environment holds a way to pay for it by the token.
     #[must_use]
     #[doc(hidden)]

@@ -351,6 +351,26 @@ impl Passes {
         Grant::Never
     }
 
+    /// Every name that the agent is logged in by or that pays for it, and what belongs to those.
+    pub(super) fn secrets(&self) -> impl Iterator<Item = &'static str> {
+        let keys = self.keys.iter().map(|(name, _)| *name);
+        let paid = self.paid.iter().map(|(name, _)| *name);
+        let clouds = self
+            .clouds
+            .iter()
+            .flat_map(|(switch, names)| std::iter::once(*switch).chain(names.iter().map(|(name, _)| *name)));
+        keys.chain(self.logins.iter().copied()).chain(paid).chain(clouds)
+    }
+
+    /// Whether this name is one that reaches the agent under this choice, every switch being on.
+    pub(super) fn is_for(&self, name: &str, billing: Billing) -> bool {
+        match self.grant(name) {
+            Grant::Always => true,
+            Grant::ForPay | Grant::ForCloud(_) => billing == Billing::ApiKey,
+            Grant::Never => false,
+        }
+    }
+
     /// Whether a name passes for money only.
     fn is_paid(&self, name: &str) -> bool {
         matches!(self.grant(name), Grant::ForPay | Grant::ForCloud(_))

@@ -19,6 +19,7 @@ pub mod ask;
 pub mod context;
 pub mod control;
 pub mod idle;
+pub mod left;
 pub mod life;
 pub mod lock;
 pub mod record;

@@ -45,7 +45,7 @@ impl WaiterLock {
     /// The directory or the lock cannot be made.
     pub fn take(dir: &StateDir) -> Result<(Self, bool), LockError> {
         dir.create_waiting()?;
-        clear(&dir.waiting());
+        clear_waiters(dir);
         let id = WaiterId::random();
         let path = dir.waiter_lock(id);
         let held = HeldLock::try_take(&path, Duration::from_secs(1))?;
@@ -81,8 +81,8 @@ fn make_fifo(path: &Path, mode: rustix::fs::Mode) -> rustix::io::Result<()> {
 }
 
 /// Removes locks and bells whose holder is gone.
-fn clear(waiting: &Path) {
-    let Ok(entries) = fs::read_dir(waiting) else { return };
+pub fn clear_waiters(dir: &StateDir) {
+    let Ok(entries) = fs::read_dir(dir.waiting()) else { return };
     for entry in entries.flatten() {
         let path = entry.path();
         let is_bell = path.extension().is_some();
@@ -97,6 +97,14 @@ fn clear(waiting: &Path) {
             let _ = fs::remove_file(&lock);
         }
     }
+}
+
+/// How many locks there are whose holder is gone. Changes nothing.
+#[must_use]
+pub fn dead_waiters(dir: &StateDir) -> usize {
+    let entries = fs::read_dir(dir.waiting()).into_iter().flatten().flatten();
+    let locks = entries.map(|entry| entry.path()).filter(|path| path.extension().is_none());
+    locks.filter(|lock| is_held_at(lock).is_ok_and(|held| !held)).count()
 }
 
 /// Wakes one waiting process.

@@ -111,6 +111,14 @@ pub fn clear_hosts(dir: &StateDir) -> usize {
     removed
 }
 
+/// How many of those there are. Changes nothing.
+#[must_use]
+pub fn dead_hosts(dir: &StateDir) -> usize {
+    let entries = fs::read_dir(dir.hosts()).into_iter().flatten().flatten();
+    let hosts = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<HostId>().ok());
+    hosts.filter(|host| !HostLock::lives(dir, *host)).count()
+}
+
 /// Whether hosts live, each looked at once.
 #[derive(Debug)]
 pub struct LivingHosts<'a> {
@@ -178,6 +186,7 @@ mod tests {
         fs::write(dir.host_lock(dead), "1\n").expect("written");
         dir.create_host_dir(bare).expect("made");
         fs::write(dir.hosts().join("not a host"), "").expect("written");
+        assert_eq!(dead_hosts(&dir), 2);
         assert_eq!(clear_hosts(&dir), 2);
         assert!(HostLock::lives(&dir, living) && dir.host_lock(living).exists());
         assert!(dir.hosts().join("not a host").exists(), "what is not known is left alone");

@@ -9,6 +9,7 @@
 
 use std::collections::HashSet;
 
+use super::admission::QueueRow;
 use super::evidence::{self, JobEvidence};
 use super::lock::JobLock;
 use super::outcome_file::{self, LeftOutcome};
@@ -41,6 +42,21 @@ fn is_left_alone(
         && !JobLock::is_held(dir, job).unwrap_or(true)
 }
 
+/// Whether an agent was started for a job and its runner is gone.
+fn is_lost(dir: &StateDir, row: &QueueRow) -> bool {
+    row.state == JobState::Running && !JobLock::is_held(dir, row.job).unwrap_or(true)
+}
+
+/// The jobs whose agent was started and whose runner is gone: a sweep settles them. Changes nothing.
+///
+/// # Errors
+///
+/// The queue cannot be read.
+pub async fn lost(store: &StoreHandle, dir: &StateDir) -> Result<Vec<JobId>, Fault> {
+    let rows = store.queue().await?;
+    Ok(rows.into_iter().filter(|row| is_lost(dir, row)).map(|row| row.job).collect())
+}
+
 /// Looks at every job that is not over, except `ours`. Returns background jobs that need a runner and may be run here: each
 /// was accepted with an environment whose digest is among `environments`, since it is to run with that of its caller.
 ///
@@ -57,8 +73,7 @@ pub async fn sweep(
     let mut evidence = JobEvidence::new(dir);
     for row in store.queue().await? {
         let orphan = is_left_alone(dir, &mut evidence, row.job, row.state, row.accepted_at, row.waiter);
-        let lost = row.state == JobState::Running && !JobLock::is_held(dir, row.job).unwrap_or(true);
-        if ours.contains(&row.job) || !(orphan || lost) {
+        if ours.contains(&row.job) || !(orphan || is_lost(dir, &row)) {
             continue;
         }
         if orphan && row.mode == JobMode::Background && environments.contains(&row.environment) {

@@ -29,7 +29,7 @@ use super::scripted_agent::{self, Script, Step};
 use super::starts::{NOBODY, Start};
 use super::tools::{Tally, TestTool};
 use super::wait::{PATIENCE, Waiting};
-use crate::agents::{AgentProfile, AgentRegistry, Environment, RUN_TOKEN_VARIABLE, find_program};
+use crate::agents::{AgentProfile, AgentRegistry, CliAgent, Environment, RUN_TOKEN_VARIABLE, find_program};
 use crate::base::ids::JobId;
 use crate::base::state_dir::StateDir;
 use crate::config::{Config, Words};
@@ -201,19 +201,16 @@ impl Rig {
             ("PATH", "/usr/bin:/bin".to_owned()),
             ("LANG", "C.UTF-8".to_owned()),
             ("PHONE_OPUS_STATE_DIR", path("state")),
-            ("PHONE_OPUS_CLAUDE_BIN", path(scripted_agent::PROGRAM_NAME)),
-            ("PHONE_OPUS_CODEX_BIN", path(scripted_agent::PROGRAM_NAME)),
-            ("PHONE_OPUS_COPILOT_BIN", path(scripted_agent::PROGRAM_NAME)),
-            ("PHONE_OPUS_GEMINI_BIN", path(scripted_agent::PROGRAM_NAME)),
-            ("PHONE_OPUS_OPENCODE_BIN", path(scripted_agent::PROGRAM_NAME)),
-            ("PHONE_OPUS_QWEN_BIN", path(scripted_agent::PROGRAM_NAME)),
             // A busy machine must not turn a synchronous consult into a background job.
             ("PHONE_OPUS_WAIT_S", "300".to_owned()),
             // The more is logged, the more a leak would show.
             ("PHONE_OPUS_LOG", "trace".to_owned()),
             ("ANTHROPIC_API_KEY", KEY.to_owned()),
         ];
-        let mut env: BTreeMap<String, String> = env.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
+        // It plays every agent that is a program of its own.
+        let programs = CliAgent::all().map(|agent| (agent.variable(), path(scripted_agent::PROGRAM_NAME)));
+        let mut env: BTreeMap<String, String> =
+            env.into_iter().chain(programs).map(|(name, value)| (name.to_owned(), value)).collect();
         // Without a superuser's rights a rig could not see whose its processes are; a superuser sees them all the same.
         if !rustix::process::geteuid().is_root() {
             env.insert("PHONE_OPUS_DUMPABLE".to_owned(), "1".to_owned());
@@ -1002,6 +999,10 @@ impl Rig {
         invariants::invariant_secrets_stay_where_they_belong(&[prompt], &environments)?;
         if self.env.get("PHONE_OPUS_BILLING").is_none_or(|billing| billing != "api_key") {
             return invariants::invariant_secrets_stay_where_they_belong(&[key], &environments);
+        }
+        if !self.env.values().any(|value| value == KEY) {
+            // Of a world whose agent has no key of its own.
+            return Ok(());
         }
         match environments.iter().find(|(_, env)| !env.contains(KEY)) {
             None => Ok(()),

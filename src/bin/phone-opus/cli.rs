@@ -10,6 +10,7 @@ use clap_complete::engine::ArgValueCompleter;
 use phone_opus::internals::base::ids::AgentSessionId;
 use phone_opus::internals::config::{Key, Words, WorkerIsolation};
 use phone_opus::internals::jobs::{Billing, JobState};
+use phone_opus::testkit::custody_board::AgentPart;
 use phone_opus::testkit::rig::Through;
 
 use crate::clients::{ClientName, SetupScope};
@@ -24,12 +25,12 @@ use crate::job_word::JobWord;
 #[command(
     version,
     after_help = "Examples:\n  \
-        phone-opus consult --agent offline \"where are workers restarted?\"   ask here, without any model\n  \
-        phone-opus consult \"review the last commit\"                         ask Claude Code\n  \
-        phone-opus install --client claude                                  let Claude Code ask\n  \
-        phone-opus jobs list                                                what was asked\n  \
-        phone-opus doctor                                                   is everything in place?\n\n\
-        Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 cancelled or interrupted,\n\
+        phone-opus consult --agent offline \"who retries?\"   ask here, without a model\n  \
+        phone-opus consult \"is the retry safe?\"            ask Claude Code\n  \
+        phone-opus install --client claude                 let Claude Code ask\n  \
+        phone-opus jobs list                               what was asked\n  \
+        phone-opus doctor                                  is everything in place?\n\n\
+        Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 cancelled or interrupted, \
         4 no daemon is running, 141 nobody reads the output any more (an answer then stays unread)."
 )]
 pub(crate) struct Cli {
@@ -49,20 +50,22 @@ pub(crate) enum Command {
     /// Ask an agent here and now; the answer goes to stdout.
     #[command(after_help = "Examples:\n  \
         phone-opus consult \"why does the build fail?\"\n  \
-        phone-opus consult --diff \"review this\"            with what is not committed; --diff=main: since main\n  \
-        git log | phone-opus consult \"what changed?\"       with what comes on stdin\n  \
-        phone-opus consult - < question.md                 the prompt from stdin\n  \
-        phone-opus consult --agents claude,codex \"review\"  the answers of both\n  \
-        phone-opus consult --session ID \"and then?\"        go on in the session of an earlier answer\n  \
-        phone-opus consult --background --json \"review\"    a job; read it with `phone-opus jobs show ID --wait 600`")]
+        phone-opus consult --diff \"review this\"        with what is not committed\n  \
+        phone-opus consult --diff=main \"review this\"   with what was done since main\n  \
+        git log | phone-opus consult \"what changed?\"   with what comes on stdin\n  \
+        phone-opus consult - < question.md             the prompt from stdin\n  \
+        phone-opus consult --agents claude,codex \"review\"   the answers of both\n  \
+        phone-opus consult --session ID \"and then?\"    go on where an answer ended\n  \
+        phone-opus consult --background \"review\"       a job\n  \
+        phone-opus jobs show last --wait 600           its answer")]
     Consult(ConsultFlags),
     /// List, show, follow, cancel and forget jobs.
     #[command(after_help = "Examples:\n  \
-        phone-opus jobs list --all --state running     what is being asked, everywhere\n  \
-        phone-opus jobs show last --wait 600           wait for the last answer and read it\n  \
-        phone-opus jobs tail 3f25                      what the agent does, as it does it\n  \
-        phone-opus jobs cancel 3f25                    end a job and everything it started\n  \
-        phone-opus jobs prune --older-than 7           forget what was finished a week ago\n\n\
+        phone-opus jobs list --all --state running   what is being asked, everywhere\n  \
+        phone-opus jobs show last --wait 600         wait for the last answer, read it\n  \
+        phone-opus jobs tail 3f25                    what the agent does, as it does\n  \
+        phone-opus jobs cancel 3f25                  end it and everything it started\n  \
+        phone-opus jobs prune --older-than 7         forget what ended a week ago\n\n\
         A job is named by its id, the first 4 or more characters of it, or `last`: the last one of this directory.")]
     Jobs {
         #[command(subcommand)]
@@ -73,10 +76,10 @@ pub(crate) enum Command {
     Status(StatusOptions),
     /// One server that many clients share: start it, ask how it is, end it.
     #[command(after_help = "Examples:\n  \
-        phone-opus daemon start            where none runs; a client (`mcp connect`) does so by itself\n  \
-        phone-opus daemon status           who serves here, and how busy it is\n  \
-        phone-opus daemon stop             refused while jobs run; --drain lets them end, --force does not\n  \
-        phone-opus daemon install          let systemd or launchd start it when somebody connects\n\n\
+        phone-opus daemon start     where none runs; `mcp connect` does so by itself\n  \
+        phone-opus daemon status    who serves here, and how busy it is\n  \
+        phone-opus daemon stop      refused while jobs run, without --drain or --force\n  \
+        phone-opus daemon install   let systemd or launchd start it at need\n\n\
         `stop`, `status`, `reload`, `drain`, `pause` and `resume` start nothing and make no file.\n\n\
         Exit codes: 0 done, 1 failed or refused, 2 wrong usage or configuration, 4 no daemon is running.")]
     Daemon {
@@ -85,29 +88,29 @@ pub(crate) enum Command {
     },
     /// Run processes on this machine for a client elsewhere, and read and write files for it.
     #[command(after_help = "Examples:\n  \
-        phone-opus exec-server --listen stdio                       for whoever starts it: ssh HOST phone-opus exec-server …\n  \
-        phone-opus exec-server --listen unix:/run/user/1000/po/x    a socket only this user can use\n  \
-        phone-opus exec-server --listen ws://127.0.0.1:0            says where it listens in one line on stdout\n\n\
-        It speaks the protocol of `codex exec-server`. A peer on this machine comes in when the system says that it is yours;\n\
-        everybody else needs the token. What a client started ends when the client has been gone for the lease, and when the\n\
+        phone-opus exec-server --listen stdio               for who starts it (ssh)\n  \
+        phone-opus exec-server --listen unix:/run/user/1000/po/x   for this user alone\n  \
+        phone-opus exec-server --listen ws://127.0.0.1:0    says on stdout where it is\n\n\
+        It speaks the protocol of `codex exec-server`. A peer on this machine comes in when the system says that it is yours; \
+        everybody else needs the token. What a client started ends when the client has been gone for the lease, and when the \
         server ends, however it ends.\n\n\
         Exit codes: 0 its client is gone or it was told to end, 1 failed, 2 wrong usage.")]
     ExecServer(ExecServerFlags),
     /// Let a client start phone-opus: shows what would change in the client's own configuration, asks, and writes it.
     #[command(after_help = "Examples:\n  \
-        phone-opus install --client claude                    you, in every directory\n  \
-        phone-opus install --client codex --dry-run           only look\n  \
-        phone-opus install --client cursor --scope project    whoever works in this directory\n  \
-        phone-opus install --client gemini --yes --json       for scripts\n\n\
-        Comments, order and every other byte of the file stay. Where a client would cut a long consult short, its limit for\n\
+        phone-opus install --client claude                   you, in every directory\n  \
+        phone-opus install --client codex --dry-run          only look\n  \
+        phone-opus install --client cursor --scope project   everybody, in this one\n  \
+        phone-opus install --client gemini --yes --json      for scripts\n\n\
+        Comments, order and every other byte of the file stay. Where a client would cut a long consult short, its limit for \
         phone-opus is raised, unless you have set one.\n\n\
         Exit codes: 0 done or nothing to do, 1 refused or failed, 2 wrong usage, or nobody to ask and no --yes, 3 you said no.")]
     Install(SetupOptions),
     /// Take back what `install` wrote, where it is still as it was written.
     #[command(after_help = "Examples:\n  \
-        phone-opus uninstall --client claude           the file is what it was before\n  \
-        phone-opus uninstall --client codex --force    the entry goes, whatever is in it\n\n\
-        Exit codes: 0 done or nothing to do, 1 refused or failed, or the entry was edited and stays, 2 wrong usage, or nobody\n\
+        phone-opus uninstall --client claude          the file is what it was before\n  \
+        phone-opus uninstall --client codex --force   the entry goes, whatever it is\n\n\
+        Exit codes: 0 done or nothing to do, 1 refused or failed, or the entry was edited and stays, 2 wrong usage, or nobody \
         to ask and no --yes, 3 you said no.")]
     Uninstall(SetupOptions),
     /// What is configured, and where each setting is from.
@@ -117,8 +120,16 @@ pub(crate) enum Command {
     },
     /// Check that everything is in place.
     #[command(after_help = "Examples:\n  \
-        phone-opus doctor          for people\n  \
-        phone-opus doctor --json   for scripts; exit code 1 when a consult cannot work")]
+        phone-opus doctor                   costs nothing and asks no model\n  \
+        phone-opus doctor --live            a real turn of each agent, that is paid\n  \
+        phone-opus doctor --live --agent codex --yes\n  \
+        phone-opus doctor --fix --dry-run   what can be put right, and how\n  \
+        phone-opus doctor --json            for scripts\n\n\
+        `--live` shows each agent's login, who pays, its model and version and how long it takes, and what to do where it fails. \
+        `--fix` touches nothing of an agent's, forgets no job, and writes into a client's file only where that still says \
+        what `install` wrote.\n\n\
+        Exit codes: 0 all is well, 1 a consult with the default agent cannot work, an agent named by --agent does not answer, \
+        or a fix failed, 2 wrong usage, or nobody to ask and no --yes, 3 you said no, or ended it.")]
     Doctor(DoctorOptions),
     /// Who can answer here: each agent, where its program is, and what keeps it to reading.
     #[command(
@@ -132,19 +143,21 @@ pub(crate) enum Command {
     },
     /// Try this very program: strike every fault point and check every promise.
     #[command(after_help = "Examples:\n  \
-        phone-opus selftest                         every row, a minute at most on two idle cores\n  \
+        phone-opus selftest                     every row; a minute on two idle cores\n  \
         phone-opus selftest --only worker. --only kill\n  \
-        phone-opus selftest --soak 10               ten minutes of random plans; each line names its seed\n  \
-        phone-opus selftest --replay 1234           the plan and the workload of that seed again\n  \
-        phone-opus selftest --custody               a table of what becomes of prompts, secrets and processes\n  \
-        phone-opus selftest --through daemon        either board, with clients that share a daemon\n\n\
-        It needs no agent and no network, and touches nothing but a scratch directory.\n\
+        phone-opus selftest --soak 10           ten minutes of random plans, by seeds\n  \
+        phone-opus selftest --replay 1234       the plan of that seed again\n  \
+        phone-opus selftest --custody           where prompts and processes end\n  \
+        phone-opus selftest --custody --agent all    the same for each agent\n  \
+        phone-opus selftest --through daemon    either, with clients that share one\n\n\
+        It needs no agent and no network, and touches nothing but a scratch directory.\n\n\
         Exit codes: 0 all laws hold, 1 a law was broken, 2 wrong usage.")]
     Selftest(SelftestOptions),
     /// Print what makes a shell complete words, job ids among them.
     #[command(after_help = "Put it where the shell reads it:\n  \
-        phone-opus completions bash > ~/.local/share/bash-completion/completions/phone-opus\n  \
-        phone-opus completions zsh > ~/.zfunc/_phone-opus            (a directory of $fpath)\n  \
+        phone-opus completions bash \\\n    \
+        > ~/.local/share/bash-completion/completions/phone-opus\n  \
+        phone-opus completions zsh > ~/.zfunc/_phone-opus     (a directory of $fpath)\n  \
         phone-opus completions fish > ~/.config/fish/completions/phone-opus.fish\n\n\
         The shell then asks the program `phone-opus` on PATH at each key. Write it anew after an upgrade.")]
     Completions {
@@ -182,14 +195,14 @@ pub(crate) enum McpCommand {
         phone-opus install --client claude\n  \
         phone-opus install --client codex\n  \
         {\"mcpServers\":{\"phone-opus\":{\"command\":\"phone-opus\",\"args\":[\"mcp\",\"serve\"]}}}\n\n\
-        It looks for a new version of itself at the path it was started by, and checks it before it is replaced by it\n\
+        It looks for a new version of itself at the path it was started by, and checks it before it is replaced by it \
         (`rollout` in the configuration). SIGUSR2 asks for that now; health_snapshot says what became of it.")]
     Serve(ServeOptions),
     /// Serve one MCP client on stdin and stdout by the daemon of the state directory, which is started when there is none.
     #[command(after_help = "Add it to a client:\n  \
         phone-opus install --client claude --connect\n  \
         phone-opus install --client codex --connect\n\n\
-        The client keeps its connection when the daemon is lost or replaced. Where no daemon can be had, this process serves\n\
+        The client keeps its connection when the daemon is lost or replaced. Where no daemon can be had, this process serves \
         as `mcp serve` does, and health_snapshot says why.")]
     Connect(ConnectOptions),
     /// Say whether this very file can serve here; a running server asks before it is replaced by it.
@@ -671,7 +684,22 @@ pub(crate) struct SetupOptions {
 /// `doctor`.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct DoctorOptions {
-    /// One JSON object.
+    /// Ask each agent that is installed one short question, as a consult; it is paid for as one.
+    #[arg(long)]
+    pub(crate) live: bool,
+    /// Of these agents only, installed or not; may be given more than once.
+    #[arg(long, value_name = "NAME", requires = "live")]
+    pub(crate) agent: Vec<String>,
+    /// Put right what is safe: what is ours and can be taken back or made anew. Shows it first, and asks.
+    #[arg(long)]
+    pub(crate) fix: bool,
+    /// Only show what `--fix` would do.
+    #[arg(long, requires = "fix", conflicts_with = "yes")]
+    pub(crate) dry_run: bool,
+    /// Do it without a question.
+    #[arg(long, short)]
+    pub(crate) yes: bool,
+    /// One JSON object; asks nothing.
     #[arg(long)]
     pub(crate) json: bool,
     /// Where jobs are kept.
@@ -702,7 +730,7 @@ pub(crate) struct SelftestOptions {
     /// Show the rows and what is promised of each; play nothing.
     #[arg(long)]
     pub(crate) list: bool,
-    /// Only rows with this in their name; given more than once, with all of them.
+    /// Only rows, or cells, with this in their name; given more than once, with all of them.
     #[arg(long, value_name = "TEXT")]
     pub(crate) only: Vec<String>,
     /// Rows that break a law on purpose: it must say so.
@@ -718,8 +746,11 @@ pub(crate) struct SelftestOptions {
     #[arg(long, value_name = "SEED", conflicts_with_all = ["only", "control", "list", "soak", "seed"])]
     pub(crate) replay: Option<u64>,
     /// The custody scoreboard instead: what becomes of prompts, secrets and processes.
-    #[arg(long, conflicts_with_all = ["only", "control", "list", "soak", "replay", "seed"])]
+    #[arg(long, conflicts_with_all = ["control", "list", "soak", "replay", "seed"])]
     pub(crate) custody: bool,
+    /// Whom the scripted agent plays in that: an agent's name, or `all`, which takes a minute for each.
+    #[arg(long, value_name = "NAME", default_value = "claude", value_parser = part, requires = "custody")]
+    pub(crate) agent: String,
     /// How clients come to the server that is struck.
     #[arg(long, default_value = "streams", value_parser = words::<Through>(), conflicts_with_all = ["control", "soak", "replay"])]
     pub(crate) through: Through,
@@ -729,6 +760,18 @@ pub(crate) struct SelftestOptions {
     /// One JSON object.
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+/// Every agent, one after the other.
+pub(crate) const EVERY_AGENT: &str = "all";
+
+/// Whom the scripted agent can play.
+fn part(text: &str) -> Result<String, String> {
+    let names = || AgentPart::all().map(|part| part.name().to_owned());
+    if text == EVERY_AGENT || names().any(|name| name == text) {
+        return Ok(text.to_owned());
+    }
+    Err(format!("accepted: {}, {EVERY_AGENT}", names().collect::<Vec<_>>().join(", ")))
 }
 
 /// Most of a row is waiting for the bound it is about, so that two cores keep up with this many.

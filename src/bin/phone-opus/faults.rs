@@ -7,7 +7,9 @@ use phone_opus::internals::tools;
 use serde_json::{Value, json};
 
 use crate::cli::FaultsCommand;
-use crate::output::{print, print_json};
+use crate::output::{out, print_json, print_lines, print_prose};
+use crate::screen::layout::{CellFit, laid_out};
+use crate::screen::{Line, paint};
 
 /// Runs one of the commands.
 pub(crate) fn run(command: &FaultsCommand) -> ExitCode {
@@ -17,21 +19,28 @@ pub(crate) fn run(command: &FaultsCommand) -> ExitCode {
         print_json(json!({ "points": points }));
         return ExitCode::SUCCESS;
     }
-    print("PHONE_OPUS_FAULTS = point[@operation][#when]=action[:argument];…\n");
+    print_prose("PHONE_OPUS_FAULTS = point[@operation][#when]=action[:argument];…\n");
+    let face = out();
+    // A pipe has no width.
+    let width = if face.terminal { face.width } else { usize::MAX };
     for point in FaultPoint::ALL {
         let reached = if point.is_reached() { "" } else { " (not in this version)" };
-        print(&format!("{point}: {}{reached}", point.meaning()));
-        let actions: Vec<&str> = point.accepted().iter().map(|kind| kind.as_str()).collect();
-        print(&format!("    actions     {}", actions.join(" ")));
-        let operations = operations(*point);
-        if !operations.is_empty() {
-            print(&format!("    operations  {}", operations.join(" ")));
-        }
+        print_prose(&format!("{point}: {}{reached}", point.meaning()));
+        let actions: Vec<String> = point.accepted().iter().map(|kind| kind.as_str().to_owned()).collect();
+        let told = [("actions", actions), ("operations", operations(*point))];
+        let rows: Vec<Vec<Line>> =
+            told.iter().filter(|(_, words)| !words.is_empty()).map(|(name, words)| row(name, words)).collect();
+        print_lines(&laid_out(&[CellFit::Whole, CellFit::Wrap(20)], rows.iter(), width).concat());
     }
-    print(
+    print_prose(
         "\nwhen: #N the N-th time (#1 if left out), #* each time, #pX each time with probability X; exit:CODE, delay:MS",
     );
     ExitCode::SUCCESS
+}
+
+/// What may follow, set in under its point.
+fn row(name: &str, words: &[String]) -> Vec<Line> {
+    vec![Line::of(paint::PLAIN, &format!("    {name:<10}")), Line::of(paint::PLAIN, &words.join(" "))]
 }
 
 fn operations(point: FaultPoint) -> Vec<String> {

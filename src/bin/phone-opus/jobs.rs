@@ -25,7 +25,7 @@ use crate::answer::{self, Form};
 use crate::cli::JobsCommand;
 use crate::job_word::short;
 use crate::logging;
-use crate::output::{is_lost, out, print, print_json, print_lines, say};
+use crate::output::{is_lost, out, print, print_json, print_lines, print_prose, say};
 use crate::screen::layout::{CellFit, Column, cut, table};
 use crate::screen::{Face, Line, ages, paint};
 use crate::settings::{refused, runtime, state_dir};
@@ -359,7 +359,7 @@ async fn tail(store: &StoreHandle, job: JobId, after: u64, follow: Follow, as_js
         if state.is_terminal() {
             if !as_json {
                 let known = short(job);
-                print(&format!("Job {known} is {}. Its answer: phone-opus jobs show {known}", state.as_str()));
+                print_prose(&format!("Job {known} is {}. Its answer: phone-opus jobs show {known}", state.as_str()));
             }
             return Ok(ExitCode::SUCCESS);
         }
@@ -389,7 +389,7 @@ async fn cancel(store: &StoreHandle, dir: &StateDir, job: JobId, as_json: bool) 
     };
     if let CancelState::Ended { state } = store.request_cancel(job, CancelReason::Requested).await? {
         if told(state, false) {
-            print(&format!("Job {job} was already {}; nothing was changed.", state.as_str()));
+            print_prose(&format!("Job {job} was already {}; nothing was changed.", state.as_str()));
         }
         return Ok(ExitCode::SUCCESS);
     }

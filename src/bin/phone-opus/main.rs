@@ -1,6 +1,7 @@
 //! The phone-opus program: command line, signals, logging, exit codes. Everything else is the library's.
 
 mod agents;
+mod agreement;
 mod answer;
 mod begin;
 mod cli;
@@ -110,6 +111,8 @@ fn kind(command: &Command) -> (Kind, Image) {
         Command::Mcp { command: McpCommand::Serve(_) } => (Kind::Server, Image::First),
         Command::Mcp { command: McpCommand::Connect(_) } => (Kind::Bridge, Image::First),
         Command::Consult(_) => (Kind::Consult, Image::First),
+        // It asks as one.
+        Command::Doctor(options) if options.live => (Kind::Consult, Image::First),
         Command::ExecServer(options) if options.kept => (Kind::ExecServer, Image::First),
         _ => (Kind::Tool, Image::First),
     }

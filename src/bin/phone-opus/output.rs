@@ -21,6 +21,7 @@ use rustix::stdio::{stderr, stdout};
 use rustix::termios::tcgetwinsize;
 use serde_json::{Value, json};
 
+use crate::screen::layout::prose;
 use crate::screen::{Face, Line};
 
 /// The exit code when whoever read the output has gone: what a shell says of a program that SIGPIPE ended.
@@ -54,6 +55,12 @@ fn face(of: BorrowedFd<'_>, terminal: bool) -> Face {
 pub(crate) fn print(text: &str) {
     let terminal = io::stdout().is_terminal();
     put(format!("{}\n", as_shown(text, terminal)), terminal);
+}
+
+/// The same in sentences: on a terminal broken at words.
+pub(crate) fn print_prose(text: &str) {
+    let face = out();
+    if face.terminal { print_lines(&prose(text, face.width)) } else { print(text) }
 }
 
 /// The same in lines that are laid out.
@@ -91,6 +98,12 @@ pub(crate) fn is_lost() -> bool {
 /// One line on stderr. Where nobody reads it, nobody needs it.
 pub(crate) fn say(line: &str) {
     tell(format!("{}\n", as_shown(line, io::stderr().is_terminal())).as_bytes());
+}
+
+/// The same in sentences: on a terminal broken at words.
+pub(crate) fn say_prose(text: &str) {
+    let face = err();
+    if face.terminal { say_lines(&prose(text, face.width)) } else { say(text) }
 }
 
 /// The same in lines that are laid out.

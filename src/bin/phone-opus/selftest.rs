@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use phone_opus::internals::config::WorkerIsolation;
-use phone_opus::testkit::custody_board;
+use phone_opus::testkit::custody_board::{self, AgentPart, CustodyRow};
 use phone_opus::testkit::invariants::Violation;
 use phone_opus::testkit::processes;
 use phone_opus::testkit::rig::Through;
@@ -14,8 +14,10 @@ use phone_opus::testkit::scoreboard::rows::{controls, place};
 use phone_opus::testkit::scoreboard::{self, Draw, FaultRow, Score, rows};
 use serde_json::{Value, json};
 
-use crate::cli::SelftestOptions;
-use crate::output::{print, print_json, say, say_over};
+use crate::cli::{EVERY_AGENT, SelftestOptions};
+use crate::output::{out, print, print_json, print_lines, say, say_over};
+use crate::screen::layout::{CellFit, Column, table};
+use crate::screen::{self, markdown, paint};
 use crate::settings::{SetupError, program, refused, runtime};
 
 /// What is to be played.
@@ -37,8 +39,7 @@ pub(crate) fn run(options: &SelftestOptions) -> ExitCode {
 
 fn play(options: &SelftestOptions) -> Result<ExitCode, SetupError> {
     if options.custody {
-        let rows = runtime()?.block_on(custody_board::run(program(), options.through));
-        return Ok(custody(&rows, options.json));
+        return Ok(custody(&custody_rows(options)?, options.json));
     }
     let chosen = chosen(options);
     if chosen.is_empty() {
@@ -74,15 +75,46 @@ fn play(options: &SelftestOptions) -> Result<ExitCode, SetupError> {
     Ok(board.verdict())
 }
 
+/// Asks the cells of the custody scoreboard, for one agent after the other.
+fn custody_rows(options: &SelftestOptions) -> Result<Vec<CustodyRow>, SetupError> {
+    let shown = !options.json && std::io::stderr().is_terminal();
+    let parts: Vec<AgentPart> = match options.agent.as_str() {
+        EVERY_AGENT => AgentPart::all().collect(),
+        name => AgentPart::named(name).into_iter().collect(),
+    };
+    let (runtime, count) = (runtime()?, parts.len());
+    let mut rows = Vec::new();
+    for (done, part) in parts.into_iter().enumerate() {
+        if shown {
+            say_over(&format!("{}, {} of {count} agents", part.name(), done + 1));
+        }
+        rows.extend(runtime.block_on(custody_board::run_as(program(), options.through, part, options.only.clone())));
+    }
+    if shown {
+        say_over("");
+    }
+    Ok(rows)
+}
+
 /// Shows the custody scoreboard; exit code 1 when a cell is wrong.
-fn custody(rows: &[custody_board::CustodyRow], as_json: bool) -> ExitCode {
+fn custody(rows: &[CustodyRow], as_json: bool) -> ExitCode {
+    if rows.is_empty() {
+        say("phone-opus: no cell has that in its name; `phone-opus selftest --custody` shows them all");
+        return ExitCode::from(2);
+    }
     let wrong = rows.iter().filter(|row| row.right == Some(false)).count();
     if as_json {
-        let cells: Vec<Value> =
-            rows.iter().map(|row| json!({"cell": row.cell, "seen": row.seen, "right": row.right})).collect();
+        let cell =
+            |row: &CustodyRow| json!({"agent": row.agent, "cell": row.cell, "seen": row.seen, "right": row.right});
+        let cells: Vec<Value> = rows.iter().map(cell).collect();
         print_json(json!({"build": env!("CARGO_PKG_VERSION"), "ok": wrong == 0, "cells": cells}));
     } else {
-        print(custody_board::markdown(rows).trim_end());
+        let (shown, face) = (custody_board::markdown(rows), out());
+        if face.terminal {
+            print_lines(&markdown::lines(shown.trim_end(), face.width));
+        } else {
+            print(shown.trim_end());
+        }
         let unseen = rows.iter().filter(|row| row.right.is_none()).count();
         print(&format!("{} cells: {wrong} wrong, {unseen} not to be seen on this machine", rows.len()));
     }
@@ -122,7 +154,36 @@ struct Line {
     replay: String,
 }
 
+/// The columns of the table on a terminal.
+const COLUMNS: [Column; 8] = [
+    Column::new("", CellFit::Whole),
+    Column::new("FAULT", CellFit::Wrap(20)),
+    Column::new("ANSWERED", CellFit::Wrap(8)),
+    Column::new("RECOVERED", CellFit::Wrap(9)),
+    Column::new("GENERATION", CellFit::Whole),
+    Column::new("RUNS", CellFit::Whole),
+    Column::new("ORPHANS", CellFit::Whole),
+    Column::new("TIME", CellFit::Whole),
+];
+
 impl Line {
+    fn cells(&self) -> Vec<screen::Line> {
+        let score = &self.score;
+        let (look, mark) = if score.holds() { (paint::GOOD, "ok") } else { (paint::BAD, "FAIL") };
+        let plain = |text: &str| screen::Line::of(paint::PLAIN, text);
+        let generation = score.generation.map_or_else(|| "-".to_owned(), |generation| generation.to_string());
+        vec![
+            screen::Line::of(look, mark),
+            plain(&self.name),
+            plain(&score.answered),
+            plain(score.recovered.as_str()),
+            plain(&generation),
+            plain(&score.runs.to_string()),
+            plain(&score.left.to_string()),
+            plain(&format!("{:.1} s", score.took.as_secs_f64())),
+        ]
+    }
+
     fn as_json(&self) -> Value {
         let broken: Vec<Value> =
             self.score.broken.iter().map(|Violation { law, detail }| json!({"law": law, "detail": detail})).collect();
@@ -237,6 +298,12 @@ impl Board {
     }
 
     fn table(&self) {
+        let face = out();
+        if face.terminal {
+            let rows: Vec<Vec<screen::Line>> = self.lines.iter().map(Line::cells).collect();
+            print_lines(&table(&COLUMNS, &rows, face));
+            return self.lines.iter().for_each(print_broken);
+        }
         let width = self.lines.iter().map(|line| line.name.len()).max().unwrap_or(0).max(5);
         print(&format!(
             "{:4} {:width$}  {:<20} {:<9} {:>10} {:>4} {:>7} {:>7}",

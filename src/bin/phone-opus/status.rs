@@ -24,7 +24,7 @@ use serde_json::{Value, json};
 use crate::cli::StatusOptions;
 use crate::job_word::short;
 use crate::logging;
-use crate::output::{print, print_json, say};
+use crate::output::{print_json, print_prose, say};
 use crate::screen::ages;
 use crate::settings::{chain, refused, runtime, state_dir};
 
@@ -50,7 +50,7 @@ pub(crate) fn run(options: &StatusOptions) -> ExitCode {
     if options.json {
         print_json(whole.json());
     } else {
-        print(&whole.shown(UnixMillis::now()));
+        print_prose(&whole.shown(UnixMillis::now()));
     }
     ExitCode::SUCCESS
 }

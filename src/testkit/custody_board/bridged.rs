@@ -11,18 +11,18 @@ use super::super::wait::{PATIENCE, Waiting};
 use super::{CustodyRow, Loss, Seen, Tried, alive, begun, goes_on, lawful, leaving, listed, over, row, world};
 
 /// The questions, asked.
-pub(super) async fn rows(tried: &Tried) -> Vec<CustodyRow> {
+pub(super) async fn rows(tried: &Tried) -> Vec<Option<CustodyRow>> {
     let deaf = [Step::IgnoreTerm];
     vec![
-        row("alive after SIGTERM to its bridge", alive(tried, Loss::Host(Signal::TERM), &[])).await,
-        row("alive after SIGKILL of its bridge", alive(tried, Loss::Host(Signal::KILL), &[])).await,
-        row("the same, an agent deaf to SIGTERM", alive(tried, Loss::Host(Signal::KILL), &deaf)).await,
-        row("background consult after SIGKILL of its bridge", goes_on(tried)).await,
-        row("a consult after SIGKILL of the daemon", daemon_killed(tried, 1)).await,
-        row("the same, killed three times", daemon_killed(tried, 3)).await,
-        row("alive after SIGKILL of daemon and runner", daemon_and_runner(tried)).await,
-        row("alive after SIGKILL of everything but the agent", everything(tried)).await,
-        row("another client's consult after a disconnect", another_goes(tried)).await,
+        row(tried, "alive after SIGTERM to its bridge", alive(tried, Loss::Host(Signal::TERM), &[])).await,
+        row(tried, "alive after SIGKILL of its bridge", alive(tried, Loss::Host(Signal::KILL), &[])).await,
+        row(tried, "the same, an agent deaf to SIGTERM", alive(tried, Loss::Host(Signal::KILL), &deaf)).await,
+        row(tried, "background consult after SIGKILL of its bridge", goes_on(tried)).await,
+        row(tried, "a consult after SIGKILL of the daemon", daemon_killed(tried, 1)).await,
+        row(tried, "the same, killed three times", daemon_killed(tried, 3)).await,
+        row(tried, "alive after SIGKILL of daemon and runner", daemon_and_runner(tried)).await,
+        row(tried, "alive after SIGKILL of everything but the agent", everything(tried)).await,
+        row(tried, "another client's consult after a disconnect", another_goes(tried)).await,
     ]
 }
 

@@ -14,6 +14,8 @@
 mod adopted;
 mod bridged;
 mod inherited;
+mod keys;
+mod part;
 mod trouble;
 
 use std::fmt::Write as _;
@@ -31,12 +33,20 @@ use super::rig::{KEY, Rig, Run, Through};
 use super::scripted_agent::{ForkPlace, Script, Step};
 use super::wait::{PATIENCE, Waiting};
 use crate::agents::MAX_PROMPT_BYTES;
+use crate::jobs::Billing;
+
+#[doc(hidden)]
+pub use self::part::AgentPart;
 
 /// How long what a consult started may outlive it before it counts as left alive: what others were given.
 const LEFT_ALIVE: Duration = Duration::from_secs(6);
 
-/// The long answer, in bytes.
+/// The long answer, in bytes; shorter for an agent that is given no prompt with such an answer in it.
 const LONG_ANSWER: usize = 400_000;
+const SHORTER_ANSWER: usize = 40_000;
+
+/// The agent of a board that names none.
+const USUAL: &str = "claude";
 
 /// Bytes a reply about it may have: two shows (text and structured) of the 24,000 characters that are given at a time, and
 /// the fields around them. Clients cut or refuse what is longer.
@@ -52,6 +62,8 @@ const PLANTED: [(&str, &str, &str); 3] = [
 /// One cell of the scoreboard.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CustodyRow {
+    /// The agent that answered, or was played.
+    pub agent: String,
     /// What was asked.
     pub cell: &'static str,
     /// What was seen.
@@ -74,10 +86,13 @@ enum Loss {
 /// What a cell has seen: in words, and whether it is right.
 type Seen = (String, Option<bool>);
 
-/// What is asked: a program, and how its clients come to it.
+/// What is asked: a program, how its clients come to it, and who answers.
 struct Tried {
     program: PathBuf,
     through: Through,
+    part: AgentPart,
+    /// Words a cell has to have in its name to be asked.
+    only: Vec<String>,
 }
 
 /// Asks the program every question, and returns a row for each. Takes about a minute.
@@ -88,77 +103,109 @@ struct Tried {
 ///
 /// Safe: a world that is dropped ends its processes.
 pub async fn run(program: impl Into<PathBuf>, through: Through) -> Vec<CustodyRow> {
-    let tried = &Tried { program: program.into(), through };
-    let mut rows = of_any_door(tried).await;
-    rows.extend(match through {
+    match AgentPart::named(USUAL) {
+        Some(part) => run_as(program, through, part, Vec::new()).await,
+        None => Vec::new(),
+    }
+}
+
+/// The same with an agent that is chosen, and of the cells those that have all of these words in their names.
+///
+/// # Cancel safety
+///
+/// As [`run`].
+#[doc(hidden)]
+pub async fn run_as(
+    program: impl Into<PathBuf>,
+    through: Through,
+    part: AgentPart,
+    only: Vec<String>,
+) -> Vec<CustodyRow> {
+    let tried = &Tried { program: program.into(), through, part, only };
+    let rows = of_any_door(tried).await.into_iter().chain(match through {
         Through::Streams => of_streams(tried).await,
         Through::Daemon => bridged::rows(tried).await,
     });
-    rows
+    rows.flatten().collect()
 }
 
 /// The questions that are the same whichever way a client comes.
-async fn of_any_door(tried: &Tried) -> Vec<CustodyRow> {
+async fn of_any_door(tried: &Tried) -> Vec<Option<CustodyRow>> {
     let deaf = [Step::IgnoreTerm];
     vec![
-        row("where the prompt goes", prompt_channel(tried)).await,
-        row("prompt of 200 KB", long_prompt(tried, 200_000)).await,
-        row("prompt of 1 MB", long_prompt(tried, MAX_PROMPT_BYTES)).await,
-        row("leaked to the agent: key, marker, secret", environment(tried)).await,
-        row("held by its runner: key, marker, secret", inherited::in_the_runner(tried)).await,
-        row("descriptors in the agent, of a server that was given more", inherited::descriptors(tried)).await,
-        row("alive after the call was cancelled", alive(tried, Loss::Withdrawn, &[])).await,
-        row("alive after `consult_cancel`", alive(tried, Loss::Cancelled, &[])).await,
-        row("the same, an agent deaf to SIGTERM", alive(tried, Loss::Cancelled, &deaf)).await,
-        row("alive after disconnect", alive(tried, Loss::Disconnect, &[])).await,
-        row("alive after SIGKILL of the runner", alive(tried, Loss::Runner, &[])).await,
-        row("answer of 400 KB, bytes of the reply", long_answer(tried)).await,
-        row("exit code 3 with output", exit_code(tried, true)).await,
-        row("exit code 3 with a whole answer", exit_code(tried, false)).await,
-        row("a whole answer, then it hangs", hangs_after_its_answer(tried)).await,
-        row("another payer, behind a byte order mark", payer(tried, Some("\u{feff}"))).await,
-        row("at work, and no word of who pays", payer(tried, None)).await,
-        row("an answer while another program holds the store", trouble::held_store(tried)).await,
-        row("an answer on a full disk", trouble::full_disk(tried)).await,
-        row("alive after `consult_cancel` of a job whose runner stands still", trouble::frozen_runner(tried)).await,
+        row(tried, "where the prompt goes", prompt_channel(tried)).await,
+        row(tried, "prompt of 200 KB", long_prompt(tried, 200_000)).await,
+        row(tried, "prompt of 1 MB", long_prompt(tried, MAX_PROMPT_BYTES)).await,
+        row(tried, "leaked to the agent: key, marker, secret", environment(tried)).await,
+        row(tried, "keys of every agent: in the agent, by subscription", keys::reaching(tried, Billing::Subscription))
+            .await,
+        row(tried, "keys of every agent: in the agent, paid by key", keys::reaching(tried, Billing::ApiKey)).await,
+        row(tried, "held by its runner: key, marker, secret", inherited::in_the_runner(tried)).await,
+        row(tried, "descriptors in the agent, of a server that was given more", inherited::descriptors(tried)).await,
+        row(tried, "alive after the call was cancelled", alive(tried, Loss::Withdrawn, &[])).await,
+        row(tried, "alive after `consult_cancel`", alive(tried, Loss::Cancelled, &[])).await,
+        row(tried, "the same, an agent deaf to SIGTERM", alive(tried, Loss::Cancelled, &deaf)).await,
+        row(tried, "alive after disconnect", alive(tried, Loss::Disconnect, &[])).await,
+        row(tried, "alive after SIGKILL of the runner", alive(tried, Loss::Runner, &[])).await,
+        row(tried, "answer of 400 KB, bytes of the reply", long_answer(tried)).await,
+        row(tried, "exit code 3 with output", exit_code(tried, true)).await,
+        row(tried, "exit code 3 with a whole answer", exit_code(tried, false)).await,
+        row(tried, "a whole answer, then it hangs", hangs_after_its_answer(tried)).await,
+        row(tried, "another payer, behind a byte order mark", payer(tried, Some("\u{feff}"))).await,
+        row(tried, "at work, and no word of who pays", payer(tried, None)).await,
+        row(tried, "an answer while another program holds the store", trouble::held_store(tried)).await,
+        row(tried, "an answer on a full disk", trouble::full_disk(tried)).await,
+        row(tried, "alive after `consult_cancel` of a job whose runner stands still", trouble::frozen_runner(tried))
+            .await,
     ]
 }
 
 /// The questions about a server that ends with its client, and about what is no server.
-async fn of_streams(tried: &Tried) -> Vec<CustodyRow> {
+async fn of_streams(tried: &Tried) -> Vec<Option<CustodyRow>> {
     let deaf = [Step::IgnoreTerm];
     vec![
-        row("alive after SIGTERM to the server", alive(tried, Loss::Host(Signal::TERM), &[])).await,
-        row("alive after SIGKILL of the server", alive(tried, Loss::Host(Signal::KILL), &[])).await,
-        row("the same, an agent deaf to SIGTERM", alive(tried, Loss::Host(Signal::KILL), &deaf)).await,
-        row("background consult after SIGKILL of the server", goes_on(tried)).await,
-        row("alive after SIGKILL of server and runner", alive(tried, Loss::HostAndRunner, &[])).await,
-        row("a consult after SIGKILL of a server, asked of the next one that adopts it", adopted::asked_again(tried))
-            .await,
-        row("alive after SIGKILL of three such servers in a row", adopted::three_in_a_row(tried)).await,
-        row("alive after the trial of a new version", trouble::trial(tried)).await,
-        row("listed of a server's state during its upgrade", trouble::snapshot(tried)).await,
-        row("a consult after `chmod -x` of the running program", trouble::not_run(tried)).await,
-        row("an answer shown to a closed pipe", trouble::closed_output(tried)).await,
+        row(tried, "alive after SIGTERM to the server", alive(tried, Loss::Host(Signal::TERM), &[])).await,
+        row(tried, "alive after SIGKILL of the server", alive(tried, Loss::Host(Signal::KILL), &[])).await,
+        row(tried, "the same, an agent deaf to SIGTERM", alive(tried, Loss::Host(Signal::KILL), &deaf)).await,
+        row(tried, "background consult after SIGKILL of the server", goes_on(tried)).await,
+        row(tried, "alive after SIGKILL of server and runner", alive(tried, Loss::HostAndRunner, &[])).await,
+        row(
+            tried,
+            "a consult after SIGKILL of a server, asked of the next one that adopts it",
+            adopted::asked_again(tried),
+        )
+        .await,
+        row(tried, "alive after SIGKILL of three such servers in a row", adopted::three_in_a_row(tried)).await,
+        row(tried, "alive after the trial of a new version", trouble::trial(tried)).await,
+        row(tried, "listed of a server's state during its upgrade", trouble::snapshot(tried)).await,
+        row(tried, "a consult after `chmod -x` of the running program", trouble::not_run(tried)).await,
+        row(tried, "an answer shown to a closed pipe", trouble::closed_output(tried)).await,
     ]
 }
 
-/// The rows as a Markdown table.
+/// The rows as a Markdown table; with the agents where there are several.
 #[must_use]
 pub fn markdown(rows: &[CustodyRow]) -> String {
-    let mut table = "| | seen | |\n| --- | --- | --- |\n".to_owned();
+    let several = rows.windows(2).any(|pair| pair[0].agent != pair[1].agent);
+    let first = |text: &str| if several { format!("| {text} ") } else { String::new() };
+    let mut table = format!("{}| | seen | |\n{}| --- | --- | --- |\n", first("agent"), first("---"));
     for row in rows {
         let verdict = match row.right {
             Some(true) => "right",
             Some(false) => "**wrong**",
             None => "unseen",
         };
-        let _ = writeln!(table, "| {} | {} | {verdict} |", row.cell, row.seen.replace('|', "\\|"));
+        let seen = row.seen.replace('|', "\\|");
+        let _ = writeln!(table, "{}| {} | {seen} | {verdict} |", first(&row.agent), row.cell);
     }
     table
 }
 
-async fn row(cell: &'static str, asked: impl Future<Output = Seen>) -> CustodyRow {
+/// Asks a cell, if it is wanted.
+async fn row(tried: &Tried, cell: &'static str, asked: impl Future<Output = Seen>) -> Option<CustodyRow> {
+    if !tried.only.iter().all(|word| cell.contains(word.as_str())) {
+        return None;
+    }
     let (seen, right) = match AssertUnwindSafe(asked).catch_unwind().await {
         Ok(seen) => seen,
         Err(panic) => {
@@ -167,11 +214,11 @@ async fn row(cell: &'static str, asked: impl Future<Output = Seen>) -> CustodyRo
             (line.chars().take(300).collect(), Some(false))
         }
     };
-    CustodyRow { cell, seen, right }
+    Some(CustodyRow { agent: tried.part.name().to_owned(), cell, seen, right })
 }
 
 fn world(tried: &Tried) -> Rig {
-    let rig = Rig::new(&tried.program).with_clients(tried.through);
+    let rig = tried.part.in_world(Rig::new(&tried.program).with_clients(tried.through));
     PLANTED.iter().fold(rig, |rig, (_, name, value)| rig.with(name, *value))
 }
 
@@ -223,7 +270,11 @@ async fn long_prompt(tried: &Tried, bytes: usize) -> Seen {
     let prompt = rig.answering("42");
     let prompt = format!("{prompt}{}", "x".repeat(bytes - prompt.len()));
     let reply = host.consult(&prompt).await;
-    let seen = if reply.is_error() {
+    let seen = if !tried.part.takes(bytes) {
+        // An agent that would lose its answer over it is not started.
+        let refused = reply.is_error() && reply.code() == "prompt_too_large" && rig.runs().is_empty();
+        (format!("`{}`, nothing started", reply.code()), Some(refused))
+    } else if reply.is_error() {
         (format!("refused: {}", reply.code()), Some(false))
     } else {
         let got = only_run(&rig).start["prompt_bytes"].as_u64().unwrap_or_default();
@@ -300,6 +351,8 @@ async fn alive(tried: &Tried, loss: Loss, manners: &[Step]) -> Seen {
     let mut host = rig.serve().await;
     let (sent, job) = begun(&rig, &mut host, manners).await;
     let sent = sent.expect("a call");
+    // Of a host that lives on, the call is answered before its client hangs up.
+    let answered = matches!(loss, Loss::Cancelled | Loss::Runner);
     match loss {
         Loss::Withdrawn => host.cancel(sent).await,
         Loss::Cancelled => drop(host.call("consult_cancel", json!({"job_id": job})).await),
@@ -346,6 +399,9 @@ async fn alive(tried: &Tried, loss: Loss, manners: &[Step]) -> Seen {
         let (kept, took) = leaving(&rig, |left| left.is_empty()).await;
         (format!("{} after {:.1} s", listed(&kept), took.as_secs_f64()), Some(kept.is_empty()))
     };
+    if answered {
+        host.reply(sent).await;
+    }
     host.hang_up().await;
     host.exit().await;
     host.silence().await;
@@ -381,7 +437,8 @@ async fn long_answer(tried: &Tried) -> Seen {
     let mut rig = world(tried);
     let mut host = rig.serve().await;
     // Every thousand bytes differ, so that a page that is missing or doubled is noticed.
-    let answer: String = (0..LONG_ANSWER / 1000).map(|part| format!("{part:-<1000}")).collect();
+    let length = if tried.part.takes(LONG_ANSWER + LONG_ANSWER / 10) { LONG_ANSWER } else { SHORTER_ANSWER };
+    let answer: String = (0..length / 1000).map(|part| format!("{part:-<1000}")).collect();
     let reply = host.consult(&rig.answering(&answer)).await.expect_success();
     let bytes = reply.0.to_string().len();
     let pages = reply["pages"].as_u64().unwrap_or(1);
@@ -409,7 +466,8 @@ async fn exit_code(tried: &Tried, cut_off: bool) -> Seen {
     if !cut_off {
         // The answer is whole; how the process ended is told beside it.
         let told = reply.0.to_string().contains("\"code\":3");
-        let right = !reply.is_error() && reply.str("response") == "42" && told;
+        // An agent whose words come in pieces says both in one message.
+        let right = !reply.is_error() && reply.str("response").ends_with("42") && told;
         let seen = format!("{}, exit code {}", reply.str("status"), if told { "told" } else { "not told" });
         return over(&rig, host, (seen, Some(right))).await;
     }
@@ -432,10 +490,23 @@ async fn hangs_after_its_answer(tried: &Tried) -> Seen {
     over(&rig, host, (seen, Some(right))).await
 }
 
+/// Who pays, asked of an agent that does not say it.
+async fn unnamed_payer(rig: &Rig, mut host: TestClient) -> Seen {
+    let reply = host.consult(&rig.answering("42")).await;
+    let right =
+        !reply.is_error() && reply["billing"] == "unproven" && !only_run(rig).start["env"].to_string().contains(KEY);
+    let seen =
+        if right { "it never says; told as `unproven`, its key withheld".to_owned() } else { reply.text().to_owned() };
+    over(rig, host, (seen, Some(right))).await
+}
+
 /// An agent that an API key would pay for and hides its introduction behind this, or has none at all.
 async fn payer(tried: &Tried, hidden_behind: Option<&str>) -> Seen {
     let mut rig = world(tried);
     let mut host = rig.serve().await;
+    if !tried.part.names_its_payer() {
+        return unnamed_payer(&rig, host).await;
+    }
     let script = Script {
         no_init: hidden_behind.is_none(),
         before_init: hidden_behind.map(str::to_owned),
@@ -459,13 +530,28 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_cell_that_fails_is_a_row_that_says_why() {
-        let failed = row("x", async { panic!("waited in vain\nand more") }).await;
-        assert_eq!(failed, CustodyRow { cell: "x", seen: "waited in vain".into(), right: Some(false) });
-        let table = markdown(&[failed, CustodyRow { cell: "y", seen: "a|b".into(), right: None }]);
+    async fn a_cell_that_fails_is_a_row_that_says_why_and_one_that_is_not_wanted_is_not_asked() {
+        let part = AgentPart::named(USUAL).expect("known");
+        let tried = Tried { program: "/x".into(), through: Through::Streams, part, only: vec!["x".to_owned()] };
+        let failed = row(&tried, "x", async { panic!("waited in vain\nand more") }).await.expect("asked");
+        let of =
+            |agent: &str, cell, seen: &str, right| CustodyRow { agent: agent.into(), cell, seen: seen.into(), right };
+        assert_eq!(failed, of("claude", "x", "waited in vain", Some(false)));
+        assert_eq!(row(&tried, "y", async { panic!("asked") }).await, None);
+        let table = markdown(&[failed.clone(), of("claude", "y", "a|b", None)]);
         assert_eq!(
             table.lines().skip(2).collect::<Vec<_>>(),
             ["| x | waited in vain | **wrong** |", "| y | a\\|b | unseen |"]
+        );
+        let table = markdown(&[failed, of("codex", "x", "z", Some(true))]);
+        assert_eq!(
+            table.lines().collect::<Vec<_>>(),
+            [
+                "| agent | | seen | |",
+                "| --- | --- | --- | --- |",
+                "| claude | x | waited in vain | **wrong** |",
+                "| codex | x | z | right |"
+            ]
         );
     }
 }

@@ -92,11 +92,11 @@ pub(super) async fn frozen_runner(tried: &Tried) -> Seen {
 }
 
 /// A world around a copy of the program, which can be replaced; a hand-over stays where it can be seen for a moment.
-fn replaceable(program: &Path) -> (Rig, PathBuf, tempfile::TempDir) {
+fn replaceable(tried: &Tried) -> (Rig, PathBuf, tempfile::TempDir) {
     let dir = tempfile::tempdir().expect("a directory");
     let copy = dir.path().join("phone-opus");
-    std::fs::copy(program, &copy).expect("a copy");
-    (Rig::new(&copy), copy, dir)
+    std::fs::copy(&tried.program, &copy).expect("a copy");
+    (tried.part.in_world(Rig::new(&copy)), copy, dir)
 }
 
 /// A new version is tried that starts a process in a session of its own without an environment, and fails.
@@ -104,7 +104,7 @@ pub(super) async fn trial(tried: &Tried) -> Seen {
     if !processes::are_visible() {
         return ("processes cannot be seen here".to_owned(), None);
     }
-    let (mut rig, copy, _dir) = replaceable(&tried.program);
+    let (mut rig, copy, _dir) = replaceable(tried);
     let mut host = rig.serve().await;
     let begun = rig.sign("tried");
     let number = 100_000_000 + std::process::id();
@@ -153,7 +153,7 @@ pub(super) async fn snapshot(tried: &Tried) -> Seen {
 
 /// The program's file loses the permission to be run while it serves.
 pub(super) async fn not_run(tried: &Tried) -> Seen {
-    let (mut rig, copy, _dir) = replaceable(&tried.program);
+    let (mut rig, copy, _dir) = replaceable(tried);
     let player = rig.player();
     remove(&player);
     std::os::unix::fs::symlink(&tried.program, player).expect("a link");

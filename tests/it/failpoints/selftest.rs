@@ -7,6 +7,7 @@
 use std::process::Output;
 use std::time::Duration;
 
+use phone_opus::testkit::custody_board::AgentPart;
 use phone_opus::testkit::rig::Through;
 use phone_opus::testkit::scoreboard::{Draw, rows};
 use phone_opus::testkit::{Rig, tried_program};
@@ -178,7 +179,7 @@ async fn every_cell_of_the_custody_scoreboard_is_right() {
     let board = parsed(&selftest(&["--custody", "--json"]).await, 0);
     let cells = board["cells"].as_array().expect("cells");
     let wrong = |cell: &&Value| cell["right"] == json!(false);
-    assert_eq!((cells.len(), cells.iter().filter(wrong).count()), (31, 0), "{board:#}");
+    assert_eq!((cells.len(), cells.iter().filter(wrong).count()), (33, 0), "{board:#}");
 }
 
 #[tokio::test]
@@ -186,5 +187,17 @@ async fn every_cell_of_the_custody_scoreboard_is_right_for_the_clients_of_a_daem
     let board = parsed(&selftest(&["--custody", "--through", "daemon", "--json"]).await, 0);
     let cells = board["cells"].as_array().expect("cells");
     let wrong = |cell: &&Value| cell["right"] == json!(false);
-    assert_eq!((cells.len(), cells.iter().filter(wrong).count()), (29, 0), "{board:#}");
+    assert_eq!((cells.len(), cells.iter().filter(wrong).count()), (31, 0), "{board:#}");
+}
+
+#[tokio::test]
+async fn each_agent_is_handed_its_own_keys_and_nobody_elses() {
+    let board = parsed(&selftest(&["--custody", "--agent", "all", "--only", "keys of every agent", "--json"]).await, 0);
+    let cells = board["cells"].as_array().expect("cells");
+    assert!(cells.iter().all(|cell| cell["right"] == json!(true)), "{board:#}");
+    let agents: Vec<String> = AgentPart::all().map(|part| part.name().to_owned()).collect();
+    let asked: Vec<&str> = cells.iter().step_by(2).filter_map(|cell| cell["agent"].as_str()).collect();
+    assert_eq!((asked, cells.len()), (agents.iter().map(String::as_str).collect(), 2 * agents.len()));
+    let output = selftest(&["--custody", "--agent", "codex", "--only", "no such cell"]).await;
+    assert_eq!(output.status.code(), Some(2));
 }

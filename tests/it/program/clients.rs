@@ -24,7 +24,7 @@ fn new_rig() -> (Rig, TempDir) {
     (rig, dir)
 }
 
-fn program_in(dir: &Path) -> PathBuf {
+pub(super) fn program_in(dir: &Path) -> PathBuf {
     let (built, program) = (tried_program(env!("CARGO_BIN_EXE_phone-opus")), dir.join("phone-opus"));
     let built = fs::canonicalize(built).expect("the program");
     fs::hard_link(&built, &program).or_else(|_| fs::copy(&built, &program).map(|_| ())).expect("a copy");
@@ -377,7 +377,12 @@ async fn two_at_once_leave_a_whole_file_with_the_entry_in_it() {
 }
 
 /// Runs a command at a terminal, and types when it asks; what was on the screen, and the exit code.
-async fn at_the_keyboard(rig: &Rig, words: &[&str], meanwhile: impl FnOnce(), typed: &str) -> (String, Option<i32>) {
+pub(super) async fn at_the_keyboard(
+    rig: &Rig,
+    words: &[&str],
+    meanwhile: impl FnOnce(),
+    typed: &str,
+) -> (String, Option<i32>) {
     let flags = rustix::pty::OpenptFlags::RDWR | rustix::pty::OpenptFlags::NOCTTY;
     let master = rustix::pty::openpt(flags).expect("a terminal");
     rustix::pty::grantpt(&master).expect("granted");

@@ -2,6 +2,7 @@
 
 mod cli;
 mod clients;
+mod doctor;
 mod keyboard;
 mod packages;
 #[path = "../../../benches/offline/questions.rs"]

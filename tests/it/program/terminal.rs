@@ -98,6 +98,31 @@ async fn a_listing_fits_the_terminal_and_a_program_gets_rows_with_tabs() {
 }
 
 #[tokio::test]
+async fn the_agents_fit_the_terminal_and_a_program_gets_rows_with_tabs() {
+    let mut rig = new_rig();
+    rig.set("NO_COLOR", "1");
+    rig.set("PHONE_OPUS_CODEX_BIN", "/no/such/program");
+    for columns in [80, 120] {
+        let seen = on_columns(&rig, &["agents"], columns).await;
+        let rows: Vec<&str> = seen.lines().collect();
+        assert!(rows[0].starts_with("AGENT") && rows[0].contains("READS"), "{rows:#?}");
+        assert!(rows.iter().all(|row| width(row) <= usize::from(columns)), "{rows:#?}");
+        assert!(rows.iter().any(|row| row.starts_with("claude ") && row.contains("found   Claude Code")), "{rows:#?}");
+        assert!(seen.contains("claude answers when none is named.") && seen.contains("codex: "), "{rows:#?}");
+    }
+    let listed = stdout(&rig.run(&["agents"]).await);
+    let rows: Vec<Vec<&str>> = listed.lines().map(|line| line.split('\t').collect()).collect();
+    assert!(rows.iter().all(|row| row.len() == 5), "{rows:#?}");
+    assert!(rows[1][..3] == ["codex", "none", "Codex"] && rows[1][3].contains("/no/such/program"), "{rows:#?}");
+    let told = parsed(&rig.run(&["agents", "--json"]).await);
+    assert_eq!((&told["version"], &told["build"]), (&json!(1), &json!(env!("CARGO_PKG_VERSION"))));
+    let codes: Vec<&str> =
+        told["agents"].as_array().expect("agents").iter().filter_map(|a| a["status"].as_str()).collect();
+    assert_eq!(codes[..2], ["found", "agent_missing"]);
+    rig.stop_and_check_invariants([]).await;
+}
+
+#[tokio::test]
 async fn a_consult_shows_its_job_at_once_then_what_the_agent_does_and_says_then_the_answer_alone() {
     let mut rig = new_rig();
     let prompt = rig.doing(vec![
@@ -367,6 +392,9 @@ async fn what_a_program_reads_has_a_version_and_a_job_has_a_status() {
         (&["jobs", "prune", "--json", "--older-than", "9"], "/forgotten"),
         (&["status", "--json"], "/jobs"),
         (&["doctor", "--json"], "/build"),
+        (&["doctor", "--live", "--yes", "--json", "--agent", "offline"], "/checks/0/check"),
+        (&["doctor", "--fix", "--dry-run", "--json"], "/fixes"),
+        (&["agents", "--json"], "/agents/0/status"),
         (&["config", "show", "--json"], "/settings/0/key"),
         (&["faults", "list", "--json"], "/points/0/point"),
         (&["selftest", "--list", "--json"], "/rows"),

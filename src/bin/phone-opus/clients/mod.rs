@@ -15,13 +15,14 @@ mod json_text;
 mod place;
 mod plan;
 mod record;
+pub(crate) mod stale;
 mod table;
 #[cfg(test)]
 mod tests;
 mod text;
 mod toml_text;
 
-use std::io::{self, IsTerminal as _};
+use std::io;
 use std::path::{Component, Path, PathBuf};
 use std::process::ExitCode;
 
@@ -34,8 +35,9 @@ use self::record::Kept;
 use self::table::{Client, Surroundings};
 pub(crate) use self::table::{ClientName, SetupScope};
 use self::text::At;
+use crate::agreement::{Agreement, DECLINED, agreed};
 use crate::cli::SetupOptions;
-use crate::output::{print, print_json, say, say_over};
+use crate::output::{print, print_json, say};
 use crate::settings::{rollout_with, state_dir};
 
 /// What is done to a client.
@@ -127,9 +129,6 @@ fn ended(act: Act, options: &SetupOptions) -> ExitCode {
     }
 }
 
-/// The exit code of a user's no.
-const CANCELLED: u8 = 3;
-
 fn run(act: Act, options: &SetupOptions) -> Result<u8, SetupFault> {
     let client = Client::named(options.client);
     let dir = state_dir(&options.common).map_err(|error| SetupFault::StateDir(error.to_string()))?;
@@ -182,14 +181,15 @@ fn act_on(
         said.end(State::WouldWrite);
         return Ok(0);
     }
-    if !options.yes {
-        if options.json || !io::stdin().is_terminal() || !io::stderr().is_terminal() {
+    match agreed("Write this?", options.yes, options.json) {
+        Agreement::Yes => {}
+        Agreement::No => {
+            said.end(State::Declined);
+            return Ok(DECLINED);
+        }
+        Agreement::NobodyToAsk => {
             said.end(State::NeedsYes);
             return Err(SetupFault::NobodyToAsk);
-        }
-        if !agreed() {
-            said.end(State::Declined);
-            return Ok(CANCELLED);
         }
     }
     let record = plan.record.map(|record| plan::Record { file: found.real().display().to_string(), ..record });
@@ -215,14 +215,6 @@ fn act_on(
     written?;
     said.end(State::Written);
     Ok(u8::from(left_alone))
-}
-
-/// Asks at the terminal.
-fn agreed() -> bool {
-    say_over("Write this? [y/N] ");
-    let mut answer = String::new();
-    let read = io::stdin().read_line(&mut answer);
-    read.is_ok() && matches!(answer.trim().to_lowercase().as_str(), "y" | "yes")
 }
 
 /// The file that a client reads for a scope.

@@ -39,6 +39,15 @@ impl Unit {
     fn path(&self) -> Vec<&str> {
         self.path.iter().map(String::as_str).collect()
     }
+
+    /// What it has written for a key of our entry, if it has.
+    pub(super) fn wrote(&self, servers: &str, key: &str) -> Option<&Value> {
+        match self.path()[..] {
+            [table, entry] if table == servers && entry == ENTRY => self.now.get(key),
+            [table, entry, own] if table == servers && entry == ENTRY && own == key => Some(&self.now),
+            _ => None,
+        }
+    }
 }
 
 /// What was done to one file.
@@ -109,7 +118,7 @@ fn value_of(entry: &Entry) -> Value {
 }
 
 /// Whether an entry starts phone-opus as a server, from wherever.
-fn runs_phone_opus(entry: &Value) -> bool {
+pub(super) fn runs_phone_opus(entry: &Value) -> bool {
     let words = words(entry);
     let called = words.first().and_then(|program| program.rsplit('/').next());
     called == Some("phone-opus") && matches!(words.get(1..3), Some(["mcp", "serve" | "connect"]))

@@ -38,6 +38,11 @@ impl Kept {
         Self { path: folder.join(format!("{name}.json")), folder }
     }
 
+    /// Whether it is the record of the same file.
+    pub(super) fn is_same(&self, other: &Self) -> bool {
+        self.path == other.path
+    }
+
     /// What it says; `None` where there is none that can be read.
     pub(super) fn read(&self) -> Option<Record> {
         let length = fs::metadata(&self.path).ok()?.len();
@@ -71,4 +76,17 @@ impl Kept {
         }
         written
     }
+}
+
+/// Every record that can be read, with its place, in an order that stays.
+pub(super) fn all(dir: &StateDir) -> Vec<(Kept, Record)> {
+    let folder = dir.root().join(FOLDER);
+    let entries = fs::read_dir(&folder).into_iter().flatten().flatten().map(|entry| entry.path());
+    let mut paths: Vec<PathBuf> = entries.filter(|path| path.extension().is_some_and(|end| end == "json")).collect();
+    paths.sort();
+    let read = |path: PathBuf| {
+        let kept = Kept { folder: folder.clone(), path };
+        kept.read().map(|record| (kept, record))
+    };
+    paths.into_iter().filter_map(read).collect()
 }

@@ -25,7 +25,7 @@ use serde_json::{Value, json};
 use super::{NONE_RUNS, place};
 use crate::cli::{DaemonAsked, DaemonServes, DaemonStartOptions};
 use crate::logging;
-use crate::output::{print, print_json, say};
+use crate::output::{print, print_json, print_prose, say};
 use crate::settings::{chain, program, refused, rollout_with};
 
 /// How long a daemon that was told to stop may take to give up its place. It does so before anything that takes long.
@@ -225,7 +225,7 @@ pub(super) fn status(of: &DaemonAsked) -> ExitCode {
                 told["running_daemon"] = Value::Bool(true);
                 print_json(told);
             } else {
-                print(&shown(&status));
+                print_prose(&shown(&status));
             }
             ExitCode::SUCCESS
         }

@@ -3,7 +3,7 @@
 //! Owns: the arithmetic. May not know: what the words say.
 //!
 //! Invariants: (1) a cut text and a row of a table are no wider than they were given; (2) breaking loses nothing: a word that
-//! is wider than the line stays whole, and the terminal breaks it; (3) widths are those of the terminal, so a wide character
+//! is wider than the line stays whole, and the terminal breaks it, but in a table, where it is broken here; (3) widths are those of the terminal, so a wide character
 //! counts as two.
 
 use clap::builder::styling::Style;
@@ -88,6 +88,66 @@ pub(crate) fn wrap(line: &Line, most: usize) -> Vec<Line> {
     }
     if !current.is_empty() || lines.is_empty() {
         lines.push(current);
+    }
+    lines
+}
+
+/// A line in lines of so many columns, broken within a word: behind a slash or what else joins its parts where that leaves no more
+/// than two thirds of a line free, otherwise where the line is full.
+fn broken(line: &Line, most: usize) -> Vec<Line> {
+    let mut lines = vec![Line::default()];
+    let mut used = 0;
+    for (style, text) in line.spans() {
+        let mut rest = text;
+        while !rest.is_empty() {
+            let (mut end, mut slash, mut taken) = (0, None, used);
+            for (at, c) in rest.char_indices() {
+                if taken + char_width(c) > most.max(1) {
+                    break;
+                }
+                taken += char_width(c);
+                end = at + c.len_utf8();
+                if "/@:=".contains(c) && taken > most / 3 {
+                    slash = Some(end);
+                }
+            }
+            // A character that is wider than the line takes one for itself.
+            let first = rest.chars().next().map_or(0, char::len_utf8);
+            let end = match slash {
+                Some(slash) if end < rest.len() => slash,
+                _ if end == 0 && used == 0 => first,
+                _ => end,
+            };
+            let (part, after) = rest.split_at(end);
+            if let Some(last) = lines.last_mut() {
+                last.push(style, part);
+            }
+            used += width(part);
+            rest = after;
+            if !rest.is_empty() {
+                lines.push(Line::default());
+                used = 0;
+            }
+        }
+    }
+    lines
+}
+
+/// A text in lines of so many columns, broken at spaces. What a line goes on in is set in a little more than the line itself.
+pub(crate) fn prose(text: &str, most: usize) -> Vec<Line> {
+    /// Columns that the rest of a line is set in.
+    const HANGS: usize = 2;
+    let mut lines = Vec::new();
+    for line in text.lines() {
+        let bare = line.trim_start_matches(' ');
+        let indent = line.len() - bare.len();
+        let parts = wrap(&Line::of(paint::PLAIN, bare), most.saturating_sub(indent + HANGS).max(HANGS));
+        for (at, part) in parts.into_iter().enumerate() {
+            let mut whole = Line::default();
+            whole.push(paint::PLAIN, &" ".repeat(if at == 0 { indent } else { indent + HANGS }));
+            whole.append(part);
+            lines.push(whole);
+        }
     }
     lines
 }
@@ -180,7 +240,9 @@ pub(crate) fn laid_out<'a>(
             .map(|at| {
                 let cell = row.get(at).cloned().unwrap_or_default();
                 match fits[at] {
-                    CellFit::Wrap(_) => wrap(&cell, widths[at]),
+                    CellFit::Wrap(_) => {
+                        wrap(&cell, widths[at]).iter().flat_map(|line| broken(line, widths[at])).collect()
+                    }
                     CellFit::Cut(_) => vec![cut(&cell, widths[at])],
                     CellFit::Whole => vec![cell],
                 }
@@ -290,6 +352,34 @@ mod tests {
         let mut line = Line::of(paint::BAD, "ab");
         line.push(paint::GOOD, "cd");
         assert_eq!(cut(&line, 3).rendered(true), "\u{1b}[31mab\u{1b}[0m…", "colours take no room");
+    }
+
+    #[test]
+    fn a_word_that_is_wider_than_its_column_is_broken_there_and_a_path_behind_a_slash() {
+        for (text, most, want) in [
+            ("/usr/lib/node_modules/.bin/codex", 20, &["/usr/lib/", "node_modules/.bin/", "codex"][..]),
+            ("~/.local/bin/claude", 20, &["~/.local/bin/claude"]),
+            ("unbreakableword", 6, &["unbrea", "kablew", "ord"]),
+            ("漢字漢字", 4, &["漢字", "漢字"]),
+            ("漢", 1, &["漢"]),
+            ("", 4, &[""]),
+        ] {
+            let lines = broken(&plain(text), most);
+            assert_eq!(shown(&lines), want, "{text:?} in {most}");
+        }
+        let row = vec![plain("key"), plain("/a/quite/long/path/to/a/program-of-ours")];
+        for line in laid_out(&[CellFit::Whole, CellFit::Wrap(10)], std::iter::once(&row), 24).concat() {
+            assert!(line_width(&line) <= 24, "{:?}", line.plain());
+        }
+    }
+
+    #[test]
+    fn a_sentence_goes_on_beneath_itself() {
+        assert_eq!(
+            shown(&prose("one two three\n  four five six", 11)),
+            ["one two", "  three", "  four", "    five", "    six"]
+        );
+        assert_eq!(shown(&prose("short", 80)), ["short"]);
     }
 
     #[test]

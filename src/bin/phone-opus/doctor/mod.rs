@@ -1,10 +1,24 @@
 //! `doctor`: is everything in place?
+//!
+//! Owns: what is looked at and how it is shown. May not know: how a turn of an agent is had and judged ([`live`], [`verdict`]), what can
+//! be put right ([`fix`]).
+//!
+//! ```text
+//! doctor          looks; asks programs what they can do, and no model
+//! doctor --fix    shows what is safe to put right, asks, does it, and looks then
+//! doctor --live   looks, asks whether it may cost something, and has a turn of each agent
+//! ```
+
+mod fix;
+mod live;
+mod verdict;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
 use phone_opus::internals::agents::{Agent as _, AgentSite, CliAgent, LoginSaid};
+use phone_opus::internals::base::ids::{JobId, UnixMillis};
 use phone_opus::internals::config::RolloutMode;
 use phone_opus::internals::daemon::ask::{ANSWER, ask as ask_daemon};
 use phone_opus::internals::daemon::control::DaemonAnswer;
@@ -15,12 +29,16 @@ use phone_opus::internals::jobs::store::StoreHandle;
 use phone_opus::internals::runner::try_site;
 use serde_json::{Value, json};
 
+use self::fix::{Fixed, Manner};
+use self::live::{Live, Turns};
+use self::verdict::{Known, Verdict};
+use crate::agreement::DECLINED;
 use crate::cli::DoctorOptions;
 use crate::logging;
-use crate::output::{out, print, print_json, print_lines};
+use crate::output::{is_lost, out, print, print_json, print_lines, say_prose};
 use crate::screen::layout::{CellFit, laid_out};
 use crate::screen::{Line, paint};
-use crate::settings::{Prepared, chain, prepare, refused, rollout, runtime};
+use crate::settings::{Prepared, SetupError, chain, prepare, refused, rollout, runtime};
 
 /// How long a machine that was looked at may take to be let go of.
 const LET_GO: Duration = Duration::from_secs(3);
@@ -32,37 +50,181 @@ struct Finding {
     data: Value,
 }
 
+/// The exit code where the command has to be called otherwise.
+const WRONG_USAGE: u8 = 2;
+
 /// Checks and reports; exit code 1 when a consult with the default agent cannot work.
 pub(crate) fn run(options: &DoctorOptions) -> ExitCode {
     logging::start();
-    let prepared = match prepare(&options.common, &options.overrides) {
-        Ok(prepared) => prepared,
-        Err(error) => return refused(&error),
-    };
-    let mut findings = vec![state(&prepared), store(&prepared)];
-    findings.extend(agents(&prepared));
-    findings.extend(customs(&prepared));
-    findings.extend(sites(&prepared));
-    findings.push(billing(&prepared));
-    findings.push(limits(&prepared));
-    findings.push(upgrades(&prepared));
-    findings.push(daemon(&prepared));
-    findings.push(Finding {
-        name: "offline".to_owned(),
-        good: Some(true),
-        text: "the built-in word search needs nothing: consult --agent offline".to_owned(),
-        data: Value::Null,
-    });
-    let broken = findings.iter().any(|finding| finding.good == Some(false));
-    if options.json {
-        let findings: Vec<Value> =
-            findings.iter().map(|f| json!({"check": f.name, "ok": f.good, "text": f.text, "data": f.data})).collect();
-        print_json(json!({"ok": !broken, "build": env!("CARGO_PKG_VERSION"), "checks": findings}));
-    } else {
-        print(&format!("phone-opus {}", env!("CARGO_PKG_VERSION")));
-        show(&findings);
+    match examine(options) {
+        Ok(code) => code,
+        Err(error) => refused(&error),
     }
-    if broken { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+}
+
+fn examine(options: &DoctorOptions) -> Result<ExitCode, SetupError> {
+    let prepared = prepare(&options.common, &options.overrides)?;
+    for name in &options.agent {
+        if let Err(fault) = prepared.agents().get(name) {
+            say_prose(&format!("phone-opus: --agent: {fault}"));
+            return Ok(ExitCode::from(WRONG_USAGE));
+        }
+    }
+    let mut report = Report { findings: Vec::new(), members: json!({}) };
+    if options.fix {
+        // Before anything is looked at: a look makes the state directory, and closes what it finds open in it.
+        let manner = if options.dry_run { Manner::DryRun } else { Manner::Agreed { yes: options.yes } };
+        let (fixed, told) = fix::run(&prepared, manner, options.json)?;
+        report.members = told;
+        let stopped = match fixed {
+            Fixed::Done { well: false } => Some(ExitCode::FAILURE),
+            Fixed::Done { well: true } if options.dry_run => Some(ExitCode::SUCCESS),
+            Fixed::Done { well: true } => None,
+            Fixed::Declined => Some(ExitCode::from(DECLINED)),
+            Fixed::NobodyToAsk => {
+                say_prose(
+                    "phone-opus: there is no terminal to ask at; --yes does what is shown, --dry-run only shows it",
+                );
+                Some(ExitCode::from(WRONG_USAGE))
+            }
+        };
+        if let Some(code) = stopped {
+            if options.json {
+                report.print(code == ExitCode::SUCCESS);
+            }
+            return Ok(code);
+        }
+    }
+    let known = report.look(&prepared);
+    if !options.json {
+        print(&format!("phone-opus {}", env!("CARGO_PKG_VERSION")));
+        show(&report.findings);
+    }
+    let (mut code, mut jobs) = (None, Vec::new());
+    if options.live {
+        let before = report.findings.len();
+        (code, jobs) = report.ask(&prepared, &known, options)?;
+        if !options.json {
+            show(&report.findings[before..]);
+        }
+    }
+    let broken = report.findings.iter().any(|finding| finding.good == Some(false));
+    let code = code.unwrap_or(if broken { ExitCode::FAILURE } else { ExitCode::SUCCESS });
+    if options.json {
+        report.print(!broken);
+    }
+    // Whoever asked knows by this. An answer that could not be printed has no reader.
+    if !jobs.is_empty() && !is_lost() {
+        mark_read(&prepared, &jobs)?;
+    }
+    Ok(code)
+}
+
+/// Notes that the answers of these jobs were read.
+fn mark_read(prepared: &Prepared, jobs: &[JobId]) -> Result<(), SetupError> {
+    runtime()?.block_on(async {
+        let store = StoreHandle::sqlite(prepared.dir.clone());
+        for job in jobs {
+            // One that is told of once more costs nobody anything.
+            let _ = store.mark_read(*job, UnixMillis::now()).await;
+        }
+        store.close().await;
+    });
+    Ok(())
+}
+
+/// Everything there is to say.
+struct Report {
+    findings: Vec<Finding>,
+    /// What else a program is told.
+    members: Value,
+}
+
+impl Report {
+    /// Looks at everything that can be looked at without asking a model. Returns what is known of the agents by it.
+    fn look(&mut self, prepared: &Prepared) -> Vec<Known> {
+        let (agents, known): (Vec<_>, Vec<_>) = agents(prepared).into_iter().unzip();
+        let findings = &mut self.findings;
+        findings.extend([state(prepared), store(prepared)]);
+        findings.extend(agents.into_iter().flatten());
+        findings.extend(customs(prepared));
+        findings.extend(sites(prepared));
+        findings.push(billing(prepared));
+        findings.push(limits(prepared));
+        findings.push(upgrades(prepared));
+        findings.push(daemon(prepared));
+        findings.push(Finding {
+            name: "offline".to_owned(),
+            good: Some(true),
+            text: "the built-in word search needs nothing: consult --agent offline".to_owned(),
+            data: Value::Null,
+        });
+        known.into_iter().flatten().collect()
+    }
+
+    /// Has a turn of each agent that is to be asked. An exit code where that did not come to its end, and the jobs that were begun.
+    fn ask(
+        &mut self,
+        prepared: &Prepared,
+        known: &[Known],
+        options: &DoctorOptions,
+    ) -> Result<(Option<ExitCode>, Vec<JobId>), SetupError> {
+        let names = asked(prepared, &options.agent);
+        let Turns { live, jobs } = live::ask(prepared, known, &names, options.yes, options.json)?;
+        let code = match live {
+            Live::Asked(verdicts) => {
+                let named = |verdict: &Verdict| {
+                    options.agent.contains(&verdict.agent) || verdict.agent == prepared.config.agent
+                };
+                self.findings.extend(verdicts.iter().map(|verdict| Finding {
+                    name: "live".to_owned(),
+                    // What is wrong with one that nobody asked for is no failure here either.
+                    good: if verdict.answered { Some(true) } else { named(verdict).then_some(false) },
+                    text: format!("{}: {}", verdict.agent, verdict.text),
+                    data: verdict.json(),
+                }));
+                None
+            }
+            Live::Declined => Some(ExitCode::from(DECLINED)),
+            Live::Interrupted => Some(ExitCode::from(DECLINED)),
+            Live::NobodyToAsk => {
+                say_prose("phone-opus: there is no terminal to ask at; --yes asks the agents without a question");
+                Some(ExitCode::from(WRONG_USAGE))
+            }
+            Live::Failed(fault) => {
+                say_prose(&format!("phone-opus: {fault}"));
+                Some(ExitCode::FAILURE)
+            }
+        };
+        Ok((code, jobs))
+    }
+
+    /// The report for a program.
+    fn print(&self, ok: bool) {
+        let checks: Vec<Value> = self
+            .findings
+            .iter()
+            .map(|f| json!({"check": f.name, "ok": f.good, "text": f.text, "data": f.data}))
+            .collect();
+        let mut report = json!({"ok": ok, "build": env!("CARGO_PKG_VERSION"), "checks": checks});
+        if let (Some(report), Some(members)) = (report.as_object_mut(), self.members.as_object()) {
+            report.extend(members.clone());
+        }
+        print_json(report);
+    }
+}
+
+/// Who is asked: the named ones, else everybody that is installed, and who answers when nobody is named in any case.
+fn asked(prepared: &Prepared, named: &[String]) -> Vec<String> {
+    let registry = prepared.agents();
+    let is_asked = |name: &str| {
+        if !named.is_empty() {
+            return named.iter().any(|wanted| wanted == name);
+        }
+        let there = registry.get(name).is_ok_and(|agent| agent.locate(&prepared.environment).is_ok());
+        there || name == prepared.config.agent
+    };
+    registry.names().into_iter().filter(|name| is_asked(name)).map(str::to_owned).collect()
 }
 
 /// A line for each; on a terminal with colours, and broken at words.
@@ -140,7 +302,7 @@ fn ask(prepared: &Prepared, agent: &CliAgent, program: &Path) -> Asked {
 }
 
 /// The agents that are programs of their own. What is wrong with one that nobody asked for by default is no failure.
-fn agents(prepared: &Prepared) -> Vec<Finding> {
+fn agents(prepared: &Prepared) -> Vec<(Vec<Finding>, Option<Known>)> {
     let config = &prepared.config;
     let (programs, variables) = (config.programs(), &config.agent_env);
     let configured = |agent: CliAgent| {
@@ -149,21 +311,22 @@ fn agents(prepared: &Prepared) -> Vec<Finding> {
     };
     // One of another machine that has its name stands for it.
     let here = CliAgent::all().filter(|agent| !config.agents.contains_key(agent.name()));
-    here.map(configured).flat_map(|agent| one_agent(prepared, &agent)).collect()
+    here.map(configured).map(|agent| one_agent(prepared, &agent)).collect()
 }
 
-fn one_agent(prepared: &Prepared, agent: &CliAgent) -> Vec<Finding> {
+fn one_agent(prepared: &Prepared, agent: &CliAgent) -> (Vec<Finding>, Option<Known>) {
     let (name, title) = (agent.name(), agent.profile().title());
     let wanted = prepared.config.agent == name;
     let program = match agent.locate(&prepared.environment) {
         Ok(program) => program,
         Err(fault) => {
-            return vec![Finding {
+            let missing = Finding {
                 name: name.to_owned(),
                 good: wanted.then_some(false),
                 text: if wanted { fault.to_string() } else { fault.detail.clone() },
                 data: json!({"fault": fault}),
-            }];
+            };
+            return (vec![missing], None);
         }
     };
     let billing = prepared.config.billing;
@@ -220,7 +383,7 @@ fn one_agent(prepared: &Prepared, agent: &CliAgent) -> Vec<Finding> {
         text: format!("{name}: {text}"),
         data: json!({"agent": name, "logged_in": logged_in, "by": by}),
     });
-    findings
+    (findings, Some(Known { agent: name.to_owned(), version, login }))
 }
 
 /// The commands of the user's own. What one can do, and whether it is logged in, nobody knows.
