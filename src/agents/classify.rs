@@ -141,7 +141,8 @@ pub struct RunVerdict {
 ///     .kept_to_reading_by("it has no tools")                            // what `phone-opus agents` says of it
 ///     .names_no_payer()                                                 // replies then say `billing: "unproven"`
 ///     .keeps_sessions();
-/// # let _ = profile;
+/// let own_ids = profile.keeps_sessions_named("ora_");                   // sessions such as `ora_1a2B`, and no UUIDs
+/// # let _ = own_ids;
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct AgentProfile {

@@ -32,6 +32,8 @@ class Agent:
     unknown = "11111111-1111-4111-8111-111111111111"
     # What its last event is known by.
     last = '"type":"result"'
+    # Seconds for which it does not find a session that has just been had.
+    finds_after = 0
     # Why a run ends whose last event is missing.
     unanswered = ("agent_protocol",)
 
@@ -231,13 +233,15 @@ class OpenCode(Chat):
     refused = ("unavailable tool", "a rule which prevents", "rejected permission")
     unknown = "ses_zzzzzzzzzzzzzzzzzzzzzzzzzz"
     last = '"reason":"stop"'
+    # What its user lets it do.
+    permission = {"*": "allow", "bash": "allow", "edit": "allow", "external_directory": "allow"}
 
     def environment(self, scratch, url, **more):
         # Settings of its user's that would let it do anything.
         model = {"npm": "@ai-sdk/openai-compatible", "models": {"mock-model": {"name": "Mock"}},
                  "options": {"baseURL": url + "/v1", "apiKey": "{env:OPENAI_API_KEY}"}}
         settings = {"provider": {"mock": model}, "model": "mock/mock-model", "small_model": "mock/mock-model",
-                    "permission": {"*": "allow", "bash": "allow", "edit": "allow", "external_directory": "allow"}}
+                    "permission": self.permission}
         with open(os.path.join(scratch.dir("home/.config/opencode"), "opencode.json"), "w") as file:
             json.dump(settings, file)
         return super().environment(scratch, url, **more)
@@ -265,6 +269,9 @@ class TalkedTo:
     """One of them as an agent that is talked to (the Agent Client Protocol): a command of its user's own."""
 
     words = ("--acp",)
+    # It is told so by us, and its model by it. Some end their turn then, and are asked to go on.
+    refused = ("rejected", "unavailable tool", "canceled by the user", "cancelled", "declined", "Access denied", "not found", "not in workspace",
+               "denied")
     unanswered = ("agent_protocol", "deadline_exceeded")
     last = '"stopReason"'
     def lures(self, url):
@@ -284,6 +291,8 @@ class TalkedTo:
 
 class TalkedToGemini(TalkedTo, Gemini):
     name, own = "acp-gemini", ("GEMINI_API_KEY",)
+    # It was seen to find some in the next minute only.
+    finds_after = 61
 
     def find(self):
         return program("INTEROP_GEMINI", "gemini")
@@ -291,6 +300,8 @@ class TalkedToGemini(TalkedTo, Gemini):
 
 class TalkedToOpenCode(TalkedTo, OpenCode):
     name, own, words = "acp-opencode", ("OPENAI_API_KEY",), ("acp",)
+    # What it is not told to ask for it does without asking.
+    permission = {"bash": "ask", "edit": "ask", "external_directory": "ask"}
 
     def find(self):
         return program("INTEROP_OPENCODE", "opencode")
@@ -403,6 +414,9 @@ def answers(case):
 
     mark = mock.mark()
     again = case.ask("and then?", {"text": "Then this."}, session_id=session)
+    if agent.finds_after and (again.get("fault") or {}).get("code") == "unknown_session":
+        time.sleep(agent.finds_after)
+        again = case.ask("and then?", {"text": "Then this."}, session_id=session)
     history = "It is the mock." in case.sent(mark)
     case.add("resume", again.get("response") == "Then this." and again.get("session_id") == session and history,
              "%s, history %s" % (again.get("session_mode"), "sent" if history else "missing"))
@@ -453,6 +467,7 @@ def failures(case):
 
 
 def signals(case):
+    agent = case.agent
     silent = {"delay": 600} if isinstance(case.mock, GeminiMock) else {"stall": "headers"}
     for how in (signal.SIGTERM, signal.SIGKILL):
         mark = case.mock.mark()
@@ -467,6 +482,12 @@ def signals(case):
             os.kill(pid, how)
         seen = case.srv.call("consult_job", job_id=job, wait_s=30)
         fault = seen.get("fault") or {}
+        if seen.get("status") == "running" and isinstance(agent, TalkedTo):
+            # Some that are talked to leave only when they are told so.
+            case.srv.call("consult_cancel", job_id=job)
+            seen = case.srv.call("consult_job", job_id=job, wait_s=30)
+            case.add(how.name[3:], seen.get("status") == "cancelled" and not case.left(), "takes no notice; then %s" % seen.get("status"))
+            continue
         good = seen.get("status") == "failed" and not seen.get("response") and not case.left()
         case.add(how.name[3:], good and bool(runs), "%s, resumable %s" % (fault.get("code"), seen.get("resumable")))
     job = case.ask("stall", silent, background=True)["job_id"]
@@ -534,11 +555,16 @@ def led_astray(case):
         case.add("address of the project's, none set", not canary.seen and not seen.get("response"),
                  canary.seen and "KEY SENT: %s" % canary.seen[0] or "%s, nothing sent there" % fault.get("code"))
         env = scratch.environment(**{agent.key: agent.key_value()}, **away)
+        alone = subprocess.Popen([agent.program, *agent.unguarded()], env=env, cwd=scratch.work, stdin=subprocess.DEVNULL,
+                                 stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+        end = time.monotonic() + 30
+        while not canary.seen and alone.poll() is None and time.monotonic() < end:
+            time.sleep(0.1)
         try:
-            subprocess.run([agent.program, *agent.unguarded()], env=env, cwd=scratch.work, stdin=subprocess.DEVNULL, capture_output=True,
-                           timeout=30)
-        except subprocess.TimeoutExpired:
+            os.killpg(alone.pid, signal.SIGKILL)
+        except ProcessLookupError:
             pass
+        alone.wait()
         case.add("the same, by the program alone", bool(canary.seen), canary.seen and "key sent, as expected" or "the lure is none")
     finally:
         canary.stop()

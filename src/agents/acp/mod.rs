@@ -44,6 +44,13 @@ const MAX_TOOLS: usize = 4096;
 /// Characters of the id of a use of a tool, or of a request. Real ones have under 60.
 const MAX_ID_CHARS: usize = 200;
 
+/// What it is asked when it has ended its turn over a refusal without having answered: some do so at each.
+const GO_ON: &str =
+    "That was refused: here you can read this directory and nothing else. Go on without it, and answer the request.";
+
+/// How often it is asked so.
+const GO_ON_MOST: u8 = 3;
+
 /// What a method is refused with that is not offered.
 const NOT_OFFERED: i64 = -32601;
 
@@ -82,6 +89,8 @@ struct Updates {
     /// The message that is being said.
     message: String,
     last_message: Option<String>,
+    /// Nothing but its message came last: no use of a tool.
+    spoke_last: bool,
     tools: HashMap<String, Tool>,
     /// What the whole session has cost so far.
     cost: Option<f64>,
@@ -104,6 +113,7 @@ impl Updates {
             }
             "tool_call" => {
                 self.said(out);
+                self.spoke_last = false;
                 let tool = Tool::used(update);
                 out.push(AgentEvent::ToolUse { tool: tool.name() });
                 self.remember(update, tool);
@@ -135,6 +145,7 @@ impl Updates {
         let text = std::mem::take(&mut self.message);
         if !lenient::is_blank(&text) {
             self.last_message = Some(text.clone());
+            self.spoke_last = true;
             out.push(AgentEvent::Text { text });
         }
     }
@@ -151,6 +162,10 @@ pub(super) struct Conversation {
     out: Vec<u8>,
     /// It was asked to stop.
     stopping: bool,
+    /// Something was refused since it was last asked.
+    denied: bool,
+    /// How often it was asked to go on.
+    gone_on: u8,
     /// What it says it is.
     version: Option<String>,
     session: Option<String>,
@@ -167,6 +182,8 @@ impl Conversation {
             asked: 0,
             out: Vec::new(),
             stopping: false,
+            denied: false,
+            gone_on: 0,
             version: None,
             session: None,
             model: None,
@@ -220,6 +237,7 @@ impl Conversation {
             let allowed = permission::is_reading(&asked, &self.question.cwd);
             let answer = permission::answer(params, allowed && !self.stopping, self.stopping);
             self.say(&json!({"jsonrpc": "2.0", "id": id, "result": {"outcome": answer}}));
+            self.denied |= !allowed;
             let denied = || AgentEvent::Denied { denial: asked.denial() };
             out.push(if allowed { other("session/request_permission") } else { denied() });
             return;
@@ -311,7 +329,11 @@ impl Conversation {
             version: self.version.clone(),
         });
         let prompt = std::mem::take(&mut self.question.prompt);
-        let params = json!({"sessionId": self.session, "prompt": [{"type": "text", "text": prompt}]});
+        self.prompt(&prompt);
+    }
+
+    fn prompt(&mut self, text: &str) {
+        let params = json!({"sessionId": self.session, "prompt": [{"type": "text", "text": text}]});
         self.ask(Stage::Asked, "session/prompt", &params);
     }
 
@@ -319,6 +341,12 @@ impl Conversation {
     fn over(&mut self, end: &Value, out: &mut Vec<AgentEvent>) {
         self.seen.said(out);
         let reason = text(end, "stopReason").unwrap_or_default();
+        let unanswered = self.denied && reason == "end_turn" && !self.seen.spoke_last;
+        if unanswered && !self.stopping && self.gone_on < GO_ON_MOST {
+            (self.denied, self.gone_on) = (false, self.gone_on + 1);
+            out.push(other("session/prompt"));
+            return self.prompt(GO_ON);
+        }
         let failed =
             |subtype: &str| AgentResult { subtype: Some(subtype.to_owned()), is_error: true, ..AgentResult::default() };
         let result = match reason {

@@ -297,6 +297,44 @@ fn whatever_it_asks_for_is_answered_and_only_reading_is_allowed() {
     assert!(!seen, "there is nothing to stop before it is asked");
 }
 
+#[test]
+fn one_that_ends_its_turn_over_a_refusal_is_asked_to_go_on_a_few_times() {
+    let refused = |talk: &mut Talk| {
+        talk.updates(&json!({"sessionUpdate": "tool_call", "toolCallId": "t", "kind": "edit"}));
+        let params = json!({"sessionId": "s1", "toolCall": {"toolCallId": "t"}, "options": []});
+        talk.hears(&json!({"jsonrpc": "2.0", "id": 1, "method": "session/request_permission", "params": params}));
+    };
+    let prompts = |talk: &Talk| talk.said.iter().filter(|said| said["method"] == "session/prompt").count();
+    let end = json!({"stopReason": "end_turn"});
+    let mut talk = Talk::asked();
+    talk.says("I write.");
+    refused(&mut talk);
+    talk.answers_prompt(&end);
+    assert_eq!((prompts(&talk), talk.over), (2, false));
+    talk.says("42").answers(&end);
+    assert_eq!(talk.verdict(0).outcome.response.as_deref(), Some("42"));
+    // It answers all the same, is stopped, or ends every time.
+    let mut talk = Talk::asked();
+    refused(&mut talk);
+    talk.says("42").answers_prompt(&end);
+    assert_eq!((prompts(&talk), talk.over), (1, true));
+    let mut talk = Talk::asked();
+    refused(&mut talk);
+    assert!(talk.agent.stop());
+    talk.answers_prompt(&end);
+    assert_eq!((prompts(&talk), talk.over), (1, true));
+    let mut talk = Talk::asked();
+    for _ in 0..10 {
+        if !talk.over {
+            refused(&mut talk);
+            let id = talk.said.iter().rfind(|said| said["method"] == "session/prompt").expect("asked")["id"].clone();
+            talk.hears(&json!({"jsonrpc": "2.0", "id": id, "result": end}));
+        }
+    }
+    assert_eq!((prompts(&talk), talk.over), (4, true));
+    assert_eq!(talk.verdict(0).outcome.fault.map(|fault| fault.code), Some(FaultCode::EmptyAnswer));
+}
+
 impl Talk {
     /// The agent answers the question, whatever was said to it since.
     fn answers_prompt(&mut self, result: &Value) {
