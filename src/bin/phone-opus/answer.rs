@@ -90,28 +90,14 @@ pub(crate) fn of_several(agents: &[Consulted], whole: &str, form: Form) {
             Standing::Unasked | Standing::Open(_) => (None, "was not asked".to_owned()),
         };
         if let Some(answer) = answer {
-            answers.push_str(&format!(
-                "## {}
-
-{}
-
-",
-                told.agent,
-                answer.trim_end()
-            ));
+            answers.push_str(&format!("## {}\n\n{}\n\n", told.agent, answer.trim_end()));
         }
         said.push(format!("{}: {facts}", told.agent));
     }
     if !answers.is_empty() {
         show_answer(answers.trim_end(), paging);
     }
-    say_plain(
-        &said.join(
-            "
-",
-        ),
-        !answers.is_empty(),
-    );
+    say_plain(&said.join("\n"), !answers.is_empty());
 }
 
 /// Everything asked for about one job, on stdout.

@@ -2,6 +2,8 @@
 //!
 //! Laws: L3, L7, L13.
 
+#![expect(clippy::expect_used, reason = "helpers of tests")]
+
 use phone_opus::internals::agents::{MAX_PROMPT_BYTES, PROMPT_PREFIX};
 use phone_opus::internals::jobs::{JobState, JournalEvent};
 use phone_opus::testkit::{ForkPlace, Rig, Role, Script, Signal, Step, TestClient, tried_program};

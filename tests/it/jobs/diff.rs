@@ -3,6 +3,8 @@
 //!
 //! Laws: L3, L13.
 
+#![expect(clippy::expect_used, clippy::print_stderr, reason = "helpers of tests")]
+
 use std::path::{Path, PathBuf};
 use std::process::Command;
 

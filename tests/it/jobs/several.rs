@@ -2,6 +2,8 @@
 //!
 //! Laws: L2, L3, L7.
 
+#![expect(clippy::expect_used, clippy::panic, reason = "helpers of tests")]
+
 use std::collections::BTreeMap;
 use std::time::Duration;
 
