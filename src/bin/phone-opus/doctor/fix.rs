@@ -477,7 +477,7 @@ mod tests {
         let now = SystemTime::now();
         assert_eq!(unfinished(root, now), Vec::<PathBuf>::new());
         for later in [now + 2 * ABANDONED, now - 2 * ABANDONED] {
-            assert_eq!(unfinished(root, later), [file.clone()]);
+            assert_eq!(unfinished(root, later), std::slice::from_ref(&file));
         }
     }
 
