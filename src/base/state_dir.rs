@@ -616,7 +616,11 @@ fn close_to_others(path: &Path, place: Place) -> io::Result<()> {
     dir.set_permissions(Permissions::from_mode(PRIVATE_DIR))
 }
 
-/// Opens a file of ours for reading and writing, making it 0600 whatever the umask, and never through a link.
+/// Why a file of ours cannot be what has its name.
+pub(crate) const NOT_PLAIN: &str = "it is not a plain file";
+
+/// Opens a file of ours for reading and writing, making it 0600 whatever the umask, and never through a link. A device or a pipe of
+/// that name is refused and keeps its mode: it is everybody's.
 ///
 /// The descriptor closes on exec, so that no agent inherits it.
 pub(crate) fn open_private(path: &Path) -> io::Result<File> {
@@ -626,9 +630,14 @@ pub(crate) fn open_private(path: &Path) -> io::Result<File> {
         .create(true)
         .truncate(false)
         .mode(PRIVATE_FILE)
-        .custom_flags(OFlags::NOFOLLOW.bits().cast_signed())
+        // Nobody waits for the other end of a pipe or a line; of a plain file it means nothing.
+        .custom_flags((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed())
         .open(path)?;
-    if file.metadata()?.mode() & 0o777 != PRIVATE_FILE {
+    let found = file.metadata()?;
+    if !found.is_file() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, NOT_PLAIN));
+    }
+    if found.mode() & 0o777 != PRIVATE_FILE {
         file.set_permissions(Permissions::from_mode(PRIVATE_FILE))?;
     }
     Ok(file)
@@ -805,5 +814,23 @@ mod tests {
         symlink(&path, &link).expect("linked");
         open_private(&link).expect_err("links are not followed");
         assert_eq!(mode(&path) & 0o600, 0o600);
+    }
+
+    #[test]
+    fn what_is_no_plain_file_is_no_file_of_ours_and_keeps_its_mode() {
+        let scratch = tempfile::tempdir().expect("a scratch directory");
+        let pipe = scratch.path().join("pipe");
+        nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).expect("a pipe");
+        fs::set_permissions(&pipe, Permissions::from_mode(0o644)).expect("mode set");
+        let socket = scratch.path().join("socket");
+        let _listener = std::os::unix::net::UnixListener::bind(&socket).expect("a socket");
+        let directory = scratch.path().join("directory");
+        fs::create_dir(&directory).expect("a directory");
+        // Root could take a device from everybody else.
+        for path in [pipe, socket, directory, PathBuf::from("/dev/null"), PathBuf::from("/dev/full")] {
+            let before = mode(&path);
+            open_private(&path).expect_err("no plain file");
+            assert_eq!(mode(&path), before, "{path:?}");
+        }
     }
 }

@@ -233,9 +233,6 @@ impl SharedFile {
         let until = Instant::now() + PATIENCE;
         loop {
             let file = open_private(&self.path)?;
-            if !file.metadata()?.is_file() {
-                return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a plain file"));
-            }
             match flock(&file, FlockOperation::NonBlockingLockExclusive) {
                 Ok(()) => {
                     let locked = Locked(file);

@@ -166,6 +166,8 @@ fn a_place_that_cannot_hold_counts_is_refused_at_once() {
         assert!(error.to_string().starts_with(&format!("use {} to count faults: ", path.display())), "{error}");
     }
     assert_eq!(fs::read_to_string(&target).expect("readable"), "somebody's");
+    let device = fs::metadata("/dev/null").expect("there").permissions().mode();
+    assert_ne!(device & 0o777, 0o600, "it is everybody's still");
 }
 
 #[test]

@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 use rusqlite::{Connection, ErrorCode, OpenFlags, Transaction, TransactionBehavior};
 
 use crate::base::ids::{JobId, UnixMillis};
-use crate::base::state_dir::{PRIVATE_FILE, StateDir, StateDirError, open_private};
+use crate::base::state_dir::{NOT_PLAIN, PRIVATE_FILE, StateDir, StateDirError, open_private};
 use crate::jobs::lock::{HeldLock, LockError};
 use crate::jobs::store::{BUSY_BOUND, StoreError};
 
@@ -355,6 +355,10 @@ fn make_private(path: &Path) -> Result<(), StoreError> {
     match fs::symlink_metadata(path) {
         // Whoever made the link chose the file, and its mode is not ours to set.
         Ok(found) if found.is_symlink() => return Err(StateDirError::Link { path: path.to_owned() }.into()),
+        // A device is everybody's, and nothing can be kept in it.
+        Ok(found) if !found.is_file() => {
+            return Err(StoreError::Io { detail: format!("use {}: {NOT_PLAIN}", path.display()) });
+        }
         Ok(found) if found.mode() & 0o777 == PRIVATE_FILE => return Ok(()),
         Ok(_) => return fs::set_permissions(path, Permissions::from_mode(PRIVATE_FILE)).map_err(|e| io_error(&e)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}

@@ -334,6 +334,17 @@ fn a_database_behind_a_link_is_refused_and_what_it_leads_to_keeps_its_mode() {
 }
 
 #[test]
+fn a_pipe_in_the_place_of_the_database_is_refused_and_keeps_its_mode() {
+    let (_scratch, dir) = scratch();
+    dir.create().expect("made");
+    nix::unistd::mkfifo(&dir.database(), nix::sys::stat::Mode::S_IRWXU).expect("a pipe");
+    fs::set_permissions(dir.database(), Permissions::from_mode(0o644)).expect("set");
+    let refused = SqliteStore::in_dir(&dir).expect_err("refused").to_string();
+    assert!(refused.contains("not a plain file"), "{refused}");
+    assert_eq!(fs::metadata(dir.database()).expect("there").mode() & 0o777, 0o644);
+}
+
+#[test]
 fn a_usage_limit_refuses_whoever_would_run_into_it_until_it_is_over_or_proved_wrong() {
     const HOUR: i64 = 3_600_000;
     let mut store = memory();
