@@ -134,6 +134,8 @@ def pattern(name):
     made_for = re.search(r"(?<=Cs\*_)([0-9]+)([a-z][a-z0-9_]*)$", name)
     if made_for and len(made_for.group(2)) == int(made_for.group(1)) and OURS not in name[:made_for.start()]:
         name = name[:made_for.start()]
+    # A table has a function for each row, and the next row is used as the others are.
+    name = re.sub(r"(?<=[A-Z]{3})(?:s[0-9A-Za-z]*_)?0(?=I)", "*", name)
     return re.sub(r"(?<=[a-z])Kj[0-9a-f]+_", "Kj*_", name) + "*"
 
 
