@@ -126,7 +126,7 @@ async fn exit_codes_tell_failure_from_wrong_usage() {
         (&["consult", "  "][..], "`prompt` is blank"),
         (&["consult", "--cwd", "/no/such", "x"], "`cwd` does not exist"),
         (&["consult", "--agent", "cluade", "x"], "`agent`"),
-        (&["consult", "--session", "UPPER", "x"], "UUID"),
+        (&["consult", "--session", "../x", "x"], "a session's id as it was handed out"),
         (&["consult", "--modle", "x", "x"], "--model"),
         (&["jobs", "show", "no-uuid"], "UUID"),
         (&["jobs", "list", "--state", "done"], "succeeded"),
@@ -140,6 +140,10 @@ async fn exit_codes_tell_failure_from_wrong_usage() {
     }
     let output = rig.run(&["jobs", "show", "3f2504e0-4f89-41d3-9a0c-0305e82c3301"]).await;
     code(&output, 1);
+    // It could be an agent's, and is none of this agent's: that is known before the agent is started.
+    let output = rig.run(&["consult", "--session", "UPPER", "x"]).await;
+    code(&output, 1);
+    assert!(stderr(&output).contains("(invalid_session)"), "{}", stderr(&output));
     rig.expect_runs(1);
     rig.stop_and_check_invariants([]).await;
 }
