@@ -18,6 +18,8 @@ class Agent:
     """What differs between agents: how each is led to its stand-in model, and what its model asks of it."""
 
     name = key = model_path = None
+    # Further names under which its key is looked for.
+    also_keys = ()
     # Words of a tool's result by which a model is told that it may not.
     refused = ()
     # What else it might change something by: a case, and the step of its model.
@@ -102,6 +104,7 @@ class Claude(Agent):
 
 class Codex(Agent):
     name, key, model_path = "codex", "CODEX_API_KEY", "/v1/responses"
+    also_keys = ("OPENAI_API_KEY",)
     last = '"type":"turn.completed"'
     refused = ("Read-only file system", "Permission denied", "rejected")
     reads_everywhere = True
@@ -408,7 +411,7 @@ def answers(case):
     case.add("stream", told == ["started", "text", "result"], "%d events: %s" % (len(kinds), ", ".join(told)))
     with open(scratch.path("environment")) as file:
         lines = set(file.read().splitlines())
-    strangers = sorted(other.key for other in AGENTS if other.key != agent.key and "%s=%s" % (other.key, KEY % other.name) in lines)
+    strangers = sorted(other.key for other in AGENTS if other.key not in (agent.key, *agent.also_keys) and "%s=%s" % (other.key, KEY % other.name) in lines)
     own = "%s=%s" % (agent.key, agent.key_value()) in lines
     case.add("keys", own and not strangers, "its own%s" % ("; of others: %s" % strangers if strangers else " alone"))
 
