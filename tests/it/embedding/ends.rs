@@ -135,14 +135,15 @@ async fn many_lives() {
     for number in 0..lives {
         one_life(rig.system(), number).await;
     }
-    // A thread that was joined is gone from the table a moment later.
-    until_seen("threads and descriptors are as before", async || {
+    // A thread that was joined is gone from the table a moment later; one of an earlier life may have been in it still.
+    until_seen("threads and descriptors are no more than before", async || {
         let now = threads_and_descriptors();
-        if now == before { Ok(()) } else { Err(format!("{now:?} after {before:?}")) }
+        let no_more = now.zip(before).is_none_or(|(now, before)| now.0 <= before.0 && now.1 <= before.1);
+        if no_more { Ok(()) } else { Err(format!("{now:?} after {before:?}")) }
     })
     .await;
     let grown = resident().zip(memory).map(|(now, before)| now.saturating_sub(before));
-    println!("{lives} starts and stops in {:?}: {before:?} before and after, {grown:?} KiB more", began.elapsed());
+    println!("{lives} starts and stops in {:?}: at most {before:?} before and after, {grown:?} KiB more", began.elapsed());
     // What an allocator keeps of the first lives' arenas, and not a part of each life.
     assert!(grown.is_none_or(|grown| grown < 4096 + lives as u64 * 2), "{grown:?} KiB more after {lives} lives");
     rig.check_invariants().await;

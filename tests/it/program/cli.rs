@@ -126,7 +126,7 @@ async fn exit_codes_tell_failure_from_wrong_usage() {
         (&["consult", "  "][..], "`prompt` is blank"),
         (&["consult", "--cwd", "/no/such", "x"], "`cwd` does not exist"),
         (&["consult", "--agent", "cluade", "x"], "`agent`"),
-        (&["consult", "--session", "../x", "x"], "a session's id as it was handed out"),
+        (&["consult", "--session", "../x", "x"], "not a session's id"),
         (&["consult", "--modle", "x", "x"], "--model"),
         (&["jobs", "show", "no-uuid"], "UUID"),
         (&["jobs", "list", "--state", "done"], "succeeded"),
