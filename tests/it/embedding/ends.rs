@@ -143,7 +143,10 @@ async fn many_lives() {
     })
     .await;
     let grown = resident().zip(memory).map(|(now, before)| now.saturating_sub(before));
-    println!("{lives} starts and stops in {:?}: at most {before:?} before and after, {grown:?} KiB more", began.elapsed());
+    println!(
+        "{lives} starts and stops in {:?}: at most {before:?} before and after, {grown:?} KiB more",
+        began.elapsed()
+    );
     // What an allocator keeps of the first lives' arenas, and not a part of each life.
     assert!(grown.is_none_or(|grown| grown < 4096 + lives as u64 * 2), "{grown:?} KiB more after {lives} lives");
     rig.check_invariants().await;
