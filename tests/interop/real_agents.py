@@ -18,6 +18,8 @@ class Agent:
     """What differs between agents: how each is led to its stand-in model, and what its model asks of it."""
 
     name = key = model_path = None
+    # What a run fails for whose provider refuses the key.
+    refused_by_provider = ("agent_not_logged_in",)
     # Further names under which its key is looked for.
     also_keys = ()
     # Words of a tool's result by which a model is told that it may not.
@@ -296,6 +298,8 @@ class TalkedToGemini(TalkedTo, Gemini):
     name, own = "acp-gemini", ("GEMINI_API_KEY",)
     # It was seen to find some in the next minute only.
     finds_after = 61
+    # A message of the protocol is no pipe's worth of output.
+    longest = 1_000_000
 
     def find(self):
         return program("INTEROP_GEMINI", "gemini")
@@ -305,6 +309,8 @@ class TalkedToOpenCode(TalkedTo, OpenCode):
     name, own, words = "acp-opencode", ("OPENAI_API_KEY",), ("acp",)
     # What it is not told to ask for it does without asking.
     permission = {"bash": "ask", "edit": "ask", "external_directory": "ask"}
+    # It tells its provider's words and no status.
+    refused_by_provider = ("agent_not_logged_in", "agent_error")
 
     def find(self):
         return program("INTEROP_OPENCODE", "opencode")
@@ -453,7 +459,7 @@ def reads_only(case):
 
 
 def failures(case):
-    case.fails("401", {"status": 401}, ("agent_not_logged_in",))
+    case.fails("401", {"status": 401}, case.agent.refused_by_provider)
     # An agent that goes on trying says nothing for minutes: then its time is what ends it.
     case.fails("429", {"status": 429}, ("agent_rate_limited", "deadline_exceeded"), limit=case.agent.patience)
     case.fails("500", {"status": 500}, ("agent_upstream", "agent_overloaded", "deadline_exceeded"), limit=45)

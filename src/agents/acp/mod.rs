@@ -383,12 +383,16 @@ impl Conversation {
         let details =
             data.and_then(|data| data.as_str().or_else(|| text(data, "details")).or_else(|| text(data, "message")));
         let told = shortened(&[said, details.unwrap_or_default()].join(" "), MAX_ERROR_CHARS);
-        // Some answer with the status of their provider. These two have many reasons, which only the words tell apart.
+        // Some answer with the status of their provider, and some with an error of their own whose details begin with it. These two
+        // have many reasons, which only the words tell apart.
+        let told_status = || details.and_then(|said| said.split_once(' ')?.0.parse::<i64>().ok());
         let status = match code {
             AUTH_REQUIRED => Some(401),
-            400 | 402 => None,
-            code => u64::try_from(code).ok().filter(|code| (401..600).contains(code)),
+            code if code > 0 => Some(code),
+            _ => told_status(),
         };
+        let status = status.and_then(|status| u64::try_from(status).ok());
+        let status = status.filter(|status| (401..600).contains(status) && *status != 402);
         let unknown = self.stage == Stage::Opening && self.question.session.is_some() && status.is_none();
         let subtype = if unknown { "error_unknown_session" } else { "error_reported" };
         self.fail(subtype, told, status, out);

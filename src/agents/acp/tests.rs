@@ -364,6 +364,12 @@ fn every_end_is_judged_by_its_reason_or_its_error() {
         (json!({"code": -32000, "message": "Authentication required"}), C::AgentNotLoggedIn),
         (json!({"code": 401, "message": "no"}), C::AgentNotLoggedIn),
         (json!({"code": 429, "message": "no"}), C::AgentRateLimited),
+        (json!({"code": -32603, "message": "Internal error", "data": {"details": "401 no"}}), C::AgentNotLoggedIn),
+        (json!({"code": -32603, "message": "Internal error", "data": {"details": "429 slowly"}}), C::AgentRateLimited),
+        (json!({"code": -32603, "message": "Internal error", "data": "503 later"}), C::AgentUpstream),
+        (json!({"code": -32603, "message": "Internal error", "data": {"details": "401"}}), C::AgentError),
+        (json!({"code": -32603, "message": "Internal error", "data": {"details": "4011 of them"}}), C::AgentError),
+        (json!({"code": -32603, "message": "401 of them were not found"}), C::AgentError),
         (json!({"code": 500, "message": "no"}), C::AgentUpstream),
         (json!({"code": 400, "message": "no"}), C::AgentError),
         (
