@@ -1,5 +1,8 @@
 //! The command line's words.
 
+#[cfg(feature = "selftest")]
+mod selftest;
+
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -10,9 +13,9 @@ use clap_complete::engine::ArgValueCompleter;
 use phone_opus::internals::base::ids::AgentSessionId;
 use phone_opus::internals::config::{Key, Words, WorkerIsolation};
 use phone_opus::internals::jobs::{Billing, JobState};
-use phone_opus::testkit::custody_board::AgentPart;
-use phone_opus::testkit::rig::Through;
 
+#[cfg(feature = "selftest")]
+pub(crate) use self::selftest::{EVERY_AGENT, SelftestOptions};
 use crate::clients::{ClientName, SetupScope};
 use crate::completions::{self, ShellKind};
 use crate::job_word::JobWord;
@@ -142,6 +145,7 @@ pub(crate) enum Command {
         command: FaultsCommand,
     },
     /// Try this very program: strike every fault point and check every promise.
+    #[cfg(feature = "selftest")]
     #[command(after_help = "Examples:\n  \
         phone-opus selftest                     every row; a minute on two idle cores\n  \
         phone-opus selftest --only worker. --only kill\n  \
@@ -153,6 +157,14 @@ pub(crate) enum Command {
         It needs no agent and no network, and touches nothing but a scratch directory.\n\n\
         Exit codes: 0 all laws hold, 1 a law was broken, 2 wrong usage.")]
     Selftest(SelftestOptions),
+    /// Says that this program cannot.
+    #[cfg(not(feature = "selftest"))]
+    #[command(hide = true)]
+    Selftest {
+        /// Whatever follows.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        rest: Vec<OsString>,
+    },
     /// Print what makes a shell complete words, job ids among them.
     #[command(after_help = "Put it where the shell reads it:\n  \
         phone-opus completions bash \\\n    \
@@ -722,63 +734,6 @@ pub(crate) struct AgentsOptions {
     /// Numbers and paths.
     #[command(flatten)]
     pub(crate) overrides: Overrides,
-}
-
-/// `selftest`.
-#[derive(Debug, Clone, Args)]
-pub(crate) struct SelftestOptions {
-    /// Show the rows and what is promised of each; play nothing.
-    #[arg(long)]
-    pub(crate) list: bool,
-    /// Only rows, or cells, with this in their name; given more than once, with all of them.
-    #[arg(long, value_name = "TEXT")]
-    pub(crate) only: Vec<String>,
-    /// Rows that break a law on purpose: it must say so.
-    #[arg(long)]
-    pub(crate) control: bool,
-    /// The seed of draws; of a soak, the first one [default: 0, of a soak any].
-    #[arg(long, value_name = "N")]
-    pub(crate) seed: Option<u64>,
-    /// Random plans and workloads for so many minutes, instead of the rows.
-    #[arg(long, value_name = "MINUTES", conflicts_with_all = ["only", "control", "list"])]
-    pub(crate) soak: Option<f64>,
-    /// The plan and the workload of one seed of a soak.
-    #[arg(long, value_name = "SEED", conflicts_with_all = ["only", "control", "list", "soak", "seed"])]
-    pub(crate) replay: Option<u64>,
-    /// The custody scoreboard instead: what becomes of prompts, secrets and processes.
-    #[arg(long, conflicts_with_all = ["control", "list", "soak", "replay", "seed"])]
-    pub(crate) custody: bool,
-    /// Whom the scripted agent plays in that: an agent's name, or `all`, which takes a minute for each.
-    #[arg(long, value_name = "NAME", default_value = "claude", value_parser = part, requires = "custody")]
-    pub(crate) agent: String,
-    /// How clients come to the server that is struck.
-    #[arg(long, default_value = "streams", value_parser = words::<Through>(), conflicts_with_all = ["control", "soak", "replay"])]
-    pub(crate) through: Through,
-    /// How many are played at once.
-    #[arg(long, value_name = "N", default_value_t = AT_ONCE, value_parser = at_once)]
-    pub(crate) at_once: usize,
-    /// One JSON object.
-    #[arg(long)]
-    pub(crate) json: bool,
-}
-
-/// Every agent, one after the other.
-pub(crate) const EVERY_AGENT: &str = "all";
-
-/// Whom the scripted agent can play.
-fn part(text: &str) -> Result<String, String> {
-    let names = || AgentPart::all().map(|part| part.name().to_owned());
-    if text == EVERY_AGENT || names().any(|name| name == text) {
-        return Ok(text.to_owned());
-    }
-    Err(format!("accepted: {}, {EVERY_AGENT}", names().collect::<Vec<_>>().join(", ")))
-}
-
-/// Most of a row is waiting for the bound it is about, so that two cores keep up with this many.
-const AT_ONCE: usize = 20;
-
-fn at_once(text: &str) -> Result<usize, String> {
-    text.parse().ok().filter(|count| (1..=64).contains(count)).ok_or_else(|| "accepted: 1 to 64".to_owned())
 }
 
 /// Reads one of a key's words; the help lists them.

@@ -24,6 +24,7 @@ mod piped;
 mod progress;
 mod screen;
 mod selfcheck;
+#[cfg(feature = "selftest")]
 mod selftest;
 mod serve;
 mod settings;
@@ -34,12 +35,14 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use phone_opus::internals::process::{self, Duty, Registry, StartedAs};
+#[cfg(feature = "testkit")]
 use phone_opus::testkit::scripted_agent;
 
 use crate::begin::{Image, Kind, begin, first_process};
 use crate::cli::{Cli, Command, DaemonCommand, McpCommand};
 
 fn main() -> ExitCode {
+    #[cfg(feature = "testkit")]
     if let Some(ended) = play_the_scripted_agent() {
         return ended;
     }
@@ -95,7 +98,16 @@ fn run(command: Command) -> ExitCode {
         Command::Doctor(options) => doctor::run(&options),
         Command::Agents(options) => agents::run(&options),
         Command::Faults { command } => faults::run(&command),
+        #[cfg(feature = "selftest")]
         Command::Selftest(options) => selftest::run(&options),
+        #[cfg(not(feature = "selftest"))]
+        Command::Selftest { .. } => {
+            output::say_prose(
+                "phone-opus: this program was built without its self-test. Released programs have it, and so has what \
+                 `cargo build --features full` makes.",
+            );
+            ExitCode::from(2)
+        }
         Command::Config { command } => config::run(&command),
         Command::Completions { shell } => completions::script(shell),
         Command::Man { dir } => manual::write(&dir),
@@ -131,6 +143,7 @@ fn name_this(name: &std::ffi::CStr) {
 }
 
 /// What it is when it is called by the scripted agent's name.
+#[cfg(feature = "testkit")]
 fn play_the_scripted_agent() -> Option<ExitCode> {
     let mut arguments = std::env::args_os();
     let called = arguments.next().unwrap_or_default();
@@ -142,6 +155,7 @@ fn play_the_scripted_agent() -> Option<ExitCode> {
     })
 }
 
+#[cfg(feature = "testkit")]
 fn code(code: i32) -> ExitCode {
     ExitCode::from(u8::try_from(code).unwrap_or(1))
 }
