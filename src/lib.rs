@@ -103,6 +103,8 @@ mod protocol;
 mod rollout;
 #[allow(missing_docs, reason = "see above")]
 mod runner;
+#[allow(missing_docs, reason = "see above")]
+mod seen;
 mod system;
 #[allow(missing_docs, reason = "see above")]
 mod telemetry;
@@ -184,7 +186,7 @@ pub mod internals {
         ($($room:ident)*) => { $(pub mod $room { pub use crate::$room::*; })* };
     }
     open! {
-        actors agents base bridge checkout config daemon exec failpoints fleet jobs places process protocol rollout runner system telemetry tools
+        actors agents base bridge checkout config daemon exec failpoints fleet jobs places process protocol rollout runner seen system telemetry tools
         waiting worker
     }
 }

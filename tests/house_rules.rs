@@ -98,6 +98,7 @@ const LAYERS: &[&str] = &[
     "process",
     "rollout",
     "daemon",
+    "seen",
     "actors",
     "system",
     "bridge",

@@ -27,6 +27,7 @@ pub mod outcome_file;
 pub mod overdue;
 pub mod recall;
 pub mod reserve;
+pub mod row;
 pub mod store;
 pub mod sweep;
 pub mod turns;

@@ -122,7 +122,7 @@ impl Assembly {
         let now = Instant::now();
         let uptime = earlier.map_or(Duration::ZERO, |snapshot| snapshot.uptime + snapshot.age());
         let setup = said.rollout.map(Arc::new);
-        let carried = earlier.map(|snapshot| snapshot.rollout.clone());
+        let carried = earlier.map(|snapshot| (snapshot.rollout.clone(), snapshot.age()));
         let host = earlier.map_or_else(HostId::random, |snapshot| snapshot.host);
         Self {
             host,
@@ -275,13 +275,13 @@ fn dir_of(state_dir: Option<&StateDir>) -> StateDir {
 /// How rollouts are reached, and what is known about them before the first.
 fn rollouts(
     setup: Option<&RolloutSetup>,
-    carried: Option<Carried>,
+    carried: Option<(Carried, Duration)>,
     config: &Config,
     actor: Current<RolloutMsg>,
     telemetry: &TelemetryHandle,
 ) -> RolloutHandle {
     let mut status = Status::new(config.rollout, setup.map(|setup| &setup.launch));
-    if let Some(carried) = carried {
+    if let Some((carried, gap)) = carried {
         let by = Trigger::parse(&carried.by).unwrap_or(Trigger::Reload);
         status.taken_over(&carried, by);
         telemetry.record(Record::Rollout(RolloutRecord {
@@ -289,6 +289,7 @@ fn rollouts(
             verdict: None,
             by: by.as_str(),
             took: Duration::ZERO,
+            gap: Some(gap),
         }));
     }
     RolloutHandle::new(actor, setup, status)

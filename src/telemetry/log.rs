@@ -109,6 +109,9 @@ pub enum LogLine {
         version: &'static str,
         /// From the first look to the end; 0 for the image that took over.
         took_ms: u64,
+        /// How long nobody served while the images changed; only where one was adopted.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        gap_ms: Option<u64>,
     },
     /// Something failed.
     Fault {
@@ -370,6 +373,7 @@ impl LogFile {
                 trigger: rollout.by,
                 version: env!("CARGO_PKG_VERSION"),
                 took_ms: u64::try_from(rollout.took.as_millis()).unwrap_or(u64::MAX),
+                gap_ms: rollout.gap.map(|gap| u64::try_from(gap.as_millis()).unwrap_or(u64::MAX)),
             },
             LogEntry::Record(Record::Fault(fault)) => LogLine::Fault {
                 ts_unix_ms: now,

@@ -71,6 +71,8 @@ pub struct RolloutRecord {
     pub by: &'static str,
     /// From the first look to the end; nothing for the image that took over, which has not seen the look.
     pub took: Duration,
+    /// How long nobody served: from what the image before passed on to its restoring. Only the image that took over knows.
+    pub gap: Option<Duration>,
 }
 
 /// A finished tool call.

@@ -267,6 +267,7 @@ impl RolloutState {
                 verdict: Some(why.code()),
                 by: by.as_str(),
                 took: clock::now().saturating_duration_since(self.since),
+                gap: None,
             }));
         }
         for waiting in self.waiting.drain(..) {

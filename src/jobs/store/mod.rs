@@ -31,6 +31,7 @@ use crate::base::local_time;
 use crate::base::state_dir::StateDirError;
 use crate::jobs::hosts::HostRow;
 use crate::jobs::limits::Scope;
+use crate::jobs::row::JobRow;
 use crate::jobs::{
     Billing, CancelReason, JobMode, JobOutcome, JobRecord, JobState, JobSummary, JournalEntry, JournalEvent, NewJob,
     RunProcess,
@@ -532,6 +533,14 @@ pub trait Store: Send {
     ///
     /// The store cannot be used.
     fn list(&mut self, filter: &JobFilter) -> Result<Vec<JobSummary>, StoreError>;
+
+    /// The jobs that are not over, or have ended since a moment, in the order of acceptance and behind the one of this sequence (0: from
+    /// the first): [`ROWS_MOST`](crate::jobs::row::ROWS_MOST) at most. No text of theirs is read.
+    ///
+    /// # Errors
+    ///
+    /// The store cannot be used.
+    fn job_rows(&mut self, since: UnixMillis, after: u64) -> Result<Vec<JobRow>, StoreError>;
 
     /// Jobs whose id begins with this, which is lower case; the newest first, at most `limit`.
     ///

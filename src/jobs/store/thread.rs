@@ -26,6 +26,7 @@ use crate::base::signals;
 use crate::base::state_dir::StateDir;
 use crate::failpoints::{Broken, FaultPoint, Faults, Operation};
 use crate::jobs::hosts::HostRow;
+use crate::jobs::row::JobRow;
 use crate::jobs::{
     CancelReason, JobOutcome, JobRecord, JobState, JobSummary, JournalEntry, JournalEvent, NewJob, RunProcess,
 };
@@ -369,6 +370,8 @@ verbs! {
     ClearLimits: clear_limits() -> usize = |store| store.clear_limits();
     /// The jobs that match, unread first, then newest first.
     List: list(filter: JobFilter) -> Vec<JobSummary> = |store| store.list(&filter);
+    /// What is known of the jobs of a time, without their text: [`Store::job_rows`].
+    JobRows: job_rows(since: UnixMillis, after: u64) -> Vec<JobRow> = |store| store.job_rows(since, after);
     /// Jobs whose id begins with this: [`Store::beginning_with`].
     BeginningWith: beginning_with(start: String, limit: usize) -> Vec<JobId> =
         |store| store.beginning_with(&start, limit);
@@ -483,6 +486,9 @@ mod tests {
         }
         fn list(&mut self, filter: &JobFilter) -> Result<Vec<JobSummary>, StoreError> {
             self.inner.list(filter)
+        }
+        fn job_rows(&mut self, since: UnixMillis, after: u64) -> Result<Vec<JobRow>, StoreError> {
+            self.inner.job_rows(since, after)
         }
         fn beginning_with(&mut self, start: &str, limit: usize) -> Result<Vec<JobId>, StoreError> {
             self.inner.beginning_with(start, limit)

@@ -14,6 +14,7 @@ use serde::de::DeserializeOwned;
 
 use crate::base::ids::{HostId, JobId, UnixMillis, WaiterId};
 use crate::jobs::journal::AgentEvent;
+use crate::jobs::row::JobRow;
 use crate::jobs::store::{Glance, QueueRow, SessionKey, StoreError};
 use crate::jobs::{
     CancelReason, ConsultRequest, JobMode, JobOutcome, JobRecord, JobState, JobSummary, JournalEntry, JournalEvent,
@@ -166,6 +167,27 @@ pub(super) fn summary(row: &Row<'_>) -> Result<JobSummary, StoreError> {
         accepted_at: UnixMillis(row.get("accepted_at")?),
         finished_at: time(row, "finished_at")?,
         unread: row.get("unread")?,
+    })
+}
+
+pub(super) fn job_row(row: &Row<'_>) -> Result<JobRow, StoreError> {
+    Ok(JobRow {
+        id: job_id(row)?,
+        sequence: unsigned(row.get("sequence")?),
+        state: state(row)?,
+        mode: required(row, "mode", parse_mode)?,
+        agent: row.get("agent")?,
+        workspace: read_path(row, "workspace")?,
+        chain: required(row, "chain", |text| text.parse().ok())?,
+        depth: row.get("depth")?,
+        accepted_at: UnixMillis(row.get("accepted_at")?),
+        started_at: time(row, "started_at")?,
+        finished_at: time(row, "finished_at")?,
+        cost_usd: row.get("cost_usd")?,
+        code: row.get("code")?,
+        cancel_requested: cancel_reason(row)?,
+        unread: row.get("unread")?,
+        last_event: unsigned(row.get("last_event")?),
     })
 }
 

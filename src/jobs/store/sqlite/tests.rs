@@ -1229,3 +1229,25 @@ fn no_reading_of_ten_thousand_jobs_looks_at_all_of_them_or_sorts_them() {
     assert_eq!(store.counts().expect("counted").queued, 9);
     println!("10,000 counted in {:?}", now.elapsed());
 }
+
+#[test]
+fn rows_of_a_time_are_what_lives_and_what_ended_in_it_and_of_a_broken_outcome_there_is_no_code() {
+    let mut store = memory();
+    let before = finished(&mut store, &new_job("/w", "before"), 100);
+    let within = finished(&mut store, &new_job("/w", "within"), 200);
+    let failed = started(&mut store, &new_job("/w", "failed"));
+    let outcome = JobOutcome { fault: Some(Fault::new(FaultCode::AgentStalled, "x")), ..JobOutcome::default() };
+    assert_eq!(store.finish(failed, JobState::Failed, &outcome, at(300)), Ok(Transition::Done));
+    let runs = started(&mut store, &new_job("/w", "runs"));
+    let rows = store.job_rows(at(200), 0).expect("rows");
+    let found: Vec<(JobId, Option<&str>)> = rows.iter().map(|row| (row.id, row.code.as_deref())).collect();
+    let code = FaultCode::AgentStalled.as_str();
+    assert_eq!(found, [(within, None), (failed, Some(code)), (runs, None)]);
+    assert_eq!((rows[1].ran_ms(), rows[1].waited_ms(), rows[2].ran_ms()), (Some(298), Some(1), None));
+    let rest = store.job_rows(at(200), rows[1].sequence).expect("rows");
+    assert_eq!(rest.iter().map(|row| row.id).collect::<Vec<_>>(), [runs], "behind the one that was named");
+    assert_eq!(store.job_rows(at(0), 0).expect("rows")[0].id, before);
+    let open = store.connection().expect("open");
+    open.connection.execute("UPDATE outcomes SET outcome = 'no json'", []).expect("broken");
+    assert_eq!(store.job_rows(at(200), 0).expect("rows")[1].code, None);
+}

@@ -17,6 +17,7 @@ use crate::jobs::evidence;
 use crate::jobs::hosts::HostRow;
 use crate::jobs::journal::AgentEvent;
 use crate::jobs::limits::Scope;
+use crate::jobs::row::{JobRow, ROWS_MOST};
 use crate::jobs::store::{
     Accept, AcceptLimits, Adoption, Ages, CHAINS_MOST, CancelState, ChainCost, DataVersion, DayCost, Glance, JobCounts,
     JobFilter, LIMIT_MOST, Limit, MOST_LISTED, Pruned, QueueRow, RetentionPolicy, StartOutcome, Store, StoreError,
@@ -59,6 +60,15 @@ const RECORD: &str = "SELECT jobs.*, requests.request, outcomes.outcome FROM job
 /// The columns of a listing.
 const SUMMARY: &str = "SELECT id, state, mode, agent, workspace, session_id, prompt_head, accepted_at, finished_at,
     unread FROM jobs";
+
+/// Of an outcome only the fault's code is read, and of an answer nothing: it is not even looked into.
+pub(super) const JOB_ROWS: &str =
+    "SELECT id, sequence, state, mode, agent, workspace, chain, depth, accepted_at, started_at,
+    finished_at, cost_usd, cancel_requested, unread, last_event,
+    CASE WHEN state IN ('failed', 'cancelled', 'interrupted') THEN
+        (SELECT CASE WHEN json_valid(outcome) THEN json_extract(outcome, '$.fault.code') END FROM outcomes
+         WHERE job = sequence) END AS code
+    FROM jobs WHERE sequence > ?1 AND (finished_at IS NULL OR finished_at >= ?2) ORDER BY sequence LIMIT ?3";
 
 pub(super) const QUEUE: &str = "SELECT id, sequence, workspace, agent, session_id, state, mode, accepted_at, turn,
     cancel_requested, waiter, environment, host,
@@ -502,6 +512,14 @@ impl Store for SqliteStore {
                 rows::count(filter.limit.min(MOST_LISTED)),
             ];
             statement.query_and_then(values, rows::summary)?.collect()
+        })
+    }
+
+    fn job_rows(&mut self, since: UnixMillis, after: u64) -> Result<Vec<JobRow>, StoreError> {
+        self.read(|transaction| {
+            let mut statement = transaction.prepare_cached(JOB_ROWS)?;
+            let values = (rows::signed(after), since.0, rows::count(ROWS_MOST));
+            statement.query_and_then(values, rows::job_row)?.collect()
         })
     }
 
