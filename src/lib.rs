@@ -136,6 +136,7 @@ pub use config::clients::ClientSettings;
 pub use config::{Config, LeftOut, RolloutMode, WorkerIsolation};
 pub use exec::{ExecTarget, ServerUrl, TargetWords};
 pub use failpoints::{FaultPlan, Faults, Fired};
+pub use fleet::{FleetAddress, Placement};
 pub use jobs::client::JobsHandle;
 // Of hidden verbs: the news of one job.
 #[doc(hidden)]

@@ -15,11 +15,13 @@ use serde::{Deserialize, Serialize};
 
 use super::clients::ClientSettings;
 use super::kinds::{
-    Count, Directories, Fill, Kind, Lay, Lower, Millis, Names, PerClient, Program, Seconds, Text, Word,
+    Address, Count, Directories, Fill, Kind, Lay, Lower, Millis, Names, PerClient, Program, Seconds, Tags, Text, Users,
+    Word,
 };
 use super::sites::{AgentSettings, PerAgent, lay_customs};
 use super::{AGENT_ENV_MOST, ConfigError, LeftOut, RolloutMode, WorkerIsolation};
 use crate::agents::{AgentSites, CustomAgents, ExtraUsage};
+use crate::fleet::{FleetAddress, Placement};
 use crate::jobs::Billing;
 
 /// What is known of a key.
@@ -335,6 +337,26 @@ config_keys! {
         /// Directories a consult may look into beside the session's own.
         workspaces: Vec<PathBuf> = Vec::new(),
         what: "directories a consult may look into beside the session's own",
+    }
+    fleet: FleetAddress as Address {
+        /// The database of the fleet this host is of.
+        fleet: Option<FleetAddress> = None,
+        what: "the queue this server shares with those of other machines ([fleet.md](fleet.md)); shown without its password",
+    }
+    fleet_accept: Vec<String> as Users {
+        /// Users whose jobs this host takes beside those of its own.
+        fleet_accept: Vec<String> = Vec::new(),
+        what: "users of the database whose jobs this machine runs beside those of its own user, with its accounts",
+    }
+    fleet_labels: Vec<String> as Tags {
+        /// What this host's owner calls it.
+        fleet_labels: Vec<String> = Vec::new(),
+        what: "what this machine is called in the fleet, for jobs that ask for it",
+    }
+    fleet_placement: Placement as Word<Placement> {
+        /// Where a consult may run that says nothing of it.
+        fleet_placement: Placement = Placement::Local,
+        what: "where a consult may run that does not say it by `placement`",
     }
     agents: BTreeMap<String, AgentSettings> as PerAgent {
         /// Agents whose processes run on other machines.

@@ -16,6 +16,8 @@ use super::keys::Key;
 use super::{AGENT_ENV_MOST, RolloutMode, WorkerIsolation};
 use crate::agents::ExtraUsage;
 use crate::base::nearest::nearest;
+use crate::fleet::rows::{NAME_BYTES, text as text_row, word as word_row};
+use crate::fleet::{FleetAddress, Placement, address, labels};
 use crate::jobs::Billing;
 
 /// How a value is written in a source.
@@ -110,6 +112,14 @@ impl Words for WorkerIsolation {
     const WORDS: &'static [(&'static str, Self, &'static str)] = &[
         (Self::InProcess.as_str(), Self::InProcess, "in the server's own process"),
         (Self::Process.as_str(), Self::Process, "in a process of their own"),
+    ];
+}
+
+impl Words for Placement {
+    const WORDS: &'static [(&'static str, Self, &'static str)] = &[
+        ("local", Self::Local, "on this machine"),
+        ("fleet", Self::Fleet, "on whichever machine of the fleet has the workspace"),
+        ("clone", Self::Clone, "on another machine as well, with a clone of the exact commit"),
     ];
 }
 
@@ -321,6 +331,90 @@ impl Lay<Vec<String>> for Names {
     fn shown(field: &Vec<String>) -> String {
         listed(field.iter().map(String::clone))
     }
+}
+
+/// The address of a database. What is wrong with one is told without its text.
+#[derive(Debug)]
+pub(super) struct Address;
+
+impl Kind for Address {
+    type Raw = FleetAddress;
+
+    fn from_variable(value: OsString) -> Result<FleetAddress, String> {
+        text(value).map(FleetAddress::new)
+    }
+
+    fn accepted(_: Option<&RangeInclusive<u64>>) -> String {
+        address::FORM.to_owned()
+    }
+}
+
+impl Lay<Option<FleetAddress>> for Address {
+    fn lay(key: &Key, raw: &FleetAddress, field: &mut Option<FleetAddress>) -> Result<(), String> {
+        raw.check().map_err(|wrong| format!("{} {wrong}", key.name))?;
+        *field = Some(raw.clone());
+        Ok(())
+    }
+
+    fn shown(field: &Option<FleetAddress>) -> String {
+        field.as_ref().map_or_else(|| "none".to_owned(), |address| format!("`{}`", address.shown()))
+    }
+}
+
+/// Names of the database's users, without control characters.
+#[derive(Debug)]
+pub(super) struct Users;
+
+/// Words, as a fleet's labels are.
+#[derive(Debug)]
+pub(super) struct Tags;
+
+/// Users a host takes jobs of; a team.
+const USERS_MOST: usize = 64;
+
+macro_rules! lists {
+    ($($kind:ident: $most:expr, $accepted:literal, $separators:expr, $check:expr;)*) => {$(
+        impl Kind for $kind {
+            type Raw = Vec<String>;
+
+            fn from_variable(value: OsString) -> Result<Vec<String>, String> {
+                let text = text(value)?;
+                Ok(text.split($separators).map(str::trim).filter(|one| !one.is_empty()).map(str::to_owned).collect())
+            }
+
+            fn accepted(_: Option<&RangeInclusive<u64>>) -> String {
+                $accepted.to_owned()
+            }
+        }
+
+        impl Lay<Vec<String>> for $kind {
+            fn lay(key: &Key, raw: &Vec<String>, field: &mut Vec<String>) -> Result<(), String> {
+                let accepted = $accepted.replace('`', "");
+                if raw.len() > $most {
+                    return Err(format!("{} lists {}; accepted: {accepted}", key.name, raw.len()));
+                }
+                for one in raw {
+                    if let Err(bad) = $check(one) {
+                        let shown: String = one.chars().filter(|c| !c.is_control()).take(60).collect();
+                        return Err(format!("{} holds {shown:?}, which {}; accepted: {accepted}", key.name, bad.problem));
+                    }
+                }
+                field.clone_from(raw);
+                Ok(())
+            }
+
+            fn shown(field: &Vec<String>) -> String {
+                listed(field.iter().map(String::clone))
+            }
+        }
+    )*};
+}
+
+lists! {
+    Users: USERS_MOST, "up to 64 users of the database, as `[\"ada\", \"grace\"]`; in the environment with commas between",
+        [','], |one: &str| text_row("it", one, NAME_BYTES).map(drop);
+    Tags: labels::LIST, "up to 512 words without spaces, as `[\"gpu\", \"big\"]`; in the environment with commas or spaces between",
+        [',', ' '], |one: &str| word_row("it", one).map(drop);
 }
 
 /// Absolute directories.

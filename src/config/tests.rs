@@ -45,6 +45,22 @@ fn a_bad_value_names_its_place_and_what_is_accepted() {
             "PHONE_OPUS_ROLLOUT: \"on-request\" (did you mean on_request?); accepted: auto, on_request, off",
         ),
         (toml("extra_usage = \"sometimes\""), "stop"),
+        (toml("fleets = \"x\""), "did you mean fleet?"),
+        (toml("fleet_placement = \"clones\""), "clone"),
+        (
+            Settings::from_environment(|name| (name == "PHONE_OPUS_FLEET_PLACEMENT").then(|| "flet".into())),
+            "PHONE_OPUS_FLEET_PLACEMENT: \"flet\" (did you mean fleet?); accepted: local, fleet, clone",
+        ),
+        (
+            Config::from_sources(&[("file".into(), toml("fleet = \"mysql://db/x\"").expect("a text"))])
+                .map(|_| Settings::default()),
+            "file: fleet begins with mysql:, which is no database of a fleet (did you mean postgres://?)",
+        ),
+        (
+            Config::from_sources(&[("file".into(), toml("fleet_labels = [\"a b\"]").expect("a list"))])
+                .map(|_| Settings::default()),
+            "file: fleet_labels holds \"a b\", which is no word; accepted: up to 512 words",
+        ),
         (toml("agent_env = \"X\""), "line 1"),
         (
             Settings::from_environment(|name| (name == "PHONE_OPUS_BILLING").then(|| "cash".into())),
@@ -190,6 +206,10 @@ fn accepted(key: &Key) -> (String, String) {
         name if name.ends_with("_bin") => word("/x/program"),
         "agent_env" => ("[\"CI\", \"A_B\"]".to_owned(), "CI, A_B".to_owned()),
         "workspaces" => ("[\"/a\", \"/b\"]".to_owned(), "/a:/b".to_owned()),
+        "fleet" => word("postgres://ada@db.example/fleet"),
+        "fleet_accept" => ("[\"ada\", \"g h\"]".to_owned(), "ada, g h".to_owned()),
+        "fleet_labels" => ("[\"gpu\", \"big\"]".to_owned(), "gpu big".to_owned()),
+        "fleet_placement" => word("fleet"),
         "clients" => ("{ x = { wait_s = 9 } }".to_owned(), String::new()),
         "agents" => {
             let site = "{ agent = \"claude\", exec = \"unix:/x\", workspaces = [\"/w\"] }";
@@ -257,6 +277,7 @@ fn each_word_is_the_same_in_a_file_in_a_variable_and_in_what_is_told() {
     same::<ExtraUsage>();
     same::<WorkerIsolation>();
     same::<RolloutMode>();
+    same::<crate::fleet::Placement>();
 }
 
 #[test]

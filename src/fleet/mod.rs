@@ -21,12 +21,14 @@
 //! is kept and changes no end (L19); (4) all times are the queue's own, and a host measures its lease by its own steady clock from
 //! before it asked; (5) every verb can be asked again: what was done is not done twice, and what is confirmed again is as durable.
 
+pub mod address;
 pub mod claiming;
 pub mod core;
 pub mod invariants;
 pub mod job;
 pub mod labels;
 pub mod memory;
+pub mod placement;
 #[cfg(any(test, feature = "fleet"))]
 pub mod postgres;
 pub mod rows;
@@ -37,11 +39,13 @@ use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 
+pub use self::address::FleetAddress;
 pub use self::claiming::{CapScope, FleetPause};
 pub use self::job::{ClaimedJob, Fence, FleetState, FleetView, LateOutcome, NewFleetJob, Ticket};
 use self::labels::SLOTS;
 pub use self::labels::{Labels, Needs};
 pub use self::memory::MemoryFleet;
+pub use self::placement::Placement;
 use self::rows::{BadRow, NAME_BYTES, OUTCOME_BYTES, text, word, written};
 use crate::base::fault::{Fault, FaultCode};
 use crate::base::ids::{FleetJobId, HostId, UnixMillis};

@@ -1,6 +1,7 @@
 //! `config show`: every setting, its value, and where that is from.
 //!
-//! Owns: how it is shown. May not know: where settings lie. Of a table it shows the names alone, and no key holds a secret.
+//! Owns: how it is shown. May not know: where settings lie. Of a table it shows the names alone; the one secret, a
+//! password in `fleet`, is shown by no value (`FleetAddress::shown`).
 
 use std::process::ExitCode;
 

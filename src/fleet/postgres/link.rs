@@ -54,6 +54,12 @@ pub(super) enum Way {
 impl Way {
     /// The way these settings describe: a URL or `key=value` pairs, as PostgreSQL's own programs take them.
     pub(super) fn new(settings: &str) -> Result<Self, FleetError> {
+        let (config, by_socket) = Self::read(settings)?;
+        if by_socket { Ok(Self::Socket(Box::new(config))) } else { Self::proven(config) }
+    }
+
+    /// The settings, and whether they name sockets alone. Reads no file.
+    pub(super) fn read(settings: &str) -> Result<(Config, bool), FleetError> {
         // What is wrong with them is not repeated: there may be a password in it.
         let unread = |_| FleetError::Settings { detail: "the database's address is not understood" };
         let mut config: Config = settings.parse().map_err(unread)?;
@@ -65,14 +71,14 @@ impl Way {
         let sockets = config.get_hosts().iter().filter(|host| is_socket(host)).count();
         if sockets == config.get_hosts().len() && config.get_hostaddrs().is_empty() && sockets > 0 {
             config.ssl_mode(SslMode::Disable);
-            return Ok(Self::Socket(Box::new(config)));
+            return Ok((config, true));
         }
         if sockets > 0 || config.get_hosts().is_empty() {
             let detail = "the database's address names neither sockets alone nor machines by their names alone";
             return Err(FleetError::Settings { detail });
         }
         config.ssl_mode(SslMode::Require);
-        Self::proven(config)
+        Ok((config, false))
     }
 
     #[cfg(feature = "fleet")]

@@ -83,6 +83,15 @@ pub struct PgFleet {
     bell: OnceLock<Bell>,
 }
 
+/// Whether these settings say where a database is and how it is reached safely. Nothing is reached for it.
+///
+/// # Errors
+///
+/// What is wrong with them, without their text.
+pub fn understood(settings: &str) -> Result<(), FleetError> {
+    Way::read(settings).map(drop)
+}
+
 impl fmt::Debug for PgFleet {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("PgFleet").finish_non_exhaustive()
