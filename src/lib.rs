@@ -88,6 +88,8 @@ mod bridge;
 mod checkout;
 mod config;
 mod daemon;
+#[cfg(feature = "see")]
+mod dashboard;
 #[allow(missing_docs, reason = "see above")]
 mod exec;
 mod failpoints;
@@ -186,6 +188,8 @@ pub mod internals {
     macro_rules! open {
         ($($room:ident)*) => { $(pub mod $room { pub use crate::$room::*; })* };
     }
+    #[cfg(feature = "see")]
+    open! { dashboard }
     open! {
         actors agents base bridge checkout config daemon exec failpoints fleet jobs places process protocol rollout runner seen system telemetry tools
         waiting worker

@@ -99,6 +99,7 @@ const LAYERS: &[&str] = &[
     "rollout",
     "daemon",
     "seen",
+    "dashboard",
     "actors",
     "system",
     "bridge",

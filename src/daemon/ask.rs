@@ -44,6 +44,15 @@ pub enum AskError {
 ///
 /// There is no answer, or none that is known.
 pub fn ask(stream: &OwnedFd, line: &str, limit: Duration) -> Result<DaemonAnswer, AskError> {
+    DaemonAnswer::read(&ask_line(stream, line, limit)?).ok_or(AskError::Unknown)
+}
+
+/// Sends this line and reads one, whatever it is, without its end. Blocks its thread for the limit at most.
+///
+/// # Errors
+///
+/// None comes.
+pub fn ask_line(stream: &OwnedFd, line: &str, limit: Duration) -> Result<Vec<u8>, AskError> {
     let mut stream = UnixStream::from(stream.try_clone().map_err(AskError::Io)?);
     let until = Instant::now() + limit;
     stream.set_write_timeout(Some(limit)).map_err(AskError::Io)?;
@@ -69,7 +78,8 @@ pub fn ask(stream: &OwnedFd, line: &str, limit: Duration) -> Result<DaemonAnswer
             Err(error) => return Err(failed(error)),
         }
         if let Some(end) = heard.iter().position(|byte| *byte == b'\n') {
-            return DaemonAnswer::read(heard.get(..end).unwrap_or_default()).ok_or(AskError::Unknown);
+            heard.truncate(end);
+            return Ok(heard);
         }
         if heard.len() > MOST {
             return Err(AskError::Unknown);

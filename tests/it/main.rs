@@ -6,6 +6,7 @@
 
 mod bridge;
 mod daemon;
+mod dashboard;
 mod doors;
 mod embedding;
 mod exec;

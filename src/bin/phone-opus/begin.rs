@@ -11,6 +11,7 @@
 //! bridge      ends   ends       ends   -       -        -
 //! consult     ends   ends       ends   -       -        -
 //! exec server ends   ends       ends   -       -        -
+//! dashboard   ends   ends       ends   -       -        -
 //! ```
 //!
 //! Workers, runners and who waits with jobs are `phone_opus::process`'s.
@@ -43,6 +44,9 @@ pub(crate) enum Kind {
     Consult,
     /// It runs processes for clients elsewhere.
     ExecServer,
+    /// It serves the page.
+    #[cfg_attr(not(feature = "see"), expect(dead_code, reason = "its command is left out"))]
+    Dashboard,
     /// Reads or checks something and ends.
     Tool,
 }
@@ -68,7 +72,7 @@ pub(crate) fn begin(kind: Kind, image: Image) {
     if kind != Kind::Tool {
         process::keep_others_out();
     }
-    if matches!(kind, Kind::Server | Kind::Bridge | Kind::Consult | Kind::ExecServer) {
+    if matches!(kind, Kind::Server | Kind::Bridge | Kind::Consult | Kind::ExecServer | Kind::Dashboard) {
         raise_descriptors();
     }
 }
@@ -98,7 +102,7 @@ fn unheeded(kind: Kind) -> &'static [i32] {
     use nix::libc::{SIGUSR1, SIGUSR2};
     match kind {
         Kind::Server => &[SIGUSR1],
-        Kind::Bridge | Kind::Consult | Kind::ExecServer => &[SIGUSR1, SIGUSR2],
+        Kind::Bridge | Kind::Consult | Kind::ExecServer | Kind::Dashboard => &[SIGUSR1, SIGUSR2],
         Kind::Tool => &[],
     }
 }
@@ -177,6 +181,7 @@ mod tests {
             (Kind::Bridge, &[SIGTERM, SIGINT, SIGQUIT, SIGHUP]),
             (Kind::Consult, &[SIGTERM, SIGINT, SIGQUIT, SIGHUP]),
             (Kind::ExecServer, &[SIGTERM, SIGINT, SIGQUIT, SIGHUP]),
+            (Kind::Dashboard, &[SIGTERM, SIGINT, SIGQUIT, SIGHUP]),
         ];
         for (kind, heeded) in heeded {
             let unheeded = unheeded(kind);

@@ -77,6 +77,24 @@ pub(crate) enum Command {
     /// Who serves here, what is asked, and what is waited for.
     #[command(after_help = "It looks, and starts and makes nothing.")]
     Status(StatusOptions),
+    /// Serve a page for your browser: jobs and servers as they are, live; it follows and cancels.
+    #[cfg(feature = "see")]
+    #[command(after_help = "Examples:\n  \
+        phone-opus dashboard              prints an address that opens once; Ctrl-C ends it\n  \
+        phone-opus dashboard --port 4100  always the same port\n  \
+        curl --unix-socket ~/.local/state/phone_opus/dashboard.sock http://x/api/overview   for tools\n\n\
+        Where a dashboard is served already, it prints another address of that one. It starts no consult. Other users of this \
+        machine are kept out: docs/dashboard.md.\n\n\
+        Exit codes: 0 it was told to end, or another one gave an address, 1 failed, 2 wrong usage.")]
+    Dashboard(DashboardOptions),
+    /// Says that this program cannot.
+    #[cfg(not(feature = "see"))]
+    #[command(hide = true)]
+    Dashboard {
+        /// Whatever follows.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        rest: Vec<OsString>,
+    },
     /// One server that many clients share: start it, ask how it is, end it.
     #[command(after_help = "Examples:\n  \
         phone-opus daemon start     where none runs; `mcp connect` does so by itself\n  \
@@ -237,6 +255,24 @@ pub(crate) enum McpCommand {
 #[derive(Debug, Clone, Args)]
 pub(crate) struct StatusOptions {
     /// One JSON object.
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Where jobs are kept.
+    #[command(flatten)]
+    pub(crate) common: Common,
+}
+
+/// `dashboard`.
+#[cfg(feature = "see")]
+#[derive(Debug, Clone, Args)]
+pub(crate) struct DashboardOptions {
+    /// The port of 127.0.0.1 [default: any that is free].
+    #[arg(long, value_name = "PORT", default_value_t = 0, hide_default_value = true)]
+    pub(crate) port: u16,
+    /// A file with the token that Prometheus brings for /metrics (yours alone, mode 0600).
+    #[arg(long, value_name = "PATH")]
+    pub(crate) metrics_token_file: Option<PathBuf>,
+    /// The address as one JSON object.
     #[arg(long)]
     pub(crate) json: bool,
     /// Where jobs are kept.

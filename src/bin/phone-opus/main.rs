@@ -11,6 +11,8 @@ mod config;
 mod connect;
 mod consult;
 mod daemon;
+#[cfg(feature = "see")]
+mod dashboard;
 mod doctor;
 mod exec_server;
 mod faults;
@@ -93,6 +95,10 @@ fn run(command: Command) -> ExitCode {
         Command::Daemon { command } => daemon::ask(&command),
         Command::ExecServer(options) => exec_server::run(&options),
         Command::Status(options) => status::run(&options),
+        #[cfg(feature = "see")]
+        Command::Dashboard(options) => dashboard::run(&options),
+        #[cfg(not(feature = "see"))]
+        Command::Dashboard { .. } => without("dashboard"),
         Command::Install(options) => clients::install(&options),
         Command::Uninstall(options) => clients::uninstall(&options),
         Command::Doctor(options) => doctor::run(&options),
@@ -101,17 +107,21 @@ fn run(command: Command) -> ExitCode {
         #[cfg(feature = "selftest")]
         Command::Selftest(options) => selftest::run(&options),
         #[cfg(not(feature = "selftest"))]
-        Command::Selftest { .. } => {
-            output::say_prose(
-                "phone-opus: this program was built without its self-test. Released programs have it, and so has what \
-                 `cargo build --features full` makes.",
-            );
-            ExitCode::from(2)
-        }
+        Command::Selftest { .. } => without("self-test"),
         Command::Config { command } => config::run(&command),
         Command::Completions { shell } => completions::script(shell),
         Command::Man { dir } => manual::write(&dir),
     }
+}
+
+/// Says that this program was built without a part.
+#[cfg(not(all(feature = "selftest", feature = "see")))]
+fn without(part: &str) -> ExitCode {
+    output::say_prose(&format!(
+        "phone-opus: this program was built without its {part}. Released programs have it, and so has what `cargo build \
+         --features full` makes.",
+    ));
+    ExitCode::from(2)
 }
 
 /// What this process is to be, and whether another image of it was there before.
@@ -126,6 +136,8 @@ fn kind(command: &Command) -> (Kind, Image) {
         // It asks as one.
         Command::Doctor(options) if options.live => (Kind::Consult, Image::First),
         Command::ExecServer(options) if options.kept => (Kind::ExecServer, Image::First),
+        #[cfg(feature = "see")]
+        Command::Dashboard(_) => (Kind::Dashboard, Image::First),
         _ => (Kind::Tool, Image::First),
     }
 }

@@ -93,6 +93,12 @@ impl BearerToken {
         Self(Sha256::digest(token).into())
     }
 
+    /// Whether an `Authorization` header brings it.
+    #[must_use]
+    pub fn is_said_by(&self, authorization: &[u8]) -> bool {
+        bearer(authorization).is_some_and(|said| self.is(said))
+    }
+
     /// Whether this is it. Takes as long wherever they differ.
     fn is(&self, said: &[u8]) -> bool {
         let said: [u8; 32] = Sha256::digest(said).into();
@@ -142,14 +148,17 @@ pub fn judge(asked: &UpgradeAsked<'_>, token: Option<&BearerToken>, ours: u32) -
         return Admission::Answer(400, "a WebSocket is served here");
     }
     if let Some(said) = asked.authorization {
-        let said = said.split_at_checked(7).filter(|(scheme, _)| scheme.eq_ignore_ascii_case(b"bearer "));
-        return match (token, said) {
-            (Some(token), Some((_, said))) if token.is(said.trim_ascii()) => Admission::In,
-            _ => Admission::Answer(401, "the token is wrong"),
-        };
+        let right = token.is_some_and(|token| token.is_said_by(said));
+        return if right { Admission::In } else { Admission::Answer(401, "the token is wrong") };
     }
     let is_ours = asked.uid == Some(ours) && ours != OVERFLOW_UID && is_loopback(asked.peer.ip());
     if is_ours { Admission::In } else { Admission::Answer(401, "a token is needed") }
+}
+
+/// The token of an `Authorization` header.
+fn bearer(said: &[u8]) -> Option<&[u8]> {
+    let (scheme, said) = said.split_at_checked(7)?;
+    scheme.eq_ignore_ascii_case(b"bearer ").then(|| said.trim_ascii())
 }
 
 /// Whether an address is of this machine and of no other.
