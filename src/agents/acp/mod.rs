@@ -12,7 +12,8 @@
 //! tool or of option that nobody knew is passed over, or refused where it is asked for, and is no reason to lose an answer.
 //!
 //! Invariants: (1) no request of the agent's stays unanswered, and whatever is not known is refused; (2) nothing is offered that
-//! writes, or runs anything; (3) what is replayed of an older session is no part of the answer; (4) what is kept is bounded.
+//! writes, or runs anything; (3) what is replayed of an older session is no part of the answer, and a session of which nothing is
+//! replayed has lost its history and is not asked; (4) what is kept is bounded.
 
 mod permission;
 
@@ -166,6 +167,8 @@ pub(super) struct Conversation {
     denied: bool,
     /// How often it was asked to go on.
     gone_on: u8,
+    /// It has shown something of the session that is gone on with, as the protocol has it do before it answers.
+    replayed: bool,
     /// What it says it is.
     version: Option<String>,
     session: Option<String>,
@@ -184,6 +187,7 @@ impl Conversation {
             stopping: false,
             denied: false,
             gone_on: 0,
+            replayed: false,
             version: None,
             session: None,
             model: None,
@@ -257,11 +261,14 @@ impl Conversation {
     fn told(&mut self, method: &str, params: &Value, out: &mut Vec<AgentEvent>) {
         let ours = self.session.is_some() && text(params, "sessionId") == self.session.as_deref();
         // What comes before the question is the history of a session that is gone on with.
-        if method != "session/update" || !ours || self.stage != Stage::Asked {
-            out.push(other(method));
-            return;
+        let update = params.get("update").filter(|_| method == "session/update" && ours);
+        match update {
+            Some(update) if self.stage == Stage::Asked => self.seen.update(update, out),
+            update => {
+                self.replayed |= update.is_some_and(is_history);
+                out.push(other(method));
+            }
         }
-        self.seen.update(params.get("update").unwrap_or(&Value::Null), out);
     }
 
     /// The agent answers our last request.
@@ -322,6 +329,10 @@ impl Conversation {
     }
 
     fn put_the_question(&mut self, out: &mut Vec<AgentEvent>) {
+        if self.question.session.is_some() && !self.replayed {
+            let error = "It opened the session and showed nothing of it: what was said there is lost.".to_owned();
+            return self.fail("error_unknown_session", error, None, out);
+        }
         out.push(AgentEvent::Started {
             session_id: self.session.clone(),
             model: self.model.clone(),
@@ -449,6 +460,12 @@ fn reading_mode(session: &Value) -> Option<(&'static str, Value)> {
 /// A message's parameters.
 fn params(message: &Value) -> &Value {
     message.get("params").unwrap_or(&Value::Null)
+}
+
+/// Whether an update is a piece of a conversation, and not of what surrounds it.
+fn is_history(update: &Value) -> bool {
+    let kind = text(update, "sessionUpdate").unwrap_or_default();
+    matches!(kind, "user_message_chunk" | "agent_message_chunk" | "agent_thought_chunk" | "tool_call")
 }
 
 /// Whether a use of a tool has come to its end.

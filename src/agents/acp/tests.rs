@@ -192,6 +192,47 @@ fn a_session_is_gone_on_with_where_the_agent_can_and_its_history_is_no_answer() 
 }
 
 #[test]
+fn a_session_that_shows_nothing_of_its_past_is_lost_and_not_asked() {
+    let chunk = |kind: &str| json!({"sessionUpdate": kind, "content": {"type": "text", "text": "old"}});
+    let of = |session: &str, update: Value| update_of(session, &update);
+    // What comes before the session is opened, and whether that is a history.
+    let table = [
+        (vec![of("s1", chunk("user_message_chunk"))], true),
+        (vec![of("s1", chunk("agent_message_chunk"))], true),
+        (vec![of("s1", chunk("agent_thought_chunk"))], true),
+        (vec![of("s1", json!({"sessionUpdate": "tool_call", "toolCallId": "t"}))], true),
+        (vec![], false),
+        (vec![of("s1", json!({"sessionUpdate": "available_commands_update", "availableCommands": []}))], false),
+        (vec![of("s1", json!({"sessionUpdate": "usage_update", "used": 0}))], false),
+        (vec![of("s1", json!({"sessionUpdate": "current_mode_update"}))], false),
+        (vec![of("s2", chunk("agent_message_chunk"))], false),
+        (vec![of("s1", json!("user_message_chunk"))], false),
+    ];
+    for (heard, is_there) in table {
+        let mut talk = Talk::about(Some("s1"));
+        talk.answers(&greeting(true));
+        for message in &heard {
+            talk.hears(message);
+        }
+        talk.answers(&json!({"modes": {"currentModeId": "default", "availableModes": [{"id": "plan"}]}}));
+        talk.answers(&json!({}));
+        assert_eq!(talk.last()["method"] == "session/prompt", is_there, "{heard:?}");
+        assert_eq!(talk.over, !is_there, "{heard:?}");
+        if !is_there {
+            let asked = "s1".parse().ok();
+            let seen = PROFILE.classify(RunEnd { resume_requested: asked, ..run_end(0, "", &talk.events) });
+            assert_eq!(seen.outcome.fault.map(|fault| fault.code), Some(FaultCode::UnknownSession), "{heard:?}");
+        }
+    }
+    // What comes while its mode is set is history as well: one agent answers before it has shown everything.
+    let mut talk = Talk::about(Some("s1"));
+    talk.answers(&greeting(true))
+        .answers(&json!({"modes": {"currentModeId": "default", "availableModes": [{"id": "plan"}]}}));
+    talk.hears(&of("s1", chunk("user_message_chunk"))).answers(&json!({}));
+    assert_eq!(talk.last()["method"], "session/prompt");
+}
+
+#[test]
 fn of_modes_that_only_read_the_best_is_chosen_before_the_question() {
     let modes = |current: &str, offered: &[&str]| {
         let offered: Vec<Value> = offered.iter().map(|id| json!({"id": id, "name": id})).collect();
