@@ -161,6 +161,7 @@ async function cancel(record) {
 
 function route() {
   const open = JOB.exec(location.hash);
+  const before = view;
   view = open || location.hash === "" ? "jobs" : { "#servers": "servers", "#history": "history" }[location.hash] ?? "jobs";
   if (!at("locked").hidden) return;
   for (const name of ["jobs", "servers", "history"]) at(`view-${name}`).hidden = name !== view;
@@ -168,6 +169,7 @@ function route() {
     if (link.dataset.view === view) link.setAttribute("aria-current", "page");
     else link.removeAttribute("aria-current");
   }
+  if (view !== before) scrollTo(0, 0);
   if (open) enter(open[1]);
   else if (job) {
     leave();

@@ -1,6 +1,6 @@
 // What the page shows of the picture, part by part. Each takes the picture and writes elements with text in them.
 
-import { ago, badge, count, elapsed, isOver, last, line, make, money, shown, timeOf, told, waitsFor, when } from "./words.js";
+import { ago, badge, count, elapsed, isOver, last, lasting, line, make, money, shown, timeOf, told, waitsFor, when } from "./words.js";
 
 const SVG = "http://www.w3.org/2000/svg";
 
@@ -94,18 +94,37 @@ function words(...parts) {
 function session(seen, now) {
   const client = line(seen.client ?? "a client");
   const rest = [seen.version && line(seen.version), seen.protocol && line(seen.protocol), seen.directory && `in ${line(seen.directory)}`,
-    `since ${ago(seen.since, now)}`, seen.calls ? `${count(seen.calls, "call")} in flight` : null];
+    `for ${lasting(seen.since, now)}`, seen.calls ? `${count(seen.calls, "call")} in flight` : null];
   return branch(words(make("b", { text: `session ${seen.session}` }), ` ${client} `, make("span", { class: "quiet", text: rest.filter(Boolean).join(", ") })));
 }
 
-function worker(health) {
-  if (!health) return null;
-  const state = health.worker_alive ? "up" : "down";
-  const restarts = health.restart_count ?? 0;
-  const fault = health.last_fault;
+// How a server's parts are: a daemon says it by its health, another server by its row.
+function partsOf(server) {
+  const { health, tree } = server;
+  if (health) {
+    return {
+      generation: health.worker_generation, alive: health.worker_alive, restarts: health.restart_count, code: health.last_fault?.fault?.code,
+      detail: health.last_fault?.fault?.detail, at: health.last_fault?.at, adopted: health.rollout?.adopted, rollout: health.rollout?.state,
+      refused: health.rollout?.rejected?.verdict,
+    };
+  }
+  if (!tree) return null;
+  return {
+    generation: tree.worker_generation, alive: tree.worker_alive, restarts: tree.worker_restarts, code: tree.last_fault, at: tree.last_fault_at,
+    adopted: tree.upgrades, rollout: tree.rollout, refused: server.rollout_rejected,
+  };
+}
+
+function worker(parts) {
+  const state = parts.alive ? "up" : "down";
   return branch(
-    words(make("b", { text: "worker" }), health.worker_generation ? ` generation ${health.worker_generation}, ${state}, ${count(restarts, "restart")}` : " not needed yet"),
-    fault ? branch(words(make("span", { class: "badtext", text: line(fault.fault?.code) }), ` ${line(fault.fault?.detail)} `, make("span", { class: "quiet", text: when(fault.at) }))) : null);
+    words(make("b", { text: "worker" }), parts.generation ? ` generation ${parts.generation}, ${state}, ${count(parts.restarts ?? 0, "restart")}` : " not needed yet"),
+    parts.code ? branch(words(make("span", { class: "badtext", text: line(parts.code) }), ` ${line(parts.detail ?? "")} `, make("span", { class: "quiet", text: when(parts.at) }))) : null);
+}
+
+function upgrades(parts) {
+  const refused = parts.refused ? `, refused: ${line(parts.refused)}` : "";
+  return branch(words(make("b", { text: "upgrades" }), ` ${parts.adopted ?? 0} adopted, ${line(parts.rollout || "idle")}${refused}`));
 }
 
 export function servers(place, { sections, jobs, now }) {
@@ -116,17 +135,13 @@ export function servers(place, { sections, jobs, now }) {
       const state = server.state ?? "serving";
       const head = words(make("b", { text: line(server.kind ?? "server") }), " ",
         make("span", { class: `badge ${state === "serving" ? "succeeded" : "queued"}`, text: line(state) }),
-        make("span", { class: "quiet", text: ` process ${server.pid}, ${line(server.build)}, since ${ago(server.started_at, now)}` }));
-      const rollout = server.health?.rollout;
-      const rejected = server.rollout_rejected ?? null;
-      const version = rollout || rejected ? branch(words(make("b", { text: "upgrades" }), ` ${rejected ? `refused: ${line(rejected)}` : `${rollout.adopted ?? 0} adopted, ${line(rollout.state)}`}`)) : null;
-      const generation = !server.health && server.worker_generation != null
-        ? branch(words(make("b", { text: "worker" }), ` generation ${server.worker_generation}, ${count(server.restarts ?? 0, "restart")}`)) : null;
+        make("span", { class: "quiet", text: ` process ${server.pid}, ${line(server.build)}, for ${lasting(server.started_at, now)}` }));
+      const parts = partsOf(server);
       const attached = (server.jobs ?? []).map((held) => {
         const job = jobs.get(held.job_id);
         return branch(words(make("b", { text: "job" }), " ", jobLink(held.job_id), " ", job ? badge(job.state) : null, job ? ` ${line(job.prompt, 80)}` : null));
       });
-      return branch(head, worker(server.health), generation, version, ...(server.sessions ?? []).map((seen) => session(seen, now)),
+      return branch(head, parts && worker(parts), parts && upgrades(parts), ...(server.sessions ?? []).map((seen) => session(seen, now)),
         server.more_sessions ? branch(words(`and ${server.more_sessions} more sessions`)) : null, ...attached);
     })));
   });

@@ -54,6 +54,12 @@ export function ago(at, now) {
   return `${Math.floor(ms / 86_400_000)} days ago`;
 }
 
+// How long something has been so, as roughly as `ago`.
+export function lasting(at, now) {
+  const words = ago(at, now);
+  return words === "now" ? "a moment" : words.replace(/ ago$/, "");
+}
+
 const CLOCK = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "medium" });
 const TIME = new Intl.DateTimeFormat(undefined, { timeStyle: "medium" });
 export const when = (at) => (at === null || at === undefined ? "" : CLOCK.format(at));
