@@ -101,9 +101,31 @@ pub struct FleetQueue {
     pub rows: Vec<FleetRow>,
     /// Rows that count and were not understood. They count against the whole fleet's cap.
     pub unread: usize,
+    /// Jobs of other users that count and are not shown, by what they count for.
+    pub unseen: BTreeMap<CapScope, u64>,
     pub caps: BTreeMap<CapScope, u64>,
     /// The scopes for which nothing is started now.
     pub paused: HashSet<CapScope>,
+}
+
+impl FleetQueue {
+    /// How many count against the cap of a scope.
+    #[must_use]
+    pub fn used_of(&self, scope: &CapScope) -> u64 {
+        let counts = |row: &&FleetRow| {
+            row.state != FleetState::Queued && scopes(row, row.host_name.as_deref()).any(|of| of == *scope)
+        };
+        let shown = self.rows.iter().filter(counts).count();
+        let unread = if *scope == CapScope::Fleet { self.unread } else { 0 };
+        u64::try_from(shown + unread).unwrap_or(u64::MAX) + self.unseen.get(scope).copied().unwrap_or(0)
+    }
+
+    /// Takes note of so many jobs that are not shown.
+    pub fn count_unseen(&mut self, agent: &str, account: &str, host_name: Option<&str>, jobs: u64) {
+        for scope in scopes_of(agent, account, host_name) {
+            *self.unseen.entry(scope).or_default() += jobs;
+        }
+    }
 }
 
 /// Who asks for jobs, and for which.
@@ -124,7 +146,7 @@ pub struct Claimant<'a> {
 #[must_use]
 pub fn choose(queue: &FleetQueue, claimant: &Claimant<'_>) -> Vec<FleetJobId> {
     let counts = |row: &&FleetRow| row.state != FleetState::Queued;
-    let mut used = Used { queue, claimant, of: BTreeMap::new(), own: 0, taken: 0 };
+    let mut used = Used { queue, claimant, of: queue.unseen.clone(), own: 0, taken: 0 };
     *used.of.entry(CapScope::Fleet).or_default() += u64::try_from(queue.unread).unwrap_or(u64::MAX);
     for row in queue.rows.iter().filter(counts) {
         used.count(row, row.host_name.as_deref());
@@ -156,10 +178,14 @@ impl Used<'_> {
 }
 
 /// What a job at a machine of this name is counted for.
-fn scopes(row: &FleetRow, host_name: Option<&str>) -> impl Iterator<Item = CapScope> {
-    let account = (!row.account.is_empty()).then(|| CapScope::Account(row.account.clone()));
+fn scopes(row: &FleetRow, host_name: Option<&str>) -> impl Iterator<Item = CapScope> + use<> {
+    scopes_of(&row.agent, &row.account, host_name)
+}
+
+fn scopes_of(agent: &str, account: &str, host_name: Option<&str>) -> impl Iterator<Item = CapScope> + use<> {
+    let account = (!account.is_empty()).then(|| CapScope::Account(account.to_owned()));
     let host = host_name.map(|name| CapScope::Host(name.to_owned()));
-    [CapScope::Fleet, CapScope::Agent(row.agent.clone())].into_iter().chain(account).chain(host)
+    [CapScope::Fleet, CapScope::Agent(agent.to_owned())].into_iter().chain(account).chain(host)
 }
 
 impl Capacity<FleetRow> for Used<'_> {
@@ -290,6 +316,28 @@ mod tests {
         unread.unread = 2;
         unread.caps.insert(CapScope::Fleet, 3);
         assert_eq!(chosen(&unread, |_| ()), [1], "what is not understood may be running");
+        for (agent, account, name, jobs, free) in [
+            ("codex", "", None, 2, 1),
+            ("codex", "", None, 3, 0),
+            ("claude", "b", Some("other"), 1, 2),
+            ("codex", "", Some("box"), 1, 1),
+            ("codex", "a", None, 1, 1),
+        ] {
+            let mut unseen = queue((1..=3).map(row).collect());
+            unseen.count_unseen(agent, account, name, jobs);
+            unseen.caps.extend([
+                (CapScope::Fleet, 3),
+                (CapScope::Agent("claude".into()), 4),
+                (CapScope::Account("a".into()), 2),
+                (CapScope::Host("box".into()), 2),
+            ]);
+            // Where nothing else bounds them.
+            if name.is_none() && account.is_empty() || account == "b" {
+                unseen.caps.remove(&CapScope::Account("a".into()));
+                unseen.caps.remove(&CapScope::Host("box".into()));
+            }
+            assert_eq!(chosen(&unseen, |_| ()).len(), free, "{agent} {account} {name:?} {jobs}");
+        }
     }
 
     #[test]

@@ -246,6 +246,7 @@ impl FleetCore {
         FleetQueue {
             rows: self.jobs.values().filter(counts).map(row).collect(),
             unread: 0,
+            unseen: BTreeMap::new(),
             caps: self.caps.clone(),
             paused: paused.collect(),
         }

@@ -28,6 +28,7 @@ pub mod invariants;
 pub mod job;
 pub mod labels;
 pub mod memory;
+pub mod people;
 pub mod placement;
 #[cfg(any(test, feature = "fleet"))]
 pub mod postgres;

@@ -258,7 +258,7 @@ impl Tx {
 }
 
 /// Nothing was committed when this happened.
-fn not_done(error: &tokio_postgres::Error) -> FleetError {
+pub(super) fn not_done(error: &tokio_postgres::Error) -> FleetError {
     FleetError::Unavailable { detail: in_words(error) }
 }
 

@@ -121,3 +121,8 @@ pub(super) fn standing(row: &Row) -> Result<(FleetState, Option<HostId>, Option<
 pub(super) fn ids(rows: &[Row]) -> Result<Vec<FleetJobId>, BadRow> {
     rows.iter().map(|row| id("id", column(row, 0, "id")?)).collect()
 }
+
+/// The same of hosts.
+pub(super) fn hosts(rows: &[Row]) -> Result<Vec<HostId>, BadRow> {
+    rows.iter().map(|row| id("host", column(row, 0, "host")?)).collect()
+}

@@ -11,7 +11,7 @@ use super::read::{big, column};
 use crate::fleet::FleetError;
 
 /// Steps in order; once released, one is never changed.
-const STEPS: &[&str] = &[FIRST, HISTORY];
+const STEPS: &[&str] = &[FIRST, HISTORY, USERS];
 
 /// The version this program writes.
 pub(super) fn known() -> i64 {
@@ -99,6 +99,32 @@ ALTER TABLE phone_opus.meta ADD COLUMN timeline text;
 ALTER TABLE phone_opus.meta ADD COLUMN quiet_until timestamptz;
 ";
 
+/// What keeps several users of one fleet apart (`packaging/fleet-users.sql`): whose a host and a late outcome are, who shows jobs to
+/// whom, and what may be known of jobs that are not shown. The functions see with their owner's rights and answer for `session_user`.
+const USERS: &str = "
+ALTER TABLE phone_opus.host ADD COLUMN owner text NOT NULL DEFAULT session_user;
+ALTER TABLE phone_opus.late ADD COLUMN owner text NOT NULL DEFAULT session_user;
+CREATE TABLE phone_opus.share (
+    owner     text NOT NULL DEFAULT session_user,
+    with_user text NOT NULL,
+    PRIMARY KEY (owner, with_user)
+);
+CREATE FUNCTION phone_opus.shows(owner text) RETURNS boolean
+    LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+        SELECT $1 = session_user
+            OR EXISTS (SELECT 1 FROM phone_opus.share s WHERE s.owner = $1 AND s.with_user = session_user) $$;
+CREATE FUNCTION phone_opus.has_jobs(lane text) RETURNS boolean
+    LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+        SELECT EXISTS (SELECT 1 FROM phone_opus.job j WHERE j.lane = $1) $$;
+CREATE FUNCTION phone_opus.unseen() RETURNS TABLE (agent text, account text, host_name text, jobs bigint)
+    LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+        SELECT left(j.agent, 257), left(j.account, 257), left(h.name, 257), count(*)
+        FROM phone_opus.job j LEFT JOIN phone_opus.host h ON h.host = j.host
+        WHERE NOT phone_opus.shows(j.owner)
+          AND (j.state IN ('claimed', 'running') OR (j.state = 'interrupted' AND j.hold_until > clock_timestamp()))
+        GROUP BY 1, 2, 3 $$;
+";
+
 /// Makes the tables, or adds what they lack. Where nothing does, nothing is written, so that a user without the right to can use them.
 pub(super) async fn migrate(tx: &Tx, upto: i64) -> Result<(), FleetError> {
     if version(tx).await? >= upto {
@@ -109,11 +135,11 @@ pub(super) async fn migrate(tx: &Tx, upto: i64) -> Result<(), FleetError> {
     let found = version(tx).await?;
     let Ok(done) = usize::try_from(found) else { return Ok(()) };
     if found == 0 && tx.row("SELECT 1 FROM pg_namespace WHERE nspname = 'phone_opus'", &[]).await?.is_none() {
-        tx.batch("CREATE SCHEMA phone_opus").await?;
+        tx.batch("CREATE SCHEMA phone_opus").await.map_err(owners_work)?;
     }
     let upto_steps = usize::try_from(upto).unwrap_or(0);
     for step in STEPS.iter().take(upto_steps).skip(done) {
-        tx.batch(step).await?;
+        tx.batch(step).await.map_err(owners_work)?;
     }
     let fleet = uuid::Uuid::new_v4().to_string();
     tx.changed(
@@ -123,6 +149,17 @@ pub(super) async fn migrate(tx: &Tx, upto: i64) -> Result<(), FleetError> {
     )
     .await?;
     Ok(())
+}
+
+/// A user with a host's rights makes no tables.
+fn owners_work(error: FleetError) -> FleetError {
+    match &error {
+        FleetError::Unavailable { detail } if detail.contains("(42501)") => FleetError::Settings {
+            detail: "its tables are missing or of an older version, and this user may not add to them: \
+                     have their owner run `phone-opus fleet status` with this program once, and then packaging/fleet-role.sql",
+        },
+        _ => error,
+    }
 }
 
 /// The version that is there, 0 for none. One that this program may not use is refused.

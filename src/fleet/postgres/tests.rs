@@ -2,9 +2,16 @@
 //!
 //! Laws: L3, L4, L9, L13, L19.
 
+mod cuts;
+mod failover;
+mod load;
+mod people;
+mod pooler;
+mod roles;
 mod server;
 
 use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Instant as Clock;
 
 use tokio::task::JoinSet;
@@ -425,7 +432,7 @@ async fn insist<T, F: Future<Output = Result<T, FleetError>>>(mut ask: impl FnMu
 }
 
 /// A host that insists: the jobs it may start an agent for.
-async fn insistent(settings: String, until_all_are_over: i64) -> Vec<FleetJobId> {
+async fn insistent(settings: String, until_all_are_over: Arc<AtomicI64>) -> Vec<FleetJobId> {
     let fleet = insist(|| PgFleet::open(&settings)).await;
     let host = HostId::random();
     let mut began = Vec::new();
@@ -466,7 +473,7 @@ async fn insistent(settings: String, until_all_are_over: i64) -> Vec<FleetJobId>
             tx.commit().await?;
             Ok(row.map(|row| big(&row, 0, "count")).transpose()?.unwrap_or(0))
         });
-        if claim.is_empty() && over.await == until_all_are_over {
+        if claim.is_empty() && over.await == until_all_are_over.load(Ordering::SeqCst) {
             return began;
         }
     }
@@ -483,7 +490,7 @@ async fn whatever_becomes_of_connections_and_server_each_job_is_begun_once_and_e
     }
     let mut hosts = JoinSet::new();
     for _ in 0..4 {
-        hosts.spawn(insistent(settings.clone(), JOBS));
+        hosts.spawn(insistent(settings.clone(), Arc::new(AtomicI64::new(JOBS))));
     }
     let ends = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()";
     let mut killed = 0;

@@ -1,7 +1,8 @@
 //! A PostgreSQL server of the tests' own, from the programs this machine has.
 //!
-//! Owns: where those programs are, a directory of data, the server's process and its end. Tests that run at the same time share one;
-//! the last of them ends it. Laws: L7, for itself: nothing of a server is left.
+//! Owns: where those programs are, directories of data, the server's process and its end. Tests that run at the same time share one;
+//! the last of them ends it. A directory of data is a copy of one that `initdb` made beside the tests' program, once for all its runs.
+//! Laws: L7, for itself: nothing of a server is left.
 
 use std::io::Write as _;
 use std::os::unix::fs::PermissionsExt as _;
@@ -65,26 +66,14 @@ impl PrivateServer {
                 return None;
             }
         };
-        // A socket's path is short: the system's own directory, whatever TMPDIR says.
-        let dir = tempfile::Builder::new().prefix("pg").tempdir_in("/tmp").expect("a directory");
-        if geteuid().is_root() {
-            std::os::unix::fs::chown(dir.path(), Some(NOBODY), Some(NOBODY)).expect("given away");
-        }
+        let dir = directory();
         for (name, content) in files {
             let path = dir.path().join(name);
             std::fs::write(&path, content).expect("written");
             std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).expect("private");
-            if geteuid().is_root() {
-                std::os::unix::fs::chown(&path, Some(NOBODY), Some(NOBODY)).expect("given away");
-            }
+            give_away(&path);
         }
-        let data = dir.path().join("data");
-        let made = command(&programs, "initdb", dir.path())
-            .args(["--no-sync", "--auth=trust", "--username=fleet", "--encoding=UTF8", "--locale=C", "-D"])
-            .arg(&data)
-            .output()
-            .expect("initdb");
-        assert!(made.status.success(), "initdb: {}", String::from_utf8_lossy(&made.stderr));
+        copy_for_the_server(&template(&programs), &dir.path().join("data"));
         let settings = settings.to_vec();
         let child = Mutex::new(begin(&programs, dir.path(), &settings));
         Some(Self { dir, programs, settings, child })
@@ -96,7 +85,6 @@ impl PrivateServer {
     }
 
     /// The directory of its socket, and of the files it was given.
-    #[cfg(feature = "fleet")]
     pub(super) fn dir(&self) -> &Path {
         self.dir.path()
     }
@@ -129,13 +117,38 @@ impl PrivateServer {
         }
     }
 
-    /// Kills it, waits until everything of it is gone, and begins again.
-    pub(super) fn kill_and_restart(&self) {
+    /// A server that follows another one, which is this one's twin until it is promoted.
+    pub(super) fn standby_of(primary: &Self) -> Self {
+        let (dir, programs) = (directory(), primary.programs.clone());
+        let copied = command(&programs, "pg_basebackup", dir.path())
+            .args(["--checkpoint=fast", "--no-sync", "--write-recovery-conf", "--username=fleet", "--host"])
+            .arg(primary.dir.path())
+            .arg("--pgdata")
+            .arg(dir.path().join("data"))
+            .output()
+            .expect("pg_basebackup");
+        assert!(copied.status.success(), "pg_basebackup: {}", String::from_utf8_lossy(&copied.stderr));
+        let child = Mutex::new(begin(&programs, dir.path(), &[]));
+        Self { dir, programs, settings: Vec::new(), child }
+    }
+
+    /// Kills it, and waits until everything of it is gone.
+    pub(super) fn kill(&self) {
         let mut child = self.lock();
         child.kill().expect("killed");
         child.wait().expect("waited for");
         wait_until_nothing_is_left(&self.data());
-        *child = begin(&self.programs, self.dir.path(), &self.settings);
+    }
+
+    /// Begins again, after a kill.
+    pub(super) fn begin_again(&self) {
+        *self.lock() = begin(&self.programs, self.dir.path(), &self.settings);
+    }
+
+    /// Kills it, and begins again.
+    pub(super) fn kill_and_restart(&self) {
+        self.kill();
+        self.begin_again();
     }
 
     fn data(&self) -> PathBuf {
@@ -165,6 +178,67 @@ impl Drop for PrivateServer {
     }
 }
 
+/// The data of a server that has never begun, from which every one begins. It stays beside the tests' program, as what is built does.
+fn template(programs: &Path) -> PathBuf {
+    /// Held while it is made. Other processes may make it at the same time: one of them wins.
+    static MAKING: Mutex<()> = Mutex::new(());
+    let _one = MAKING.lock().unwrap_or_else(PoisonError::into_inner);
+    let dir = directory();
+    let version = command(programs, "postgres", dir.path()).arg("--version").stdout(Stdio::piped()).output();
+    let version = String::from_utf8(version.expect("postgres").stdout).expect("a version");
+    // What is made otherwise has another name: the 1.
+    let name = format!("fleet-1-{}", version.trim().replace(|c: char| !c.is_ascii_alphanumeric(), "-"));
+    let built = std::env::current_exe().expect("this program");
+    let template = built.parent().expect("its folder").join(name);
+    if template.is_dir() {
+        return template;
+    }
+    let data = dir.path().join("data");
+    let made = command(programs, "initdb", dir.path())
+        .args(["--no-sync", "--auth=trust", "--username=fleet", "--encoding=UTF8", "--locale=C", "-D"])
+        .arg(&data)
+        .output()
+        .expect("initdb");
+    assert!(made.status.success(), "initdb: {}", String::from_utf8_lossy(&made.stderr));
+    let mut whole = template.clone().into_os_string();
+    whole.push(format!(".{}", std::process::id()));
+    copy_for_the_server(&data, Path::new(&whole));
+    if std::fs::rename(&whole, &template).is_err() {
+        std::fs::remove_dir_all(&whole).expect("removed");
+    }
+    template
+}
+
+/// A directory of whom the server runs as. A socket's path is short: the system's own directory, whatever TMPDIR says.
+pub(super) fn directory() -> TempDir {
+    let dir = tempfile::Builder::new().prefix("pg").tempdir_in("/tmp").expect("a directory");
+    give_away(dir.path());
+    dir
+}
+
+/// Copies a directory, for whoever the server runs as.
+fn copy_for_the_server(from: &Path, to: &Path) {
+    std::fs::create_dir(to).expect("a directory");
+    std::fs::set_permissions(to, std::fs::Permissions::from_mode(0o700)).expect("private");
+    for entry in std::fs::read_dir(from).expect("a directory") {
+        let (entry, to) = entry.map(|entry| (entry.path(), to.join(entry.file_name()))).expect("an entry");
+        if entry.is_dir() {
+            copy_for_the_server(&entry, &to);
+        } else {
+            std::fs::copy(&entry, &to).expect("copied");
+            give_away(&to);
+        }
+    }
+    give_away(to);
+}
+
+/// Root has it owned by whom the server runs as.
+fn give_away(path: &Path) {
+    if geteuid().is_root() {
+        std::os::unix::fs::chown(path, Some(NOBODY), Some(NOBODY)).expect("given away");
+    }
+}
+
 fn begin(programs: &Path, dir: &Path, own: &[String]) -> Child {
     // What is written survives the end of processes without any sync, and no test ends the machine.
     let settings =
@@ -180,7 +254,8 @@ fn begin(programs: &Path, dir: &Path, own: &[String]) -> Child {
         .expect("postgres")
 }
 
-fn command(programs: &Path, name: &str, dir: &Path) -> Command {
+/// A program that works in this directory, as whom servers run as.
+pub(super) fn command(programs: &Path, name: &str, dir: &Path) -> Command {
     let mut command = Command::new(programs.join(name));
     command.env_clear().env("LC_ALL", "C").current_dir(dir).stdin(Stdio::null()).stdout(Stdio::null());
     if geteuid().is_root() {
