@@ -1,5 +1,7 @@
 //! The command line's words.
 
+#[cfg(feature = "fleet")]
+mod fleet;
 #[cfg(feature = "selftest")]
 mod selftest;
 
@@ -14,6 +16,8 @@ use phone_opus::internals::base::ids::AgentSessionId;
 use phone_opus::internals::config::{Key, Words, WorkerIsolation};
 use phone_opus::internals::jobs::{Billing, JobState};
 
+#[cfg(feature = "fleet")]
+pub(crate) use self::fleet::{FleetAsked, FleetCapsCommand, FleetCommand};
 #[cfg(feature = "selftest")]
 pub(crate) use self::selftest::{EVERY_AGENT, SelftestOptions};
 use crate::clients::{ClientName, SetupScope};
@@ -106,6 +110,26 @@ pub(crate) enum Command {
     Daemon {
         #[command(subcommand)]
         command: DaemonCommand,
+    },
+    /// The hosts of several machines and their one queue.
+    #[cfg(feature = "fleet")]
+    #[command(after_help = "Examples:\n  \
+        phone-opus fleet status                          how many wait and run, and what keeps them\n  \
+        phone-opus fleet drain build.example             its hosts take no more jobs\n  \
+        phone-opus fleet caps set fleet=8 agent:codex=2  what may run at once\n\n\
+        The database is `fleet` in your configuration. Exit codes: 0 done, 1 it cannot be used or no such host lives, 2 wrong usage or \
+        no fleet configured.")]
+    Fleet {
+        #[command(subcommand)]
+        command: FleetCommand,
+    },
+    /// Says that this program cannot.
+    #[cfg(not(feature = "fleet"))]
+    #[command(hide = true)]
+    Fleet {
+        /// Whatever follows.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        rest: Vec<OsString>,
     },
     /// Run processes on this machine for a client elsewhere, and read and write files for it.
     #[command(after_help = "Examples:\n  \
@@ -450,7 +474,7 @@ pub(crate) struct Common {
 }
 
 /// Numbers and paths, over environment and files.
-#[derive(Debug, Clone, Args)]
+#[derive(Debug, Clone, Default, Args)]
 pub(crate) struct Overrides {
     #[arg(long, value_name = "PATH", help = Key::claude_bin.help())]
     pub(crate) claude_bin: Option<PathBuf>,

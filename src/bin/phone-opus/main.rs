@@ -16,6 +16,8 @@ mod dashboard;
 mod doctor;
 mod exec_server;
 mod faults;
+#[cfg(feature = "fleet")]
+mod fleet;
 mod job_word;
 mod jobs;
 mod logging;
@@ -102,6 +104,16 @@ fn run(command: Command) -> ExitCode {
         Command::Install(options) => clients::install(&options),
         Command::Uninstall(options) => clients::uninstall(&options),
         Command::Doctor(options) => doctor::run(&options),
+        #[cfg(feature = "fleet")]
+        Command::Fleet { command } => fleet::run(&command),
+        #[cfg(not(feature = "fleet"))]
+        Command::Fleet { .. } => {
+            output::say_prose(
+                "phone-opus: this program was built without the fleet. Released programs have it, and so has what \
+                 `cargo build --features fleet` makes.",
+            );
+            ExitCode::from(2)
+        }
         Command::Agents(options) => agents::run(&options),
         Command::Faults { command } => faults::run(&command),
         #[cfg(feature = "selftest")]

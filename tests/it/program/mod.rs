@@ -3,6 +3,7 @@
 mod cli;
 mod clients;
 mod doctor;
+mod fleet;
 mod keyboard;
 mod packages;
 #[path = "../../../benches/offline/questions.rs"]

@@ -10,6 +10,8 @@
 //! ```
 
 mod fix;
+#[cfg(feature = "fleet")]
+mod fleet;
 mod live;
 mod verdict;
 
@@ -153,6 +155,8 @@ impl Report {
         findings.push(limits(prepared));
         findings.push(upgrades(prepared));
         findings.push(daemon(prepared));
+        #[cfg(feature = "fleet")]
+        findings.extend(fleet::look(prepared));
         findings.push(Finding {
             name: "offline".to_owned(),
             good: Some(true),
