@@ -4,7 +4,7 @@
 //! can do (`labels`), what is believed of a row (`rows`). [`core`] decides about all of it without I/O, [`memory`] keeps that in one
 //! process, `postgres` keeps it in PostgreSQL (feature `fleet`). May not know: this machine's store, actors, how a run is made, MCP.
 //!
-//! A room of the library: no server uses it yet, so that neither a setting nor a command leads here.
+//! No server uses it yet; `phone-opus fleet` and `doctor` look into its database.
 //!
 //! ```text
 //!  host A ─ accept ─▶ ┌───────────────┐ ◀─ claim, start, renew, finish ─ host B

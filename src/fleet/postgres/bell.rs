@@ -3,7 +3,8 @@
 //! Owns: that connection, and its way back. May not know: what changed; whoever hears it looks at everything it waits for.
 //!
 //! Invariants: (1) whatever is heard or missed, nobody depends on it: everybody looks each [`POLL`] besides; (2) a connection that may
-//! be deaf, as behind a pooler, is noticed within [`PROBE_EVERY`] and made anew; (3) each new one rings once, for what was missed.
+//! be deaf, as behind a pooler, is noticed within [`PROBE_EVERY`] and made anew; (3) each new one rings once, for what was missed; (4) of
+//! hosts that hear each other one probes: the server wakes all that listen, whatever they listen for.
 
 use std::time::Duration;
 
@@ -17,7 +18,10 @@ use crate::fleet::POLL;
 /// Where all hosts of a database's fleet hear of changes.
 pub(super) const CHANNEL: &str = "phone_opus_fleet";
 
-/// How often it asks itself whether it hears.
+/// Where they hear that somebody made sure that anything is heard.
+const PROBES: &str = "phone_opus_probe";
+
+/// How long nothing is heard until it is made sure that something would be.
 const PROBE_EVERY: Duration = Duration::from_secs(60);
 
 /// Longest an answer of its own takes.
@@ -58,30 +62,27 @@ async fn listen(way: Way, rings: watch::Sender<u64>) {
 
 /// Listens until the connection is lost or deaf.
 async fn listen_once(way: &Way, rings: &watch::Sender<u64>) -> Option<()> {
-    // Hosts do not hear each other's probes.
-    let own = format!("phone_opus_{}", uuid::Uuid::new_v4().simple());
-    let (probed, mut probes) = mpsc::channel(1);
-    let heard = {
+    let (hears, mut heard) = mpsc::channel(1);
+    let on_message = {
         let rings = rings.clone();
         move |channel: &str| {
             if channel == CHANNEL {
                 rings.send_modify(|rung| *rung += 1);
-            } else {
-                // One that waits says as much as two.
-                let _ = probed.try_send(());
             }
+            // One that waits says as much as two.
+            let _ = hears.try_send(());
         }
     };
-    let link = timeout(POLL, way.dial(heard)).await.ok()?.ok()?;
-    timeout(POLL, link.client.batch_execute(&format!("LISTEN {CHANNEL}; LISTEN {own}"))).await.ok()?.ok()?;
+    let link = timeout(POLL, way.dial(on_message)).await.ok()?.ok()?;
+    timeout(POLL, link.client.batch_execute(&format!("LISTEN {CHANNEL}; LISTEN {PROBES}"))).await.ok()?.ok()?;
     rings.send_modify(|rung| *rung += 1);
-    let ask = format!("NOTIFY {own}");
+    let probe = format!("NOTIFY {PROBES}");
     loop {
-        timeout(PROBE_BOUND, link.client.batch_execute(&ask)).await.ok()?.ok()?;
-        timeout(PROBE_BOUND, probes.recv()).await.ok()??;
-        // The sender is the driver's: it is gone when the connection is.
-        if let Ok(None) = timeout(PROBE_EVERY, probes.recv()).await {
-            return None;
+        timeout(PROBE_BOUND, link.client.batch_execute(&probe)).await.ok()?.ok()?;
+        timeout(PROBE_BOUND, heard.recv()).await.ok()??;
+        // Whatever is heard proves it, and another host's probe with it. The sender is the driver's: it is gone when the connection is.
+        while let Ok(message) = timeout(super::jittered(PROBE_EVERY), heard.recv()).await {
+            message?;
         }
     }
 }

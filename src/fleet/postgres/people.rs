@@ -209,8 +209,10 @@ async fn exam(way: &Way) -> Result<FleetExam, FleetError> {
     let other = way.dial(|_| ()).await?;
     let hears = async {
         let own = format!("phone_opus_{}", uuid::Uuid::new_v4().simple());
+        // Told by another one that has begun already: what a pooler gives to both would hear itself.
+        other.client.batch_execute("BEGIN").await.ok()?;
         link.client.batch_execute(&format!("LISTEN {own}")).await.ok()?;
-        link.client.batch_execute(&format!("NOTIFY {own}")).await.ok()?;
+        other.client.batch_execute(&format!("NOTIFY {own}; COMMIT")).await.ok()?;
         timeout(HEARS_WITHIN, hears.recv()).await.ok()?
     };
     let hears = hears.await.is_some();

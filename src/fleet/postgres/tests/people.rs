@@ -107,7 +107,7 @@ async fn a_look_at_a_database_finds_what_is_wrong_with_it() {
     let through = pooler.settings(&settings);
     insist(|| PgFleet::examine(&through)).await;
     let deaf = found(&through).await;
-    assert!(deaf.contains(&("pooler", None)), "{deaf:?}");
+    assert!(deaf.contains(&("listen", None)) && deaf.contains(&("pooler", None)), "{deaf:?}");
     let nobody = settings.replace("host=/", "host=/nowhere/");
     assert!(matches!(PgFleet::examine(&nobody).await, Err(FleetError::Unavailable { .. })));
 }
