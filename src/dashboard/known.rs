@@ -82,3 +82,91 @@ impl KnownJobs {
         self.jobs.get(&row.id)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::ids::ChainId;
+    use crate::base::state_dir::StateDir;
+    use crate::jobs::store::{Accept, AcceptLimits, JobFilter, StartOutcome, Transition};
+    use crate::jobs::{ConsultRequest, JobMode, JobOutcome, JobState, NewJob};
+
+    async fn accept(store: &StoreHandle) -> JobId {
+        let job = NewJob {
+            id: JobId::random(),
+            invocation: None,
+            request_key: None,
+            given: None,
+            workspace: "/w".into(),
+            mode: JobMode::Background,
+            request: ConsultRequest::new("why?").cwd("/w"),
+            chain: ChainId::random(),
+            depth: 0,
+            accepted_at: UnixMillis(1),
+            environment: None,
+            account: String::new(),
+            host: None,
+        };
+        let id = job.id;
+        let accepted = store.accept(job, AcceptLimits { max_queued: 100 }).await.expect("accepted");
+        assert!(matches!(accepted, Accept::Inserted(_)));
+        id
+    }
+
+    async fn begin(store: &StoreHandle, job: JobId, at: i64) {
+        assert_eq!(store.start(job, UnixMillis(at)).await.expect("started"), StartOutcome::Started);
+    }
+
+    async fn end(store: &StoreHandle, job: JobId, cost: f64) {
+        let outcome = JobOutcome { cost_usd: Some(cost), ..JobOutcome::default() };
+        let ended = store.finish(job, JobState::Succeeded, outcome, UnixMillis(9)).await.expect("ended");
+        assert_eq!(ended, Transition::Done);
+    }
+
+    /// What is known of the jobs that are listed now, in the order of these.
+    async fn known(
+        all: &mut KnownJobs,
+        store: &StoreHandle,
+        jobs: &[JobId],
+    ) -> Vec<Option<(Option<i64>, Option<f64>)>> {
+        let filter = JobFilter { workspace: None, state: None, limit: 100 };
+        let listed = store.list(filter).await.expect("listed");
+        all.read(store, &listed).await.expect("read");
+        let of = |job: &JobId| listed.iter().find(|row| row.id == *job).and_then(|row| all.of(row));
+        jobs.iter().map(|job| of(job).map(|known| (known.started_at.map(|at| at.0), known.cost_usd))).collect()
+    }
+
+    #[tokio::test]
+    async fn what_is_over_is_read_once_and_what_is_not_each_time() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let store = StoreHandle::sqlite(StateDir::at(dir.path()));
+        let mut all = KnownJobs::default();
+        let jobs = [accept(&store).await, accept(&store).await, accept(&store).await];
+        begin(&store, jobs[0], 2).await;
+        assert_eq!(
+            known(&mut all, &store, &jobs).await,
+            [Some((Some(2), None)), Some((None, None)), Some((None, None))]
+        );
+        assert_eq!(all.settled, 0);
+        end(&store, jobs[0], 0.5).await;
+        // One that is over behind one that is not is read again, and does no harm.
+        begin(&store, jobs[2], 3).await;
+        end(&store, jobs[2], 0.25).await;
+        let seen = [Some((Some(2), Some(0.5))), Some((None, None)), Some((Some(3), Some(0.25)))];
+        assert_eq!(known(&mut all, &store, &jobs).await, seen);
+        let first = all.settled;
+        begin(&store, jobs[1], 4).await;
+        end(&store, jobs[1], 1.0).await;
+        let seen = [Some((Some(2), Some(0.5))), Some((Some(4), Some(1.0))), Some((Some(3), Some(0.25)))];
+        assert_eq!(known(&mut all, &store, &jobs).await, seen);
+        assert!(first > 0 && all.settled > first);
+        // Another store at this place has other jobs under the same numbers.
+        let elsewhere = tempfile::tempdir().expect("a directory");
+        let other = StoreHandle::sqlite(StateDir::at(elsewhere.path()));
+        let only = [accept(&other).await];
+        assert_eq!(known(&mut all, &other, &only).await, [Some((None, None))]);
+        assert_eq!(all.jobs.len(), 1);
+        store.close().await;
+        other.close().await;
+    }
+}
