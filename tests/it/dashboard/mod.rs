@@ -388,6 +388,7 @@ async fn tools_ask_by_the_socket_and_numbers_say_nothing_of_anybodys_work() {
     assert_eq!(overview.status, 200, "{overview:?}");
     let overview = overview.json();
     assert_eq!(overview["jobs"][0]["status"], "succeeded");
+    assert!(overview["jobs"][0]["started_at"].as_i64() >= overview["jobs"][0]["accepted_at"].as_i64(), "{overview}");
     let servers = overview["sections"]["servers"].as_array().expect("servers");
     assert!(servers.iter().any(|server| server["kind"] == "daemon" && server["health"]["ready"] == true), "{overview}");
     let bearer = served.ask("GET /metrics", "Authorization: Bearer 0123456789abcdef0123\r\n", "").await;
