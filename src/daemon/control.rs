@@ -30,7 +30,7 @@ use crate::base::base64::Base64;
 use crate::base::ids::{ChainId, DaemonId, HostId};
 use crate::base::nearest::nearest;
 use crate::config::{Config, Key, Settings};
-use crate::jobs::hosts::{AttachedJob, SessionSeen};
+use crate::jobs::hosts::{AttachedJob, SessionSeen, TreeSaid};
 
 /// Bytes of names and values an environment may have. A shell's whole environment has a tenth of it.
 pub const ENVIRONMENT: usize = 64 * 1024;
@@ -285,6 +285,12 @@ pub struct DaemonStatus {
     /// The jobs it looks after, and whose calls wait for them.
     #[serde(default)]
     pub jobs: Vec<AttachedJob>,
+    /// How its parts are.
+    #[serde(default)]
+    pub tree: TreeSaid,
+    /// What became of the last version that was looked at, where it was not adopted.
+    #[serde(default)]
+    pub rollout_rejected: Option<String>,
 }
 
 /// Whether a daemon begins jobs.
@@ -863,6 +869,8 @@ mod tests {
             max_running: 4,
             sessions: Vec::new(),
             jobs: Vec::new(),
+            tree: TreeSaid { worker_generation: 2, worker_restarts: 1, ..TreeSaid::default() },
+            rollout_rejected: None,
         };
         let refusal = ControlRefusal::new("shutdown", "no");
         let cases = [

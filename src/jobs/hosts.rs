@@ -95,6 +95,59 @@ pub struct HostSaid {
     pub jobs: Vec<AttachedJob>,
     /// What became of the last version that was looked at, where it was not adopted.
     pub rollout_rejected: Option<String>,
+    /// How its parts are.
+    pub tree: TreeSaid,
+}
+
+/// How a host's parts are: what was started again, what was replaced.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct TreeSaid {
+    /// The newest generation of its worker; 0 before the first, and where it does not say.
+    pub worker_generation: u64,
+    /// Whether a worker is there.
+    pub worker_alive: bool,
+    /// How often one was started again.
+    pub worker_restarts: u64,
+    /// Calls are refused because of too many losses.
+    pub worker_gave_up: bool,
+    /// How often the program was replaced since it began.
+    pub upgrades: u64,
+    /// What its rollout does: `idle`, `settling`, `checking` or `handing_over`; empty where it does not say.
+    pub rollout: String,
+    /// The last fault of a worker, by its code.
+    pub last_fault: Option<String>,
+    /// When that was.
+    pub last_fault_at: Option<UnixMillis>,
+}
+
+impl TreeSaid {
+    /// In a few words; empty where nothing is known.
+    #[must_use]
+    pub fn in_words(&self) -> String {
+        let mut words = Vec::new();
+        let counted = |count: u64, thing: &str| format!("{count} {thing}{}", if count == 1 { "" } else { "s" });
+        if self.worker_generation > 0 {
+            let lost = if self.worker_alive { "" } else { ", not there" };
+            words.push(format!("worker of generation {}{lost}", self.worker_generation));
+        }
+        if self.worker_gave_up {
+            words.push("workers given up".to_owned());
+        }
+        if self.worker_restarts > 0 {
+            words.push(counted(self.worker_restarts, "restart"));
+        }
+        if self.upgrades > 0 {
+            words.push(counted(self.upgrades, "upgrade"));
+        }
+        if !self.rollout.is_empty() && self.rollout != "idle" {
+            words.push(format!("a new version is {}", self.rollout.replace('_', " ")));
+        }
+        if let Some(code) = &self.last_fault {
+            words.push(format!("last fault {}", shown_word(code)));
+        }
+        words.join(", ")
+    }
 }
 
 /// A session of a host.

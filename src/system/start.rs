@@ -250,6 +250,7 @@ impl Assembly {
             connections: lasting.connections.clone(),
             attachments: lasting.attachments.clone(),
             rollout: self.rollout.clone(),
+            workers: self.names.workers.current(),
             max_running: self.config.max_running,
         }
     }

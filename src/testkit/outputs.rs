@@ -5,7 +5,7 @@
 #![expect(clippy::expect_used, clippy::panic, reason = "what goes wrong in a rig fails the case")]
 
 use std::fs::File;
-use std::io::Read as _;
+use std::io::{Read as _, Write as _};
 use std::os::fd::OwnedFd;
 use std::process::{ExitStatus, Output, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use rustix::fs::{Mode, OFlags};
 use rustix::process::{Pid, Signal, kill_process};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
-use rustix::termios::{Winsize, tcsetwinsize};
+use rustix::termios::{LocalModes, Winsize, tcgetattr, tcsetwinsize};
 use tokio::process::Child;
 use tokio::task::JoinHandle;
 
@@ -66,8 +66,8 @@ pub struct OnTerminal {
     child: Child,
     reading: JoinHandle<()>,
     seen: Arc<Mutex<Vec<u8>>>,
-    /// Nobody types, and the terminal is there all the same.
-    _master: File,
+    /// Whoever types, or nobody: the terminal is there all the same.
+    master: File,
 }
 
 impl OnTerminal {
@@ -76,6 +76,49 @@ impl OnTerminal {
     pub fn seen(&self) -> String {
         let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         String::from_utf8_lossy(&seen).into_owned()
+    }
+
+    /// Presses these keys.
+    ///
+    /// # Panics
+    ///
+    /// When the terminal takes none.
+    pub fn press(&self, keys: &str) {
+        (&self.master).write_all(keys.as_bytes()).expect("typed");
+    }
+
+    /// Makes the window this large; who runs in it is told by a signal, which is for the caller to send.
+    ///
+    /// # Panics
+    ///
+    /// When the terminal has no size.
+    pub fn resize(&self, columns: u16, rows: u16) {
+        let size = Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
+        tcsetwinsize(&self.master, size).expect("sized");
+    }
+
+    /// Whether it reads whole lines, and whether what is typed is shown.
+    ///
+    /// # Panics
+    ///
+    /// When the terminal does not say.
+    #[must_use]
+    pub fn modes(&self) -> (bool, bool) {
+        let modes = tcgetattr(&self.master).expect("its modes").local_modes;
+        (modes.contains(LocalModes::ICANON), modes.contains(LocalModes::ECHO))
+    }
+
+    /// How it ended, everything it has shown, and how the terminal is afterwards ([`OnTerminal::modes`]).
+    ///
+    /// # Panics
+    ///
+    /// When it does not end.
+    pub async fn ended_with_modes(mut self) -> (ExitStatus, String, (bool, bool)) {
+        let ended = tokio::time::timeout(PATIENCE, self.child.wait()).await;
+        let status = ended.unwrap_or_else(|_| panic!("it did not end: {}", self.seen())).expect("it is waited for");
+        let modes = self.modes();
+        (&mut self.reading).await.expect("it is read");
+        (status, self.seen(), modes)
     }
 
     /// Sends it a signal.
@@ -93,11 +136,9 @@ impl OnTerminal {
     /// # Panics
     ///
     /// When it does not end.
-    pub async fn ended(mut self) -> (ExitStatus, String) {
-        let ended = tokio::time::timeout(PATIENCE, self.child.wait()).await;
-        let status = ended.unwrap_or_else(|_| panic!("it did not end: {}", self.seen())).expect("it is waited for");
-        (&mut self.reading).await.expect("it is read");
-        (status, self.seen())
+    pub async fn ended(self) -> (ExitStatus, String) {
+        let (status, seen, _) = self.ended_with_modes().await;
+        (status, seen)
     }
 }
 
@@ -148,6 +189,6 @@ impl Rig {
                 kept.lock().unwrap_or_else(PoisonError::into_inner).extend_from_slice(&part[..read]);
             }
         });
-        OnTerminal { child, reading, seen, _master: master }
+        OnTerminal { child, reading, seen, master }
     }
 }

@@ -14,17 +14,19 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, oneshot, watch};
 
 use super::attachments::Attachments;
 use super::host_life::HostLife;
 use super::room::Beginning;
 use crate::actors::connections::Connections;
+use crate::actors::current::Current;
 use crate::actors::rollout::RolloutHandle;
+use crate::actors::workers::messages::{WorkersMsg, WorkersSnapshot};
 use crate::base::ids::{SessionNumber, UnixMillis};
 use crate::base::state_dir::StateDir;
 use crate::jobs::host_lock::HostLock;
-use crate::jobs::hosts::{AttachedJob, HostKind, HostRow, HostSaid, HostState, SESSIONS};
+use crate::jobs::hosts::{AttachedJob, HostKind, HostRow, HostSaid, HostState, SESSIONS, TreeSaid};
 use crate::jobs::store::StoreHandle;
 
 /// Time from the first change to the row that has it, and all that came meanwhile. A person does not see less; a consult that is
@@ -43,6 +45,8 @@ pub struct HostView {
     pub attachments: Attachments,
     /// Its rollouts.
     pub rollout: RolloutHandle,
+    /// Its workers.
+    pub workers: Current<WorkersMsg>,
     /// Agents that may run at once.
     pub max_running: usize,
 }
@@ -68,10 +72,32 @@ impl HostView {
         });
         let jobs = jobs.collect();
         let (sessions, all) = self.connections.seen(SESSIONS, ASK).await;
-        let rollout_rejected = self.rollout.status().rejected.map(|rejected| rejected.verdict.to_owned());
+        let rollout = self.rollout.status();
+        let tree = tree(self.workers().await, rollout.adopted, rollout.state);
+        let rollout_rejected = rollout.rejected.map(|rejected| rejected.verdict.to_owned());
         let more_sessions = all.saturating_sub(sessions.len());
-        HostSaid { state, max_running: self.max_running, sessions, more_sessions, jobs, rollout_rejected }
+        HostSaid { state, max_running: self.max_running, sessions, more_sessions, jobs, rollout_rejected, tree }
     }
+
+    /// Its workers; `None` where they do not answer.
+    async fn workers(&self) -> Option<WorkersSnapshot> {
+        let (reply, answer) = oneshot::channel();
+        self.workers.cast(WorkersMsg::Snapshot(reply)).ok()?;
+        tokio::time::timeout(ASK, answer).await.ok()?.ok()
+    }
+}
+
+fn tree(workers: Option<WorkersSnapshot>, upgrades: u64, rollout: &str) -> TreeSaid {
+    let mut tree = TreeSaid { upgrades, rollout: rollout.to_owned(), ..TreeSaid::default() };
+    if let Some(workers) = workers {
+        tree.worker_generation = workers.generation.0;
+        (tree.worker_alive, tree.worker_gave_up) = (workers.alive, workers.gave_up);
+        tree.worker_restarts = workers.restarts;
+        let last = workers.losses.last();
+        tree.last_fault = last.map(|(_, fault)| fault.code.as_str().to_owned());
+        tree.last_fault_at = last.map(|(at, _)| *at);
+    }
+    tree
 }
 
 struct Marks {

@@ -2,6 +2,8 @@
 
 #[cfg(feature = "fleet")]
 mod fleet;
+#[cfg(feature = "see")]
+pub(crate) mod report;
 #[cfg(feature = "selftest")]
 mod selftest;
 
@@ -95,6 +97,41 @@ pub(crate) enum Command {
     #[cfg(not(feature = "see"))]
     #[command(hide = true)]
     Dashboard {
+        /// Whatever follows.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        rest: Vec<OsString>,
+    },
+    /// What is going on, live in this terminal: servers, jobs, what happens.
+    #[cfg(feature = "see")]
+    #[command(
+        after_help = "Keys: up and down select a job, Enter follows it, c ends it (after a question), / shows some only, q leaves.\n\n\
+        It serves nobody and makes nothing. Where there is a daemon it is asked twice a second, and stays for as long.\n\n\
+        Exit codes: 0 left by a key, 1 the terminal failed, 2 no terminal, 3 told to end."
+    )]
+    Top(report::TopOptions),
+    /// Says that this program cannot.
+    #[cfg(not(feature = "see"))]
+    #[command(hide = true)]
+    Top {
+        /// Whatever follows.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        rest: Vec<OsString>,
+    },
+    /// What was asked in a period, as one page with plots, to keep or to send.
+    #[cfg(feature = "see")]
+    #[command(after_help = "Examples:\n  \
+        phone-opus report                        the last 7 days, in a few lines\n  \
+        phone-opus report -o report.html         the page: plots and tables\n  \
+        phone-opus report --since 4w --csv > jobs.csv\n  \
+        phone-opus report --since 2026-11-01 --json\n\n\
+        In a pipe the page is on stdout. It needs no other host and has no script; no prompt and no answer is in it \
+        without --with-text.\n\n\
+        Exit codes: 0 done, 1 failed, or FILE is there and no report, 2 wrong usage.")]
+    Report(report::ReportOptions),
+    /// Says that this program cannot.
+    #[cfg(not(feature = "see"))]
+    #[command(hide = true)]
+    Report {
         /// Whatever follows.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         rest: Vec<OsString>,

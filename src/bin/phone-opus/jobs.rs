@@ -25,7 +25,8 @@ use crate::answer::{self, Form};
 use crate::cli::JobsCommand;
 use crate::job_word::short;
 use crate::logging;
-use crate::output::{is_lost, out, print, print_json, print_lines, print_prose, say};
+use crate::output::{draw, erase, err, is_lost, out, print, print_json, print_lines, print_prose, say};
+use crate::progress::{FRAME, turn};
 use crate::screen::layout::{CellFit, Column, cut, table};
 use crate::screen::{Face, Line, ages, paint};
 use crate::settings::{refused, runtime, state_dir};
@@ -107,7 +108,7 @@ async fn perform(command: &JobsCommand, store: &StoreHandle, dir: &StateDir) -> 
                 ages: Ages::Clock,
             };
             dir.remove_remnants();
-            let pruned = prune(store, dir, policy).await?;
+            let pruned = while_it_lasts("forgetting", prune(store, dir, policy)).await?;
             let copies = forget_copies(dir, policy.max_unread_age);
             let mut stay = 0;
             for job in &pruned.jobs {
@@ -138,6 +139,28 @@ const PRUNE_TRIES: u32 = 4;
 const PRUNE_AGAIN: Duration = Duration::from_millis(1100);
 
 /// Forgets jobs; on a full disk with the room that is kept for it, since forgetting is written down first.
+/// Shows on a terminal for how long something goes on, once that is longer than somebody waits without a doubt.
+async fn while_it_lasts<T>(what: &str, work: impl Future<Output = T>) -> T {
+    /// Until then nothing is shown.
+    const PATIENCE: Duration = Duration::from_millis(500);
+    let (began, mut frame) = (Instant::now(), 0);
+    let mut work = std::pin::pin!(work);
+    loop {
+        if let Ok(done) = tokio::time::timeout(FRAME, &mut work).await {
+            if frame > 0 {
+                erase();
+            }
+            return done;
+        }
+        if began.elapsed() >= PATIENCE && err().moves {
+            let mut line = Line::of(paint::BUSY, turn(frame));
+            line.push(paint::PLAIN, &format!(" {what} · {}", ages::elapsed(began.elapsed().as_secs())));
+            draw(&[line]);
+            frame += 1;
+        }
+    }
+}
+
 async fn prune(store: &StoreHandle, dir: &StateDir, policy: RetentionPolicy) -> Result<Pruned, Fault> {
     let mut pruned = store.prune(policy, UnixMillis::now()).await;
     let full = |pruned: &Result<Pruned, StoreError>| matches!(pruned, Err(StoreError::Full | StoreError::Io { .. }));

@@ -26,6 +26,8 @@ mod output;
 mod pager;
 mod piped;
 mod progress;
+#[cfg(feature = "see")]
+mod report;
 mod screen;
 mod selfcheck;
 #[cfg(feature = "selftest")]
@@ -34,6 +36,8 @@ mod serve;
 mod settings;
 mod several;
 mod status;
+#[cfg(feature = "see")]
+mod top;
 
 use std::process::ExitCode;
 
@@ -120,6 +124,14 @@ fn run(command: Command) -> ExitCode {
         Command::Selftest(options) => selftest::run(&options),
         #[cfg(not(feature = "selftest"))]
         Command::Selftest { .. } => without("self-test"),
+        #[cfg(feature = "see")]
+        Command::Report(options) => report::run(&options),
+        #[cfg(not(feature = "see"))]
+        Command::Report { .. } => without("report"),
+        #[cfg(feature = "see")]
+        Command::Top(options) => top::run(&options),
+        #[cfg(not(feature = "see"))]
+        Command::Top { .. } => without("live view"),
         Command::Config { command } => config::run(&command),
         Command::Completions { shell } => completions::script(shell),
         Command::Man { dir } => manual::write(&dir),

@@ -28,7 +28,7 @@ use crate::screen::{Face, Line};
 const CLOSED: u8 = 141;
 
 /// The version of what `--json` prints: raised when a member goes, or comes to mean something else.
-const JSON_VERSION: u64 = 1;
+pub(crate) const JSON_VERSION: u64 = 1;
 
 /// The first write to stdout that failed.
 static LOST: OnceLock<Errno> = OnceLock::new();

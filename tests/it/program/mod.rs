@@ -8,5 +8,7 @@ mod keyboard;
 mod packages;
 #[path = "../../../benches/offline/questions.rs"]
 mod questions;
+mod report;
 mod starts;
 mod terminal;
+mod top;

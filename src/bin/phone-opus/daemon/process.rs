@@ -43,7 +43,7 @@ use phone_opus::internals::daemon::record::{DaemonRecord, DaemonRecordError};
 use phone_opus::internals::daemon::start::{READY, TAKEN};
 use phone_opus::internals::failpoints::{FaultPoint, Faults, Operation};
 use phone_opus::internals::jobs::host_lock::ORPHAN_GRACE;
-use phone_opus::internals::jobs::hosts::{HostKind, HostSaid};
+use phone_opus::internals::jobs::hosts::{HostKind, HostSaid, TreeSaid};
 use phone_opus::internals::jobs::lock::LockError;
 use phone_opus::internals::rollout::Trigger;
 use phone_opus::internals::system::handover::{HostSnapshot, Luggage, NewImage, Packed, Restore};
@@ -677,6 +677,8 @@ impl Daemon {
             max_running: self.side.config.max_running,
             sessions: Vec::new(),
             jobs: Vec::new(),
+            tree: TreeSaid::default(),
+            rollout_rejected: None,
         };
         let (system, jobs) = (self.system.clone(), self.system.jobs().clone());
         self.answering.spawn(async move {
@@ -684,8 +686,9 @@ impl Daemon {
             let counts = tokio::time::timeout(ASK / 2, jobs.counts()).await.ok().and_then(Result::ok);
             let attached = tokio::time::timeout(ASK / 2, jobs.attached()).await.unwrap_or(0);
             let (queued, running) = counts.map_or((0, 0), |counts| (counts.queued, counts.running));
-            let HostSaid { sessions, jobs, .. } = system.seen().await;
-            let counted = DaemonStatus { attached_jobs: attached, queued, running, sessions, jobs, ..status };
+            let HostSaid { sessions, jobs, tree, rollout_rejected, .. } = system.seen().await;
+            let said = DaemonStatus { sessions, jobs, tree, rollout_rejected, ..status };
+            let counted = DaemonStatus { attached_jobs: attached, queued, running, ..said };
             reply.answer(DaemonAnswer::Status(counted).line());
         });
     }
