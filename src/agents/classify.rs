@@ -15,6 +15,7 @@ use std::io;
 
 use jiff::tz::TimeZone;
 
+use super::names::SessionIds;
 use super::{AgentEvent, AgentResult, RunSummary, words};
 use crate::base::fault::{Fault, FaultCode};
 use crate::base::ids::{AgentSessionId, UnixMillis};
@@ -150,7 +151,7 @@ pub struct AgentProfile {
     install_hint: &'static str,
     login_hint: &'static str,
     reading: &'static str,
-    sessions: Sessions,
+    sessions: SessionIds,
     answers: Answers,
     payer: PayerNamed,
 }
@@ -162,31 +163,6 @@ enum PayerNamed {
     Yes,
     /// It does not: what is known of it was known before the start.
     No,
-}
-
-/// Whether an agent's sessions can be resumed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Sessions {
-    Kept(SessionIds),
-    NotKept,
-}
-
-/// What the ids of an agent's sessions look like. Another one would be a name, a file or a search to some.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum SessionIds {
-    /// UUIDs in lower case.
-    Uuids,
-    /// Words of this beginning; of an empty one, any.
-    Begin(&'static str),
-}
-
-impl SessionIds {
-    fn have(self, id: &AgentSessionId) -> bool {
-        match self {
-            Self::Uuids => id.is_uuid(),
-            Self::Begin(beginning) => id.as_str().starts_with(beginning),
-        }
-    }
 }
 
 /// What tells that a run has answered.
@@ -210,7 +186,7 @@ impl AgentProfile {
             install_hint: "Install it, or say where its program is.",
             login_hint: "Log in with its own program.",
             reading: "unproven: nobody here knows what keeps it to reading",
-            sessions: Sessions::NotKept,
+            sessions: SessionIds::NotKept,
             answers: Answers::ByResult,
             payer: PayerNamed::Yes,
         }
@@ -237,14 +213,14 @@ impl AgentProfile {
     /// It keeps sessions, which can be resumed by their id, a UUID in lower case.
     #[must_use]
     pub const fn keeps_sessions(self) -> Self {
-        Self { sessions: Sessions::Kept(SessionIds::Uuids), ..self }
+        Self { sessions: SessionIds::Uuids, ..self }
     }
 
     /// It keeps sessions, which can be resumed by their id, a word of this beginning (`ses_`, or nothing for any). No other id is given
     /// to it, whoever asks.
     #[must_use]
     pub const fn keeps_sessions_named(self, beginning: &'static str) -> Self {
-        Self { sessions: Sessions::Kept(SessionIds::Begin(beginning)), ..self }
+        Self { sessions: SessionIds::Begin(beginning), ..self }
     }
 
     /// It says nowhere that it has answered: what it said is the answer when its process ends with 0, and a failure otherwise.
@@ -281,20 +257,21 @@ impl AgentProfile {
     #[must_use]
     #[doc(hidden)]
     pub const fn resumes(&self) -> bool {
-        matches!(self.sessions, Sessions::Kept(_))
+        !matches!(self.sessions, SessionIds::NotKept)
+    }
+
+    /// The sessions it can go on with.
+    pub(super) const fn sessions(&self) -> SessionIds {
+        self.sessions
     }
 
     /// Refuses to go on with a session whose id is none of this agent's.
     pub(crate) fn check_session(&self, id: &AgentSessionId) -> Result<(), Fault> {
-        let Sessions::Kept(ids) = self.sessions else { return Ok(()) };
-        if ids.have(id) {
+        if !self.resumes() || self.sessions.have(id) {
             return Ok(());
         }
-        let have = match ids {
-            SessionIds::Uuids => "UUIDs in lower case".to_owned(),
-            SessionIds::Begin(beginning) => format!("words that begin with `{beginning}`"),
-        };
-        let detail = format!("`session_id`: the ids of {}'s sessions are {have}, and this is none.", self.title);
+        let (title, have) = (self.title, self.sessions.told());
+        let detail = format!("`session_id`: the ids of {title}'s sessions are {have}, and this is none.");
         let hint = "Name the session_id of an earlier reply of this agent, or leave it out to start a new session.";
         Err(Fault::new(FaultCode::InvalidSession, detail).hint(hint))
     }
@@ -428,7 +405,7 @@ fn model(summary: &RunSummary) -> Option<String> {
 fn resumable(profile: &AgentProfile, end: &RunEnd, code: Option<FaultCode>, session: Option<&str>) -> Option<bool> {
     use FaultCode as C;
     let nameless = session.is_some_and(|session| !profile.can_name(session));
-    if profile.sessions == Sessions::NotKept || nameless {
+    if profile.sessions == SessionIds::NotKept || nameless {
         return Some(false);
     }
     match code {
@@ -1263,7 +1240,7 @@ mod tests {
     fn sessions_are_resumable_when_they_are_known_to_be_kept() {
         let max_turns = end(1, "", &[&raw(r#""subtype":"error_max_turns","is_error":true"#)]);
         assert_eq!(classify(&PROFILE, max_turns.clone()).outcome.resumable, Some(true));
-        let offline = AgentProfile { sessions: Sessions::NotKept, ..PROFILE };
+        let offline = AgentProfile { sessions: SessionIds::NotKept, ..PROFILE };
         assert_eq!(classify(&offline, max_turns).outcome.resumable, Some(false));
         let asked = AgentSessionId::random();
         let resume = |end| RunEnd { resume_requested: Some(asked), ..end };

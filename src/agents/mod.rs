@@ -52,6 +52,7 @@ mod environment;
 mod fields;
 mod gemini;
 mod lines;
+mod names;
 pub mod offline;
 mod opencode;
 mod payer;
@@ -78,6 +79,8 @@ pub use environment::{
     CHAIN as CHAIN_VARIABLE, DEPTH as DEPTH_VARIABLE, Environment, PassedEnvironment, RUN_TOKEN as RUN_TOKEN_VARIABLE,
 };
 pub use lines::{AgentLine, LineSplitter, MAX_LINE_BYTES};
+pub use names::AgentNames;
+pub(crate) use names::SessionIds;
 pub use offline::Offline;
 pub use payer::{ExtraUsage, PayerGuard, PayerKnown};
 pub use plain_text::PlainText;
@@ -686,53 +689,8 @@ impl AgentRegistry {
         if let Some(agent) = self.agents.iter().find(|agent| agent.name() == name) {
             return Ok(Arc::clone(agent));
         }
-        Err(unknown_agent(name, &self.names()))
+        Err(names::unknown_agent(name, &self.names()))
     }
-}
-
-/// The names of a system's agents, for those who only check one.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct AgentNames(Arc<[String]>);
-
-impl AgentNames {
-    /// These names.
-    pub fn new(names: impl IntoIterator<Item = impl Into<String>>) -> Self {
-        Self(names.into_iter().map(Into::into).collect())
-    }
-
-    /// The names.
-    pub fn iter(&self) -> impl Iterator<Item = &str> {
-        self.0.iter().map(String::as_str)
-    }
-
-    /// Whether there is such an agent.
-    ///
-    /// # Errors
-    ///
-    /// `invalid_input`, naming the nearest and all known names.
-    pub fn check(&self, name: &str) -> Result<(), Fault> {
-        if self.iter().any(|known| known == name) {
-            return Ok(());
-        }
-        Err(unknown_agent(name, &self.iter().collect::<Vec<_>>()))
-    }
-}
-
-fn unknown_agent(name: &str, known: &[&str]) -> Fault {
-    let lower = name.to_lowercase();
-    // Three slips is what still reads as a misspelling of a name this short.
-    let nearest = known
-        .iter()
-        .map(|candidate| (strsim::damerau_levenshtein(candidate, &lower), *candidate))
-        .min()
-        .filter(|(distance, candidate)| *distance <= 3 && *distance < candidate.len());
-    let listed = known.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
-    let hint = match nearest {
-        Some((_, nearest)) => format!("Agents: {listed} (did you mean `{nearest}`?)."),
-        None => format!("Agents: {listed}."),
-    };
-    let shown: String = name.chars().filter(|c| !c.is_control()).take(40).collect();
-    Fault::new(FaultCode::InvalidInput, format!("`agent`: there is no agent `{shown}`.")).hint(hint)
 }
 
 impl fmt::Debug for AgentRegistry {

@@ -22,7 +22,7 @@ use crate::actors::rollout::{RolloutHandle, RolloutMsg};
 use crate::actors::root::Names;
 use crate::actors::session::Gauges;
 use crate::actors::supervision::slot::RestartPolicy;
-use crate::agents::{AgentNames, AgentRegistry, Environment};
+use crate::agents::{AgentRegistry, Environment};
 use crate::base::ids::HostId;
 use crate::base::state_dir::StateDir;
 use crate::config::Config;
@@ -239,7 +239,7 @@ impl Assembly {
     fn desk(&self, jobs: JobsHandle) -> Consults {
         Consults {
             jobs,
-            agents: AgentNames::new(self.agents.names()),
+            agents: self.agents.known(),
             clients: Clients::new(Arc::clone(&self.config), self.state_dir.as_ref().map(StateDir::clients)),
             config: Arc::clone(&self.config),
             default_cwd: self.default_cwd.clone(),

@@ -316,7 +316,7 @@ fn process_backend(
     let desk = desk.map(|desk| DeskSettings {
         config: told_config(&desk.config),
         observed: desk.clients.file().map(Path::to_owned).filter(text),
-        agents: desk.agents.iter().map(str::to_owned).collect(),
+        agents: desk.agents.clone(),
         default_cwd: desk.default_cwd.clone().filter(text),
         places: desk.places.in_text(),
         nesting: desk.nesting,

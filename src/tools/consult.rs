@@ -25,10 +25,10 @@ use super::{
     Annotations, Evidence, ProbeFuture, ReplayContract, TaskSupport, Tool, ToolCall, ToolDefinition, ToolFuture,
     ToolReply,
 };
-use crate::agents::{AgentNames, MAX_PROMPT_BYTES};
+use crate::agents::{AgentNames, MAX_PROMPT_BYTES, SessionIds};
 use crate::base::beside::beside;
 use crate::base::fault::{Fault, FaultCode};
-use crate::base::ids::{ChainId, InvocationId, JobId, UnixMillis};
+use crate::base::ids::{AgentSessionId, ChainId, InvocationId, JobId, UnixMillis};
 use crate::base::lenient;
 use crate::config::Config;
 use crate::config::clients::{ClientProfile, Clients, Structured};
@@ -284,6 +284,7 @@ impl Consults {
             None => {
                 let agent = agent.unwrap_or_else(|| self.config.agent.clone());
                 self.known(&mut args, "agent", &agent);
+                self.resumes(&mut args, &agent, session_id);
                 vec![agent]
             }
         };
@@ -461,6 +462,22 @@ impl Consults {
             let hint = fault.hint.unwrap_or_default();
             let known = hint.trim_start_matches("Agents: ").trim_end_matches('.');
             args.problem(argument, format_args!("{verb} {:?}, which is no agent", shortened(agent)), known);
+        }
+    }
+
+    /// Says so where a session is none this agent could go on with.
+    fn resumes(&self, args: &mut ArgumentReader, agent: &str, session: Option<AgentSessionId>) {
+        let (Some(id), Some(sessions)) = (session, self.agents.sessions(agent)) else { return };
+        if *sessions == SessionIds::NotKept {
+            args.problem(
+                "session_id",
+                format_args!("is given, and `{agent}` keeps no sessions"),
+                "none with this agent",
+            );
+        } else if !sessions.have(&id) {
+            let accepted =
+                format!("the `session_id` of an earlier reply of this agent; its ids are {}", sessions.told());
+            args.problem("session_id", format_args!("is \"{id}\", which is no session of `{agent}`"), accepted);
         }
     }
 

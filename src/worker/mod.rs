@@ -39,7 +39,7 @@ use self::executor::{CONCURRENT, Executor, Mishap, ToolPanicked, Work};
 use self::outbox::Outbox;
 use self::settings::{WorkerSettings, told_environment};
 use self::wire::{Hello, ToWorker};
-use crate::agents::{AgentNames, Environment};
+use crate::agents::Environment;
 use crate::base::fault::{Fault, FaultCode};
 use crate::base::ids::CallKey;
 use crate::base::ids::{Generation, HostId};
@@ -489,7 +489,7 @@ impl Inside {
                 self.callers = Some(callers.clone());
                 let desk = Consults {
                     jobs: client::jobs_of_host(self.asker.clone()),
-                    agents: AgentNames::new(desk.agents),
+                    agents: desk.agents,
                     clients: Clients::new(Arc::clone(&config), desk.observed),
                     config,
                     default_cwd: desk.default_cwd,

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::agents::Environment;
+use crate::agents::{AgentNames, Environment};
 use crate::base::ids::{ChainId, HostId};
 use crate::config::Config;
 use crate::places::Places;
@@ -29,8 +29,8 @@ pub struct DeskSettings {
     pub config: Config,
     /// Where observations about clients are kept.
     pub observed: Option<PathBuf>,
-    /// The names of the agents.
-    pub agents: Vec<String>,
+    /// The agents, and which sessions each can go on with.
+    pub agents: AgentNames,
     /// Where a consult runs that names no directory.
     pub default_cwd: Option<PathBuf>,
     /// Where its clients may look.

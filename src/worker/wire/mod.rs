@@ -41,7 +41,7 @@ use crate::tools::{Evidence, ToolCall};
 
 /// The version of this protocol. Host and worker are the same program nearly always; when they are not, the handshake
 /// says so instead of a misunderstanding later.
-pub const PROTOCOL: u32 = 1;
+pub const PROTOCOL: u32 = 2;
 
 /// Longest line on these pipes, for a host whose clients may send lines of `client` bytes.
 ///

@@ -210,9 +210,13 @@ async fn each_answers_resumes_and_knows_a_session_that_is_another_one() {
         let reply = host.call("consult", elsewhere).await.expect_fault("invalid_session");
         assert!(reply.text().contains(&rig.work().display().to_string()), "{name}: {}", reply.text());
         // Of an id of another kind some agents would make a name, a file or a new session.
+        let jobs = rig.jobs().await.len();
         for anothers in [member.anothers, "last"] {
-            host.call("consult", again(rig.answering("never"), anothers)).await.expect_fault("invalid_session");
+            let reply =
+                host.call("consult", again(rig.answering("never"), anothers)).await.expect_fault("invalid_input");
+            assert!(reply.text().contains(&format!("no session of `{name}`")), "{}", reply.text());
         }
+        assert_eq!(rig.jobs().await.len(), jobs, "{name}: nothing is accepted");
         rig.expect_runs(4);
         rig.stop_and_check_invariants([host]).await;
     }

@@ -620,7 +620,7 @@ async fn a_worker_whose_tool_holds_its_thread_ends_with_its_host() {
     let mut lines = BufReader::new(child.stdout.take().expect("stdout")).lines();
     let host = "00000000-0000-4000-8000-000000000000";
     let settings = json!({"host": host, "line_limit": 1 << 20, "desk": null});
-    let hello = json!({"hello": {"protocol": 1, "g": 1, "settings": settings}});
+    let hello = json!({"hello": {"protocol": 2, "g": 1, "settings": settings}});
     let call = |c: u64, tool: &str| {
         let head = json!({"g": 1, "s": 1, "c": c, "tool": tool});
         format!("{{\"execute\":{head},\"arguments\":{}}}", json!({"do": "hang"}))
