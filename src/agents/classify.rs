@@ -154,6 +154,7 @@ pub struct AgentProfile {
     sessions: SessionIds,
     answers: Answers,
     payer: PayerNamed,
+    writes: Writes,
 }
 
 /// Whether an agent says on its stream who pays.
@@ -163,6 +164,15 @@ enum PayerNamed {
     Yes,
     /// It does not: what is known of it was known before the start.
     No,
+}
+
+/// Whether an agent could write.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Writes {
+    /// It is kept from it, by somebody's word.
+    KeptFromIt,
+    /// There is nothing in it that writes.
+    Never,
 }
 
 /// What tells that a run has answered.
@@ -189,6 +199,7 @@ impl AgentProfile {
             sessions: SessionIds::NotKept,
             answers: Answers::ByResult,
             payer: PayerNamed::Yes,
+            writes: Writes::KeptFromIt,
         }
     }
 
@@ -233,6 +244,16 @@ impl AgentProfile {
     #[must_use]
     pub const fn names_no_payer(self) -> Self {
         Self { payer: PayerNamed::No, ..self }
+    }
+
+    /// There is nothing in it that writes: nobody needs to see whether files change while it works.
+    pub(super) const fn never_writes(self) -> Self {
+        Self { writes: Writes::Never, ..self }
+    }
+
+    /// Whether files could change by it.
+    pub(crate) const fn could_write(&self) -> bool {
+        matches!(self.writes, Writes::KeptFromIt)
     }
 
     pub(super) const fn install(&self) -> &'static str {

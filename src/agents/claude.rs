@@ -149,6 +149,7 @@ pub(super) static SHEET: Sheet = Sheet {
     // Versions that can be told to go on under a new id keep the old one otherwise; those before always changed it.
     resumed_id: |features| if features.has("--fork-session") { ResumedId::Same } else { ResumedId::New },
     session_option: None,
+    session_place: None,
     parser: || Box::new(StreamJson::new()),
     payer: PayerKnown::InStream,
     check_start,
@@ -366,7 +367,7 @@ mod tests {
     use super::*;
     use crate::agents::cli::PROMPT_PREFIX;
     use crate::agents::probe::Features;
-    use crate::agents::tests_support::{request, script};
+    use crate::agents::tests_support::{request, script, words};
     use crate::base::ids::{AgentSessionId, ChainId, RunToken};
     use crate::jobs::ConsultRequest;
 
@@ -374,10 +375,6 @@ mod tests {
 
     fn run_with(request: &ConsultRequest, features: &Features, state_dir: &str) -> Vec<OsString> {
         arguments(&Invocation { request, features, state_dir: Path::new(state_dir), new_session: None })
-    }
-
-    fn words(args: &[OsString]) -> Vec<&str> {
-        args.iter().map(|arg| arg.to_str().expect("text")).collect()
     }
 
     #[test]

@@ -12,6 +12,7 @@ use std::io::Write as _;
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 use std::{fs, io};
 
 use bytes::Bytes;
@@ -72,6 +73,8 @@ pub(super) struct Sheet {
     /// The option that gives a new session its id, of an agent that says it at its end only. A run that is cut off is gone on with
     /// all the same.
     pub(super) session_option: Option<&'static str>,
+    /// How its program says where a session was had, of an agent that goes on with one in that directory only and does not say so.
+    pub(super) session_place: Option<SessionPlace>,
     /// A parser for one run's output.
     pub(super) parser: fn() -> Box<dyn OutputParser>,
     /// From where it is known who pays.
@@ -81,6 +84,18 @@ pub(super) struct Sheet {
     /// How it is found out whether it is logged in.
     pub(super) login: Login,
 }
+
+/// How a program is asked where a session was had.
+pub(super) struct SessionPlace {
+    /// The words before the session's id.
+    pub(super) words: &'static [&'static str],
+    /// The directory, out of what it says to that. It may be cut off.
+    pub(super) read: fn(&str) -> Option<PathBuf>,
+}
+
+/// How long the program may take to say where a session was had. OpenCode 1.18 takes three seconds on a busy machine; when it says
+/// nothing, the run is started all the same.
+const SESSION_PLACE_WITHIN: Duration = Duration::from_secs(20);
 
 /// Settings an agent is held to by a file.
 pub(super) struct HeldTo {
@@ -504,6 +519,24 @@ impl Agent for CliAgent {
             let asked = self.asked(&program, &env, &run.request.cwd, run.environment);
             let features = probe::for_a_run(asked, state_dir, run.request.session_id.is_some()).await;
             self.command(run, program.clone(), env.clone(), &granted, &features, state_dir)
+        }
+        .boxed()
+    }
+
+    fn session_place<'a>(&'a self, run: &'a RunRequest<'a>) -> BoxFuture<'a, Option<PathBuf>> {
+        async move {
+            let (asks, session) = (self.sheet.session_place.as_ref()?, run.request.session_id?);
+            // Where a project brings it code it is not started.
+            if run.there.is_some() || (self.sheet.check)(run.request, run.environment).is_err() {
+                return None;
+            }
+            let program = self.locate(run.environment).ok()?;
+            let mut granted = self.granted(run.environment, run.request.billing, &program);
+            granted.set_run(run);
+            let env: Vec<_> = granted.env.into_iter().collect();
+            let asked = self.asked(&program, &env, &run.request.cwd, run.environment);
+            let words = [asks.words, &[session.as_str()]].concat();
+            (asks.read)(&probe::answer_within(asked, &words, SESSION_PLACE_WITHIN).await?)
         }
         .boxed()
     }

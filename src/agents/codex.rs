@@ -108,6 +108,7 @@ pub(super) static SHEET: Sheet = Sheet {
     // A thread of another id is another thread, without the history.
     resumed_id: |_| ResumedId::Same,
     session_option: None,
+    session_place: None,
     parser: || Box::new(CodexStream::new()),
     payer: PayerKnown::BeforeStart,
     check_start: cli::says_nothing_of_its_payer,
@@ -334,25 +335,15 @@ mod tests {
 
     use super::*;
     use crate::agents::probe::Features;
-    use crate::agents::tests_support::{self, request, script};
+    use crate::agents::tests_support::{self, AgentTried, request, script, words};
     use crate::agents::{Agent as _, CliAgent, PROMPT_PREFIX, RunEnd, RunRequest, RunVerdict, SpawnFailure};
     use crate::base::fault::{Fault, FaultCode};
     use crate::base::ids::{AgentSessionId, ChainId, RunToken, UnixMillis};
     use crate::jobs::{Billing, ConsultRequest, JobState};
 
+    const TRIED: AgentTried = AgentTried(&SHEET);
+
     const THREAD: &str = "01a21ad9-7c8b-7263-b423-ba109a3148e2";
-
-    fn events(lines: &[&str]) -> Vec<AgentEvent> {
-        tests_support::events(Box::new(CodexStream::new()), lines)
-    }
-
-    fn words(args: &[OsString]) -> Vec<&str> {
-        args.iter().map(|arg| arg.to_str().expect("text")).collect()
-    }
-
-    fn run_with(request: &ConsultRequest, features: &Features) -> Vec<OsString> {
-        arguments(&Invocation { request, features, state_dir: Path::new("/s"), new_session: None })
-    }
 
     #[test]
     fn the_command_line_is_the_read_only_one() {
@@ -363,8 +354,8 @@ mod tests {
             effort: Some("high".into()),
             ..request("p")
         };
-        let args = run_with(&full, &Features::newest(&QUESTIONS));
-        let args = words(&args);
+        let args = TRIED.arguments(&full, &Features::newest(&QUESTIONS));
+        let args: Vec<&str> = args.iter().map(String::as_str).collect();
         assert_eq!(
             args[..7],
             ["exec", "--json", "--skip-git-repo-check", "-s", "read-only", "--ignore-user-config", "--ignore-rules"]
@@ -386,8 +377,8 @@ mod tests {
             "plugins",
             "apps",
         ]);
-        let args = run_with(&request("p"), &bare);
-        let args = words(&args);
+        let args = TRIED.arguments(&request("p"), &bare);
+        let args: Vec<&str> = args.iter().map(String::as_str).collect();
         for word in ["--ignore-user-config", "--ignore-rules", "--cd", "plugins", "apps", "resume"] {
             assert!(!args.contains(&word), "{word}");
         }
@@ -579,7 +570,7 @@ mod tests {
             parser.line(line.as_bytes(), &mut out);
             assert_eq!(out, [event], "{line}");
         }
-        assert_eq!(events(&[" ", ""]), []);
+        assert_eq!(TRIED.events(&[" ", ""]), []);
     }
 
     #[test]
@@ -591,7 +582,7 @@ mod tests {
             r#"{"type":"item.completed","item":{"type":"agent_message","text":"half \ud83d"}}"#,
             r#"{"type":"turn.completed","usage":{"input_tokens":10,"output_tokens":2}}"#,
         ];
-        let Some(AgentEvent::Result { result }) = events(&lines).pop() else { panic!("no result") };
+        let Some(AgentEvent::Result { result }) = TRIED.events(&lines).pop() else { panic!("no result") };
         assert_eq!((result.text.as_deref(), result.session_id.as_deref()), (Some("half \u{fffd}"), Some(THREAD)));
         assert_eq!(result.usage, Some(serde_json::json!({"input_tokens": 10, "output_tokens": 2})));
         assert_eq!((result.cost_usd, result.num_turns, result.is_error), (None, None, false));
@@ -602,7 +593,7 @@ mod tests {
         // 2026-11-27T12:00:00Z
         let at = Some(UnixMillis(1_795_780_800_000));
         let resume_requested = stderr.contains("rollout").then(AgentSessionId::random);
-        PROFILE.classify(RunEnd { at, resume_requested, ..tests_support::run_end(code, stderr, &events(lines)) })
+        PROFILE.classify(RunEnd { at, resume_requested, ..tests_support::run_end(code, stderr, &TRIED.events(lines)) })
     }
 
     fn failed(message: &str) -> Vec<String> {
@@ -714,23 +705,7 @@ mod tests {
 
     #[test]
     fn random_damage_never_panics_and_always_gives_bounded_events() {
-        let seed = 0xc0de;
-        println!("seed {seed}");
-        let mut random = fastrand::Rng::with_seed(seed);
         let sample = r#"{"type":"item.completed","item":{"type":"mcp_tool_call","server":"\ud83d","tool":1,"status":"x"},"usage":{}}"#;
-        for _ in 0..5_000 {
-            let mut line = sample.as_bytes().to_vec();
-            for _ in 0..random.usize(1..4) {
-                let at = random.usize(..line.len());
-                match random.u8(..3) {
-                    0 => line[at] = random.u8(..),
-                    1 => line.truncate(at.max(1)),
-                    _ => line.insert(at, b"\\u\"{}["[random.usize(..6)]),
-                }
-            }
-            let mut out = Vec::new();
-            CodexStream::new().line(&line, &mut out);
-            assert!(out.len() <= 3, "{out:?}");
-        }
+        tests_support::expect_damage_is_survived(0xc0de, sample, SHEET.parser);
     }
 }

@@ -129,6 +129,7 @@ pub(super) static SHEET: Sheet = Sheet {
     check,
     resumed_id: |_| ResumedId::Same,
     session_option: Some("--session-id"),
+    session_place: None,
     parser: || Box::new(Events(Copilot::default())),
     payer: PayerKnown::BeforeStart,
     check_start: cli::says_nothing_of_its_payer,
@@ -314,21 +315,14 @@ mod tests {
 
     use super::*;
     use crate::agents::probe::Features;
-    use crate::agents::tests_support::{self, request};
+    use crate::agents::tests_support::{self, AgentTried, request};
     use crate::agents::{RunEnd, RunVerdict};
     use crate::base::ids::AgentSessionId;
     use crate::jobs::JobState;
 
+    const TRIED: AgentTried = AgentTried(&SHEET);
+
     const SESSION: &str = "11111111-1111-4111-8111-111111111112";
-
-    fn events(lines: &[&str]) -> Vec<AgentEvent> {
-        tests_support::events((SHEET.parser)(), lines)
-    }
-
-    fn run_with(request: &ConsultRequest, features: &Features, new_session: Option<AgentSessionId>) -> Vec<String> {
-        let args = arguments(&Invocation { request, features, state_dir: Path::new("/s"), new_session });
-        args.into_iter().map(|arg| arg.into_string().expect("text")).collect()
-    }
 
     #[test]
     fn the_command_line_is_the_read_only_one_and_always_names_the_directory() {
@@ -345,12 +339,20 @@ mod tests {
         expected.extend(OPTIONS);
         let kept = expected.len();
         expected.extend(["--model", "m", "--reasoning-effort", "high", "--resume", &id]);
-        assert_eq!(run_with(&full, &newest, None), expected);
+        assert_eq!(TRIED.arguments(&full, &newest), expected);
         expected.truncate(kept);
         expected.extend(["--session-id", &id]);
-        assert_eq!(run_with(&request("p"), &newest, Some(session)), expected);
+        assert_eq!(
+            TRIED.invoked(&Invocation {
+                request: &request("p"),
+                features: &newest,
+                state_dir: Path::new("/s"),
+                new_session: Some(session)
+            }),
+            expected
+        );
         let old = newest.without(&["-C", "--session-id"]).without(OPTIONS);
-        assert_eq!(run_with(&request("p"), &old, None), ["--output-format", "json", TOOLS]);
+        assert_eq!(TRIED.arguments(&request("p"), &old), ["--output-format", "json", TOOLS]);
     }
 
     #[test]
@@ -444,13 +446,13 @@ mod tests {
             (vec!["plain text"], vec![AgentEvent::Garbage { bytes: 10 }]),
         ];
         for (lines, expected) in table {
-            assert_eq!(events(&lines), expected, "{lines:?}");
+            assert_eq!(TRIED.events(&lines), expected, "{lines:?}");
         }
     }
 
     fn verdict(code: i32, stderr: &str, lines: &[&str]) -> RunVerdict {
         let new_session = SESSION.parse().ok();
-        PROFILE.classify(RunEnd { new_session, ..tests_support::run_end(code, stderr, &events(lines)) })
+        PROFILE.classify(RunEnd { new_session, ..tests_support::run_end(code, stderr, &TRIED.events(lines)) })
     }
 
     fn last(code: u8) -> String {

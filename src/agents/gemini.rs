@@ -108,6 +108,7 @@ pub(super) static SHEET: Sheet = Sheet {
     check,
     resumed_id: |_| ResumedId::Same,
     session_option: None,
+    session_place: None,
     parser: || Box::new(Events(Gemini::default())),
     payer: PayerKnown::BeforeStart,
     check_start: cli::says_nothing_of_its_payer,
@@ -279,31 +280,21 @@ fn status(message: &str) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
-
     use super::*;
-    use crate::agents::RunVerdict;
     use crate::agents::probe::Features;
-    use crate::agents::tests_support::{self, request};
+    use crate::agents::tests_support::{AgentTried, request};
     use crate::base::ids::AgentSessionId;
     use crate::jobs::JobState;
 
+    const TRIED: AgentTried = AgentTried(&SHEET);
+
     const SESSION: &str = "dcfc605d-3373-44c2-b498-a67389ffe61a";
-
-    fn events(lines: &[&str]) -> Vec<AgentEvent> {
-        tests_support::events((SHEET.parser)(), lines)
-    }
-
-    fn run_with(request: &ConsultRequest, features: &Features) -> Vec<String> {
-        let args = arguments(&Invocation { request, features, state_dir: Path::new("/s"), new_session: None });
-        args.into_iter().map(|arg| arg.into_string().expect("text")).collect()
-    }
 
     #[test]
     fn the_command_line_is_the_read_only_one() {
         let session = AgentSessionId::random();
         let full = ConsultRequest { session_id: Some(session), model: Some("m".into()), ..request("p") };
-        let args = run_with(&full, &Features::newest(&QUESTIONS));
+        let args = TRIED.arguments(&full, &Features::newest(&QUESTIONS));
         let session = session.to_string();
         let expected = [
             "-o",
@@ -322,7 +313,7 @@ mod tests {
         ];
         assert_eq!(args, expected);
         let old = Features::newest(&QUESTIONS).without(&["--skip-trust", "--extensions", "--allowed-mcp-server-names"]);
-        assert_eq!(run_with(&request("p"), &old), ["-o", "stream-json", "--approval-mode", "plan"]);
+        assert_eq!(TRIED.arguments(&request("p"), &old), ["-o", "stream-json", "--approval-mode", "plan"]);
     }
 
     #[test]
@@ -402,12 +393,8 @@ mod tests {
             (vec!["Ripgrep is not available."], vec![AgentEvent::Garbage { bytes: 25 }]),
         ];
         for (lines, expected) in table {
-            assert_eq!(events(&lines), expected, "{lines:?}");
+            assert_eq!(TRIED.events(&lines), expected, "{lines:?}");
         }
-    }
-
-    fn verdict(code: i32, stderr: &str, lines: &[&str]) -> RunVerdict {
-        PROFILE.classify(tests_support::run_end(code, stderr, &events(lines)))
     }
 
     #[test]
@@ -434,7 +421,7 @@ mod tests {
             ("exception TypeError: fetch failed sending request".to_owned(), 1, C::AgentUpstream),
             ("something new".to_owned(), 1, C::AgentError),
         ] {
-            let seen = verdict(exit, "", &[&init, &failed(&message)]);
+            let seen = TRIED.verdict(exit, "", &[&init, &failed(&message)]);
             let fault = seen.outcome.fault.expect("a fault");
             assert_eq!((seen.state, fault.code), (JobState::Failed, code), "{message}: {fault}");
             assert_eq!(seen.outcome.session_id.as_deref(), Some(SESSION));
@@ -448,15 +435,15 @@ mod tests {
             ("it broke", 1, C::AgentError),
             ("", 0, C::AgentProtocol),
         ] {
-            let fault = verdict(exit, stderr, &[]).outcome.fault.expect("a fault");
+            let fault = TRIED.verdict(exit, stderr, &[]).outcome.fault.expect("a fault");
             assert_eq!(fault.code, code, "{stderr}");
         }
         let said = r#"{"type":"message","role":"assistant","content":"42","delta":true}"#;
         let done = r#"{"type":"result","status":"success","stats":{"input_tokens":10,"output_tokens":2}}"#;
-        let good = verdict(0, "", &[&init, said, done]);
+        let good = TRIED.verdict(0, "", &[&init, said, done]);
         assert_eq!((good.state, good.outcome.response.as_deref()), (JobState::Succeeded, Some("42")));
         assert_eq!((good.outcome.billing.as_deref(), good.outcome.cost_usd), (Some("unproven"), None));
-        let cut = verdict(0, "", &[&init, said]);
+        let cut = TRIED.verdict(0, "", &[&init, said]);
         assert_eq!(cut.outcome.fault.map(|fault| fault.code), Some(C::AgentProtocol));
         assert_eq!(cut.outcome.response.as_deref(), Some("42"));
     }

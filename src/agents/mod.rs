@@ -63,6 +63,8 @@ mod qwen;
 mod site;
 mod stream_json;
 mod summary;
+#[cfg(test)]
+mod tests_support;
 mod there;
 mod values;
 mod words;
@@ -176,6 +178,14 @@ pub trait Agent: Send + Sync {
     ///
     /// May be dropped at any time; a probe under way is to be killed with its process group then.
     fn prepare<'a>(&'a self, run: &'a RunRequest<'a>, state_dir: &'a Path) -> PrepareFuture<'a>;
+
+    /// Where the session was had that the run is to go on with, as its program says it: for an agent that goes on with a session in
+    /// that directory only and does not say so. `None` where nobody knows, and where it makes no difference.
+    #[doc(hidden)]
+    fn session_place<'a>(&'a self, run: &'a RunRequest<'a>) -> BoxFuture<'a, Option<PathBuf>> {
+        let _ = run;
+        Box::pin(std::future::ready(None))
+    }
 
     /// A parser for one run's output.
     fn parser(&self) -> Box<dyn OutputParser>;
@@ -712,79 +722,6 @@ fn check_prompt(prompt: &str) -> Result<(), Fault> {
         .hint("Name the files to read instead of including them; the agent reads the working directory itself."));
     }
     Ok(())
-}
-
-#[cfg(test)]
-mod tests_support {
-    //! What the tests of several agents need.
-
-    use std::io::Write as _;
-    use std::path::{Path, PathBuf};
-    use std::process::{Command, Stdio};
-    use std::time::{Duration, Instant};
-
-    use rustix::process::{Pid, test_kill_process};
-
-    use super::{AgentEvent, OutputParser, RunEnd, RunSummary};
-    use crate::base::procfs;
-    use crate::jobs::{ConsultRequest, RunExit};
-
-    /// What these lines of a whole run mean.
-    pub(super) fn events(mut parser: Box<dyn OutputParser>, lines: &[&str]) -> Vec<AgentEvent> {
-        let mut out = Vec::new();
-        lines.iter().for_each(|line| parser.line(line.as_bytes(), &mut out));
-        parser.end(&mut out);
-        out
-    }
-
-    /// The end of a run that said this.
-    pub(super) fn run_end(code: i32, stderr: &str, events: &[AgentEvent]) -> RunEnd {
-        let mut summary = RunSummary::new();
-        events.iter().for_each(|event| summary.fold(event));
-        let exit = Some(RunExit { code, signal: None, reaped: 0 });
-        RunEnd { summary, exit, stderr_tail: stderr.as_bytes().to_vec(), ..RunEnd::default() }
-    }
-
-    pub(super) fn request(prompt: &str) -> ConsultRequest {
-        ConsultRequest::new(prompt).cwd("/").timeout_s(60)
-    }
-
-    /// Writes an executable shell script.
-    ///
-    /// Another process writes it: a file this process has open for writing while another test forks cannot be executed.
-    pub(super) fn script(dir: &Path, name: &str, body: &str) -> PathBuf {
-        let path = dir.join(name);
-        let mut writer = Command::new("/bin/sh")
-            .args(["-c", "cat > \"$0\" && chmod 755 \"$0\""])
-            .arg(&path)
-            .stdin(Stdio::piped())
-            .spawn()
-            .expect("a shell");
-        let mut stdin = writer.stdin.take().expect("its stdin");
-        stdin.write_all(format!("#!/bin/sh\n{body}\n").as_bytes()).expect("written");
-        drop(stdin);
-        assert!(writer.wait().expect("ended").success());
-        path
-    }
-
-    /// Whether the process runs; one that only waits to be reaped by somebody else does not.
-    fn lives(pid: Pid) -> bool {
-        let zombie = procfs::stat(pid.as_raw_nonzero().get()).is_some_and(|stat| stat.is_dead);
-        test_kill_process(pid).is_ok() && !zombie
-    }
-
-    /// Waits until none of these processes exists.
-    pub(super) fn wait_until_gone(pids: &[Pid]) {
-        let deadline = Instant::now() + Duration::from_secs(10);
-        loop {
-            let left: Vec<_> = pids.iter().filter(|pid| lives(**pid)).collect();
-            if left.is_empty() {
-                return;
-            }
-            assert!(Instant::now() < deadline, "still alive: {left:?}");
-            std::thread::sleep(Duration::from_millis(10));
-        }
-    }
 }
 
 #[cfg(test)]

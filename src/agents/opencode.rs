@@ -8,15 +8,16 @@
 //! project are left out; but what they name as plugins, and what lies in the project as plugins, it runs as code whatever it is told.
 //! A directory with such is refused.
 //!
-//! Asked to go on with a session of another directory it says nothing at all, for good; that is seen to where runs are started.
+//! Asked to go on with a session of another directory, a directory below it among them, it says nothing at all, for good. Where a
+//! session was had it says itself.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
-use serde_json::{Value, json};
+use serde_json::{Deserializer, Value, json};
 
 use super::classify::AgentProfile;
-use super::cli::{self, Invocation, Login, LoginSaid, Sheet};
+use super::cli::{self, Invocation, Login, LoginSaid, SessionPlace, Sheet};
 use super::environment::Passes;
 use super::environment::Value::{Path as Place, Text};
 use super::fields::{EventStream, Events, MAX_ERROR_CHARS, MAX_TARGET_CHARS, name, other, shortened, text};
@@ -114,6 +115,7 @@ pub(super) static SHEET: Sheet = Sheet {
     check,
     resumed_id: |_| ResumedId::Same,
     session_option: None,
+    session_place: Some(SessionPlace { words: &["export"], read: place_of_session }),
     parser: || Box::new(Events(OpenCode::default())),
     payer: PayerKnown::BeforeStart,
     check_start: cli::says_nothing_of_its_payer,
@@ -141,6 +143,15 @@ fn arguments(invocation: &Invocation<'_>) -> Vec<OsString> {
         None => {}
     }
     args
+}
+
+/// The directory of a session, as `opencode export` says it (1.18). The session may be longer than what was read of it; what it is
+/// comes first.
+fn place_of_session(exported: &str) -> Option<PathBuf> {
+    let (_, rest) = exported.split_once("\"info\"")?;
+    let info = rest.trim_start().strip_prefix(':')?;
+    let info = Deserializer::from_str(info).into_iter::<Value>().next()?.ok()?;
+    text(&info, "directory").map(PathBuf::from)
 }
 
 /// It has no such limits, and is not run where a project brings it code.
@@ -391,22 +402,15 @@ fn tool(part: &Value) -> [AgentEvent; 2] {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::agents::RunEnd;
     use crate::agents::probe::Features;
-    use crate::agents::tests_support::{self, request};
-    use crate::agents::{RunEnd, RunVerdict};
+    use crate::agents::tests_support::{self, AgentTried, request};
     use crate::base::ids::AgentSessionId;
     use crate::jobs::{Billing, JobState};
 
+    const TRIED: AgentTried = AgentTried(&SHEET);
+
     const SESSION: &str = "ses_de457804bffeBYrIDvN3KCkJMW";
-
-    fn events(lines: &[&str]) -> Vec<AgentEvent> {
-        tests_support::events((SHEET.parser)(), lines)
-    }
-
-    fn run_with(request: &ConsultRequest, features: &Features) -> Vec<String> {
-        let args = arguments(&Invocation { request, features, state_dir: Path::new("/s"), new_session: None });
-        args.into_iter().map(|arg| arg.into_string().expect("text")).collect()
-    }
 
     #[test]
     fn the_command_line_is_the_read_only_one() {
@@ -420,10 +424,10 @@ mod tests {
         let newest = Features::newest(&QUESTIONS);
         let kept = ["run", "--format", "json", "--agent", AGENT];
         let more = ["--pure", "-m", "p/m", "--variant", "high", "-s", SESSION];
-        assert_eq!(run_with(&full, &newest), [&kept[..], &more].concat());
-        assert_eq!(run_with(&request("p"), &newest), [&kept[..], &["--pure", "--title", TITLE]].concat());
+        assert_eq!(TRIED.arguments(&full, &newest), [&kept[..], &more].concat());
+        assert_eq!(TRIED.arguments(&request("p"), &newest), [&kept[..], &["--pure", "--title", TITLE]].concat());
         let old = newest.without(&["--pure", "--title", "--variant", "--session"]);
-        assert_eq!(run_with(&ConsultRequest { effort: Some("high".into()), ..request("p") }, &old), kept);
+        assert_eq!(TRIED.arguments(&ConsultRequest { effort: Some("high".into()), ..request("p") }, &old), kept);
         // What keeps it to reading is for the agent it is run as, and in the order that counts.
         let config: Value = serde_json::from_str(CONFIG).expect("JSON");
         let rules = config.pointer("/agent/phone-opus/permission").and_then(Value::as_object).expect("its rules");
@@ -552,15 +556,11 @@ mod tests {
             (over("tool-calls"), vec![kind("step_finish")]),
             (event("tomorrow", "{}"), vec![kind("tomorrow")]),
         ] {
-            assert_eq!(events(&[&line]), [&[started.clone()][..], &expected[..]].concat(), "{line}");
+            assert_eq!(TRIED.events(&[&line]), [&[started.clone()][..], &expected[..]].concat(), "{line}");
         }
-        assert_eq!(events(&["Migrating …"]), [AgentEvent::Garbage { bytes: 13 }]);
+        assert_eq!(TRIED.events(&["Migrating …"]), [AgentEvent::Garbage { bytes: 13 }]);
         let old = event("tool_use", r#"{"tool":"invalid","state":{"status":"completed","input":{"tool":"bash"}}}"#);
-        assert!(matches!(events(&[&old])[..], [_, _, AgentEvent::Denied { .. }]));
-    }
-
-    fn verdict(code: i32, stderr: &str, lines: &[&str]) -> RunVerdict {
-        PROFILE.classify(tests_support::run_end(code, stderr, &events(lines)))
+        assert!(matches!(TRIED.events(&[&old])[..], [_, _, AgentEvent::Denied { .. }]));
     }
 
     #[test]
@@ -597,7 +597,7 @@ mod tests {
             (over("error"), C::AgentError),
             (over("content-filter"), C::Refused),
         ] {
-            let seen = verdict(1, "", &[&event("step_start", "{}"), &error]);
+            let seen = TRIED.verdict(1, "", &[&event("step_start", "{}"), &error]);
             let fault = seen.outcome.fault.expect("a fault");
             assert_eq!((seen.state, fault.code), (JobState::Failed, code), "{error}: {fault}");
             assert_eq!(seen.outcome.session_id.as_deref(), Some(SESSION), "{error}");
@@ -608,7 +608,7 @@ mod tests {
             ("", 143, C::AgentKilled),
             ("", 0, C::AgentProtocol),
         ] {
-            let fault = verdict(exit, stderr, &[]).outcome.fault.expect("a fault");
+            let fault = TRIED.verdict(exit, stderr, &[]).outcome.fault.expect("a fault");
             assert_eq!(fault.code, code, "{stderr} {exit}");
         }
     }
@@ -617,7 +617,7 @@ mod tests {
     fn success_needs_the_end_of_a_step_that_was_not_for_tools() {
         let (start, said) = (event("step_start", "{}"), event("text", r#"{"text":"42"}"#));
         let looked = event("text", r#"{"text":"I look."}"#);
-        let good = verdict(0, "", &[&start, &looked, &over("tool-calls"), &start, &said, &over("stop")]).outcome;
+        let good = TRIED.verdict(0, "", &[&start, &looked, &over("tool-calls"), &start, &said, &over("stop")]).outcome;
         assert_eq!((good.response.as_deref(), good.session_id.as_deref()), (Some("42"), Some(SESSION)));
         assert_eq!((good.cost_usd, good.num_turns, good.resumable), (Some(0.25), Some(2), Some(true)));
         let usage = good.usage.expect("counts");
@@ -626,21 +626,41 @@ mod tests {
         // Tools were to be used, and nothing followed.
         for lines in [&[&start, &looked, &over("tool-calls")][..], &[&start, &said]] {
             let lines: Vec<&str> = lines.iter().map(|line| line.as_str()).collect();
-            let cut = verdict(0, "", &lines).outcome;
+            let cut = TRIED.verdict(0, "", &lines).outcome;
             assert_eq!(cut.fault.map(|fault| fault.code), Some(FaultCode::AgentProtocol));
             assert!(cut.response.is_some());
         }
         // What it said before it looked is no answer.
-        let empty = verdict(0, "", &[&start, &looked, &over("tool-calls"), &start, &over("stop")]);
+        let empty = TRIED.verdict(0, "", &[&start, &looked, &over("tool-calls"), &start, &over("stop")]);
         assert_eq!(empty.outcome.response.as_deref(), Some("I look."), "the last it said");
         // It went on after an error.
         let error = format!(
             r#"{{"type":"error","sessionID":"{SESSION}","error":{{"name":"APIError","data":{{"statusCode":500}}}}}}"#
         );
-        assert_eq!(verdict(0, "", &[&start, &error, &start, &said, &over("stop")]).state, JobState::Succeeded);
+        assert_eq!(TRIED.verdict(0, "", &[&start, &error, &start, &said, &over("stop")]).state, JobState::Succeeded);
         // A price it does not know is not 0.
         let free = over("stop").replace("0.125", "0");
-        assert_eq!(verdict(0, "", &[&start, &said, &free]).outcome.cost_usd, None);
+        assert_eq!(TRIED.verdict(0, "", &[&start, &said, &free]).outcome.cost_usd, None);
+    }
+
+    #[test]
+    fn where_a_session_was_had_is_read_however_long_the_session_is() {
+        let info = |more: &str| {
+            format!("{{\n  \"info\": {{\"id\": \"{SESSION}\", \"slug\": \"x\"{more}}},\n  \"messages\": [")
+        };
+        let had = info(", \"directory\": \"/w/a\", \"title\": \"t \\\"directory\\\": \\\"/x\\\"\"");
+        for (exported, place) in [
+            (format!("{had}]}}"), Some("/w/a")),
+            // Cut off.
+            (format!("{had}{{\"info\": {{\"directory\": \"/x\"}}, \"te"), Some("/w/a")),
+            (had[..had.len() / 2].to_owned(), None),
+            (info(""), None),
+            (info(", \"directory\": 7"), None),
+            ("Error: Session not found: ses_x".to_owned(), None),
+            (String::new(), None),
+        ] {
+            assert_eq!(place_of_session(&exported).as_deref(), place.map(Path::new), "{exported}");
+        }
     }
 
     #[test]
@@ -654,7 +674,7 @@ mod tests {
             ..tests_support::run_end(
                 0,
                 "",
-                &events(&[
+                &TRIED.events(&[
                     &event("step_start", "{}").replace(SESSION, "ses_other"),
                     &event("text", r#"{"text":"42"}"#).replace(SESSION, "ses_other"),
                     &over("stop").replace(SESSION, "ses_other"),

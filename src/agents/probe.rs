@@ -425,6 +425,11 @@ pub(super) async fn answer(asked: Asked<'_>, words: &[&str]) -> Option<String> {
     ask(asked, words, DEADLINE).await
 }
 
+/// The same of a program that may take so long to say it.
+pub(super) async fn answer_within(asked: Asked<'_>, words: &[&str], deadline: Duration) -> Option<String> {
+    ask(asked, words, deadline).await
+}
+
 /// One question. The exit code is not looked at: the text tells whether it was answered.
 async fn ask(asked: Asked<'_>, words: &[&str], deadline: Duration) -> Option<String> {
     let until = tokio::time::Instant::now() + deadline;

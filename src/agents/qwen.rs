@@ -109,6 +109,7 @@ pub(super) static SHEET: Sheet = Sheet {
     check,
     resumed_id: |_| ResumedId::Same,
     session_option: None,
+    session_place: None,
     parser: || Box::new(StreamJson::new()),
     payer: PayerKnown::BeforeStart,
     check_start: cli::says_nothing_of_its_payer,
@@ -182,33 +183,25 @@ fn holds_key(file: &Path) -> bool {
 mod tests {
     use super::*;
     use crate::agents::probe::Features;
-    use crate::agents::tests_support::{self, request};
-    use crate::agents::{AgentEvent, RunVerdict};
+    use crate::agents::tests_support::{AgentTried, request};
     use crate::base::ids::AgentSessionId;
     use crate::jobs::{JobState, PermissionDenial};
 
+    const TRIED: AgentTried = AgentTried(&SHEET);
+
     const SESSION: &str = "a5f54b27-7ebc-4fbb-a6cc-b029ee6ba16f";
-
-    fn events(lines: &[&str]) -> Vec<AgentEvent> {
-        tests_support::events((SHEET.parser)(), lines)
-    }
-
-    fn run_with(request: &ConsultRequest, features: &Features) -> Vec<String> {
-        let args = arguments(&Invocation { request, features, state_dir: Path::new("/s"), new_session: None });
-        args.into_iter().map(|arg| arg.into_string().expect("text")).collect()
-    }
 
     #[test]
     fn the_command_line_is_the_read_only_one() {
         let session = AgentSessionId::random();
         let full = ConsultRequest { session_id: Some(session), model: Some("m".into()), ..request("p") };
-        let args = run_with(&full, &Features::newest(&QUESTIONS));
+        let args = TRIED.arguments(&full, &Features::newest(&QUESTIONS));
         let id = session.to_string();
         let kept = ["-o", "stream-json", "--approval-mode", "plan", "--exclude-tools", EXCLUDED];
         let more = ["--safe-mode", "--include-partial-messages", "-m", "m", "--resume", &id];
         assert_eq!(args, [&kept[..], &more].concat());
         let old = Features::newest(&QUESTIONS).without(&["--safe-mode", "--include-partial-messages"]);
-        assert_eq!(run_with(&request("p"), &old), kept);
+        assert_eq!(TRIED.arguments(&request("p"), &old), kept);
         // A worktree is written into the repository, in plan mode too.
         assert!(EXCLUDED.split(',').any(|tool| tool == "enter_worktree") && !EXCLUDED.contains(' '));
     }
@@ -253,10 +246,6 @@ mod tests {
         )
     }
 
-    fn verdict(code: i32, stderr: &str, lines: &[&str]) -> RunVerdict {
-        PROFILE.classify(tests_support::run_end(code, stderr, &events(lines)))
-    }
-
     /// As it says that its provider failed: in the assistant's words, and once more in its result.
     fn failed(error: &str) -> [String; 2] {
         let error = Value::from(error);
@@ -284,7 +273,7 @@ mod tests {
             ("No auth type is selected. Please configure an auth type …", C::AgentNotLoggedIn),
         ] {
             let [said, result] = failed(error);
-            let seen = verdict(1, "", &[&init(), &said, &result]);
+            let seen = TRIED.verdict(1, "", &[&init(), &said, &result]);
             let fault = seen.outcome.fault.expect("a fault");
             assert_eq!((seen.state, fault.code), (JobState::Failed, code), "{error}: {fault}");
             assert_eq!(seen.outcome.session_id.as_deref(), Some(SESSION), "{error}");
@@ -301,7 +290,7 @@ mod tests {
             ("", 130, C::AgentKilled),
             ("", 0, C::AgentProtocol),
         ] {
-            let fault = verdict(exit, stderr, &[]).outcome.fault.expect("a fault");
+            let fault = TRIED.verdict(exit, stderr, &[]).outcome.fault.expect("a fault");
             assert_eq!(fault.code, code, "{stderr} {exit}");
         }
     }
@@ -313,12 +302,12 @@ mod tests {
         let done = format!(
             r#"{{"type":"result","subtype":"success","session_id":"{SESSION}","is_error":false,"num_turns":2,"result":"42","usage":{{"input_tokens":20}},"permission_denials":[{{"tool_name":"write_file","tool_use_id":"c","tool_input":{{"file_path":"/w/x","content":"x"}}}}]}}"#
         );
-        let good = verdict(0, "", &[&init(), said, &done]);
+        let good = TRIED.verdict(0, "", &[&init(), said, &done]);
         assert_eq!((good.state, good.outcome.response.as_deref()), (JobState::Succeeded, Some("42")));
         assert_eq!((good.outcome.billing.as_deref(), good.outcome.cost_usd), (Some("unproven"), None));
         let denied = PermissionDenial { tool: "write_file".into(), target: Some("/w/x".into()) };
         assert_eq!(good.outcome.permission_denials, [denied]);
-        let cut = verdict(0, "", &[&init(), said]).outcome;
+        let cut = TRIED.verdict(0, "", &[&init(), said]).outcome;
         assert_eq!(cut.fault.map(|fault| fault.code), Some(FaultCode::AgentProtocol));
         assert_eq!((cut.response.as_deref(), cut.session_id.as_deref()), (Some("42"), Some(SESSION)));
     }

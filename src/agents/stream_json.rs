@@ -270,12 +270,10 @@ fn shortened(text: &str, chars: usize) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::agents::tests_support;
 
     fn events(lines: &[&str]) -> Vec<AgentEvent> {
-        let mut parser = StreamJson::new();
-        let mut out = Vec::new();
-        lines.iter().for_each(|line| parser.line(line.as_bytes(), &mut out));
-        out
+        tests_support::events(Box::new(StreamJson::new()), lines)
     }
 
     fn the_result(lines: &[&str]) -> AgentResult {
@@ -457,24 +455,7 @@ mod tests {
 
     #[test]
     fn random_damage_never_panics_and_always_gives_bounded_events() {
-        let seed = 0x5eed;
-        println!("seed {seed}");
-        let mut random = fastrand::Rng::with_seed(seed);
         let sample = r#"{"type":"result","subtype":"x","result":"\ud83d\ude00","errors":["\ud83d"],"usage":{},"num_turns":-1,"permission_denials":[{}]}"#;
-        for _ in 0..5_000 {
-            let mut line = sample.as_bytes().to_vec();
-            for _ in 0..random.usize(1..4) {
-                let at = random.usize(..line.len());
-                match random.u8(..3) {
-                    0 => line[at] = random.u8(..),
-                    1 => line.truncate(at.max(1)),
-                    _ => line.insert(at, b"\\u\"{}["[random.usize(..6)]),
-                }
-            }
-            let mut out = Vec::new();
-            StreamJson::new().line(&line, &mut out);
-            // What is damaged may be two pieces, and what belongs to neither is counted once.
-            assert!(out.len() <= 3, "{out:?}");
-        }
+        tests_support::expect_damage_is_survived(0x5eed, sample, || Box::new(StreamJson::new()));
     }
 }

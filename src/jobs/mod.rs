@@ -574,7 +574,8 @@ pub struct JobOutcome {
     /// Whether the agent session can be resumed after this end; `None` when it is not known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resumable: Option<bool>,
-    /// Whether anything in the working directory was different after the run; `None` when that is not known.
+    /// Whether anything in the working directory was different after the run; `None` when that is not known. Of an agent that has
+    /// nothing to write with: false, and nobody looked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub workspace_changed: Option<bool>,
     /// The last of the agent's standard error, for failures.

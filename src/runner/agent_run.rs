@@ -7,6 +7,7 @@
 //! verdict is given.
 
 use std::ffi::OsString;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use tokio::task::JoinSet;
@@ -32,9 +33,10 @@ const STORE_MOMENT: Duration = Duration::from_secs(5);
 
 impl Runner {
     pub(super) async fn run_agent(&mut self, agent: &dyn Agent, record: &JobRecord, nothing: RunEnd) -> RunVerdict {
-        if let Some(fault) = self.session_is_anothers(agent, record).await {
-            return failed(fault);
-        }
+        let seen = match self.session_seen(agent, record).await {
+            Ok(seen) => seen,
+            Err(fault) => return failed(fault),
+        };
         let token = RunToken::random();
         self.journal.write(JournalEvent::Dispatched);
         // The journal goes before the mark: a store that stands still at it stands still for the mark, and nothing is started.
@@ -58,29 +60,63 @@ impl Runner {
             },
             (None, Some(_)) => return failed(moved(record)),
         };
-        let verdict = self.run_there(agent, record, mark, nothing, reached.as_ref()).await;
+        let refused = match seen {
+            // Nobody here knows where it was had; its agent may.
+            SessionSeen::Never if reached.is_none() => self.had_elsewhere(agent, record, mark, &nothing).await,
+            SessionSeen::Never | SessionSeen::Settled => None,
+        };
+        let verdict = match refused {
+            Some(verdict) => verdict,
+            None => self.run_there(agent, record, mark, nothing, reached.as_ref()).await,
+        };
         if let Some(reached) = reached {
             reached.leave().await;
         }
         verdict
     }
 
-    /// A session is gone on with by its agent, and where it was had. Of other ids some agents make a name, a file or a new session. What is in its history is of that directory, and what agents make of another
-    /// one differs: some move along, some stay, one hangs. Of a session that was had without us nothing is known.
-    async fn session_is_anothers(&self, agent: &dyn Agent, record: &JobRecord) -> Option<Fault> {
-        let session = record.request.session_id.filter(|_| agent.profile().resumes())?;
-        if let Err(fault) = agent.profile().check_session(&session) {
-            return Some(fault);
-        }
-        let before = self.store.last_of_session(record.id, session).await.ok()??;
-        let had = self.store.job(before).await.ok()?.request;
+    /// Refuses to go on with a session that is none of the agent's, or that was had in another directory. Of other ids some agents make
+    /// a name, a file or a new session. What is in a session's history is of its directory, and what agents make of another one
+    /// differs: some move along, some stay, one hangs.
+    async fn session_seen(&self, agent: &dyn Agent, record: &JobRecord) -> Result<SessionSeen, Fault> {
+        let resumed = record.request.session_id.filter(|_| agent.profile().resumes());
+        let Some(session) = resumed else { return Ok(SessionSeen::Settled) };
+        agent.profile().check_session(&session)?;
+        let before = match self.store.last_of_session(record.id, session).await {
+            Ok(Some(before)) => before,
+            Ok(None) => return Ok(SessionSeen::Never),
+            Err(_) => return Ok(SessionSeen::Settled),
+        };
+        let Ok(JobRecord { request: had, .. }) = self.store.job(before).await else { return Ok(SessionSeen::Settled) };
         if (&had.cwd, &had.machine) == (&record.request.cwd, &record.request.machine) {
-            return None;
+            return Ok(SessionSeen::Settled);
         }
-        let on = had.machine.map_or_else(String::new, |machine| format!(" on {machine}"));
-        let detail = format!("The session was had in {}{on}, and is gone on with there only.", had.cwd.display());
-        let hint = "Name that directory as `cwd`, or leave `session_id` out to start a new session.";
-        Some(Fault::new(FaultCode::InvalidSession, detail).hint(hint))
+        Err(had_in(&had.cwd, had.machine.as_deref()))
+    }
+
+    /// Asks the agent's program where the session was had; the verdict, where that is another directory.
+    async fn had_elsewhere(
+        &mut self,
+        agent: &dyn Agent,
+        record: &JobRecord,
+        mark: RunProcess,
+        nothing: &RunEnd,
+    ) -> Option<RunVerdict> {
+        let environment = self.options.environment.clone();
+        let request = RunRequest {
+            request: &record.request,
+            token: mark.token,
+            chain: record.chain,
+            depth: record.depth,
+            environment: &environment,
+            there: None,
+        };
+        let Some(place) = self.meanwhile(agent.session_place(&request)).await else {
+            return Some(agent.classify(RunEnd { stop: self.core.stop().cloned(), ..nothing.clone() }));
+        };
+        let (place, cwd) = (place?, &record.request.cwd);
+        let is_there = place == *cwd || std::fs::canonicalize(cwd).is_ok_and(|cwd| cwd == place);
+        (!is_there).then(|| failed(had_in(&place, None)))
     }
 
     async fn run_there(
@@ -135,8 +171,9 @@ impl Runner {
         if refused.is_some_and(|refused| refused == command.args) {
             return Tried { is_the_same: true, ..agent.classify(nothing).into() };
         }
-        // Nothing of another machine is looked at here.
-        let mut watch = reached.is_none().then(|| Watch::begin(&record.request.cwd));
+        // Nothing of another machine is looked at here, and nothing where the agent has nothing that writes.
+        let could_write = agent.profile().could_write();
+        let mut watch = (reached.is_none() && could_write).then(|| Watch::begin(&record.request.cwd));
         let stdin = if dialogue.is_some() { Stdin::Piped } else { Stdin::Bytes(command.stdin.clone()) };
         let (mut process, tap) = match self.start_agent(agent, record, (&command, stdin), &nothing, reached).await {
             Ok(started) => started,
@@ -166,7 +203,7 @@ impl Runner {
         }
         verdict.outcome.workspace_changed = match watch {
             Some(watch) => watch.end().await,
-            None => None,
+            None => (!could_write).then_some(false),
         };
         let code = verdict.outcome.fault.as_ref().map(|fault| fault.code);
         let refused = code == Some(FaultCode::AgentUnsupported) && said_nothing && self.core.stop().is_none();
@@ -234,6 +271,23 @@ impl Runner {
         });
         storing
     }
+}
+
+/// What is known here of the session that is to be gone on with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum SessionSeen {
+    /// Nothing stands in the way, or there is none.
+    Settled,
+    /// It was had without us.
+    Never,
+}
+
+/// A session of another directory, or of another machine.
+fn had_in(cwd: &Path, machine: Option<&str>) -> Fault {
+    let on = machine.map_or_else(String::new, |machine| format!(" on {machine}"));
+    let detail = format!("The session was had in {}{on}, and is gone on with there only.", cwd.display());
+    let hint = "Name that directory as `cwd`, or leave `session_id` out to start a new session.";
+    Fault::new(FaultCode::InvalidSession, detail).hint(hint)
 }
 
 /// How the agent is tried.

@@ -47,7 +47,8 @@ const MODEL: &str = "none (offline search)";
 const PROFILE: AgentProfile = AgentProfile::new("The offline agent")
     .install_hint("It is part of phone-opus itself; was the program moved or replaced?")
     .login_hint("The offline agent needs no login.")
-    .kept_to_reading_by("it is this program itself, without a model: it only reads");
+    .kept_to_reading_by("it is this program itself, without a model: it only reads")
+    .never_writes();
 
 /// The agent without a model, run from phone-opus' own program.
 #[derive(Debug, Clone)]

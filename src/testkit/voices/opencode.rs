@@ -1,5 +1,7 @@
 //! OpenCode, as it speaks with `run --format json`.
 
+use std::path::Path;
+
 use serde_json::{Map, Value, json};
 
 use super::{OptionRefused, Speaker, Voice, each_option};
@@ -38,13 +40,22 @@ fn over(speaker: &Speaker, reason: &str) -> Value {
     event(speaker, "step_finish", &json!({"type": "step-finish", "reason": reason, "tokens": tokens, "cost": 0.125}))
 }
 
+/// What it says of a session to `export`: what a test has put into a file of the session's id, and nothing of another one.
+fn exported(session: &str) -> String {
+    let data = std::env::var_os("XDG_DATA_HOME").unwrap_or_default();
+    std::fs::read_to_string(Path::new(&data).join("opencode").join(session)).unwrap_or_default()
+}
+
 impl Voice for OpenCode {
     fn is_called(&self, args: &[String]) -> bool {
-        args.first().is_some_and(|first| first == "run")
+        args.first().is_some_and(|first| first == "run" || first == "export")
     }
 
     fn asked(&self, args: &[String]) -> Option<String> {
-        args.iter().any(|arg| arg == "--help").then(|| HELP.to_owned())
+        match args {
+            [export, session, ..] if export == "export" => Some(exported(session)),
+            _ => args.iter().any(|arg| arg == "--help").then(|| HELP.to_owned()),
+        }
     }
 
     fn check(&self, args: &[String]) -> Result<Option<String>, OptionRefused> {

@@ -222,6 +222,48 @@ async fn each_answers_resumes_and_knows_a_session_that_is_another_one() {
     }
 }
 
+/// OpenCode says nothing at all, for good, when it is to go on with a session of another directory.
+#[tokio::test]
+async fn a_session_that_was_had_without_us_is_gone_on_with_where_its_agent_says_it_was_had() {
+    let mut rig = new_rig();
+    let sessions = rig.path("data/opencode");
+    std::fs::create_dir_all(&sessions).expect("a folder");
+    std::os::unix::fs::symlink(rig.work(), rig.path("linked")).expect("a link");
+    rig.set("XDG_DATA_HOME", rig.path("data").display().to_string());
+    let mut host = rig.serve().await;
+    let here = rig.work().canonicalize().expect("a directory");
+    let other = rig.path("work/other").canonicalize().expect("a directory");
+    // Its name, what its agent says of it, from where it is asked, and whether it is gone on with.
+    for (name, said, cwd, goes_on) in [
+        ("ses_here", Some(&here), rig.work(), true),
+        ("ses_link", Some(&here), rig.path("linked"), true),
+        ("ses_above", Some(&here), rig.path("work/other"), false),
+        ("ses_beside", Some(&other), rig.work(), false),
+        ("ses_unsaid", None, rig.work(), true),
+    ] {
+        if let Some(place) = said {
+            let exported = json!({"info": {"id": name, "slug": "x", "directory": place}, "messages": []});
+            std::fs::write(sessions.join(name), exported.to_string()).expect("a file");
+        }
+        let runs = rig.runs().len();
+        let asked = json!({"prompt": rig.answering("42"), "agent": "opencode", "session_id": name, "cwd": cwd});
+        let reply = host.call("consult", asked).await;
+        if goes_on {
+            assert_eq!(reply.expect_success()["session_id"], name);
+        } else {
+            let reply = reply.expect_fault("invalid_session");
+            let place = said.expect("said").display().to_string();
+            assert!(reply.text().contains(&place), "{name}: {}", reply.text());
+        }
+        assert_eq!(rig.runs().len() - runs, usize::from(goes_on), "{name}");
+    }
+    // What was had through us is known here, and its agent is not asked.
+    std::fs::write(sessions.join("ses_here"), json!({"info": {"directory": other}}).to_string()).expect("a file");
+    let asked = json!({"prompt": rig.answering("43"), "agent": "opencode", "session_id": "ses_here"});
+    host.call("consult", asked).await.expect_success();
+    rig.stop_and_check_invariants([host]).await;
+}
+
 #[tokio::test]
 async fn success_needs_the_terminal_event_and_a_failure_is_told_by_its_reason() {
     for member in MEMBERS {
