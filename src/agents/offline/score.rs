@@ -378,7 +378,7 @@ mod tests {
         for (path, kind) in [
             ("src/latest.rs", Kind::Source),
             ("src/a/tests.rs", Kind::Test),
-            ("src/testkit/rig.rs", Kind::Test),
+            ("src/testkit/rig/mod.rs", Kind::Test),
             ("benches/a.rs", Kind::Test),
             ("test_parse.py", Kind::Test),
             ("web/a.spec.ts", Kind::Test),
