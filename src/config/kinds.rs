@@ -111,7 +111,7 @@ impl Words for ExtraUsage {
 impl Words for WorkerIsolation {
     const WORDS: &'static [(&'static str, Self, &'static str)] = &[
         (Self::InProcess.as_str(), Self::InProcess, "in the server's own process"),
-        (Self::Process.as_str(), Self::Process, "in a process of their own"),
+        (Self::Process.as_str(), Self::Process, "in a process of its own"),
     ];
 }
 

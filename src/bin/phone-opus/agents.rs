@@ -2,7 +2,7 @@
 //!
 //! Owns: how it is shown. May not know: how a program is found, what an agent is.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use phone_opus::internals::agents::Agent;
@@ -74,7 +74,7 @@ fn row(prepared: &Prepared, name: &str, agent: &dyn Agent) -> Row {
         name: name.to_owned(),
         title: profile.title(),
         is_default: prepared.config.agent == name,
-        found: agent.locate(&prepared.environment).map(|path| path.display().to_string()),
+        found: agent.locate(&prepared.environment).map(|path| own(path).display().to_string()),
         on: agent.site().map(|site| site.target.to_string()),
         reads: match said {
             Some(said) => format!("unproven, by your word: {said}"),
@@ -83,6 +83,11 @@ fn row(prepared: &Prepared, name: &str, agent: &dyn Agent) -> Row {
         resumes: profile.resumes(),
         payer: profile.payer_told(),
     }
+}
+
+/// A program's path as it can be found again: this very program is known to itself by a name that is another one's for others.
+fn own(path: PathBuf) -> PathBuf {
+    if path.starts_with("/proc/self") { std::env::current_exe().unwrap_or(path) } else { path }
 }
 
 impl Row {

@@ -16,6 +16,7 @@ use phone_opus::internals::tools::reply::{self, Context, Detail, Reader, Render,
 use phone_opus::internals::tools::several::{Consulted, Standing};
 use serde_json::Value;
 
+use crate::job_word::short;
 use crate::output::{err, out, print, print_json, say, say_lines};
 use crate::pager::{self, Paging};
 use crate::screen::layout::{paragraph, wrap};
@@ -53,7 +54,9 @@ pub(crate) fn of_consult(record: &JobRecord, context: &Context, form: Form) -> E
                 say_plain(facts, true);
             }
             (None, true) => say_plain(&text, false),
-            (None, false) if out().terminal => pager::show(&facts(&text, out()), Paging::Never),
+            (None, false) if out().terminal => {
+                pager::show(&facts(&with_short(&text, [record].into_iter()), out()), Paging::Never);
+            }
             (None, false) => print(&text),
         },
     }
@@ -73,7 +76,11 @@ pub(crate) fn of_several(agents: &[Consulted], whole: &str, form: Form) {
     };
     if agents.iter().any(|told| matches!(told.standing, Standing::Open(_))) {
         // Not all of it is there: where it is read is part of what was asked for.
-        return if out().terminal { pager::show(&facts(whole, out()), Paging::Never) } else { print(whole) };
+        if !out().terminal {
+            return print(whole);
+        }
+        let records = agents.iter().filter_map(|told| told.standing.record());
+        return pager::show(&facts(&with_short(whole, records), out()), Paging::Never);
     }
     let mut answers = String::new();
     let mut said = Vec::new();
@@ -140,6 +147,13 @@ fn text(record: &JobRecord, context: &Context, form: Form, detail: Detail) -> St
         // Only what is passed on from another server is anything else.
         _ => String::new(),
     }
+}
+
+/// A text with commands about these jobs as a person types them: by the beginnings of their ids, and so within a line.
+fn with_short<'a>(text: &str, records: impl Iterator<Item = &'a JobRecord>) -> String {
+    records.fold(text.to_owned(), |text, record| {
+        text.replace(&format!("jobs show {}", record.id), &format!("jobs show {}", short(record.id)))
+    })
 }
 
 fn parsed(text: &str) -> Value {

@@ -35,10 +35,10 @@ use crate::job_word::JobWord;
     version,
     after_help = "Examples:\n  \
         phone-opus consult --agent offline \"who retries?\"   ask here, without a model\n  \
-        phone-opus consult \"is the retry safe?\"            ask Claude Code\n  \
-        phone-opus install --client claude                 let Claude Code ask\n  \
-        phone-opus jobs list                               what was asked\n  \
-        phone-opus doctor                                  is everything in place?\n\n\
+        phone-opus consult \"is the retry safe?\"             ask Claude Code\n  \
+        phone-opus install --client claude                  let Claude Code ask\n  \
+        phone-opus jobs list                                what was asked\n  \
+        phone-opus doctor                                   is everything in place?\n\n\
         Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 cancelled or interrupted, \
         4 no daemon is running, 141 nobody reads the output any more (an answer then stays unread)."
 )]
@@ -52,6 +52,10 @@ pub(crate) struct Cli {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// The MCP server and the processes it starts.
+    #[command(after_help = "Examples:\n  \
+        phone-opus mcp serve       what a client starts; `phone-opus install` sees to it\n  \
+        phone-opus mcp connect     the same by a daemon that many clients share\n  \
+        phone-opus mcp selfcheck   can it serve here?")]
     Mcp {
         #[command(subcommand)]
         command: McpCommand,
@@ -63,7 +67,7 @@ pub(crate) enum Command {
         phone-opus consult --diff=main \"review this\"   with what was done since main\n  \
         git log | phone-opus consult \"what changed?\"   with what comes on stdin\n  \
         phone-opus consult - < question.md             the prompt from stdin\n  \
-        phone-opus consult --agents claude,codex \"review\"   the answers of both\n  \
+        phone-opus consult --agents claude,codex \"?\"   the answers of both\n  \
         phone-opus consult --session ID \"and then?\"    go on where an answer ended\n  \
         phone-opus consult --background \"review\"       a job\n  \
         phone-opus jobs show last --wait 600           its answer")]
@@ -81,7 +85,10 @@ pub(crate) enum Command {
         command: JobsCommand,
     },
     /// Who serves here, what is asked, and what is waited for.
-    #[command(after_help = "It looks, and starts and makes nothing.")]
+    #[command(after_help = "Examples:\n  \
+        phone-opus status          is anybody at work, and is a place free?\n  \
+        phone-opus status --json   for scripts\n\n\
+        It only looks: it starts nothing and makes no file.")]
     Status(StatusOptions),
     /// Serve a page for your browser: jobs and servers as they are, live; it follows and cancels.
     #[cfg(feature = "see")]
@@ -170,9 +177,9 @@ pub(crate) enum Command {
     },
     /// Run processes on this machine for a client elsewhere, and read and write files for it.
     #[command(after_help = "Examples:\n  \
-        phone-opus exec-server --listen stdio               for who starts it (ssh)\n  \
-        phone-opus exec-server --listen unix:/run/user/1000/po/x   for this user alone\n  \
-        phone-opus exec-server --listen ws://127.0.0.1:0    says on stdout where it is\n\n\
+        phone-opus exec-server --listen stdio              for who starts it (ssh)\n  \
+        phone-opus exec-server --listen unix:/run/po/x     for this user alone\n  \
+        phone-opus exec-server --listen ws://127.0.0.1:0   says on stdout where it is\n\n\
         It speaks the protocol of `codex exec-server`. A peer on this machine comes in when the system says that it is yours; \
         everybody else needs the token. What a client started ends when the client has been gone for the lease, and when the \
         server ends, however it ends.\n\n\
@@ -196,6 +203,9 @@ pub(crate) enum Command {
         to ask and no --yes, 3 you said no.")]
     Uninstall(SetupOptions),
     /// What is configured, and where each setting is from.
+    #[command(after_help = "Examples:\n  \
+        phone-opus config show          each setting, and which file or variable says so\n  \
+        phone-opus config show --json   for scripts")]
     Config {
         #[command(subcommand)]
         command: ConfigCommand,
@@ -214,11 +224,15 @@ pub(crate) enum Command {
         or a fix failed, 2 wrong usage, or nobody to ask and no --yes, 3 you said no, or ended it.")]
     Doctor(DoctorOptions),
     /// Who can answer here: each agent, where its program is, and what keeps it to reading.
-    #[command(
-        after_help = "It starts none of them; `phone-opus doctor` asks each what it can do and whether it is logged in."
-    )]
+    #[command(after_help = "Examples:\n  \
+        phone-opus agents          who is there, and what to do about who is not\n  \
+        phone-opus agents --json   for scripts\n\n\
+        It starts none of them; `phone-opus doctor` asks each what it can do and whether it is logged in.")]
     Agents(AgentsOptions),
     /// What can be broken on purpose, and how to ask for it.
+    #[command(after_help = "Examples:\n  \
+        phone-opus faults list\n  \
+        PHONE_OPUS_FAULTS='worker.before_reply#1=kill' phone-opus mcp serve")]
     Faults {
         #[command(subcommand)]
         command: FaultsCommand,
@@ -268,6 +282,9 @@ pub(crate) enum Command {
 #[derive(Debug, Subcommand)]
 pub(crate) enum ConfigCommand {
     /// Show every setting, its value, and the file, variable or flag it is from.
+    #[command(after_help = "Examples:\n  \
+        phone-opus config show\n  \
+        phone-opus config show --max-running 5   what this flag would change")]
     Show {
         /// One JSON object.
         #[arg(long)]
@@ -289,15 +306,18 @@ pub(crate) enum McpCommand {
         It looks for a new version of itself at the path it was started by, and checks it before it is replaced by it \
         (`rollout` in the configuration). SIGUSR2 asks for that now; health_snapshot says what became of it.")]
     Serve(ServeOptions),
-    /// Serve one MCP client on stdin and stdout by the daemon of the state directory, which is started when there is none.
+    /// Serve one MCP client on stdin and stdout through the daemon of the state directory; starts the daemon when there is none.
     #[command(after_help = "Add it to a client:\n  \
         phone-opus install --client claude --connect\n  \
         phone-opus install --client codex --connect\n\n\
         The client keeps its connection when the daemon is lost or replaced. Where no daemon can be had, this process serves \
         as `mcp serve` does, and health_snapshot says why.")]
     Connect(ConnectOptions),
-    /// Say whether this very file can serve here; a running server asks before it is replaced by it.
-    #[command(after_help = "Give it what you give `mcp serve`. It serves a client of its own and touches nothing.\n\n\
+    /// Say whether this very program file can serve here; a running server asks that before it is replaced by the file.
+    #[command(after_help = "Examples:\n  \
+        phone-opus mcp selfcheck\n  \
+        phone-opus mcp selfcheck --isolation process --json\n\n\
+        Give it what you give `mcp serve`. It serves a client of its own and touches nothing.\n\n\
         Exit codes: 0 it can, 1 it cannot, 2 wrong usage or configuration.")]
     Selfcheck(SelfcheckOptions),
     /// Keep the run of a new version that is tried (started by the server).
@@ -345,10 +365,19 @@ pub(crate) struct DashboardOptions {
 #[derive(Debug, Subcommand)]
 pub(crate) enum DaemonCommand {
     /// Serve clients on the socket until told to stop. Stays in the foreground, as service managers want it.
+    #[command(after_help = "Examples:\n  \
+        phone-opus daemon run                in this terminal; Ctrl-C ends it\n  \
+        phone-opus daemon run --idle-s 600   ends ten minutes after its last client")]
     Run(DaemonRunOptions),
-    /// Start one in the background, where none runs, and wait until it serves.
+    /// Start a daemon in the background, where none runs, and wait until it serves.
+    #[command(after_help = "Example:\n  \
+        phone-opus daemon start && phone-opus daemon status")]
     Start(DaemonStartOptions),
-    /// End it; another one may start at once.
+    /// End the daemon; another one may start at once.
+    #[command(after_help = "Examples:\n  \
+        phone-opus daemon stop           refused while jobs run\n  \
+        phone-opus daemon stop --drain   when what is in flight has ended\n  \
+        phone-opus daemon stop --force   now")]
     Stop {
         /// Let what is in flight end first; new consults are refused meanwhile.
         #[arg(long, conflicts_with = "force")]
@@ -360,19 +389,37 @@ pub(crate) enum DaemonCommand {
         #[command(flatten)]
         of: DaemonAsked,
     },
-    /// Say how it is.
+    /// Show how the daemon is: its version, process, clients and jobs.
+    #[command(after_help = "Examples:\n  \
+        phone-opus daemon status          exit code 4 where none runs\n  \
+        phone-opus daemon status --json   for scripts")]
     Status(DaemonAsked),
-    /// Have it look for its next version, and for its socket, which is made again where it is gone.
+    /// Have the daemon look for its next version, and for its socket, which is made again where it is gone.
+    #[command(after_help = "Example:\n  \
+        phone-opus daemon reload   after an upgrade, instead of waiting for its own look")]
     Reload(DaemonAsked),
-    /// Let what is in flight end, begin nothing new, then end: as `stop --drain`, but whoever needs a daemon starts the next one.
+    /// Let what is in flight end, begin nothing new, then end the daemon: as `stop --drain`, but whoever needs a daemon starts the
+    /// next one.
+    #[command(after_help = "Example:\n  \
+        phone-opus daemon drain   the next client gets a new daemon")]
     Drain(DaemonAsked),
     /// Begin no job until `resume`; what runs goes on.
+    #[command(after_help = "Example:\n  \
+        phone-opus daemon pause   jobs are accepted and wait")]
     Pause(DaemonAsked),
-    /// Begin jobs again.
+    /// Begin jobs again after `pause`.
+    #[command(after_help = "Example:\n  \
+        phone-opus daemon resume   what waits begins in its order")]
     Resume(DaemonAsked),
-    /// Have systemd (Linux) or launchd (macOS) start it when somebody connects: shows the files, and writes them with --write.
+    /// Have systemd (Linux) or launchd (macOS) start a daemon when somebody connects: shows the files, and writes them with --write.
+    #[command(after_help = "Examples:\n  \
+        phone-opus daemon install           only look\n  \
+        phone-opus daemon install --write   and it says what to run then")]
     Install(DaemonInstallOptions),
-    /// Take those files away again: shows them, and removes them with --write.
+    /// Remove the files that `daemon install` wrote: shows them, and removes them with --write.
+    #[command(after_help = "Examples:\n  \
+        phone-opus daemon uninstall           only look\n  \
+        phone-opus daemon uninstall --write   remove them")]
     Uninstall(DaemonInstallOptions),
 }
 
@@ -587,19 +634,19 @@ pub(crate) struct ConsultFlags {
     /// Where the agent looks [default: here].
     #[arg(long, value_name = "DIR")]
     pub(crate) cwd: Option<PathBuf>,
-    /// Go on in this agent session.
+    /// Go on in this session of the agent: the id that an earlier answer names.
     #[arg(long, value_name = "ID")]
     pub(crate) session: Option<AgentSessionId>,
     /// Model name or alias.
     #[arg(long)]
     pub(crate) model: Option<String>,
-    /// Effort: low, medium, high, xhigh, max.
+    /// How hard the model thinks: low, medium, high, xhigh, max.
     #[arg(long)]
     pub(crate) effort: Option<String>,
-    /// Most agent turns.
+    /// Most turns the agent may take.
     #[arg(long, value_name = "N")]
     pub(crate) max_turns: Option<u32>,
-    /// Most US dollars.
+    /// Most US dollars the answer may cost.
     #[arg(long, value_name = "USD")]
     pub(crate) max_budget_usd: Option<f64>,
     /// Seconds the agent may run.
@@ -632,11 +679,15 @@ pub(crate) struct ConsultFlags {
 #[derive(Debug, Subcommand)]
 pub(crate) enum JobsCommand {
     /// List jobs, unread answers first.
+    #[command(after_help = "Examples:\n  \
+        phone-opus jobs list                          of this directory\n  \
+        phone-opus jobs list --all --state running    what is being asked, everywhere\n  \
+        phone-opus jobs list --json                   for scripts")]
     List {
         /// How many.
         #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u16).range(1..=1000))]
         limit: u16,
-        /// Only this state.
+        /// Only jobs in this state: queued, running, succeeded, failed, cancelled, interrupted.
         #[arg(long, visible_alias = "status", value_parser = job_state)]
         state: Option<JobState>,
         /// Of all workspaces, not only this directory's.
@@ -650,6 +701,10 @@ pub(crate) enum JobsCommand {
         common: Common,
     },
     /// Show one job and its answer.
+    #[command(after_help = "Examples:\n  \
+        phone-opus jobs show last               the last one of this directory\n  \
+        phone-opus jobs show 3f25 --wait 600    wait for its end, ten minutes at most\n  \
+        phone-opus jobs show last --full        everything that is known of it")]
     Show {
         /// The job: its id, the first 4 or more characters of it, or `last`.
         #[arg(value_parser = JobWord::parse, add = ArgValueCompleter::new(completions::jobs))]
@@ -671,6 +726,9 @@ pub(crate) enum JobsCommand {
         common: Common,
     },
     /// Print what happens in a job, as it happens, until its end.
+    #[command(after_help = "Examples:\n  \
+        phone-opus jobs tail last               what the agent does, as it does\n  \
+        phone-opus jobs tail 3f25 --no-follow   what it has done so far")]
     Tail {
         /// The job: its id, the first 4 or more characters of it, or `last`.
         #[arg(value_parser = JobWord::parse, add = ArgValueCompleter::new(completions::jobs))]
@@ -689,6 +747,9 @@ pub(crate) enum JobsCommand {
         common: Common,
     },
     /// End a job and everything it started.
+    #[command(after_help = "Examples:\n  \
+        phone-opus jobs cancel last   the last one of this directory\n  \
+        phone-opus jobs cancel 3f25   that one")]
     Cancel {
         /// The job: its id, the first 4 or more characters of it, or `last`.
         #[arg(value_parser = JobWord::parse, add = ArgValueCompleter::new(completions::jobs))]
@@ -701,6 +762,9 @@ pub(crate) enum JobsCommand {
         common: Common,
     },
     /// Forget finished jobs that are older or larger than what is kept; unread answers go last.
+    #[command(after_help = "Examples:\n  \
+        phone-opus jobs prune                  what a server forgets by itself\n  \
+        phone-opus jobs prune --older-than 7   what ended a week ago")]
     Prune {
         /// Days a finished job is kept.
         #[arg(long, default_value_t = 30, value_name = "DAYS")]
@@ -716,6 +780,9 @@ pub(crate) enum JobsCommand {
         common: Common,
     },
     /// Show usage limits that agents have reached. Until they are over nothing is started for these agents.
+    #[command(after_help = "Examples:\n  \
+        phone-opus jobs limits           until when each agent takes nothing\n  \
+        phone-opus jobs limits --clear   you know better: ask again")]
     Limits {
         /// Forget them: the provider takes requests again.
         #[arg(long)]
@@ -754,6 +821,9 @@ fn job_state(text: &str) -> Result<JobState, String> {
 #[derive(Debug, Subcommand)]
 pub(crate) enum FaultsCommand {
     /// Every fault point: when it is met, what can happen there, and in which operations.
+    #[command(after_help = "Examples:\n  \
+        phone-opus faults list\n  \
+        phone-opus faults list --json   for scripts")]
     List {
         /// One JSON object.
         #[arg(long)]
@@ -773,7 +843,7 @@ pub(crate) struct SetupOptions {
     /// Have the client share a daemon (`mcp connect`), instead of a server of its own (`mcp serve`).
     #[arg(long)]
     pub(crate) connect: bool,
-    /// Write it without a question.
+    /// Do it without a question.
     #[arg(long, short)]
     pub(crate) yes: bool,
     /// Only show what would change.

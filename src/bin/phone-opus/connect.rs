@@ -43,10 +43,7 @@ const BUILD: &str = env!("CARGO_PKG_VERSION");
 /// Serves one client on the standard streams until it closes them or a signal comes.
 pub(crate) fn connect(options: &ConnectOptions) -> ExitCode {
     logging::start();
-    match connect_client(options) {
-        Ok(code) => code,
-        Err(error) => refused(&error),
-    }
+    connect_client(options).unwrap_or_else(|error| refused(&error))
 }
 
 fn connect_client(options: &ConnectOptions) -> Result<ExitCode, SetupError> {

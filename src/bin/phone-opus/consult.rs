@@ -34,10 +34,7 @@ pub(crate) const CANCEL_WAIT: Duration = Duration::from_secs(10);
 /// Asks, shows progress on stderr and the answer on stdout.
 pub(crate) fn run(options: &ConsultFlags) -> ExitCode {
     logging::start();
-    match ask(options) {
-        Ok(code) => code,
-        Err(error) => refused(&error),
-    }
+    ask(options).unwrap_or_else(|error| refused(&error))
 }
 
 fn ask(options: &ConsultFlags) -> Result<ExitCode, SetupError> {

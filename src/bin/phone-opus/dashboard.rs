@@ -81,7 +81,7 @@ fn show(link: &str, socket: Option<&Path>, as_json: bool) {
     print(link);
     if out().terminal {
         let does = if socket.is_some() { "Ctrl-C ends it. " } else { "" };
-        say_prose(&format!(
+        say(&format!(
             "Open it in a browser of this machine; it opens once. {does}Another address: phone-opus dashboard, in another terminal."
         ));
     }

@@ -336,7 +336,9 @@ fn describe(event: &JournalEvent) -> (Style, String) {
                 (paint::BAD, line(&format!("ends with an error: {why}")))
             }
             AgentEvent::Result { result } => {
-                let turns = result.num_turns.map_or_else(String::new, |turns| format!(", {} turns", turns));
+                let plural = |turns| if turns == 1 { "" } else { "s" };
+                let turns =
+                    result.num_turns.map_or_else(String::new, |turns| format!(", {turns} turn{}", plural(turns)));
                 let cost = result.cost_usd.map_or_else(String::new, |cost| format!(", ${cost:.4}"));
                 (paint::GOOD, format!("has answered{turns}{cost}"))
             }
@@ -382,7 +384,7 @@ async fn tail(store: &StoreHandle, job: JobId, after: u64, follow: Follow, as_js
         if state.is_terminal() {
             if !as_json {
                 let known = short(job);
-                print_prose(&format!("Job {known} is {}. Its answer: phone-opus jobs show {known}", state.as_str()));
+                print_prose(&format!("Job {known} {}. Its answer: phone-opus jobs show {known}", how(state)));
             }
             return Ok(ExitCode::SUCCESS);
         }
@@ -390,6 +392,17 @@ async fn tail(store: &StoreHandle, job: JobId, after: u64, follow: Follow, as_js
             return Ok(ExitCode::SUCCESS);
         }
         tokio::time::sleep(LOOK_EVERY).await;
+    }
+}
+
+/// How a job stands, as the rest of a sentence about it.
+fn how(state: JobState) -> &'static str {
+    match state {
+        JobState::Succeeded => "succeeded",
+        JobState::Failed => "failed",
+        JobState::Cancelled => "was cancelled",
+        JobState::Interrupted => "was interrupted",
+        _ => "is not over",
     }
 }
 
@@ -412,7 +425,7 @@ async fn cancel(store: &StoreHandle, dir: &StateDir, job: JobId, as_json: bool) 
     };
     if let CancelState::Ended { state } = store.request_cancel(job, CancelReason::Requested).await? {
         if told(state, false) {
-            print_prose(&format!("Job {job} was already {}; nothing was changed.", state.as_str()));
+            print_prose(&format!("Job {job} is over already: it {}. Nothing was changed.", how(state)));
         }
         return Ok(ExitCode::SUCCESS);
     }
@@ -422,7 +435,7 @@ async fn cancel(store: &StoreHandle, dir: &StateDir, job: JobId, as_json: bool) 
     let record = wait_for(store, job, CANCEL_WAIT).await?;
     if record.state.is_terminal() {
         if told(record.state, true) {
-            print(&format!("Job {job} is {}.", record.state.as_str()));
+            print(&format!("Job {job} {}.", how(record.state)));
         }
         // Of a job that was asked for in a shell, its user knows by this. A client that asked for one has to be told.
         if record.invocation.is_none() && record.state == JobState::Cancelled && !is_lost() {

@@ -141,7 +141,7 @@ fn run(command: Command) -> ExitCode {
 /// Says that this program was built without a part.
 #[cfg(not(all(feature = "selftest", feature = "see")))]
 fn without(part: &str) -> ExitCode {
-    output::say_prose(&format!(
+    output::say(&format!(
         "phone-opus: this program was built without its {part}. Released programs have it, and so has what `cargo build \
          --features full` makes.",
     ));

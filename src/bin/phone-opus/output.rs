@@ -21,7 +21,7 @@ use rustix::stdio::{stderr, stdout};
 use rustix::termios::tcgetwinsize;
 use serde_json::{Value, json};
 
-use crate::screen::layout::prose;
+use crate::screen::layout::{self, prose};
 use crate::screen::{Face, Line};
 
 /// The exit code when whoever read the output has gone: what a shell says of a program that SIGPIPE ended.
@@ -95,15 +95,10 @@ pub(crate) fn is_lost() -> bool {
     LOST.get().is_some()
 }
 
-/// One line on stderr. Where nobody reads it, nobody needs it.
-pub(crate) fn say(line: &str) {
-    tell(format!("{}\n", as_shown(line, io::stderr().is_terminal())).as_bytes());
-}
-
-/// The same in sentences: on a terminal broken at words.
-pub(crate) fn say_prose(text: &str) {
+/// One line on stderr, or several; on a terminal broken at words. Where nobody reads it, nobody needs it.
+pub(crate) fn say(text: &str) {
     let face = err();
-    if face.terminal { say_lines(&prose(text, face.width)) } else { say(text) }
+    if face.terminal { say_lines(&prose(text, face.width)) } else { tell(format!("{text}\n").as_bytes()) }
 }
 
 /// The same in lines that are laid out.
@@ -178,6 +173,12 @@ pub(crate) fn usage(error: &clap::Error) -> ExitCode {
     let plain = error.render().to_string();
     // Words of a command line can come from anywhere.
     let harmless = matches!(lenient::visible(&plain), Cow::Borrowed(_));
+    let face = err();
+    if error.use_stderr() && face.terminal && plain.lines().any(|line| layout::width(line) > face.width) {
+        // Help is as wide as there is room; what is wrong is not.
+        say_lines(&prose(&plain, face.width));
+        return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
+    }
     let shown = |face: Face| {
         if face.colour && harmless {
             error.render().ansi().to_string()

@@ -31,10 +31,7 @@ enum Game {
 pub(crate) fn run(options: &SelftestOptions) -> ExitCode {
     // A case that panics is a broken law, which is told with its row.
     std::panic::set_hook(Box::new(|_| {}));
-    match play(options) {
-        Ok(code) => code,
-        Err(error) => refused(&error),
-    }
+    play(options).unwrap_or_else(|error| refused(&error))
 }
 
 fn play(options: &SelftestOptions) -> Result<ExitCode, SetupError> {

@@ -25,10 +25,7 @@ const RUNTIME_END: Duration = Duration::from_millis(100);
 /// Serves one client on the standard streams until it closes them or a signal comes.
 pub(crate) fn serve(options: &ServeOptions) -> ExitCode {
     logging::start();
-    match serve_client(options) {
-        Ok(code) => code,
-        Err(error) => refused(&error),
-    }
+    serve_client(options).unwrap_or_else(|error| refused(&error))
 }
 
 fn serve_client(options: &ServeOptions) -> Result<ExitCode, SetupError> {

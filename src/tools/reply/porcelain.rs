@@ -125,7 +125,7 @@ fn of_the_end(facts: &JobFacts) -> Vec<String> {
         source => format!("key source {source}"),
     }));
     said.extend(facts.exit.known().and_then(exit_in_words));
-    said.extend(facts.num_turns.map(|turns| format!("{turns} turns")));
+    said.extend(facts.num_turns.map(|turns| format!("{turns} turn{}", if turns == 1 { "" } else { "s" })));
     let denied = Some(facts.permission_denial_count).filter(|count| *count > 0);
     said.extend(denied.map(|count| format!("{count} tool uses denied")));
     said.extend(facts.stop_reason.as_ref().map(|stop| format!("stopped by {stop}")));

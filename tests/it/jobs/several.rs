@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use phone_opus::internals::base::ids::JobId;
-use phone_opus::internals::jobs::{JobRecord, JobState};
+use phone_opus::internals::jobs::{JobRecord, JobState, JournalEvent};
 use phone_opus::testkit::{Reply, Rig, Role, Script, Step, TestClient, tried_program, until};
 use serde_json::{Value, json};
 
@@ -120,6 +120,56 @@ async fn one_that_is_broken_and_one_that_is_slow_cost_the_others_nothing() {
         let reply = host.call("consult_jobs", json!({})).await.expect_success();
         let unread = |row: &Value| row["unread"] == true;
         assert!(!reply["jobs"].as_array().expect("rows").iter().any(unread), "each answer was read: {:#}", reply.0);
+        assert_eq!(rig.agents().len(), 0);
+        rig.stop_and_check_invariants([host]).await;
+    }
+}
+
+#[tokio::test]
+async fn offline_and_commands_of_the_users_own_answer_beside_the_others() {
+    for cast in [&["offline", "mine"][..], &["mine", "claude", "offline", "codex", "plain"]] {
+        let mut rig = new_rig();
+        let player = rig.player().display().to_string();
+        rig.configure(&format!(
+            "[agents.mine]\ncommand = [{player:?}, \"exec\", \"--json\", \"-\"]\noutput = \"codex\"\n\
+             [agents.plain]\ncommand = [\"/bin/sh\", \"-c\", \"cat > /dev/null; echo so says plain\"]\n"
+        ));
+        std::fs::write(rig.work().join("main.rs"), "fn the_needle() {}\n").expect("a file");
+        let mut host = rig.serve().await;
+        let called = ["claude", "codex"].map(|agent| {
+            let (_, word) = CALLED_WITH.iter().find(|(known, _)| *known == agent).expect("a program we know");
+            ((*word).to_owned(), answering(&format!("so says {agent}")))
+        });
+        let script = Script { when_called_with: called.into(), ..answering("so says mine") };
+        let asked = format!("where is the_needle? {}", rig.prompt(script));
+        let reply = host.call("consult", json!({"prompt": asked, "agents": cast})).await;
+        assert!(reply.is_result() && reply["status"] == "succeeded" && reply["next"].is_null(), "{:#}", reply.0);
+
+        let listed = reply["answers"].as_array().expect("answers");
+        let order: Vec<_> = listed.iter().map(|answer| answer["agent"].as_str().expect("a name")).collect();
+        assert_eq!(order, cast, "in the order they were named");
+        let jobs = jobs(&rig).await;
+        assert_eq!(jobs.len(), cast.len(), "a job of its own each");
+        for answer in listed {
+            let agent = answer["agent"].as_str().expect("a name");
+            let job = &jobs[agent];
+            assert_eq!((&answer["job_id"], &answer["status"]), (&json!(job.id), &json!("succeeded")), "{answer:#}");
+            let said = answer["response"].as_str().expect("an answer");
+            let expected = if agent == "offline" { "main.rs".to_owned() } else { format!("so says {agent}") };
+            assert!(said.contains(&expected), "{agent}: {said}");
+            assert!(reply.text().contains(&format!("## {agent}\n\n")), "{}", reply.text());
+            let (began, ended) = (job.started_at.expect("begun"), job.finished_at.expect("over"));
+            assert!(job.accepted_at <= began && began <= ended, "{agent}");
+            assert_eq!(answer["duration_ms"].as_u64(), Some(ended.since(job.accepted_at)), "{agent}");
+            let journal = rig.journal(job.id).await;
+            let starts = journal.iter().filter(|entry| matches!(entry.event, JournalEvent::ProcessStarted { .. }));
+            assert_eq!(starts.count(), 1, "{agent} was run once");
+        }
+        let scripted = cast.iter().filter(|agent| !matches!(**agent, "offline" | "plain")).count();
+        rig.expect_runs(scripted);
+        // What has nothing to write with is not asked whether it wrote.
+        let offline = listed.iter().find(|answer| answer["agent"] == "offline").expect("it answered");
+        assert!(offline.get("workspace_changed").is_none(), "{offline:#}");
         assert_eq!(rig.agents().len(), 0);
         rig.stop_and_check_invariants([host]).await;
     }

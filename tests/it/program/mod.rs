@@ -12,3 +12,4 @@ mod report;
 mod starts;
 mod terminal;
 mod top;
+mod widths;

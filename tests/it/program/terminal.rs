@@ -7,8 +7,9 @@
 use std::path::Path;
 use std::process::{Output, Stdio};
 
+use phone_opus::internals::jobs::JobState;
 use phone_opus::testkit::outputs::Keyboard;
-use phone_opus::testkit::{KEY, Rig, Step, tried_program, until};
+use phone_opus::testkit::{ForkPlace, KEY, Rig, Script, Step, tried_program, until};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt;
@@ -69,7 +70,7 @@ async fn a_listing_fits_the_terminal_and_a_program_gets_rows_with_tabs() {
     let output = rig.run(&["consult", "--background", "--json", &rig.answering("unread")]).await;
     let unread = parsed(&output)["job_id"].as_str().expect("a job").to_owned();
     rig.run(&["jobs", "tail", &unread]).await;
-    for columns in [80, 120] {
+    for columns in [80, 100, 120] {
         let seen = on_columns(&rig, &["jobs", "list"], columns).await;
         assert!(seen.contains("\u{1b}["), "a terminal has colours: {seen:?}");
         let rows: Vec<String> = plain(&seen).lines().map(str::to_owned).collect();
@@ -102,7 +103,7 @@ async fn the_agents_fit_the_terminal_and_a_program_gets_rows_with_tabs() {
     let mut rig = new_rig();
     rig.set("NO_COLOR", "1");
     rig.set("PHONE_OPUS_CODEX_BIN", "/no/such/program");
-    for columns in [80, 120] {
+    for columns in [80, 100, 120] {
         let seen = on_columns(&rig, &["agents"], columns).await;
         let rows: Vec<&str> = seen.lines().collect();
         assert!(rows[0].starts_with("AGENT") && rows[0].contains("READS"), "{rows:#?}");
@@ -177,6 +178,52 @@ async fn ctrl_c_ends_a_consult_and_says_what_is_known_and_how_to_read_on() {
     }
     assert!(job.read_at.is_some(), "whoever ended it knows");
     rig.stop_and_check_invariants([]).await;
+}
+
+#[tokio::test]
+async fn ctrl_c_ends_all_that_were_asked_at_once_and_names_each_of_their_jobs() {
+    // Both are at work, or one of them waits for its place.
+    for places in ["2", "1"] {
+        let mut rig = new_rig();
+        rig.set("PHONE_OPUS_MAX_RUNNING", places);
+        let hangs = |agent: &str| {
+            let steps = vec![
+                Step::Text(format!("half of what {agent} says")),
+                Step::Fork(ForkPlace::Group),
+                Step::Touch(rig.sign(agent)),
+                Step::Hang,
+            ];
+            Script { steps, ..Script::default() }
+        };
+        let called = [("--restricted", "claude"), ("read-only", "codex")];
+        let called = called.map(|(word, agent)| (word.to_owned(), hangs(agent))).into();
+        let prompt = rig.prompt(Script { when_called_with: called, ..Script::default() });
+        let words = ["consult", "--agents", "claude,codex", &prompt];
+        let asking = rig.begin_on_a_terminal(&words, Some((80, 24)), Keyboard::Away);
+        rig.wait_for_sign("claude").await;
+        if places == "2" {
+            rig.wait_for_sign("codex").await;
+        }
+        until("both are shown", async || {
+            let seen = asking.seen();
+            (seen.contains("asks claude; Ctrl-C ends all of them") && seen.contains("asks codex")).then_some(())
+        })
+        .await;
+        asking.signal(Signal::INT);
+        let (status, seen) = asking.ended().await;
+        assert_eq!(status.code(), Some(3), "{seen:?}");
+        let (_, after) = seen.split_once("phone-opus: cancelled").expect("it says so");
+        let after = plain(after).replace("\r\n", " ");
+        let jobs = rig.jobs().await;
+        assert_eq!(jobs.len(), 2);
+        for job in jobs {
+            assert_eq!(job.state, JobState::Cancelled, "{}", job.request.agent);
+            assert!(after.contains(&job.id.to_string()), "{} of {} in {after:?}", job.id, job.request.agent);
+            assert!(job.read_at.is_some(), "whoever ended it knows");
+        }
+        rig.expect_no_agent_left().await;
+        rig.stop_and_check_invariants([]).await;
+    }
 }
 
 #[tokio::test]
@@ -311,7 +358,7 @@ async fn an_answer_is_laid_out_on_a_terminal_and_as_it_was_written_in_a_pipe() {
         "cell ".repeat(40).trim_end()
     );
     let job = asked(&rig, &rig.answering(&answer)).await;
-    for columns in [80, 120] {
+    for columns in [80, 100, 120] {
         let seen = on_columns(&rig, &["jobs", "show", &job], columns).await;
         assert!(seen.contains("\u{1b}[1mone\u{1b}[0m"), "{seen:?}");
         let seen = plain(&seen);
@@ -433,7 +480,7 @@ async fn every_setting_is_shown_with_where_it_is_from_and_no_secret() {
     assert_eq!(of("wait_s").0, json!(20));
     assert_eq!(of("clients").0, json!("my-editor"));
     assert!(of("clients").1.ends_with("config.toml"), "{told:#}");
-    for columns in [80, 120] {
+    for columns in [80, 100, 120] {
         let seen = on_columns(&rig, &["config", "show"], columns).await;
         println!("{seen}");
         assert!(seen.starts_with("KEY"), "{seen}");

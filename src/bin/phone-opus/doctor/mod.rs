@@ -37,7 +37,7 @@ use self::verdict::{Known, Verdict};
 use crate::agreement::DECLINED;
 use crate::cli::DoctorOptions;
 use crate::logging;
-use crate::output::{is_lost, out, print, print_json, print_lines, say_prose};
+use crate::output::{is_lost, out, print, print_json, print_lines, say};
 use crate::screen::layout::{CellFit, laid_out};
 use crate::screen::{Line, paint};
 use crate::settings::{Prepared, SetupError, chain, prepare, refused, rollout, runtime};
@@ -58,17 +58,14 @@ const WRONG_USAGE: u8 = 2;
 /// Checks and reports; exit code 1 when a consult with the default agent cannot work.
 pub(crate) fn run(options: &DoctorOptions) -> ExitCode {
     logging::start();
-    match examine(options) {
-        Ok(code) => code,
-        Err(error) => refused(&error),
-    }
+    examine(options).unwrap_or_else(|error| refused(&error))
 }
 
 fn examine(options: &DoctorOptions) -> Result<ExitCode, SetupError> {
     let prepared = prepare(&options.common, &options.overrides)?;
     for name in &options.agent {
         if let Err(fault) = prepared.agents().get(name) {
-            say_prose(&format!("phone-opus: --agent: {fault}"));
+            say(&format!("phone-opus: --agent: {fault}"));
             return Ok(ExitCode::from(WRONG_USAGE));
         }
     }
@@ -84,9 +81,7 @@ fn examine(options: &DoctorOptions) -> Result<ExitCode, SetupError> {
             Fixed::Done { well: true } => None,
             Fixed::Declined => Some(ExitCode::from(DECLINED)),
             Fixed::NobodyToAsk => {
-                say_prose(
-                    "phone-opus: there is no terminal to ask at; --yes does what is shown, --dry-run only shows it",
-                );
+                say("phone-opus: there is no terminal to ask at; --yes does what is shown, --dry-run only shows it");
                 Some(ExitCode::from(WRONG_USAGE))
             }
         };
@@ -192,11 +187,11 @@ impl Report {
             Live::Declined => Some(ExitCode::from(DECLINED)),
             Live::Interrupted => Some(ExitCode::from(DECLINED)),
             Live::NobodyToAsk => {
-                say_prose("phone-opus: there is no terminal to ask at; --yes asks the agents without a question");
+                say("phone-opus: there is no terminal to ask at; --yes asks the agents without a question");
                 Some(ExitCode::from(WRONG_USAGE))
             }
             Live::Failed(fault) => {
-                say_prose(&format!("phone-opus: {fault}"));
+                say(&format!("phone-opus: {fault}"));
                 Some(ExitCode::FAILURE)
             }
         };
