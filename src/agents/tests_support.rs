@@ -55,7 +55,6 @@ pub(super) fn events(mut parser: Box<dyn OutputParser>, lines: &[&str]) -> Vec<A
 /// Damages this line in many ways, and has each read by a parser of its own: nothing panics, and no line is more than three events.
 /// (What is damaged may be two pieces, and what belongs to neither is counted once.)
 pub(super) fn expect_damage_is_survived(seed: u64, sample: &str, parser: fn() -> Box<dyn OutputParser>) {
-    println!("seed {seed}");
     let mut random = fastrand::Rng::with_seed(seed);
     for _ in 0..5_000 {
         let mut line = sample.as_bytes().to_vec();
@@ -69,7 +68,7 @@ pub(super) fn expect_damage_is_survived(seed: u64, sample: &str, parser: fn() ->
         }
         let mut out = Vec::new();
         parser().line(&line, &mut out);
-        assert!(out.len() <= 3, "{out:?}");
+        assert!(out.len() <= 3, "seed {seed}: {out:?}");
     }
 }
 

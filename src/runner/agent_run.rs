@@ -31,6 +31,10 @@ use crate::jobs::{JobOutcome, JobRecord, JobState, JournalEvent, RunExit, RunPro
 /// How long a run waits for a store that is busy or full before it ends without having started. It heeds nothing meanwhile.
 const STORE_MOMENT: Duration = Duration::from_secs(5);
 
+/// Jobs in a row that were refused a session and are passed over in the look for the last one that had it. Past them it counts as one
+/// that was never seen here.
+const REFUSALS_PASSED_OVER: usize = 32;
+
 impl Runner {
     pub(super) async fn run_agent(&mut self, agent: &dyn Agent, record: &JobRecord, nothing: RunEnd) -> RunVerdict {
         let seen = match self.session_seen(agent, record).await {
@@ -82,16 +86,25 @@ impl Runner {
         let resumed = record.request.session_id.filter(|_| agent.profile().resumes());
         let Some(session) = resumed else { return Ok(SessionSeen::Settled) };
         agent.profile().check_session(&session)?;
-        let before = match self.store.last_of_session(record.id, session).await {
-            Ok(Some(before)) => before,
-            Ok(None) => return Ok(SessionSeen::Never),
-            Err(_) => return Ok(SessionSeen::Settled),
-        };
-        let Ok(JobRecord { request: had, .. }) = self.store.job(before).await else { return Ok(SessionSeen::Settled) };
-        if (&had.cwd, &had.machine) == (&record.request.cwd, &record.request.machine) {
-            return Ok(SessionSeen::Settled);
+        let mut later = record.id;
+        for _ in 0..REFUSALS_PASSED_OVER {
+            let before = match self.store.last_of_session(later, session).await {
+                Ok(Some(before)) => before,
+                Ok(None) => return Ok(SessionSeen::Never),
+                Err(_) => return Ok(SessionSeen::Settled),
+            };
+            let Ok(job) = self.store.job(before).await else { return Ok(SessionSeen::Settled) };
+            if was_refused(&job) {
+                later = before;
+                continue;
+            }
+            let had = job.request;
+            if (&had.cwd, &had.machine) == (&record.request.cwd, &record.request.machine) {
+                return Ok(SessionSeen::Settled);
+            }
+            return Err(had_in(&had.cwd, had.machine.as_deref()));
         }
-        Err(had_in(&had.cwd, had.machine.as_deref()))
+        Ok(SessionSeen::Never)
     }
 
     /// Asks the agent's program where the session was had; the verdict, where that is another directory.
@@ -280,6 +293,13 @@ enum SessionSeen {
     Settled,
     /// It was had without us.
     Never,
+}
+
+/// Whether the job was to go on with a session and was refused before its agent was started: it was not in that session.
+fn was_refused(job: &JobRecord) -> bool {
+    job.outcome.as_ref().is_some_and(|outcome| {
+        outcome.exit.is_none() && outcome.fault.as_ref().is_some_and(|fault| fault.code == FaultCode::InvalidSession)
+    })
 }
 
 /// A session of another directory, or of another machine.

@@ -18,7 +18,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use crate::begin::{self, Kind};
 use crate::cli::DashboardOptions;
 use crate::logging;
-use crate::output::{out, print, print_json, say, say_prose};
+use crate::output::{out, print, print_json, say};
 use crate::settings::{SetupError, chain, refused, runtime, state_dir};
 
 /// How long the dashboard that is there already may take to give out an address.

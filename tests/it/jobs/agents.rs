@@ -257,6 +257,11 @@ async fn a_session_that_was_had_without_us_is_gone_on_with_where_its_agent_says_
         }
         assert_eq!(rig.runs().len() - runs, usize::from(goes_on), "{name}");
     }
+    // Whoever asked in the wrong directory can ask in the right one.
+    for (name, cwd) in [("ses_above", rig.work()), ("ses_beside", rig.path("work/other"))] {
+        let asked = json!({"prompt": rig.answering("42"), "agent": "opencode", "session_id": name, "cwd": cwd});
+        host.call("consult", asked).await.expect_success();
+    }
     // What was had through us is known here, and its agent is not asked.
     std::fs::write(sessions.join("ses_here"), json!({"info": {"directory": other}}).to_string()).expect("a file");
     let asked = json!({"prompt": rig.answering("43"), "agent": "opencode", "session_id": "ses_here"});

@@ -198,7 +198,7 @@ async fn jobs_are_listed_shown_and_cancelled() {
     assert!(stdout(&output).contains("cancelled"), "{}", stdout(&output));
     let output = rig.run(&["jobs", "cancel", &job]).await;
     code(&output, 0);
-    assert!(stdout(&output).contains("already succeeded"), "{}", stdout(&output));
+    assert!(stdout(&output).contains("over already: it succeeded"), "{}", stdout(&output));
 
     let listed = parsed(&rig.run(&["jobs", "list", "--json"]).await);
     let rows = listed["jobs"].as_array().expect("rows").iter();

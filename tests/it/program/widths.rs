@@ -1,6 +1,8 @@
 //! Every command on terminals of several widths: nothing is wider than the terminal, and each help has an example.
 //!
 //! What is a file's text or a program's (a diff, a unit file, an object) stays as it is, and is looked at nowhere here.
+//!
+//! Laws: L11.
 
 #![expect(clippy::expect_used, reason = "helpers of tests")]
 

@@ -184,17 +184,17 @@ fn misbehave(manners: &str) -> ! {
     };
     match manners {
         "mute" => {}
-        "wrong generation" => ready(1, 7, names),
-        "wrong protocol" => ready(2, 1, names),
-        "missing tool" => ready(1, 1, r#"["echo"]"#),
+        "wrong generation" => ready(2, 7, names),
+        "wrong protocol" => ready(3, 1, names),
+        "missing tool" => ready(2, 1, r#"["echo"]"#),
         "no greeting" => to_host(b"Hello!\n"),
-        "deaf" => ready(1, 1, names),
+        "deaf" => ready(2, 1, names),
         "silent" => {
-            ready(1, 1, names);
+            ready(2, 1, names);
             let _ = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
         }
         "liar" => {
-            ready(1, 1, names);
+            ready(2, 1, names);
             for line in std::io::stdin().lines() {
                 let line = line.expect("a line");
                 let line: Value = serde_json::from_str(&line).expect("a message");
@@ -316,7 +316,7 @@ fn table() -> Vec<Row> {
         // No worker had a call, so none is lost.
         row(Manners("mute"), NO_PIPE, "done", Some(("worker_handshake_timeout", "did not greet"))),
         row(Manners("wrong generation"), NO_PIPE, "done", Some(("worker_protocol", "generation 7"))),
-        row(Manners("wrong protocol"), NO_PIPE, "done", Some(("worker_protocol", "version 2"))),
+        row(Manners("wrong protocol"), NO_PIPE, "done", Some(("worker_protocol", "version 3"))),
         row(Manners("missing tool"), NO_PIPE, "done", Some(("worker_protocol", "no tool"))),
         row(Manners("no greeting"), NO_PIPE, "done", Some(("worker_protocol", "no greeting"))),
     ]
