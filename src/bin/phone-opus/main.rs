@@ -112,7 +112,7 @@ fn run(command: Command) -> ExitCode {
         Command::Fleet { command } => fleet::run(&command),
         #[cfg(not(feature = "fleet"))]
         Command::Fleet { .. } => {
-            output::say_prose(
+            output::say(
                 "phone-opus: this program was built without the fleet. Released programs have it, and so has what \
                  `cargo build --features fleet` makes.",
             );

@@ -15,7 +15,7 @@ use serde_json::json;
 
 use crate::cli::{FleetAsked, FleetCapsCommand, FleetCommand, Overrides};
 use crate::logging;
-use crate::output::{out, print, print_json, print_lines, say_prose};
+use crate::output::{out, print, print_json, print_lines, say};
 use crate::settings::{configure, refused, runtime};
 
 /// Wrong usage, or nothing is configured.
@@ -62,7 +62,7 @@ pub(crate) fn run(command: &FleetCommand) -> ExitCode {
     match runtime.block_on(ask(command, &address, &caps, of.json)) {
         Ok(code) | Err(Ended::With(code)) => code,
         Err(Ended::Failed(error)) => {
-            say_prose(&format!("phone-opus: {}: failed to {error}", address.shown()));
+            say(&format!("phone-opus: {}: failed to {error}", address.shown()));
             ExitCode::FAILURE
         }
     }
@@ -72,10 +72,8 @@ pub(crate) fn run(command: &FleetCommand) -> ExitCode {
 fn configured(of: &FleetAsked) -> Result<FleetAddress, ExitCode> {
     let prepared = configure(&of.common, &Overrides::default()).map_err(|error| refused(&error))?;
     prepared.config.fleet.clone().ok_or_else(|| {
-        say_prose(
-            "phone-opus: no fleet is configured: write fleet = \"postgres://USER@HOST/DATABASE\" into the user's \
-             configuration (`phone-opus config show` says where that is), or set PHONE_OPUS_FLEET",
-        );
+        say("phone-opus: no fleet is configured: write fleet = \"postgres://USER@HOST/DATABASE\" into the user's \
+             configuration (`phone-opus config show` says where that is), or set PHONE_OPUS_FLEET");
         ExitCode::from(WRONG_USAGE)
     })
 }
@@ -93,7 +91,7 @@ fn read_caps(written: &[String]) -> Result<Caps, ExitCode> {
     if wrong.is_empty() {
         return Ok(caps);
     }
-    wrong.iter().for_each(|why| say_prose(&format!("phone-opus: fleet caps set: {why}")));
+    wrong.iter().for_each(|why| say(&format!("phone-opus: fleet caps set: {why}")));
     Err(ExitCode::from(WRONG_USAGE))
 }
 
@@ -148,7 +146,7 @@ async fn drain(fleet: &PgFleet, name: &str, drained: bool, json: bool) -> Result
         let near = phone_opus::internals::base::nearest::nearest(name, &there);
         let meant = near.map(|near| format!(" (did you mean {near}?)")).unwrap_or_default();
         let there = if there.is_empty() { "none".to_owned() } else { there.join(", ") };
-        say_prose(&format!("phone-opus: no host of the name {name:?} lives{meant}; those that do: {there}"));
+        say(&format!("phone-opus: no host of the name {name:?} lives{meant}; those that do: {there}"));
         return Err(Ended::With(ExitCode::FAILURE));
     }
     if json {
