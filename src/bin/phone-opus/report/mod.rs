@@ -25,7 +25,7 @@ use serde_json::{Value, json};
 
 use crate::cli::report::ReportOptions;
 use crate::logging;
-use crate::output::{out, print, print_json, print_prose, say_prose};
+use crate::output::{out, print, print_json, print_prose, say};
 use crate::screen::ages;
 use crate::settings::{chain, refused, runtime, state_dir};
 
@@ -110,7 +110,7 @@ pub(crate) fn run(options: &ReportOptions) -> ExitCode {
 }
 
 fn failed(why: &str) -> ExitCode {
-    say_prose(&format!("phone-opus: failed to {why}"));
+    say(&format!("phone-opus: failed to {why}"));
     ExitCode::FAILURE
 }
 

@@ -38,7 +38,7 @@ use self::screen::Screen;
 use self::view::Paint;
 use crate::cli::report::TopOptions;
 use crate::logging;
-use crate::output::{out, say_prose};
+use crate::output::{out, say};
 use crate::settings::{chain, refused, runtime, state_dir};
 
 /// From one look to the next: a person does not see less, and a look costs some milliseconds.
@@ -71,10 +71,8 @@ pub(crate) fn run(options: &TopOptions) -> ExitCode {
         Err(error) => return refused(&error),
     };
     if !(out().moves && io::stdin().is_terminal()) {
-        say_prose(
-            "phone-opus: `top` needs a terminal whose cursor can be moved, for its keys and its view. \
-             `phone-opus status` says the same once.",
-        );
+        say("phone-opus: `top` needs a terminal whose cursor can be moved, for its keys and its view. \
+             `phone-opus status` says the same once.");
         return ExitCode::from(2);
     }
     let paint = if out().colour { Paint::Colours } else { Paint::None };
@@ -87,7 +85,7 @@ pub(crate) fn run(options: &TopOptions) -> ExitCode {
     match shown {
         Ok(code) => code,
         Err(error) => {
-            say_prose(&format!("phone-opus: failed to use the terminal: {error}"));
+            say(&format!("phone-opus: failed to use the terminal: {error}"));
             ExitCode::FAILURE
         }
     }
