@@ -12,6 +12,7 @@ pub mod connections;
 pub mod current;
 pub mod doors;
 pub mod exec;
+pub mod fleet;
 pub mod health;
 pub mod jobs;
 pub mod kept;

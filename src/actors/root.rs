@@ -6,7 +6,8 @@
 //! belongs to the system and is lent to the parts, so a restart costs what the table in docs/failures.md says and nothing
 //! else.
 //!
-//! Nobody depends on telemetry, on rollouts or on connections to exec servers; those are started when the first is wanted. The store's thread starts with its first verb and is closed last; a panic
+//! Nobody depends on telemetry, on rollouts or on connections to exec servers; those are started when the first is wanted, and a fleet's where one is
+//! configured. The store's thread starts with its first verb and is closed last; a panic
 //! there costs the verb it happened in.
 
 use std::path::PathBuf;
@@ -24,6 +25,7 @@ use super::doors::messages::DoorsMsg;
 use super::doors::{Doors, DoorsArguments};
 use super::exec::links::ExecLinks;
 use super::exec::{ExecMsg, Execs};
+use super::fleet::{FleetArguments, Hosting};
 use super::jobs::messages::JobsMsg;
 use super::jobs::{Jobs, JobsArguments};
 use super::kept::Kept;
@@ -90,12 +92,13 @@ const fn later(mut part: Part) -> Part {
 }
 
 /// The parts, in the order of start.
-const PARTS: [Part; 7] = [
+const PARTS: [Part; 8] = [
     aside(part("telemetry", 500, |a, root| Box::pin(telemetry(a, root)))),
     part("jobs", 2500, |a, root| Box::pin(jobs(a, root))),
     part("workers", 600, |a, root| Box::pin(workers(a, root))),
     aside(part("rollout", 300, |a, root| Box::pin(rollout(a, root)))),
     later(aside(part("exec", 500, |a, root| Box::pin(exec(a, root))))),
+    later(aside(part("fleet", 300, |a, root| Box::pin(fleet(a, root))))),
     part("sessions", 2500, |a, root| Box::pin(sessions(a, root))),
     part("doors", 500, |a, root| Box::pin(doors(a, root))),
 ];
@@ -104,7 +107,10 @@ const PARTS: [Part; 7] = [
 const SESSIONS: ChildId = ChildId(PARTS.len() - 2);
 
 /// The one that works for connections to exec servers.
-const EXEC: ChildId = ChildId(PARTS.len() - 3);
+const EXEC: ChildId = ChildId(PARTS.len() - 4);
+
+/// This host's part in a fleet.
+const FLEET: ChildId = ChildId(PARTS.len() - 3);
 
 async fn telemetry(a: &RootArguments, root: ActorCell) -> Result<Spawned, String> {
     let arguments = TelemetryArguments {
@@ -134,6 +140,11 @@ async fn rollout(a: &RootArguments, root: ActorCell) -> Result<Spawned, String> 
 async fn exec(a: &RootArguments, root: ActorCell) -> Result<Spawned, String> {
     let started = Execs::spawn_linked(None, Execs, a.exec.clone(), root).await;
     Spawned::up(named(&a.names.exec, started))
+}
+
+async fn fleet(a: &RootArguments, root: ActorCell) -> Result<Spawned, String> {
+    let Some(arguments) = a.fleet.clone() else { return Ok(Spawned::NotNeeded) };
+    Spawned::up(Hosting::spawn_linked(None, Hosting, arguments, root).await)
 }
 
 async fn sessions(a: &RootArguments, root: ActorCell) -> Result<Spawned, String> {
@@ -177,6 +188,8 @@ pub struct RootArguments {
     pub doors: DoorsArguments,
     /// Connections to exec servers, which outlive every part.
     pub exec: ExecLinks,
+    /// This host's part in a fleet, where one is configured.
+    pub fleet: Option<FleetArguments>,
     /// Telemetry.
     pub telemetry: TelemetryHandle,
     /// Where they are written; `None` counts only.
@@ -245,6 +258,9 @@ impl Actor for Root {
         a.names.root.set(&me);
         let mut state = RootState { a, parts: ChildDriver::new(table, RootMsg::Part), why: None };
         state.handle(&me, ChildEvent::Wanted(ChildId(0))).await;
+        if state.a.fleet.is_some() {
+            state.handle(&me, ChildEvent::Wanted(FLEET)).await;
+        }
         if let Some(missing) = state.parts.children().missing() {
             return Err(format!("the part {} did not start", PARTS[missing.0].entry.child.name).into());
         }

@@ -80,6 +80,20 @@ uuid_id! {
     FleetJobId
 }
 
+impl JobId {
+    /// The id that a fleet's job has in a machine's own store.
+    #[must_use]
+    pub(crate) const fn of_fleet(job: FleetJobId) -> Self {
+        Self(job.0)
+    }
+
+    /// The job of a fleet that has this id, if there is one.
+    #[must_use]
+    pub(crate) const fn in_fleet(self) -> FleetJobId {
+        FleetJobId(self.0)
+    }
+}
+
 /// Characters of an agent's session id. Real ones have 30 to 40.
 const SESSION_ID_MOST: usize = 64;
 

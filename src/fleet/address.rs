@@ -19,6 +19,14 @@ pub const FORM: &str =
 const SCHEMES: [&str; 2] = ["postgres://", "postgresql://"];
 
 /// The URL of a fleet's database.
+///
+/// ```
+/// use phone_opus::FleetAddress;
+///
+/// let address = FleetAddress::new("postgres://ada:secret@db.example/fleet");
+/// assert_eq!(address.shown(), "postgres://ada@db.example/fleet");
+/// assert!(address.as_str().contains("secret"));
+/// ```
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct FleetAddress(String);

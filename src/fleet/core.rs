@@ -138,6 +138,8 @@ impl FleetCore {
         Some(FleetView {
             job,
             state: found.state,
+            agent: found.frozen.agent.clone(),
+            workspace: found.frozen.workspace.clone(),
             host: found.host,
             host_name: found.host.and_then(|host| self.hosts.get(&host)).map(|host| host.said.name.clone()),
             cancel_requested: found.cancel,

@@ -171,11 +171,14 @@ impl NewFleetJob {
     /// The first field that is out of its bounds.
     pub fn freeze(&self) -> Result<FrozenJob, BadRow> {
         let request = written("request", &self.request, REQUEST_BYTES)?;
+        // As on one machine: of a prompt with a diff the caller's words count, for the diff may have become another one since.
+        let words = ConsultRequest { prompt: self.request.words().to_owned(), ..self.request.clone() };
+        let same = written("request", &words, REQUEST_BYTES)?;
         if self.request.timeout_s == 0 || self.request.timeout_s > TIMEOUT_MOST_S {
             return Err(BadRow::new("timeout_s", "is out of bounds"));
         }
         // What is asked for elsewhere, or of another account, is something else.
-        let digest = hex_digest(&[&request, &self.account, &self.needs.write()?]);
+        let digest = hex_digest(&[&same, &self.account, &self.needs.write()?]);
         Ok(FrozenJob {
             id: self.id,
             workspace: text("workspace", &self.workspace, WORKSPACE_BYTES)?.to_owned(),
@@ -246,6 +249,10 @@ pub struct LateOutcome {
 pub struct FleetView {
     pub job: FleetJobId,
     pub state: FleetState,
+    /// The agent that is to answer.
+    pub agent: String,
+    /// The workspace's id.
+    pub workspace: String,
     /// The host that has it, or had it last.
     pub host: Option<HostId>,
     /// That host's name.

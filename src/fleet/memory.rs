@@ -28,7 +28,7 @@ pub struct MemoryFleet {
     clock: FleetClock,
     /// The user its hosts belong to.
     user: String,
-    changed: watch::Sender<()>,
+    changed: watch::Sender<u64>,
 }
 
 impl fmt::Debug for MemoryFleet {
@@ -41,18 +41,34 @@ impl MemoryFleet {
     /// An empty one of this user.
     #[must_use]
     pub fn new(user: impl Into<String>, clock: FleetClock) -> Self {
-        Self { core: Arc::default(), clock, user: user.into(), changed: watch::Sender::new(()) }
+        Self { core: Arc::default(), clock, user: user.into(), changed: watch::Sender::new(0) }
     }
 
     /// Something that happened to it.
     pub fn step(&self, event: FleetEvent) -> FleetVerdict {
         let verdict = self.lock().step(event, (self.clock)());
-        self.changed.send_replace(());
+        if !is_news(&verdict) {
+            return verdict;
+        }
+        self.changed.send_modify(|rung| *rung += 1);
         verdict
     }
 
     fn lock(&self) -> MutexGuard<'_, FleetCore> {
         self.core.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Whether somebody waits for such a thing: what a database tells its hosts of.
+fn is_news(verdict: &FleetVerdict) -> bool {
+    match verdict {
+        FleetVerdict::Accept(accept) => matches!(accept, FleetAccept::Inserted(_)),
+        FleetVerdict::Cancel(cancel) => matches!(cancel, FleetCancel::Ended | FleetCancel::Asked),
+        FleetVerdict::Sweep(swept) => {
+            !(swept.requeued.is_empty() && swept.interrupted.is_empty() && swept.expired.is_empty())
+        }
+        FleetVerdict::Finish(_) | FleetVerdict::Noted => true,
+        FleetVerdict::Claim(_) | FleetVerdict::Start(_) | FleetVerdict::Renew(_) => false,
     }
 }
 
@@ -109,6 +125,10 @@ impl Fleet for MemoryFleet {
 
     fn cancel(&self, job: FleetJobId) -> FleetFuture<'_, FleetCancel> {
         verb!(self, FleetEvent::CancelAsked(job), Cancel)
+    }
+
+    fn changes(&self) -> FleetFuture<'_, watch::Receiver<u64>> {
+        Box::pin(std::future::ready(Ok(self.changed.subscribe())))
     }
 
     fn wait(&self, job: FleetJobId, most: Duration) -> FleetFuture<'_, Option<FleetView>> {

@@ -4,8 +4,6 @@
 //! can do (`labels`), what is believed of a row (`rows`). [`core`] decides about all of it without I/O, [`memory`] keeps that in one
 //! process, `postgres` keeps it in PostgreSQL (feature `fleet`). May not know: this machine's store, actors, how a run is made, MCP.
 //!
-//! No server uses it yet; `phone-opus fleet` and `doctor` look into its database.
-//!
 //! ```text
 //!  host A ─ accept ─▶ ┌───────────────┐ ◀─ claim, start, renew, finish ─ host B
 //!  host A ─ wait ───▶ │ jobs, hosts,  │ ◀─ sweep ─ whoever looks
@@ -39,6 +37,7 @@ mod tests;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
+use tokio::sync::watch;
 
 pub use self::address::FleetAddress;
 pub use self::claiming::{CapScope, FleetPause};
@@ -117,6 +116,10 @@ pub trait Fleet: Send + Sync {
 
     /// Waits until a job is over, but not longer than `most`; then it says how the job stands. `None` for a job it does not know.
     fn wait(&self, job: FleetJobId, most: Duration) -> FleetFuture<'_, Option<FleetView>>;
+
+    /// Where it is heard that something may have changed. Whoever depends on it looks each [`POLL`] besides. No verb: it changes
+    /// nothing, and what it gives outlives a loss of the database.
+    fn changes(&self) -> FleetFuture<'_, watch::Receiver<u64>>;
 }
 
 /// What became of a job that asked to be accepted.

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 /// Where a consult may run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum Placement {
     /// On this machine.
     #[default]

@@ -16,6 +16,7 @@
 pub mod admission;
 pub mod client;
 pub mod evidence;
+pub mod fleet_runs;
 pub mod host_lock;
 pub mod hosts;
 pub mod journal;

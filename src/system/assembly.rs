@@ -28,6 +28,10 @@ use crate::base::state_dir::StateDir;
 use crate::config::Config;
 use crate::config::clients::{self, Clients};
 use crate::failpoints::Faults;
+use crate::fleet::Fleet;
+#[cfg(any(test, feature = "fleet"))]
+use crate::fleet::postgres::LazyFleet;
+use crate::jobs::ConsultRequest;
 use crate::jobs::client::JobsHandle;
 use crate::jobs::hosts::HostKind;
 use crate::jobs::store::StoreHandle;
@@ -40,6 +44,7 @@ use crate::runner::{RunnerCommand, nesting};
 use crate::telemetry::{Record, RolloutRecord, TelemetryHandle};
 use crate::tools::callers::{CallerContext, CallerOrigin, Callers};
 use crate::tools::consult::{ConsultTool, Consults};
+use crate::tools::placed::{FleetDesk, Home};
 use crate::tools::readers::{CancelTool, JobTool, JobsTool};
 use crate::tools::roots::RootsHandle;
 use crate::tools::tasks::TaskDesk;
@@ -82,6 +87,8 @@ pub(super) struct Assembly {
     pub(super) faults: Faults,
     pub(super) setup: Option<Arc<RolloutSetup>>,
     pub(super) rollout: RolloutHandle,
+    /// The queue that is shared with other machines; not reached before the first of its verbs.
+    pub(super) fleet: Option<Arc<dyn Fleet>>,
     /// Connections to exec servers.
     pub(super) exec: ExecLinks,
     /// For health.
@@ -134,6 +141,7 @@ impl Assembly {
                 grace => HostLife::new(dir_of(said.state_dir.as_ref()), host, grace),
             },
             exec: ExecLinks::new(names.exec.current(), names.root.current(), said.faults.clone()),
+            fleet: said.fleet.or_else(|| fleet_of(&config)),
             started: now.checked_sub(uptime).unwrap_or(now),
             rollout: rollouts(setup.as_deref(), carried, &config, names.rollout.current(), &telemetry),
             places: Places {
@@ -248,7 +256,18 @@ impl Assembly {
             nesting: nesting(&self.environment),
             callers: self.callers.clone(),
             origin: CallerOrigin::Host,
+            fleet: self.fleet_desk().map(Arc::new),
         }
+    }
+
+    /// This host's side of its fleet. Nothing is looked at for it.
+    fn fleet_desk(&self) -> Option<FleetDesk> {
+        let (fleet, dir, runner) = (self.fleet.clone()?, self.state_dir.clone()?, self.runner.clone()?);
+        let name = nix::unistd::gethostname().unwrap_or_default().into_string().unwrap_or_default();
+        let name = if name.is_empty() { "localhost".to_owned() } else { name };
+        let home = Home { name, dir, places: Arc::new(self.places.clone()) };
+        let account = Arc::new(move |request: &ConsultRequest| runner.account(request));
+        Some(FleetDesk::new(fleet, home, account, self.agents.names().into_iter().map(str::to_owned), &self.config))
     }
 
     fn tools(&self, desk: &Consults, health: &HealthSource) -> Vec<Arc<dyn Tool>> {
@@ -266,6 +285,19 @@ impl Assembly {
         tools.extend(self.extra.iter().cloned());
         tools
     }
+}
+
+/// The fleet that is configured.
+#[cfg(any(test, feature = "fleet"))]
+fn fleet_of(config: &Config) -> Option<Arc<dyn Fleet>> {
+    let address = config.fleet.clone()?;
+    Some(Arc::new(LazyFleet::new(address)))
+}
+
+/// None: a program without the feature refuses to be configured for one.
+#[cfg(not(any(test, feature = "fleet")))]
+fn fleet_of(_: &Config) -> Option<Arc<dyn Fleet>> {
+    None
 }
 
 fn dir_of(state_dir: Option<&StateDir>) -> StateDir {

@@ -15,6 +15,7 @@ use crate::base::image::own_program;
 use crate::base::state_dir::StateDir;
 use crate::config::Config;
 use crate::failpoints::Faults;
+use crate::fleet::Fleet;
 use crate::jobs::hosts::HostKind;
 use crate::process::Registry;
 use crate::protocol::frame::LINE_LIMIT;
@@ -78,6 +79,7 @@ pub struct SystemBuilder {
     pub(super) rollout: Option<RolloutSetup>,
     pub(super) restore: Option<HostSnapshot>,
     pub(super) notices: Vec<String>,
+    pub(super) fleet: Option<Arc<dyn Fleet>>,
     pub(super) parent: Option<ActorCell>,
 }
 
@@ -108,6 +110,7 @@ impl System {
             rollout: None,
             restore: None,
             notices: Vec::new(),
+            fleet: None,
             parent: None,
         }
     }
@@ -125,6 +128,14 @@ impl SystemBuilder {
     #[must_use]
     pub fn config(mut self, config: Config) -> Self {
         self.config = config;
+        self
+    }
+
+    /// The queue it shares with hosts of other machines, instead of the configuration's.
+    #[must_use]
+    #[doc(hidden)]
+    pub fn fleet(mut self, fleet: Arc<dyn Fleet>) -> Self {
+        self.fleet = Some(fleet);
         self
     }
 

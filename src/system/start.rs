@@ -15,6 +15,7 @@ use crate::actors::child;
 use crate::actors::connections::{Arrived, Connections, Served, StreamKind};
 use crate::actors::doors::DoorsArguments;
 use crate::actors::doors::table::{DoorTable, Entrance};
+use crate::actors::fleet::FleetArguments;
 use crate::actors::jobs::JobsArguments;
 use crate::actors::jobs::attachments::Attachments;
 use crate::actors::jobs::board::{HostBoard, HostView};
@@ -85,6 +86,8 @@ impl SystemBuilder {
             restore: None,
             notices: Vec::new(),
             parent: None,
+            fleet: None,
+            config: Config { fleet: None, ..self.config },
             ..self
         }
     }
@@ -133,7 +136,7 @@ impl SystemBuilder {
         let entrance = assembly.entrance(&lasting);
         let (jobs, runner) = (assembly.names.jobs.current(), assembly.runner.clone());
         let (down_tx, down) = watch::channel(None);
-        let arguments = assembly.arguments(&lasting, backend, restore, down_tx);
+        let arguments = assembly.arguments(&lasting, backend, restore, &desk, down_tx);
         let started = match parent {
             Some(parent) => Root::spawn_linked(None, Root, arguments, parent).await,
             None => Root::spawn(None, Root, arguments).await,
@@ -163,6 +166,7 @@ impl Assembly {
         lasting: &Lasting,
         backend: Backend,
         restore: Option<HostSnapshot>,
+        consults: &Consults,
         down: watch::Sender<Option<Down>>,
     ) -> Box<RootArguments> {
         let counted = restore.as_ref().and_then(|snapshot| snapshot.telemetry.as_ref());
@@ -185,6 +189,7 @@ impl Assembly {
                 faults: self.faults.clone(),
             },
             doors: DoorsArguments { doors: lasting.doors.clone(), entrance: self.entrance(lasting) },
+            fleet: self.fleet_part(consults),
             exec: self.exec,
             store: self.store,
             connections: lasting.connections.clone(),
@@ -236,6 +241,19 @@ impl Assembly {
             faults: self.faults.clone(),
             telemetry: self.telemetry.clone(),
         }
+    }
+
+    /// This host's part in its fleet.
+    fn fleet_part(&self, consults: &Consults) -> Option<FleetArguments> {
+        let desk = consults.fleet.as_deref()?.clone();
+        Some(FleetArguments {
+            desk,
+            consults: consults.clone(),
+            host: self.host,
+            jobs: consults.jobs.clone(),
+            store: self.store.clone(),
+            max_running: self.config.max_running,
+        })
     }
 
     /// When this host began, over all its images.

@@ -19,6 +19,7 @@ use super::callers::{CallerOrigin, Callers, session_over};
 use super::diff::{self, DiffRefused, Git};
 pub use super::grounds::Caller;
 use super::grounds::{DIRECTORY, Wrong};
+use super::placed::{self, FleetDesk};
 use super::reply::{self, Context, DETAIL, Detail, RENDER, Render, Shape};
 use super::several;
 use super::{
@@ -33,6 +34,7 @@ use crate::base::lenient;
 use crate::config::Config;
 use crate::config::clients::{ClientProfile, Clients, Structured};
 use crate::exec::local::may_be_entered;
+use crate::fleet::Placement;
 use crate::jobs::client::{Follow, JobsHandle, News};
 use crate::jobs::{AskedDiff, ConsultRequest, JobMode, JobRecord, NewJob};
 use crate::places::Places;
@@ -48,6 +50,9 @@ const SEVERAL: RangeInclusive<usize> = 2..=5;
 /// same ones alike. The directory is not among them: keys are the workspace's.
 const FROZEN: [&str; 8] =
     ["agent", "session_id", "max_turns", "model", "effort", "timeout_s", "max_budget_usd", "diff"];
+
+/// What is noted of a call that said its placement itself.
+const PLACED: &str = "placement";
 
 /// What is said of `cwd`.
 const CWD_TOLD: &str = "Absolute directory to answer from, in this project. Default: where this server runs.";
@@ -92,6 +97,9 @@ struct ConsultArguments {
     max_budget_usd: Option<f64>,
     /// Add git diff of this commit; true: HEAD.
     diff: Option<String>,
+    /// Where it may run: here, or on any machine of the fleet that has the directory.
+    #[schemars(extend("enum" = ["local", "fleet", "clone"]))]
+    placement: Option<String>,
     /// How the text looks; porcelain when left out.
     #[schemars(extend("enum" = ["porcelain", "json"]))]
     render: Option<String>,
@@ -123,6 +131,8 @@ pub struct Consults {
     pub callers: Callers,
     /// Whose directory, configuration and environment the above are.
     pub origin: CallerOrigin,
+    /// The queue that is shared with other machines, where one is configured.
+    pub fleet: Option<Arc<FleetDesk>>,
 }
 
 /// A consult's arguments, read.
@@ -140,6 +150,8 @@ pub struct ConsultOptions {
     pub workspace: PathBuf,
     /// The options of the request the caller named itself; the others are defaults.
     pub given: Vec<String>,
+    /// Where it may run.
+    pub placement: Placement,
 }
 
 /// What begins the keys that a bridge gives consults whose callers named none. It may so be sent again after its daemon was
@@ -147,6 +159,11 @@ pub struct ConsultOptions {
 pub const KEY_OF_BRIDGE: &str = "phone-opus-bridge:";
 
 impl ConsultOptions {
+    /// Whether its caller said itself where it may run.
+    pub(super) fn is_placed_by_caller(&self) -> bool {
+        self.given.iter().any(|name| name == PLACED)
+    }
+
     /// Whether its caller named a key itself.
     pub(super) fn is_keyed_by_caller(&self) -> bool {
         self.request_key.as_ref().is_some_and(|key| !key.starts_with(KEY_OF_BRIDGE))
@@ -216,6 +233,7 @@ impl Consults {
             agents: self.agents.clone(),
             roots: self.roots.clone(),
             callers: self.callers.clone(),
+            fleet: self.fleet.clone(),
         }))
     }
 
@@ -235,6 +253,10 @@ impl Consults {
         caller: Caller,
     ) -> Result<(ConsultOptions, Shape), Fault> {
         match self.read_each(arguments, client, caller).await? {
+            (only, _) if only.iter().any(|one| one.placement != Placement::Local && one.is_placed_by_caller()) => {
+                let detail = "`placement` is for the tool's own call; accepted: `local`.";
+                Err(Fault::new(FaultCode::InvalidInput, detail))
+            }
             (mut only, shape) if only.len() == 1 => Ok((only.remove(0), shape)),
             _ => Err(Fault::new(FaultCode::InvalidInput, "`agents` is given; accepted: one `agent`.")),
         }
@@ -299,6 +321,7 @@ impl Consults {
         }
         let max_budget_usd = args.positive("max_budget_usd", 10_000.0);
         let base = args.diff("diff");
+        let placement = self.placement(&mut args, &agents, &mut given);
         let shape = shape(&mut args, self.clients.profile(client));
         let mut places = Vec::new();
         let mut here = None;
@@ -370,8 +393,34 @@ impl Consults {
             request_key: keyed(agent),
             workspace,
             given: given.clone(),
+            placement,
         });
         Ok((each.collect(), shape))
+    }
+
+    /// Where it may run. What a call does not say is as configured, where this call can be one of the fleet's.
+    fn placement(&self, args: &mut ArgumentReader, agents: &[String], given: &mut Vec<String>) -> Placement {
+        let words = [("local", Placement::Local), ("fleet", Placement::Fleet), ("clone", Placement::Clone)];
+        let away = agents.iter().any(|agent| self.config.agents.contains_key(agent));
+        let fits = self.fleet.is_some() && agents.len() == 1 && !away;
+        let Some(asked) = args.choice("placement", &words) else {
+            let placement = self.config.fleet_placement;
+            return if fits && placement == Placement::Fleet { placement } else { Placement::Local };
+        };
+        given.push(PLACED.to_owned());
+        let wrong = match asked {
+            Placement::Local => return asked,
+            Placement::Clone => "is `clone`, which this version does not make",
+            Placement::Fleet if self.fleet.is_none() => {
+                "is `fleet`, and this server shares no queue (`fleet` of the configuration)"
+            }
+            Placement::Fleet if agents.len() > 1 => "is `fleet`, and several agents are asked",
+            Placement::Fleet if away => "is `fleet`, and the agent has a machine of its own",
+            Placement::Fleet => return asked,
+        };
+        let accepted = if fits { "`local` or `fleet`" } else { "`local`" };
+        args.problem("placement", wrong, accepted);
+        Placement::Local
     }
 
     /// The agents of a consult of several: all of them known, none of them twice.
@@ -582,7 +631,8 @@ impl Consults {
             id: JobId::random(),
             invocation,
             request_key: options.request_key.clone(),
-            given: Some(options.given.clone()),
+            // Where it may run is nothing of the request.
+            given: Some(options.given.iter().filter(|name| *name != PLACED).cloned().collect()),
             workspace: options.workspace.clone(),
             mode: if options.background { JobMode::Background } else { JobMode::Sync },
             request: options.request.clone(),
@@ -667,6 +717,12 @@ impl ConsultTool {
             items.insert("minItems".to_owned(), serde_json::json!(SEVERAL.start()));
             items.insert("maxItems".to_owned(), serde_json::json!(SEVERAL.end()));
         }
+        if self.desk.fleet.is_none()
+            && let Some(all) = schema.pointer_mut("/properties").and_then(serde_json::Value::as_object_mut)
+        {
+            // There is one place.
+            all.remove("placement");
+        }
         let away: Vec<&str> = self.desk.config.agents.keys().map(String::as_str).take(SITES_TOLD).collect();
         if !away.is_empty()
             && let Some(cwd) = schema.pointer_mut("/properties/cwd").and_then(serde_json::Value::as_object_mut)
@@ -749,6 +805,9 @@ async fn consult(desk: &Consults, call: ToolCall) -> Result<ToolReply, Fault> {
         return Ok(several::consult(desk, &call, &each, shape).await);
     }
     let options = each.remove(0);
+    if let (Placement::Fleet, Some(fleet)) = (options.placement, &desk.fleet) {
+        return placed::consult(desk, fleet, &call, options, shape).await;
+    }
     let job = desk.job(&options, Some(call.invocation));
     let caller = (!options.background).then_some(call.invocation);
     let accepted = desk.jobs.accept(job, caller).await?;

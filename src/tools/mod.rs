@@ -11,6 +11,7 @@ pub mod callers;
 pub mod consult;
 mod diff;
 mod grounds;
+pub mod placed;
 pub mod progress;
 pub mod readers;
 pub mod reply;

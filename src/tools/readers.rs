@@ -12,6 +12,7 @@ use serde_json::{Map, Value, json};
 
 use super::arguments::ArgumentReader;
 use super::consult::{Caller, Consults, Until, WAIT_MOST, Waited, Watch, finished, look_at, shape, unstored};
+use super::placed;
 use super::reply::{self, Context, Detail, Shape};
 use super::{Annotations, ToolCall, ToolDefinition, ToolReply};
 use crate::base::fault::{Fault, FaultCode};
@@ -201,7 +202,14 @@ async fn read_job(desk: &Consults, call: ToolCall) -> Result<ToolReply, Fault> {
     args.finish()?;
     let Some(job) = job else { return Err(Fault::new(FaultCode::Internal, "a job id went missing.")) };
 
-    let mut record = desk.jobs.record(job).await?;
+    let mut record = match desk.jobs.record(job).await {
+        Err(fault) if fault.code == FaultCode::UnknownJob => {
+            // Another machine may have it.
+            let found = placed::read(desk, &call, job, caller, wait, shape).await?;
+            return found.ok_or(fault);
+        }
+        record => record?,
+    };
     desk.check_job(&record, caller).await?;
     let began = Instant::now().checked_sub(call.waited).unwrap_or_else(Instant::now);
     let mut follow = desk.jobs.follow(job).await?;
@@ -443,7 +451,13 @@ async fn cancel_job(desk: &Consults, call: ToolCall) -> Result<ToolReply, Fault>
     let shape = shape(&mut args, desk.clients.profile(call.client.name().as_deref()));
     args.finish()?;
     let Some(job) = job else { return Err(Fault::new(FaultCode::Internal, "a job id went missing.")) };
-    let record = desk.jobs.record(job).await?;
+    let record = match desk.jobs.record(job).await {
+        Err(fault) if fault.code == FaultCode::UnknownJob => {
+            let (record, was) = placed::cancel(desk, &call, job, caller, CANCEL_WAIT).await?.ok_or(fault)?;
+            return Ok(cancelled(&record, was, shape));
+        }
+        record => record?,
+    };
     desk.check_job(&record, caller).await?;
     let mut follow = desk.jobs.follow(job).await?;
     let asked = desk.jobs.cancel(job).await?;
@@ -456,10 +470,14 @@ async fn cancel_job(desk: &Consults, call: ToolCall) -> Result<ToolReply, Fault>
         watch.until(&mut follow, CANCEL_WAIT, Until::Finished).await?;
     }
     let record = desk.jobs.record(job).await?;
-    let tells_end = record.state.is_terminal();
-    let told = Cancelled::new(&record, was);
+    Ok(cancelled(&record, was, shape))
+}
+
+/// The reply about a job that was to be cancelled.
+fn cancelled(record: &JobRecord, was: Option<JobState>, shape: Shape) -> ToolReply {
+    let told = Cancelled::new(record, was);
     let text = told.text(was);
-    Ok(ToolReply { job: Some(job), tells_end, ..reply::object(&told, text, shape) })
+    ToolReply { job: Some(record.id), tells_end: record.state.is_terminal(), ..reply::object(&told, text, shape) }
 }
 
 /// What became of a job that was to be cancelled.

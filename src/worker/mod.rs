@@ -498,6 +498,8 @@ impl Inside {
                     nesting: desk.nesting,
                     callers,
                     origin: CallerOrigin::Host,
+                    // What it takes lies in the host.
+                    fleet: None,
                 };
                 let consult = ConsultTool::new(desk);
                 self.tools.insert(consult.name().to_owned(), Arc::new(consult));

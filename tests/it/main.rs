@@ -12,6 +12,7 @@ mod embedding;
 mod exec;
 mod exec_consult;
 mod failpoints;
+mod fleet;
 mod jobs;
 mod kit;
 mod program;

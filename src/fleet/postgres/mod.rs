@@ -15,6 +15,7 @@
 //! understand it, and counts.
 
 mod bell;
+mod lazy;
 mod link;
 mod people;
 mod read;
@@ -32,6 +33,7 @@ use tokio::sync::{Mutex, watch};
 use tokio::time::Instant;
 
 use self::bell::{Bell, CHANNEL};
+pub use self::lazy::LazyFleet;
 use self::link::{Fate, Link, Tx, VERB_BOUND, Way, flag, number, text};
 use self::read::{LATE_COLUMNS, QUEUE_COLUMNS, VIEW_COLUMNS, big, column};
 use super::claiming::{CapScope, Claimant, FleetQueue, FleetRow, choose};
@@ -490,6 +492,10 @@ impl Fleet for PgFleet {
 
     fn cancel(&self, job: FleetJobId) -> FleetFuture<'_, FleetCancel> {
         self.within(move |fate| self.do_cancel(job, fate)).boxed()
+    }
+
+    fn changes(&self) -> FleetFuture<'_, watch::Receiver<u64>> {
+        std::future::ready(Ok(self.rings())).boxed()
     }
 
     fn wait(&self, job: FleetJobId, most: Duration) -> FleetFuture<'_, Option<FleetView>> {

@@ -22,7 +22,8 @@ pub(super) const QUEUE_COLUMNS: &str = "j.id::text, j.state, j.turn, left(j.work
 
 /// The columns of a job that somebody waits for.
 pub(super) const VIEW_COLUMNS: &str = "j.state, j.host::text, left(h.name, 257), j.cancel IS NOT NULL,
-    CASE WHEN octet_length(j.outcome) <= 16777216 THEN j.outcome END, j.outcome IS NOT NULL";
+    CASE WHEN octet_length(j.outcome) <= 16777216 THEN j.outcome END, j.outcome IS NOT NULL,
+    left(j.agent, 257), left(j.workspace, 4401)";
 
 /// The columns of an outcome that came too late.
 pub(super) const LATE_COLUMNS: &str =
@@ -86,6 +87,8 @@ pub(super) fn view(job: FleetJobId, row: &Row, late: Vec<LateOutcome>) -> Result
     Ok(FleetView {
         job,
         state: state("state", column(row, 0, "state")?)?,
+        agent: word("agent", column(row, 6, "agent")?)?.to_owned(),
+        workspace: text("workspace", column(row, 7, "workspace")?, WORKSPACE_BYTES)?.to_owned(),
         host: host(row, 1)?,
         host_name: name(row, 2)?,
         cancel_requested: column(row, 3, "cancel")?,

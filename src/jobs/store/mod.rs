@@ -26,9 +26,10 @@ pub use self::thread::StoreHandle;
 pub use crate::jobs::admission::{QueueRow, SessionKey};
 
 use crate::base::fault::{Fault, FaultCode};
-use crate::base::ids::{AgentSessionId, HostId, InvocationId, JobId, UnixMillis, WaiterId};
+use crate::base::ids::{AgentSessionId, FleetJobId, HostId, InvocationId, JobId, UnixMillis, WaiterId};
 use crate::base::local_time;
 use crate::base::state_dir::StateDirError;
+use crate::jobs::fleet_runs::FleetRun;
 use crate::jobs::hosts::HostRow;
 use crate::jobs::limits::Scope;
 use crate::jobs::row::JobRow;
@@ -681,6 +682,27 @@ pub trait Store: Send {
     ///
     /// The store cannot be used.
     fn forget_hosts(&mut self, hosts: &[HostId]) -> Result<(), StoreError>;
+
+    /// Notes by which claim this machine has a fleet's job; a later claim takes the place of an earlier one. Durable.
+    ///
+    /// # Errors
+    ///
+    /// The store cannot be used.
+    fn note_fleet_run(&mut self, run: FleetRun) -> Result<(), StoreError>;
+
+    /// The claims whose ends the fleet was not told, at most [`MOST_READ`](crate::jobs::fleet_runs::MOST_READ).
+    ///
+    /// # Errors
+    ///
+    /// The store cannot be used.
+    fn fleet_runs(&mut self) -> Result<Vec<FleetRun>, StoreError>;
+
+    /// Forgets a claim: the fleet knows how it ended, or gave it to somebody else.
+    ///
+    /// # Errors
+    ///
+    /// The store cannot be used.
+    fn forget_fleet_run(&mut self, job: FleetJobId) -> Result<(), StoreError>;
 
     /// Notes that somebody read the outcome; the first time stays, and a job that is not over is left alone.
     ///

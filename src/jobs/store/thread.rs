@@ -21,10 +21,11 @@ use super::{
     Accept, AcceptLimits, Adoption, BUSY_BOUND, CancelState, ChainCost, DataVersion, DayCost, Glance, JobCounts,
     JobFilter, Limit, Pruned, QueueRow, RetentionPolicy, SqliteStore, StartOutcome, Store, StoreError, Transition,
 };
-use crate::base::ids::{AgentSessionId, HostId, InvocationId, JobId, UnixMillis, WaiterId};
+use crate::base::ids::{AgentSessionId, FleetJobId, HostId, InvocationId, JobId, UnixMillis, WaiterId};
 use crate::base::signals;
 use crate::base::state_dir::StateDir;
 use crate::failpoints::{Broken, FaultPoint, Faults, Operation};
+use crate::jobs::fleet_runs::FleetRun;
 use crate::jobs::hosts::HostRow;
 use crate::jobs::row::JobRow;
 use crate::jobs::{
@@ -408,6 +409,12 @@ verbs! {
     Hosts: hosts() -> Vec<HostRow> = |store| store.hosts();
     /// Forgets what these hosts said.
     ForgetHosts: forget_hosts(hosts: Vec<HostId>) -> () = |store| store.forget_hosts(&hosts);
+    /// Notes by which claim this machine has a fleet's job.
+    NoteFleetRun: note_fleet_run(run: FleetRun) -> () = |store| store.note_fleet_run(run);
+    /// The claims whose ends the fleet was not told: [`Store::fleet_runs`].
+    FleetRuns: fleet_runs() -> Vec<FleetRun> = |store| store.fleet_runs();
+    /// Forgets a claim of a fleet's job.
+    ForgetFleetRun: forget_fleet_run(job: FleetJobId) -> () = |store| store.forget_fleet_run(job);
     /// Notes that somebody read the outcome.
     MarkRead: mark_read(job: JobId, at: UnixMillis) -> () = |store| store.mark_read(job, at);
     /// The finished jobs of a workspace nobody has read, newest first.
@@ -552,6 +559,15 @@ mod tests {
         }
         fn forget_hosts(&mut self, hosts: &[HostId]) -> Result<(), StoreError> {
             self.inner.forget_hosts(hosts)
+        }
+        fn note_fleet_run(&mut self, run: FleetRun) -> Result<(), StoreError> {
+            self.inner.note_fleet_run(run)
+        }
+        fn fleet_runs(&mut self) -> Result<Vec<FleetRun>, StoreError> {
+            self.inner.fleet_runs()
+        }
+        fn forget_fleet_run(&mut self, job: FleetJobId) -> Result<(), StoreError> {
+            self.inner.forget_fleet_run(job)
         }
         fn mark_read(&mut self, job: JobId, at: UnixMillis) -> Result<(), StoreError> {
             self.inner.mark_read(job, at)

@@ -51,6 +51,9 @@ pub(crate) struct JobFacts {
     /// The machine of the directory, where that is another one: how it is reached.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) machine: Option<String>,
+    /// Why that machine of the fleet, or for which one the job waits.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) placed_because: Option<String>,
     /// Who paid: where the agent said its key came from, and whether the plan was enough.
     pub(crate) billing: Option<String>,
     /// What it cost in US dollars.
@@ -308,7 +311,11 @@ impl JobReply {
             agent: record.request.agent.clone(),
             model: known.model.clone().or_else(|| record.request.model.clone()),
             cwd: record.request.cwd.display().to_string(),
-            machine: record.request.machine.clone(),
+            machine: context
+                .placed
+                .as_ref()
+                .map_or_else(|| record.request.machine.clone(), |placed| placed.machine.clone()),
+            placed_because: context.placed.as_ref().map(|placed| placed.because.clone()),
             billing: billing(known),
             cost_usd: known.cost_usd,
             duration_ms: record.finished_at.unwrap_or(now).since(record.accepted_at),

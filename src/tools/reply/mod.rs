@@ -105,8 +105,19 @@ pub struct Context {
     pub reader: Reader,
     /// What happened since the event the caller had seen, where it asked for that.
     pub events: Vec<JournalEntry>,
+    /// Which machine of a fleet has or had it, and why that one.
+    pub placed: Option<MachineTold>,
     /// Answers that stand in the same reply and share its budget.
     pub beside: usize,
+}
+
+/// Which machine of a fleet a job is on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MachineTold {
+    /// Its name; none as long as nobody has the job.
+    pub machine: Option<String>,
+    /// Why that one, or for which one it waits.
+    pub because: String,
 }
 
 /// Pages of a job's answer, at least one.

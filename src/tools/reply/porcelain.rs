@@ -104,6 +104,7 @@ fn in_brief(facts: &JobFacts) -> Vec<String> {
     }
     let machine = facts.machine.as_ref().map_or(String::new(), |machine| format!(" on {machine}"));
     said.push(format!("cwd {}{machine}", facts.cwd));
+    said.extend(facts.placed_because.clone());
     if facts.environment != CallerOrigin::Host {
         said.push(format!("environment {}", facts.environment.as_str()));
     }

@@ -8,7 +8,7 @@ use rusqlite::{Connection, TransactionBehavior};
 use crate::jobs::store::StoreError;
 
 /// Steps in order; once released, one is never changed.
-const STEPS: &[&str] = &[FIRST, LIMITS, PROOF, WAITING, ACCOUNT_LIMITS, CUSTODY, ELSEWHERE, HOSTS];
+const STEPS: &[&str] = &[FIRST, LIMITS, PROOF, WAITING, ACCOUNT_LIMITS, CUSTODY, ELSEWHERE, HOSTS, FLEET];
 
 /// The version this program writes.
 pub(super) fn known() -> i64 {
@@ -145,6 +145,15 @@ const HOSTS: &str = "
 CREATE TABLE hosts (
     host TEXT NOT NULL PRIMARY KEY,
     said TEXT NOT NULL
+) WITHOUT ROWID;
+";
+
+/// Jobs of a fleet that this machine has claimed and of which the fleet was not told how they ended (see `jobs::fleet_runs`).
+const FLEET: &str = "
+CREATE TABLE fleet_runs (
+    job   TEXT    NOT NULL PRIMARY KEY,
+    host  TEXT    NOT NULL,
+    fence INTEGER NOT NULL
 ) WITHOUT ROWID;
 ";
 

@@ -12,8 +12,9 @@ use rusqlite::{Connection, OptionalExtension, Row, Transaction, params};
 use super::rows;
 use super::{Durability, Place, SqliteStore};
 use crate::base::fault::FaultCode;
-use crate::base::ids::{AgentSessionId, HostId, InvocationId, JobId, UnixMillis, WaiterId};
+use crate::base::ids::{AgentSessionId, FleetJobId, HostId, InvocationId, JobId, UnixMillis, WaiterId};
 use crate::jobs::evidence;
+use crate::jobs::fleet_runs::{self, FleetRun};
 use crate::jobs::hosts::HostRow;
 use crate::jobs::journal::AgentEvent;
 use crate::jobs::limits::Scope;
@@ -812,6 +813,38 @@ impl Store for SqliteStore {
             for host in hosts {
                 transaction.prepare_cached("DELETE FROM hosts WHERE host = ?1")?.execute([host.to_string()])?;
             }
+            Ok(())
+        })
+    }
+
+    fn note_fleet_run(&mut self, run: FleetRun) -> Result<(), StoreError> {
+        self.write(Durability::Full, |transaction| {
+            transaction
+                .prepare_cached("INSERT OR REPLACE INTO fleet_runs (job, host, fence) VALUES (?1, ?2, ?3)")?
+                .execute(params![run.job.to_string(), run.host.to_string(), rows::signed(run.fence)])?;
+            Ok(())
+        })
+    }
+
+    fn fleet_runs(&mut self) -> Result<Vec<FleetRun>, StoreError> {
+        self.read(|transaction| {
+            let mut statement = transaction.prepare_cached("SELECT job, host, fence FROM fleet_runs LIMIT ?1")?;
+            let mut found = statement.query([rows::count(fleet_runs::MOST_READ)])?;
+            let mut runs = Vec::new();
+            while let Some(row) = found.next()? {
+                let (job, host): (String, String) = (row.get(0)?, row.get(1)?);
+                // What is not understood was written by nobody of us.
+                if let (Ok(job), Ok(host)) = (job.parse(), host.parse()) {
+                    runs.push(FleetRun { job, host, fence: rows::unsigned(row.get(2)?) });
+                }
+            }
+            Ok(runs)
+        })
+    }
+
+    fn forget_fleet_run(&mut self, job: FleetJobId) -> Result<(), StoreError> {
+        self.write(Durability::Normal, |transaction| {
+            transaction.prepare_cached("DELETE FROM fleet_runs WHERE job = ?1")?.execute([job.to_string()])?;
             Ok(())
         })
     }

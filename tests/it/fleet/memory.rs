@@ -1,0 +1,121 @@
+//! Two hosts inside this process, over a queue in memory.
+
+#![expect(clippy::expect_used, reason = "helpers of tests")]
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use phone_opus::internals::fleet::postgres::LazyFleet;
+use phone_opus::internals::fleet::{Fleet, MemoryFleet};
+use phone_opus::testkit::client::TestClient;
+use phone_opus::testkit::rig::{Rig, tried_program};
+use phone_opus::{Config, FleetAddress, Grace, System, UnixMillis};
+use serde_json::json;
+
+fn new_rig() -> Rig {
+    Rig::new(tried_program(env!("CARGO_BIN_EXE_phone-opus")))
+}
+
+fn queue() -> Arc<dyn Fleet> {
+    Arc::new(MemoryFleet::new("me", Arc::new(UnixMillis::now)))
+}
+
+/// A host of `rig` that has the directory of `of`, and a place for one agent.
+async fn host(rig: &Rig, of: &Rig, fleet: &Arc<dyn Fleet>) -> System {
+    let workspaces = vec![of.work()];
+    let config = Config { wait: Some(Duration::from_secs(300)), max_running: 1, workspaces, ..Config::default() };
+    rig.system().config(config).fleet(Arc::clone(fleet)).start().await.expect("a system")
+}
+
+/// Keeps the one place of a host taken, so that it claims nothing. The job, to be cancelled.
+async fn occupied(rig: &Rig, client: &mut TestClient) -> String {
+    let job = client.consult_in_background(&rig.hanging("taken")).await;
+    rig.wait_for_sign("taken").await;
+    job
+}
+
+#[tokio::test]
+async fn a_busy_machines_consult_is_answered_on_another_and_the_reply_says_where_and_why() {
+    let (asks, other, fleet) = (new_rig(), new_rig(), queue());
+    let here = host(&asks, &asks, &fleet).await;
+    let mut client = TestClient::of(&here).greet().await;
+    let taken = occupied(&asks, &mut client).await;
+    let there = host(&other, &asks, &fleet).await;
+    let arguments = json!({"prompt": other.answering("from there"), "placement": "fleet", "request_key": "k"});
+    let reply = client.call("consult", arguments.clone()).await.expect_success();
+    assert_eq!(reply.str("response"), "from there", "{:#}", reply.0);
+    assert_eq!(reply["placed_because"], "it has the workspace", "{:#}", reply.0);
+    assert!(reply["machine"].is_string(), "{:#}", reply.0);
+    let again = client.call("consult", arguments).await.expect_success();
+    assert_eq!(again["job_id"], reply["job_id"], "one key is one job");
+    let read = client.call("consult_job", json!({"job_id": reply["job_id"]})).await.expect_success();
+    assert_eq!(read.str("response"), "from there", "{:#}", read.0);
+    let wrong = json!({"prompt": "another", "placement": "fleet", "request_key": "k"});
+    client.call("consult", wrong).await.expect_fault("request_key_conflict");
+    other.expect_runs(1);
+    client.call("consult_cancel", json!({"job_id": taken})).await.expect_success();
+    client.finish().await;
+    drop(here.shutdown(Grace::default()).await);
+    other.stop_system_and_check_invariants(there, []).await;
+}
+
+#[tokio::test]
+async fn a_cancel_reaches_the_machine_that_runs_it() {
+    let (asks, other, fleet) = (new_rig(), new_rig(), queue());
+    let here = host(&asks, &asks, &fleet).await;
+    let mut client = TestClient::of(&here).greet().await;
+    let taken = occupied(&asks, &mut client).await;
+    let there = host(&other, &asks, &fleet).await;
+    let arguments = json!({"prompt": other.hanging("begun"), "placement": "fleet", "background": true});
+    let reply = client.call("consult", arguments).await.expect_success();
+    other.wait_for_sign("begun").await;
+    let cancelled = client.call("consult_cancel", json!({"job_id": reply["job_id"]})).await.expect_success();
+    assert_eq!(cancelled["already_over"], false, "{:#}", cancelled.0);
+    let read = client.call("consult_job", json!({"job_id": reply["job_id"], "wait_s": 60})).await;
+    assert_eq!(read["status"], "cancelled", "{:#}", read.0);
+    client.call("consult_cancel", json!({"job_id": taken})).await.expect_success();
+    client.finish().await;
+    drop(here.shutdown(Grace::default()).await);
+    other.stop_system_and_check_invariants(there, []).await;
+}
+
+#[tokio::test]
+async fn a_host_that_ends_while_it_runs_a_job_is_followed_by_one_that_tells_the_answer() {
+    let (asks, other, fleet) = (new_rig(), new_rig(), queue());
+    let here = host(&asks, &asks, &fleet).await;
+    let mut client = TestClient::of(&here).greet().await;
+    let taken = occupied(&asks, &mut client).await;
+    let there = host(&other, &asks, &fleet).await;
+    let arguments = json!({"prompt": other.waiting("begun", "go"), "placement": "fleet", "background": true});
+    let reply = client.call("consult", arguments).await.expect_success();
+    other.wait_for_sign("begun").await;
+    drop(there.shutdown(Grace::default()).await);
+    let next = host(&other, &asks, &fleet).await;
+    other.give_sign("go");
+    let read = client.call("consult_job", json!({"job_id": reply["job_id"], "wait_s": 60})).await.expect_success();
+    assert_eq!(read["status"], "succeeded", "{:#}", read.0);
+    other.expect_runs(1);
+    client.call("consult_cancel", json!({"job_id": taken})).await.expect_success();
+    client.finish().await;
+    drop(here.shutdown(Grace::default()).await);
+    other.stop_system_and_check_invariants(next, []).await;
+}
+
+#[tokio::test]
+async fn without_the_database_local_consults_go_on_and_others_are_refused_by_name() {
+    let rig = new_rig();
+    let nowhere = FleetAddress::new("postgres://fleet@%2Fnonexistent/fleet");
+    let fleet: Arc<dyn Fleet> = Arc::new(LazyFleet::new(nowhere));
+    let system = host(&rig, &rig, &fleet).await;
+    let mut client = TestClient::of(&system).greet().await;
+    let refused = client.call("consult", json!({"prompt": "why?", "placement": "fleet"})).await;
+    let refused = refused.expect_fault("store_unavailable");
+    assert!(refused.text().contains("placement = local"), "{}", refused.text());
+    let wrong =
+        client.call("consult", json!({"prompt": "why?", "placement": "clone"})).await.expect_fault("invalid_input");
+    assert!(wrong.text().contains("which this version does not make"), "{}", wrong.text());
+    let reply = client.consult(&rig.answering("here")).await.expect_success();
+    assert_eq!(reply.str("response"), "here");
+    assert!(!reply.has("placed_because"));
+    rig.stop_system_and_check_invariants(system, [client]).await;
+}

@@ -1,0 +1,14 @@
+//! Consults that another machine answers: two machines of one world, each with a state directory, an environment and agents of its own.
+//!
+//! Owns: what is promised of such a consult from its call to its reply (docs/fleet.md). May not know: the queue's statements, which
+//! are tried in the library. The machines are one here, so that what proves a workspace is the kernel's word.
+//!
+//! Laws: L3, L4, L19.
+
+#![cfg(target_os = "linux")]
+
+mod memory;
+mod processes;
+#[path = "../../../src/fleet/postgres/tests/server.rs"]
+#[expect(dead_code, reason = "the library's own tests use the rest")]
+mod server;

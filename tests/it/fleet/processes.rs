@@ -1,0 +1,45 @@
+//! Two real hosts and a PostgreSQL of the test's own.
+
+#![expect(clippy::expect_used, reason = "helpers of tests")]
+
+use phone_opus::testkit::rig::{Rig, tried_program};
+use serde_json::json;
+
+use super::server::PrivateServer;
+
+/// The URL of a database, of its settings.
+fn url(settings: &str) -> String {
+    let of = |key: &str| settings.split(' ').find_map(|pair| pair.strip_prefix(key)).expect("it is there").to_owned();
+    format!("postgres://fleet@{}/{}", of("host=").replace('/', "%2F"), of("dbname="))
+}
+
+fn new_rig(url: &str) -> Rig {
+    let program = tried_program(env!("CARGO_BIN_EXE_phone-opus"));
+    Rig::new(program).with("PHONE_OPUS_FLEET", url).with("PHONE_OPUS_MAX_RUNNING", "1")
+}
+
+#[tokio::test]
+async fn a_consult_of_one_host_is_answered_on_another_through_a_restart_of_the_database() {
+    let Some(server) = PrivateServer::own() else { return };
+    let url = url(&server.database().await);
+    let (mut asks, mut other) = (new_rig(&url), new_rig(&url));
+    other.set("PHONE_OPUS_WORKSPACES", asks.work().display().to_string());
+    let mut client = asks.serve().await;
+    let taken = client.consult_in_background(&asks.hanging("taken")).await;
+    asks.wait_for_sign("taken").await;
+    let there = other.serve().await;
+    let arguments = json!({"prompt": other.answering("first"), "placement": "fleet"});
+    let reply = client.call("consult", arguments).await.expect_success();
+    assert_eq!(reply.str("response"), "first", "{:#}", reply.0);
+    let arguments = json!({"prompt": other.waiting("begun", "go"), "placement": "fleet", "background": true});
+    let reply = client.call("consult", arguments).await.expect_success();
+    other.wait_for_sign("begun").await;
+    server.kill_and_restart();
+    other.give_sign("go");
+    let read = client.call("consult_job", json!({"job_id": reply["job_id"], "wait_s": 120})).await.expect_success();
+    assert_eq!(read["status"], "succeeded", "{:#}", read.0);
+    other.expect_runs(2);
+    client.call("consult_cancel", json!({"job_id": taken})).await.expect_success();
+    client.finish().await;
+    other.stop_and_check_invariants([there]).await;
+}
