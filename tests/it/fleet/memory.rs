@@ -7,8 +7,7 @@ use std::time::Duration;
 
 use phone_opus::internals::fleet::postgres::LazyFleet;
 use phone_opus::internals::fleet::{Fleet, MemoryFleet};
-use phone_opus::testkit::client::TestClient;
-use phone_opus::testkit::rig::{Rig, tried_program};
+use phone_opus::testkit::{Rig, TestClient, tried_program};
 use phone_opus::{Config, FleetAddress, Grace, System, UnixMillis};
 use serde_json::json;
 

@@ -2,7 +2,7 @@
 
 #![expect(clippy::expect_used, reason = "helpers of tests")]
 
-use phone_opus::testkit::rig::{Rig, tried_program};
+use phone_opus::testkit::{Rig, tried_program};
 use serde_json::json;
 
 use super::server::PrivateServer;
