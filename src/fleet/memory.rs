@@ -54,6 +54,12 @@ impl MemoryFleet {
         verdict
     }
 
+    /// How a job stands.
+    #[must_use]
+    pub fn view(&self, job: FleetJobId) -> Option<FleetView> {
+        self.lock().view(job)
+    }
+
     fn lock(&self) -> MutexGuard<'_, FleetCore> {
         self.core.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -249,7 +249,6 @@ impl Assembly {
         Some(FleetArguments {
             desk,
             consults: consults.clone(),
-            host: self.host,
             jobs: consults.jobs.clone(),
             store: self.store.clone(),
             max_running: self.config.max_running,

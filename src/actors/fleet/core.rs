@@ -12,7 +12,8 @@
 //! Invariants: (1) a job is accepted in the store only after its start was confirmed (L19), so no agent is started before; (2) no
 //! start is asked for while the lease, counted from before its renewal was asked, is over; (3) an outcome is told until it was
 //! answered, and only then forgotten; (4) renewals, claims, sweeps and readings are under way once each (L9); (5) no more jobs are
-//! claimed than there is room for.
+//! claimed than there is room for; (6) a host whose claim had no answer goes on as another one, and the first one's lease is renewed
+//! for as long as this machine runs jobs of it, as that of a host of this machine that is gone.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -40,7 +41,7 @@ pub(super) enum HostEvent {
     /// Something in the fleet may have changed.
     Rang,
     /// A renewal that was asked for at this time was answered.
-    Renewed { asked: Instant, answer: Result<FleetRenewed, FleetError> },
+    Renewed { host: HostId, asked: Instant, answer: Result<FleetRenewed, FleetError> },
     /// A claim was answered; the places that were free for it.
     Claimed(Result<FleetClaim, FleetError>),
     /// The store knows by which claim a job is here, or cannot be told.
@@ -64,10 +65,10 @@ pub(super) enum HostEvent {
 /// What is to be done.
 #[derive(Debug)]
 pub(super) enum HostEffect {
-    /// Say that this host lives, and what it runs.
-    Renew(Vec<Ticket>),
+    /// Say that a host lives, and what it runs: this one, or one whose jobs this machine still runs.
+    Renew { host: HostId, running: Vec<Ticket> },
     /// Claim as many as there is room for beside so many that are on their way.
-    Claim { on_their_way: usize },
+    Claim { host: HostId, on_their_way: usize },
     /// Note in the store by which claim a job is here.
     Note(FleetRun),
     /// Ask whether a job may be started.
@@ -93,8 +94,8 @@ pub(super) enum HostEffect {
 /// How far a job is.
 #[derive(Debug)]
 enum Stage {
-    /// The store is being told.
-    Noting,
+    /// The store is told.
+    Noting(Asking),
     /// The fleet is asked whether it may be started.
     Starting(Asking),
     /// Its start was confirmed, and the store is asked to accept it.
@@ -220,18 +221,21 @@ impl HostCore {
                 self.claim.due = self.claim.due.min(now);
                 self.look = now;
             }
-            HostEvent::Renewed { asked, answer } => self.renewed(asked, answer, now),
-            HostEvent::Claimed(answer) => self.claimed(answer, now, effects),
+            HostEvent::Renewed { host, asked, answer } => {
+                if host == self.host {
+                    self.renewed(asked, answer, now);
+                }
+            }
+            HostEvent::Claimed(answer) => self.claimed(answer, now),
             HostEvent::Noted { job, noted } => match noted {
-                true => self.to(job, Stage::Noting, |_| Stage::Starting(Asking::Now)),
-                // Nothing was started, and nobody would tell: the lease's end gives it to others.
-                false => self.drop_run(job, None, effects),
+                true => self.to(job, Stage::Noting(Asking::Now), |_| Stage::Starting(Asking::Now)),
+                false => self.again(job),
             },
             HostEvent::Started { job, answer } => self.started(job, answer, now, effects),
             HostEvent::Accepted { job, answer } => self.accepted(job, answer, effects),
             HostEvent::Over { job, record } => self.over(job, *record),
             HostEvent::Told { job, told } => match told {
-                true => self.drop_run(job, Some(()), effects),
+                true => self.drop_run(job, effects),
                 false => self.again(job),
             },
             HostEvent::Looked { job, cancel } => {
@@ -267,18 +271,23 @@ impl HostCore {
         }
     }
 
-    fn claimed(&mut self, answer: Result<FleetClaim, FleetError>, now: Instant, effects: &mut Vec<HostEffect>) {
+    fn claimed(&mut self, answer: Result<FleetClaim, FleetError>, now: Instant) {
         let given = match answer {
             Ok(FleetClaim::Claimed(given)) => given,
+            // What was given then is nobody's: as somebody else this host lets the lease of that one end, so that others have it.
+            Err(FleetError::Unsure { .. }) => {
+                self.host = HostId::random();
+                (self.lease_until, self.renewal) = (None, Chore::new(now));
+                Vec::new()
+            }
             Ok(FleetClaim::NotNow(_)) | Err(_) => Vec::new(),
         };
         let more = !given.is_empty() || std::mem::take(&mut self.rang);
         self.claim.over(if more { now } else { now + POLL });
         for job in given {
             let ticket = job.ticket;
-            effects.push(HostEffect::Note(FleetRun { job: ticket.job, host: ticket.host, fence: ticket.fence.0 }));
             let account = job.account.clone();
-            let run = Run { ticket, account, claimed: Some(Box::new(job)), stage: Stage::Noting };
+            let run = Run { ticket, account, claimed: Some(Box::new(job)), stage: Stage::Noting(Asking::Now) };
             self.runs.insert(ticket.job, run);
         }
     }
@@ -294,7 +303,7 @@ impl HostCore {
             Ok(FleetStart::Started) => {
                 self.to(job, Stage::Starting(Asking::Underway), |_| Stage::Accepting(Asking::Now));
             }
-            Ok(FleetStart::Refused { .. } | FleetStart::NoJob) => self.drop_run(job, Some(()), effects),
+            Ok(FleetStart::Refused { .. } | FleetStart::NoJob) => self.drop_run(job, effects),
             Ok(FleetStart::LeaseOver) => {
                 self.lease_until = None;
                 self.renewal.due = now;
@@ -363,10 +372,15 @@ impl HostCore {
     /// What is asked again at the next occasion.
     fn again(&mut self, job: FleetJobId) {
         match self.runs.get_mut(&job).map(|run| &mut run.stage) {
-            Some(Stage::Starting(asking) | Stage::Accepting(asking) | Stage::Telling { asking, .. }) => {
+            Some(
+                Stage::Noting(asking)
+                | Stage::Starting(asking)
+                | Stage::Accepting(asking)
+                | Stage::Telling { asking, .. },
+            ) => {
                 *asking = Asking::Later;
             }
-            Some(Stage::Noting | Stage::Here { .. }) | None => {}
+            Some(Stage::Here { .. }) | None => {}
         }
     }
 
@@ -378,16 +392,19 @@ impl HostCore {
         }
     }
 
-    fn drop_run(&mut self, job: FleetJobId, noted: Option<()>, effects: &mut Vec<HostEffect>) {
-        if self.runs.remove(&job).is_some() && noted.is_some() {
+    fn drop_run(&mut self, job: FleetJobId, effects: &mut Vec<HostEffect>) {
+        if self.runs.remove(&job).is_some() {
             effects.push(HostEffect::Forget(job));
         }
     }
 
-    /// The tickets of this host for which an agent may have been started.
-    fn begun(&self) -> Vec<Ticket> {
-        let own = self.runs.values().filter(|run| run.ticket.host == self.host && run.is_begun());
-        own.map(|run| run.ticket).collect()
+    /// The tickets for which an agent may have been started, by the host that has them. This one is always among them.
+    fn begun(&self) -> BTreeMap<HostId, Vec<Ticket>> {
+        let mut begun = BTreeMap::from([(self.host, Vec::new())]);
+        for run in self.runs.values().filter(|run| run.is_begun()) {
+            begun.entry(run.ticket.host).or_default().push(run.ticket);
+        }
+        begun
     }
 
     /// What is due now.
@@ -396,7 +413,7 @@ impl HostCore {
             effects.push(HostEffect::Read);
         }
         if self.renewal.begins(now) {
-            effects.push(HostEffect::Renew(self.begun()));
+            effects.extend(self.begun().into_iter().map(|(host, running)| HostEffect::Renew { host, running }));
         }
         let (has_lease, looks) = (self.has_lease(now), self.look <= now);
         if looks {
@@ -405,7 +422,7 @@ impl HostCore {
         let on_their_way = self.runs.values().filter(|run| run.is_on_its_way()).count();
         let may_claim = has_lease && !self.drained && !self.quiet && on_their_way < MOST_CLAIMED;
         if may_claim && self.claim.begins(now) {
-            effects.push(HostEffect::Claim { on_their_way });
+            effects.push(HostEffect::Claim { host: self.host, on_their_way });
         } else if !may_claim && !self.claim.underway && self.claim.due <= now {
             self.claim.due = now + POLL;
         }
@@ -421,17 +438,22 @@ impl HostCore {
 impl Run {
     /// Whether an agent may have been started for it.
     const fn is_begun(&self) -> bool {
-        !matches!(self.stage, Stage::Noting | Stage::Starting(_))
+        !matches!(self.stage, Stage::Noting(_) | Stage::Starting(_))
     }
 
     /// Whether it takes a place that this machine's store does not know of yet.
     const fn is_on_its_way(&self) -> bool {
-        matches!(self.stage, Stage::Noting | Stage::Starting(_) | Stage::Accepting(_))
+        matches!(self.stage, Stage::Noting(_) | Stage::Starting(_) | Stage::Accepting(_))
     }
 
     fn go_on(&mut self, job: FleetJobId, has_lease: bool, looks: bool, effects: &mut Vec<HostEffect>) {
         match &mut self.stage {
-            Stage::Noting => {}
+            Stage::Noting(asking) => {
+                if asking.begins(looks) {
+                    let Ticket { job, host, fence } = self.ticket;
+                    effects.push(HostEffect::Note(FleetRun { job, host, fence: fence.0 }));
+                }
+            }
             Stage::Starting(asking) => {
                 if has_lease && asking.begins(looks) {
                     effects.push(HostEffect::Start(self.ticket));

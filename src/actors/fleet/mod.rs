@@ -37,8 +37,6 @@ pub struct FleetArguments {
     pub desk: FleetDesk,
     /// By which what is claimed is checked like what a client asks for.
     pub consults: Consults,
-    /// This process.
-    pub host: HostId,
     /// The jobs of this machine.
     pub jobs: JobsHandle,
     /// The truth about them.
@@ -72,7 +70,8 @@ impl Actor for Hosting {
         let mut tasks = JoinSet::new();
         tasks.spawn(listen(Arc::clone(a.desk.fleet()), me.clone()));
         me.cast(FleetMsg(HostEvent::Due))?;
-        let core = HostCore::new(a.host, clock::now());
+        // Another one for each incarnation: what the last one claimed and did not come to is for others.
+        let core = HostCore::new(HostId::random(), clock::now());
         Ok(HostingState { arguments: a, core, tasks, timer: JoinSet::new() })
     }
 
@@ -139,11 +138,11 @@ impl FleetArguments {
     async fn do_it(&self, effect: HostEffect) -> Option<HostEvent> {
         let fleet = self.desk.fleet();
         Some(match effect {
-            HostEffect::Renew(running) => {
+            HostEffect::Renew { host, running } => {
                 let asked = clock::now();
-                HostEvent::Renewed { asked, answer: self.renew(running).await }
+                HostEvent::Renewed { host, asked, answer: self.renew(host, running).await }
             }
-            HostEffect::Claim { on_their_way } => HostEvent::Claimed(self.claim(on_their_way).await),
+            HostEffect::Claim { host, on_their_way } => HostEvent::Claimed(self.claim(host, on_their_way).await),
             HostEffect::Note(run) => {
                 HostEvent::Noted { job: run.job, noted: self.store.note_fleet_run(run).await.is_ok() }
             }
@@ -188,14 +187,13 @@ impl FleetArguments {
         })
     }
 
-    async fn renew(&self, running: Vec<Ticket>) -> Result<FleetRenewed, FleetError> {
+    async fn renew(&self, host: HostId, running: Vec<Ticket>) -> Result<FleetRenewed, FleetError> {
         let said = self.desk.said(self.max_running).await?;
-        let renewal =
-            Renewal { host: self.host, name: said.name, state_id: said.state_id, labels: said.labels, running };
+        let renewal = Renewal { host, name: said.name, state_id: said.state_id, labels: said.labels, running };
         self.desk.fleet().renew(&renewal).await
     }
 
-    async fn claim(&self, on_their_way: usize) -> Result<FleetClaim, FleetError> {
+    async fn claim(&self, host: HostId, on_their_way: usize) -> Result<FleetClaim, FleetError> {
         let busy = match self.store.counts().await {
             Ok(counts) => usize::try_from(counts.queued + counts.running).unwrap_or(usize::MAX),
             // A machine whose store does not answer takes nothing.
@@ -205,7 +203,7 @@ impl FleetArguments {
         if most == 0 {
             return Ok(FleetClaim::Claimed(Vec::new()));
         }
-        let ask = ClaimAsk { host: self.host, most, accepts: self.desk.accepts().to_vec() };
+        let ask = ClaimAsk { host, most, accepts: self.desk.accepts().to_vec() };
         self.desk.fleet().claim(&ask).await
     }
 
