@@ -260,10 +260,24 @@ impl FleetArguments {
         for run in self.store.fleet_runs().await.unwrap_or_default() {
             match self.store.job(local(run.job)).await {
                 Ok(record) => read.push((run, Some(Box::new(record)))),
-                Err(StoreError::UnknownJob(_)) => read.push((run, None)),
+                Err(StoreError::UnknownJob(_)) => {
+                    if self.is_nobodys(run).await {
+                        let _ = self.store.forget_fleet_run(run.job).await;
+                    }
+                    read.push((run, None));
+                }
                 Err(error) => tracing::debug!(%error, "a job of the fleet could not be read"),
             }
         }
         read
+    }
+
+    /// Whether a claim that came to nothing here is over for the fleet as well.
+    async fn is_nobodys(&self, run: FleetRun) -> bool {
+        match self.desk.fleet().wait(run.job, Duration::ZERO).await {
+            Ok(Some(view)) => view.state.is_terminal() || view.host != Some(run.host),
+            Ok(None) => true,
+            Err(_) => false,
+        }
     }
 }
