@@ -228,6 +228,15 @@ impl RunnerCommand {
         self.environment().and_then(account).unwrap_or_default()
     }
 
+    /// The same where it can be told on another machine: by what its agent is handed to log in with. Empty where the agent
+    /// is logged in by files of its own, of which another machine knows nothing.
+    #[must_use]
+    pub fn account_anywhere(&self, request: &ConsultRequest) -> String {
+        let agent = self.agents().get(&request.agent).ok();
+        let brings = |env: &Environment| agent.is_some_and(|agent| agent.brings_a_login(env, request.billing));
+        if self.environment().is_some_and(brings) { self.account(request) } else { String::new() }
+    }
+
     /// Starts one job's runner; the caller adds the pipes.
     ///
     /// # Errors

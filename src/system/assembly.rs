@@ -266,7 +266,7 @@ impl Assembly {
         let name = nix::unistd::gethostname().unwrap_or_default().into_string().unwrap_or_default();
         let name = if name.is_empty() { "localhost".to_owned() } else { name };
         let home = Home { name, dir, places: Arc::new(self.places.clone()) };
-        let account = Arc::new(move |request: &ConsultRequest| runner.account(request));
+        let account = Arc::new(move |request: &ConsultRequest| runner.account_anywhere(request));
         Some(FleetDesk::new(fleet, home, account, self.agents.names().into_iter().map(str::to_owned), &self.config))
     }
 

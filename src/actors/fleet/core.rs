@@ -259,6 +259,7 @@ impl HostCore {
                 if !self.has_lease(now) {
                     // What waited for it is asked again.
                     self.look = now;
+                    self.claim.due = self.claim.due.min(now);
                 }
                 self.lease_until = Some(asked + LEASE);
                 // A fleet whose history changed wants to hear at once what is run here; it was told with this renewal unless

@@ -29,7 +29,7 @@ use crate::jobs::{ConsultRequest, JobMode, JobOutcome, JobRecord, JobState, NewJ
 /// What begins the key of a job whose caller gave none: its call is asked again by the same.
 const KEY_OF_CALL: &str = "phone-opus-call:";
 
-/// Whose usage a request is on this machine.
+/// Whose usage a request is, where another machine can tell; else empty.
 pub type AccountOf = Arc<dyn Fn(&ConsultRequest) -> String + Send + Sync>;
 
 /// This host's side of a fleet. Cheap to clone.
@@ -50,7 +50,7 @@ impl fmt::Debug for FleetDesk {
 }
 
 /// What a host says of itself.
-pub struct HostSaid {
+pub struct FleetHostSaid {
     /// The machine's name.
     pub name: String,
     /// What its state directory is called.
@@ -107,12 +107,12 @@ impl FleetDesk {
     /// # Cancel safety
     ///
     /// Safe.
-    pub async fn said(&self, slots: usize) -> Result<HostSaid, FleetError> {
+    pub async fn said(&self, slots: usize) -> Result<FleetHostSaid, FleetError> {
         let (state_id, workspaces) =
             self.home.told().await.map_err(|fault| FleetError::Unavailable { detail: fault.detail })?;
         let slots = u32::try_from(slots).unwrap_or(crate::fleet::labels::SLOTS);
         let labels = home::with_workspaces(Labels { slots, ..self.labels.clone() }, workspaces);
-        Ok(HostSaid { name: self.home.name.clone(), state_id, labels })
+        Ok(FleetHostSaid { name: self.home.name.clone(), state_id, labels })
     }
 }
 

@@ -1,4 +1,6 @@
 //! Two hosts inside this process, over a queue in memory.
+//!
+//! Laws: L3, L4, L19.
 
 #![expect(clippy::expect_used, reason = "helpers of tests")]
 
@@ -52,7 +54,7 @@ async fn a_busy_machines_consult_is_answered_on_another_and_the_reply_says_where
     let wrong = json!({"prompt": "another", "placement": "fleet", "request_key": "k"});
     client.call("consult", wrong).await.expect_fault("request_key_conflict");
     other.expect_runs(1);
-    client.call("consult_cancel", json!({"job_id": taken})).await.expect_success();
+    assert!(client.call("consult_cancel", json!({"job_id": taken})).await.is_result());
     client.finish().await;
     drop(here.shutdown(Grace::default()).await);
     other.stop_system_and_check_invariants(there, []).await;
@@ -66,13 +68,13 @@ async fn a_cancel_reaches_the_machine_that_runs_it() {
     let taken = occupied(&asks, &mut client).await;
     let there = host(&other, &asks, &fleet).await;
     let arguments = json!({"prompt": other.hanging("begun"), "placement": "fleet", "background": true});
-    let reply = client.call("consult", arguments).await.expect_success();
+    let reply = client.call("consult", arguments).await;
     other.wait_for_sign("begun").await;
-    let cancelled = client.call("consult_cancel", json!({"job_id": reply["job_id"]})).await.expect_success();
+    let cancelled = client.call("consult_cancel", json!({"job_id": reply["job_id"]})).await;
     assert_eq!(cancelled["already_over"], false, "{:#}", cancelled.0);
     let read = client.call("consult_job", json!({"job_id": reply["job_id"], "wait_s": 60})).await;
     assert_eq!(read["status"], "cancelled", "{:#}", read.0);
-    client.call("consult_cancel", json!({"job_id": taken})).await.expect_success();
+    assert!(client.call("consult_cancel", json!({"job_id": taken})).await.is_result());
     client.finish().await;
     drop(here.shutdown(Grace::default()).await);
     other.stop_system_and_check_invariants(there, []).await;
@@ -86,7 +88,7 @@ async fn a_host_that_ends_while_it_runs_a_job_is_followed_by_one_that_tells_the_
     let taken = occupied(&asks, &mut client).await;
     let there = host(&other, &asks, &fleet).await;
     let arguments = json!({"prompt": other.waiting("begun", "go"), "placement": "fleet", "background": true});
-    let reply = client.call("consult", arguments).await.expect_success();
+    let reply = client.call("consult", arguments).await;
     other.wait_for_sign("begun").await;
     drop(there.shutdown(Grace::default()).await);
     let next = host(&other, &asks, &fleet).await;
@@ -94,7 +96,7 @@ async fn a_host_that_ends_while_it_runs_a_job_is_followed_by_one_that_tells_the_
     let read = client.call("consult_job", json!({"job_id": reply["job_id"], "wait_s": 60})).await.expect_success();
     assert_eq!(read["status"], "succeeded", "{:#}", read.0);
     other.expect_runs(1);
-    client.call("consult_cancel", json!({"job_id": taken})).await.expect_success();
+    assert!(client.call("consult_cancel", json!({"job_id": taken})).await.is_result());
     client.finish().await;
     drop(here.shutdown(Grace::default()).await);
     other.stop_system_and_check_invariants(next, []).await;

@@ -1,4 +1,6 @@
 //! Two real hosts and a PostgreSQL of the test's own.
+//!
+//! Laws: L3, L4, L19.
 
 #![expect(clippy::expect_used, reason = "helpers of tests")]
 
@@ -32,14 +34,14 @@ async fn a_consult_of_one_host_is_answered_on_another_through_a_restart_of_the_d
     let reply = client.call("consult", arguments).await.expect_success();
     assert_eq!(reply.str("response"), "first", "{:#}", reply.0);
     let arguments = json!({"prompt": other.waiting("begun", "go"), "placement": "fleet", "background": true});
-    let reply = client.call("consult", arguments).await.expect_success();
+    let reply = client.call("consult", arguments).await;
     other.wait_for_sign("begun").await;
     server.kill_and_restart();
     other.give_sign("go");
     let read = client.call("consult_job", json!({"job_id": reply["job_id"], "wait_s": 120})).await.expect_success();
     assert_eq!(read["status"], "succeeded", "{:#}", read.0);
     other.expect_runs(2);
-    client.call("consult_cancel", json!({"job_id": taken})).await.expect_success();
+    assert!(client.call("consult_cancel", json!({"job_id": taken})).await.is_result());
     client.finish().await;
     other.stop_and_check_invariants([there]).await;
 }

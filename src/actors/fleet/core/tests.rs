@@ -128,7 +128,6 @@ fn a_host_that_begins_again_tells_what_its_store_has_and_runs_nothing_for_what_i
 #[test]
 fn without_the_database_nothing_is_claimed_and_it_is_asked_once_a_poll() {
     let mut one = One::new();
-    one.step(HostEvent::Due);
     let away = || FleetError::Unavailable { detail: "away".into() };
     let mut asked = 0;
     for _ in 0..60 {

@@ -138,6 +138,14 @@ fn cases() -> Vec<Case> {
         open("queued", Queued, Context::default()),
         open("queued with a place", Queued, Context { place: Some(3), ..Context::default() }),
         open("queued, for a person", Queued, person()),
+        open(
+            "on another machine of the fleet",
+            Running,
+            Context {
+                placed: Some(MachineTold { machine: Some("box".into()), because: "it has the workspace".into() }),
+                ..Context::default()
+            },
+        ),
         open("running", Running, Context::default()),
         open("running and heard of", Running, said.clone()),
         open("handed over", Running, handed_over.clone()),
