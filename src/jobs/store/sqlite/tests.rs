@@ -998,6 +998,26 @@ fn what_a_host_says_replaces_what_it_said_and_is_forgotten_by_name() {
     assert_eq!(store.hosts().expect("read"), [row(second, 2)]);
 }
 
+#[test]
+fn a_claim_of_a_fleets_job_is_kept_by_its_latest_fence_until_it_is_forgotten() {
+    use crate::base::ids::FleetJobId;
+    use crate::jobs::fleet_runs::FleetRun;
+    let (_scratch, dir) = scratch();
+    let mut store = open(&dir);
+    let (job, host) = (FleetJobId::random(), HostId::random());
+    let run = |fence| FleetRun { job, host, fence };
+    store.note_fleet_run(run(1)).expect("noted");
+    store.note_fleet_run(run(u64::try_from(i64::MAX).expect("a fence"))).expect("noted");
+    drop(store);
+    let mut store = open(&dir);
+    let connection = &store.connection().expect("open").connection;
+    connection.execute("INSERT INTO fleet_runs VALUES ('x', 'nobody', 1)", []).expect("inserted");
+    assert_eq!(store.fleet_runs().expect("read"), [run(u64::try_from(i64::MAX).expect("a fence"))]);
+    store.forget_fleet_run(job).expect("forgotten");
+    store.forget_fleet_run(job).expect("once more is nothing");
+    assert_eq!(store.fleet_runs().expect("read"), []);
+}
+
 fn moved_files(dir: &StateDir) -> Vec<String> {
     let mut found: Vec<String> = fs::read_dir(dir.root())
         .expect("listed")
