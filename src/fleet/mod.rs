@@ -11,8 +11,8 @@
 //!                     └───────────────┘
 //! ```
 //!
-//! A host that claims a job accepts it in its own store with the id as its request key, says that it starts it, and only then starts
-//! an agent. What a host holds is a [`Ticket`]; its fence tells it from every other claim of the job.
+//! A host that claims a job says that it starts it, and only then accepts it in its own store under the same id, which starts an
+//! agent. What a host holds is a [`Ticket`]; its fence tells it from every other claim of the job.
 //!
 //! Invariants: (1) of one job at most one start is ever confirmed (L3): a claim of a host that is gone is given to another, a start
 //! never (L19); (2) claims are made one after the other, so that caps and turns are exact (L19); (3) an outcome that comes too late
