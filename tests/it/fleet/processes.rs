@@ -37,6 +37,8 @@ async fn a_consult_of_one_host_is_answered_on_another_through_a_restart_of_the_d
     let reply = client.call("consult", arguments).await;
     other.wait_for_sign("begun").await;
     server.kill_and_restart();
+    // Who asks while it is away is told so.
+    server.sql("postgres", "SELECT 1").await;
     other.give_sign("go");
     let read = client.call("consult_job", json!({"job_id": reply["job_id"], "wait_s": 120})).await.expect_success();
     assert_eq!(read["status"], "succeeded", "{:#}", read.0);
