@@ -1,10 +1,17 @@
-//! `top` on a real terminal: where it shows colours, and where it does not begin.
+//! `top` on a real terminal: its keys, a storm of sizes, its ends, and what it leaves behind.
+//!
+//! Laws: L7, L13.
 
+#![expect(clippy::expect_used, reason = "helpers of tests")]
+
+use phone_opus::internals::jobs::JobState;
 use phone_opus::testkit::outputs::{Keyboard, OnTerminal};
 use phone_opus::testkit::{Rig, tried_program, until_seen};
+use rustix::process::Signal;
 
-/// What takes the screen that was there away.
+/// What takes the screen that was there away, and what gives it back.
 const TAKEN: &str = "\u{1b}[?1049h";
+const GIVEN_BACK: &str = "\u{1b}[?1049l";
 
 fn new_rig() -> Rig {
     let mut rig = Rig::new(tried_program(env!("CARGO_BIN_EXE_phone-opus")));
@@ -19,6 +26,75 @@ fn begun(rig: &Rig) -> OnTerminal {
 
 async fn until_shown(top: &OnTerminal, what: &str) {
     until_seen(what, async || if top.seen().contains(what) { Ok(()) } else { Err(top.seen()) }).await;
+}
+
+/// That the terminal is as it was: its screen, its cursor, and lines that are read one by one and echoed.
+fn expect_given_back(seen: &str, modes: (bool, bool), what: &str) {
+    let after = seen.rsplit(TAKEN).next().unwrap_or_default();
+    assert!(seen.contains(TAKEN) && after.contains(GIVEN_BACK), "{what}: {seen:?}");
+    assert!(after.contains("\u{1b}[?25h"), "{what}: the cursor: {seen:?}");
+    assert_eq!(modes, (true, true), "{what}: lines and their echo");
+}
+
+#[tokio::test]
+async fn a_job_is_seen_followed_and_ended_through_a_storm_of_sizes() {
+    let rig = new_rig();
+    let prompt = rig.hanging("begun");
+    let output = rig.run(&["consult", "--background", "--json", &prompt]).await;
+    assert!(output.status.success(), "{output:?}");
+    rig.wait_for_sign("begun").await;
+    let job = rig.jobs().await[0].id.to_string();
+    let top = begun(&rig);
+    until_shown(&top, &job[..8]).await;
+    assert_eq!(top.modes(), (false, false), "keys are read one by one");
+    for n in 0..100 {
+        top.resize(20 + n * 7 % 200, 2 + n * 3 % 60);
+        top.signal(Signal::WINCH);
+    }
+    top.resize(200, 50);
+    top.signal(Signal::WINCH);
+    top.press("\r");
+    until_shown(&top, "back)").await;
+    top.press("cn");
+    top.press("c");
+    until_shown(&top, "started?").await;
+    assert_eq!(rig.jobs().await[0].state, JobState::Running, "nothing is ended before the answer");
+    top.press("y");
+    until_seen("its end", async || {
+        let state = rig.jobs().await[0].state;
+        if state == JobState::Cancelled { Ok(()) } else { Err(format!("{state:?}")) }
+    })
+    .await;
+    top.press("q");
+    let (status, seen, modes) = top.ended_with_modes().await;
+    assert!(status.success(), "{status:?}");
+    expect_given_back(&seen, modes, "q");
+    assert!(!seen.contains(rig.canary()), "no prompt is shown");
+    rig.expect_no_agent_left().await;
+    rig.stop_and_check_invariants([]).await;
+}
+
+#[tokio::test]
+async fn whatever_ends_it_the_terminal_is_as_it_was() {
+    let rig = new_rig();
+    for signal in [Signal::TERM, Signal::HUP, Signal::INT, Signal::QUIT] {
+        let top = begun(&rig);
+        until_shown(&top, "nobody").await;
+        top.signal(signal);
+        let (status, seen, modes) = top.ended_with_modes().await;
+        assert_eq!(status.code(), Some(3), "{signal:?}");
+        expect_given_back(&seen, modes, &format!("{signal:?}"));
+    }
+    for keys in ["q", "\u{3}", "/abc\u{3}"] {
+        let top = begun(&rig);
+        until_shown(&top, "nobody").await;
+        top.press(keys);
+        let (status, seen, modes) = top.ended_with_modes().await;
+        assert_eq!(status.code(), Some(0), "{keys:?}");
+        expect_given_back(&seen, modes, keys);
+    }
+    assert!(!rig.state_dir().root().exists(), "looking makes nothing");
+    rig.check_invariants().await;
 }
 
 #[tokio::test]
