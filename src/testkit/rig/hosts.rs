@@ -108,19 +108,17 @@ impl Rig {
     ///
     /// When it does not end.
     pub async fn end_daemon(&self) {
-        let waiting = Waiting::until("the daemon is told to stop", self.patience);
-        loop {
-            let stopped = self.run(&["daemon", "stop", "--force"]).await;
-            if matches!(stopped.status.code(), Some(0 | 4)) {
-                break;
-            }
-            // One whose part stands still is heard of again when that part was started anew.
-            waiting.again(|| format!("{stopped:?}")).await;
-        }
         let waiting = Waiting::until("no daemon is left", self.patience);
         let is_daemon = |process: &Process| process.role == Role::Host && process.command.contains(" daemon run");
-        while self.processes().iter().any(is_daemon) {
-            waiting.again(|| format!("{:?}", self.processes())).await;
+        loop {
+            // Told again as long as one is there: one that a client had just started is not heard of when it is told first, and one
+            // whose part stands still is heard of when that part was started anew.
+            let stopped = self.run(&["daemon", "stop", "--force"]).await;
+            let is_told = matches!(stopped.status.code(), Some(0 | 4));
+            if is_told && !self.processes().iter().any(is_daemon) {
+                break;
+            }
+            waiting.again(|| format!("{stopped:?}, {:?}", self.processes())).await;
         }
     }
 
