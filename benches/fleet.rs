@@ -277,7 +277,7 @@ async fn idle(server: &PrivateServer, seconds: u64) {
                     fleet.claim(&ClaimAsk { host, most: 4, accepts: Vec::new() }).await,
                     Ok(FleetClaim::Claimed(_))
                 ));
-                if looked % u32::try_from(RENEW_EVERY.as_secs() / POLL.as_secs()).unwrap_or(3) == 0 {
+                if looked.is_multiple_of(u32::try_from(RENEW_EVERY.as_secs() / POLL.as_secs()).unwrap_or(3)) {
                     let _ = fleet.renew(&renewal(host)).await.expect("renewed");
                     let _ = fleet.sweep().await.expect("swept");
                 }

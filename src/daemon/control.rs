@@ -309,6 +309,7 @@ pub enum ServingState {
 /// What a daemon answers, as its client reads it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
+#[expect(clippy::large_enum_variant, reason = "one is read for each question, and none is kept")]
 pub enum DaemonAnswer {
     /// Who it is.
     Hello {

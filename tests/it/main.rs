@@ -15,6 +15,10 @@ mod failpoints;
 mod fleet;
 mod jobs;
 mod kit;
+#[path = "../../src/fleet/postgres/tests/server.rs"]
+#[expect(clippy::expect_used, clippy::panic, reason = "helpers of tests")]
+#[expect(dead_code, reason = "the library's own tests use the rest")]
+mod private_postgres;
 mod program;
 mod protocol;
 mod supervision;

@@ -216,16 +216,13 @@ impl FleetArguments {
     /// Waits until a job of this machine is over.
     async fn over(&self, job: FleetJobId) -> Box<JobRecord> {
         loop {
-            match self.jobs.follow(local(job)).await {
-                Ok(mut follow) => loop {
-                    match follow.next().await {
-                        Ok(News::Finished(record)) => return Box::new(JobRecord::clone(&record)),
-                        // It is told when it is stored: whoever tells it next reads it there.
-                        Ok(News::Unstored(_) | News::Changed) => {}
-                        Err(_) => break,
+            if let Ok(mut follow) = self.jobs.follow(local(job)).await {
+                while let Ok(news) = follow.next().await {
+                    // What is not stored yet is told when it is: whoever tells it next reads it there.
+                    if let News::Finished(record) = news {
+                        return Box::new(JobRecord::clone(&record));
                     }
-                },
-                Err(_) => {}
+                }
             }
             tokio::time::sleep(POLL).await;
         }

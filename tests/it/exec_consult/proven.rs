@@ -4,6 +4,8 @@
 //!
 //! Laws: L3, L7, L13.
 
+#![expect(clippy::expect_used, reason = "helpers of tests")]
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 

@@ -9,7 +9,3 @@
 
 mod memory;
 mod processes;
-#[path = "../../../src/fleet/postgres/tests/server.rs"]
-#[expect(clippy::expect_used, clippy::panic, reason = "helpers of tests")]
-#[expect(dead_code, reason = "the library's own tests use the rest")]
-mod server;

@@ -7,7 +7,7 @@
 use phone_opus::testkit::{Rig, tried_program};
 use serde_json::json;
 
-use super::server::PrivateServer;
+use crate::private_postgres::PrivateServer;
 
 /// The URL of a database, of its settings.
 fn url(settings: &str) -> String {

@@ -4,10 +4,6 @@
 
 #![expect(clippy::expect_used, reason = "helpers of tests")]
 
-#[expect(dead_code, clippy::panic, reason = "the tests of the fleet's statements need more of a server")]
-#[path = "../../../src/fleet/postgres/tests/server.rs"]
-mod server;
-
 use std::process::Output;
 
 use phone_opus::internals::base::ids::HostId;
@@ -16,7 +12,7 @@ use phone_opus::internals::fleet::{Fleet as _, Labels, Renewal};
 use phone_opus::testkit::{Rig, tried_program};
 use serde_json::{Value, json};
 
-use self::server::PrivateServer;
+use crate::private_postgres::PrivateServer;
 
 fn new_rig() -> Rig {
     Rig::new(tried_program(env!("CARGO_BIN_EXE_phone-opus"))).with("PHONE_OPUS_LOG", "error").with("NO_COLOR", "1")

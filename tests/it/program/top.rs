@@ -2,8 +2,6 @@
 //!
 //! Laws: L7, L13.
 
-#![expect(clippy::expect_used, reason = "helpers of tests")]
-
 use phone_opus::internals::jobs::JobState;
 use phone_opus::testkit::outputs::{Keyboard, OnTerminal};
 use phone_opus::testkit::{Rig, tried_program, until_seen};

@@ -4,8 +4,6 @@
 //!
 //! Laws: L11.
 
-#![expect(clippy::expect_used, reason = "helpers of tests")]
-
 use std::collections::VecDeque;
 
 use phone_opus::testkit::outputs::Keyboard;

@@ -104,7 +104,7 @@ async fn show(dir: &StateDir, paint: Paint) -> io::Result<ExitCode> {
     let code = 'shown: loop {
         screen.show(&core, UnixMillis::now())?;
         let event = tokio::select! {
-            () = told.to_end() => break ExitCode::from(ENDED),
+            () = told.any() => break ExitCode::from(ENDED),
             key = keys.recv() => match key {
                 Some(Typed::Key(key)) => TopEvent::Pressed(key),
                 Some(Typed::Size) => continue,
@@ -193,7 +193,7 @@ impl Told {
     /// # Cancel safety
     ///
     /// Safe.
-    async fn to_end(&mut self) {
+    async fn any(&mut self) {
         let heard = self.all.iter_mut().map(|signal| Box::pin(signal.recv()));
         futures_util::future::select_all(heard).await;
     }

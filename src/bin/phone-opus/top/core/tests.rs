@@ -18,7 +18,7 @@ pub(crate) fn row(sequence: u64, state: JobState) -> JobRow {
         sequence,
         state,
         mode: JobMode::Sync,
-        agent: if sequence % 2 == 0 { "codex" } else { "claude" }.to_owned(),
+        agent: if sequence.is_multiple_of(2) { "codex" } else { "claude" }.to_owned(),
         workspace: format!("/work/{sequence}").into(),
         chain: ChainId::random(),
         depth: 0,
