@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use phone_opus::internals::agents::Agent;
-use phone_opus::internals::base::fault::Fault;
+use phone_opus::internals::base::fault::{Fault, FaultCode};
 use serde_json::{Value, json};
 
 use crate::cli::AgentsOptions;
@@ -140,11 +140,18 @@ fn beneath(rows: &[Row], face: Face) -> Vec<Line> {
     for row in rows.iter().filter(|row| row.is_default) {
         lines.extend(wrap(&Line::of(paint::PLAIN, &format!("{} answers when none is named.", row.name)), face.width));
     }
+    let mut is_told = false;
     for row in rows {
-        if let Err(fault) = &row.found {
-            let hint = fault.hint.as_deref().unwrap_or_default();
-            lines.extend(paragraph(paint::DIM, &format!("{}: {} {hint}", row.name, fault.detail), face.width));
-        }
+        let Err(fault) = &row.found else { continue };
+        let hint = fault.hint.as_deref().unwrap_or_default();
+        // Where programs are looked for is said once; after that only what to do.
+        let said = if is_told && fault.code == FaultCode::AgentMissing {
+            format!("{}: {}.", row.name, hint.split(';').next().unwrap_or_default().trim_end_matches('.'))
+        } else {
+            format!("{}: {} {hint}", row.name, fault.detail)
+        };
+        is_told |= fault.code == FaultCode::AgentMissing;
+        lines.extend(paragraph(paint::DIM, &said, face.width));
     }
     lines
 }
