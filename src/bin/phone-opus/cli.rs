@@ -110,11 +110,11 @@ pub(crate) enum Command {
     },
     /// What is going on, live in this terminal: servers, jobs, what happens.
     #[cfg(feature = "see")]
-    #[command(
-        after_help = "Keys: up and down select a job, Enter follows it, c ends it (after a question), / shows some only, q leaves.\n\n\
+    #[command(after_help = "Example:\n  \
+        phone-opus top   the servers and jobs of your state directory\n\n\
+        Keys: up and down select a job, Enter follows it, c ends it (after a question), / shows some only, q leaves.\n\n\
         It serves nobody and makes nothing. Where there is a daemon it is asked twice a second, and stays for as long.\n\n\
-        Exit codes: 0 left by a key, 1 the terminal failed, 2 no terminal, 3 told to end."
-    )]
+        Exit codes: 0 left by a key, 1 the terminal failed, 2 no terminal, 3 told to end.")]
     Top(report::TopOptions),
     /// Says that this program cannot.
     #[cfg(not(feature = "see"))]

@@ -20,8 +20,8 @@ const HOST_GROWTH_MB: u64 = 18;
 /// its way to the disk, 256 KiB of text.
 const RUNNER_MB: u64 = 60;
 
-/// What a runner of the unoptimised program takes before a line comes: most of it is the program's own pages.
-const PROGRAM_MB: u64 = 24;
+/// What a runner of the unoptimised program takes before a line comes: most of it is the own pages of a program that has every feature.
+const PROGRAM_MB: u64 = 32;
 
 /// A long line is kept (up to 64 MiB), read, and its text taken out of it; the text is then written into the outcome, which is
 /// kept for another try and turned into JSON for the store: this many times its length with what buffers have grown beyond it.
