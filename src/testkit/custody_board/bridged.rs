@@ -76,7 +76,7 @@ async fn everything(tried: &Tried) -> Seen {
     let (sent, _) = begun(&rig, &mut client, &[]).await;
     sent.into_iter().for_each(|sent| client.give_up_on(sent));
     client.expect_end();
-    for role in [Role::Runner, Role::Host, Role::Bridge] {
+    for role in [Role::Bridge, Role::Host, Role::Runner] {
         rig.kill(role);
     }
     client.exit().await;
