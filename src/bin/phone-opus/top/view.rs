@@ -159,39 +159,61 @@ fn servers(core: &TopCore, paint: Paint, now: UnixMillis) -> Vec<Line<'static>> 
 fn jobs(frame: &mut Frame<'_>, area: Rect, core: &TopCore, paint: Paint, now: UnixMillis) {
     let waits = core.waits();
     let all = core.jobs();
-    let row = |row: &&JobRow| {
+    let room = usize::from(area.width) / 5;
+    let texts = |row: &&JobRow| {
         let age = match row.finished_at {
             Some(ended) => ended.since(row.started_at.unwrap_or(row.accepted_at)),
             None => now.since(row.started_at.unwrap_or(row.accepted_at)),
         };
-        let cost = row.cost_usd.map(|cost| format!("${cost:.4}")).unwrap_or_default();
-        Row::new([
-            Cell::from(short(row.id)).style(Style::new().add_modifier(Modifier::BOLD)),
-            Cell::from(row.state.as_str()).style(paint.state(row.state)),
-            Cell::from(shown(&row.agent)),
-            Cell::from(ages::elapsed(age / 1000)),
-            Cell::from(does(core, row, waits.get(&row.id).copied())),
-            Cell::from(cost),
-            Cell::from(end_of(&row.workspace.display().to_string(), usize::from(area.width) / 5)),
-        ])
+        [
+            short(row.id),
+            row.state.as_str().to_owned(),
+            shown(&row.agent),
+            ages::elapsed(age / 1000),
+            does(core, row, waits.get(&row.id).copied()),
+            row.cost_usd.map(|cost| format!("${cost:.4}")).unwrap_or_default(),
+            end_of(&row.workspace.display().to_string(), room),
+        ]
     };
-    let widths = [
-        Constraint::Length(8),
-        Constraint::Length(11),
-        Constraint::Length(8),
-        Constraint::Length(12),
-        Constraint::Fill(2),
-        Constraint::Length(9),
-        Constraint::Length(area.width / 5),
-    ];
-    let header = Row::new(["JOB", "STATUS", "AGENT", "AGE", "DOES", "COST", "WORKSPACE"]);
+    let texts: Vec<_> = all.iter().map(texts).collect();
+    let widths = widths(&texts, area.width);
+    let rows = all.iter().zip(texts).map(|(row, [id, state, agent, age, does, cost, workspace])| {
+        Row::new([
+            Cell::from(id).style(Style::new().add_modifier(Modifier::BOLD)),
+            Cell::from(state).style(paint.state(row.state)),
+            Cell::from(agent),
+            Cell::from(age),
+            Cell::from(does),
+            Cell::from(cost),
+            Cell::from(workspace),
+        ])
+    });
+    let header = Row::new(HEADS);
     let title = format!("jobs, {}", all.len());
-    let table = Table::new(all.iter().map(row), widths)
+    let table = Table::new(rows, widths)
         .header(header.style(Style::new().add_modifier(Modifier::DIM)))
         .row_highlight_style(Style::new().add_modifier(Modifier::REVERSED))
         .block(titled(&title));
     let mut state = TableState::new().with_selected(core.position());
     frame.render_stateful_widget(table, area, &mut state);
+}
+
+/// What stands above the columns of the jobs.
+const HEADS: [&str; 7] = ["JOB", "STATUS", "AGENT", "AGE", "DOES", "COST", "WORKSPACE"];
+
+/// Each column as wide as what is in it, within its bounds; what a job does has the rest.
+fn widths(rows: &[[String; 7]], all: u16) -> [Constraint; 7] {
+    const MOST: [u16; 7] = [8, 11, 8, 12, 0, 9, u16::MAX];
+    std::array::from_fn(|column| {
+        let texts = rows.iter().filter_map(|row| row.get(column)).map(|text| Line::from(text.as_str()).width());
+        let head = HEADS.get(column).map_or(0, |head| head.len());
+        let widest = u16::try_from(texts.max().unwrap_or(0).max(head)).unwrap_or(u16::MAX);
+        match MOST.get(column) {
+            None | Some(0) => Constraint::Fill(1),
+            Some(&u16::MAX) => Constraint::Length(widest.min(all / 5)),
+            Some(&most) => Constraint::Length(widest.min(most)),
+        }
+    })
 }
 
 /// What a job does, or what it waits for, or why it did not succeed.
@@ -330,8 +352,8 @@ mod tests {
             "0 of 3 places",
             "server 7 0.1.0 serving  worker of generation 3, 2 restarts, last fault",
             "└ session 4 claude-code\\u001b[2J in work\\u202e, 1 min 01 s, 1 call",
-            "00000001 running     claude   1 min 00 s   using Read",
-            "00000002 queued      codex    2 min 05 s",
+            "00000001 running claude 1 min 00 s using Read",
+            "00000002 queued  codex  2 min 05 s",
             "00000003 failed",
             "$0.2500",
             "worker of generation 3 begins after worker_lost",
@@ -342,6 +364,18 @@ mod tests {
         assert!(colours);
         assert!(!text.contains('\u{1b}') && !text.contains('\u{202e}'), "{text:?}");
         assert!(!text.contains("one two three"), "what an agent says is shown where it is followed: {text}");
+    }
+
+    #[test]
+    fn what_a_job_does_has_the_room_that_the_other_columns_do_not_need() {
+        let of = |texts: [&str; 7]| widths(&[texts.map(str::to_owned)], 80);
+        let [job, status, agent, age, does, cost, workspace] =
+            of(["1", "queued", "claude", "5 s", "waits", "", "/a/b"]);
+        let [.., longest_cost, longest_workspace] =
+            of(["1", "queued", "claude", "5 s", "", &"9".repeat(40), &"p".repeat(40)]);
+        assert_eq!([job, status, agent, age], [3, 6, 6, 3].map(Constraint::Length));
+        assert_eq!([does, cost, workspace], [Constraint::Fill(1), Constraint::Length(4), Constraint::Length(9)]);
+        assert_eq!([longest_cost, longest_workspace], [Constraint::Length(9), Constraint::Length(16)]);
     }
 
     #[test]
