@@ -14,6 +14,8 @@ mod daemon;
 #[cfg(feature = "see")]
 mod dashboard;
 mod doctor;
+#[cfg(any(feature = "selftest", feature = "see"))]
+mod end_signals;
 mod exec_server;
 mod faults;
 #[cfg(feature = "fleet")]

@@ -15,6 +15,7 @@ use phone_opus::testkit::scoreboard::{self, Draw, FaultRow, Score, rows};
 use serde_json::{Value, json};
 
 use crate::cli::{EVERY_AGENT, SelftestOptions};
+use crate::end_signals::EndSignals;
 use crate::output::{out, print, print_json, print_lines, say, say_over};
 use crate::screen::layout::{CellFit, Column, table};
 use crate::screen::{self, markdown, paint};
@@ -36,7 +37,10 @@ pub(crate) fn run(options: &SelftestOptions) -> ExitCode {
 
 fn play(options: &SelftestOptions) -> Result<ExitCode, SetupError> {
     if options.custody {
-        return Ok(custody(&custody_rows(options)?, options.json));
+        return Ok(match custody_rows(options)? {
+            Ok(rows) => custody(&rows, options.json),
+            Err(ended) => ended,
+        });
     }
     let chosen = chosen(options);
     if chosen.is_empty() {
@@ -62,18 +66,32 @@ fn play(options: &SelftestOptions) -> Result<ExitCode, SetupError> {
     let runtime = runtime()?;
     let began = Instant::now();
     let mut board = Board { lines: Vec::new(), json: options.json, seed, began };
-    runtime.block_on(async {
+    let played = runtime.block_on(unless_ended(async {
         match game {
             Game::Rows(rows) => board.rows(&program, rows, options.at_once).await,
             Game::Soak(time) => board.soak(&program, time, options.at_once).await,
             Game::Replay => board.replay(&program).await,
         }
-    });
-    Ok(board.verdict())
+    }))?;
+    Ok(played.err().unwrap_or_else(|| board.verdict()))
+}
+
+/// Plays until it is over or a signal ends this program, which then says so by its exit code. What was under way is dropped: a
+/// world that goes ends the processes in it, and those of a program that is just killed have nobody to do that.
+async fn unless_ended<T>(played: impl Future<Output = T>) -> Result<Result<T, ExitCode>, SetupError> {
+    let mut signals = EndSignals::begin().map_err(SetupError::Runtime)?;
+    tokio::select! {
+        played = played => Ok(Ok(played)),
+        signal = signals.any() => {
+            let number = signal.as_raw();
+            say(&format!("phone-opus: ended by signal {number}; what was being tried is ended as well"));
+            Ok(Err(ExitCode::from(u8::try_from(128 + number).unwrap_or(u8::MAX))))
+        }
+    }
 }
 
 /// Asks the cells of the custody scoreboard, for one agent after the other.
-fn custody_rows(options: &SelftestOptions) -> Result<Vec<CustodyRow>, SetupError> {
+fn custody_rows(options: &SelftestOptions) -> Result<Result<Vec<CustodyRow>, ExitCode>, SetupError> {
     let shown = !options.json && std::io::stderr().is_terminal();
     let parts: Vec<AgentPart> = match options.agent.as_str() {
         EVERY_AGENT => AgentPart::all().collect(),
@@ -85,12 +103,16 @@ fn custody_rows(options: &SelftestOptions) -> Result<Vec<CustodyRow>, SetupError
         if shown {
             say_over(&format!("{}, {} of {count} agents", part.name(), done + 1));
         }
-        rows.extend(runtime.block_on(custody_board::run_as(program(), options.through, part, options.only.clone())));
+        let asked = custody_board::run_as(program(), options.through, part, options.only.clone());
+        match runtime.block_on(unless_ended(asked))? {
+            Ok(asked) => rows.extend(asked),
+            Err(ended) => return Ok(Err(ended)),
+        }
     }
     if shown {
         say_over("");
     }
-    Ok(rows)
+    Ok(Ok(rows))
 }
 
 /// Shows the custody scoreboard; exit code 1 when a cell is wrong.

@@ -203,8 +203,15 @@ impl Rig {
 /// What a failed case leaves behind is ended; a passed one leaves nothing.
 impl Drop for Rig {
     fn drop(&mut self) {
-        for process in self.processes() {
-            let _ = process.send(rustix::process::Signal::KILL);
+        // One that is ended may have just started another.
+        for _ in 0..5 {
+            let left = self.processes();
+            if left.is_empty() {
+                return;
+            }
+            for process in left {
+                let _ = process.send(rustix::process::Signal::KILL);
+            }
         }
     }
 }

@@ -4,14 +4,18 @@
 
 #![expect(clippy::expect_used, reason = "helpers of tests")]
 
-use std::process::Output;
+use std::process::{Output, Stdio};
 use std::time::Duration;
 
 use phone_opus::testkit::custody_board::AgentPart;
+use phone_opus::testkit::processes::Role;
 use phone_opus::testkit::rig::Through;
 use phone_opus::testkit::scoreboard::{Draw, rows};
+use phone_opus::testkit::wait::until;
 use phone_opus::testkit::{Rig, tried_program};
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
+use tokio::io::AsyncReadExt as _;
 
 /// Longest one run may take: sixteen seconds alone, and several run beside each other here, each of them with twenty worlds.
 const PATIENCE: Duration = Duration::from_secs(240);
@@ -27,6 +31,38 @@ async fn selftest(arguments: &[&str]) -> Output {
     assert_eq!(std::fs::read_dir(&scratch).expect("it is there").count(), 0, "scratch directories are left");
     rig.check_invariants().await;
     output
+}
+
+/// Whoever ends it, however it was asked, ends what it was trying.
+#[tokio::test]
+async fn one_that_is_ended_leaves_nothing_alive_and_says_by_what() {
+    let asked: [&[&str]; 2] =
+        [&["selftest", "--custody"], &["selftest", "--only", "worker.before_reply@tools/call:consult=hang"]];
+    for words in asked {
+        for signal in [Signal::TERM, Signal::INT, Signal::HUP, Signal::QUIT] {
+            let mut rig = Rig::new(tried_program(env!("CARGO_BIN_EXE_phone-opus"))).with_patience(PATIENCE);
+            let scratch = rig.path("cases");
+            std::fs::create_dir(&scratch).expect("a directory");
+            rig.set("TMPDIR", scratch.display().to_string());
+            let mut command = rig.command(words);
+            let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("it starts");
+            // Somebody's agent, or a world it is just being started in.
+            until("a world of it lives", async || rig.all(Role::Host).pop()).await;
+            let pid = child.id().and_then(|pid| i32::try_from(pid).ok()).and_then(Pid::from_raw).expect("it lives");
+            kill_process(pid, signal).expect("a signal");
+            let mut said = String::new();
+            child.stderr.take().expect("piped").read_to_string(&mut said).await.expect("text");
+            let status = child.wait().await.expect("it ends");
+            assert_eq!(status.code(), Some(128 + signal.as_raw()), "{words:?} {signal:?}: {said}");
+            assert!(said.contains("ended by signal"), "{said}");
+            assert_eq!(
+                std::fs::read_dir(&scratch).expect("it is there").count(),
+                0,
+                "{words:?} {signal:?}: directories are left"
+            );
+            rig.check_invariants().await;
+        }
+    }
 }
 
 fn text(output: &Output) -> String {

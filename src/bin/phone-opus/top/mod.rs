@@ -28,7 +28,6 @@ use phone_opus::internals::jobs::store::{CancelState, StoreError, StoreHandle};
 use phone_opus::internals::jobs::{CancelReason, JobState, sweep};
 use phone_opus::internals::seen::live::{self, Live};
 use ratatui::crossterm::event::{self, Event, KeyCode, KeyEventKind, KeyModifiers};
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::MissedTickBehavior;
@@ -37,6 +36,7 @@ use self::core::{Noted, TopCore, TopEffect, TopEvent, TopKey, TopLook};
 use self::screen::Screen;
 use self::view::Paint;
 use crate::cli::report::TopOptions;
+use crate::end_signals::EndSignals;
 use crate::logging;
 use crate::output::{out, say};
 use crate::settings::{chain, refused, runtime, state_dir};
@@ -94,7 +94,7 @@ pub(crate) fn run(options: &TopOptions) -> ExitCode {
 async fn show(dir: &StateDir, paint: Paint) -> io::Result<ExitCode> {
     let store = StoreHandle::sqlite(dir.clone());
     // Before the terminal is taken: from then on a signal has to give it back.
-    let mut told = Told::begin()?;
+    let mut told = EndSignals::begin()?;
     let mut screen = Screen::begin(paint)?;
     let (mut keys, reading) = Keys::begin()?;
     let mut pace = tokio::time::interval(PACE);
@@ -104,7 +104,7 @@ async fn show(dir: &StateDir, paint: Paint) -> io::Result<ExitCode> {
     let code = 'shown: loop {
         screen.show(&core, UnixMillis::now())?;
         let event = tokio::select! {
-            () = told.any() => break ExitCode::from(ENDED),
+            _ = told.any() => break ExitCode::from(ENDED),
             key = keys.recv() => match key {
                 Some(Typed::Key(key)) => TopEvent::Pressed(key),
                 Some(Typed::Size) => continue,
@@ -177,26 +177,6 @@ async fn cancel(store: StoreHandle, dir: StateDir, job: JobId) -> TopEvent {
     };
     let asked: Result<JobState, Fault> = asked.await;
     TopEvent::CancelAsked(job, asked.map_err(|fault| fault.detail))
-}
-
-/// Signals that end it.
-struct Told {
-    all: Vec<tokio::signal::unix::Signal>,
-}
-
-impl Told {
-    fn begin() -> io::Result<Self> {
-        let kinds = [SignalKind::terminate(), SignalKind::hangup(), SignalKind::interrupt(), SignalKind::quit()];
-        Ok(Self { all: kinds.into_iter().map(signal).collect::<io::Result<_>>()? })
-    }
-
-    /// # Cancel safety
-    ///
-    /// Safe.
-    async fn any(&mut self) {
-        let heard = self.all.iter_mut().map(|signal| Box::pin(signal.recv()));
-        futures_util::future::select_all(heard).await;
-    }
 }
 
 /// What comes from the terminal.
