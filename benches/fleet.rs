@@ -89,6 +89,7 @@ fn new_job(at: usize) -> NewFleetJob {
         workspace: format!("path:s:/w{}", at % 10),
         request_key: FleetJobId::random().to_string(),
         request: ConsultRequest::new("why does the build fail? ".repeat(40)).cwd("/w").timeout_s(1000),
+        given: None,
         account: String::new(),
         needs: Needs::default(),
         pin_state: None,

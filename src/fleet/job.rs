@@ -27,6 +27,9 @@ use crate::base::ids::{FleetJobId, HostId, UnixMillis};
 use crate::jobs::turns::SessionKey;
 use crate::jobs::{ConsultRequest, JobOutcome};
 
+/// What counts of a request whoever named it. The directory is among them: many lie in one workspace.
+const ALWAYS: [&str; 5] = ["prompt", "cwd", "machine", "billing", "diff"];
+
 /// The longest a job may wait or run, in seconds. Longer ones hold their place among the caps of a fleet for too long.
 pub const TIMEOUT_MOST_S: u64 = 7 * 24 * 60 * 60;
 
@@ -132,6 +135,9 @@ pub struct NewFleetJob {
     pub request_key: String,
     /// What was asked.
     pub request: ConsultRequest,
+    /// The options of the request that its caller named itself; the others are defaults, and are none of what was asked when it is
+    /// asked again. Where that is not known, all of it counts.
+    pub given: Option<Vec<String>>,
     /// Whose usage it is, as a digest; empty where any account of the host that runs it may be used.
     pub account: String,
     /// What a host must have to run it.
@@ -171,14 +177,10 @@ impl NewFleetJob {
     /// The first field that is out of its bounds.
     pub fn freeze(&self) -> Result<FrozenJob, BadRow> {
         let request = written("request", &self.request, REQUEST_BYTES)?;
-        // As on one machine: of a prompt with a diff the caller's words count, for the diff may have become another one since.
-        let words = ConsultRequest { prompt: self.request.words().to_owned(), ..self.request.clone() };
-        let same = written("request", &words, REQUEST_BYTES)?;
         if self.request.timeout_s == 0 || self.request.timeout_s > TIMEOUT_MOST_S {
             return Err(BadRow::new("timeout_s", "is out of bounds"));
         }
-        // What is asked for elsewhere, or of another account, is something else.
-        let digest = hex_digest(&[&same, &self.account, &self.needs.write()?]);
+        let digest = self.digest()?;
         Ok(FrozenJob {
             id: self.id,
             workspace: text("workspace", &self.workspace, WORKSPACE_BYTES)?.to_owned(),
@@ -193,6 +195,27 @@ impl NewFleetJob {
             timeout_s: self.request.timeout_s,
             request,
         })
+    }
+
+    /// By which two requests are told to be the same. As on one machine: of a prompt with a diff the caller's words count, for the
+    /// diff may have become another one since, and of the options those that its caller named. What is asked for elsewhere, or of
+    /// another account, is something else.
+    fn digest(&self) -> Result<String, BadRow> {
+        let words = ConsultRequest { prompt: self.request.words().to_owned(), ..self.request.clone() };
+        let whole = written("request", &words, REQUEST_BYTES)?;
+        let Some(given) = &self.given else { return Ok(hex_digest(&[&whole, &self.account, &self.needs.write()?])) };
+        let mut options: serde_json::Map<String, serde_json::Value> =
+            serde_json::from_str(&whole).map_err(|_| BadRow::new("request", "is no object"))?;
+        options.retain(|name, _| ALWAYS.contains(&name.as_str()) || given.contains(name));
+        let same = written("request", &options, REQUEST_BYTES)?;
+        let agent_is_named = given.iter().any(|name| name == "agent");
+        // Account and needs name the agent as well.
+        let account = if agent_is_named { &self.account } else { "" };
+        let mut needs = self.needs.clone();
+        if !agent_is_named {
+            needs.agents.clear();
+        }
+        Ok(hex_digest(&[&same, &given.join(","), account, &needs.write()?]))
     }
 }
 
@@ -234,7 +257,7 @@ pub struct ClaimedJob {
 }
 
 /// An outcome that came after its job was somebody else's, or over.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct LateOutcome {
     pub fence: Fence,
     pub host: HostId,
@@ -245,7 +268,7 @@ pub struct LateOutcome {
 }
 
 /// A job as whoever waits for it sees it.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct FleetView {
     pub job: FleetJobId,
     pub state: FleetState,
@@ -292,6 +315,7 @@ mod tests {
                 workspace: "path:s:/w".into(),
                 request_key: "key".into(),
                 request: ConsultRequest::new("prompt \0").cwd("/w"),
+                given: None,
                 account: "a".into(),
                 needs: Needs::default(),
                 pin_state: None,
@@ -322,5 +346,46 @@ mod tests {
         ] {
             assert_eq!(bad.map_err(|bad| bad.field), Err(field));
         }
+    }
+
+    #[test]
+    fn an_option_that_nobody_named_is_none_of_what_was_asked() {
+        type Change = fn(&mut NewFleetJob);
+        let digest = |given: &[&str], change: Change| {
+            let mut job = NewFleetJob {
+                id: FleetJobId::random(),
+                workspace: "path:s:/w".into(),
+                request_key: "key".into(),
+                request: ConsultRequest::new("why?").cwd("/w").agent("claude").timeout_s(60),
+                given: Some(given.iter().map(|name| (*name).to_owned()).collect()),
+                account: "a".into(),
+                needs: Needs::default(),
+                pin_state: None,
+            };
+            change(&mut job);
+            job.freeze().expect("frozen").digest
+        };
+        let nothing: Change = |_| ();
+        let timeout: Change = |job| job.request.timeout_s = 90;
+        let agent: Change = |job| {
+            job.request.agent = "codex".into();
+            job.account = "b".into();
+            job.needs.agents.insert("codex".into(), crate::fleet::labels::AgentLabel::default());
+        };
+        // What the caller named, what is otherwise when it asks again, and whether that is the same.
+        let cases: [(&str, &[&str], Change, bool); 8] = [
+            ("a default that stayed", &[], nothing, true),
+            ("a default that changed", &[], timeout, true),
+            ("an option that changed", &["timeout_s"], timeout, false),
+            ("a default agent that changed", &["timeout_s"], agent, true),
+            ("an agent that changed", &["agent"], agent, false),
+            ("other words", &[], |job| job.request.prompt.push('x'), false),
+            ("another directory", &[], |job| job.request.cwd = "/w/below".into(), false),
+            ("another way to pay", &[], |job| job.request.billing = crate::jobs::Billing::ApiKey, false),
+        ];
+        for (what, given, change, same) in cases {
+            assert_eq!(digest(given, nothing) == digest(given, change), same, "{what}");
+        }
+        assert_ne!(digest(&[], nothing), digest(&["timeout_s"], nothing), "another option was named");
     }
 }

@@ -44,6 +44,8 @@ use crate::runner::{RunnerCommand, nesting};
 use crate::telemetry::{Record, RolloutRecord, TelemetryHandle};
 use crate::tools::callers::{CallerContext, CallerOrigin, Callers};
 use crate::tools::consult::{ConsultTool, Consults};
+use crate::tools::placed::placing::Placing;
+use crate::tools::placed::waiters::Waiters;
 use crate::tools::placed::{FleetDesk, Home};
 use crate::tools::readers::{CancelTool, JobTool, JobsTool};
 use crate::tools::roots::RootsHandle;
@@ -89,6 +91,10 @@ pub(super) struct Assembly {
     pub(super) rollout: RolloutHandle,
     /// The queue that is shared with other machines; not reached before the first of its verbs.
     pub(super) fleet: Option<Arc<dyn Fleet>>,
+    /// Whether it claims jobs of its fleet.
+    pub(super) claims: bool,
+    /// Which of its calls wait for jobs of the fleet.
+    waiters: Waiters,
     /// Connections to exec servers.
     pub(super) exec: ExecLinks,
     /// For health.
@@ -142,6 +148,8 @@ impl Assembly {
             },
             exec: ExecLinks::new(names.exec.current(), names.root.current(), said.faults.clone()),
             fleet: said.fleet.or_else(|| fleet_of(&config)),
+            claims: said.claims,
+            waiters: Waiters::default(),
             started: now.checked_sub(uptime).unwrap_or(now),
             rollout: rollouts(setup.as_deref(), carried, &config, names.rollout.current(), &telemetry),
             places: Places {
@@ -256,18 +264,19 @@ impl Assembly {
             nesting: nesting(&self.environment),
             callers: self.callers.clone(),
             origin: CallerOrigin::Host,
-            fleet: self.fleet_desk().map(Arc::new),
+            fleet: self.fleet_desk().map(Placing::new),
         }
     }
 
     /// This host's side of its fleet. Nothing is looked at for it.
-    fn fleet_desk(&self) -> Option<FleetDesk> {
+    pub(super) fn fleet_desk(&self) -> Option<FleetDesk> {
         let (fleet, dir, runner) = (self.fleet.clone()?, self.state_dir.clone()?, self.runner.clone()?);
         let name = nix::unistd::gethostname().unwrap_or_default().into_string().unwrap_or_default();
         let name = if name.is_empty() { "localhost".to_owned() } else { name };
         let home = Home { name, dir, places: Arc::new(self.places.clone()) };
         let account = Arc::new(move |request: &ConsultRequest| runner.account_anywhere(request));
-        Some(FleetDesk::new(fleet, home, account, self.agents.names().into_iter().map(str::to_owned), &self.config))
+        let agents = self.agents.names().into_iter().map(str::to_owned);
+        Some(FleetDesk::new(fleet, home, account, agents, &self.config, self.waiters.clone()))
     }
 
     fn tools(&self, desk: &Consults, health: &HealthSource) -> Vec<Arc<dyn Tool>> {

@@ -80,6 +80,7 @@ pub struct SystemBuilder {
     pub(super) restore: Option<HostSnapshot>,
     pub(super) notices: Vec<String>,
     pub(super) fleet: Option<Arc<dyn Fleet>>,
+    pub(super) claims: bool,
     pub(super) parent: Option<ActorCell>,
 }
 
@@ -111,6 +112,7 @@ impl System {
             restore: None,
             notices: Vec::new(),
             fleet: None,
+            claims: true,
             parent: None,
         }
     }
@@ -136,6 +138,15 @@ impl SystemBuilder {
     #[doc(hidden)]
     pub fn fleet(mut self, fleet: Arc<dyn Fleet>) -> Self {
         self.fleet = Some(fleet);
+        self
+    }
+
+    /// Whether it takes jobs of its fleet; it does when nothing is said. A program that is there for one question only asks: what it
+    /// claimed would have nobody who tells how it ended.
+    #[must_use]
+    #[doc(hidden)]
+    pub fn claims(mut self, claims: bool) -> Self {
+        self.claims = claims;
         self
     }
 

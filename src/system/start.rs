@@ -238,6 +238,7 @@ impl Assembly {
             life: self.life.clone(),
             board: HostBoard::new(self.kind, self.began(), self.view(lasting), self.life.clone(), self.store.clone()),
             connections: lasting.connections.clone(),
+            fleet: self.fleet_desk(),
             faults: self.faults.clone(),
             telemetry: self.telemetry.clone(),
         }
@@ -245,7 +246,7 @@ impl Assembly {
 
     /// This host's part in its fleet.
     fn fleet_part(&self, consults: &Consults) -> Option<FleetArguments> {
-        let desk = consults.fleet.as_deref()?.clone();
+        let desk = self.fleet_desk().filter(|_| self.claims)?;
         Some(FleetArguments {
             desk,
             consults: consults.clone(),
@@ -330,6 +331,7 @@ fn process_backend(
 ) -> ProcessBackend {
     // What is no text cannot be sent, and a consult could not run there either.
     let text = |path: &PathBuf| path.to_str().is_some();
+    let fleet = desk.and_then(|desk| desk.fleet.clone());
     let desk = desk.map(|desk| DeskSettings {
         config: told_config(&desk.config),
         observed: desk.clients.file().map(Path::to_owned).filter(text),
@@ -338,6 +340,7 @@ fn process_backend(
         places: desk.places.in_text(),
         nesting: desk.nesting,
         search_path: search_path(&desk.callers.host().environment),
+        fleet: desk.fleet.as_ref().map(|fleet| fleet.machine().to_owned()),
     });
     ProcessBackend {
         command,
@@ -353,6 +356,7 @@ fn process_backend(
             .collect(),
         jobs,
         roots: served.roots.clone(),
+        fleet,
         callers: served.callers.clone(),
         gauges: Arc::clone(&served.gauges),
     }

@@ -453,7 +453,7 @@ async fn cancel_job(desk: &Consults, call: ToolCall) -> Result<ToolReply, Fault>
     let Some(job) = job else { return Err(Fault::new(FaultCode::Internal, "a job id went missing.")) };
     let record = match desk.jobs.record(job).await {
         Err(fault) if fault.code == FaultCode::UnknownJob => {
-            let (record, was) = placed::cancel(desk, &call, job, caller, CANCEL_WAIT).await?.ok_or(fault)?;
+            let (record, was) = placed::end(desk, job, caller, CANCEL_WAIT).await?.ok_or(fault)?;
             return Ok(cancelled(&record, was, shape));
         }
         record => record?,

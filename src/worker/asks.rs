@@ -8,14 +8,17 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::base::fault::{Fault, FaultCode};
-use crate::base::ids::{InvocationId, JobId, SessionNumber};
+use crate::base::ids::{FleetJobId, InvocationId, JobId, SessionNumber};
+use crate::fleet::FleetView;
 use crate::jobs::client::Glimpse;
 use crate::jobs::{JobRecord, NewJob};
+use crate::tools::placed::placing::{PlaceAsk, PlacedJob};
 
 /// What only the host knows or may do.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -60,6 +63,12 @@ pub enum Question {
     Roots { session: SessionNumber },
     /// Its answer was read.
     MarkRead { job: JobId },
+    /// Put a consult into the fleet's queue.
+    Place { ask: Box<PlaceAsk> },
+    /// How a job of the fleet stands when it is over, or after so long.
+    PlacedView { job: FleetJobId, most: Duration },
+    /// A call waits for its job of the fleet no longer.
+    Settle { call: InvocationId },
 }
 
 /// What the host answers.
@@ -111,6 +120,10 @@ pub enum HostAnswer {
         /// As it named them.
         uris: Vec<String>,
     },
+    /// A job in the fleet's queue.
+    Placed { placed: PlacedJob },
+    /// A job of the fleet; none that it knows.
+    PlacedView { view: Option<Box<FleetView>> },
     /// Nothing to say.
     Done,
 }

@@ -4,15 +4,21 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 
 use super::asks::{AnswerReceiver, Asker, HostAnswer, Question, host_gone, misunderstood};
 use crate::base::fault::Fault;
-use crate::base::ids::{InvocationId, JobId, SessionNumber};
+use crate::base::ids::{FleetJobId, InvocationId, JobId, SessionNumber};
+use crate::fleet::FleetView;
 use crate::jobs::client::{Accepted, Follow, FollowBackend, Glimpse, JobsBackend, JobsHandle, News, View};
 use crate::jobs::{JobRecord, NewJob};
+use crate::tools::placed::placing::{PlaceAsk, PlacedJob, Placing, PlacingBackend};
 use crate::tools::roots::{AskRoots, RootsHandle};
+
+/// Longest one question about a fleet's job waits: nobody tells the host that its worker waits no more.
+const FLEET_WAIT: Duration = Duration::from_secs(30);
 
 /// A handle on the jobs of this process's host.
 #[must_use]
@@ -97,6 +103,52 @@ impl JobsBackend for OfHost {
                 _ => Err(misunderstood()),
             }
         })
+    }
+}
+
+/// A handle on the fleet of the host, whose machine has this name.
+#[must_use]
+pub fn fleet_of_host(asker: Asker, machine: String) -> Placing {
+    Placing::new(FleetOfHost { asker, machine })
+}
+
+/// The fleet of the host at the other end of this process's pipes.
+struct FleetOfHost {
+    asker: Asker,
+    machine: String,
+}
+
+impl PlacingBackend for FleetOfHost {
+    fn machine(&self) -> &str {
+        &self.machine
+    }
+
+    fn place(&self, ask: PlaceAsk) -> BoxFuture<'_, Result<PlacedJob, Fault>> {
+        Box::pin(async move {
+            match self.asker.ask(Question::Place { ask: Box::new(ask) }).await? {
+                HostAnswer::Placed { placed } => Ok(placed),
+                _ => Err(misunderstood()),
+            }
+        })
+    }
+
+    fn view(&self, job: FleetJobId, most: Duration) -> BoxFuture<'_, Result<Option<FleetView>, Fault>> {
+        Box::pin(async move {
+            let mut left = most;
+            loop {
+                let now = left.min(FLEET_WAIT);
+                left = left.saturating_sub(now);
+                match self.asker.ask(Question::PlacedView { job, most: now }).await? {
+                    HostAnswer::PlacedView { view: Some(view) } if !view.state.is_terminal() && !left.is_zero() => {}
+                    HostAnswer::PlacedView { view } => return Ok(view.map(|view| *view)),
+                    _ => return Err(misunderstood()),
+                }
+            }
+        })
+    }
+
+    fn settle(&self, call: InvocationId) -> BoxFuture<'_, ()> {
+        Box::pin(async move { drop(self.asker.ask(Question::Settle { call }).await) })
     }
 }
 

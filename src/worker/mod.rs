@@ -498,8 +498,7 @@ impl Inside {
                     nesting: desk.nesting,
                     callers,
                     origin: CallerOrigin::Host,
-                    // What it takes lies in the host.
-                    fleet: None,
+                    fleet: desk.fleet.map(|machine| client::fleet_of_host(self.asker.clone(), machine)),
                 };
                 let consult = ConsultTool::new(desk);
                 self.tools.insert(consult.name().to_owned(), Arc::new(consult));

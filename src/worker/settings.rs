@@ -40,6 +40,9 @@ pub struct DeskSettings {
     /// Where programs are looked for, of the host's environment.
     #[serde(default)]
     pub search_path: Option<String>,
+    /// What its machine is called in its fleet, where it has one.
+    #[serde(default)]
+    pub fleet: Option<String>,
 }
 
 /// What the tools of a worker process need to know of a session with a context of its own: of its environment where its home

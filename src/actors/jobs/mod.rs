@@ -71,6 +71,8 @@ use crate::jobs::{JobMode, JobRecord, JobState, NewJob};
 use crate::runner::RunnerCommand;
 use crate::telemetry::{Record, TelemetryHandle};
 use crate::tools::callers::{Callers, session_over};
+use crate::tools::placed::FleetDesk;
+use crate::tools::placed::waiters::WaitersEvent;
 
 /// How often a host looks for jobs whose runner is gone.
 const SWEEP_EVERY: Duration = Duration::from_secs(30);
@@ -123,6 +125,8 @@ pub struct JobsArguments {
     pub board: HostBoard,
     /// The connections: a caller whose connection is over waits for nothing.
     pub connections: Connections,
+    /// This host's fleet, whose jobs lose their callers by the same news.
+    pub fleet: Option<FleetDesk>,
     /// Fault plan.
     pub faults: Faults,
     /// Telemetry.
@@ -141,6 +145,8 @@ pub struct JobsState {
     /// Waiting jobs of hosts that are gone.
     alone: Arc<LeftAlone>,
     tasks: JoinSet<()>,
+    /// Jobs of the fleet that have lost their callers and are being cancelled.
+    cancelling: JoinSet<()>,
     /// The next sweep, where one is due sooner than the others.
     soon: JoinSet<()>,
     /// Who is to be told that no accept is under way.
@@ -222,6 +228,7 @@ impl Actor for Jobs {
             overdue: Arc::default(),
             alone: Arc::default(),
             tasks,
+            cancelling: JoinSet::new(),
             soon: JoinSet::new(),
             still: None,
         })
@@ -255,9 +262,14 @@ impl Actor for Jobs {
         for (job, attachment) in attached.iter().filter(|(_, attachment)| is_sync(attachment)) {
             asking.spawn(end_for_lost_caller(state.arguments.store.clone(), attachment.clone(), *job));
         }
+        state.callers_changed(|| WaitersEvent::Ends);
         let until = tokio::time::Instant::now() + Duration::from_secs(2);
         // What is not asked in time notices by its pipe that its host is gone.
         let _ = tokio::time::timeout_at(until, async { while asking.join_next().await.is_some() {} }).await;
+        let cancelled = async { while state.cancelling.join_next().await.is_some() {} };
+        if tokio::time::timeout_at(until, cancelled).await.is_err() {
+            tracing::warn!("jobs of the fleet that have lost their callers were not cancelled, and go on");
+        }
         for (job, attachment) in attached {
             if let Some(consult) = state.consults.forget(job) {
                 if is_sync(&attachment) {
@@ -283,10 +295,17 @@ impl JobsState {
         match message {
             JobsMsg::Accept { job, caller, again, reply } => self.accept(&me, job, caller, again, reply).await,
             JobsMsg::Stored { ask, held, adopted, result } => self.stored(&me, ask, held, adopted, *result).await,
-            JobsMsg::Withdrawn(caller) => self.decide(&me, JobsEvent::Withdrawn(caller)).await,
-            JobsMsg::Resumed { session, open } => self.decide(&me, JobsEvent::Resumed { session, open }).await,
+            JobsMsg::Withdrawn(caller) => {
+                self.callers_changed(|| WaitersEvent::Withdrawn(caller));
+                self.decide(&me, JobsEvent::Withdrawn(caller)).await;
+            }
+            JobsMsg::Resumed { session, open } => {
+                self.callers_changed(|| WaitersEvent::Resumed { session, open: open.clone() });
+                self.decide(&me, JobsEvent::Resumed { session, open }).await;
+            }
             JobsMsg::SessionOver(session) => {
                 self.runners.forget(session);
+                self.callers_changed(|| WaitersEvent::SessionOver(session));
                 self.decide(&me, JobsEvent::SessionOver(session)).await;
             }
             JobsMsg::HandedOver(job) => self.decide(&me, JobsEvent::HandedOver(job)).await,
@@ -317,16 +336,19 @@ impl JobsState {
             JobsMsg::CallersDue(job) => self.decide(&me, JobsEvent::CallersDue(job)).await,
             JobsMsg::LetGo(reply) => {
                 self.still = Some(reply);
+                self.callers_changed(|| WaitersEvent::LetGo);
                 self.decide(&me, JobsEvent::LetGo).await;
             }
             JobsMsg::Leave(reply) => {
                 let returning = self.arguments.callers.returning();
+                self.callers_changed(|| WaitersEvent::Left { returning: returning.clone() });
                 self.decide(&me, JobsEvent::Left { returning }).await;
                 // Free before any of their callers knows that it has to come back.
                 self.arguments.life.end();
                 let _ = reply.send(());
             }
             JobsMsg::Resume => {
+                self.callers_changed(|| WaitersEvent::Resume);
                 if let Some(means) = self.runners.own().cloned().map(|runner| self.means(runner)) {
                     self.arguments.attachments.room().resume(&means);
                 }
@@ -360,7 +382,16 @@ impl JobsState {
             JobsMsg::Sweep => self.sweep(me),
         }
         while self.tasks.try_join_next().is_some() || self.soon.try_join_next().is_some() {}
+        while self.cancelling.try_join_next().is_some() {}
         Ok(())
+    }
+
+    /// Cancels the fleet's jobs whose last caller here is gone.
+    fn callers_changed(&mut self, event: impl FnOnce() -> WaitersEvent) {
+        let Some(fleet) = &self.arguments.fleet else { return };
+        for job in fleet.callers_changed(event()) {
+            self.cancelling.spawn(fleet.clone().cancel_for_lost_caller(job));
+        }
     }
 
     async fn decide(&mut self, me: &ActorRef<JobsMsg>, event: JobsEvent) {

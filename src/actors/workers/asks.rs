@@ -9,6 +9,7 @@ use tokio::task::{AbortHandle, JoinSet};
 
 use crate::base::fault::{Fault, FaultCode};
 use crate::jobs::client::{Accepted, Follow, JobsHandle, News, View};
+use crate::tools::placed::placing::Placing;
 use crate::tools::roots::RootsHandle;
 use crate::worker::asks::{HostAnswer, Question};
 use crate::worker::executor::CONCURRENT;
@@ -35,17 +36,33 @@ pub(super) struct Answered {
     follow: Option<(u64, Follow)>,
 }
 
+/// What the fleet says to a question about it.
+async fn of_fleet(fleet: &Placing, question: Question) -> Result<HostAnswer, Fault> {
+    match question {
+        Question::Place { ask } => fleet.place(*ask).await.map(|placed| HostAnswer::Placed { placed }),
+        Question::PlacedView { job, most } => {
+            fleet.view(job, most).await.map(|view| HostAnswer::PlacedView { view: view.map(Box::new) })
+        }
+        Question::Settle { call } => {
+            fleet.settle(call).await;
+            Ok(HostAnswer::Done)
+        }
+        _ => Err(Fault::new(FaultCode::WorkerProtocol, "the question is none about a fleet.")),
+    }
+}
+
 /// Questions in progress.
 pub(super) struct Asks {
     jobs: JobsHandle,
     roots: RootsHandle,
+    fleet: Option<Placing>,
     follows: HashMap<u64, Followed>,
     tasks: JoinSet<Answered>,
 }
 
 impl Asks {
-    pub(super) fn new(jobs: JobsHandle, roots: RootsHandle) -> Self {
-        Self { jobs, roots, follows: HashMap::new(), tasks: JoinSet::new() }
+    pub(super) fn new(jobs: JobsHandle, roots: RootsHandle, fleet: Option<Placing>) -> Self {
+        Self { jobs, roots, fleet, follows: HashMap::new(), tasks: JoinSet::new() }
     }
 
     /// Whether there is anything to wait for in [`Asks::answered`].
@@ -132,6 +149,12 @@ impl Asks {
                     self.tasks
                         .spawn(async move { answered(Ok(HostAnswer::Roots { uris: roots.uris(session).await })) }),
                 );
+            }
+            Question::Place { .. } | Question::PlacedView { .. } | Question::Settle { .. } => {
+                let Some(fleet) = self.fleet.clone() else {
+                    return Some(Err(Fault::new(FaultCode::WorkerProtocol, "this host has no fleet.")));
+                };
+                self.tasks.spawn(async move { answered(of_fleet(&fleet, question).await) });
             }
             Question::MarkRead { job } => drop(self.tasks.spawn(async move {
                 jobs.mark_read(job).await;

@@ -46,6 +46,7 @@ use crate::jobs::client::JobsHandle;
 use crate::protocol::frame::{Frame, FrameReader};
 use crate::protocol::session::CallOutcome;
 use crate::tools::callers::{CallerOrigin, Callers};
+use crate::tools::placed::placing::Placing;
 use crate::tools::progress::ProgressSink;
 use crate::tools::roots::RootsHandle;
 use crate::worker::outbox::Outbox;
@@ -89,6 +90,8 @@ pub struct ProcessBackend {
     pub jobs: JobsHandle,
     /// What clients work on.
     pub roots: RootsHandle,
+    /// Its fleet, where it has one.
+    pub fleet: Option<Placing>,
     /// Whose sessions they are.
     pub callers: Callers,
     /// Counts stale messages.
@@ -317,7 +320,7 @@ impl Pump {
             told: HashSet::default(),
             given: 0,
             checked: 0,
-            asks: Asks::new(backend.jobs.clone(), backend.roots.clone()),
+            asks: Asks::new(backend.jobs.clone(), backend.roots.clone(), backend.fleet.clone()),
             vigil: Vigil::new(backend.policy.quiet, clock::now()),
             clock: Box::pin(tokio::time::sleep(Duration::ZERO)),
             ticking: false,

@@ -247,6 +247,7 @@ pub(in crate::fleet) fn job(id: FleetJobId, workspace: &str, key: &str, account:
         workspace: workspace.into(),
         request_key: key.into(),
         request: ConsultRequest::new(format!("prompt of {key}")).cwd("/w").timeout_s(timeout_s),
+        given: None,
         account: account.into(),
         needs: Needs::default(),
         pin_state: None,

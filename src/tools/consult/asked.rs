@@ -9,6 +9,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use super::looking::{LOOK_BOUND, within};
 use super::{Consults, SEVERAL, WAIT_MOST};
 use crate::agents::{MAX_PROMPT_BYTES, SessionIds};
@@ -36,7 +38,7 @@ const FROZEN: [&str; 8] =
 const PLACED: &str = "placement";
 
 /// A consult's arguments, read.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ConsultOptions {
     /// What is asked.
     pub request: ConsultRequest,
@@ -59,6 +61,11 @@ pub struct ConsultOptions {
 pub const KEY_OF_BRIDGE: &str = "phone-opus-bridge:";
 
 impl ConsultOptions {
+    /// The options of the request that its caller named itself. Where it may run is nothing of the request.
+    pub(in crate::tools) fn named(&self) -> Vec<String> {
+        self.given.iter().filter(|name| *name != PLACED).cloned().collect()
+    }
+
     /// Whether its caller said itself where it may run.
     pub(in crate::tools) fn is_placed_by_caller(&self) -> bool {
         self.given.iter().any(|name| name == PLACED)
@@ -92,6 +99,23 @@ impl Consults {
                 Err(Fault::new(FaultCode::InvalidInput, detail))
             }
             (mut only, shape) if only.len() == 1 => Ok((only.remove(0), shape)),
+            _ => Err(Fault::new(FaultCode::InvalidInput, "`agents` is given; accepted: one `agent`.")),
+        }
+    }
+
+    /// The same for who waits by [`placed`](crate::tools::placed) where the consult may run elsewhere.
+    ///
+    /// # Errors
+    ///
+    /// As [`Consults::read`].
+    ///
+    /// # Cancel safety
+    ///
+    /// Safe: nothing is changed.
+    pub async fn read_placed(&self, arguments: &[u8], caller: Caller) -> Result<ConsultOptions, Fault> {
+        let (mut each, _) = self.read_each(arguments, None, caller).await?;
+        match (each.pop(), each.is_empty()) {
+            (Some(only), true) => Ok(only),
             _ => Err(Fault::new(FaultCode::InvalidInput, "`agents` is given; accepted: one `agent`.")),
         }
     }
@@ -456,8 +480,7 @@ impl Consults {
             id: JobId::random(),
             invocation,
             request_key: options.request_key.clone(),
-            // Where it may run is nothing of the request.
-            given: Some(options.given.iter().filter(|name| *name != PLACED).cloned().collect()),
+            given: Some(options.named()),
             workspace: options.workspace.clone(),
             mode: if options.background { JobMode::Background } else { JobMode::Sync },
             request: options.request.clone(),

@@ -30,7 +30,7 @@ pub(in crate::tools) use self::told::{finished, unstored};
 pub(in crate::tools) use self::waiting::{Until, Waited, Watch, hand_over};
 use super::callers::{CallerOrigin, Callers, session_over};
 pub use super::grounds::Caller;
-use super::placed::{self, FleetDesk};
+use super::placed::{self, placing::Placing};
 use super::reply::{self, Context};
 use super::several;
 use super::{
@@ -129,7 +129,7 @@ pub struct Consults {
     /// Whose directory, configuration and environment the above are.
     pub origin: CallerOrigin,
     /// The queue that is shared with other machines, where one is configured.
-    pub fleet: Option<Arc<FleetDesk>>,
+    pub fleet: Option<Placing>,
 }
 
 impl Consults {

@@ -13,23 +13,23 @@ use phone_opus::testkit::{Rig, TestClient, tried_program};
 use phone_opus::{Config, FleetAddress, Grace, System, UnixMillis};
 use serde_json::json;
 
-fn new_rig() -> Rig {
+pub(super) fn new_rig() -> Rig {
     Rig::new(tried_program(env!("CARGO_BIN_EXE_phone-opus")))
 }
 
-fn queue() -> Arc<dyn Fleet> {
+pub(super) fn queue() -> Arc<dyn Fleet> {
     Arc::new(MemoryFleet::new("me", Arc::new(UnixMillis::now)))
 }
 
 /// A host of `rig` that has the directory of `of`, and a place for one agent.
-async fn host(rig: &Rig, of: &Rig, fleet: &Arc<dyn Fleet>) -> System {
+pub(super) async fn host(rig: &Rig, of: &Rig, fleet: &Arc<dyn Fleet>) -> System {
     let workspaces = vec![of.work()];
     let config = Config { wait: Some(Duration::from_secs(300)), max_running: 1, workspaces, ..Config::default() };
     rig.system().config(config).fleet(Arc::clone(fleet)).start().await.expect("a system")
 }
 
 /// Keeps the one place of a host taken, so that it claims nothing. The job, to be cancelled.
-async fn occupied(rig: &Rig, client: &mut TestClient) -> String {
+pub(super) async fn occupied(rig: &Rig, client: &mut TestClient) -> String {
     let job = client.consult_in_background(&rig.hanging("taken")).await;
     rig.wait_for_sign("taken").await;
     job

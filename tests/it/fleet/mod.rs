@@ -7,5 +7,6 @@
 
 #![cfg(target_os = "linux")]
 
+mod callers;
 mod memory;
 mod processes;

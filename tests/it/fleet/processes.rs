@@ -10,12 +10,12 @@ use serde_json::json;
 use crate::private_postgres::PrivateServer;
 
 /// The URL of a database, of its settings.
-fn url(settings: &str) -> String {
+pub(super) fn url(settings: &str) -> String {
     let of = |key: &str| settings.split(' ').find_map(|pair| pair.strip_prefix(key)).expect("it is there").to_owned();
     format!("postgres://fleet@{}/{}", of("host=").replace('/', "%2F"), of("dbname="))
 }
 
-fn new_rig(url: &str) -> Rig {
+pub(super) fn new_rig(url: &str) -> Rig {
     let program = tried_program(env!("CARGO_BIN_EXE_phone-opus"));
     Rig::new(program).with("PHONE_OPUS_FLEET", url).with("PHONE_OPUS_MAX_RUNNING", "1")
 }

@@ -348,6 +348,7 @@ fn whatever_happens_to_hosts_each_job_is_started_at_most_once_and_ends() {
                         workspace: format!("w{}", world.random.u8(..3)),
                         request_key: format!("{step}"),
                         request: ConsultRequest::new("why?").cwd("/w").timeout_s(600),
+                        given: None,
                         account: String::new(),
                         needs: Needs::default(),
                         pin_state: None,
