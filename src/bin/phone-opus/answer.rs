@@ -55,7 +55,9 @@ pub(crate) fn of_consult(record: &JobRecord, context: &Context, form: Form) -> E
             }
             (None, true) => say_plain(&text, false),
             (None, false) if out().terminal => {
-                pager::show(&facts(&with_short(&text, [record].into_iter()), out()), Paging::Never);
+                // A job of the fleet is found by its whole id alone.
+                let here = context.placed.is_none().then_some(record);
+                pager::show(&facts(&with_short(&text, here.into_iter()), out()), Paging::Never);
             }
             (None, false) => print(&text),
         },

@@ -69,6 +69,7 @@ pub(crate) enum Command {
         phone-opus consult - < question.md             the prompt from stdin\n  \
         phone-opus consult --agents claude,codex \"?\"   the answers of both\n  \
         phone-opus consult --session ID \"and then?\"    go on where an answer ended\n  \
+        phone-opus consult --placement fleet \"?\"      on any machine that has this directory\n  \
         phone-opus consult --background \"review\"       a job\n  \
         phone-opus jobs show last --wait 600           its answer")]
     Consult(ConsultFlags),
@@ -655,6 +656,9 @@ pub(crate) struct ConsultFlags {
     /// Return a job id at once; the job goes on by itself.
     #[arg(long)]
     pub(crate) background: bool,
+    /// Where it may run: here, or on any machine of the fleet that has the directory [default: as configured].
+    #[arg(long, value_name = "WHERE", value_parser = ["local", "fleet", "clone"])]
+    pub(crate) placement: Option<String>,
     /// The same key and arguments join the same job.
     #[arg(long, value_name = "KEY")]
     pub(crate) request_key: Option<String>,

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use phone_opus::internals::base::fault::{Fault, FaultCode};
 use phone_opus::internals::base::ids::JobId;
 use phone_opus::internals::config::Config;
+use phone_opus::internals::fleet::Placement;
 use phone_opus::internals::jobs::JobRecord;
 use phone_opus::internals::jobs::client::News;
 use phone_opus::internals::system::{Grace, System};
@@ -24,12 +25,22 @@ use crate::job_word::short;
 use crate::logging;
 use crate::output::{err, is_lost, say};
 use crate::piped;
+use crate::placed;
 use crate::progress::{FRAME, Progress};
 use crate::settings::{SetupError, prepare, refused, runtime, say_never_met};
 use crate::several;
 
 /// How long a consult that is given up may take to be over.
 pub(crate) const CANCEL_WAIT: Duration = Duration::from_secs(10);
+
+/// What was asked, and is to be ended when it is given up.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum AskedJob {
+    /// A job of this machine.
+    Here(JobId),
+    /// A job of the fleet.
+    OfFleet(JobId),
+}
 
 /// Asks, shows progress on stderr and the answer on stdout.
 pub(crate) fn run(options: &ConsultFlags) -> ExitCode {
@@ -47,7 +58,7 @@ fn ask(options: &ConsultFlags) -> Result<ExitCode, SetupError> {
         let mut quit = signal(SignalKind::quit()).map_err(SetupError::Runtime)?;
         begin::ignore(Kind::Consult)?;
         let faults = prepared.faults.clone();
-        let system = match prepared.system().start().await {
+        let system = match prepared.system().claims(false).start().await {
             Ok(system) => system,
             Err(fault) => return Ok(failed(&fault)),
         };
@@ -130,19 +141,22 @@ pub(crate) fn arguments(options: &ConsultFlags, config: &Config, prompt: String)
     put("request_key", json!(options.request_key));
     put("max_budget_usd", json!(options.max_budget_usd));
     put("diff", json!(options.diff));
+    put("placement", json!(options.placement));
     Ok(Value::Object(object))
 }
 
 /// What there is to show.
-struct Reply {
-    record: Arc<JobRecord>,
-    context: Context,
+pub(crate) struct ShownReply {
+    pub(crate) record: Arc<JobRecord>,
+    pub(crate) context: Context,
 }
 
 /// Shows a reply, and notes that it was read.
-async fn show(system: &System, reply: Reply, form: Form) -> ExitCode {
-    let Reply { record, context } = reply;
-    let (job, read) = (record.id, record.state.is_terminal() && !context.unstored);
+pub(crate) async fn show(system: &System, reply: ShownReply, form: Form) -> ExitCode {
+    let ShownReply { record, context } = reply;
+    // Of a job of the fleet nobody here keeps whether it was read.
+    let kept = context.placed.is_none() && !context.unstored;
+    let (job, read) = (record.id, record.state.is_terminal() && kept);
     // A pager takes as long as its reader; jobs that depend on this process go on meanwhile.
     let shown = tokio::task::spawn_blocking(move || answer::of_consult(&record, &context, form)).await;
     // An answer that could not be printed has no reader.
@@ -154,10 +168,17 @@ async fn show(system: &System, reply: Reply, form: Form) -> ExitCode {
 
 /// Ends the consult that is given up from the keyboard, and shows what is known of it. Whoever ended it knows that it is over:
 /// it is no news to anybody.
-async fn cancelled(system: &System, asked: Option<JobId>, form: Form) -> ExitCode {
-    let Some(job) = asked else {
-        say("phone-opus: cancelled before anything was asked");
-        return ExitCode::from(3);
+async fn cancelled(system: &System, asked: Option<AskedJob>, form: Form) -> ExitCode {
+    let job = match asked {
+        Some(AskedJob::Here(job)) => job,
+        Some(AskedJob::OfFleet(job)) => {
+            placed::cancelled(system, job, form).await;
+            return ExitCode::from(3);
+        }
+        None => {
+            say("phone-opus: cancelled before anything was asked");
+            return ExitCode::from(3);
+        }
     };
     say(&format!("phone-opus: cancelled job {job}"));
     let ended = async {
@@ -173,7 +194,7 @@ async fn cancelled(system: &System, asked: Option<JobId>, form: Form) -> ExitCod
     match tokio::time::timeout(CANCEL_WAIT, ended).await {
         Ok(Ok(record)) => {
             let context = system.desk().context(&record, None).await;
-            show(system, Reply { record, context }, form).await;
+            show(system, ShownReply { record, context }, form).await;
             if form != Form::Json {
                 say(&format!("Read it again: phone-opus jobs show {}", short(job)));
             }
@@ -189,20 +210,23 @@ async fn consult(
     system: &System,
     options: &ConsultFlags,
     prompt: String,
-    asked: &Cell<Option<JobId>>,
-) -> Result<Reply, Fault> {
+    asked: &Cell<Option<AskedJob>>,
+) -> Result<ShownReply, Fault> {
     let desk = system.desk();
-    let (read, _) =
-        desk.read(arguments(options, &desk.config, prompt)?.to_string().as_bytes(), None, Caller::Owner).await?;
+    let read = arguments(options, &desk.config, prompt)?.to_string();
+    let read = desk.read_placed(read.as_bytes(), Caller::Owner).await?;
+    let shown = !options.quiet && !options.json && err().terminal;
+    if read.placement != Placement::Local {
+        return placed::consult(system, read, shown, asked).await;
+    }
     let record = system.jobs().accept(desk.job(&read, None), None).await?.record;
     if options.background {
         let context = desk.context(&record, None).await;
-        return Ok(Reply { record: Arc::new(record), context });
+        return Ok(ShownReply { record: Arc::new(record), context });
     }
-    asked.set(Some(record.id));
+    asked.set(Some(AskedJob::Here(record.id)));
     let mut follow = system.jobs().follow(record.id).await?;
     let began = Instant::now();
-    let shown = !options.quiet && !options.json && err().terminal;
     let mut progress = shown.then(|| Progress::begin(record.id, &record.request.agent));
     let mut frames = tokio::time::interval(FRAME);
     frames.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -221,5 +245,5 @@ async fn consult(
         }
     };
     let context = Context { unstored, ..desk.context(&record, None).await };
-    Ok(Reply { record, context })
+    Ok(ShownReply { record, context })
 }

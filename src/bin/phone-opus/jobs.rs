@@ -26,6 +26,7 @@ use crate::cli::JobsCommand;
 use crate::job_word::short;
 use crate::logging;
 use crate::output::{draw, erase, err, is_lost, out, print, print_json, print_lines, print_prose, say};
+use crate::placed;
 use crate::progress::{FRAME, turn};
 use crate::screen::layout::{CellFit, Column, cut, table};
 use crate::screen::{Face, Line, ages, paint};
@@ -77,13 +78,18 @@ async fn perform(command: &JobsCommand, store: &StoreHandle, dir: &StateDir) -> 
         }
         JobsCommand::Show { job, wait, full, no_pager, json, .. } => {
             let job = job.find(store, here().as_deref()).await?;
-            let record = wait_for(store, job, Duration::from_secs(*wait)).await?;
             let detail = if *full { Detail::Full } else { Detail::Concise };
+            let (wait, form) = (Duration::from_secs(*wait), Form::of(*json, *no_pager));
+            let record = match wait_for(store, job, wait).await {
+                Err(fault) if fault.code == FaultCode::UnknownJob => {
+                    return placed::show_job(command.common(), job, wait, (form, detail), fault).await;
+                }
+                record => record?,
+            };
             if out().terminal {
-                // While a pager has the terminal, Ctrl-C is for it. What cannot be kept ends both, as it did.
-                let _ = process::ignore(&[Signal::INT.as_raw()]);
+                leave_interrupts_to_the_pager();
             }
-            answer::of_job(&record, &Context::default(), Form::of(*json, *no_pager), detail);
+            answer::of_job(&record, &Context::default(), form, detail);
             // An answer that could not be printed has no reader.
             if record.state.is_terminal() && !is_lost() {
                 store.mark_read(job, UnixMillis::now()).await?;
@@ -92,11 +98,23 @@ async fn perform(command: &JobsCommand, store: &StoreHandle, dir: &StateDir) -> 
         }
         JobsCommand::Tail { job, after, no_follow, json, .. } => {
             let job = job.find(store, here().as_deref()).await?;
-            tail(store, job, *after, if *no_follow { Follow::No } else { Follow::ToTheEnd }, *json).await
+            let follow = if *no_follow { Follow::No } else { Follow::ToTheEnd };
+            match tail(store, job, *after, follow, *json).await {
+                Err(fault) if fault.code == FaultCode::UnknownJob => {
+                    Err(placed::no_events(command.common(), job, fault).await)
+                }
+                told => told,
+            }
         }
         JobsCommand::Cancel { job, json, .. } => {
             let job = job.find(store, here().as_deref()).await?;
-            cancel(store, dir, job, *json).await
+            match cancel(store, dir, job, *json).await {
+                Err(fault) if fault.code == FaultCode::UnknownJob => {
+                    let (record, was) = placed::cancel_job(command.common(), job, fault).await?;
+                    Ok(cancelled(&record, was, *json))
+                }
+                ended => ended,
+            }
         }
         JobsCommand::Prune { older_than, keep, json, .. } => {
             let age = Duration::from_secs(u64::from(*older_than) * 24 * 60 * 60);
@@ -414,6 +432,31 @@ async fn wait_for(store: &StoreHandle, job: JobId, wait: Duration) -> Result<Job
         }
         tokio::time::sleep(LOOK_EVERY).await;
     }
+}
+
+/// While a pager has the terminal, Ctrl-C is for it. What cannot be kept ends both, as it did.
+pub(crate) fn leave_interrupts_to_the_pager() {
+    let _ = process::ignore(&[Signal::INT.as_raw()]);
+}
+
+/// Says what became of a job of the fleet that was to be cancelled: how it stands, and how it stood where it was over already.
+fn cancelled(record: &JobRecord, was: Option<JobState>, as_json: bool) -> ExitCode {
+    let (job, state) = (record.id, record.state);
+    if as_json {
+        print_json(json!({"job_id": job, "status": state, "changed": was.is_none()}));
+    }
+    match was {
+        Some(was) if !as_json => {
+            print_prose(&format!("Job {job} is over already: it {}. Nothing was changed.", how(was)));
+        }
+        None if state.is_terminal() && !as_json => print(&format!("Job {job} {}.", how(state))),
+        None if !state.is_terminal() => {
+            say(&format!("phone-opus: job {job} is still {}; its machine has been asked.", state.as_str()));
+            return ExitCode::FAILURE;
+        }
+        _ => {}
+    }
+    ExitCode::SUCCESS
 }
 
 async fn cancel(store: &StoreHandle, dir: &StateDir, job: JobId, as_json: bool) -> Result<ExitCode, Fault> {

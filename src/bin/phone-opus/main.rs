@@ -27,6 +27,7 @@ mod manual;
 mod output;
 mod pager;
 mod piped;
+mod placed;
 mod progress;
 #[cfg(feature = "see")]
 mod report;

@@ -51,6 +51,12 @@ impl Progress {
         Self { job, face: err(), frame: 0, told: String::new() }
     }
 
+    /// Of this job of the fleet, whose id is found on no machine by how it begins.
+    pub(crate) fn of_fleet(job: JobId, agent: &str) -> Self {
+        say(&format!("job {job} asks {agent} in the fleet; Ctrl-C ends it wherever it is"));
+        Self { job, face: err(), frame: 0, told: String::new() }
+    }
+
     /// Shows how it is after so long.
     pub(crate) fn show(&mut self, after: Duration, phase: &str, said: &str) {
         if self.face.moves {

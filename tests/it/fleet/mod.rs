@@ -10,3 +10,4 @@
 mod callers;
 mod memory;
 mod processes;
+mod shell;

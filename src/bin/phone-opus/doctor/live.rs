@@ -128,7 +128,7 @@ async fn turns(prepared: &Prepared, asked: Vec<(Known, PayerWord)>) -> Result<Tu
     let mut terminate = signal(SignalKind::terminate()).map_err(SetupError::Runtime)?;
     let mut quit = signal(SignalKind::quit()).map_err(SetupError::Runtime)?;
     begin::ignore(Kind::Consult)?;
-    let system = match prepared.clone().system().start().await {
+    let system = match prepared.clone().system().claims(false).start().await {
         Ok(system) => system,
         Err(fault) => return Ok(Turns::nobody(Live::Failed(fault))),
     };
