@@ -145,8 +145,8 @@ pub use jobs::client::JobsHandle;
 pub use jobs::client::{Follow, News};
 pub use jobs::store::{CancelState, JobFilter};
 pub use jobs::{
-    AskedDiff, Billing, CancelReason, ConsultRequest, JobMode, JobOutcome, JobRecord, JobState, JobSummary,
-    JournalEntry, JournalEvent, PermissionDenial, RunExit,
+    AskedDiff, Billing, CancelReason, CloneChanges, CloneOf, ClonePatch, ConsultRequest, JobMode, JobOutcome,
+    JobRecord, JobState, JobSummary, JournalEntry, JournalEvent, PermissionDenial, RunExit,
 };
 pub use protocol::session::{ClientInfo, SessionLimits};
 /// The actors under a system, for a tree that [`System::actor`] or [`SystemBuilder::supervised_by`] puts it into.

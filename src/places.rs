@@ -13,6 +13,9 @@
 //! A directory of another machine ([`elsewhere`]) is none of this one's, and only its name can be judged here: by the directories the
 //! user lists for its agent ([`judge_elsewhere`]). What its links lead to is asked from its machine, by whoever runs there.
 //!
+//! A job of another machine may run in a clone below our own state directory ([`Places::clone_tree`]): of everything that lies there,
+//! that one directory is granted, for that job.
+//!
 //! Invariants: (1) only resolved paths are judged, so neither `..` nor a link leads anywhere else; (2) what cannot be resolved
 //! grants nothing; (3) a store of secrets is refused to everybody, whatever lies around it.
 
@@ -146,6 +149,9 @@ pub struct Places {
     pub workspaces: Vec<PathBuf>,
     /// Where jobs are kept.
     pub state: Option<PathBuf>,
+    /// The one directory below it that may be looked into: the clone of the job that is asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clone_tree: Option<PathBuf>,
 }
 
 impl Places {
@@ -167,6 +173,7 @@ impl Places {
             workspaces: all(&self.workspaces),
             roots: all(roots),
             state: self.state.as_ref().and_then(one),
+            clone_tree: self.clone_tree.as_ref().and_then(one),
         }
     }
 
@@ -179,6 +186,7 @@ impl Places {
             home: text(&self.home),
             workspaces: self.workspaces.iter().filter(|path| path.to_str().is_some()).cloned().collect(),
             state: text(&self.state),
+            clone_tree: text(&self.clone_tree),
         }
     }
 }
@@ -196,6 +204,8 @@ pub struct Grounds {
     pub roots: Vec<PathBuf>,
     /// Where jobs are kept.
     pub state: Option<PathBuf>,
+    /// The one directory below it that may be looked into.
+    pub clone_tree: Option<PathBuf>,
 }
 
 /// Why a directory is refused.
@@ -247,6 +257,9 @@ impl Grounds {
     /// Why not.
     pub fn judge(&self, dir: &Path) -> Result<(), PlaceRefused> {
         self.judge_secrets(dir)?;
+        if self.is_clone(dir) {
+            return Ok(());
+        }
         let home = self.home.as_deref();
         // The user named it, whatever it is.
         if self.workspaces.iter().any(|granted| dir.starts_with(granted)) {
@@ -274,6 +287,11 @@ impl Grounds {
     ///
     /// It is a store of secrets.
     pub fn judge_secrets(&self, dir: &Path) -> Result<(), PlaceRefused> {
+        if self.is_clone(dir) {
+            // What a repository calls a store of secrets stays one.
+            let below = self.clone_tree.as_deref().and_then(|tree| dir.strip_prefix(tree).ok());
+            return if below.is_some_and(is_secret) { Err(PlaceRefused::Secrets) } else { Ok(()) };
+        }
         let own = self.state.as_deref().is_some_and(|state| dir.starts_with(state));
         let home = self.home.as_deref().and_then(|home| dir.strip_prefix(home).ok());
         let first = home.and_then(|below| below.components().next());
@@ -281,6 +299,14 @@ impl Grounds {
             HOME_SECRETS.contains(&name.as_os_str().to_string_lossy().to_ascii_lowercase().as_str())
         });
         if own || in_home || is_secret(dir) { Err(PlaceRefused::Secrets) } else { Ok(()) }
+    }
+}
+
+impl Grounds {
+    /// Whether a resolved directory is the clone that may be looked into, or lies in it.
+    #[must_use]
+    pub fn is_clone(&self, dir: &Path) -> bool {
+        self.clone_tree.as_deref().is_some_and(|tree| dir.starts_with(tree))
     }
 }
 
@@ -327,6 +353,32 @@ mod tests {
             workspaces: paths(workspaces),
             roots: paths(roots),
             state: Some("/home/u/.local/state/phone_opus".into()),
+            clone_tree: None,
+        }
+    }
+
+    #[test]
+    fn of_the_state_directory_one_clone_is_granted_and_nothing_beside_it() {
+        let state = "/home/u/.local/state/phone_opus";
+        let tree = format!("{state}/clones/7/tree");
+        let mut grounds = grounds("/home/u/p", &[], &[]);
+        let judged = |grounds: &Grounds, dir: &str| {
+            (grounds.judge(Path::new(dir)).is_ok(), grounds.judge_secrets(Path::new(dir)).is_ok())
+        };
+        assert_eq!(judged(&grounds, &tree), (false, false));
+        grounds.clone_tree = Some(tree.clone().into());
+        assert_eq!(judged(&grounds, &tree), (true, true));
+        assert_eq!(judged(&grounds, &format!("{tree}/src")), (true, true));
+        for refused in [
+            state.to_owned(),
+            format!("{state}/clones"),
+            format!("{state}/clones/7"),
+            format!("{state}/clones/7/tree2"),
+            format!("{state}/clones/8/tree"),
+            format!("{state}/jobs"),
+            format!("{tree}/.ssh"),
+        ] {
+            assert_eq!(judged(&grounds, &refused), (false, false), "{refused}");
         }
     }
 

@@ -143,6 +143,8 @@ fault_codes! {
     ExecRefused = "exec_refused", Transport, Transport, never;
     /// The exec server of the agent's machine was lost for longer than it waits for us, and the agent with it.
     ExecLost = "exec_lost", Transport, Transport, again;
+    /// The files a job of the fleet is about could not be had on the machine that was to run it; no agent was started.
+    WorkspaceUnavailable = "workspace_unavailable", Downstream, Job, again;
     /// The deadline of the request passed.
     DeadlineExceeded = "deadline_exceeded", Timeout, Job, again;
     /// The agent produced nothing for the stall time.

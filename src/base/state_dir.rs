@@ -8,6 +8,8 @@
 //! jobs/ID/lock                 held by the runner of the job
 //! jobs/ID/runner.log           the last words of a runner that had any
 //! jobs/ID/outcome.json         an outcome the store does not take yet
+//! clones/ID/lock               held by the host that keeps the clone a job of the fleet runs in
+//! clones/ID/tree               that clone
 //! slots/N                      held by a runner while its agent runs
 //! waiting/ID (and ID.bell)     held by a process that waits with jobs, and how it is woken
 //! hosts/ID/lock                held by a host whose jobs may be adopted when it is gone
@@ -292,6 +294,41 @@ impl StateDir {
     pub fn job_words(&self, job: JobId) -> Option<PathBuf> {
         let path = self.job_log(job);
         fs::metadata(&path).is_ok_and(|found| found.len() > 0).then_some(path)
+    }
+
+    /// Where clones are that jobs of the fleet run in.
+    #[must_use]
+    #[doc(hidden)]
+    pub fn clones(&self) -> PathBuf {
+        self.root.join("clones")
+    }
+
+    /// The files of one job's clone.
+    #[must_use]
+    #[doc(hidden)]
+    pub fn clone_tree(&self, job: JobId) -> PathBuf {
+        self.clones().join(job.to_string()).join("tree")
+    }
+
+    /// The file whose lock says that a host looks after a clone.
+    #[must_use]
+    #[doc(hidden)]
+    pub fn clone_lock(&self, job: JobId) -> PathBuf {
+        self.clones().join(job.to_string()).join("lock")
+    }
+
+    /// Makes the directory of one job's clone, and what it lies in; that of the clone.
+    ///
+    /// # Errors
+    ///
+    /// As for [`StateDir::create`].
+    #[doc(hidden)]
+    pub fn create_clone_dir(&self, job: JobId) -> Result<PathBuf, StateDirError> {
+        let dir = self.clones().join(job.to_string());
+        self.create()?;
+        private_dir(&self.clones(), Place::Inside)?;
+        private_dir(&dir, Place::Inside)?;
+        Ok(dir)
     }
 
     /// Where the permits' locks are.

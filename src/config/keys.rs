@@ -15,8 +15,8 @@ use serde::{Deserialize, Serialize};
 
 use super::clients::ClientSettings;
 use super::kinds::{
-    Address, Count, Directories, Fill, Kind, Lay, Lower, Millis, Names, PerClient, Program, Seconds, Tags, Text, Users,
-    Word,
+    Address, Count, Directories, Fill, Helpers, Kind, Lay, Lower, Millis, Names, PerClient, Program, Remotes, Seconds,
+    Tags, Text, Users, Word,
 };
 use super::sites::{AgentSettings, PerAgent, lay_customs};
 use super::{AGENT_ENV_MOST, ConfigError, LeftOut, RolloutMode, WorkerIsolation};
@@ -357,6 +357,22 @@ config_keys! {
         /// Where a consult may run that says nothing of it.
         fleet_placement: Placement = Placement::Local,
         what: "where a consult may run that does not say it by `placement`",
+    }
+    fleet_clone: Vec<String> as Remotes {
+        /// Repositories this host makes clones of for jobs of others.
+        fleet_clone: Vec<String> = Vec::new(),
+        what: "repositories this machine clones for consults of others that ask for a clone ([fleet.md](fleet.md)); none unless listed",
+    }
+    fleet_clone_credentials: Vec<String> as Helpers {
+        /// Credential helpers git may ask for logins to them.
+        fleet_clone_credentials: Vec<String> = Vec::new(),
+        what: "git's credential helpers that may be asked for a login to them; git's own configuration is not read for it",
+    }
+    fleet_clone_mb: u64 as Count {
+        /// Mebibytes of one clone.
+        fleet_clone_mb: usize = 2_048,
+        what: "mebibytes on disk that one such clone may take; a larger one is refused",
+        bounds: 1..=1_000_000,
     }
     agents: BTreeMap<String, AgentSettings> as PerAgent {
         /// Agents whose processes run on other machines.

@@ -16,7 +16,8 @@ use super::keys::Key;
 use super::{AGENT_ENV_MOST, RolloutMode, WorkerIsolation};
 use crate::agents::ExtraUsage;
 use crate::base::nearest::nearest;
-use crate::fleet::rows::{NAME_BYTES, text as text_row, word as word_row};
+use crate::fleet::remote::RemotePattern;
+use crate::fleet::rows::{BadRow, NAME_BYTES, text as text_row, word as word_row};
 use crate::fleet::{FleetAddress, Placement, address, labels};
 use crate::jobs::Billing;
 
@@ -369,6 +370,17 @@ pub(super) struct Users;
 #[derive(Debug)]
 pub(super) struct Tags;
 
+/// Addresses of repositories, and patterns of them.
+#[derive(Debug)]
+pub(super) struct Remotes;
+
+/// Names of git's credential helpers.
+#[derive(Debug)]
+pub(super) struct Helpers;
+
+/// Helpers git asks one after the other; people have one or two.
+const HELPERS_MOST: usize = 4;
+
 /// Users a host takes jobs of; a team.
 const USERS_MOST: usize = 64;
 
@@ -415,6 +427,19 @@ lists! {
         [','], |one: &str| text_row("it", one, NAME_BYTES).map(drop);
     Tags: labels::LIST, "up to 512 words without spaces, as `[\"gpu\", \"big\"]`; in the environment with commas or spaces between",
         [',', ' '], |one: &str| word_row("it", one).map(drop);
+    Remotes: labels::LIST, "up to 512 addresses by https or ssh, as `[\"https://git.example/team/*\", \"ssh://git@git.example/*\"]`; in the environment with commas or spaces between",
+        [',', ' '], |one: &str| RemotePattern::read(one).map(drop).map_err(|problem| BadRow::new("it", problem));
+    Helpers: HELPERS_MOST, "up to 4 names of helpers, as `[\"store\"]`; in the environment with commas or spaces between",
+        [',', ' '], |one: &str| helper(one);
+}
+
+/// git runs what is no plain name by a shell.
+fn helper(name: &str) -> Result<(), BadRow> {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
+    match !name.is_empty() && name.len() <= 40 && !name.starts_with('-') && name.bytes().all(plain) {
+        true => Ok(()),
+        false => Err(BadRow::new("it", "is no name of a helper")),
+    }
 }
 
 /// Absolute directories.

@@ -210,6 +210,11 @@ fn accepted(key: &Key) -> (String, String) {
         "fleet_accept" => ("[\"ada\", \"g h\"]".to_owned(), "ada, g h".to_owned()),
         "fleet_labels" => ("[\"gpu\", \"big\"]".to_owned(), "gpu big".to_owned()),
         "fleet_placement" => word("fleet"),
+        "fleet_clone" => (
+            "[\"https://git.example/team/*\", \"git@git.example:a\"]".to_owned(),
+            "https://git.example/team/*, git@git.example:a".to_owned(),
+        ),
+        "fleet_clone_credentials" => ("[\"store\", \"gh-x\"]".to_owned(), "store gh-x".to_owned()),
         "clients" => ("{ x = { wait_s = 9 } }".to_owned(), String::new()),
         "agents" => {
             let site = "{ agent = \"claude\", exec = \"unix:/x\", workspaces = [\"/w\"] }";

@@ -6,14 +6,15 @@
 //! Both backends hold still what they read while they ask here (one lock over the fleet), so caps are exact.
 //!
 //! Invariants: (1) what is claimed, running, or held because its host is gone counts against every cap of its own (L19); (2) a host
-//! is given what its labels hold, what its state directory has, what it accepts, and never more than its slots; (3) a job that this
+//! is given what its labels have a way to, a better way first, what it accepts, and never more than its slots; (3) a job that this
 //! host cannot serve delays none that it can, and holds no place for a host that could.
 
 use std::collections::{BTreeMap, HashSet};
 use std::ffi::OsStr;
+use std::time::Duration;
 
 use super::job::FleetState;
-use super::labels::{Labels, Needs};
+use super::labels::{Labels, Needs, WorkspaceWay};
 use super::rows::{BadRow, NAME_BYTES, text, word};
 use crate::base::ids::{FleetJobId, HostId, UnixMillis};
 use crate::jobs::turns::{Capacity, InLine, SessionKey, TurnOrder};
@@ -86,6 +87,8 @@ pub struct FleetRow {
     pub session: Option<SessionKey>,
     pub needs: Needs,
     pub pin_state: Option<String>,
+    /// How long ago it was accepted.
+    pub waited: Duration,
     /// The host that has it, or had it.
     pub host: Option<HostId>,
     /// The name of that host's machine.
@@ -142,6 +145,15 @@ pub struct Claimant<'a> {
     pub most: usize,
 }
 
+impl Claimant<'_> {
+    /// How it comes to the files of a job.
+    #[must_use]
+    pub fn way(&self, row: &FleetRow) -> Option<WorkspaceWay> {
+        let has_state = row.pin_state.as_deref().is_none_or(|pin| pin == self.state_id);
+        self.labels.way(&row.needs, has_state)
+    }
+}
+
 /// The jobs this host may have now, in the order in which they are due.
 #[must_use]
 pub fn choose(queue: &FleetQueue, claimant: &Claimant<'_>) -> Vec<FleetJobId> {
@@ -195,9 +207,8 @@ impl Capacity<FleetRow> for Used<'_> {
         self.taken < claimant.most
             && self.own < slots
             && claimant.owners.contains(&row.owner)
-            && row.pin_state.as_deref().is_none_or(|pin| pin == claimant.state_id)
             && claimant.labels.serves(&row.agent, &row.account)
-            && claimant.labels.hold(&row.needs)
+            && claimant.way(row).is_some_and(|way| row.waited >= way.patience())
             && scopes(row, Some(claimant.name)).all(|scope| {
                 let used = self.of.get(&scope).copied().unwrap_or(0);
                 !queue.paused.contains(&scope) && queue.caps.get(&scope).is_none_or(|cap| used < *cap)
@@ -249,6 +260,7 @@ mod tests {
             session: None,
             needs: Needs::default(),
             pin_state: None,
+            waited: Duration::ZERO,
             host: None,
             host_name: None,
             owner: "me".into(),
@@ -287,6 +299,37 @@ mod tests {
         assert_eq!(chosen(&queue, |claimant| claimant.most = 1), [6]);
         assert_eq!(chosen(&queue, |claimant| claimant.state_id = "another"), [4, 7, 8, 9]);
         assert_eq!(chosen(&queue, |claimant| claimant.owners = &[]), Vec::<u64>::new());
+    }
+
+    #[test]
+    fn a_job_that_may_be_cloned_is_left_to_those_that_have_its_workspace_for_a_while_and_is_nobodys_without_its_repository()
+     {
+        let clones = Labels { clones: vec!["ssh://git@git.example/*".into()], ..labels() };
+        let owns = Labels { workspaces: vec!["w".into()], ..labels() };
+        let mut rows: Vec<_> = (1..=4).map(row).collect();
+        for row in &mut rows {
+            row.needs = Needs { clone: "ssh://git@git.example/team/a".into(), ..Needs::default() };
+        }
+        rows[0].needs.workspaces = vec!["w".into()];
+        rows[1].pin_state = Some("another".into());
+        rows[2].needs =
+            Needs { clone: "https://git.example/team/a".into(), workspaces: vec!["w".into()], ..Needs::default() };
+        rows[3].needs = Needs { workspaces: vec!["w".into()], ..Needs::default() };
+        for (waited, by_clone) in
+            [(Duration::ZERO, &[][..]), (Duration::from_millis(4_999), &[]), (super::super::POLL, &[1, 2])]
+        {
+            rows.iter_mut().for_each(|row| row.waited = waited);
+            let queue = queue(rows.clone());
+            let by = |labels: &Labels| {
+                let owners = ["me".to_owned()];
+                let host = HostId::random();
+                let claimant = Claimant { host, name: "box", state_id: "s", labels, owners: &owners, most: 9 };
+                let turn = |job| queue.rows.iter().find(|row| row.job == job).expect("one of them").turn;
+                choose(&queue, &claimant).into_iter().map(turn).collect::<Vec<_>>()
+            };
+            assert_eq!(by(&clones), by_clone, "{waited:?}");
+            assert_eq!(by(&owns), [1, 3, 4], "{waited:?}");
+        }
     }
 
     #[test]

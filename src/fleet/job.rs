@@ -25,10 +25,10 @@ use super::labels::Needs;
 use super::rows::{BadRow, KEY_BYTES, REQUEST_BYTES, WORKSPACE_BYTES, digest, text, word, word_or_nothing, written};
 use crate::base::ids::{FleetJobId, HostId, UnixMillis};
 use crate::jobs::turns::SessionKey;
-use crate::jobs::{ConsultRequest, JobOutcome};
+use crate::jobs::{CloneOf, ConsultRequest, JobOutcome};
 
 /// What counts of a request whoever named it. The directory is among them: many lie in one workspace.
-const ALWAYS: [&str; 5] = ["prompt", "cwd", "machine", "billing", "diff"];
+const ALWAYS: [&str; 6] = ["prompt", "cwd", "machine", "billing", "diff", "clone_of"];
 
 /// The longest a job may wait or run, in seconds. Longer ones hold their place among the caps of a fleet for too long.
 pub const TIMEOUT_MOST_S: u64 = 7 * 24 * 60 * 60;
@@ -201,7 +201,9 @@ impl NewFleetJob {
     /// diff may have become another one since, and of the options those that its caller named. What is asked for elsewhere, or of
     /// another account, is something else.
     fn digest(&self) -> Result<String, BadRow> {
-        let words = ConsultRequest { prompt: self.request.words().to_owned(), ..self.request.clone() };
+        // So may the commit a clone is made of.
+        let clone_of = self.request.clone_of.as_ref().map(CloneOf::asked);
+        let words = ConsultRequest { prompt: self.request.words().to_owned(), clone_of, ..self.request.clone() };
         let whole = written("request", &words, REQUEST_BYTES)?;
         let Some(given) = &self.given else { return Ok(hex_digest(&[&whole, &self.account, &self.needs.write()?])) };
         let mut options: serde_json::Map<String, serde_json::Value> =
@@ -280,6 +282,8 @@ pub struct FleetView {
     pub host: Option<HostId>,
     /// That host's name.
     pub host_name: Option<String>,
+    /// Whether a clone of its commit will do.
+    pub may_clone: bool,
     /// Whether it is to be cancelled.
     pub cancel_requested: bool,
     /// How it ended, where its host said so in time.

@@ -2,13 +2,17 @@
 //!
 //! Owns: the two shapes, their bounds, and containment. May not know: where they are kept, who is asked first.
 //!
-//! Invariants: (1) whether a host may serve a job follows from [`Labels::hold`] and [`Labels::serves`] alone; (2) what is named
-//! nowhere in the needs is asked of nobody.
+//! Invariants: (1) whether a host may serve a job follows from [`Labels::way`] and [`Labels::serves`] alone; (2) what is named
+//! nowhere in the needs is asked of nobody; (3) another tree than the workspace itself is a way to a job that names a repository, and
+//! to no other.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::POLL;
+use super::remote::{RemotePattern, covered, spelled};
 use super::rows::{BadRow, LABELS_BYTES, NAME_BYTES, WORKSPACE_BYTES, json, text, word, word_or_nothing, written};
 
 /// Most entries of one list of a host; a machine with more workspaces names the roots above them.
@@ -33,6 +37,9 @@ pub struct Labels {
     pub mounts: Vec<MountLabel>,
     /// Exec servers it reaches, by id.
     pub exec: Vec<String>,
+    /// Repositories it makes clones of, as patterns.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub clones: Vec<String>,
     /// Agents that may run at once.
     pub slots: u32,
     /// What its owner calls it.
@@ -89,9 +96,44 @@ pub struct Needs {
     /// These tags.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub tags: Vec<String>,
+    /// The repository of which a clone will do as well as the workspaces and the state directory; none where only these do.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub clone: String,
+}
+
+/// How a host comes to the files of a job, the best first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum WorkspaceWay {
+    /// The workspace itself is there: it is the machine's own, or proven to be the same.
+    Same,
+    /// By a clone of the commit.
+    Clone,
+}
+
+impl WorkspaceWay {
+    /// How long a job is left to hosts that have a better way. Those that have one and room are told of it at once.
+    #[must_use]
+    pub const fn patience(self) -> Duration {
+        match self {
+            Self::Same => Duration::ZERO,
+            Self::Clone => POLL,
+        }
+    }
 }
 
 impl Labels {
+    /// How this host comes to the files of a job, if it has all else that is needed. `has_state`: whether it is the state directory
+    /// that the job is tied to, or the job is tied to none.
+    #[must_use]
+    pub fn way(&self, needs: &Needs, has_state: bool) -> Option<WorkspaceWay> {
+        if has_state && self.hold(needs) {
+            return Some(WorkspaceWay::Same);
+        }
+        let elsewhere = Needs { workspaces: Vec::new(), mounts: Vec::new(), ..needs.clone() };
+        let clones = !needs.clone.is_empty() && covered(&self.clones, &needs.clone);
+        (clones && self.hold(&elsewhere)).then_some(WorkspaceWay::Clone)
+    }
+
     /// Whether everything that is needed is here.
     #[must_use]
     pub fn hold(&self, needs: &Needs) -> bool {
@@ -144,6 +186,10 @@ impl Labels {
         places(&self.workspaces, &self.mounts)?;
         words("labels.exec", &self.exec)?;
         words("labels.tags", &self.tags)?;
+        few("labels.clones", &self.clones)?;
+        if self.clones.iter().any(|pattern| RemotePattern::read(pattern).is_err()) {
+            return Err(BadRow::new("labels.clones", "is no pattern of addresses"));
+        }
         if self.slots > SLOTS { Err(BadRow::new("labels.slots", "is too large")) } else { Ok(self) }
     }
 }
@@ -174,6 +220,9 @@ impl Needs {
         places(&self.workspaces, &self.mounts)?;
         words("needs.exec", &self.exec)?;
         words("needs.tags", &self.tags)?;
+        if !self.clone.is_empty() {
+            spelled("needs.clone", &self.clone)?;
+        }
         Ok(self)
     }
 }
@@ -259,6 +308,32 @@ mod tests {
     }
 
     #[test]
+    fn a_clone_is_a_way_to_a_job_that_names_its_repository_and_the_workspace_itself_is_a_better_one() {
+        let host = |labels: &str| Labels::read(labels).expect(labels);
+        let clones = r#""clones":["ssh://git@git.example/team/*"]"#;
+        let both = host(&format!(r#"{{"workspaces":["w"],"tags":["gpu"],{clones}}}"#));
+        let only = host(&format!(r#"{{"tags":["gpu"],{clones}}}"#));
+        let neither = host(r#"{"tags":["gpu"]}"#);
+        let (same, clone) = (Some(WorkspaceWay::Same), Some(WorkspaceWay::Clone));
+        for (needs, has_state, ways) in [
+            (r#"{"workspaces":["w"]}"#, true, [same, None, None]),
+            (r#"{"workspaces":["w"],"clone":"ssh://git@git.example/team/a"}"#, true, [same, clone, None]),
+            (r#"{"workspaces":["v"],"clone":"ssh://git@git.example/team/a"}"#, true, [clone, clone, None]),
+            (r#"{"clone":"ssh://git@git.example/team/a"}"#, false, [clone, clone, None]),
+            (r#"{"clone":"ssh://git@git.example/team/a"}"#, true, [same, same, same]),
+            (r#"{"clone":"ssh://git@git.example/other/a"}"#, false, [None, None, None]),
+            (r#"{"clone":"ssh://git@git.example/team/a","tags":["big"]}"#, false, [None, None, None]),
+            (r#"{}"#, false, [None, None, None]),
+        ] {
+            let read = Needs::read(needs).expect(needs);
+            assert_eq!([&both, &only, &neither].map(|host| host.way(&read, has_state)), ways, "{needs} {has_state}");
+        }
+        assert!(WorkspaceWay::Same < WorkspaceWay::Clone && WorkspaceWay::Same.patience().is_zero());
+        let again = Labels::read(&both.write().expect("written")).expect("read");
+        assert_eq!(again, both);
+    }
+
+    #[test]
     fn labels_out_of_their_bounds_are_refused_by_the_name_of_the_field() {
         let many = format!(r#"{{"tags":{:?}}}"#, vec!["t"; LIST + 1]);
         let long = format!(r#"{{"workspaces":[{:?}]}}"#, "w".repeat(WORKSPACE_BYTES + 1));
@@ -275,6 +350,7 @@ mod tests {
             (r#"{"agents":{"\u0000":{}}}"#, "agents"),
             (r#"{"agents":{"a":{"version":"\n"}}}"#, "agents.version"),
             (r#"{"mounts":[{"source":"","at":"/"}]}"#, "mounts.source"),
+            (r#"{"clones":["ext::sh"]}"#, "labels.clones"),
             (&many, "labels.tags"),
             (&long, "workspaces"),
             (&vast, "labels"),

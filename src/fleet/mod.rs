@@ -30,6 +30,7 @@ pub mod people;
 pub mod placement;
 #[cfg(any(test, feature = "fleet"))]
 pub mod postgres;
+pub mod remote;
 pub mod rows;
 #[cfg(test)]
 mod tests;

@@ -15,6 +15,7 @@
 
 pub mod admission;
 pub mod client;
+pub mod cloned;
 pub mod evidence;
 pub mod fleet_runs;
 pub mod host_lock;
@@ -39,6 +40,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+pub use self::cloned::{CloneChanges, CloneOf, ClonePatch};
 use crate::base::fault::{Fault, FaultCode};
 use crate::base::ids::{AgentSessionId, ChainId, HostId, InvocationId, JobId, RunToken, UnixMillis, WaiterId};
 use crate::jobs::journal::AgentEvent;
@@ -210,6 +212,9 @@ pub struct ConsultRequest {
     /// The diff that was asked for and stands in the prompt.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub diff: Option<AskedDiff>,
+    /// The commit that stands for the directory on machines that do not have it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clone_of: Option<CloneOf>,
 }
 
 /// A diff that stands behind the caller's words in a prompt. Asked for again it may be another one: what is the same is what
@@ -256,6 +261,7 @@ impl ConsultRequest {
             max_budget_usd: None,
             billing: Billing::Subscription,
             diff: None,
+            clone_of: None,
         }
     }
 
@@ -588,6 +594,9 @@ pub struct JobOutcome {
     /// Milliseconds from the agent's start to the end of its process group.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub run_ms: Option<u64>,
+    /// The commit it ran in a clone of, where it did not run in the directory that was asked about.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clone_of: Option<CloneOf>,
 }
 
 /// One journal entry of a job. Sequence numbers start at 1 and have no gaps.

@@ -157,6 +157,7 @@ impl Assembly {
                 home: environment.get("HOME").map(PathBuf::from).or_else(dirs::home_dir),
                 workspaces: config.workspaces.clone(),
                 state: said.state_dir.as_ref().map(|dir| dir.root().to_owned()),
+                clone_tree: None,
             },
             log: said.state_dir.as_ref().filter(|_| said.telemetry_log).map(StateDir::telemetry),
             names,

@@ -108,10 +108,11 @@ impl Consults {
         let places = Arc::clone(&self.places);
         let look = move || {
             let dir = resolve(dir)?;
-            let judged = if dir.ancestors().any(places::is_state) {
+            let grounds = places.resolve(&roots);
+            let judged = if !grounds.is_clone(&dir) && dir.ancestors().any(places::is_state) {
                 Err(PlaceRefused::Secrets)
             } else {
-                judge(&places.resolve(&roots), &dir)
+                judge(&grounds, &dir)
             };
             Ok((dir, judged))
         };

@@ -5,8 +5,9 @@
 //!
 //! ```text
 //!  claimed ──Note──▶ noted ──Start──▶ starting ──Started──▶ Accept ──▶ here ──Follow──▶ over ──Tell──▶ told ──Forget──▶
-//!              in the store          │  ▲ LeaseOver, no answer: asked again after a renewal
-//!                                    └── refused ──Forget──▶
+//!              in the store │   ▲    │  ▲ LeaseOver, no answer: asked again after a renewal
+//!                        Prepare┘    └── refused ──Forget──▶
+//!          where it may need a clone; there is none ──Tell──▶
 //! ```
 //!
 //! Invariants: (1) a job is accepted in the store only after its start was confirmed (L19), so no agent is started before; (2) no
@@ -46,6 +47,8 @@ pub(super) enum HostEvent {
     Claimed(Result<FleetClaim, FleetError>),
     /// The store knows by which claim a job is here, or cannot be told.
     Noted { job: FleetJobId, noted: bool },
+    /// What a job needs before its start is there, or is not to be had.
+    Prepared { job: FleetJobId, answer: Result<(), Fault> },
     /// A start was answered.
     Started { job: FleetJobId, answer: Result<FleetStart, FleetError> },
     /// This machine's store has accepted a job, or refused it.
@@ -71,6 +74,8 @@ pub(super) enum HostEffect {
     Claim { host: HostId, on_their_way: usize },
     /// Note in the store by which claim a job is here.
     Note(FleetRun),
+    /// Make what a job needs before its start: a clone of its commit, where its workspace is not here.
+    Prepare(Box<ClaimedJob>),
     /// Ask whether a job may be started.
     Start(Ticket),
     /// Accept a job in the store, which runs it.
@@ -96,6 +101,8 @@ pub(super) enum HostEffect {
 enum Stage {
     /// The store is told.
     Noting(Asking),
+    /// What it needs is made. Nobody else waits for it: the job is given to another host when this one is gone.
+    Preparing(Asking),
     /// The fleet is asked whether it may be started.
     Starting(Asking),
     /// Its start was confirmed, and the store is asked to accept it.
@@ -228,9 +235,18 @@ impl HostCore {
             }
             HostEvent::Claimed(answer) => self.claimed(answer, now),
             HostEvent::Noted { job, noted } => match noted {
-                true => self.to(job, Stage::Noting(Asking::Now), |_| Stage::Starting(Asking::Now)),
+                true => self.to(job, Stage::Noting(Asking::Now), |run| match run.may_clone() {
+                    true => Stage::Preparing(Asking::Now),
+                    false => Stage::Starting(Asking::Now),
+                }),
                 false => self.again(job),
             },
+            HostEvent::Prepared { job, answer } => {
+                self.to(job, Stage::Preparing(Asking::Underway), |_| match answer {
+                    Ok(()) => Stage::Starting(Asking::Now),
+                    Err(fault) => failed(fault),
+                });
+            }
             HostEvent::Started { job, answer } => self.started(job, answer, now, effects),
             HostEvent::Accepted { job, answer } => self.accepted(job, answer, effects),
             HostEvent::Over { job, record } => self.over(job, *record),
@@ -328,10 +344,7 @@ impl HostCore {
             }
             // It may have been accepted all the same; asking again joins.
             Err(fault) if fault.code == FaultCode::StoreUnavailable => self.again(job),
-            Err(fault) => {
-                let outcome = Box::new(JobOutcome { fault: Some(fault), ..JobOutcome::default() });
-                run.stage = Stage::Telling { end: FleetState::Failed, outcome, asking: Asking::Now };
-            }
+            Err(fault) => run.stage = failed(fault),
         }
     }
 
@@ -346,7 +359,11 @@ impl HostCore {
             // A run whose runner was lost is no end of a host: its record says what became of it.
             _ => FleetState::Failed,
         };
-        let outcome = Box::new(record.outcome.unwrap_or_default());
+        let mut outcome = Box::new(record.outcome.unwrap_or_default());
+        if let Some(of) = record.request.clone_of {
+            // The directory its session was had in is gone.
+            (outcome.clone_of, outcome.resumable) = (Some(of), Some(false));
+        }
         run.stage = Stage::Telling { end, outcome, asking: Asking::Now };
     }
 
@@ -375,6 +392,7 @@ impl HostCore {
         match self.runs.get_mut(&job).map(|run| &mut run.stage) {
             Some(
                 Stage::Noting(asking)
+                | Stage::Preparing(asking)
                 | Stage::Starting(asking)
                 | Stage::Accepting(asking)
                 | Stage::Telling { asking, .. },
@@ -436,15 +454,26 @@ impl HostCore {
     }
 }
 
+/// A job for which nothing was started, and nothing will be.
+fn failed(fault: Fault) -> Stage {
+    let outcome = Box::new(JobOutcome { fault: Some(fault), ..JobOutcome::default() });
+    Stage::Telling { end: FleetState::Failed, outcome, asking: Asking::Now }
+}
+
 impl Run {
     /// Whether an agent may have been started for it.
     const fn is_begun(&self) -> bool {
-        !matches!(self.stage, Stage::Noting(_) | Stage::Starting(_))
+        !matches!(self.stage, Stage::Noting(_) | Stage::Preparing(_) | Stage::Starting(_))
     }
 
     /// Whether it takes a place that this machine's store does not know of yet.
     const fn is_on_its_way(&self) -> bool {
-        matches!(self.stage, Stage::Noting(_) | Stage::Starting(_) | Stage::Accepting(_))
+        matches!(self.stage, Stage::Noting(_) | Stage::Preparing(_) | Stage::Starting(_) | Stage::Accepting(_))
+    }
+
+    /// Whether it may run in a clone.
+    fn may_clone(&self) -> bool {
+        self.claimed.as_ref().is_some_and(|claimed| claimed.request.clone_of.is_some())
     }
 
     fn go_on(&mut self, job: FleetJobId, has_lease: bool, looks: bool, effects: &mut Vec<HostEffect>) {
@@ -453,6 +482,13 @@ impl Run {
                 if asking.begins(looks) {
                     let Ticket { job, host, fence } = self.ticket;
                     effects.push(HostEffect::Note(FleetRun { job, host, fence: fence.0 }));
+                }
+            }
+            Stage::Preparing(asking) => {
+                if asking.begins(looks)
+                    && let Some(claimed) = &self.claimed
+                {
+                    effects.push(HostEffect::Prepare(claimed.clone()));
                 }
             }
             Stage::Starting(asking) => {

@@ -67,6 +67,7 @@ impl Actor for Hosting {
     type Arguments = FleetArguments;
 
     async fn pre_start(&self, me: ActorRef<Self::Msg>, a: FleetArguments) -> Result<HostingState, ActorProcessingErr> {
+        a.desk.begin_anew();
         let mut tasks = JoinSet::new();
         tasks.spawn(listen(Arc::clone(a.desk.fleet()), me.clone()));
         me.cast(FleetMsg(HostEvent::Due))?;
@@ -146,6 +147,10 @@ impl FleetArguments {
             HostEffect::Note(run) => {
                 HostEvent::Noted { job: run.job, noted: self.store.note_fleet_run(run).await.is_ok() }
             }
+            HostEffect::Prepare(claimed) => {
+                let answer = placed::prepare(&self.consults, &self.desk, &claimed).await;
+                HostEvent::Prepared { job: claimed.ticket.job, answer }
+            }
             HostEffect::Start(ticket) => HostEvent::Started { job: ticket.job, answer: fleet.start(ticket).await },
             HostEffect::Accept(claimed) => {
                 HostEvent::Accepted { job: claimed.ticket.job, answer: self.accept(&claimed).await }
@@ -155,6 +160,7 @@ impl FleetArguments {
                 HostEvent::Told { job: ticket.job, told: self.tell(ticket, end, *outcome, account).await }
             }
             HostEffect::Forget(job) => {
+                self.desk.remove_clone(local(job)).await;
                 if let Err(error) = self.store.forget_fleet_run(job).await {
                     tracing::debug!(%error, "a claim stays noted, and is told once more");
                 }
@@ -183,7 +189,10 @@ impl FleetArguments {
                 }
                 HostEvent::Swept
             }
-            HostEffect::Read => HostEvent::Read(self.read().await),
+            HostEffect::Read => {
+                self.desk.sweep_clones(&self.store).await;
+                HostEvent::Read(self.read().await)
+            }
         })
     }
 
@@ -220,6 +229,7 @@ impl FleetArguments {
                 while let Ok(news) = follow.next().await {
                     // What is not stored yet is told when it is: whoever tells it next reads it there.
                     if let News::Finished(record) = news {
+                        self.desk.remove_clone(local(job)).await;
                         return Box::new(JobRecord::clone(&record));
                     }
                 }

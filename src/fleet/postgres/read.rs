@@ -2,6 +2,8 @@
 //!
 //! Owns: the columns of each kind of row and how they are read. May not know: when they are asked for.
 
+use std::time::Duration;
+
 use tokio_postgres::Row;
 use tokio_postgres::types::FromSql;
 
@@ -18,12 +20,13 @@ use crate::jobs::turns::SessionKey;
 /// The columns of a row that waits or counts. What may be long is cut in the server.
 pub(super) const QUEUE_COLUMNS: &str = "j.id::text, j.state, j.turn, left(j.workspace, 4401), coalesce(t.last_fence, 0), left(j.agent, 257),
     left(j.account, 257), left(j.session, 257), CASE WHEN octet_length(j.needs) <= 65536 THEN j.needs END, left(j.pin_state, 257),
-    j.host::text, left(h.name, 257), left(j.owner, 257)";
+    j.host::text, left(h.name, 257), left(j.owner, 257),
+    greatest(extract(epoch FROM clock_timestamp() - j.accepted) * 1000, 0)::bigint";
 
 /// The columns of a job that somebody waits for.
 pub(super) const VIEW_COLUMNS: &str = "j.state, j.host::text, left(h.name, 257), j.cancel IS NOT NULL,
     CASE WHEN octet_length(j.outcome) <= 16777216 THEN j.outcome END, j.outcome IS NOT NULL,
-    left(j.agent, 257), left(j.workspace, 4401)";
+    left(j.agent, 257), left(j.workspace, 4401), CASE WHEN octet_length(j.needs) <= 65536 THEN j.needs END";
 
 /// The columns of an outcome that came too late.
 pub(super) const LATE_COLUMNS: &str =
@@ -72,6 +75,7 @@ pub(super) fn queued(row: &Row) -> Result<FleetRow, BadRow> {
         session,
         needs: Needs::read(column(row, 8, "needs")?)?,
         pin_state: optional(row, 9, "pin_state")?.map(|pin| word("pin_state", pin)).transpose()?.map(str::to_owned),
+        waited: Duration::from_millis(count("accepted", big(row, 13, "accepted")?)?),
         host: host(row, 10)?,
         host_name: name(row, 11)?,
         owner: text("owner", column(row, 12, "owner")?, NAME_BYTES)?.to_owned(),
@@ -91,6 +95,8 @@ pub(super) fn view(job: FleetJobId, row: &Row, late: Vec<LateOutcome>) -> Result
         workspace: text("workspace", column(row, 7, "workspace")?, WORKSPACE_BYTES)?.to_owned(),
         host: host(row, 1)?,
         host_name: name(row, 2)?,
+        // Needs that are not understood let nobody clone.
+        may_clone: Needs::read(column(row, 8, "needs")?).is_ok_and(|needs| !needs.clone.is_empty()),
         cancel_requested: column(row, 3, "cancel")?,
         outcome: outcome.map(|outcome| json::<JobOutcome>("outcome", outcome, OUTCOME_BYTES)).transpose()?,
         late,

@@ -54,6 +54,8 @@ pub struct ConsultOptions {
     pub given: Vec<String>,
     /// Where it may run.
     pub placement: Placement,
+    /// Whether a clone has what is not committed.
+    pub with_changes: bool,
 }
 
 /// What begins the keys that a bridge gives consults whose callers named none. It may so be sent again after its daemon was
@@ -180,6 +182,10 @@ impl Consults {
         let max_budget_usd = args.positive("max_budget_usd", 10_000.0);
         let base = args.diff("diff");
         let placement = self.placement(&mut args, &agents, &mut given);
+        let with_changes = args.boolean("changes").unwrap_or(false);
+        if with_changes && placement != Placement::Clone {
+            args.problem("changes", "is true, and `placement` is not `clone`", "`placement` = `clone` beside it");
+        }
         let shape = shape(&mut args, self.clients.profile(client));
         let mut places = Vec::new();
         let mut here = None;
@@ -245,6 +251,7 @@ impl Consults {
                 max_budget_usd,
                 billing: self.config.billing,
                 diff: diff.clone(),
+                clone_of: None,
             },
             background,
             wait,
@@ -252,6 +259,7 @@ impl Consults {
             workspace,
             given: given.clone(),
             placement,
+            with_changes,
         });
         Ok((each.collect(), shape))
     }
@@ -263,21 +271,21 @@ impl Consults {
         let fits = self.fleet.is_some() && agents.len() == 1 && !away;
         let Some(asked) = args.choice("placement", &words) else {
             let placement = self.config.fleet_placement;
-            return if fits && placement == Placement::Fleet { placement } else { Placement::Local };
+            return if fits { placement } else { Placement::Local };
         };
         given.push(PLACED.to_owned());
-        let wrong = match asked {
-            Placement::Local => return asked,
-            Placement::Clone => "is `clone`, which this version does not make",
-            Placement::Fleet if self.fleet.is_none() => {
-                "is `fleet`, and this server shares no queue (`fleet` of the configuration)"
-            }
-            Placement::Fleet if agents.len() > 1 => "is `fleet`, and several agents are asked",
-            Placement::Fleet if away => "is `fleet`, and the agent has a machine of its own",
-            Placement::Fleet => return asked,
+        if asked == Placement::Local || fits {
+            return asked;
+        }
+        let word = if asked == Placement::Clone { "clone" } else { "fleet" };
+        let wrong = if self.fleet.is_none() {
+            "this server shares no queue (`fleet` of the configuration)"
+        } else if agents.len() > 1 {
+            "several agents are asked"
+        } else {
+            "the agent has a machine of its own"
         };
-        let accepted = if fits { "`local` or `fleet`" } else { "`local`" };
-        args.problem("placement", wrong, accepted);
+        args.problem("placement", format_args!("is `{word}`, and {wrong}"), "`local`");
         Placement::Local
     }
 
@@ -344,7 +352,11 @@ impl Consults {
     }
 
     /// The repository around a directory, where its caller may have all of it looked into, and the git to be asked about it.
-    async fn repository(&self, dir: PathBuf, caller: Caller) -> Result<Option<(PathBuf, Option<Git>)>, Wrong> {
+    pub(in crate::tools) async fn repository(
+        &self,
+        dir: PathBuf,
+        caller: Caller,
+    ) -> Result<Option<(PathBuf, Option<Git>)>, Wrong> {
         let unseen = |wrong| (wrong, DIRECTORY);
         let root = within(LOOK_BOUND, move || Ok(diff::root_of(&dir))).await.map_err(unseen)?;
         let Some(root) = root else { return Ok(None) };
@@ -411,11 +423,13 @@ impl Consults {
             arguments.remove("machine");
             // One that was made stands in the prompt already.
             arguments.remove("diff");
+            arguments.remove("clone_of");
             arguments.insert("background".to_owned(), serde_json::Value::Bool(mode == JobMode::Background));
         }
         let (mut options, _) = self.read(arguments.to_string().as_bytes(), None, Caller::Owner).await?;
         options.request.billing = request.billing;
         options.request.diff.clone_from(&request.diff);
+        options.request.clone_of.clone_from(&request.clone_of);
         Ok(options)
     }
 

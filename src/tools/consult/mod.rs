@@ -94,9 +94,11 @@ struct ConsultArguments {
     max_budget_usd: Option<f64>,
     /// Add git diff of this commit; true: HEAD.
     diff: Option<String>,
-    /// Where it may run: here, or on any machine of the fleet that has the directory.
+    /// Where it may run: here, on a machine of the fleet that has the directory, or on one that clones its commit.
     #[schemars(extend("enum" = ["local", "fleet", "clone"]))]
     placement: Option<String>,
+    /// With clone: uncommitted changes go along.
+    changes: Option<bool>,
     /// How the text looks; porcelain when left out.
     #[schemars(extend("enum" = ["porcelain", "json"]))]
     render: Option<String>,
@@ -189,6 +191,7 @@ impl ConsultTool {
         {
             // There is one place.
             all.remove("placement");
+            all.remove("changes");
         }
         let away: Vec<&str> = self.desk.config.agents.keys().map(String::as_str).take(SITES_TOLD).collect();
         if !away.is_empty()
@@ -272,7 +275,7 @@ async fn consult(desk: &Consults, call: ToolCall) -> Result<ToolReply, Fault> {
         return Ok(several::consult(desk, &call, &each, shape).await);
     }
     let options = each.remove(0);
-    if let (Placement::Fleet, Some(fleet)) = (options.placement, &desk.fleet) {
+    if let (Placement::Fleet | Placement::Clone, Some(fleet)) = (options.placement, &desk.fleet) {
         return placed::consult(desk, fleet, &call, options, shape).await;
     }
     let job = desk.job(&options, Some(call.invocation));

@@ -56,25 +56,30 @@ pub(in super::super) struct Git {
 
 /// What it answered.
 #[derive(Debug)]
-pub(super) struct Answered {
-    pub(super) succeeded: bool,
+pub(in super::super) struct Answered {
+    pub(in super::super) succeeded: bool,
     bytes: Vec<u8>,
     /// Whether there was more.
     pub(super) cut: bool,
     /// The beginning of its standard error.
-    pub(super) said: String,
+    pub(in super::super) said: String,
 }
 
 impl Answered {
+    /// What it wrote on standard output.
+    pub(super) fn into_bytes(self) -> Vec<u8> {
+        self.bytes
+    }
+
     /// A file's bytes need not be text; what is none is shown as such.
-    pub(super) fn text(&self) -> Cow<'_, str> {
+    pub(in super::super) fn text(&self) -> Cow<'_, str> {
         String::from_utf8_lossy(&self.bytes)
     }
 }
 
 /// Why there is no answer.
 #[derive(Debug)]
-pub(super) enum NotRun {
+pub(in super::super) enum NotRun {
     Slow,
     Failed(io::Error),
 }
@@ -131,54 +136,67 @@ impl Git {
         most: usize,
         until: Instant,
     ) -> Result<Answered, NotRun> {
-        let mut command = Command::new(&self.program);
+        let mut command = self.command(dir);
         command
             .args(ALWAYS)
             .args(words)
-            .env_clear()
-            .env("PATH", &self.path)
             .envs(self.home.iter().map(|home| ("HOME", home)))
-            .envs(VARIABLES.iter().copied())
-            .current_dir(dir)
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .process_group(0)
-            .kill_on_drop(true);
-        as_a_program(&mut command, EndsWithUs::AtOnce, None);
-        let mut child = command.spawn().map_err(NotRun::Failed)?;
-        let group = child.id().and_then(|id| Pid::from_raw(i32::try_from(id).ok()?));
-        let group = GroupKill(group);
-        let (Some(stdout), Some(stderr)) = (child.stdout.take(), child.stderr.take()) else {
-            return Err(NotRun::Failed(io::ErrorKind::BrokenPipe.into()));
-        };
-        let (mut bytes, mut said) = (Vec::new(), Vec::new());
-        let reading = async {
-            tokio::try_join!(read(stdout, most + 1, &mut bytes), read_some(stderr, &mut said))?;
-            Ok::<_, io::Error>(())
-        };
-        let read = timeout_at(until, reading).await;
-        let cut = bytes.len() > most;
-        bytes.truncate(most);
-        let status = match read {
-            Err(_) => return Err(NotRun::Slow),
-            Ok(Err(error)) => return Err(NotRun::Failed(error)),
-            // It has more to say than is wanted: it is ended with the group.
-            Ok(Ok(())) if cut => None,
-            Ok(Ok(())) => match timeout_at(until, child.wait()).await {
-                Err(_) => return Err(NotRun::Slow),
-                Ok(status) => Some(status.map_err(NotRun::Failed)?),
-            },
-        };
-        if status.is_some() {
-            group.reaped();
-        } else {
-            drop(group);
-            let _ = timeout(GONE, child.wait()).await;
-        }
-        let succeeded = status.is_some_and(|status| status.success());
-        Ok(Answered { succeeded, bytes, cut, said: String::from_utf8_lossy(&said).into_owned() })
+            .envs(VARIABLES.iter().copied());
+        answered(command, most, until).await
     }
+
+    /// The program in this directory, with PATH for its environment and no words yet.
+    pub(in super::super) fn command(&self, dir: &Path) -> Command {
+        let mut command = Command::new(&self.program);
+        command.env_clear().env("PATH", &self.path).current_dir(dir);
+        command
+    }
+}
+
+/// Runs it, and takes what it answers: at most so many bytes, and until then.
+///
+/// # Errors
+///
+/// It could not be started, or took too long.
+///
+/// # Cancel safety
+///
+/// May be dropped at any time: what it started is killed with its process group.
+pub(in super::super) async fn answered(mut command: Command, most: usize, until: Instant) -> Result<Answered, NotRun> {
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0).kill_on_drop(true);
+    as_a_program(&mut command, EndsWithUs::AtOnce, None);
+    let mut child = command.spawn().map_err(NotRun::Failed)?;
+    let group = child.id().and_then(|id| Pid::from_raw(i32::try_from(id).ok()?));
+    let group = GroupKill(group);
+    let (Some(stdout), Some(stderr)) = (child.stdout.take(), child.stderr.take()) else {
+        return Err(NotRun::Failed(io::ErrorKind::BrokenPipe.into()));
+    };
+    let (mut bytes, mut said) = (Vec::new(), Vec::new());
+    let reading = async {
+        tokio::try_join!(read(stdout, most + 1, &mut bytes), read_some(stderr, &mut said))?;
+        Ok::<_, io::Error>(())
+    };
+    let read = timeout_at(until, reading).await;
+    let cut = bytes.len() > most;
+    bytes.truncate(most);
+    let status = match read {
+        Err(_) => return Err(NotRun::Slow),
+        Ok(Err(error)) => return Err(NotRun::Failed(error)),
+        // It has more to say than is wanted: it is ended with the group.
+        Ok(Ok(())) if cut => None,
+        Ok(Ok(())) => match timeout_at(until, child.wait()).await {
+            Err(_) => return Err(NotRun::Slow),
+            Ok(status) => Some(status.map_err(NotRun::Failed)?),
+        },
+    };
+    if status.is_some() {
+        group.reaped();
+    } else {
+        drop(group);
+        let _ = timeout(GONE, child.wait()).await;
+    }
+    let succeeded = status.is_some_and(|status| status.success());
+    Ok(Answered { succeeded, bytes, cut, said: String::from_utf8_lossy(&said).into_owned() })
 }
 
 async fn read(from: impl AsyncRead + Unpin, most: usize, into: &mut Vec<u8>) -> io::Result<()> {

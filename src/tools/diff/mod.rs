@@ -23,6 +23,7 @@
 //! most [`LIMIT`] and [`MOST`] bytes, and nothing that was started is left.
 
 mod git;
+mod standing;
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
@@ -30,8 +31,9 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-pub(super) use self::git::Git;
-use self::git::{Answered, NotRun};
+use self::git::Answered;
+pub(super) use self::git::{Git, NotRun, answered};
+pub(super) use self::standing::{Changed, PATCH_MOST, patch, standing};
 
 /// How long all of it may take. A diff of a large checkout takes a second; a file system that hangs takes for ever.
 const LIMIT: Duration = Duration::from_secs(10);
@@ -70,6 +72,10 @@ pub(super) enum DiffRefused {
     NoCommit(String),
     #[error("shows nothing: what git tracks is as it is in {0}")]
     Empty(String),
+    #[error("is of a repository without a remote {0:?}, from which another machine could fetch it")]
+    NoRemote(String),
+    #[error("has more than {PATCH_MOST} bytes of uncommitted changes")]
+    PatchTooLarge,
     #[error("took git longer than {} s", LIMIT.as_secs())]
     Slow,
     #[error("cannot be made: {0}")]
@@ -86,6 +92,7 @@ impl DiffRefused {
                 "a diff that you made yourself, in the prompt (from a shell: git diff | phone-opus consult …)"
             }
             Self::NoRepository(_) | Self::Elsewhere(_) => "true or a commit, in the checkout of a repository",
+            Self::NoRemote(_) | Self::PatchTooLarge => "a checkout whose commit is pushed to a remote",
             Self::NoGit | Self::OfAnother(_) | Self::Slow | Self::Failed(_) => "no `diff`",
         }
     }
@@ -121,41 +128,10 @@ pub(super) async fn taken(git: &Git, root: &Path, base: &str) -> Result<String, 
 }
 
 async fn taken_by(until: Instant, git: &Git, root: &Path, base: &str) -> Result<String, DiffRefused> {
-    let ask = async |words: &[&str], most| match git.ask(root, words, most, until).await {
-        Ok(answered) => Ok(answered),
-        Err(NotRun::Slow) => Err(DiffRefused::Slow),
-        Err(NotRun::Failed(error)) => Err(DiffRefused::Failed(error.to_string())),
-    };
-    let found = ask(&["rev-parse", "--show-toplevel"], MOST_OF_ANSWER).await?;
-    if !found.succeeded {
-        return Err(refusal(root, &found));
-    }
-    let top = OsStr::new(found.text().trim_end_matches('\n')).to_owned();
-    if std::fs::canonicalize(&top).ok() != std::fs::canonicalize(root).ok() {
-        return Err(DiffRefused::Elsewhere(root.to_owned()));
-    }
-    let settings = ask(&["config", "--list", "--show-scope", "--includes", "-z"], MOST_OF_ANSWER).await?;
-    if !settings.succeeded || settings.cut {
-        return Err(refusal(root, &settings));
-    }
-    if let Some(name) = filter_named(&settings.text()) {
-        return Err(DiffRefused::FilterNamed(name));
-    }
-    // Each file that git tracks for which an attribute says anything else than that there is no filter.
-    let words = ["ls-files", "-z", "--", ":(exclude,attr:!filter)", ":(exclude,attr:-filter)"];
-    let filtered = ask(&words, MOST_OF_ANSWER).await?;
-    if !filtered.succeeded {
-        return Err(refusal(root, &filtered));
-    }
-    if let Some(file) = filtered.text().split('\0').next().filter(|file| !file.is_empty()) {
-        return Err(DiffRefused::FilterUsed(shown(file)));
-    }
-    let commit = format!("{base}^{{commit}}");
-    let commit = ask(&["rev-parse", "--verify", "--quiet", "--end-of-options", &commit], MOST_OF_ANSWER).await?;
-    let hash = commit.text().lines().last().unwrap_or_default().to_owned();
-    if !commit.succeeded || hash.len() < 40 || !hash.chars().all(|c| c.is_ascii_hexdigit()) {
-        return Err(DiffRefused::NoCommit(base.to_owned()));
-    }
+    let question = Question { git, root, until };
+    question.toplevel().await?;
+    question.unfiltered().await?;
+    let hash = question.commit(base).await?;
     let words = [
         "diff",
         "--no-ext-diff",
@@ -166,7 +142,7 @@ async fn taken_by(until: Instant, git: &Git, root: &Path, base: &str) -> Result<
         &hash,
         "--",
     ];
-    let diff = ask(&words, MOST).await?;
+    let diff = question.ask(&words, MOST).await?;
     if !diff.succeeded && !diff.cut {
         return Err(refusal(root, &diff));
     }
@@ -175,6 +151,69 @@ async fn taken_by(until: Instant, git: &Git, root: &Path, base: &str) -> Result<
         return Err(DiffRefused::Empty(base.to_owned()));
     }
     Ok(if diff.cut { cut(&text) } else { text.into_owned() })
+}
+
+/// Whoever asks git about a repository, and until when.
+struct Question<'a> {
+    git: &'a Git,
+    root: &'a Path,
+    until: Instant,
+}
+
+impl Question<'_> {
+    async fn ask(&self, words: &[&str], most: usize) -> Result<Answered, DiffRefused> {
+        match self.git.ask(self.root, words, most, self.until).await {
+            Ok(answered) => Ok(answered),
+            Err(NotRun::Slow) => Err(DiffRefused::Slow),
+            Err(NotRun::Failed(error)) => Err(DiffRefused::Failed(error.to_string())),
+        }
+    }
+
+    /// Refuses a repository whose files lie elsewhere.
+    async fn toplevel(&self) -> Result<(), DiffRefused> {
+        let found = self.ask(&["rev-parse", "--show-toplevel"], MOST_OF_ANSWER).await?;
+        if !found.succeeded {
+            return Err(refusal(self.root, &found));
+        }
+        let top = OsStr::new(found.text().trim_end_matches('\n')).to_owned();
+        if std::fs::canonicalize(&top).ok() != std::fs::canonicalize(self.root).ok() {
+            return Err(DiffRefused::Elsewhere(self.root.to_owned()));
+        }
+        Ok(())
+    }
+
+    /// Refuses a repository for which git would run a filter to compare a file.
+    async fn unfiltered(&self) -> Result<(), DiffRefused> {
+        let settings = self.ask(&["config", "--list", "--show-scope", "--includes", "-z"], MOST_OF_ANSWER).await?;
+        if !settings.succeeded || settings.cut {
+            return Err(refusal(self.root, &settings));
+        }
+        if let Some(name) = filter_named(&settings.text()) {
+            return Err(DiffRefused::FilterNamed(name));
+        }
+        // Each file that git tracks for which an attribute says anything else than that there is no filter.
+        let words = ["ls-files", "-z", "--", ":(exclude,attr:!filter)", ":(exclude,attr:-filter)"];
+        let filtered = self.ask(&words, MOST_OF_ANSWER).await?;
+        if !filtered.succeeded {
+            return Err(refusal(self.root, &filtered));
+        }
+        match filtered.text().split('\0').next().filter(|file| !file.is_empty()) {
+            Some(file) => Err(DiffRefused::FilterUsed(shown(file))),
+            None => Ok(()),
+        }
+    }
+
+    /// The hash of the commit that this names.
+    async fn commit(&self, base: &str) -> Result<String, DiffRefused> {
+        let named = format!("{base}^{{commit}}");
+        let words = ["rev-parse", "--verify", "--quiet", "--end-of-options", &named];
+        let commit = self.ask(&words, MOST_OF_ANSWER).await?;
+        let hash = commit.text().lines().last().unwrap_or_default().to_owned();
+        if !commit.succeeded || hash.len() < 40 || !hash.chars().all(|c| c.is_ascii_hexdigit()) {
+            return Err(DiffRefused::NoCommit(base.to_owned()));
+        }
+        Ok(hash)
+    }
 }
 
 /// As much of a diff as is kept, to the end of its last whole line, and a mark behind it.
@@ -205,7 +244,7 @@ fn refusal(root: &Path, answered: &Answered) -> DiffRefused {
 }
 
 /// What others wrote, on one line and short.
-fn shown(text: &str) -> String {
+pub(super) fn shown(text: &str) -> String {
     text.chars().filter(|c| !c.is_control()).take(160).collect()
 }
 

@@ -233,7 +233,7 @@ mod tests {
     }
 
     fn home(dir: &Path, state: &str) -> Home {
-        let places = Places { start: None, home: None, workspaces: vec![dir.to_owned()], state: None };
+        let places = Places { start: None, home: None, workspaces: vec![dir.to_owned()], ..Places::default() };
         Home {
             name: "box".into(),
             dir: StateDir::at(dir.parent().expect("above").join(state)),

@@ -5,8 +5,8 @@
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use super::home;
 use super::placing::{PlaceAsk, PlacedJob, Placing};
+use super::{asked, home};
 use crate::base::fault::{Fault, FaultCode};
 use crate::base::ids::{ChainId, FleetJobId, JobId, UnixMillis};
 use crate::fleet::{FleetCancel, FleetState, FleetView};
@@ -50,6 +50,7 @@ impl<'a> Asking<'a> {
     /// Dropping the future does not undo it.
     pub async fn begin(desk: &'a Consults, options: ConsultOptions) -> Result<Self, Fault> {
         let fleet = desk.fleet.as_ref().ok_or_else(no_fleet)?;
+        let options = asked::with_commit(desk, options, Caller::Owner).await?;
         let placed = fleet.place(PlaceAsk { options: options.clone(), call: None }).await?;
         let mode = if options.background { JobMode::Background } else { JobMode::Sync };
         Ok(Self { desk, fleet, job: placed.job, asked: Asked::for_it(options, placed, mode), seen: None })
@@ -171,6 +172,7 @@ pub(in crate::tools) async fn consult(
     options: ConsultOptions,
     shape: Shape,
 ) -> Result<ToolReply, Fault> {
+    let options = asked::with_commit(desk, options, Caller::Client(call.invocation.session)).await?;
     let placed = fleet.place(PlaceAsk { options: options.clone(), call: Some(call.invocation) }).await?;
     let job = placed.job;
     let keyed = options.is_keyed_by_caller() && call.evidence.is_none();
@@ -324,6 +326,22 @@ impl Asked {
     /// Which machine it was or is, and why that one.
     fn machine(&self, fleet: &Placing, view: &FleetView) -> MachineTold {
         let own = view.host_name.as_deref() == Some(fleet.machine());
+        let machine = view.host_name.clone();
+        if let Some(of) = view.outcome.as_ref().and_then(|outcome| outcome.clone_of.as_ref()) {
+            let because = format!("it cloned commit {} of {}; {}", of.commit, of.remote, of.changes.told());
+            return MachineTold { machine, because };
+        }
+        if view.may_clone && !view.state.is_terminal() {
+            let whether = match machine {
+                None => "it waits for a machine of the fleet that has the same workspace or may clone",
+                Some(_) => "it has the same workspace, or clones",
+            };
+            let what = self.request.as_ref().and_then(|request| request.clone_of.as_ref()).map_or_else(
+                || "its commit".to_owned(),
+                |of| format!("commit {} of {}; in a clone, {}", of.commit, of.remote, of.changes.told()),
+            );
+            return MachineTold { machine, because: format!("{whether} {what}") };
+        }
         let because = match (&view.host_name, self.tied) {
             (None, Some(true)) => "it waits for this machine, which alone has the workspace or the session".to_owned(),
             (None, _) => "it waits for a machine of the fleet that has the same workspace".to_owned(),
@@ -334,7 +352,7 @@ impl Asked {
             }
             (Some(_), _) => "it has the same file system mounted, proven by its inodes".to_owned(),
         };
-        MachineTold { machine: view.host_name.clone(), because }
+        MachineTold { machine, because }
     }
 }
 
@@ -343,6 +361,9 @@ fn phase(view: &FleetView, tied: bool, own: &str) -> String {
     let host = view.host_name.as_deref().unwrap_or("a machine of the fleet");
     match view.state {
         FleetState::Queued if tied => format!("waiting for host {own}"),
+        FleetState::Queued if view.may_clone => {
+            "waiting for a host of the fleet with this workspace, or one that may clone it, and a free place".to_owned()
+        }
         FleetState::Queued => "waiting for a host of the fleet with this workspace and a free place".to_owned(),
         FleetState::Claimed => format!("taken by host {host}"),
         _ if view.cancel_requested => format!("to be cancelled on host {host}"),

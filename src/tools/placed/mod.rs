@@ -1,4 +1,4 @@
-//! A consult that any machine of the fleet may answer that has its workspace.
+//! A consult that any machine of the fleet may answer that has its workspace, or a clone of its commit where the caller wants that.
 //!
 //! Owns: what such a job is for the queue, how its caller waits, what the reply says of the machine, and how a job of another machine
 //! becomes one of this machine's own. May not know: how claims are made, runners.
@@ -8,11 +8,15 @@
 //! Reading order: [`placing`] for what a consult asks of a fleet, this file for who answers at a host, [`waiters`] for whose last
 //! caller is gone, [`look`] for how a job is seen.
 
+mod asked;
+mod clones;
+mod fetch;
 mod home;
 pub mod look;
 pub mod placing;
 pub mod waiters;
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
@@ -20,17 +24,20 @@ use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 
+use self::clones::Clones;
 pub use self::home::Home;
 pub(super) use self::look::{consult, end, read};
 use self::placing::{PlaceAsk, PlacedJob, PlacingBackend};
 use self::waiters::{Waiters, WaitersEvent};
-use super::consult::{ConsultOptions, Consults};
+use super::consult::{ConsultOptions, Consults, look_at};
 use crate::base::fault::{Fault, FaultCode};
-use crate::base::ids::{FleetJobId, InvocationId};
+use crate::base::ids::{FleetJobId, InvocationId, JobId};
 use crate::fleet::labels::AgentLabel;
 use crate::fleet::{ClaimedJob, Fleet, FleetAccept, FleetCancel, FleetError, FleetView, Labels, NewFleetJob, POLL};
 use crate::jobs::fleet_runs::local;
+use crate::jobs::store::StoreHandle;
 use crate::jobs::{ConsultRequest, JobMode, NewJob};
+use crate::places::Places;
 
 /// What begins the key of a job whose caller gave none: its call is asked again by the same.
 const KEY_OF_CALL: &str = "phone-opus-call:";
@@ -48,6 +55,7 @@ pub struct FleetDesk {
     home: Home,
     account: AccountOf,
     accepts: Arc<[String]>,
+    clones: Clones,
     /// What does not change of the labels.
     labels: Labels,
     waiters: Waiters,
@@ -92,9 +100,11 @@ impl FleetDesk {
             // What runs elsewhere is its site's.
             agents: agents.filter(|name| !config.agents.contains_key(name)).map(agent).collect(),
             tags: config.fleet_labels.clone(),
+            clones: config.fleet_clone.clone(),
             ..Labels::default()
         };
-        Self { fleet, home, account, accepts: config.fleet_accept.clone().into(), labels, waiters }
+        let clones = Clones::new(home.dir.clone(), config);
+        Self { fleet, home, account, accepts: config.fleet_accept.clone().into(), clones, labels, waiters }
     }
 
     /// The queue.
@@ -107,6 +117,29 @@ impl FleetDesk {
     #[must_use]
     pub fn accepts(&self) -> &[String] {
         &self.accepts
+    }
+
+    /// Lets go of the clones an earlier incarnation looked after: those whose jobs run go on being followed, the others are swept.
+    pub fn begin_anew(&self) {
+        self.clones.let_go();
+    }
+
+    /// Removes the clone of a job that is over.
+    ///
+    /// # Cancel safety
+    ///
+    /// Safe: what is left is swept.
+    pub async fn remove_clone(&self, job: JobId) {
+        self.clones.remove(job).await;
+    }
+
+    /// Removes clones that hosts of this machine have left.
+    ///
+    /// # Cancel safety
+    ///
+    /// Safe.
+    pub async fn sweep_clones(&self, store: &StoreHandle) {
+        self.clones.sweep(store).await;
     }
 
     /// What this host says of itself.
@@ -151,7 +184,7 @@ impl FleetDesk {
 
     async fn put(&self, options: &ConsultOptions, call: Option<InvocationId>) -> Result<PlacedJob, Fault> {
         let mut job = new_job(self, options, call).await?;
-        let tied = job.pin_state.is_some();
+        let tied = job.pin_state.is_some() && job.needs.clone.is_empty();
         let waits = call.filter(|_| !options.background);
         if let Some(call) = waits {
             // Before it is asked: who is withdrawn meanwhile is heard of by this id.
@@ -211,6 +244,40 @@ impl PlacingBackend for FleetDesk {
     }
 }
 
+/// Makes what a claimed job needs before it may be started: a clone, where its caller wants one and its workspace is not here. A job
+/// that is no longer this host's is ready as well: its start is refused.
+///
+/// # Errors
+///
+/// `workspace_unavailable`: why there is no clone.
+///
+/// # Cancel safety
+///
+/// May be dropped at any time: nothing of it is left.
+pub async fn prepare(desk: &Consults, fleet: &FleetDesk, claimed: &ClaimedJob) -> Result<(), Fault> {
+    let Some(asked) = &claimed.request.clone_of else { return Ok(()) };
+    if fleet.home.here(&claimed.workspace, claimed.request.cwd.clone()).await.is_ok() {
+        return Ok(());
+    }
+    let context = Arc::clone(desk.callers.host());
+    let within = Duration::from_secs(claimed.request.timeout_s);
+    tokio::select! {
+        made = fleet.clones.make(local(claimed.ticket.job), asked, &context.environment, within) => made,
+        () = taken_back(fleet, claimed) => Ok(()),
+    }
+}
+
+/// Waits until a claimed job is over, or somebody else's.
+async fn taken_back(fleet: &FleetDesk, claimed: &ClaimedJob) {
+    loop {
+        match fleet.fleet.wait(claimed.ticket.job, POLL).await {
+            Ok(Some(view)) if !view.state.is_terminal() && view.host == Some(claimed.ticket.host) => {}
+            Ok(_) => return,
+            Err(_) => tokio::time::sleep(POLL).await,
+        }
+    }
+}
+
 /// The job of this machine's store that a claimed job becomes. It is checked as a client's consult is, and looks into a
 /// workspace of this machine.
 ///
@@ -227,8 +294,22 @@ pub async fn own_job(desk: &Consults, fleet: &FleetDesk, claimed: &ClaimedJob) -
         let detail = "the job is paid for in another way than this machine's, or names a machine of its own.";
         return Err(Fault::new(FaultCode::InvalidInput, detail));
     }
-    let (cwd, root) = fleet.home.here(&claimed.workspace, request.cwd.clone()).await?;
-    request.cwd = cwd;
+    let (desk, root) = match (fleet.clones.tree(local(claimed.ticket.job)), request.clone_of.take()) {
+        (Some(tree), Some(of)) => {
+            request.cwd = tree.join(&of.below);
+            request.clone_of = Some(of.without_patch());
+            let root = look_at(tree).await.map_err(|wrong| {
+                Fault::new(FaultCode::WorkspaceUnavailable, format!("the clone it was to run in {wrong}."))
+            })?;
+            let places = Places { clone_tree: Some(root.clone()), ..Places::clone(&desk.places) };
+            (Cow::Owned(Consults { places: Arc::new(places), ..desk.clone() }), root)
+        }
+        _ => {
+            let (cwd, root) = fleet.home.here(&claimed.workspace, request.cwd.clone()).await?;
+            request.cwd = cwd;
+            (Cow::Borrowed(desk), root)
+        }
+    };
     let mut options = desk.check(&request, JobMode::Background).await?;
     if !options.workspace.starts_with(&root) {
         return Err(Fault::new(FaultCode::InvalidInput, "the job's directory leads out of its workspace."));
@@ -248,6 +329,8 @@ async fn new_job(
     let mut request = options.request.clone();
     request.cwd.clone_from(&options.workspace);
     let mut needs = placed.needs;
+    // Which commit that is was looked for where the call is.
+    needs.clone = request.clone_of.as_ref().map(|of| of.remote.clone()).unwrap_or_default();
     let billing = request.billing.as_str().to_owned();
     needs.agents = BTreeMap::from([(request.agent.clone(), AgentLabel { billing, ..AgentLabel::default() })]);
     let id = FleetJobId::random();

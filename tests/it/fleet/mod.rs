@@ -8,6 +8,8 @@
 #![cfg(target_os = "linux")]
 
 mod callers;
+mod clones;
+mod hosting;
 mod memory;
 mod processes;
 mod shell;

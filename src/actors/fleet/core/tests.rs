@@ -12,11 +12,15 @@ use super::*;
 use crate::base::ids::UnixMillis;
 use crate::fleet::labels::AgentLabel;
 use crate::fleet::{ClaimAsk, Fleet as _, FleetAccept, Labels, MemoryFleet, Needs, NewFleetJob, Renewal, RunFinish};
-use crate::jobs::ConsultRequest;
+use crate::jobs::{CloneChanges, CloneOf, ConsultRequest};
 
 fn record(state: JobState) -> Box<JobRecord> {
     let outcome = state.is_terminal().then(JobOutcome::default);
     Box::new(JobRecord { outcome, ..JobRecord::plain(state, ConsultRequest::new("why?").cwd("/w")) })
+}
+
+fn clone_of() -> CloneOf {
+    CloneOf::new("ssh://h/a".into(), "c".into(), String::new(), CloneChanges::None, None, false)
 }
 
 /// A host, and what it was told to do last.
@@ -44,11 +48,15 @@ impl One {
 
     /// A host that has its lease and is given one job.
     fn given() -> (Self, FleetJobId, Ticket) {
+        Self::given_with(None)
+    }
+
+    fn given_with(clone_of: Option<CloneOf>) -> (Self, FleetJobId, Ticket) {
         let mut one = Self::new();
         one.step(HostEvent::Due);
         assert!(matches!(one.lives()[..], [HostEffect::Claim { on_their_way: 0, .. }]));
         let ticket = Ticket { job: FleetJobId::random(), host: one.core.host, fence: Fence(7) };
-        let request = ConsultRequest::new("why?").cwd("/w");
+        let request = ConsultRequest { clone_of, ..ConsultRequest::new("why?").cwd("/w") };
         let claimed = ClaimedJob { ticket, workspace: "w".into(), account: String::new(), request };
         let effects = one.step(HostEvent::Claimed(Ok(FleetClaim::Claimed(vec![claimed]))));
         assert!(
@@ -56,6 +64,36 @@ impl One {
         );
         (one, ticket.job, ticket)
     }
+}
+
+#[test]
+fn what_may_need_a_clone_is_prepared_before_its_start_is_asked_for_and_fails_without_one() {
+    let of = clone_of();
+    let (mut one, job, ticket) = One::given_with(Some(of.clone()));
+    let effects = one.step(HostEvent::Noted { job, noted: true });
+    assert!(matches!(&effects[..], [HostEffect::Prepare(claimed)] if claimed.ticket == ticket), "{effects:?}");
+    one.now += POLL;
+    let due = one.step(HostEvent::Due);
+    assert!(!due.iter().any(|effect| matches!(effect, HostEffect::Prepare(_) | HostEffect::Start(_))), "{due:?}");
+    assert!(one.core.begun()[&ticket.host].is_empty(), "nothing of it was begun");
+    let effects = one.step(HostEvent::Prepared { job, answer: Ok(()) });
+    assert!(matches!(effects[..], [HostEffect::Start(start)] if start == ticket));
+    one.step(HostEvent::Started { job, answer: Ok(FleetStart::Started) });
+    one.step(HostEvent::Accepted { job, answer: Ok(()) });
+    let mut over = record(JobState::Succeeded);
+    over.request.clone_of = Some(of.clone());
+    let effects = one.step(HostEvent::Over { job, record: over });
+    let [HostEffect::Tell { outcome, .. }] = &effects[..] else { panic!("{effects:?}") };
+    assert_eq!((outcome.clone_of.as_ref(), outcome.resumable), (Some(&of), Some(false)));
+
+    let (mut one, job, ticket) = One::given_with(Some(of));
+    one.step(HostEvent::Noted { job, noted: true });
+    let fault = Fault::new(FaultCode::WorkspaceUnavailable, "no clone.");
+    let effects = one.step(HostEvent::Prepared { job, answer: Err(fault) });
+    let [HostEffect::Tell { ticket: told, end: FleetState::Failed, .. }] = &effects[..] else { panic!("{effects:?}") };
+    assert_eq!(*told, ticket);
+    let effects = one.step(HostEvent::Told { job, told: true });
+    assert!(matches!(effects[..], [HostEffect::Forget(_)]), "and no agent was started");
 }
 
 #[test]
@@ -246,6 +284,10 @@ impl World {
                 }
                 HostEvent::Noted { job: run.job, noted: !lost }
             }
+            HostEffect::Prepare(claimed) => {
+                let refused = || Fault::new(FaultCode::WorkspaceUnavailable, "lost.");
+                HostEvent::Prepared { job: claimed.ticket.job, answer: if lost { Err(refused()) } else { Ok(()) } }
+            }
             HostEffect::Start(ticket) => {
                 let answer = if before { Err(unsure()) } else { now_of(fleet.start(ticket)) };
                 HostEvent::Started { job: ticket.job, answer: if lost { Err(unsure()) } else { answer } }
@@ -347,7 +389,10 @@ fn whatever_happens_to_hosts_each_job_is_started_at_most_once_and_ends() {
                         id: FleetJobId::random(),
                         workspace: format!("w{}", world.random.u8(..3)),
                         request_key: format!("{step}"),
-                        request: ConsultRequest::new("why?").cwd("/w").timeout_s(600),
+                        request: ConsultRequest {
+                            clone_of: world.random.bool().then(clone_of),
+                            ..ConsultRequest::new("why?").cwd("/w").timeout_s(600)
+                        },
                         given: None,
                         account: String::new(),
                         needs: Needs::default(),
