@@ -135,7 +135,7 @@ pub use base::ids::{
 pub use base::state_dir::StateDir;
 pub use base::stdio::{Input, Output};
 pub use config::clients::ClientSettings;
-pub use config::{Config, LeftOut, RolloutMode, WorkerIsolation};
+pub use config::{Config, LeftOut, OtlpTarget, RolloutMode, WorkerIsolation};
 pub use exec::{ExecTarget, ServerUrl, TargetWords};
 pub use failpoints::{FaultPlan, Faults, Fired};
 pub use fleet::{FleetAddress, Placement};

@@ -516,6 +516,7 @@ impl Connections {
         drop(connection.session.finish());
         self.served.roots.forget(number);
         self.served.callers.forget(number);
+        self.served.telemetry.traces().over(number);
         // Whoever opened it may wait for nothing any more.
         let _ = connection.ended.map(|ended| ended.send(Ok(end)));
         true

@@ -6,7 +6,7 @@
 //! belongs to the system and is lent to the parts, so a restart costs what the table in docs/failures.md says and nothing
 //! else.
 //!
-//! Nobody depends on telemetry, on rollouts or on connections to exec servers; those are started when the first is wanted, and a fleet's where one is
+//! Nobody depends on the exporter, on telemetry, on rollouts or on connections to exec servers; those are started when the first is wanted, and a fleet's where one is
 //! configured. The store's thread starts with its first verb and is closed last; a panic
 //! there costs the verb it happened in.
 
@@ -25,6 +25,7 @@ use super::doors::messages::DoorsMsg;
 use super::doors::{Doors, DoorsArguments};
 use super::exec::links::ExecLinks;
 use super::exec::{ExecMsg, Execs};
+use super::exporter::{Exporter, ExporterArguments};
 use super::fleet::{FleetArguments, Hosting};
 use super::jobs::messages::JobsMsg;
 use super::jobs::{Jobs, JobsArguments};
@@ -92,7 +93,8 @@ const fn later(mut part: Part) -> Part {
 }
 
 /// The parts, in the order of start.
-const PARTS: [Part; 8] = [
+const PARTS: [Part; 9] = [
+    later(aside(part("exporter", 1000, |a, root| Box::pin(exporter(a, root))))),
     aside(part("telemetry", 500, |a, root| Box::pin(telemetry(a, root)))),
     part("jobs", 2500, |a, root| Box::pin(jobs(a, root))),
     part("workers", 600, |a, root| Box::pin(workers(a, root))),
@@ -103,6 +105,12 @@ const PARTS: [Part; 8] = [
     part("doors", 500, |a, root| Box::pin(doors(a, root))),
 ];
 
+/// What carries traces and metrics to a collector. It is stopped last, and so sees what the others told at their end.
+const EXPORTER: ChildId = ChildId(0);
+
+/// The first of those that there always are.
+const FIRST: ChildId = ChildId(1);
+
 /// The one that serves the connections.
 const SESSIONS: ChildId = ChildId(PARTS.len() - 2);
 
@@ -111,6 +119,11 @@ const EXEC: ChildId = ChildId(PARTS.len() - 4);
 
 /// This host's part in a fleet.
 const FLEET: ChildId = ChildId(PARTS.len() - 3);
+
+async fn exporter(a: &RootArguments, root: ActorCell) -> Result<Spawned, String> {
+    let Some(arguments) = a.exporter.clone() else { return Ok(Spawned::NotNeeded) };
+    Spawned::up(Exporter::spawn_linked(None, Exporter, arguments, root).await)
+}
 
 async fn telemetry(a: &RootArguments, root: ActorCell) -> Result<Spawned, String> {
     let arguments = TelemetryArguments {
@@ -190,6 +203,8 @@ pub struct RootArguments {
     pub exec: ExecLinks,
     /// This host's part in a fleet, where one is configured.
     pub fleet: Option<FleetArguments>,
+    /// What carries traces and metrics to a collector, where one is configured.
+    pub exporter: Option<ExporterArguments>,
     /// Telemetry.
     pub telemetry: TelemetryHandle,
     /// Where they are written; `None` counts only.
@@ -257,7 +272,10 @@ impl Actor for Root {
         let table = ChildTable::new(Strategy::RestForOne, PARTS.map(|part| part.entry));
         a.names.root.set(&me);
         let mut state = RootState { a, parts: ChildDriver::new(table, RootMsg::Part), why: None };
-        state.handle(&me, ChildEvent::Wanted(ChildId(0))).await;
+        if state.a.exporter.is_some() {
+            state.handle(&me, ChildEvent::Wanted(EXPORTER)).await;
+        }
+        state.handle(&me, ChildEvent::Wanted(FIRST)).await;
         if state.a.fleet.is_some() {
             state.handle(&me, ChildEvent::Wanted(FLEET)).await;
         }

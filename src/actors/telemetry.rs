@@ -3,6 +3,7 @@
 //! Nobody waits for it. Its crash costs the batch it held, which is counted as lost; the counters are only borrowed, and
 //! its next incarnation goes on counting.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,8 +15,12 @@ use super::clock;
 use super::kept::{Kept, Lent};
 use crate::base::ids::UnixMillis;
 use crate::failpoints::{Broken, FaultPoint, Faults, Operation};
+use crate::protocol::session::FinishedAs;
 use crate::telemetry::counters::Counters;
 use crate::telemetry::log::{LogEntry, LogWriter, Moment, Torn};
+use crate::telemetry::traces::facts::CallEnd;
+use crate::telemetry::traces::spans::last_part;
+use crate::telemetry::traces::{CallFact, TraceFact};
 use crate::telemetry::{Record, TelemetryHandle};
 
 /// Longest a record waits to be counted and written. It keeps this task and the disk's thread asleep between batches.
@@ -142,7 +147,11 @@ async fn run(arguments: TelemetryArguments, mut stopped: tokio::sync::oneshot::R
             // The next incarnation goes on with what comes in; the batch in hand is lost, and counted.
             Err(_) => return,
         };
-        let batch = count(taken.records, counters, log.is_some());
+        let mut records = taken.records;
+        if telemetry.traces().are_told() {
+            records.iter_mut().filter_map(|record| fact(record, moment)).for_each(|fact| telemetry.traces().tell(fact));
+        }
+        let batch = count(records, counters, log.is_some());
         if torn.is_some() {
             in_hand.count = 0;
         }
@@ -179,6 +188,36 @@ struct InHand<'a> {
 impl Drop for InHand<'_> {
     fn drop(&mut self) {
         self.telemetry.lose(self.count);
+    }
+}
+
+/// What whoever exports traces is told of a record.
+fn fact(record: &mut Record, moment: Moment) -> Option<TraceFact> {
+    match record {
+        Record::ToolCall(call) => {
+            let trace = *call.trace.take()?;
+            Some(TraceFact::Call(Box::new(CallFact {
+                trace,
+                session: call.session.0,
+                tool: call.tool.to_string(),
+                at: moment.wall_at(call.at),
+                latency_us: u64::try_from(call.latency.as_micros()).unwrap_or(u64::MAX),
+                end: match call.result {
+                    FinishedAs::Success => CallEnd::Success,
+                    FinishedAs::Cancelled => CallEnd::Cancelled,
+                    FinishedAs::Failed(code) => CallEnd::Failed(code),
+                },
+                job: call.job,
+                workspace: call.path_hint.as_deref().and_then(|path| last_part(Path::new(path))),
+                replays: call.replays,
+            })))
+        }
+        Record::JobState { job, state, .. } if state.is_terminal() => Some(TraceFact::Job(*job)),
+        Record::Request { .. }
+        | Record::WorkerRestart { .. }
+        | Record::JobState { .. }
+        | Record::Rollout(_)
+        | Record::Fault(_) => None,
     }
 }
 

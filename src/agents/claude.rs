@@ -465,6 +465,7 @@ mod tests {
             chain: ChainId::random(),
             depth: 0,
             environment: &environment,
+            traceparent: None,
             there: None,
         };
         let command = ClaudeCode::default().prepare(&run, dir.path()).await.expect("a command");

@@ -411,7 +411,8 @@ mod tests {
             .with("PATH", std::env::var_os("PATH").unwrap_or_default())
             .with(SHEET.variable, program);
         let (token, chain) = (RunToken::random(), ChainId::random());
-        let run = RunRequest { request, token, chain, depth: 0, environment: &environment, there: None };
+        let run =
+            RunRequest { request, token, chain, depth: 0, environment: &environment, traceparent: None, there: None };
         CliAgent::of(&SHEET).prepare(&run, &dir.join("state")).await
     }
 

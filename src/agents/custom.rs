@@ -261,7 +261,15 @@ mod tests {
         for (billing, pays, withheld) in [(Billing::Subscription, false, true), (Billing::ApiKey, true, false)] {
             let request = ConsultRequest { billing, ..request("/x CANARY") };
             let (token, chain) = (RunToken::random(), ChainId::random());
-            let run = RunRequest { request: &request, token, chain, depth: 0, environment: &environment, there: None };
+            let run = RunRequest {
+                request: &request,
+                token,
+                chain,
+                depth: 0,
+                environment: &environment,
+                traceparent: None,
+                there: None,
+            };
             let command = agent.prepare(&run, dir.path()).await.expect("a command");
             assert_eq!(command.args, ["--brief", "$(touch x); y"]);
             assert_eq!(&command.stdin[..], format!("{PROMPT_PREFIX}/x CANARY").as_bytes());

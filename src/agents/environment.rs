@@ -22,6 +22,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::{Credential, KNOWN, RunRequest, programs};
 use crate::base::base64::Base64;
+use crate::base::trace::TRACEPARENT_VARIABLE;
 use crate::jobs::Billing;
 
 /// A snapshot of environment variables, sorted by name. Cheap to clone: whatever a host starts and whoever asks for its own
@@ -600,6 +601,9 @@ impl Granted {
         self.set(RUN_TOKEN, run.token.to_string());
         self.set(CHAIN, run.chain.to_string());
         self.set(DEPTH, run.depth.saturating_add(1).to_string());
+        if let Some(traceparent) = run.traceparent {
+            self.set(TRACEPARENT_VARIABLE, traceparent);
+        }
     }
 }
 

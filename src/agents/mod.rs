@@ -311,6 +311,9 @@ pub struct RunRequest<'a> {
     pub depth: u32,
     /// The host's environment, as it was when the host started.
     pub environment: &'a Environment,
+    /// The trace its own spans belong to, as `traceparent` has it.
+    #[doc(hidden)]
+    pub traceparent: Option<&'a str>,
     /// The machine it is to run on, when that is not this one.
     #[doc(hidden)]
     pub there: Option<There<'a>>,

@@ -244,6 +244,13 @@ impl InvocationId {
         Self { call: self.call | u64::from(number) << Self::PART, ..self }
     }
 
+    /// The call it is a part of; itself when it is a whole one.
+    #[must_use]
+    #[doc(hidden)]
+    pub const fn whole(self) -> Self {
+        Self { call: self.call ^ self.number_of_part() << Self::PART, ..self }
+    }
+
     /// Which part of a call it is; 0 when it is a whole one.
     const fn number_of_part(&self) -> u64 {
         (self.call & !Self::EMBEDDERS) >> Self::PART

@@ -16,3 +16,4 @@ pub mod signals;
 pub mod socket;
 pub mod state_dir;
 pub mod stdio;
+pub mod trace;

@@ -15,9 +15,10 @@ use serde::{Deserialize, Serialize};
 
 use super::clients::ClientSettings;
 use super::kinds::{
-    Address, Count, Directories, Fill, Helpers, Kind, Lay, Lower, Millis, Names, PerClient, Program, Remotes, Seconds,
-    Tags, Text, Users, Word,
+    Address, Collector, Count, Directories, Fill, Helpers, Kind, Lay, Lower, Millis, Names, PerClient, Program,
+    Remotes, Seconds, Tags, Text, Users, Word,
 };
+use super::otlp::OtlpTarget;
 use super::sites::{AgentSettings, PerAgent, lay_customs};
 use super::{AGENT_ENV_MOST, ConfigError, LeftOut, RolloutMode, WorkerIsolation};
 use crate::agents::{AgentSites, CustomAgents, ExtraUsage};
@@ -373,6 +374,11 @@ config_keys! {
         fleet_clone_mb: usize = 2_048,
         what: "mebibytes on disk that one such clone may take; a larger one is refused",
         bounds: 1..=1_000_000,
+    }
+    otlp: OtlpTarget as Collector {
+        /// Where traces and metrics of this host go.
+        otlp: Option<OtlpTarget> = None,
+        what: "the OpenTelemetry collector that this server's traces and metrics go to ([telemetry.md](telemetry.md)); none without it",
     }
     agents: BTreeMap<String, AgentSettings> as PerAgent {
         /// Agents whose processes run on other machines.

@@ -13,6 +13,7 @@ use serde::de::DeserializeOwned;
 
 use super::clients::ClientSettings;
 use super::keys::Key;
+use super::otlp::{self, OtlpTarget};
 use super::{AGENT_ENV_MOST, RolloutMode, WorkerIsolation};
 use crate::agents::ExtraUsage;
 use crate::base::nearest::nearest;
@@ -359,6 +360,34 @@ impl Lay<Option<FleetAddress>> for Address {
 
     fn shown(field: &Option<FleetAddress>) -> String {
         field.as_ref().map_or_else(|| "none".to_owned(), |address| format!("`{}`", address.shown()))
+    }
+}
+
+/// Where a collector is.
+#[derive(Debug)]
+pub(super) struct Collector;
+
+impl Kind for Collector {
+    type Raw = OtlpTarget;
+
+    fn from_variable(value: OsString) -> Result<OtlpTarget, String> {
+        text(value).map(OtlpTarget::new)
+    }
+
+    fn accepted(_: Option<&RangeInclusive<u64>>) -> String {
+        otlp::FORM.to_owned()
+    }
+}
+
+impl Lay<Option<OtlpTarget>> for Collector {
+    fn lay(key: &Key, raw: &OtlpTarget, field: &mut Option<OtlpTarget>) -> Result<(), String> {
+        raw.check().map_err(|wrong| format!("{} {wrong}", key.name))?;
+        *field = Some(raw.clone());
+        Ok(())
+    }
+
+    fn shown(field: &Option<OtlpTarget>) -> String {
+        field.as_ref().map_or_else(|| "none".to_owned(), |target| format!("`{}`", target.as_str()))
     }
 }
 

@@ -10,6 +10,7 @@
 pub mod clients;
 mod keys;
 mod kinds;
+mod otlp;
 mod programs;
 mod project;
 mod sites;
@@ -20,6 +21,7 @@ use serde::{Deserialize, Serialize};
 
 pub use self::keys::{Config, Key, Settings};
 pub use self::kinds::Words;
+pub use self::otlp::{CollectorUrl, OtlpTarget};
 pub use self::programs::{PROGRAM_KEYS, ProgramKey};
 pub use self::project::{LeftOut, PROJECT_FILE};
 pub use self::sites::AgentSettings;

@@ -61,6 +61,11 @@ fn a_bad_value_names_its_place_and_what_is_accepted() {
                 .map(|_| Settings::default()),
             "file: fleet_labels holds \"a b\", which is no word; accepted: up to 512 words",
         ),
+        (
+            Config::from_sources(&[("file".into(), toml("otlp = \"http://collector.example\"").expect("a text"))])
+                .map(|_| Settings::default()),
+            "file: otlp leads to another machine (collector.example) without encryption; write https://",
+        ),
         (toml("agent_env = \"X\""), "line 1"),
         (
             Settings::from_environment(|name| (name == "PHONE_OPUS_BILLING").then(|| "cash".into())),
@@ -215,6 +220,7 @@ fn accepted(key: &Key) -> (String, String) {
             "https://git.example/team/*, git@git.example:a".to_owned(),
         ),
         "fleet_clone_credentials" => ("[\"store\", \"gh-x\"]".to_owned(), "store gh-x".to_owned()),
+        "otlp" => word("https://collector.example"),
         "clients" => ("{ x = { wait_s = 9 } }".to_owned(), String::new()),
         "agents" => {
             let site = "{ agent = \"claude\", exec = \"unix:/x\", workspaces = [\"/w\"] }";

@@ -106,6 +106,7 @@ mod tests {
             environment: None,
             account: String::new(),
             host: None,
+            trace: None,
         };
         let id = job.id;
         let accepted = store.accept(job, AcceptLimits { max_queued: 100 }).await.expect("accepted");

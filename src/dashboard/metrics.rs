@@ -90,7 +90,7 @@ pub fn text(of: &Measured<'_>) -> String {
 }
 
 /// What `telemetry_snapshot` counts, by its own names.
-const TOTALS: [(&str, &str); 9] = [
+const TOTALS: [(&str, &str); 10] = [
     ("requests", "Requests of the daemon's clients."),
     ("successes", "Requests that were answered."),
     ("response_errors", "Requests that were answered with an error."),
@@ -100,6 +100,7 @@ const TOTALS: [(&str, &str); 9] = [
     ("restarts", "Restarts of workers, as telemetry counted them."),
     ("rollouts", "Upgrades that ended, whichever way."),
     ("dropped", "Records of telemetry that were lost."),
+    ("traces_dropped", "What traces lost on its way to a collector."),
 ];
 
 fn daemon_telemetry(out: &mut Exposition, telemetry: &Value) {

@@ -43,6 +43,7 @@ use serde_json::Value;
 pub use self::cloned::{CloneChanges, CloneOf, ClonePatch};
 use crate::base::fault::{Fault, FaultCode};
 use crate::base::ids::{AgentSessionId, ChainId, HostId, InvocationId, JobId, RunToken, UnixMillis, WaiterId};
+use crate::base::trace::JobTrace;
 use crate::jobs::journal::AgentEvent;
 
 /// Where a job stands.
@@ -328,6 +329,9 @@ pub struct NewJob {
     /// The host that has custody of it, where another one may follow it in that; set by that host.
     #[serde(default)]
     pub host: Option<HostId>,
+    /// The trace it is part of; set by the host that accepts it.
+    #[serde(default)]
+    pub trace: Option<JobTrace>,
 }
 
 /// A job as the store holds it.
@@ -383,6 +387,10 @@ pub struct JobRecord {
     #[serde(skip)]
     #[doc(hidden)]
     pub host: Option<HostId>,
+    /// The trace it is part of.
+    #[serde(skip)]
+    #[doc(hidden)]
+    pub trace: Option<JobTrace>,
 }
 
 impl JobRecord {
@@ -411,6 +419,7 @@ impl JobRecord {
             waiter: None,
             environment: None,
             host: None,
+            trace: None,
         }
     }
 

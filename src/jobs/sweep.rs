@@ -57,8 +57,17 @@ pub async fn lost(store: &StoreHandle, dir: &StateDir) -> Result<Vec<JobId>, Fau
     Ok(rows.into_iter().filter(|row| is_lost(dir, row)).map(|row| row.job).collect())
 }
 
-/// Looks at every job that is not over, except `ours`. Returns background jobs that need a runner and may be run here: each
-/// was accepted with an environment whose digest is among `environments`, since it is to run with that of its caller.
+/// What a sweep found.
+#[derive(Debug, Default)]
+pub struct Swept {
+    /// Background jobs that need a runner and may be run here.
+    pub orphans: Vec<JobRecord>,
+    /// Jobs that were settled.
+    pub settled: Vec<JobId>,
+}
+
+/// Looks at every job that is not over, except `ours`, and settles those whose runner is gone. One that may be run here was accepted
+/// with an environment whose digest is among `environments`, since it is to run with that of its caller.
 ///
 /// # Errors
 ///
@@ -68,8 +77,8 @@ pub async fn sweep(
     dir: &StateDir,
     ours: &HashSet<JobId>,
     environments: &HashSet<Option<String>>,
-) -> Result<Vec<JobRecord>, Fault> {
-    let mut orphans = Vec::new();
+) -> Result<Swept, Fault> {
+    let mut swept = Swept::default();
     let mut evidence = JobEvidence::new(dir);
     for row in store.queue().await? {
         let orphan = is_left_alone(dir, &mut evidence, row.job, row.state, row.accepted_at, row.waiter);
@@ -78,7 +87,7 @@ pub async fn sweep(
         }
         if orphan && row.mode == JobMode::Background && environments.contains(&row.environment) {
             match store.job(row.job).await {
-                Ok(record) => orphans.push(record),
+                Ok(record) => swept.orphans.push(record),
                 Err(error) => tracing::warn!(job = %row.job, %error, "a job without a runner cannot be read"),
             }
             continue;
@@ -86,11 +95,13 @@ pub async fn sweep(
         let gone = if orphan { "who waited with the job is gone." } else { "the job's runner is gone." };
         let why = Fault::new(FaultCode::RunnerLost, gone);
         // One job that cannot be settled must not keep the others from it.
-        if let Err(fault) = settle(store, dir, row.job, why).await {
-            tracing::warn!(job = %row.job, %fault, "a lost job was not settled");
+        match settle(store, dir, row.job, why).await {
+            Ok(Settlement::Terminal(_)) => swept.settled.push(row.job),
+            Ok(Settlement::InOtherHands | Settlement::NotBefore(_)) => {}
+            Err(fault) => tracing::warn!(job = %row.job, %fault, "a lost job was not settled"),
         }
     }
-    Ok(orphans)
+    Ok(swept)
 }
 
 /// What came of settling a job.

@@ -35,6 +35,12 @@ const STORE_MOMENT: Duration = Duration::from_secs(5);
 /// that was never seen here.
 const REFUSALS_PASSED_OVER: usize = 32;
 
+/// Where the agent's own spans belong, as the environment has it.
+fn traceparent(record: &JobRecord) -> Option<String> {
+    let trace = record.trace.as_ref()?;
+    trace.for_agent(record.id).map(|context| context.traceparent())
+}
+
 impl Runner {
     pub(super) async fn run_agent(&mut self, agent: &dyn Agent, record: &JobRecord, nothing: RunEnd) -> RunVerdict {
         let seen = match self.session_seen(agent, record).await {
@@ -116,12 +122,14 @@ impl Runner {
         nothing: &RunEnd,
     ) -> Option<RunVerdict> {
         let environment = self.options.environment.clone();
+        let traceparent = traceparent(record);
         let request = RunRequest {
             request: &record.request,
             token: mark.token,
             chain: record.chain,
             depth: record.depth,
             environment: &environment,
+            traceparent: traceparent.as_deref(),
             there: None,
         };
         let Some(place) = self.meanwhile(agent.session_place(&request)).await else {
@@ -160,12 +168,14 @@ impl Runner {
         Try { reached, refused }: Try<'_>,
     ) -> Tried {
         let environment = self.options.environment.clone();
+        let traceparent = traceparent(record);
         let request = RunRequest {
             request: &record.request,
             token: mark.token,
             chain: record.chain,
             depth: record.depth,
             environment: &environment,
+            traceparent: traceparent.as_deref(),
             there: reached.map(Reached::there),
         };
         let dialogue = agent.dialogue(&request).filter(|_| reached.is_none());

@@ -24,7 +24,10 @@ use crate::actors::session::Gauges;
 use crate::actors::supervision::slot::RestartPolicy;
 use crate::agents::{AgentRegistry, Environment};
 use crate::base::ids::HostId;
+#[cfg(any(test, feature = "otlp"))]
+use crate::base::ids::UnixMillis;
 use crate::base::state_dir::StateDir;
+use crate::base::trace::{TRACEPARENT_VARIABLE, TraceContext};
 use crate::config::Config;
 use crate::config::clients::{self, Clients};
 use crate::failpoints::Faults;
@@ -41,6 +44,13 @@ use crate::protocol::session::SessionLimits;
 use crate::protocol::wire::Identity;
 use crate::rollout::{Carried, RolloutSetup, Status, Trigger};
 use crate::runner::{RunnerCommand, nesting};
+use crate::telemetry::collector::Collector;
+#[cfg(any(test, feature = "otlp"))]
+use crate::telemetry::otlp::OtlpCollector;
+#[cfg(any(test, feature = "otlp"))]
+use crate::telemetry::otlp::settings::OtlpSettings;
+use crate::telemetry::traces::sampling::Sampler;
+use crate::telemetry::traces::{Telling, Traces};
 use crate::telemetry::{Record, RolloutRecord, TelemetryHandle};
 use crate::tools::callers::{CallerContext, CallerOrigin, Callers};
 use crate::tools::consult::{ConsultTool, Consults};
@@ -95,6 +105,8 @@ pub(super) struct Assembly {
     pub(super) claims: bool,
     /// Which of its calls wait for jobs of the fleet.
     waiters: Waiters,
+    /// Who takes traces and metrics.
+    pub(super) collector: Option<Arc<dyn Collector>>,
     /// Connections to exec servers.
     pub(super) exec: ExecLinks,
     /// For health.
@@ -105,13 +117,25 @@ impl Assembly {
     /// From what the embedding program said, and from where an earlier image stood.
     pub(super) fn new(said: SystemBuilder, earlier: Option<&HostSnapshot>) -> Self {
         let names = Names::default();
-        let telemetry = TelemetryHandle::new();
+        let host = earlier.map_or_else(HostId::random, |snapshot| snapshot.host);
+        let mut notices = said.notices;
         // Where agents run is known in two places: the configuration names exec servers, the program has machines of its own.
         let mut config = said.config;
         let agents = said.agents.configured(&config.customs, &config.programs(), &config.agent_env, &config.agents);
         config.agents.extend(agents.own_sites());
         let config = Arc::new(config);
         let environment = said.environment.unwrap_or_else(Environment::capture);
+        let uptime = earlier.map_or(Duration::ZERO, |snapshot| snapshot.uptime + snapshot.age());
+        let (telling, collector) = match collector_of(&config, &environment, host, uptime) {
+            Ok(Some((sampler, collector))) => (Telling::Exporter(sampler), Some(collector)),
+            Ok(None) => (Telling::Nobody, None),
+            Err(why) => {
+                tracing::warn!("traces and metrics are not exported: {why}");
+                notices.push(format!("traces and metrics are not exported: {why}"));
+                (Telling::Nobody, None)
+            }
+        };
+        let telemetry = TelemetryHandle::with_traces(Traces::new(telling, above(&environment)));
         let store = StoreHandle::sqlite_with(dir_of(said.state_dir.as_ref()), said.faults.clone());
         let runner = said.state_dir.as_ref().zip(said.runner).map(|(dir, program)| {
             let command = RunnerCommand::new(
@@ -133,10 +157,8 @@ impl Assembly {
             origin: CallerOrigin::Host,
         });
         let now = Instant::now();
-        let uptime = earlier.map_or(Duration::ZERO, |snapshot| snapshot.uptime + snapshot.age());
         let setup = said.rollout.map(Arc::new);
         let carried = earlier.map(|snapshot| (snapshot.rollout.clone(), snapshot.age()));
-        let host = earlier.map_or_else(HostId::random, |snapshot| snapshot.host);
         Self {
             host,
             kind: said.kind,
@@ -179,7 +201,8 @@ impl Assembly {
             line_limit: said.line_limit,
             faults: said.faults,
             setup,
-            notices: said.notices,
+            notices,
+            collector,
         }
     }
 
@@ -308,6 +331,36 @@ fn fleet_of(config: &Config) -> Option<Arc<dyn Fleet>> {
 #[cfg(not(any(test, feature = "fleet")))]
 fn fleet_of(_: &Config) -> Option<Arc<dyn Fleet>> {
     None
+}
+
+/// A collector, and which traces it gets.
+type Collecting = (Sampler, Arc<dyn Collector>);
+
+/// The collector that is configured.
+#[cfg(any(test, feature = "otlp"))]
+fn collector_of(
+    config: &Config,
+    environment: &Environment,
+    host: HostId,
+    uptime: Duration,
+) -> Result<Option<Collecting>, String> {
+    let Some(target) = &config.otlp else { return Ok(None) };
+    let began = UnixMillis(UnixMillis::now().0 - i64::try_from(uptime.as_millis()).unwrap_or(0));
+    let Some(settings) = OtlpSettings::read(target, environment, host)? else { return Ok(None) };
+    Ok(Some((settings.sampler, Arc::new(OtlpCollector::new(settings, began)))))
+}
+
+/// None: a program without the feature refuses to be configured for one.
+#[cfg(not(any(test, feature = "otlp")))]
+fn collector_of(_: &Config, _: &Environment, _: HostId, _: Duration) -> Result<Option<Collecting>, String> {
+    Ok(None)
+}
+
+/// What this host is part of as a whole: where an agent that we started has started it, that agent's run. Of a server that somebody else
+/// started, what its environment says was true when that began, and is not of calls that come hours later.
+fn above(environment: &Environment) -> Option<TraceContext> {
+    nesting(environment).0?;
+    TraceContext::parse(environment.get(TRACEPARENT_VARIABLE)?.to_str()?)
 }
 
 fn dir_of(state_dir: Option<&StateDir>) -> StateDir {

@@ -15,6 +15,7 @@ use crate::actors::child;
 use crate::actors::connections::{Arrived, Connections, Served, StreamKind};
 use crate::actors::doors::DoorsArguments;
 use crate::actors::doors::table::{DoorTable, Entrance};
+use crate::actors::exporter::ExporterArguments;
 use crate::actors::fleet::FleetArguments;
 use crate::actors::jobs::JobsArguments;
 use crate::actors::jobs::attachments::Attachments;
@@ -87,7 +88,7 @@ impl SystemBuilder {
             notices: Vec::new(),
             parent: None,
             fleet: None,
-            config: Config { fleet: None, ..self.config },
+            config: Config { fleet: None, otlp: None, ..self.config },
             ..self
         }
     }
@@ -170,8 +171,10 @@ impl Assembly {
         down: watch::Sender<Option<Down>>,
     ) -> Box<RootArguments> {
         let counted = restore.as_ref().and_then(|snapshot| snapshot.telemetry.as_ref());
+        let counters = Kept::new(counted.map_or_else(Counters::default, Counters::restored));
         Box::new(RootArguments {
-            counters: Kept::new(counted.map_or_else(Counters::default, Counters::restored)),
+            exporter: self.exporter(&counters),
+            counters,
             jobs: self.jobs(lasting),
             workers: WorkersArguments {
                 policy: self.restart.unwrap_or_else(|| restarts(&self.config)),
@@ -198,6 +201,18 @@ impl Assembly {
             names: self.names,
             faults: self.faults,
             down,
+        })
+    }
+
+    /// What carries traces and metrics to the collector.
+    fn exporter(&self, counters: &Arc<Kept<Counters>>) -> Option<ExporterArguments> {
+        Some(ExporterArguments {
+            telemetry: self.telemetry.clone(),
+            store: self.store.clone(),
+            has_jobs: self.state_dir.is_some(),
+            collector: self.collector.clone()?,
+            host: self.host,
+            counters: Arc::clone(counters),
         })
     }
 

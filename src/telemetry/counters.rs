@@ -38,6 +38,9 @@ pub struct Totals {
     pub rollouts: u64,
     /// Records telemetry had no room for.
     pub dropped: u64,
+    /// Facts for traces that were not exported: no room, or a collector that did not take them.
+    #[serde(default)]
+    pub traces_dropped: u64,
 }
 
 /// One method or tool.
@@ -283,6 +286,7 @@ mod tests {
             job: None,
             generation: crate::base::ids::Generation(1),
             replays: 0,
+            trace: None,
         })
     }
 

@@ -163,7 +163,8 @@ pub struct Moment {
 
 impl Moment {
     /// The time of day at an instant not long before this moment.
-    fn wall_at(self, at: Instant) -> UnixMillis {
+    #[must_use]
+    pub fn wall_at(self, at: Instant) -> UnixMillis {
         let ago = self.at.saturating_duration_since(at).as_millis();
         UnixMillis(self.wall.0.saturating_sub(i64::try_from(ago).unwrap_or(0)))
     }
@@ -618,6 +619,7 @@ mod tests {
                 job: None,
                 generation: Generation(generation),
                 replays: 2,
+                trace: None,
             };
             let outcome = plain_outcome(&call()).expect("nothing more to say");
             let mut text = Vec::new();

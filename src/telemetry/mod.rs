@@ -5,8 +5,13 @@
 //!
 //! Invariants (L10): (1) recording never waits; (2) what is lost is counted; (3) losing all of it changes nothing else.
 
+pub mod collector;
 pub mod counters;
 pub mod log;
+pub mod metrics;
+#[cfg(any(test, feature = "otlp"))]
+pub mod otlp;
+pub mod traces;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -14,6 +19,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{Notify, oneshot};
 
+use self::traces::{CallTrace, Traces};
 use crate::base::fault::{Fault, FaultCode};
 use crate::base::ids::{Generation, JobId, SessionNumber};
 use crate::jobs::JobState;
@@ -97,6 +103,8 @@ pub struct ToolCallRecord {
     pub generation: Generation,
     /// Attempts after the first.
     pub replays: u32,
+    /// What is to be told of it in a trace, where anybody is told.
+    pub trace: Option<Box<CallTrace>>,
 }
 
 /// The records on their way, and who is to be woken for them.
@@ -119,6 +127,7 @@ struct Waiting {
 #[derive(Debug, Clone, Default)]
 pub struct TelemetryHandle {
     intake: Arc<Intake>,
+    traces: Traces,
 }
 
 /// What the reader took from the intake.
@@ -137,6 +146,18 @@ impl TelemetryHandle {
     #[must_use]
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// An empty intake beside these traces.
+    #[must_use]
+    pub fn with_traces(traces: Traces) -> Self {
+        Self { intake: Arc::default(), traces }
+    }
+
+    /// The traces of the same system.
+    #[must_use]
+    pub const fn traces(&self) -> &Traces {
+        &self.traces
     }
 
     fn waiting(&self) -> MutexGuard<'_, Waiting> {
@@ -244,9 +265,15 @@ impl TelemetryHandle {
         let (reply, answer) = oneshot::channel();
         self.waiting().questions.push(reply);
         self.intake.wake.notify_one();
-        let mut snapshot = answer.await.ok()?;
-        snapshot.totals.dropped += self.dropped();
-        Some(snapshot)
+        Some(self.with_losses(answer.await.ok()?))
+    }
+
+    /// The report, with what was lost on its way to who counts.
+    #[must_use]
+    pub fn with_losses(&self, mut report: counters::CountersReport) -> counters::CountersReport {
+        report.totals.dropped += self.dropped();
+        report.totals.traces_dropped += self.traces.lost();
+        report
     }
 }
 

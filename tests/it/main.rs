@@ -22,4 +22,5 @@ mod private_postgres;
 mod program;
 mod protocol;
 mod supervision;
+mod traces;
 mod upgrades;

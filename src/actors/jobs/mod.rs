@@ -66,9 +66,10 @@ use crate::jobs::evidence::JobEvidence;
 use crate::jobs::host_lock::clear_hosts;
 use crate::jobs::overdue::Overdue;
 use crate::jobs::store::{Accept, AcceptLimits, StoreError, StoreHandle};
-use crate::jobs::sweep;
+use crate::jobs::sweep::{self, Swept};
 use crate::jobs::{JobMode, JobRecord, JobState, NewJob};
 use crate::runner::RunnerCommand;
+use crate::telemetry::traces::TraceFact;
 use crate::telemetry::{Record, TelemetryHandle};
 use crate::tools::callers::{Callers, session_over};
 use crate::tools::placed::FleetDesk;
@@ -511,6 +512,7 @@ impl JobsState {
         let (life, alone) = (self.arguments.life.clone(), Arc::clone(&self.alone));
         let present = self.runners.present();
         let overdue = Arc::clone(&self.overdue);
+        let telemetry = self.arguments.telemetry.clone();
         self.tasks.spawn(async move {
             let environments = present.digests().await;
             match adopting::look(&store, &dir, &life, &ours, &environments, &alone).await {
@@ -529,7 +531,9 @@ impl JobsState {
             overdue.look(&store, &dir, &with_pipes).await;
             keep_reserve(&dir).await;
             match sweep::sweep(&store, &dir, &ours, &environments).await {
-                Ok(orphans) => {
+                Ok(Swept { orphans, settled }) => {
+                    // Nobody else is there to tell of their ends.
+                    settled.into_iter().for_each(|job| telemetry.traces().tell(TraceFact::Job(job)));
                     for mut record in orphans {
                         let others = life.grace().is_some() && record.host.is_some_and(|host| host != life.host());
                         if !others || adopting::adopt(&store, &dir, &life, &mut record).await.is_some() {
@@ -580,6 +584,7 @@ impl JobsState {
         job.account = run_as.runner.account(&job.request);
         job.environment = run_as.digest.as_deref().map(str::to_owned);
         job.host = self.arguments.life.hold();
+        job.trace = self.arguments.telemetry.traces().of_job(self.arguments.life.host(), job.invocation, job.id);
         let (ask, mode) = (self.arguments.attachments.next_ask(), job.mode);
         let invocation = job.invocation;
         self.asking.insert(ask, Asking { job: Some(job), invocation, run_as, again, reply });

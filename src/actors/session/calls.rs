@@ -18,7 +18,7 @@ use super::{SessionEvent, SessionLoop};
 use crate::actors::reply::{AttemptReply, SessionMailbox, progress_to};
 use crate::actors::workers::messages::{Attempt, WorkerMsg, WorkersMsg};
 use crate::base::fault::{Fault, FaultCode};
-use crate::base::ids::{CallKey, CallNumber, Generation};
+use crate::base::ids::{CallKey, CallNumber, Generation, UnixMillis};
 use crate::config::clients::Unsaved;
 use crate::failpoints::Operation;
 use crate::protocol::session::{Call, CallOutcome};
@@ -117,6 +117,9 @@ impl SessionLoop {
     fn attempt(&mut self, call: CallNumber, generation: Generation) -> Option<Attempt> {
         let invocation = self.turn.invocation(call);
         let (evidence, attempt, payload) = self.turn.ledger.dispatch(call, generation)?;
+        if self.turn.traces.are_told() {
+            self.turn.traces.attempt(self.turn.number, call, generation, UnixMillis::now());
+        }
         if attempt > 1 {
             self.neighbours.gauges.replays.fetch_add(1, Ordering::Relaxed);
         }

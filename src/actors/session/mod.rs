@@ -62,7 +62,7 @@ use super::sessions::messages::{SessionEnd, SessionsMsg};
 use super::workers::messages::WorkersMsg;
 use crate::actors::clock;
 use crate::base::fault::Fault;
-use crate::base::ids::{HostId, SessionNumber};
+use crate::base::ids::{HostId, SessionNumber, UnixMillis};
 use crate::config::clients::Clients;
 use crate::failpoints::{Faults, Operation};
 use crate::protocol::session::{CallOutcome, SessionCore};
@@ -350,7 +350,8 @@ impl SessionLoop {
     pub fn new(a: SessionParts) -> Self {
         let (mailbox, events) = mpsc::unbounded_channel();
         Self {
-            turn: SessionTurn::new((a.host, a.number), a.core, a.facts, a.line_limit, a.faults.clone()),
+            turn: SessionTurn::new((a.host, a.number), a.core, a.facts, a.line_limit, a.faults.clone())
+                .with_traces(a.telemetry.traces().clone()),
             todo: TurnEffects::new(),
             now: clock::now(),
             tools: a.tools,
@@ -387,6 +388,7 @@ impl SessionLoop {
     /// Takes in what another image passed on. What can only be begun by a running session waits for its first turn.
     pub fn take_over(&mut self, snapshot: &SessionSnapshot) {
         self.turn.take_over(snapshot);
+        self.turn.traces.inherit(self.turn.number, snapshot.traces(), UnixMillis::now());
         self.gauge();
         self.neighbours.roots.set(self.turn.number, self.turn.core.roots().clone());
         self.resumed = true;

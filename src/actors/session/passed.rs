@@ -31,6 +31,7 @@ use crate::base::ids::{CallNumber, Generation, JobId, SessionNumber};
 use crate::protocol::frame::FrameReader;
 use crate::protocol::session::{Call, ClientInfo, ClientSnapshot, CoreSnapshot, Wanted};
 use crate::protocol::tasks::TaskAsk;
+use crate::telemetry::traces::CallTrace;
 use crate::tools::ReplayContract;
 
 /// A connection, passed on.
@@ -61,9 +62,17 @@ pub struct SessionSnapshot {
     /// What is said beside JSON-RPC.
     #[serde(default)]
     controls: ControlsSnapshot,
+    /// What is remembered of its calls for traces.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    traces: Vec<CallTrace>,
 }
 
 impl SessionSnapshot {
+    /// What is remembered of its calls for traces.
+    pub(super) fn traces(&self) -> &[CallTrace] {
+        &self.traces
+    }
+
     /// Calls that are open with a worker or in the host.
     #[must_use]
     pub fn calls(&self) -> usize {
@@ -188,6 +197,7 @@ impl SessionTurn {
             owes_change: self.outgoing.owes_change,
             dead: self.dead,
             controls: self.controls.snapshot(),
+            traces: self.traces.passed(self.number),
         }
     }
 
@@ -286,6 +296,7 @@ impl SessionTurn {
                         arguments: arguments.0.clone(),
                         client: client.into(),
                         wants_progress: *progress,
+                        trace: None,
                     });
                 }
                 BesideSnapshot::Ask { call, ask, client } => {

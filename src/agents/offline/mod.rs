@@ -323,6 +323,7 @@ mod tests {
             chain: ChainId::random(),
             depth: 1,
             environment: &environment,
+            traceparent: None,
             there: None,
         };
         let command = Offline::new(program.clone()).prepare(&run, Path::new("/")).await.expect("a command");

@@ -25,7 +25,7 @@ mod tls;
 #[cfg(feature = "ws")]
 pub mod ws;
 
-#[cfg(feature = "fleet")]
+#[cfg(any(feature = "fleet", feature = "otlp"))]
 pub(crate) use self::tls::client_config;
 
 /// How long a connection may take to be made, name, handshake and certificate included: shorter than the 25 s in which a client may

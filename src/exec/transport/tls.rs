@@ -42,7 +42,7 @@ where
 /// # Errors
 ///
 /// This platform names no authority.
-#[cfg(feature = "fleet")]
+#[cfg(any(feature = "fleet", feature = "otlp"))]
 pub(crate) fn client_config() -> io::Result<ClientConfig> {
     believing(roots()?)
 }

@@ -467,6 +467,7 @@ mod tests {
             environment: None,
             account: String::new(),
             host: None,
+            trace: None,
         }
     }
 

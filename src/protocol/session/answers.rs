@@ -85,7 +85,7 @@ impl SessionCore {
             result = FinishedAs::Failed(fault.code);
         }
         let Some(pending) = self.forget(number.0) else { return };
-        let finished = pending.finished(now, result);
+        let finished = pending.finished(number, now, result);
         if finished.latency >= LONG && finished.tool.is_some() {
             effects.push_back(SessionEffect::Waited { client: pending.client, so_long: finished.latency });
         }

@@ -6,6 +6,7 @@ use bytes::Bytes;
 
 use super::ClientInfo;
 use crate::base::fault::{Fault, FaultCode};
+use crate::base::trace::TraceContext;
 use crate::protocol::envelope;
 use crate::protocol::method::Method;
 use crate::protocol::tasks::EXTENSION;
@@ -35,6 +36,8 @@ pub(super) struct Meta<'a> {
     version: Option<&'a str>,
     capabilities: Option<&'a str>,
     client: Option<&'a str>,
+    traceparent: Option<&'a str>,
+    tracestate: Option<&'a str>,
 }
 
 impl<'a> Meta<'a> {
@@ -45,10 +48,12 @@ impl<'a> Meta<'a> {
             "io.modelcontextprotocol/protocolVersion",
             "io.modelcontextprotocol/clientCapabilities",
             "io.modelcontextprotocol/clientInfo",
+            "traceparent",
+            "tracestate",
         ];
-        let [progress, version, capabilities, client] =
+        let [progress, version, capabilities, client, traceparent, tracestate] =
             envelope::object(json, names).map_err(|_| invalid("the member params._meta must be an object."))?;
-        Ok(Self { progress, version, capabilities, client })
+        Ok(Self { progress, version, capabilities, client, traceparent, tracestate })
     }
 
     /// An envelope was meant, even if it is not complete.
@@ -90,6 +95,15 @@ impl<'a> Meta<'a> {
         self.progress
             .filter(|json| json.len() <= 1024 && matches!(json.as_bytes().first(), Some(b'"' | b'-' | b'0'..=b'9')))
             .map(Into::into)
+    }
+
+    /// What the request is part of. One that is no trace context is none: a trace is nothing to refuse a call for.
+    pub(super) fn trace(&self) -> Option<Box<TraceContext>> {
+        let context = TraceContext::parse(&envelope::string(self.traceparent?)?)?;
+        Some(Box::new(match self.tracestate.and_then(envelope::string) {
+            Some(state) => context.with_state(&state),
+            None => context,
+        }))
     }
 
     /// Whether this request's client can be given a task.

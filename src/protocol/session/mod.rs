@@ -50,6 +50,7 @@ use crate::base::fault::{Fault, FaultCode};
 use crate::base::ids::CallNumber;
 use crate::base::ids::JobId;
 use crate::base::lenient;
+use crate::base::trace::TraceContext;
 
 /// Bounds of one session. Reaching one is an answer.
 #[derive(Debug, Clone, Copy)]
@@ -121,6 +122,8 @@ pub struct Call {
     pub client: ClientInfo,
     /// Whether the client wants progress.
     pub wants_progress: bool,
+    /// What its client says it is part of; nothing for a call that is begun again.
+    pub trace: Option<Box<TraceContext>>,
 }
 
 /// What the session asks of the loop around it.
@@ -190,6 +193,8 @@ pub struct Finished {
     pub method: &'static str,
     /// The tool's position in the catalogue, for `tools/call`.
     pub tool: Option<usize>,
+    /// The call's number, for `tools/call`.
+    pub call: Option<CallNumber>,
     /// The id as the client wrote it, for `tools/call`.
     pub request_id: Option<IdToken>,
     /// When it was.
@@ -562,7 +567,7 @@ impl SessionCore {
         let Some(number) = IdToken::from_json(id).and_then(|id| self.by_id.get(&id).copied()) else { return };
         if let Some(call) = self.forget(number) {
             effects.push_back(SessionEffect::Withdraw(CallNumber(number)));
-            let finished = call.finished(origin.now, FinishedAs::Cancelled);
+            let finished = call.finished(CallNumber(number), origin.now, FinishedAs::Cancelled);
             if call.work.tool().is_some() {
                 effects.push_back(SessionEffect::GaveUp { client: call.client, after: finished.latency });
             }
@@ -619,7 +624,8 @@ impl SessionCore {
         for number in open {
             if let Some(call) = self.forget(number) {
                 effects.push_back(SessionEffect::Withdraw(CallNumber(number)));
-                effects.push_back(SessionEffect::Finished(call.finished(now, FinishedAs::Cancelled)));
+                let finished = call.finished(CallNumber(number), now, FinishedAs::Cancelled);
+                effects.push_back(SessionEffect::Finished(finished));
             }
         }
         self.end_standings(effects);
@@ -690,11 +696,12 @@ impl SessionCore {
 }
 
 impl Pending {
-    fn finished(&self, now: Instant, result: FinishedAs) -> Finished {
+    fn finished(&self, number: CallNumber, now: Instant, result: FinishedAs) -> Finished {
         let tool = self.work.tool();
         Finished {
             method: self.work.method().as_str(),
             tool,
+            call: tool.map(|_| number),
             request_id: tool.map(|_| self.id.clone()),
             at: now,
             latency: now.saturating_duration_since(self.since),

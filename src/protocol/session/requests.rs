@@ -63,6 +63,7 @@ impl SessionCore {
         effects.push_back(SessionEffect::Finished(Finished {
             method: known.map_or("other", Method::as_str),
             tool: None,
+            call: None,
             request_id: None,
             at: origin.now,
             latency: Duration::ZERO,
@@ -177,6 +178,7 @@ impl SessionCore {
         // A task is a background consult, so `background` is set as a caller would set it.
         let arguments = if task.is_some() { in_background(&arguments) } else { arguments };
         let progress = meta.progress_token();
+        let trace = meta.trace();
         let wants_progress = progress.is_some() && task.is_none();
         let work = Work::Tool { tool, progress, last_progress: f64::NEG_INFINITY, task };
         let number = self.pend(id, version, client.clone(), work, arguments.len(), origin)?;
@@ -186,7 +188,7 @@ impl SessionCore {
             let arguments = lenient::text(&arguments);
             pending.structured = matches!(envelope::object(&arguments, ["render"]), Ok([Some("\"json\"")]));
         }
-        effects.push_back(SessionEffect::Invoke(Call { number, tool, arguments, client, wants_progress }));
+        effects.push_back(SessionEffect::Invoke(Call { number, tool, arguments, client, wants_progress, trace }));
         Ok(Dispatched::InFlight)
     }
 }

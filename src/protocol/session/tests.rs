@@ -893,3 +893,32 @@ fn what_a_client_says_about_its_roots_is_bounded() {
     rig.send(r#"{"jsonrpc":"2.0","id":"phone-opus-roots-3","result":{"roots":"x"}}"#);
     assert_eq!(*rig.core.roots(), Roots::Known(Vec::new()));
 }
+
+#[test]
+fn a_calls_trace_is_what_its_client_says_or_none_and_refuses_nothing() {
+    let parent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+    let read = |meta: String| {
+        let mut rig = Rig::legacy("2025-06-18");
+        rig.send(&format!(
+            r#"{{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{{"name":"echo","arguments":{{}},"_meta":{meta}}}}}"#
+        ));
+        let call = rig.invoked.pop().expect("it is called, whatever the trace is");
+        rig.invoked.push(call.clone());
+        rig.reply(0, "done");
+        assert_eq!(rig.finished.last().and_then(|finished| finished.call), Some(call.number));
+        call.trace.map(|trace| (trace.traceparent(), trace.state))
+    };
+    let whole = Some((parent.to_owned(), None));
+    assert_eq!(read(format!(r#"{{"traceparent":"{parent}"}}"#)), whole);
+    assert_eq!(
+        read(format!(r#"{{"traceparent":"{parent}","tracestate":"a=1"}}"#)).and_then(|read| read.1),
+        Some("a=1".into())
+    );
+    assert_eq!(read(format!(r#"{{"traceparent":"{parent}","tracestate":[1]}}"#)), whole);
+    assert_eq!(read(format!(r#"{{"traceparent":"{parent}","tracestate":"{}"}}"#, "x".repeat(9000))), whole);
+    for hostile in ["7", "null", "{}", r#""00""#, r#""ff-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01""#] {
+        assert_eq!(read(format!(r#"{{"traceparent":{hostile}}}"#)), None, "{hostile}");
+    }
+    assert_eq!(read(format!(r#"{{"traceparent":"{}"}}"#, "0".repeat(100_000))), None);
+    assert_eq!(read(r#"{"tracestate":"a=1"}"#.to_owned()), None);
+}

@@ -49,6 +49,7 @@ use crate::rollout::Carried;
 pub use crate::rollout::snapshot_file::{Nameless, Restore, SnapshotFile};
 use crate::telemetry::TelemetryHandle;
 use crate::telemetry::counters::CountersSnapshot;
+use crate::telemetry::traces::PassedFacts;
 
 /// The format of a snapshot of a host with one connection on the standard streams. It grows with every change that an image
 /// with another number could not make sense of.
@@ -137,6 +138,9 @@ pub struct HostSnapshot {
     pub(crate) telemetry: Option<CountersSnapshot>,
     /// Records telemetry lost.
     pub(crate) dropped: u64,
+    /// What traces were told and nobody has exported.
+    #[serde(default)]
+    pub(crate) traces: PassedFacts,
     pub(crate) stale: u64,
     pub(crate) replays: u64,
     pub(crate) broken_laws: Vec<String>,
@@ -194,6 +198,7 @@ impl HostSnapshot {
             host_lock: None,
             telemetry: Some(CountersSnapshot::default()),
             dropped: 0,
+            traces: PassedFacts::default(),
             stale: 0,
             replays: 0,
             broken_laws: Vec::new(),
@@ -275,6 +280,7 @@ impl HostSnapshot {
     ) {
         gauges.inherit(self.stale, self.replays, &self.broken_laws);
         telemetry.lose(self.dropped);
+        telemetry.traces().inherit_facts(&self.traces);
         inherit_the_rest(&self.jobs, self.waiting.as_ref());
         let mut pipes = InheritedPipes::these(self.pipes());
         if let Some(lock) = self.host_lock.as_ref().and_then(|lock| pipes.take(lock)) {

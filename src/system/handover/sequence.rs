@@ -334,6 +334,7 @@ impl HandOverDesk {
             host_lock: None,
             telemetry,
             dropped: self.telemetry.dropped(),
+            traces: self.telemetry.traces().passed_facts(),
             stale: self.gauges.stale.load(Ordering::Relaxed),
             replays: self.gauges.replays.load(Ordering::Relaxed),
             broken_laws: self.gauges.broken_laws(),

@@ -504,6 +504,7 @@ impl Consults {
             environment: None,
             account: String::new(),
             host: None,
+            trace: None,
         }
     }
 }

@@ -310,6 +310,7 @@ impl Asked {
             waiter: None,
             environment: None,
             host: None,
+            trace: None,
         }
     }
 

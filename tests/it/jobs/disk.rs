@@ -229,6 +229,7 @@ fn ten_thousand(dir: &phone_opus::internals::base::state_dir::StateDir, here: &P
             environment: None,
             account: String::new(),
             host: None,
+            trace: None,
         };
         let _ = store.accept(&job, AcceptLimits { max_queued: 20 }).expect("accepted");
         jobs.push(job.id);

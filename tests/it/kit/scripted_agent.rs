@@ -46,6 +46,7 @@ async fn a_prepared_command_runs_to_its_verdict() {
         chain: ChainId::random(),
         depth: 0,
         environment: &environment,
+        traceparent: None,
         there: None,
     };
     let state = rig.path("probed");

@@ -26,7 +26,8 @@ use crate::tools::Target;
 
 impl SessionTurn {
     /// Takes a new call in, for a worker or for the host.
-    pub(super) fn invoke(&mut self, call: Call, now: Instant, effects: &mut TurnEffects) {
+    pub(super) fn invoke(&mut self, mut call: Call, now: Instant, effects: &mut TurnEffects) {
+        self.traces.begin(self.number, call.number, call.trace.take());
         match self.tools[call.tool].target {
             Target::Worker => self.record(call, now, effects),
             Target::Host => {
@@ -209,6 +210,7 @@ impl SessionTurn {
             job: settling.job,
             generation: settling.generation,
             replays: settling.replays,
+            trace: finished.call.and_then(|call| self.traces.end(self.number, call)),
         };
         self.note(Record::ToolCall(record), effects);
     }

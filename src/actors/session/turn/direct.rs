@@ -60,7 +60,7 @@ impl SessionTurn {
         };
         let wants_progress = progress.is_wanted();
         self.direct.insert(number, Direct { tool, since: now, bytes: arguments.len(), progress, reply });
-        self.invoke(Call { number, tool, arguments, client, wants_progress }, now, effects);
+        self.invoke(Call { number, tool, arguments, client, wants_progress, trace: None }, now, effects);
     }
 
     /// The tool of a call that may be taken in.
@@ -89,7 +89,7 @@ impl SessionTurn {
     pub(super) fn leave_direct(&mut self, call: CallNumber, now: Instant, effects: &mut TurnEffects) {
         if let Some(direct) = self.direct.remove(&call) {
             self.withdraw(call, effects);
-            self.count_direct(&direct, FinishedAs::Cancelled, Settling::default(), now, effects);
+            self.count_direct((call, &direct), FinishedAs::Cancelled, Settling::default(), now, effects);
         }
     }
 
@@ -112,14 +112,14 @@ impl SessionTurn {
             CallOutcome::Fault(fault) => FinishedAs::Failed(fault.code),
         };
         effects.extend(settling.ends_told().map(TurnEffect::Shown));
-        self.count_direct(&direct, result, settling, now, effects);
+        self.count_direct((call, &direct), result, settling, now, effects);
         effects.push_back(TurnEffect::AnswerDirect(direct.reply, Box::new(outcome)));
         None
     }
 
     fn count_direct(
         &mut self,
-        direct: &Direct,
+        (call, direct): (CallNumber, &Direct),
         result: FinishedAs,
         settling: Settling,
         now: Instant,
@@ -136,6 +136,7 @@ impl SessionTurn {
             job: settling.job,
             generation: settling.generation,
             replays: settling.replays,
+            trace: self.traces.end(self.number, call),
         };
         self.note(Record::ToolCall(record), effects);
     }

@@ -49,6 +49,7 @@ use crate::protocol::frame::{Frame, FrameReader};
 use crate::protocol::session::{CallOutcome, ClientInfo, LineWas, SessionCore, SessionEffect, SessionEffects, Wanted};
 use crate::protocol::tasks::{TaskAnswer, TaskAsk, TaskNews};
 use crate::telemetry::Record;
+use crate::telemetry::traces::Traces;
 use crate::tools::progress::Latest;
 
 /// What is to be done, in this order. The loop keeps the queue, so that what a panic interrupts is done by the next run.
@@ -125,6 +126,8 @@ pub(super) struct SessionTurn {
     /// Whether the interruption was an upgrade.
     upgraded: bool,
     faults: Faults,
+    /// What is remembered of calls for traces.
+    pub(super) traces: Traces,
 }
 
 impl SessionTurn {
@@ -168,7 +171,13 @@ impl SessionTurn {
             taken_over: None,
             upgraded: false,
             faults,
+            traces: Traces::default(),
         }
+    }
+
+    /// The same, whose calls are told of in these traces.
+    pub(super) fn with_traces(self, traces: Traces) -> Self {
+        Self { traces, ..self }
     }
 
     /// Decides one turn. What is to be done goes to the end of `effects`.

@@ -1125,5 +1125,6 @@ fn counted_call() -> ToolCallRecord {
         job: None,
         generation: G1,
         replays: 0,
+        trace: None,
     }
 }

@@ -13,6 +13,8 @@ mod fix;
 #[cfg(feature = "fleet")]
 mod fleet;
 mod live;
+#[cfg(feature = "otlp")]
+mod otlp;
 mod verdict;
 
 use std::path::{Path, PathBuf};
@@ -152,6 +154,8 @@ impl Report {
         findings.push(daemon(prepared));
         #[cfg(feature = "fleet")]
         findings.extend(fleet::look(prepared));
+        #[cfg(feature = "otlp")]
+        findings.extend(otlp::look(prepared));
         findings.push(Finding {
             name: "offline".to_owned(),
             good: Some(true),

@@ -152,6 +152,8 @@ pub(super) fn record(row: &Row<'_>) -> Result<JobRecord, StoreError> {
         waiter: waiter(row)?,
         environment: row.get("environment")?,
         host: host(row)?,
+        // One that a later version wrote otherwise is none: a trace is nothing to lose a job for.
+        trace: parsed(row, "trace", |text| Some(from_json(text)))?.flatten(),
     })
 }
 

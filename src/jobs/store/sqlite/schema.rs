@@ -8,7 +8,7 @@ use rusqlite::{Connection, TransactionBehavior};
 use crate::jobs::store::StoreError;
 
 /// Steps in order; once released, one is never changed.
-const STEPS: &[&str] = &[FIRST, LIMITS, PROOF, WAITING, ACCOUNT_LIMITS, CUSTODY, ELSEWHERE, HOSTS, FLEET];
+const STEPS: &[&str] = &[FIRST, LIMITS, PROOF, WAITING, ACCOUNT_LIMITS, CUSTODY, ELSEWHERE, HOSTS, FLEET, TRACE];
 
 /// The version this program writes.
 pub(super) fn known() -> i64 {
@@ -155,6 +155,11 @@ CREATE TABLE fleet_runs (
     host  TEXT    NOT NULL,
     fence INTEGER NOT NULL
 ) WITHOUT ROWID;
+";
+
+/// The trace a job is part of (see `base::trace::JobTrace`), as JSON; null for most jobs.
+const TRACE: &str = "
+ALTER TABLE jobs ADD COLUMN trace TEXT;
 ";
 
 pub(super) fn version(connection: &Connection) -> Result<i64, StoreError> {

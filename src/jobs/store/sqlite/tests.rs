@@ -43,6 +43,7 @@ fn new_job(workspace: &str, prompt: &str) -> NewJob {
         environment: None,
         account: String::new(),
         host: None,
+        trace: None,
     }
 }
 

@@ -454,8 +454,9 @@ impl Store for SqliteStore {
             transaction
                 .prepare_cached(
                     "INSERT INTO jobs (id, invocation, request_key, workspace, mode, state, agent, session_id,
-                        prompt_head, chain, depth, accepted_at, turn, bytes, given, environment, account, host)
-                     VALUES (?1, ?2, ?3, ?4, ?5, 'queued', ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17)",
+                        prompt_head, chain, depth, accepted_at, turn, bytes, given, environment, account, host, trace)
+                     VALUES (?1, ?2, ?3, ?4, ?5, 'queued', ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17,
+                        ?18)",
                 )?
                 .execute(params![
                     new.id.to_string(),
@@ -475,6 +476,7 @@ impl Store for SqliteStore {
                     new.environment,
                     new.account,
                     new.host.map(|host| host.to_string()),
+                    new.trace.as_ref().map(|trace| rows::to_json("the trace", trace)).transpose()?,
                 ])?;
             transaction
                 .prepare_cached("INSERT INTO requests (job, request) VALUES (?1, ?2)")?
