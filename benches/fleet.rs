@@ -21,8 +21,8 @@ use std::time::{Duration, Instant};
 use phone_opus::internals::base::ids::{FleetJobId, HostId};
 use phone_opus::internals::fleet::postgres::PgFleet;
 use phone_opus::internals::fleet::{
-    ClaimAsk, Fleet, FleetAccept, FleetClaim, FleetFinish, FleetStart, FleetState, Labels, Needs, NewFleetJob, POLL,
-    RENEW_EVERY, Renewal, RunFinish, Ticket,
+    ClaimAsk, Fleet, FleetAccept, FleetClaim, FleetFinish, FleetLease, FleetStart, FleetState, Labels, Needs,
+    NewFleetJob, POLL, Renewal, RunFinish, Ticket,
 };
 use phone_opus::internals::jobs::{ConsultRequest, JobOutcome};
 use tokio::task::JoinSet;
@@ -257,7 +257,7 @@ async fn latency(server: &PrivateServer, count: usize) {
     println!("\naccept to claimed elsewhere, {count} times: p50 {:?}, p99 {:?}, longest {:?}", at(50), at(99), at(100));
 }
 
-/// What hosts ask that have nothing to do: a lease each [`RENEW_EVERY`], a claim and a sweep each [`POLL`], a connection that listens.
+/// What hosts ask that have nothing to do: a lease each [`FleetLease::renew_every`], a claim and a sweep each [`POLL`], a connection that listens.
 async fn idle(server: &PrivateServer, seconds: u64) {
     let settings = server.database().await;
     let mut hosts = JoinSet::new();
@@ -278,7 +278,9 @@ async fn idle(server: &PrivateServer, seconds: u64) {
                     fleet.claim(&ClaimAsk { host, most: 4, accepts: Vec::new() }).await,
                     Ok(FleetClaim::Claimed(_))
                 ));
-                if looked.is_multiple_of(u32::try_from(RENEW_EVERY.as_secs() / POLL.as_secs()).unwrap_or(3)) {
+                if looked.is_multiple_of(
+                    u32::try_from(FleetLease::default().renew_every().as_secs() / POLL.as_secs()).unwrap_or(3),
+                ) {
                     let _ = fleet.renew(&renewal(host)).await.expect("renewed");
                     let _ = fleet.sweep().await.expect("swept");
                 }

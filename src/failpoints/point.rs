@@ -267,6 +267,13 @@ fault_points! {
     ExecRead = "exec.read", Transport, built,
         [Panic Error Exit Kill Abort Delay Hang Drop],
         "a line of an exec server was read and nothing has come of it";
+    // What is asked has its own bound, and nothing between two tasks of one process is lost: neither a hang nor a drop is real.
+    FleetAsk = "fleet.ask", Host, built,
+        [Panic Error Exit Kill Abort Delay],
+        "a host of a fleet is about to ask its queue or its store";
+    FleetAnswered = "fleet.answered", Host, built,
+        [Panic Error Exit Kill Abort Delay],
+        "a host of a fleet was answered and nothing has come of it";
 }
 
 /// The methods of requests but for calls of tools, which are named by their tool.
@@ -319,6 +326,10 @@ const JOBS_MESSAGES: [&str; 18] = [
     "attached",
 ];
 
+/// What a host of a fleet asks, by the names it has for it.
+const FLEET_QUESTIONS: [&str; 10] =
+    ["renew", "claim", "note", "start", "accept", "tell", "forget", "look", "sweep", "read"];
+
 impl FaultPoint {
     /// Whether a plan may ask for this here.
     #[must_use]
@@ -365,6 +376,7 @@ impl FaultPoint {
             Self::ConsultAttend => Operations::These(&["began", "ended", "panicked"]),
             Self::JobsBeforeAccept | Self::JobsAfterAccept => Operations::These(&["accept"]),
             Self::StoreCommit => Operations::These(&STORE_VERBS),
+            Self::FleetAsk | Self::FleetAnswered => Operations::These(&FLEET_QUESTIONS),
         }
     }
 
@@ -373,6 +385,12 @@ impl FaultPoint {
     #[must_use]
     pub const fn is_of_a_socket(self) -> bool {
         matches!(self, Self::UnixAccept | Self::UnixBind | Self::ExecConnect | Self::ExecRead)
+    }
+
+    /// Whether it is met only where a fleet is configured.
+    #[must_use]
+    pub const fn is_of_a_fleet(self) -> bool {
+        matches!(self, Self::FleetAsk | Self::FleetAnswered)
     }
 
     /// Whether it is met only in a process of its own, never in the one that holds the actors.
@@ -509,7 +527,9 @@ mod tests {
             unix.accept             x x x x x x x x - - - -
             unix.bind               x x x x x x - - - - - -
             exec.connect            x x x x x x x - - - - -
-            exec.read               x x x x x x x x - - - -";
+            exec.read               x x x x x x x x - - - -
+            fleet.ask               x x x x x x - - - - - -
+            fleet.answered          x x x x x x - - - - - -";
         let columns: Vec<&str> = columns.split(' ').collect();
         let kinds: Vec<&str> = ActionKind::ALL.iter().map(|kind| kind.as_str()).collect();
         assert_eq!(kinds, columns);
@@ -560,6 +580,8 @@ mod tests {
             (FaultPoint::StdioRead, "ping", false, false),
             (FaultPoint::RunnerStart, "tools/call:consult", false, false),
             (FaultPoint::UnixAccept, "anything", false, false),
+            (FaultPoint::FleetAnswered, "claim", true, true),
+            (FaultPoint::FleetAnswered, "wait", false, false),
         ] {
             let operations = point.operations();
             assert_eq!(operations.accept(text, tools), own, "{point}@{text}");

@@ -16,7 +16,7 @@ use std::time::Duration;
 use super::job::FleetState;
 use super::labels::{Labels, Needs, WorkspaceWay};
 use super::rows::{BadRow, NAME_BYTES, text, word};
-use crate::base::ids::{FleetJobId, HostId, UnixMillis};
+use crate::base::ids::{FleetJobId, HostId};
 use crate::jobs::turns::{Capacity, InLine, SessionKey, TurnOrder};
 
 /// What a cap or a pause is about.
@@ -67,7 +67,8 @@ impl CapScope {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FleetPause {
     pub scope: CapScope,
-    pub until: UnixMillis,
+    /// How long it lasts from when it is told: the queue's clock says until when, whatever that of the host says.
+    pub lasts: Duration,
     /// Why, for people.
     pub why: String,
 }

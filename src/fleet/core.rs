@@ -9,13 +9,14 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::Duration;
 
-use super::claiming::{CapScope, Claimant, FleetPause, FleetQueue, FleetRow, choose};
+use super::claiming::{CapScope, Claimant, FleetQueue, FleetRow, choose};
 use super::job::{ClaimedJob, Fence, FleetState, FleetView, FrozenJob, LateOutcome, Ticket};
 use super::labels::Needs;
 use super::rows::{REQUEST_BYTES, json};
 use super::{
-    ClaimAsk, ClaimRefusal, FleetAccept, FleetCancel, FleetClaim, FleetFinish, FleetRenewed, FleetStart, FleetSwept,
-    HOST_KEPT, KEPT, LEASE, MOST_CLAIMED, MOST_QUEUED, PAUSE_MOST, QUIET, Renewal, RunFinish, SWEPT_AFTER, later,
+    CLAIMED_MOST, ClaimAsk, ClaimRefusal, FleetAccept, FleetCancel, FleetClaim, FleetFinish, FleetLease, FleetRenewed,
+    FleetStart, FleetSwept, HOST_KEPT, KEPT, LEASE, MOST_CLAIMED, MOST_QUEUED, PAUSE_MOST, QUIET, Renewal, RunFinish,
+    SWEPT_AFTER, later,
 };
 use crate::base::fault::{Fault, FaultCode};
 use crate::base::ids::{FleetJobId, HostId, UnixMillis};
@@ -70,7 +71,8 @@ pub struct FleetCore {
     /// The fence of each workspace's last claim.
     turns: HashMap<String, u64>,
     caps: BTreeMap<CapScope, u64>,
-    pauses: BTreeMap<CapScope, FleetPause>,
+    /// Until when nothing is started.
+    pauses: BTreeMap<CapScope, UnixMillis>,
     /// Draws of acceptances and claims.
     drawn: u64,
     quiet_until: Option<UnixMillis>,
@@ -85,6 +87,7 @@ struct CoreJob {
     fence: Option<Fence>,
     host: Option<HostId>,
     accepted: UnixMillis,
+    claimed: Option<UnixMillis>,
     started: Option<UnixMillis>,
     ended: Option<UnixMillis>,
     hold_until: Option<UnixMillis>,
@@ -177,6 +180,7 @@ impl FleetCore {
             fence: None,
             host: None,
             accepted: now,
+            claimed: None,
             started: None,
             ended: None,
             hold_until: None,
@@ -208,16 +212,16 @@ impl FleetCore {
             most: ask.most.min(MOST_CLAIMED),
         };
         let chosen = choose(&self.queue(now), &claimant);
-        FleetClaim::Claimed(chosen.into_iter().filter_map(|job| self.give(job, ask.host)).collect())
+        FleetClaim::Claimed(chosen.into_iter().filter_map(|job| self.give(job, ask.host, now)).collect())
     }
 
-    fn give(&mut self, job: FleetJobId, host: HostId) -> Option<ClaimedJob> {
+    fn give(&mut self, job: FleetJobId, host: HostId, now: UnixMillis) -> Option<ClaimedJob> {
         let found = self.jobs.get(&job)?;
         let request: ConsultRequest = json("request", &found.frozen.request, REQUEST_BYTES).ok()?;
         let fence = Fence(self.draw());
         let job = self.jobs.get_mut(&job)?;
         job.state = job.state.advance(FleetState::Claimed)?;
-        (job.fence, job.host) = (Some(fence), Some(host));
+        (job.fence, job.host, job.claimed) = (Some(fence), Some(host), Some(now));
         self.turns.insert(job.frozen.workspace.clone(), fence.0);
         let ticket = Ticket { job: job.frozen.id, host, fence };
         let (workspace, account) = (job.frozen.workspace.clone(), job.frozen.account.clone());
@@ -246,7 +250,7 @@ impl FleetCore {
             host_name: job.host.and_then(|host| self.hosts.get(&host)).map(|host| host.said.name.clone()),
             owner: job.owner.clone(),
         };
-        let paused = self.pauses.values().filter(|pause| pause.until > now).map(|pause| pause.scope.clone());
+        let paused = self.pauses.iter().filter(|(_, until)| **until > now).map(|(scope, _)| scope.clone());
         FleetQueue {
             rows: self.jobs.values().filter(counts).map(row).collect(),
             unread: 0,
@@ -289,15 +293,14 @@ impl FleetCore {
         }
         let drained = self.hosts.get(&said.host).is_some_and(|host| host.drained);
         self.hosts.insert(said.host, CoreHost { said, lease_until: later(now, LEASE), drained });
-        FleetRenewed { drained, quiet, reasserted }
+        FleetRenewed { drained, quiet, reasserted, lease: FleetLease::default() }
     }
 
     fn finish(&mut self, finish: RunFinish, now: UnixMillis) -> FleetFinish {
         let RunFinish { ticket, end, outcome, pause } = finish;
         if let Some(pause) = pause {
-            let until = pause.until.min(later(now, PAUSE_MOST));
-            let until = self.pauses.get(&pause.scope).map_or(until, |known| known.until.max(until));
-            self.pauses.insert(pause.scope.clone(), FleetPause { until, ..pause });
+            let until = self.pauses.entry(pause.scope).or_insert(now);
+            *until = later(now, pause.lasts.min(PAUSE_MOST)).max(*until);
         }
         let job = self.jobs.get_mut(&ticket.job);
         let known = job.as_ref().map(|job| job.state);
@@ -335,7 +338,9 @@ impl FleetCore {
         by_turn.sort_by_key(|job| job.turn);
         for job in by_turn {
             let lost = job.host.is_none_or(|host| !living.contains(&host));
-            if job.state == FleetState::Claimed && lost {
+            // A clone may take for as long as its job may run.
+            let is_old = job.claimed.is_none_or(|claimed| later(claimed, CLAIMED_MOST) <= now) && !job.may_clone();
+            if job.state == FleetState::Claimed && (lost || is_old) {
                 job.state = FleetState::Queued;
                 (job.fence, job.host) = (None, None);
                 swept.requeued.push(job.frozen.id);
@@ -362,7 +367,7 @@ impl FleetCore {
         let jobs = &self.jobs;
         self.by_key.retain(|_, job| jobs.contains_key(job));
         self.late.retain(|_, late| later(late.at, KEPT) > now);
-        self.pauses.retain(|_, pause| pause.until > now);
+        self.pauses.retain(|_, until| *until > now);
         let used = |host: &HostId| {
             let counts = |job: &CoreJob| job.state.is_held() || job.hold_until.is_some_and(|until| until > now);
             jobs.values().any(|job| job.host == Some(*host) && counts(job))
@@ -392,6 +397,10 @@ impl FleetCore {
 impl CoreJob {
     fn is_of(&self, ticket: Ticket) -> bool {
         self.fence == Some(ticket.fence) && self.host == Some(ticket.host)
+    }
+
+    fn may_clone(&self) -> bool {
+        Needs::read(&self.frozen.needs).is_ok_and(|needs| !needs.clone.is_empty())
     }
 
     fn timeout(&self) -> Duration {

@@ -25,6 +25,7 @@ pub mod core;
 pub mod invariants;
 pub mod job;
 pub mod labels;
+pub mod lease;
 pub mod memory;
 pub mod people;
 pub mod placement;
@@ -45,6 +46,7 @@ pub use self::claiming::{CapScope, FleetPause};
 pub use self::job::{ClaimedJob, Fence, FleetState, FleetView, LateOutcome, NewFleetJob, Ticket};
 use self::labels::SLOTS;
 pub use self::labels::{Labels, Needs};
+pub use self::lease::FleetLease;
 pub use self::memory::MemoryFleet;
 pub use self::placement::Placement;
 use self::rows::{BadRow, NAME_BYTES, OUTCOME_BYTES, text, word, written};
@@ -53,16 +55,18 @@ use crate::base::ids::{FleetJobId, HostId, UnixMillis};
 use crate::jobs::JobOutcome;
 use crate::jobs::store::LIMIT_MOST;
 
-/// How long a host is believed to live after it said so. Three renewals may be lost, and a restart of the database takes less.
+/// How long a host is believed to live after it said so, where the fleet says nothing else ([`FleetLease`]). Three renewals may be
+/// lost, and a restart of the database takes less.
 pub const LEASE: Duration = Duration::from_secs(60);
-
-/// How often a host says that it lives.
-pub const RENEW_EVERY: Duration = Duration::from_secs(15);
 
 /// How long after the end of a host's lease its jobs are taken from it: one lease more, for a start that was on its way.
 pub const SWEPT_AFTER: Duration = LEASE;
 
-/// How long after a change of the database's history nobody claims: as long as it takes each host to say what it runs.
+/// How long a claim is good for that needs no clone: as long as that of a host that goes at once. A machine speaks for a host that is
+/// gone for as long as it runs a job of it, and what that one claimed besides must not wait for so long.
+pub const CLAIMED_MOST: Duration = LEASE.saturating_add(SWEPT_AFTER);
+
+/// How long after a change of the database's history nobody claims: one lease, as long as it takes each host to say what it runs.
 pub const QUIET: Duration = LEASE;
 
 /// How often whoever waits looks, whether or not it was told of anything.
@@ -81,7 +85,7 @@ pub const KEPT: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 /// How long a host whose lease is over is remembered, so that people see who left.
 pub const HOST_KEPT: Duration = Duration::from_secs(60 * 60);
 
-/// The longest a usage limit is believed, as on one machine: a later time is taken for this one.
+/// The longest a usage limit is believed, as on one machine: a longer one is taken for this one.
 pub const PAUSE_MOST: Duration = Duration::from_millis(LIMIT_MOST);
 
 /// What a verb gives, some time.
@@ -133,6 +137,8 @@ pub enum FleetAccept {
     Joined(FleetJobId),
     /// Its key was used in its workspace for another request.
     Conflict(FleetJobId),
+    /// Its key was used in its workspace by another user, whose jobs are not shown to this one.
+    Hidden,
     /// Too many wait.
     QueueFull {
         /// This many.
@@ -227,6 +233,8 @@ pub struct FleetRenewed {
     pub quiet: bool,
     /// Jobs of its list that the database had forgotten were begun.
     pub reasserted: usize,
+    /// For how long it is believed to live from now on.
+    pub lease: FleetLease,
 }
 
 /// How a run ended.
@@ -253,10 +261,6 @@ impl RunFinish {
         if let Some(pause) = &self.pause {
             CapScope::read(&pause.scope.write())?;
             text("why", &pause.why, NAME_BYTES)?;
-            // Times of four-digit years: what comes after is nobody's.
-            if !(0..=253_402_300_799_000).contains(&pause.until.0) {
-                return Err(BadRow::new("until", "is out of bounds"));
-            }
         }
         written("outcome", &self.outcome, OUTCOME_BYTES)
     }

@@ -9,7 +9,6 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use super::LEASE;
 use super::claiming::CapScope;
 use crate::base::ids::HostId;
 
@@ -23,6 +22,8 @@ pub struct FleetSeen {
     pub fleet: String,
     /// The version of its tables.
     pub tables: i64,
+    /// How long a host is believed to live after it said so, in seconds.
+    pub lease_s: u64,
     /// How long nobody claims because the database's history changed, in seconds.
     pub quiet_s: Option<u64>,
     /// How many jobs are in each state; of those that are over, the ones that are still kept.
@@ -336,8 +337,8 @@ pub const CAP_MOST: u64 = 100_000;
 
 /// How long a host that lives has said nothing.
 #[must_use]
-pub fn silent_s(host: &FleetHostSeen) -> u64 {
-    let lease = i64::try_from(LEASE.as_secs()).unwrap_or(i64::MAX);
+pub fn silent_s(lease_s: u64, host: &FleetHostSeen) -> u64 {
+    let lease = i64::try_from(lease_s).unwrap_or(i64::MAX);
     u64::try_from(lease.saturating_sub(host.lease_s)).unwrap_or(0)
 }
 

@@ -177,6 +177,31 @@ fn a_claimed_job_of_a_lost_host_runs_elsewhere_and_a_started_one_never() {
 }
 
 #[test]
+fn what_was_claimed_and_is_not_started_in_its_time_is_given_to_others_though_its_host_is_spoken_for() {
+    let mut told = Told::new();
+    let (gone, other) = (told.host(2), told.host(2));
+    let (begun, claimed) = (inserted(told.accept("a", "1")), inserted(told.accept("b", "1")));
+    let tickets: Vec<Ticket> = told.claim(gone).iter().map(|job| job.ticket).collect();
+    assert_eq!(told.start(tickets[0]), FleetStart::Started);
+    // Its machine runs the one and has never heard of the other: the answer to that claim was lost.
+    let third = (LEASE + SWEPT_AFTER) / 3;
+    for _ in 0..3 {
+        assert_eq!(told.sweep(), FleetSwept::default());
+        told.pass(third);
+        let _ = told.renew(gone, 2, &tickets[..1]);
+        let _ = told.renew(other, 2, &[]);
+    }
+    let swept = told.sweep();
+    assert_eq!((swept.requeued, swept.interrupted), (vec![claimed], Vec::new()));
+    let again = told.claim(other);
+    assert_eq!(again.iter().map(|job| job.ticket.job).collect::<Vec<_>>(), [claimed]);
+    assert_eq!(told.start(tickets[1]), FleetStart::Refused { state: FleetState::Claimed });
+    assert_eq!(told.start(again[0].ticket), FleetStart::Started);
+    assert_eq!(told.finish(tickets[0]), FleetFinish::Finished, "what runs is nobody else's");
+    assert_eq!(told.core.view(begun).expect("kept").state, FleetState::Succeeded);
+}
+
+#[test]
 fn what_a_lost_host_ran_counts_until_its_deadline_or_its_late_outcome() {
     for is_late in [false, true] {
         let mut told = Told::new();
@@ -285,14 +310,14 @@ fn a_usage_limit_one_host_met_stops_the_others_for_that_account() {
     let host = told.host(2);
     inserted(told.accept("a", "1"));
     let ticket = told.claim(host)[0].ticket;
-    let until = later(told.now, Duration::from_secs(30));
-    let pause = FleetPause { scope: CapScope::Agent("claude".into()), until, why: "limit".into() };
+    let lasts = Duration::from_secs(30);
+    let pause = FleetPause { scope: CapScope::Agent("claude".into()), lasts, why: "limit".into() };
     let finish = RunFinish { ticket, end: FleetState::Failed, outcome: JobOutcome::default(), pause: Some(pause) };
     let verdict = told.core.step(FleetEvent::RunEnded(Box::new(finish)), told.now);
     assert_eq!(verdict, FleetVerdict::Finish(FleetFinish::Finished), "it was claimed and could not be started");
     inserted(told.accept("b", "1"));
     assert_eq!(told.claim(host), []);
-    told.now = until;
+    told.pass(lasts);
     assert_eq!(told.claim(host).len(), 1);
 }
 
@@ -318,7 +343,7 @@ fn a_witness_notices_what_breaks_the_laws() {
     };
     let told_that = |events: &[(FleetEvent, FleetVerdict)]| {
         let mut witness = FleetWitness::default();
-        let quiet = FleetRenewed { drained: false, quiet: false, reasserted: 0 };
+        let quiet = FleetRenewed { drained: false, quiet: false, reasserted: 0, lease: FleetLease::default() };
         witness.saw(&renewed, &FleetVerdict::Renew(quiet), told.now);
         witness.saw(&accepted, &FleetVerdict::Accept(FleetAccept::Inserted(frozen.id)), told.now);
         for (event, verdict) in events {

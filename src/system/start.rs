@@ -268,6 +268,7 @@ impl Assembly {
             jobs: consults.jobs.clone(),
             store: self.store.clone(),
             max_running: self.config.max_running,
+            faults: self.faults.clone(),
         })
     }
 

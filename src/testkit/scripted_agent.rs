@@ -17,7 +17,7 @@
 //! says; (3) options the real program refuses are refused in the same words.
 
 use std::ffi::{OsStr, OsString};
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::process::CommandExt as _;
@@ -99,6 +99,14 @@ pub enum Step {
     WaitForFile(PathBuf),
     /// Makes this file: a sign for the test that it came so far.
     Touch(PathBuf),
+    /// Takes one of so many places, which are locked files in this directory, for as long as it lives, however it ends. Where none is
+    /// free it makes the file `over` there: more ran at once than may.
+    TakePlace {
+        /// The directory.
+        dir: PathBuf,
+        /// How many there are.
+        of: u64,
+    },
     /// Does nothing any more until it is ended.
     Hang,
     /// Takes no notice of SIGTERM from here on.
@@ -213,7 +221,8 @@ pub fn main(args: &[OsString], stdin: impl Read, stdout: impl Write, stderr: imp
     if args.first().is_some_and(|arg| arg == GRANDCHILD) {
         return grandchild(args.get(1).is_some_and(|place| place == "session"));
     }
-    let mut program = Program { stdin: BufReader::new(stdin), stdout, stderr, glued: false, _term: None };
+    let mut program =
+        Program { stdin: BufReader::new(stdin), stdout, stderr, glued: false, places: Vec::new(), _term: None };
     program.run(args).unwrap_or_else(|end| match end {
         End::Exit(code) => code,
         // The reader is gone; the real program is ended by that as well.
@@ -255,6 +264,8 @@ struct Program<I, O, E> {
     stderr: E,
     /// Whether lines are written without their ends.
     glued: bool,
+    /// Places it has taken; the kernel gives them back.
+    places: Vec<File>,
     _term: Option<IgnoredTerm>,
 }
 
@@ -363,6 +374,7 @@ impl<I: BufRead, O: Write, E: Write> Program<I, O, E> {
             }
             Step::WaitForFile(path) => self.wait_for(path),
             Step::Touch(path) => Ok(OpenOptions::new().create(true).append(true).open(path).map(|_| ())?),
+            Step::TakePlace { dir, of } => self.take_place(dir, *of),
             Step::Hang => {
                 self.stdout.flush()?;
                 std::thread::sleep(LIFETIME);
@@ -453,6 +465,17 @@ impl<I: BufRead, O: Write, E: Write> Program<I, O, E> {
             std::thread::sleep(FILE_POLL);
         }
         Ok(())
+    }
+
+    fn take_place(&mut self, dir: &Path, of: u64) -> Result<(), End> {
+        for place in 0..of {
+            let file = OpenOptions::new().create(true).append(true).open(dir.join(place.to_string()))?;
+            if file.try_lock().is_ok() {
+                self.places.push(file);
+                return Ok(());
+            }
+        }
+        Ok(OpenOptions::new().create(true).append(true).open(dir.join("over")).map(|_| ())?)
     }
 
     /// A registered handler replaces the default action for good; nobody needs to listen to it.
@@ -690,6 +713,17 @@ mod tests {
         let args: Vec<&str> = ARGS.iter().copied().chain(["--resume", &id]).collect();
         let text = String::from_utf8(play(&args, "x").stdout).expect("text");
         assert!(text.lines().last().expect("a result").contains(&id));
+    }
+
+    #[test]
+    fn who_finds_no_place_says_so_and_a_place_is_free_when_its_run_is_over() {
+        let dir = tempfile::tempdir().expect("scratch");
+        let take = |of| Step::TakePlace { dir: dir.path().to_owned(), of };
+        let runs = |steps| play(ARGS, &Script { steps, ..Script::default() }.in_prompt()).code;
+        let is_over = || dir.path().join("over").exists();
+        assert_eq!((runs(vec![take(1)]), runs(vec![take(1)]), is_over()), (0, 0, false));
+        assert_eq!((runs(vec![take(2), take(2)]), is_over()), (0, false));
+        assert_eq!((runs(vec![take(1), take(1)]), is_over()), (0, true));
     }
 
     #[test]

@@ -14,25 +14,19 @@
 //! start is asked for while the lease, counted from before its renewal was asked, is over; (3) an outcome is told until it was
 //! answered, and only then forgotten; (4) renewals, claims, sweeps and readings are under way once each (L9); (5) no more jobs are
 //! claimed than there is room for; (6) a host whose claim had no answer goes on as another one, and the first one's lease is renewed
-//! for as long as this machine runs jobs of it, as that of a host of this machine that is gone.
+//! for as long as this machine runs jobs of it, as that of a host of this machine that is gone; what nobody here heard of is given to
+//! others all the same, because a claim has a time of its own.
 
 use std::collections::BTreeMap;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use crate::base::fault::{Fault, FaultCode};
 use crate::base::ids::{FleetJobId, HostId};
 use crate::fleet::{
-    ClaimedJob, Fence, FleetClaim, FleetError, FleetRenewed, FleetStart, FleetState, LEASE, MOST_CLAIMED, POLL,
-    RENEW_EVERY, Ticket,
+    ClaimedJob, Fence, FleetClaim, FleetError, FleetLease, FleetRenewed, FleetStart, FleetState, MOST_CLAIMED, Ticket,
 };
 use crate::jobs::fleet_runs::FleetRun;
 use crate::jobs::{JobOutcome, JobRecord, JobState};
-
-/// How often a host takes from others what hosts that are gone had. All of them do, so any one's is enough.
-const SWEEP_EVERY: Duration = Duration::from_secs(30);
-
-/// How often the store is asked for claims whose ends were not told: those of hosts of this machine that are gone.
-const READ_EVERY: Duration = Duration::from_secs(30);
 
 /// Everything that can happen to it.
 #[derive(Debug)]
@@ -164,6 +158,10 @@ impl Chore {
     fn over(&mut self, due: Instant) {
         (self.underway, self.due) = (false, due);
     }
+
+    fn within(&mut self, due: Instant) {
+        self.due = self.due.min(due);
+    }
 }
 
 /// A host of a fleet.
@@ -171,6 +169,8 @@ impl Chore {
 pub(super) struct HostCore {
     host: HostId,
     lease_until: Option<Instant>,
+    /// As it was told last.
+    lease: FleetLease,
     drained: bool,
     quiet: bool,
     runs: BTreeMap<FleetJobId, Run>,
@@ -187,16 +187,18 @@ pub(super) struct HostCore {
 
 impl HostCore {
     pub(super) fn new(host: HostId, now: Instant) -> Self {
+        let lease = FleetLease::default();
         Self {
             host,
             lease_until: None,
+            lease,
             drained: false,
             quiet: false,
             runs: BTreeMap::new(),
             renewal: Chore::new(now),
             claim: Chore::new(now),
-            look: now + POLL,
-            sweep: Chore::new(now + SWEEP_EVERY),
+            look: now + lease.look_every(),
+            sweep: Chore::new(now + lease.sweep_every()),
             read: Chore::new(now),
             rang: false,
             reached: true,
@@ -262,7 +264,7 @@ impl HostCore {
                     effects.push(HostEffect::Cancel(job));
                 }
             }
-            HostEvent::Swept => self.sweep.over(now + SWEEP_EVERY),
+            HostEvent::Swept => self.sweep.over(now + self.lease.sweep_every()),
             HostEvent::Read(runs) => self.read(runs, now, effects),
         }
         self.go_on(now, effects);
@@ -277,14 +279,21 @@ impl HostCore {
                     self.look = now;
                     self.claim.due = self.claim.due.min(now);
                 }
-                self.lease_until = Some(asked + LEASE);
+                self.lease_until = Some(asked + renewed.lease.get());
+                if std::mem::replace(&mut self.lease, renewed.lease) > renewed.lease {
+                    // What was to be done less often is due sooner.
+                    let soon = now + renewed.lease.sweep_every();
+                    self.sweep.within(soon);
+                    self.read.within(soon);
+                    self.claim.within(now + renewed.lease.look_every());
+                }
                 // A fleet whose history changed wants to hear at once what is run here; it was told with this renewal unless
                 // that is news.
                 let again = renewed.quiet && !self.quiet;
                 (self.drained, self.quiet) = (renewed.drained, renewed.quiet);
-                self.renewal.over(if again { now } else { now + RENEW_EVERY });
+                self.renewal.over(if again { now } else { now + renewed.lease.renew_every() });
             }
-            Err(_) => self.renewal.over(now + POLL),
+            Err(_) => self.renewal.over(now + self.lease.look_every()),
         }
     }
 
@@ -300,7 +309,7 @@ impl HostCore {
             Ok(FleetClaim::NotNow(_)) | Err(_) => Vec::new(),
         };
         let more = !given.is_empty() || std::mem::take(&mut self.rang);
-        self.claim.over(if more { now } else { now + POLL });
+        self.claim.over(if more { now } else { now + self.lease.look_every() });
         for job in given {
             let ticket = job.ticket;
             let account = job.account.clone();
@@ -369,7 +378,7 @@ impl HostCore {
 
     /// Takes in what the store knows and this core does not: claims of an earlier incarnation or of a host that is gone.
     fn read(&mut self, runs: Vec<(FleetRun, Option<Box<JobRecord>>)>, now: Instant, effects: &mut Vec<HostEffect>) {
-        self.read.over(now + READ_EVERY);
+        self.read.over(now + self.lease.sweep_every());
         for (FleetRun { job, host, fence }, record) in runs {
             if self.runs.contains_key(&job) {
                 continue;
@@ -436,14 +445,14 @@ impl HostCore {
         }
         let (has_lease, looks) = (self.has_lease(now), self.look <= now);
         if looks {
-            self.look = now + POLL;
+            self.look = now + self.lease.look_every();
         }
         let on_their_way = self.runs.values().filter(|run| run.is_on_its_way()).count();
         let may_claim = has_lease && !self.drained && !self.quiet && on_their_way < MOST_CLAIMED;
         if may_claim && self.claim.begins(now) {
             effects.push(HostEffect::Claim { host: self.host, on_their_way });
         } else if !may_claim && !self.claim.underway && self.claim.due <= now {
-            self.claim.due = now + POLL;
+            self.claim.due = now + self.lease.look_every();
         }
         if self.sweep.begins(now) {
             effects.push(HostEffect::Sweep);

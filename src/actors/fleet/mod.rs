@@ -7,21 +7,25 @@
 //! crash here nor the database's absence costs a run, and what the fleet was not told is read from the store.
 
 mod core;
+mod questions;
 
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use tokio::task::JoinSet;
 
 use self::core::{HostCore, HostEffect, HostEvent};
+use self::questions::{Question, pause_of};
 use super::child;
 use super::clock;
 use crate::base::fault::{Fault, FaultCode};
-use crate::base::ids::{FleetJobId, HostId};
+use crate::base::ids::{FleetJobId, HostId, UnixMillis};
+use crate::failpoints::{Broken, FaultPoint, Faults, Operation};
 use crate::fleet::{
-    CapScope, ClaimAsk, ClaimedJob, Fleet, FleetClaim, FleetError, FleetPause, FleetRenewed, FleetState, POLL, Renewal,
-    RunFinish, Ticket,
+    ClaimAsk, ClaimedJob, Fleet, FleetClaim, FleetError, FleetRenewed, FleetState, POLL, Renewal, RunFinish, Ticket,
 };
 use crate::jobs::client::{JobsHandle, News};
 use crate::jobs::fleet_runs::{FleetRun, local};
@@ -43,10 +47,30 @@ pub struct FleetArguments {
     pub store: StoreHandle,
     /// How many may run here at once.
     pub max_running: usize,
+    /// What is to break at `fleet.ask` and `fleet.answered`.
+    pub faults: Faults,
 }
 
 /// Everything that can wake it.
-pub struct FleetMsg(HostEvent);
+pub struct FleetMsg(Heard);
+
+enum Heard {
+    /// Something happened.
+    Happened(HostEvent),
+    /// What was to ask or to wait has panicked, and nothing will come of it.
+    Broke,
+}
+
+impl From<HostEvent> for FleetMsg {
+    fn from(event: HostEvent) -> Self {
+        Self(Heard::Happened(event))
+    }
+}
+
+/// Nobody knows what was done: another incarnation begins by what the store and the fleet say.
+#[derive(Debug, thiserror::Error)]
+#[error("a question of this host panicked")]
+struct QuestionPanicked;
 
 /// The actor.
 pub(super) struct Hosting;
@@ -70,7 +94,7 @@ impl Actor for Hosting {
         a.desk.begin_anew();
         let mut tasks = JoinSet::new();
         tasks.spawn(listen(Arc::clone(a.desk.fleet()), me.clone()));
-        me.cast(FleetMsg(HostEvent::Due))?;
+        me.cast(HostEvent::Due.into())?;
         // Another one for each incarnation: what the last one claimed and did not come to is for others.
         let core = HostCore::new(HostId::random(), clock::now());
         Ok(HostingState { arguments: a, core, tasks, timer: JoinSet::new() })
@@ -79,9 +103,10 @@ impl Actor for Hosting {
     async fn handle(
         &self,
         me: ActorRef<Self::Msg>,
-        FleetMsg(event): FleetMsg,
+        FleetMsg(heard): FleetMsg,
         state: &mut HostingState,
     ) -> Result<(), ActorProcessingErr> {
+        let Heard::Happened(event) = heard else { return Err(QuestionPanicked.into()) };
         child::in_time(async { state.act(&me, event) }).await?;
         Ok(())
     }
@@ -92,7 +117,7 @@ async fn listen(fleet: Arc<dyn Fleet>, me: ActorRef<FleetMsg>) {
     loop {
         if let Ok(mut changes) = fleet.changes().await {
             while changes.changed().await.is_ok() {
-                if me.cast(FleetMsg(HostEvent::Rang)).is_err() {
+                if me.cast(HostEvent::Rang.into()).is_err() {
                     return;
                 }
             }
@@ -120,21 +145,45 @@ impl HostingState {
         self.timer = JoinSet::new();
         self.timer.spawn(async move {
             tokio::time::sleep_until(due).await;
-            let _ = me.cast(FleetMsg(HostEvent::Due));
+            let _ = me.cast(HostEvent::Due.into());
         });
     }
 
     fn perform(&mut self, me: &ActorRef<FleetMsg>, effect: HostEffect) {
         let (a, me) = (self.arguments.clone(), me.clone());
         self.tasks.spawn(async move {
-            if let Some(event) = a.do_it(effect).await {
-                let _ = me.cast(FleetMsg(event));
-            }
+            let heard = match AssertUnwindSafe(a.come_to(effect)).catch_unwind().await {
+                Ok(Some(event)) => Heard::Happened(event),
+                Ok(None) => return,
+                Err(_) => Heard::Broke,
+            };
+            let _ = me.cast(FleetMsg(heard));
         });
     }
 }
 
 impl FleetArguments {
+    /// Performs an effect between its fault points; what came of it.
+    async fn come_to(&self, effect: HostEffect) -> Option<HostEvent> {
+        let Some(question) = Question::of(&effect, clock::now()) else { return self.do_it(effect).await };
+        if let Some(detail) = self.broken(FaultPoint::FleetAsk, question).await {
+            return question.failed(FleetError::Unavailable { detail });
+        }
+        let event = self.do_it(effect).await;
+        match self.broken(FaultPoint::FleetAnswered, question).await {
+            Some(detail) => question.failed(FleetError::Unsure { detail }),
+            None => event,
+        }
+    }
+
+    /// Meets a point; why the question fails there, if it does.
+    async fn broken(&self, point: FaultPoint, question: Question) -> Option<String> {
+        match self.faults.meet(point, Operation::Method(question.name())).await {
+            Some(Broken::Error(fault)) => Some(fault.detail),
+            _ => None,
+        }
+    }
+
     /// Performs an effect; what came of it.
     async fn do_it(&self, effect: HostEffect) -> Option<HostEvent> {
         let fleet = self.desk.fleet();
@@ -157,7 +206,7 @@ impl FleetArguments {
             }
             HostEffect::Follow(job) => HostEvent::Over { job, record: self.over(job).await },
             HostEffect::Tell { ticket, end, outcome, account } => {
-                HostEvent::Told { job: ticket.job, told: self.tell(ticket, end, *outcome, account).await }
+                HostEvent::Told { job: ticket.job, told: self.tell(ticket, end, *outcome, &account).await }
             }
             HostEffect::Forget(job) => {
                 self.desk.remove_clone(local(job)).await;
@@ -238,11 +287,8 @@ impl FleetArguments {
         }
     }
 
-    async fn tell(&self, ticket: Ticket, end: FleetState, outcome: JobOutcome, account: String) -> bool {
-        let limited = outcome.fault.as_ref().filter(|fault| fault.code == FaultCode::AgentRateLimited);
-        let pause = limited.and_then(|fault| Some((fault.retry_at?, fault.code))).filter(|_| !account.is_empty());
-        let pause =
-            pause.map(|(until, code)| FleetPause { scope: CapScope::Account(account), until, why: code.to_string() });
+    async fn tell(&self, ticket: Ticket, end: FleetState, outcome: JobOutcome, account: &str) -> bool {
+        let pause = pause_of(&outcome, account, UnixMillis::now());
         let finish = RunFinish { ticket, end, outcome, pause };
         match self.desk.fleet().finish(&finish).await {
             Ok(_) => true,

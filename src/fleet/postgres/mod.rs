@@ -38,13 +38,13 @@ use self::link::{Fate, Link, Tx, VERB_BOUND, Way, flag, number, text};
 use self::read::{LATE_COLUMNS, QUEUE_COLUMNS, VIEW_COLUMNS, big, column};
 use super::claiming::{CapScope, Claimant, FleetQueue, FleetRow, choose};
 use super::core::expired;
-use super::job::{ClaimedJob, Fence, FleetState, FleetView, NewFleetJob, Ticket};
+use super::job::{ClaimedJob, Fence, FleetState, FleetView, FrozenJob, NewFleetJob, Ticket};
 use super::labels::Labels;
 use super::rows::{BadRow, NAME_BYTES, OUTCOME_BYTES, REQUEST_BYTES, json, written};
 use super::{
     ClaimAsk, ClaimRefusal, Fleet, FleetAccept, FleetCancel, FleetClaim, FleetError, FleetFinish, FleetFuture,
-    FleetPause, FleetRenewed, FleetStart, FleetSwept, HOST_KEPT, KEPT, LEASE, MOST_CLAIMED, MOST_QUEUED, PAUSE_MOST,
-    POLL, QUIET, Renewal, RunFinish, SWEPT_AFTER,
+    FleetLease, FleetPause, FleetRenewed, FleetStart, FleetSwept, HOST_KEPT, KEPT, MOST_CLAIMED, MOST_QUEUED,
+    PAUSE_MOST, POLL, Renewal, RunFinish,
 };
 use crate::base::ids::{FleetJobId, HostId};
 use crate::jobs::{ConsultRequest, JobOutcome};
@@ -235,11 +235,7 @@ impl PgFleet {
                 let same = frozen.is_same_as(column(&row, 1, "digest")?)?;
                 if same { FleetAccept::Joined(known) } else { FleetAccept::Conflict(known) }
             }
-            None => {
-                let queued = tx.row("SELECT count(*) FROM phone_opus.job WHERE state = 'queued'", &[]).await?;
-                let queued = queued.map(|row| big(&row, 0, "count")).transpose()?.unwrap_or(most);
-                FleetAccept::QueueFull { queued: usize::try_from(queued).unwrap_or(MOST_QUEUED) }
-            }
+            None => full_or_hidden(&tx, &frozen).await?,
         };
         tx.commit().await?;
         Ok(answer)
@@ -249,7 +245,7 @@ impl PgFleet {
         let tx = self.begin(fate).await?;
         tx.rows("SELECT pg_advisory_xact_lock($1)", &[number(&LOCK_CLAIMS)]).await?;
         let host = ask.host.to_string();
-        let quiet = is_quiet(&tx).await?;
+        let quiet = meta(&tx).await?.quiet;
         let find = "SELECT left(name, 257), left(state_id, 257), CASE WHEN octet_length(labels) <= 65536 THEN labels END, drained,
                         session_user::text FROM phone_opus.host WHERE host = $1::uuid AND lease_until > clock_timestamp()";
         let found = tx.row(find, &[text(&host)]).await?;
@@ -314,9 +310,9 @@ impl PgFleet {
     async fn do_renew(&self, renewal: &Renewal, fate: Fate) -> Result<FleetRenewed, FleetError> {
         renewal.checked()?;
         let (host, labels) = (renewal.host.to_string(), renewal.labels.write()?);
-        let lease = millis(LEASE);
         let tx = self.begin(fate).await?;
-        let quiet = is_quiet(&tx).await?;
+        let Meta { quiet, lease } = meta(&tx).await?;
+        let lasts = millis(lease.get());
         let mut reasserted = 0;
         for ticket in renewal.running.iter().filter(|ticket| quiet && ticket.host == renewal.host) {
             let again =
@@ -329,7 +325,7 @@ impl PgFleet {
         // What does not change is not written: the row stays on its page.
         let renew = "UPDATE phone_opus.host SET lease_until = clock_timestamp() + $5 * interval '1 millisecond', seen = seen + 1
                      WHERE host = $1::uuid AND name = $2 AND state_id = $3 AND labels = $4 RETURNING drained";
-        let values = [text(&host), text(&renewal.name), text(&renewal.state_id), text(&labels), number(&lease)];
+        let values = [text(&host), text(&renewal.name), text(&renewal.state_id), text(&labels), number(&lasts)];
         let row = match tx.row(renew, &values).await? {
             Some(row) => Some(row),
             None => {
@@ -343,7 +339,7 @@ impl PgFleet {
         };
         let drained = row.map(|row| column(&row, 0, "drained")).transpose()?.unwrap_or(false);
         tx.commit().await?;
-        Ok(FleetRenewed { drained, quiet, reasserted })
+        Ok(FleetRenewed { drained, quiet, reasserted, lease })
     }
 
     async fn do_finish(&self, finish: &RunFinish, fate: Fate) -> Result<FleetFinish, FleetError> {
@@ -391,16 +387,20 @@ impl PgFleet {
     async fn do_sweep(&self, fate: Fate) -> Result<FleetSwept, FleetError> {
         let tx = self.begin(fate).await?;
         tx.rows("SELECT pg_advisory_xact_lock($1)", &[number(&LOCK_CLAIMS)]).await?;
-        if is_quiet(&tx).await? {
+        let Meta { quiet, lease } = meta(&tx).await?;
+        if quiet {
             tx.commit().await?;
             return Ok(FleetSwept { quiet: true, ..FleetSwept::default() });
         }
-        let after = millis(SWEPT_AFTER);
+        // One lease more, for a start that was on its way.
+        let after = millis(lease.get());
         let lost = "NOT EXISTS (SELECT 1 FROM phone_opus.host h WHERE h.host = job.host
                         AND h.lease_until + $1 * interval '1 millisecond' > clock_timestamp())";
         let requeue = format!(
             "UPDATE phone_opus.job SET state = 'queued', host = NULL, fence = NULL, claimed = NULL
-             WHERE state = 'claimed' AND {lost} RETURNING id::text, turn"
+             WHERE state = 'claimed' AND ({lost} OR (position('\"clone\":' in needs) = 0
+                 AND coalesce(claimed, '-infinity') + 2 * $1 * interval '1 millisecond' <= clock_timestamp()))
+             RETURNING id::text, turn"
         );
         let interrupt = format!(
             "UPDATE phone_opus.job SET state = 'interrupted', ended = clock_timestamp(),
@@ -550,21 +550,30 @@ async fn standing(tx: &Tx, job: &str) -> Result<Option<(FleetState, Option<HostI
     Ok(row.map(|row| read::standing(&row)).transpose()?)
 }
 
-/// Whether the database's history changed less than [`QUIET`] ago. Whoever notices it first writes it down for everybody.
-async fn is_quiet(tx: &Tx) -> Result<bool, FleetError> {
+/// What holds for the whole fleet.
+struct Meta {
+    /// Whether the database's history changed less than a lease ago.
+    quiet: bool,
+    lease: FleetLease,
+}
+
+/// Looks at what holds for the whole fleet. Whoever notices first that the database's history changed writes it down for everybody.
+async fn meta(tx: &Tx) -> Result<Meta, FleetError> {
     let see = "SELECT m.system_id, m.timeline, (pg_control_system()).system_identifier::text,
-                   substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8), coalesce(m.quiet_until > clock_timestamp(), false)
+                   substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8), coalesce(m.quiet_until > clock_timestamp(), false),
+                   m.lease_ms
                FROM phone_opus.meta m";
     let missing = || FleetError::Unavailable { detail: "its tables are not whole".to_owned() };
     let row = tx.row(see, &[]).await?.ok_or_else(missing)?;
     let (known_system, known_line): (Option<String>, Option<String>) =
         (column(&row, 0, "system_id")?, column(&row, 1, "timeline")?);
     let (system, line): (String, String) = (column(&row, 2, "system_id")?, column(&row, 3, "timeline")?);
+    let lease = FleetLease::of_millis(super::rows::count("lease_ms", big(&row, 5, "lease_ms")?)?);
     if known_system.as_ref() == Some(&system) && known_line.as_ref() == Some(&line) {
-        return Ok(column(&row, 4, "quiet_until")?);
+        return Ok(Meta { quiet: column(&row, 4, "quiet_until")?, lease });
     }
     // The first look of all has nothing to compare with.
-    let quiet = if known_system.is_some() { millis(QUIET) } else { 0 };
+    let quiet = if known_system.is_some() { millis(lease.get()) } else { 0 };
     let write = "UPDATE phone_opus.meta SET system_id = $1, timeline = $2,
                      quiet_until = clock_timestamp() + $3 * interval '1 millisecond'
                  WHERE system_id IS DISTINCT FROM $1 OR timeline IS DISTINCT FROM $2";
@@ -574,7 +583,7 @@ async fn is_quiet(tx: &Tx) -> Result<bool, FleetError> {
         let jump = "SELECT max(nextval('phone_opus.fence')) FROM generate_series(1::int8, $1)";
         tx.rows(jump, &[number(&FENCE_JUMP)]).await?;
     }
-    Ok(quiet > 0)
+    Ok(Meta { quiet: quiet > 0, lease })
 }
 
 /// What a claim looks at. Rows that are not understood are left out, and count where they may run.
@@ -671,11 +680,22 @@ async fn give(tx: &Tx, job: FleetJobId, host: &str) -> Result<Option<Fence>, Fle
 
 /// A usage limit that was met. The later one of two counts.
 async fn write_pause(tx: &Tx, pause: &FleetPause) -> Result<(), FleetError> {
-    let write = "INSERT INTO phone_opus.pause (scope, until, why)
-                 VALUES ($1, least(to_timestamp($2 / 1000.0), clock_timestamp() + $4 * interval '1 millisecond'), $3)
+    let write = "INSERT INTO phone_opus.pause (scope, until, why) VALUES ($1, clock_timestamp() + $2 * interval '1 millisecond', $3)
                  ON CONFLICT (scope) DO UPDATE SET until = greatest(pause.until, excluded.until), why = excluded.why";
-    let (scope, most) = (pause.scope.write(), millis(PAUSE_MOST));
-    tx.changed(write, &[text(&scope), number(&pause.until.0), text(&pause.why), number(&most)]).await.map(drop)
+    let (scope, lasts) = (pause.scope.write(), millis(pause.lasts.min(PAUSE_MOST)));
+    tx.changed(write, &[text(&scope), number(&lasts), text(&pause.why)]).await.map(drop)
+}
+
+/// Why a job that nobody is shown was not put in.
+async fn full_or_hidden(tx: &Tx, job: &FrozenJob) -> Result<FleetAccept, FleetError> {
+    let find = "SELECT (SELECT count(*) FROM phone_opus.job WHERE state = 'queued'), phone_opus.has_key($1, $2)";
+    let missing = || FleetError::Unavailable { detail: "its tables are not whole".to_owned() };
+    let row = tx.row(find, &[text(&job.lane), text(&job.request_key)]).await?.ok_or_else(missing)?;
+    if column(&row, 1, "has_key")? {
+        return Ok(FleetAccept::Hidden);
+    }
+    let queued = big(&row, 0, "count")?;
+    Ok(FleetAccept::QueueFull { queued: usize::try_from(queued).unwrap_or(MOST_QUEUED) })
 }
 
 /// Runs an update that gives back ids and turns; the ids in the order of acceptance.

@@ -75,7 +75,8 @@ impl PgFleet {
 
 async fn seen(tx: &Tx) -> Result<FleetSeen, FleetError> {
     let find = "SELECT fleet::text, version,
-                    CASE WHEN quiet_until > clock_timestamp() THEN extract(epoch FROM quiet_until - clock_timestamp())::int8 END
+                    CASE WHEN quiet_until > clock_timestamp() THEN extract(epoch FROM quiet_until - clock_timestamp())::int8 END,
+                    lease_ms / 1000
                 FROM phone_opus.meta";
     let missing = || FleetError::Unavailable { detail: "its tables are not whole".to_owned() };
     let meta = tx.row(find, &[]).await?.ok_or_else(missing)?;
@@ -87,6 +88,7 @@ async fn seen(tx: &Tx) -> Result<FleetSeen, FleetError> {
     let mut seen = FleetSeen {
         fleet: column(&meta, 0, "fleet")?,
         tables: big(&meta, 1, "version")?,
+        lease_s: count("lease_ms", big(&meta, 3, "lease_ms")?)?,
         quiet_s: quiet.map(|left| u64::try_from(left).unwrap_or(0)),
         jobs,
         held,

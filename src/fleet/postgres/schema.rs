@@ -11,7 +11,7 @@ use super::read::{big, column};
 use crate::fleet::FleetError;
 
 /// Steps in order; once released, one is never changed.
-const STEPS: &[&str] = &[FIRST, HISTORY, USERS];
+const STEPS: &[&str] = &[FIRST, HISTORY, USERS, LEASE];
 
 /// The version this program writes.
 pub(super) fn known() -> i64 {
@@ -123,6 +123,14 @@ CREATE FUNCTION phone_opus.unseen() RETURNS TABLE (agent text, account text, hos
         WHERE NOT phone_opus.shows(j.owner)
           AND (j.state IN ('claimed', 'running') OR (j.state = 'interrupted' AND j.hold_until > clock_timestamp()))
         GROUP BY 1, 2, 3 $$;
+";
+
+/// For how long a host is believed to live, for all of them; and whether a key is taken, for a user who is not shown whose it is.
+const LEASE: &str = "
+ALTER TABLE phone_opus.meta ADD COLUMN lease_ms bigint NOT NULL DEFAULT 60000 CHECK (lease_ms BETWEEN 1000 AND 3600000);
+CREATE FUNCTION phone_opus.has_key(lane text, request_key text) RETURNS boolean
+    LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+        SELECT EXISTS (SELECT 1 FROM phone_opus.job j WHERE j.lane = $1 AND j.request_key = $2) $$;
 ";
 
 /// Makes the tables, or adds what they lack. Where nothing does, nothing is written, so that a user without the right to can use them.

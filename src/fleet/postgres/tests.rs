@@ -87,7 +87,7 @@ async fn perform(fleet: &PgFleet, world: &mut World, op: &Op, event: &FleetEvent
             statements(fleet, "UPDATE phone_opus.meta SET timeline = 'another'").await;
             // Whoever looks next writes it down, which here is at once.
             let tx = fleet.begin(Fate::default()).await.expect("begun");
-            assert_eq!(is_quiet(&tx).await, Ok(true));
+            assert!(meta(&tx).await.expect("looked").quiet);
             tx.commit().await.map(|()| FleetVerdict::Noted)
         }
     };
@@ -380,11 +380,17 @@ async fn a_change_of_history_quiets_the_fleet_until_hosts_have_said_what_they_ru
     assert_eq!(fleet.claim(&asked(host, 4)).await, Ok(FleetClaim::NotNow(ClaimRefusal::Quiet)));
     assert!(fleet.sweep().await.expect("swept").quiet);
     let said = Renewal { running: vec![ticket], ..renewal(host, 4) };
-    assert_eq!(fleet.renew(&said).await, Ok(FleetRenewed { drained: false, quiet: true, reasserted: 1 }));
+    assert_eq!(
+        fleet.renew(&said).await,
+        Ok(FleetRenewed { drained: false, quiet: true, reasserted: 1, lease: FleetLease::default() })
+    );
     pass(&fleet).await;
     assert_eq!(fleet.claim(&asked(host, 4)).await, Ok(FleetClaim::NotNow(ClaimRefusal::Quiet)));
     pass(&fleet).await;
-    assert_eq!(fleet.renew(&said).await, Ok(FleetRenewed { drained: false, quiet: false, reasserted: 0 }));
+    assert_eq!(
+        fleet.renew(&said).await,
+        Ok(FleetRenewed { drained: false, quiet: false, reasserted: 0, lease: FleetLease::default() })
+    );
     let claimed = given(fleet.claim(&asked(host, 4)).await.expect("claimed"));
     assert_eq!(claimed.len(), 1, "what runs is given to nobody");
     assert!(claimed[0].ticket.fence.0 > ticket.fence.0 + 1000, "no lost fence is drawn again");

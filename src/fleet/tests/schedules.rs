@@ -172,9 +172,9 @@ impl World {
             Op::Finish { nth, end, pause } => {
                 let ticket = nth_from_last(*nth, &self.tickets)?;
                 self.running.retain(|running| *running != ticket);
-                let until = later(self.now, TICK * 2 + TICK / 2);
+                let lasts = TICK * 2 + TICK / 2;
                 let pause =
-                    pause.then(|| FleetPause { scope: CapScope::Account(ACCOUNT.into()), until, why: "limit".into() });
+                    pause.then(|| FleetPause { scope: CapScope::Account(ACCOUNT.into()), lasts, why: "limit".into() });
                 FleetEvent::RunEnded(Box::new(RunFinish { ticket, end: *end, outcome: JobOutcome::default(), pause }))
             }
             Op::Sweep => FleetEvent::SweepDue,

@@ -162,6 +162,8 @@ const fn strikes(point: FaultPoint) -> &'static [(Option<&'static str>, u64)] {
         FaultPoint::UnixBind => &[],
         // The rows' host has no other machine; the tests of `exec/remote` and `actors/exec` strike them.
         FaultPoint::ExecConnect | FaultPoint::ExecRead => &[],
+        // It is of no fleet; the tests of the real program with a database strike these.
+        FaultPoint::FleetAsk | FaultPoint::FleetAnswered => &[],
     }
 }
 
@@ -211,7 +213,8 @@ pub const fn action(kind: ActionKind, delay: Duration, code: u8) -> FaultAction 
 #[must_use]
 pub fn rows(through: Through) -> Vec<FaultRow> {
     let mut rows = Vec::new();
-    let is_met = |point: &&FaultPoint| point.is_reached() && (through == Through::Daemon || !point.is_of_a_socket());
+    let here = |point: FaultPoint| (through == Through::Daemon || !point.is_of_a_socket()) && !point.is_of_a_fleet();
+    let is_met = |point: &&FaultPoint| point.is_reached() && here(**point);
     for &point in FaultPoint::ALL.iter().filter(is_met) {
         for &(operation, time) in strikes(point) {
             for &kind in point.accepted() {
@@ -366,7 +369,7 @@ pub fn expected(
         // A bridge looks for a daemon once more, or serves its client itself.
         (P::UnixAccept | P::UnixBind, _) => good(1),
         // No row names it.
-        (P::ExecConnect | P::ExecRead, _) => good(1),
+        (P::ExecConnect | P::ExecRead | P::FleetAsk | P::FleetAnswered, _) => good(1),
     }
 }
 
@@ -395,7 +398,7 @@ mod tests {
                     let found = rows.iter().filter(|row| row.rule.point == point && row.rule.action.kind() == kind);
                     let is_met = point.is_reached() && (sockets || !point.is_of_a_socket());
                     let nowhere = [FaultPoint::UnixBind, FaultPoint::ExecConnect, FaultPoint::ExecRead];
-                    let is_met = is_met && !nowhere.contains(&point);
+                    let is_met = is_met && !nowhere.contains(&point) && !point.is_of_a_fleet();
                     assert_eq!(found.count() > 0, is_met, "{point}={kind}");
                 }
             }

@@ -121,7 +121,10 @@ impl Dice {
 
 /// Every point that a host on standard streams meets, with every action it accepts.
 fn pairs() -> Vec<(FaultPoint, ActionKind)> {
-    let reached = FaultPoint::ALL.iter().copied().filter(|point| point.is_reached() && !point.is_of_a_socket());
+    let reached = FaultPoint::ALL
+        .iter()
+        .copied()
+        .filter(|point| point.is_reached() && !point.is_of_a_socket() && !point.is_of_a_fleet());
     reached.flat_map(|point| point.accepted().iter().map(move |&kind| (point, kind))).collect()
 }
 

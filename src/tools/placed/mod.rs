@@ -213,6 +213,10 @@ impl FleetDesk {
                     "`request_key` was used in this workspace for another consult; accepted: a key of its own.";
                 Err(Fault::new(FaultCode::RequestKeyConflict, detail).job(local(id)))
             }
+            FleetAccept::Hidden => {
+                let detail = "`request_key` was used in this workspace by another user of the fleet; accepted: a key of its own.";
+                Err(Fault::new(FaultCode::RequestKeyConflict, detail))
+            }
             FleetAccept::QueueFull { queued } => {
                 Err(Fault::new(FaultCode::QueueFull, format!("{queued} jobs are waiting in the fleet already."))
                     .hint("Wait for one of them, or ask with placement = local."))

@@ -209,7 +209,8 @@ fn row(step: &Step) -> usize {
         Step::Introduce => 27,
         Step::Glued(_) => 28,
         Step::LimitInfo(_) => 29,
-        Step::ReadLine(_) => 30,
+        Step::ReadLine(_) => 31,
+        Step::TakePlace { .. } => 30,
     }
 }
 
@@ -242,6 +243,7 @@ async fn each_step_does_what_it_says_and_nothing_else() {
         (Step::DelayMs(5), With(0, "", "")),
         (Step::WaitForFile(rig.sign("given")), With(0, "", "")),
         (Step::Touch(rig.sign("touched")), With(0, "", "")),
+        (Step::TakePlace { dir: rig.path("signs"), of: 1 }, With(0, "", "")),
         (Step::Hang, When(Signal::TERM)),
         (Step::IgnoreTerm, DeafTo),
         (Step::Garbage(2), With(0, "garbage line 1: {not json\n", "")),

@@ -5,13 +5,16 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::Duration;
 
 use futures_util::FutureExt as _;
 
 use super::*;
 use crate::base::ids::UnixMillis;
 use crate::fleet::labels::AgentLabel;
-use crate::fleet::{ClaimAsk, Fleet as _, FleetAccept, Labels, MemoryFleet, Needs, NewFleetJob, Renewal, RunFinish};
+use crate::fleet::{
+    ClaimAsk, Fleet as _, FleetAccept, LEASE, Labels, MemoryFleet, Needs, NewFleetJob, POLL, Renewal, RunFinish,
+};
 use crate::jobs::{CloneChanges, CloneOf, ConsultRequest};
 
 fn record(state: JobState) -> Box<JobRecord> {
@@ -42,7 +45,7 @@ impl One {
     }
 
     fn lives(&mut self) -> Vec<HostEffect> {
-        let answer = Ok(FleetRenewed { drained: false, quiet: false, reasserted: 0 });
+        let answer = Ok(FleetRenewed { drained: false, quiet: false, reasserted: 0, lease: FleetLease::default() });
         self.step(HostEvent::Renewed { host: self.core.host, asked: self.now, answer })
     }
 
@@ -115,6 +118,26 @@ fn a_claimed_job_is_noted_then_started_then_accepted_then_told_and_then_forgotte
     assert!(one.step(HostEvent::Due).iter().any(|effect| matches!(effect, HostEffect::Tell { .. })));
     let effects = one.step(HostEvent::Told { job, told: true });
     assert!(matches!(effects[..], [HostEffect::Forget(_)]) && one.core.runs.is_empty());
+}
+
+#[test]
+fn a_fleet_with_a_shorter_lease_has_everything_done_as_often_as_that_asks() {
+    let mut one = One::new();
+    one.step(HostEvent::Due);
+    let lease = FleetLease::of_millis(4_000);
+    let renewed = FleetRenewed { drained: false, quiet: false, reasserted: 0, lease };
+    one.step(HostEvent::Read(Vec::new()));
+    one.step(HostEvent::Renewed { host: one.core.host, asked: one.now, answer: Ok(renewed) });
+    one.step(HostEvent::Claimed(Ok(FleetClaim::Claimed(Vec::new()))));
+    assert_eq!(one.core.lease_until, Some(one.now + lease.get()));
+    one.now += lease.renew_every();
+    let effects = one.step(HostEvent::Due);
+    assert!(matches!(effects[..], [HostEffect::Renew { .. }, HostEffect::Claim { .. }]), "{effects:?}");
+    one.now += lease.sweep_every() - lease.renew_every();
+    let effects = one.step(HostEvent::Due);
+    assert!(matches!(effects[..], [HostEffect::Read, HostEffect::Sweep]), "{effects:?}");
+    one.now += lease.get();
+    assert!(!one.core.has_lease(one.now), "nobody said since that it lives");
 }
 
 #[test]

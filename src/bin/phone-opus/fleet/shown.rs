@@ -69,7 +69,7 @@ pub(super) fn hosts(seen: &FleetSeen, face: Face) -> Vec<Line> {
     if seen.hosts.is_empty() && face.terminal {
         return vec![Line::of(paint::PLAIN, "no host is in this fleet")];
     }
-    let rows: Vec<Vec<Line>> = seen.hosts.iter().map(host).collect();
+    let rows: Vec<Vec<Line>> = seen.hosts.iter().map(|it| host(seen.lease_s, it)).collect();
     let mut lines = table(&HOSTS, &rows, face);
     if seen.more && face.terminal {
         lines.push(Line::of(paint::DIM, "and more"));
@@ -77,13 +77,13 @@ pub(super) fn hosts(seen: &FleetSeen, face: Face) -> Vec<Line> {
     lines
 }
 
-fn host(host: &FleetHostSeen) -> Vec<Line> {
+fn host(lease_s: u64, host: &FleetHostSeen) -> Vec<Line> {
     let (look, name) = match host.standing() {
         "lives" => (paint::GOOD, paint::BOLD),
         "drained" => (paint::DOUBT, paint::BOLD),
         _ => (paint::DIM, paint::DIM),
     };
-    let heard = format!("{} ago", elapsed(silent_s(host)));
+    let heard = format!("{} ago", elapsed(silent_s(lease_s, host)));
     vec![
         Line::of(name, &host.name),
         Line::of(look, host.standing()),
@@ -137,6 +137,7 @@ mod tests {
         FleetSeen {
             fleet: "f".into(),
             tables: 3,
+            lease_s: 60,
             quiet_s: Some(40),
             jobs: BTreeMap::from([("queued".to_owned(), 12), ("running".to_owned(), 1), ("claimed".to_owned(), 1)]),
             held: 1,

@@ -210,7 +210,9 @@ fn answers(scene: Scene, job: FleetJobId) -> [String; 2] {
         // What it was given by the answer that was lost it is not given again.
         Scene::Claim => [text(&1), text(&0)],
         Scene::Start => twice(&FleetStart::Started),
-        Scene::Renew => twice(&FleetRenewed { drained: false, quiet: false, reasserted: 0 }),
+        Scene::Renew => {
+            twice(&FleetRenewed { drained: false, quiet: false, reasserted: 0, lease: FleetLease::default() })
+        }
         Scene::Finish => [text(&FleetFinish::Finished), text(&FleetFinish::Already)],
         Scene::Late => twice(&FleetFinish::Late { state: FleetState::Interrupted }),
         Scene::Sweep => [text(&1), text(&0)],

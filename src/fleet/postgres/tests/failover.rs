@@ -62,7 +62,10 @@ async fn what_an_asynchronous_standby_had_not_got_is_missed_and_said_and_runs_no
         assert_eq!(fleet.accept(new).await, Ok(FleetAccept::Inserted(new.id)));
     }
     let said = Renewal { running: vec![kept_ticket, lost_ticket], ..renewal(host, 4) };
-    assert_eq!(fleet.renew(&said).await, Ok(FleetRenewed { drained: false, quiet: true, reasserted: 1 }));
+    assert_eq!(
+        fleet.renew(&said).await,
+        Ok(FleetRenewed { drained: false, quiet: true, reasserted: 1, lease: FleetLease::default() })
+    );
     pass(&fleet).await;
     pass(&fleet).await;
     assert!(!fleet.renew(&said).await.expect("renewed").quiet);

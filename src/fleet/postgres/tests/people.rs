@@ -30,8 +30,8 @@ async fn people_see_hosts_jobs_caps_and_limits_and_nothing_of_what_was_asked() {
     let tickets: Vec<Ticket> =
         given(fleet.claim(&asked(host, 2)).await.expect("claimed")).iter().map(|job| job.ticket).collect();
     assert_eq!(fleet.start(tickets[0]).await, Ok(FleetStart::Started));
-    let until = crate::fleet::later(UnixMillis::now(), Duration::from_secs(600));
-    let pause = FleetPause { scope: CapScope::Account("a1".into()), until, why: "limit".into() };
+    let lasts = Duration::from_secs(600);
+    let pause = FleetPause { scope: CapScope::Account("a1".into()), lasts, why: "limit".into() };
     let finish = RunFinish { pause: Some(pause), ..finished(tickets[0]) };
     assert_eq!(fleet.finish(&finish).await, Ok(FleetFinish::Finished));
     fleet.set_cap(&CapScope::Fleet, Some(5)).await.expect("set");

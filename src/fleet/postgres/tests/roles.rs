@@ -46,8 +46,8 @@ async fn live_a_day(settings: &str, key: &str) {
     assert_eq!(fleet.cancel(second.id).await, Ok(FleetCancel::Ended));
     assert_eq!(fleet.start(given[0].ticket).await, Ok(FleetStart::Started));
     assert_eq!(fleet.cancel(first.id).await, Ok(FleetCancel::Asked));
-    let until = crate::fleet::later(UnixMillis::now(), Duration::from_secs(60));
-    let pause = FleetPause { scope: CapScope::Account(key.to_owned()), until, why: "limit".into() };
+    let lasts = Duration::from_secs(60);
+    let pause = FleetPause { scope: CapScope::Account(key.to_owned()), lasts, why: "limit".into() };
     let finish = RunFinish { pause: Some(pause), ..finished(given[0].ticket) };
     assert_eq!(fleet.finish(&finish).await, Ok(FleetFinish::Finished));
     let late = finished(given[1].ticket);
@@ -106,6 +106,7 @@ const STATEMENTS: &[(&str, bool)] = &[
     ("UPDATE phone_opus.host SET owner = session_user", false),
     ("UPDATE phone_opus.meta SET version = 1000", false),
     ("UPDATE phone_opus.meta SET least = 1000", false),
+    ("UPDATE phone_opus.meta SET lease_ms = 1000", false),
     ("DELETE FROM phone_opus.meta", false),
     ("UPDATE phone_opus.late SET outcome = '{}'", false),
     ("SELECT setval('phone_opus.fence', 1)", false),
@@ -195,6 +196,10 @@ async fn users_that_are_kept_apart_see_their_own_jobs_and_those_that_are_shared_
     assert_eq!((number_of(&whole, all).await, number_of(&hers, all).await, number_of(&his, all).await), (10, 5, 5));
     let late = "SELECT count(*) FROM phone_opus.late";
     assert_eq!((number_of(&whole, late).await, number_of(&hers, late).await), (2, 1));
+
+    // A key that somebody else has is no full queue.
+    let same_key = job(FleetJobId::random(), "path:a:/w", "a 0", "", 1000);
+    assert_eq!(his.accept(&same_key).await, Ok(FleetAccept::Hidden));
 
     // One cap over both, though neither sees the other's job.
     let one = given(hers.claim(&asked(her_host, 1)).await.expect("claimed"));
