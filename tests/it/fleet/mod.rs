@@ -1,4 +1,4 @@
-//! Consults that another machine answers: two machines of one world, each with a state directory, an environment and agents of its own.
+//! Consults that another machine answers: machines of one world, each with a state directory, an environment and agents of its own.
 //!
 //! Owns: what is promised of such a consult from its call to its reply (docs/fleet.md). May not know: the queue's statements, which
 //! are tried in the library. The machines are one here, so that what proves a workspace is the kernel's word.
@@ -13,3 +13,6 @@ mod hosting;
 mod memory;
 mod processes;
 mod shell;
+mod storms;
+mod struck;
+mod world;
