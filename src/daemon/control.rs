@@ -10,6 +10,7 @@
 //! hello  status  shutdown          frozen: every version understands them, so that an old daemon can be found and ended
 //! session_open                     whose session this is: directory, environment, settings; at most once, before the first call
 //! pause  resume  drain  reload     requests; whoever owns the state changes it
+//! dashboard                        serve the page, or serve it no longer
 //! ```
 //!
 //! Invariants: (1) everything that is wrong is named at once, by its name and never by a value; (2) what one line holds is
@@ -77,8 +78,22 @@ pub enum ControlMessage {
     Drain,
     /// Look for the next version, and for the socket.
     Reload,
+    /// Serve the page, or serve it no longer.
+    Dashboard(PageAsk),
     /// End.
     Shutdown(ShutdownMode),
+}
+
+/// What is asked about the page.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PageAsk {
+    /// An address that opens it once, by this port; 0 for any.
+    Open {
+        /// The port.
+        port: u16,
+    },
+    /// That it ends.
+    Close,
 }
 
 /// How a daemon is to end.
@@ -93,7 +108,8 @@ pub enum ShutdownMode {
 }
 
 /// The types, as they are written.
-const TYPES: [&str; 8] = ["hello", "status", "session_open", "pause", "resume", "drain", "reload", "shutdown"];
+const TYPES: [&str; 9] =
+    ["hello", "status", "session_open", "pause", "resume", "drain", "reload", "dashboard", "shutdown"];
 
 impl ControlMessage {
     /// Its type, as it is written.
@@ -107,6 +123,7 @@ impl ControlMessage {
             Self::Resume => "resume",
             Self::Drain => "drain",
             Self::Reload => "reload",
+            Self::Dashboard(_) => "dashboard",
             Self::Shutdown(_) => "shutdown",
         }
     }
@@ -327,6 +344,11 @@ pub enum DaemonAnswer {
     Status(DaemonStatus),
     /// The session is the caller's.
     SessionOpened(SessionOpened),
+    /// The page is served.
+    Dashboard {
+        /// An address that opens it once. It is a secret.
+        url: String,
+    },
     /// What was asked is under way or done.
     Ok {
         /// What was asked.
@@ -376,9 +398,20 @@ pub fn read(line: &[u8]) -> Option<Result<ControlMessage, ControlRefusal>> {
         "resume" => Ok(ControlMessage::Resume),
         "drain" => Ok(ControlMessage::Drain),
         "reload" => Ok(ControlMessage::Reload),
+        "dashboard" => page(&members).map(ControlMessage::Dashboard),
         "shutdown" => shutdown(&members).map(ControlMessage::Shutdown),
         _ => Opening::read(&members).map(|opening| ControlMessage::SessionOpen(Box::new(opening))),
     })
+}
+
+fn page(members: &Map<String, Value>) -> Result<PageAsk, ControlRefusal> {
+    if members.get("stop") == Some(&Value::Bool(true)) {
+        return Ok(PageAsk::Close);
+    }
+    match members.get("port").map_or(Some(0), Value::as_u64).and_then(|port| u16::try_from(port).ok()) {
+        Some(port) => Ok(PageAsk::Open { port }),
+        None => Err(ControlRefusal::new("dashboard", "`port` is no port; accepted: 0 to 65535")),
+    }
 }
 
 fn shutdown(members: &Map<String, Value>) -> Result<ShutdownMode, ControlRefusal> {
@@ -685,7 +718,10 @@ mod tests {
 
     #[test]
     fn lines_are_told_apart_by_their_shape() {
-        let controls: [(&str, ControlMessage); 10] = [
+        let controls: [(&str, ControlMessage); 13] = [
+            (r#"{"type":"dashboard"}"#, ControlMessage::Dashboard(PageAsk::Open { port: 0 })),
+            (r#"{"type":"dashboard","port":4100}"#, ControlMessage::Dashboard(PageAsk::Open { port: 4100 })),
+            (r#"{"type":"dashboard","stop":true}"#, ControlMessage::Dashboard(PageAsk::Close)),
             (r#"{"type":"hello"}"#, ControlMessage::Hello),
             (r#" {"x":[{"jsonrpc":1}],"type":"hello"} "#, ControlMessage::Hello),
             (r#"{"type":"status","of_a_later_version":true}"#, ControlMessage::Status),

@@ -54,7 +54,26 @@ struct Inner {
     told: watch::Sender<u64>,
     asks: mpsc::Sender<oneshot::Sender<()>>,
     streams: Arc<Semaphore>,
+    used: watch::Sender<Used>,
     stop: watch::Receiver<bool>,
+}
+
+/// How a dashboard is used.
+#[derive(Debug, Clone, Copy, Default)]
+struct Used {
+    /// Connections that are open.
+    open: usize,
+    /// Addresses that were given out.
+    links: u64,
+}
+
+/// A connection that is open, for as long as this lives.
+pub struct OpenConnection(Desk);
+
+impl Drop for OpenConnection {
+    fn drop(&mut self) {
+        self.0.inner.used.send_modify(|used| used.open = used.open.saturating_sub(1));
+    }
 }
 
 /// Who wants a fresh look.
@@ -81,6 +100,7 @@ impl Desk {
             told: watch::Sender::new(0),
             asks,
             streams: Arc::new(Semaphore::new(STREAMS)),
+            used: watch::Sender::default(),
             stop,
         };
         (Self { inner: Arc::new(inner) }, asked)
@@ -125,6 +145,7 @@ impl Desk {
     pub fn link(&self) -> String {
         let token = Secret::fresh();
         self.keys().offer(&token, Instant::now());
+        self.inner.used.send_modify(|used| used.links += 1);
         format!("http://127.0.0.1:{}/#{}", self.inner.port, token.text())
     }
 
@@ -132,6 +153,31 @@ impl Desk {
     #[must_use]
     pub fn place(&self) -> Option<OwnedSemaphorePermit> {
         Arc::clone(&self.inner.streams).try_acquire_owned().ok()
+    }
+
+    /// Notes a connection.
+    #[must_use]
+    pub fn connected(&self) -> OpenConnection {
+        self.inner.used.send_modify(|used| used.open += 1);
+        OpenConnection(self.clone())
+    }
+
+    /// Waits until nobody was connected for so long, and nobody was given an address.
+    ///
+    /// # Cancel safety
+    ///
+    /// Safe: it begins anew.
+    pub async fn unused(&self, limit: Duration) {
+        let mut used = self.inner.used.subscribe();
+        loop {
+            let open = used.borrow_and_update().open;
+            // Its sender is kept here, so there is no end of it.
+            if open > 0 {
+                let _ = used.changed().await;
+            } else if timeout(limit, used.changed()).await.is_err() {
+                return;
+            }
+        }
     }
 
     /// How many follow.
@@ -237,5 +283,32 @@ impl Desk {
         let gone = Fault::new(FaultCode::RunnerLost, "the job's runner is gone.");
         let _ = sweep::settle(self.store(), self.dir(), job, gone).await?;
         Ok(told(self.store().glance(job).await?.state, true))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn one_is_unused_when_nobody_was_connected_for_the_whole_time() {
+        let (limit, dir) = (Duration::from_secs(60), StateDir::at("/nonexistent"));
+        let (stop, stopped) = watch::channel(false);
+        let (desk, _asks) = Desk::new(StoreHandle::sqlite(dir.clone()), dir, 1, None, stopped);
+        let began = tokio::time::Instant::now();
+        let waits = {
+            let desk = desk.clone();
+            tokio::spawn(async move { desk.unused(limit).await })
+        };
+        sleep(limit / 2).await;
+        let open = desk.connected();
+        sleep(limit * 10).await;
+        assert!(!waits.is_finished(), "a page is open");
+        drop(open);
+        sleep(limit / 2).await;
+        let _ = desk.link();
+        waits.await.expect("no panic");
+        assert_eq!(began.elapsed(), limit * 12);
+        drop(stop);
     }
 }

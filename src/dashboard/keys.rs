@@ -8,10 +8,12 @@
 //! ```
 //!
 //! Invariants: (1) a token opens one session; (2) a session is a cookie *and* a key, which belong together; (3) no secret is kept
-//! as it is; (4) all of it ends with the process.
+//! as it is; (4) all of it ends with the process, but for the digests that a daemon
+//! passes on to the image that takes its place.
 
 use std::time::{Duration, Instant};
 
+use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
 
@@ -71,6 +73,13 @@ struct OpenSession {
     until: Instant,
 }
 
+/// All of them, for the next image: digests, and the seconds that each is still worth something.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PassedKeys {
+    tokens: Vec<(Print, u64)>,
+    sessions: Vec<(Print, Print, u64)>,
+}
+
 /// All of them.
 #[derive(Debug, Default)]
 pub struct Keys {
@@ -113,6 +122,27 @@ impl Keys {
         let Some(session) = found else { return (wrong(cookie), wrong(key)) };
         let fits = key.is_some_and(|key| same(&session.key, &print(key)));
         (Shown::Right, if fits { Shown::Right } else { wrong(key) })
+    }
+
+    /// For the next image.
+    #[must_use]
+    pub fn passed(&self, now: Instant) -> PassedKeys {
+        let left = |until: Instant| until.saturating_duration_since(now).as_secs();
+        PassedKeys {
+            tokens: self.tokens.iter().map(|(token, until)| (*token, left(*until))).collect(),
+            sessions: self.sessions.iter().map(|open| (open.cookie, open.key, left(open.until))).collect(),
+        }
+    }
+
+    /// Those of the image before. None is worth anything for longer than a new one.
+    #[must_use]
+    pub fn gone_on_with(passed: PassedKeys, now: Instant) -> Self {
+        let until = |left: u64| now + Duration::from_secs(left).min(SESSION);
+        let open = |(cookie, key, left)| OpenSession { cookie, key, until: until(left) };
+        Self {
+            tokens: passed.tokens.into_iter().take(TOKENS).map(|(token, left)| (token, until(left))).collect(),
+            sessions: passed.sessions.into_iter().take(SESSIONS).map(open).collect(),
+        }
     }
 
     fn forget(&mut self, now: Instant) {
@@ -172,5 +202,27 @@ mod tests {
         }
         assert_eq!(keys.standing(Some(cookie.text()), Some(key.text()), now).0, Wrong);
         assert_eq!(keys.sessions.len(), SESSIONS);
+    }
+
+    #[test]
+    fn what_the_next_image_is_told_is_worth_the_same_and_has_no_secret_in_it() {
+        let [token, used, cookie, key] = [(); 4].map(|()| Secret::fresh());
+        let now = Instant::now();
+        let mut keys = Keys::default();
+        keys.offer(&token, now);
+        keys.offer(&used, now);
+        assert!(keys.exchange(used.text(), &cookie, &key, now));
+        let told = serde_json::to_string(&keys.passed(now)).expect("JSON");
+        for secret in [&token, &used, &cookie, &key] {
+            assert!(!told.contains(secret.text()));
+        }
+        let passed: PassedKeys = serde_json::from_str(&told).expect("read");
+        let mut next = Keys::gone_on_with(passed, now);
+        assert_eq!(next.standing(Some(cookie.text()), Some(key.text()), now), (Right, Right));
+        assert_eq!(next.standing(Some(cookie.text()), Some(key.text()), now + SESSION), (Wrong, Wrong));
+        assert!(!next.exchange(used.text(), &Secret::fresh(), &Secret::fresh(), now), "it was used before");
+        assert!(next.exchange(token.text(), &Secret::fresh(), &Secret::fresh(), now));
+        let long = PassedKeys { tokens: Vec::new(), sessions: vec![([1; 32], [2; 32], u64::MAX)] };
+        assert_eq!(Keys::gone_on_with(long, now).sessions[0].until, now + SESSION);
     }
 }

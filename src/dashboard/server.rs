@@ -11,9 +11,10 @@
 use std::convert::Infallible;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::extract::Request;
@@ -30,8 +31,10 @@ use tokio::time::{sleep, timeout};
 
 use super::desk::{Asks, Desk};
 use super::gate::CameBy;
+use super::keys::{Keys, PassedKeys};
 use super::routes::router;
 use super::stall::{STALL, Stalling};
+use crate::base::descriptors::PassedPipe;
 use crate::base::ids::UnixMillis;
 use crate::base::socket::listener::{ListenError, Listener, SocketPlace};
 use crate::base::socket::peer::admit;
@@ -101,9 +104,29 @@ impl Dashboard {
     ///
     /// The port or the socket cannot be had: another process has it, or the system refused.
     pub async fn listen(dir: StateDir, port: u16, token: Option<BearerToken>) -> Result<Self, DashboardError> {
-        dir.create()?;
         let asked = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
         let listener = TcpListener::bind(asked).await.map_err(|cause| DashboardError::Port { port, cause })?;
+        Self::over(dir, listener, token)
+    }
+
+    /// Goes on at the port of another image, with the keys that were good there. The socket is made again. In a runtime.
+    ///
+    /// # Errors
+    ///
+    /// What was passed on is no port of 127.0.0.1; the socket cannot be had.
+    pub fn go_on(dir: StateDir, port: OwnedFd, keys: PassedKeys) -> Result<Self, DashboardError> {
+        let listener = std::net::TcpListener::from(port);
+        listener.set_nonblocking(true).map_err(DashboardError::Io)?;
+        if !listener.local_addr().map_err(DashboardError::Io)?.ip().is_loopback() {
+            return Err(DashboardError::Io(io::ErrorKind::AddrNotAvailable.into()));
+        }
+        let dashboard = Self::over(dir, TcpListener::from_std(listener).map_err(DashboardError::Io)?, None)?;
+        *dashboard.desk.keys() = Keys::gone_on_with(keys, Instant::now());
+        Ok(dashboard)
+    }
+
+    fn over(dir: StateDir, listener: TcpListener, token: Option<BearerToken>) -> Result<Self, DashboardError> {
+        dir.create()?;
         let at = listener.local_addr().map_err(DashboardError::Io)?;
         let socket = Listener::bind(&socket_of(&dir))?;
         let place = socket.place().clone();
@@ -118,6 +141,21 @@ impl Dashboard {
     #[must_use]
     pub fn link(&self) -> String {
         self.desk.link()
+    }
+
+    /// What its routes share.
+    #[must_use]
+    pub fn desk(&self) -> &Desk {
+        &self.desk
+    }
+
+    /// The port, for the next image.
+    ///
+    /// # Errors
+    ///
+    /// The system does not say what it is.
+    pub fn passed_port(&self) -> io::Result<PassedPipe> {
+        PassedPipe::of(&self.port)
     }
 
     /// The socket for tools.
@@ -137,8 +175,12 @@ impl Dashboard {
         });
         let ours = rustix::process::geteuid().as_raw();
         let by = CameBy::Port(desk.port());
-        let serving =
-            Serving { router: router(desk.clone()), room: Arc::new(Semaphore::new(CONNECTIONS)), stop: desk.stop() };
+        let serving = Serving {
+            desk: desk.clone(),
+            router: router(desk.clone()),
+            room: Arc::new(Semaphore::new(CONNECTIONS)),
+            stop: desk.stop(),
+        };
         let mut tasks = JoinSet::new();
         let reading = desk.clone();
         tasks.spawn(async move { reading.read(asks, about).await });
@@ -177,6 +219,7 @@ impl Dashboard {
 }
 
 struct Serving {
+    desk: Desk,
     router: Router,
     room: Arc<Semaphore>,
     stop: watch::Receiver<bool>,
@@ -197,7 +240,7 @@ impl Serving {
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let Ok(room) = Arc::clone(&self.room).try_acquire_owned() else { return };
-        let (router, stop) = (self.router.clone(), self.stop.clone());
+        let (router, stop, open) = (self.router.clone(), self.stop.clone(), self.desk.connected());
         tasks.spawn(async move {
             let admitted = tokio::task::spawn_blocking(admitted).await.unwrap_or(false);
             if admitted {
@@ -205,7 +248,7 @@ impl Serving {
             } else {
                 let _ = timeout(STALL, stream.write_all(STRANGER)).await;
             }
-            drop(room);
+            drop((room, open));
         });
     }
 }

@@ -94,10 +94,12 @@ pub(crate) enum Command {
     /// Serve a page for your browser: jobs and servers as they are, live; it follows and cancels.
     #[cfg(feature = "see")]
     #[command(after_help = "Examples:\n  \
-        phone-opus dashboard              prints an address that opens once; Ctrl-C ends it\n  \
+        phone-opus dashboard              prints an address that opens once\n  \
         phone-opus dashboard --port 4100  always the same port\n  \
+        phone-opus dashboard --stop       has the daemon serve it no longer\n  \
         curl --unix-socket ~/.local/state/phone_opus/dashboard.sock http://x/api/overview   for tools\n\n\
-        Where a dashboard is served already, it prints another address of that one. It starts no consult. Other users of this \
+        Where a dashboard is served already, it prints another address of that one. Where a daemon runs, the daemon serves it, until \
+        nobody has looked for half an hour; else this command does, until Ctrl-C. It starts no consult. Other users of this \
         machine are kept out: docs/dashboard.md.\n\n\
         Exit codes: 0 it was told to end, or another one gave an address, 1 failed, 2 wrong usage.")]
     Dashboard(DashboardOptions),
@@ -351,7 +353,13 @@ pub(crate) struct DashboardOptions {
     /// The port of 127.0.0.1 [default: any that is free].
     #[arg(long, value_name = "PORT", default_value_t = 0, hide_default_value = true)]
     pub(crate) port: u16,
-    /// A file with the token that Prometheus brings for /metrics (yours alone, mode 0600).
+    /// Serve it here, whether or not there is a daemon.
+    #[arg(long)]
+    pub(crate) alone: bool,
+    /// Have the daemon serve it no longer.
+    #[arg(long, conflicts_with_all = ["port", "alone", "metrics_token_file"])]
+    pub(crate) stop: bool,
+    /// A file with the token that Prometheus brings for /metrics (yours alone, mode 0600). It is served here then.
     #[arg(long, value_name = "PATH")]
     pub(crate) metrics_token_file: Option<PathBuf>,
     /// The address as one JSON object.

@@ -1,6 +1,10 @@
-//! `dashboard`: serves the page until it is told to end.
+//! `dashboard`: has the daemon serve the page, or serves it until it is told to end.
 //!
-//! Owns: what is printed, the signals. May not know: what is served (`phone_opus::internals::dashboard`).
+//! Owns: who serves it, what is printed, the signals. May not know: what is served (`phone_opus::internals::dashboard`).
+//!
+//! ```text
+//! served already ─▶ an address of that one      else a daemon lives ─▶ it serves it      else it is served here
+//! ```
 
 use std::io::{Read as _, Write as _};
 use std::os::unix::net::UnixStream;
@@ -10,6 +14,9 @@ use std::time::Duration;
 
 use phone_opus::internals::base::socket::listener::ListenError;
 use phone_opus::internals::base::state_dir::StateDir;
+use phone_opus::internals::daemon::ask::ask;
+use phone_opus::internals::daemon::control::DaemonAnswer;
+use phone_opus::internals::daemon::start::{DaemonLook, look};
 use phone_opus::internals::dashboard::server::{Dashboard, DashboardError, socket_of};
 use phone_opus::internals::exec::server::admission::BearerToken;
 use serde_json::{Value, json};
@@ -37,6 +44,27 @@ pub(crate) fn run(options: &DashboardOptions) -> ExitCode {
     if let Err(error) = dir.refuse_foreign_owner() {
         return failed(&format!("use the state directory: failed to {}", chain(&error)));
     }
+    if options.stop {
+        return stop(&dir, options.json);
+    }
+    if !options.alone && options.metrics_token_file.is_none() {
+        if let Some(link) = ask_for_link(&socket_of(&dir)) {
+            show(&link, Server::Another, options.json);
+            return ExitCode::SUCCESS;
+        }
+        match ask_daemon(&dir, &json!({"type": "dashboard", "port": options.port})) {
+            Some(DaemonAnswer::Dashboard { url }) => {
+                show(&url, Server::Daemon, options.json);
+                return ExitCode::SUCCESS;
+            }
+            // It says why, and no other port and no other server was asked for.
+            Some(DaemonAnswer::Error { message, .. }) if !message.contains("built without") => {
+                return failed(&format!("have the daemon serve it: {message}"));
+            }
+            // There is none, or it is of a version that cannot.
+            _ => {}
+        }
+    }
     let token = match options.metrics_token_file.as_deref().map(BearerToken::read).transpose() {
         Ok(token) => token,
         Err(error) => {
@@ -54,7 +82,7 @@ pub(crate) fn run(options: &DashboardOptions) -> ExitCode {
         match Dashboard::listen(dir.clone(), options.port, token).await {
             Ok(dashboard) => {
                 let link = dashboard.link();
-                show(&link, Some(dashboard.socket()), options.json);
+                show(&link, Server::This(dashboard.socket()), options.json);
                 dashboard.serve(async move { ends.next().await }).await;
                 Ok(ExitCode::SUCCESS)
             }
@@ -72,15 +100,59 @@ fn failed(why: &str) -> ExitCode {
     ExitCode::FAILURE
 }
 
+/// Asks the daemon; none where there is none, or it answers nothing that is known.
+fn ask_daemon(dir: &StateDir, line: &Value) -> Option<DaemonAnswer> {
+    let DaemonLook::There(stream) = look(dir, None) else { return None };
+    ask(&stream, &line.to_string(), LINK).ok()
+}
+
+fn stop(dir: &StateDir, as_json: bool) -> ExitCode {
+    match ask_daemon(dir, &json!({"type": "dashboard", "stop": true})) {
+        Some(DaemonAnswer::Ok { .. }) => {
+            if as_json {
+                print_json(json!({"done": true}));
+            } else {
+                print("the daemon serves no dashboard");
+            }
+            ExitCode::SUCCESS
+        }
+        Some(DaemonAnswer::Error { message, .. }) => failed(&format!("have the daemon serve none: {message}")),
+        _ => failed(
+            "reach a daemon: none runs, or one of an older version; what was started in a terminal ends by Ctrl-C there",
+        ),
+    }
+}
+
+/// Who serves it.
+#[derive(Clone, Copy)]
+enum Server<'a> {
+    /// This process, by this socket for tools.
+    This(&'a Path),
+    Daemon,
+    /// One that was there already.
+    Another,
+}
+
 /// Shows an address. It is on stdout alone, and in nobody's list of processes.
-fn show(link: &str, socket: Option<&Path>, as_json: bool) {
+fn show(link: &str, server: Server<'_>, as_json: bool) {
     if as_json {
-        print_json(json!({"url": link, "socket": socket.map(|socket| socket.display().to_string())}));
+        let socket = match server {
+            Server::This(socket) => Some(socket.display().to_string()),
+            Server::Daemon | Server::Another => None,
+        };
+        let daemon = matches!(server, Server::Daemon);
+        print_json(json!({"url": link, "socket": socket, "daemon": daemon}));
         return;
     }
     print(link);
     if out().terminal {
-        let does = if socket.is_some() { "Ctrl-C ends it. " } else { "" };
+        let does = match server {
+            Server::This(_) => "Ctrl-C ends it. ",
+            Server::Daemon => {
+                "The daemon serves it until nobody has looked for half an hour; phone-opus dashboard --stop ends it. "
+            }
+            Server::Another => "",
+        };
         say(&format!(
             "Open it in a browser of this machine; it opens once. {does}Another address: phone-opus dashboard, in another terminal."
         ));
@@ -92,7 +164,7 @@ fn there(dir: &StateDir, path: &Path, as_json: bool) -> ExitCode {
     debug_assert_eq!(path, socket_of(dir));
     match ask_for_link(path) {
         Some(link) => {
-            show(&link, None, as_json);
+            show(&link, Server::Another, as_json);
             ExitCode::SUCCESS
         }
         None => failed(&format!("get an address of the dashboard that is served already ({})", path.display())),

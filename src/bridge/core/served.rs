@@ -73,7 +73,7 @@ impl BridgeCore {
             Some(DaemonAnswer::Error { message, .. }) => SearchEvent::Refused(message),
             Some(DaemonAnswer::Restarting) if control::says_stopped(text.as_bytes()) => SearchEvent::Stopped,
             Some(DaemonAnswer::Restarting) => SearchEvent::Restarting,
-            Some(DaemonAnswer::Status(_) | DaemonAnswer::Ok { .. }) | None => return,
+            Some(DaemonAnswer::Status(_) | DaemonAnswer::Dashboard { .. } | DaemonAnswer::Ok { .. }) | None => return,
         };
         self.look(event, now, out, effects);
     }

@@ -6,6 +6,7 @@
 
 #![expect(clippy::expect_used, clippy::panic, reason = "helpers of tests")]
 
+mod daemon;
 mod strangers;
 
 use std::path::PathBuf;

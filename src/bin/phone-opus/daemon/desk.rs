@@ -6,7 +6,7 @@
 
 use phone_opus::internals::actors::doors::desk::{ControlDesk, ControlReply};
 use phone_opus::internals::base::ids::SessionNumber;
-use phone_opus::internals::daemon::control::{About, ControlMessage, ControlRefusal, Opening};
+use phone_opus::internals::daemon::control::{About, ControlMessage, ControlRefusal, Opening, PageAsk};
 use phone_opus::internals::daemon::life::LifeVerb;
 use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::TrySendError;
@@ -20,6 +20,8 @@ pub(super) enum Request {
     Decide(LifeVerb, ControlReply),
     /// How the daemon is.
     Status(ControlReply),
+    /// To serve the page, or to serve it no longer.
+    Page(PageAsk, ControlReply),
     /// To make a session its caller's.
     Open(SessionNumber, Box<Opening>, ControlReply),
 }
@@ -29,6 +31,7 @@ impl Request {
         match self {
             Self::Decide(verb, reply) => (verb.as_str(), reply),
             Self::Status(reply) => ("status", reply),
+            Self::Page(_, reply) => ("dashboard", reply),
             Self::Open(_, _, reply) => ("session_open", reply),
         }
     }
@@ -65,6 +68,7 @@ impl ControlDesk for Desk {
             ControlMessage::Resume => Request::Decide(LifeVerb::Resume, reply),
             ControlMessage::Drain => Request::Decide(LifeVerb::Drain, reply),
             ControlMessage::Reload => Request::Decide(LifeVerb::Reload, reply),
+            ControlMessage::Dashboard(ask) => Request::Page(ask, reply),
             ControlMessage::Shutdown(mode) => Request::Decide(LifeVerb::Shutdown(mode), reply),
         });
     }

@@ -8,6 +8,11 @@ mod asking;
 mod desk;
 mod detach;
 mod install;
+#[cfg(feature = "see")]
+mod page;
+#[cfg(not(feature = "see"))]
+#[path = "no_page.rs"]
+mod page;
 mod process;
 
 use std::path::PathBuf;

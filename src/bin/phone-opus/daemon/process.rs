@@ -13,6 +13,7 @@
 use std::collections::{HashSet, VecDeque};
 use std::convert::Infallible;
 use std::ffi::OsString;
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::atomic::Ordering;
@@ -58,6 +59,7 @@ use tokio::task::JoinSet;
 use super::asking::{overriding, serving};
 use super::desk::{Desk, Request};
 use super::detach::Ready;
+use super::page::{OpenPage, Page, PassedPage};
 use super::{activation, detach, place};
 use crate::begin::{self, Image, Kind};
 use crate::cli::DaemonRunOptions;
@@ -167,6 +169,11 @@ fn serve(options: &DaemonRunOptions, passed: Option<Listener>, ready: &mut Ready
     std::env::set_current_dir("/")
         .map_err(|error| NotServing::System(format!("failed to leave the directory: {error}.")))?;
     let (lock, earlier) = alone(&dir, passed_on.as_mut())?;
+    let page = earlier.as_ref().and_then(|earlier| earlier.page.clone());
+    let page = page.zip(passed_on.as_mut()).and_then(|(page, before)| {
+        let port = before.take_file(&page.port)?;
+        Some((page, port))
+    });
     let runtime = runtime()?;
     let code = runtime.block_on(async {
         let signals = Signals::new()?;
@@ -190,7 +197,7 @@ fn serve(options: &DaemonRunOptions, passed: Option<Listener>, ready: &mut Ready
             builder = builder.restore(snapshot);
         }
         let system = builder.start().await.map_err(|fault| NotServing::System(fault.to_string()))?;
-        let place = Place { dir, asked, passed, lock, earlier };
+        let place = Place { dir, asked, passed, lock, earlier, page };
         let daemon = Daemon::open(options, place, &system, side, faults.clone());
         let code = match daemon {
             Ok(mut daemon) => {
@@ -241,6 +248,8 @@ struct PassedDaemon {
     place: SocketPlace,
     activated: bool,
     paused: bool,
+    #[serde(default)]
+    page: Option<PassedPage>,
 }
 
 impl PassedDaemon {
@@ -252,7 +261,7 @@ impl PassedDaemon {
 }
 
 /// What goes into the next image, as it is now; nothing while it ends.
-struct Trunk(Mutex<Option<PassedDaemon>>);
+struct Trunk(Mutex<Option<PassedDaemon>>, OpenPage);
 
 impl Trunk {
     fn change(&self, change: impl FnOnce(&mut PassedDaemon)) {
@@ -268,8 +277,12 @@ impl Trunk {
 
 impl Luggage for Trunk {
     fn pack(&self) -> Packed {
-        let passed = self.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let files = passed.iter().map(|passed| passed.lock).collect();
+        let mut passed = self.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some(passed) = &mut passed {
+            passed.page = self.1.passed();
+        }
+        let page = passed.iter().filter_map(|passed| Some(passed.page.as_ref()?.port));
+        let files = passed.iter().map(|passed| passed.lock).chain(page).collect();
         Packed { state: serde_json::json!(passed), files }
     }
 }
@@ -281,6 +294,8 @@ struct Place {
     passed: Option<Listener>,
     lock: DaemonLock,
     earlier: Option<PassedDaemon>,
+    /// The page of the image before, and its port.
+    page: Option<(PassedPage, OwnedFd)>,
 }
 
 /// The words this daemon could be started with again from anywhere.
@@ -362,6 +377,7 @@ struct Daemon {
     faults: Faults,
     keys: Keys,
     trunk: Arc<Trunk>,
+    page: Page,
     /// Answers that are being made.
     answering: JoinSet<()>,
 }
@@ -393,7 +409,7 @@ impl Daemon {
     /// Listens, opens the door and writes the record.
     fn open(
         options: &DaemonRunOptions,
-        Place { dir, asked, passed, lock, earlier }: Place,
+        Place { dir, asked, passed, lock, earlier, page: earlier_page }: Place,
         system: &System,
         side: Arc<HostSide>,
         faults: Faults,
@@ -440,8 +456,18 @@ impl Daemon {
         let paused = earlier.is_some_and(|earlier| earlier.paused);
         let lock_passed = PassedPipe::of(&lock)
             .map_err(|error| NotServing::System(format!("failed to look at the lock: {error}.")))?;
-        let trunk =
-            PassedDaemon { generation, lock: lock_passed, place: place.clone(), activated: is_activated, paused };
+        let trunk = PassedDaemon {
+            generation,
+            lock: lock_passed,
+            place: place.clone(),
+            activated: is_activated,
+            paused,
+            page: None,
+        };
+        let mut page = Page::new(dir.clone());
+        if let Some((passed, port)) = earlier_page {
+            page.go_on(passed, port);
+        }
         let mut daemon = Self {
             system: system.clone(),
             dir,
@@ -460,7 +486,8 @@ impl Daemon {
             side,
             faults,
             keys: Keys::default(),
-            trunk: Arc::new(Trunk(Mutex::new(Some(trunk)))),
+            trunk: Arc::new(Trunk(Mutex::new(Some(trunk)), page.seen())),
+            page,
             answering: JoinSet::new(),
         };
         if let Err(error) = daemon.write_record() {
@@ -516,6 +543,7 @@ impl Daemon {
                     continue;
                 }
                 Some(_) = self.answering.join_next() => continue,
+                Some(_) = self.page.ended() => continue,
                 _ = system.down() => {
                     self.close_door(Farewell::Restarting).await;
                     self.forget();
@@ -529,6 +557,7 @@ impl Daemon {
                 break;
             }
         }
+        self.page.close().await;
         self.system.leave_jobs().await;
         match self.system.shutdown(Grace::default()).await {
             Shutdown::AfterFault(fault) => {
@@ -548,6 +577,10 @@ impl Daemon {
             }
             Request::Status(reply) => {
                 self.status(reply);
+                None
+            }
+            Request::Page(ask, reply) => {
+                self.page.asked(ask, reply).await;
                 None
             }
             Request::Open(session, opening, reply) => {
