@@ -11,7 +11,7 @@
 
 #![expect(clippy::expect_used, clippy::print_stderr, reason = "helpers of tests")]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -32,7 +32,7 @@ use crate::private_postgres::PrivateServer;
 pub(super) const PATIENCE: Duration = Duration::from_secs(180);
 
 /// How long a host stays that has something to tell.
-const COME_AND_GO: Duration = Duration::from_millis(2500);
+const COME_AND_GO: Duration = Duration::from_millis(2000);
 
 /// How long an agent may run, in seconds; a job of a host that is gone for good counts for as long.
 const TIMEOUT_S: u64 = 120;
@@ -317,12 +317,12 @@ impl World {
         (began.len(), ended.len())
     }
 
-    /// Waits until every job is over, and each machine that is up has told what it had to tell. Hosts with something to tell and no
-    /// runner come and go meanwhile: a new one looks a second after its start for jobs that lost their host before they had a runner,
-    /// and after that only every 30 s.
+    /// Waits until every job is over, and each machine that is up has told what it had to tell. Hosts that have had the same to tell for
+    /// a while, and no runner, come and go meanwhile: a new one looks a second after its start for jobs that lost their host before they
+    /// had a runner, and after that only every 30 s. One that has just claimed a job stays: what it has begun would be lost.
     pub(super) async fn settle(&mut self) {
         let waiting = Waiting::until("every job is over and told", PATIENCE);
-        let mut began = Instant::now();
+        let (mut began, mut before) = (Instant::now(), BTreeSet::new());
         loop {
             self.nobody_waits_for_the_dead().await;
             let open: Vec<JobSeen> = self.jobs().await.into_iter().filter(|job| !job.is_over()).collect();
@@ -335,7 +335,9 @@ impl World {
             let untold: Vec<&Vec<String>> = telling.iter().map(|(untold, _)| untold).collect();
             waiting.again(|| format!("{open:?}; not told: {untold:?}")).await;
             if began.elapsed() > COME_AND_GO {
-                telling.retain(|(_, machine)| machine.rig.runners().is_empty());
+                let now: BTreeSet<Vec<String>> = telling.iter().map(|(untold, _)| untold.clone()).collect();
+                telling.retain(|(untold, machine)| before.contains(untold) && machine.rig.runners().is_empty());
+                before = now;
                 for (_, machine) in telling {
                     machine.up().finish().await;
                     machine.start().await;
