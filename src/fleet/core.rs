@@ -147,6 +147,7 @@ impl FleetCore {
             host_name: found.host.and_then(|host| self.hosts.get(&host)).map(|host| host.said.name.clone()),
             may_clone: Needs::read(&found.frozen.needs).is_ok_and(|needs| !needs.clone.is_empty()),
             cancel_requested: found.cancel,
+            accepted: found.accepted,
             outcome: found.outcome.clone(),
             late: late.collect(),
         })

@@ -286,6 +286,8 @@ pub struct FleetView {
     pub may_clone: bool,
     /// Whether it is to be cancelled.
     pub cancel_requested: bool,
+    /// When it was accepted, by the database's clock.
+    pub accepted: UnixMillis,
     /// How it ended, where its host said so in time.
     pub outcome: Option<JobOutcome>,
     /// What came too late, oldest first. It is shown beside the job's end, which it does not change.

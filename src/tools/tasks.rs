@@ -3,14 +3,16 @@
 //! Owns: how a job's state reads as a task's status, and what each question about a task asks of the jobs. May not know:
 //! how either protocol is written, sessions.
 //!
-//! Everything is read from the store, so a task outlives its session, its host and any restart.
+//! Everything is read from the store, or from the fleet's queue where the store has no such job, so a task outlives its session, its
+//! host and any restart. A list of tasks has those of this machine's store.
 
 use std::time::Duration;
 
 use super::consult::{Caller, Consults, finished};
-use super::reply::{Detail, Render, Shape};
+use super::placed;
+use super::reply::{self, Detail, Render, Shape};
 use crate::base::fault::{Fault, FaultCode};
-use crate::base::ids::{JobId, SessionNumber};
+use crate::base::ids::{JobId, SessionNumber, UnixMillis};
 use crate::config::clients::Structured;
 use crate::jobs::client::News;
 use crate::jobs::store::{JobFilter, MOST_LISTED};
@@ -21,6 +23,16 @@ use crate::protocol::tasks::{PAGE, TaskAnswer, TaskAsk, TaskCursor, TaskNews, Ta
 /// Longest a cancel waits for the job to be over: an agent's grace, the end of its group, a busy disk. Then the caller is
 /// told to look again.
 const CANCEL_WAIT: Duration = Duration::from_secs(10);
+
+/// How long one question about a job of the fleet waits for its end.
+const FLEET_WAIT: Duration = Duration::from_secs(30);
+
+/// A job its caller may look into.
+struct Found {
+    record: JobRecord,
+    /// How it stands, where this machine's store does not have it and the fleet does.
+    in_fleet: Option<String>,
+}
 
 /// Answers what sessions ask about tasks.
 #[derive(Clone)]
@@ -51,11 +63,19 @@ impl TaskDesk {
         Self { caller: Caller::Client(session), ..self }
     }
 
-    /// A job its caller may look into.
-    async fn record(&self, job: JobId) -> Result<JobRecord, Fault> {
-        let record = self.desk.jobs.record(job).await?;
-        self.desk.check_job(&record, self.caller).await?;
-        Ok(record)
+    /// A job its caller may look into, of this machine or of the fleet; one of the fleet when it is over, or after so long.
+    async fn found(&self, job: JobId, most: Duration) -> Result<Found, Fault> {
+        let unknown = match self.desk.jobs.record(job).await {
+            Ok(record) => {
+                self.desk.check_job(&record, self.caller).await?;
+                return Ok(Found { record, in_fleet: None });
+            }
+            Err(fault) if fault.code == FaultCode::UnknownJob => fault,
+            Err(fault) => return Err(fault),
+        };
+        let seen = placed::look::see(&self.desk, job, self.caller, most).await?.ok_or(unknown)?;
+        let stands = seen.context.phase.unwrap_or_else(|| seen.record.state.as_str().to_owned());
+        Ok(Found { record: seen.record, in_fleet: Some(stands) })
     }
 
     /// Finds out what is asked.
@@ -80,36 +100,43 @@ impl TaskDesk {
         let jobs = &self.desk.jobs;
         match ask {
             TaskAsk::Look(job) => {
-                let record = self.record(job).await?;
-                Ok(TaskAnswer::Task(Box::new(self.view(&record).await)))
+                let found = self.found(job, Duration::ZERO).await?;
+                Ok(TaskAnswer::Task(Box::new(self.view(&found).await)))
             }
             TaskAsk::Read(job) => {
-                let record = self.record(job).await?;
-                Ok(TaskAnswer::Task(Box::new(self.read(&record, client).await)))
+                let found = self.found(job, Duration::ZERO).await?;
+                Ok(TaskAnswer::Task(Box::new(self.read(&found, client).await)))
             }
             TaskAsk::Wait(job) => {
-                let mut record = self.record(job).await?;
-                if !record.state.is_terminal() {
+                let mut found = self.found(job, FLEET_WAIT).await?;
+                while !found.record.state.is_terminal() {
+                    if found.in_fleet.is_some() {
+                        found = self.found(job, FLEET_WAIT).await?;
+                        continue;
+                    }
                     let mut follow = jobs.follow(job).await?;
-                    record = loop {
+                    found.record = loop {
                         if let News::Finished(record) = follow.next().await? {
                             break (*record).clone();
                         }
                     };
                 }
-                Ok(TaskAnswer::Task(Box::new(self.read(&record, client).await)))
+                Ok(TaskAnswer::Task(Box::new(self.read(&found, client).await)))
             }
             TaskAsk::List(after) => self.page(after).await,
             TaskAsk::Cancel(job) => self.cancel(job).await,
             TaskAsk::RequestCancel(job) => {
-                self.record(job).await?;
-                jobs.cancel(job).await.map(|_| TaskAnswer::Done)
+                match self.found(job, Duration::ZERO).await?.in_fleet {
+                    None => drop(jobs.cancel(job).await?),
+                    Some(_) => drop(placed::look::end(&self.desk, job, self.caller, Duration::ZERO).await?),
+                }
+                Ok(TaskAnswer::Done)
             }
-            TaskAsk::Update(job) => self.record(job).await.map(|_| TaskAnswer::Done),
+            TaskAsk::Update(job) => self.found(job, Duration::ZERO).await.map(|_| TaskAnswer::Done),
             TaskAsk::Which(asked) => {
                 let mut known = Vec::new();
                 for job in asked {
-                    match self.record(job).await {
+                    match self.found(job, Duration::ZERO).await {
                         Ok(_) => known.push(job),
                         Err(fault) if matches!(fault.code, FaultCode::UnknownJob | FaultCode::InvalidInput) => {}
                         Err(fault) => return Err(fault),
@@ -141,7 +168,12 @@ impl TaskDesk {
         tell: &(impl Fn(TaskNews) + Send + Sync),
     ) -> Result<(), Fault> {
         let jobs = &self.desk.jobs;
-        let mut follow = jobs.follow(job).await?;
+        let mut follow = match jobs.follow(job).await {
+            Err(fault) if fault.code == FaultCode::UnknownJob && self.desk.fleet.is_some() => {
+                return self.follow_in_fleet(job, wanted, client, tell).await;
+            }
+            follow => follow?,
+        };
         let profile = self.desk.clients.profile(client.name().as_deref());
         let mut ticks = tokio::time::interval(profile.progress);
         ticks.reset();
@@ -164,7 +196,7 @@ impl TaskDesk {
                     return Ok(());
                 },
                 _ = ticks.tick(), if wanted == Wanted::Progress => {
-                    let elapsed = Duration::from_millis(crate::base::ids::UnixMillis::now().since(jobs.record(job).await?.accepted_at));
+                    let elapsed = Duration::from_millis(UnixMillis::now().since(jobs.record(job).await?.accepted_at));
                     let message = format!("{}, {} s", follow.describe(), elapsed.as_secs());
                     tell(TaskNews::Progress { value: elapsed.as_secs_f64().round(), message });
                 }
@@ -172,25 +204,59 @@ impl TaskDesk {
         }
     }
 
+    /// The same of a job that another machine has, or none yet: asked again and again, as nothing there tells us.
+    async fn follow_in_fleet(
+        &self,
+        job: JobId,
+        wanted: Wanted,
+        client: &ClientInfo,
+        tell: &(impl Fn(TaskNews) + Send + Sync),
+    ) -> Result<(), Fault> {
+        let pace = self.desk.clients.profile(client.name().as_deref()).progress;
+        let mut told = None;
+        loop {
+            let most = if told.is_some() { pace } else { Duration::ZERO };
+            let found = self.found(job, most).await?;
+            let state = found.record.state;
+            let is_news = told.replace(state) != Some(state);
+            if is_news {
+                tell(self.told(&found, wanted, client).await);
+            } else if let (Wanted::Progress, Some(stands)) = (wanted, &found.in_fleet) {
+                let elapsed = Duration::from_millis(UnixMillis::now().since(found.record.accepted_at));
+                let message = format!("{stands}, {} s", elapsed.as_secs());
+                tell(TaskNews::Progress { value: elapsed.as_secs_f64().round(), message });
+            }
+            if state.is_terminal() {
+                return Ok(());
+            }
+        }
+    }
+
     /// Only who is told the result has read it.
     async fn news(&self, record: &JobRecord, wanted: Wanted, client: &ClientInfo) -> TaskNews {
+        self.told(&Found { record: record.clone(), in_fleet: None }, wanted, client).await
+    }
+
+    async fn told(&self, found: &Found, wanted: Wanted, client: &ClientInfo) -> TaskNews {
         TaskNews::Changed(Box::new(match wanted {
-            Wanted::Status => self.read(record, client).await,
-            Wanted::Progress | Wanted::End => self.view(record).await,
+            Wanted::Status => self.read(found, client).await,
+            Wanted::Progress | Wanted::End => self.view(found).await,
         }))
     }
 
     /// How a task stands.
-    async fn view(&self, record: &JobRecord) -> TaskView {
+    async fn view(&self, found: &Found) -> TaskView {
+        let record = &found.record;
         let fault = record.outcome.as_ref().and_then(|outcome| outcome.fault.as_ref());
-        let message = match (record.state, fault) {
-            (JobState::Queued, _) => "waiting for its turn".to_owned(),
-            (JobState::Running, _) => match self.desk.jobs.follow(record.id).await {
+        let message = match (record.state, fault, &found.in_fleet) {
+            (JobState::Queued | JobState::Running, _, Some(stands)) => stands.clone(),
+            (JobState::Queued, _, None) => "waiting for its turn".to_owned(),
+            (JobState::Running, _, None) => match self.desk.jobs.follow(record.id).await {
                 Ok(follow) => follow.describe(),
                 Err(_) => record.state.as_str().to_owned(),
             },
-            (_, Some(fault)) => fault.detail.clone(),
-            (state, None) => state.as_str().to_owned(),
+            (_, Some(fault), _) => fault.detail.clone(),
+            (state, None, _) => state.as_str().to_owned(),
         };
         TaskView {
             job: record.id,
@@ -203,13 +269,17 @@ impl TaskDesk {
     }
 
     /// The same with the result of a task that is over, which counts as read once it is written.
-    async fn read(&self, record: &JobRecord, client: &ClientInfo) -> TaskView {
-        let mut view = self.view(record).await;
+    async fn read(&self, found: &Found, client: &ClientInfo) -> TaskView {
+        let (mut view, record) = (self.view(found).await, &found.record);
         if record.state.is_terminal() {
             let profile = self.desk.clients.profile(client.name().as_deref());
             let (budget, structured) = (profile.response_chars, profile.structured == Structured::Always);
             let shape = Shape { render: Render::Porcelain, detail: Detail::Concise, budget, structured };
-            view.result = Some(finished(&self.desk, record, shape).await);
+            view.result = Some(match found.in_fleet {
+                None => finished(&self.desk, record, shape).await,
+                // Whether it was read is noted by the machine that ran it.
+                Some(_) => reply::job(record, &self.desk.context(record, None).await, shape),
+            });
         }
         view
     }
@@ -232,9 +302,24 @@ impl TaskDesk {
         let over = |state: JobState| {
             Fault::new(FaultCode::InvalidInput, format!("task {job} is over already: it is {}.", state.as_str()))
         };
-        let record = self.record(job).await?;
-        if record.state.is_terminal() {
-            return Err(over(record.state));
+        let long = || {
+            Fault::new(FaultCode::Busy, format!("task {job} is being ended, which takes long."))
+                .hint("Look again with tasks/get.")
+        };
+        let found = self.found(job, Duration::ZERO).await?;
+        if found.record.state.is_terminal() {
+            return Err(over(found.record.state));
+        }
+        if let Some(stands) = found.in_fleet {
+            return match placed::look::end(&self.desk, job, self.caller, CANCEL_WAIT).await? {
+                Some((_, Some(was))) => Err(over(was)),
+                Some((record, None)) if record.state == JobState::Cancelled => {
+                    let found = Found { record, in_fleet: Some(stands) };
+                    Ok(TaskAnswer::Task(Box::new(self.view(&found).await)))
+                }
+                Some((record, None)) if record.state.is_terminal() => Err(over(record.state)),
+                Some(_) | None => Err(long()),
+            };
         }
         let mut follow = jobs.follow(job).await?;
         let _ = jobs.cancel(job).await?;
@@ -248,13 +333,13 @@ impl TaskDesk {
         match tokio::time::timeout(CANCEL_WAIT, ended).await {
             Ok(record) => match record? {
                 record if record.state == JobState::Cancelled => {
-                    Ok(TaskAnswer::Task(Box::new(self.view(&record).await)))
+                    let found = Found { record: (*record).clone(), in_fleet: None };
+                    Ok(TaskAnswer::Task(Box::new(self.view(&found).await)))
                 }
                 // It ended by itself in the same moment.
                 record => Err(over(record.state)),
             },
-            Err(_) => Err(Fault::new(FaultCode::Busy, format!("task {job} is being ended, which takes long."))
-                .hint("Look again with tasks/get.")),
+            Err(_) => Err(long()),
         }
     }
 }

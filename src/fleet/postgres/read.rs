@@ -26,7 +26,8 @@ pub(super) const QUEUE_COLUMNS: &str = "j.id::text, j.state, j.turn, left(j.work
 /// The columns of a job that somebody waits for.
 pub(super) const VIEW_COLUMNS: &str = "j.state, j.host::text, left(h.name, 257), j.cancel IS NOT NULL,
     CASE WHEN octet_length(j.outcome) <= 16777216 THEN j.outcome END, j.outcome IS NOT NULL,
-    left(j.agent, 257), left(j.workspace, 4401), CASE WHEN octet_length(j.needs) <= 65536 THEN j.needs END";
+    left(j.agent, 257), left(j.workspace, 4401), CASE WHEN octet_length(j.needs) <= 65536 THEN j.needs END,
+    (extract(epoch FROM j.accepted) * 1000)::bigint";
 
 /// The columns of an outcome that came too late.
 pub(super) const LATE_COLUMNS: &str =
@@ -98,6 +99,7 @@ pub(super) fn view(job: FleetJobId, row: &Row, late: Vec<LateOutcome>) -> Result
         // Needs that are not understood let nobody clone.
         may_clone: Needs::read(column(row, 8, "needs")?).is_ok_and(|needs| !needs.clone.is_empty()),
         cancel_requested: column(row, 3, "cancel")?,
+        accepted: UnixMillis(big(row, 9, "accepted")?),
         outcome: outcome.map(|outcome| json::<JobOutcome>("outcome", outcome, OUTCOME_BYTES)).transpose()?,
         late,
     })

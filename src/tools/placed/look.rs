@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use super::placing::{PlaceAsk, PlacedJob, Placing};
 use super::{asked, home};
 use crate::base::fault::{Fault, FaultCode};
-use crate::base::ids::{ChainId, FleetJobId, JobId, UnixMillis};
+use crate::base::ids::{ChainId, FleetJobId, JobId};
 use crate::fleet::{FleetCancel, FleetState, FleetView};
 use crate::jobs::fleet_runs::local;
 use crate::jobs::{ConsultRequest, JobMode, JobOutcome, JobRecord, JobState};
@@ -299,7 +299,7 @@ impl Asked {
             request: self.request.clone().unwrap_or_else(request),
             chain: ChainId::random(),
             depth: 0,
-            accepted_at: UnixMillis::now(),
+            accepted_at: view.accepted,
             started_at: None,
             finished_at: None,
             cancel_requested: None,
@@ -330,10 +330,6 @@ impl Asked {
         let machine = view.host_name.clone();
         if let Some(of) = view.outcome.as_ref().and_then(|outcome| outcome.clone_of.as_ref()) {
             let because = format!("it cloned commit {} of {}; {}", of.commit, of.remote, of.changes.told());
-            return MachineTold { machine, because };
-        }
-        if let Some(target) = view.outcome.as_ref().and_then(|outcome| outcome.machine.as_ref()) {
-            let because = format!("it reaches the machine of the workspace by its exec server, {target}");
             return MachineTold { machine, because };
         }
         if view.may_clone && !view.state.is_terminal() {

@@ -14,7 +14,6 @@ mod fetch;
 mod home;
 pub mod look;
 pub mod placing;
-mod reached;
 pub mod waiters;
 
 use std::borrow::Cow;
@@ -26,14 +25,11 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 
 use self::clones::Clones;
-pub use self::home::{DirectorySeen, Home};
+pub use self::home::Home;
 pub(super) use self::look::{consult, end, read};
 use self::placing::{PlaceAsk, PlacedJob, PlacingBackend};
-use self::reached::Reached;
-pub use self::reached::WorkspaceThere;
 use self::waiters::{Waiters, WaitersEvent};
 use super::consult::{ConsultOptions, Consults, look_at};
-use crate::agents::AgentSites;
 use crate::base::fault::{Fault, FaultCode};
 use crate::base::ids::{FleetJobId, InvocationId, JobId};
 use crate::fleet::labels::AgentLabel;
@@ -41,7 +37,7 @@ use crate::fleet::{ClaimedJob, Fleet, FleetAccept, FleetCancel, FleetError, Flee
 use crate::jobs::fleet_runs::local;
 use crate::jobs::store::StoreHandle;
 use crate::jobs::{ConsultRequest, JobMode, NewJob};
-use crate::places::{self, Places};
+use crate::places::Places;
 
 /// What begins the key of a job whose caller gave none: its call is asked again by the same.
 const KEY_OF_CALL: &str = "phone-opus-call:";
@@ -60,10 +56,6 @@ pub struct FleetDesk {
     account: AccountOf,
     accepts: Arc<[String]>,
     clones: Clones,
-    /// Agents on machines that are reached by an exec server.
-    sites: AgentSites,
-    billing: String,
-    reached: Reached,
     /// What does not change of the labels.
     labels: Labels,
     waiters: Waiters,
@@ -112,11 +104,7 @@ impl FleetDesk {
             ..Labels::default()
         };
         let clones = Clones::new(home.dir.clone(), config);
-        let sites = config.agents.iter().filter(|(_, site)| !site.is_own());
-        let sites = sites.map(|(name, site)| (name.clone(), site.clone())).collect();
-        let accepts = config.fleet_accept.clone().into();
-        let billing = config.billing.as_str().to_owned();
-        Self { fleet, home, account, accepts, clones, sites, billing, reached: Reached::default(), labels, waiters }
+        Self { fleet, home, account, accepts: config.fleet_accept.clone().into(), clones, labels, waiters }
     }
 
     /// The queue.
@@ -134,17 +122,6 @@ impl FleetDesk {
     /// Lets go of the clones an earlier incarnation looked after: those whose jobs run go on being followed, the others are swept.
     pub fn begin_anew(&self) {
         self.clones.let_go();
-    }
-
-    /// Agents on machines that are reached by an exec server, by the names callers use.
-    #[must_use]
-    pub const fn sites(&self) -> &AgentSites {
-        &self.sites
-    }
-
-    /// Takes note of the workspaces the machine of such an agent was seen to have; none where it was not reached.
-    pub fn note_site(&self, name: &str, workspaces: Vec<WorkspaceThere>) {
-        self.reached.note(name, workspaces);
     }
 
     /// Removes the clone of a job that is over.
@@ -178,8 +155,7 @@ impl FleetDesk {
         let (state_id, workspaces) =
             self.home.told().await.map_err(|fault| FleetError::Unavailable { detail: fault.detail })?;
         let slots = u32::try_from(slots).unwrap_or(crate::fleet::labels::SLOTS);
-        let reach = self.reached.labels(&self.sites, &self.billing);
-        let labels = home::with_workspaces(Labels { slots, reach, ..self.labels.clone() }, workspaces);
+        let labels = home::with_workspaces(Labels { slots, ..self.labels.clone() }, workspaces);
         Ok(FleetHostSaid { name: self.home.name.clone(), state_id, labels })
     }
 
@@ -283,9 +259,8 @@ impl PlacingBackend for FleetDesk {
 ///
 /// May be dropped at any time: nothing of it is left.
 pub async fn prepare(desk: &Consults, fleet: &FleetDesk, claimed: &ClaimedJob) -> Result<(), Fault> {
-    let (Some(asked), request) = (&claimed.request.clone_of, &claimed.request) else { return Ok(()) };
-    let here = fleet.home.here(&claimed.workspace, request.cwd.clone()).await.is_ok();
-    if here || fleet.reached.find(&fleet.sites, &request.agent, &claimed.workspace, &request.cwd).is_some() {
+    let Some(asked) = &claimed.request.clone_of else { return Ok(()) };
+    if fleet.home.here(&claimed.workspace, claimed.request.cwd.clone()).await.is_ok() {
         return Ok(());
     }
     let context = Arc::clone(desk.callers.host());
@@ -333,19 +308,11 @@ pub async fn own_job(desk: &Consults, fleet: &FleetDesk, claimed: &ClaimedJob) -
             let places = Places { clone_tree: Some(root.clone()), ..Places::clone(&desk.places) };
             (Cow::Owned(Consults { places: Arc::new(places), ..desk.clone() }), root)
         }
-        _ => match fleet.home.here(&claimed.workspace, request.cwd.clone()).await {
-            Ok((cwd, root)) => {
-                request.cwd = cwd;
-                (Cow::Borrowed(desk), root)
-            }
-            Err(refused) => {
-                let there = fleet.reached.find(&fleet.sites, &request.agent, &claimed.workspace, &request.cwd);
-                let (agent, root, cwd) = there.ok_or(refused)?;
-                let root = places::elsewhere(&agent, &root);
-                (request.agent, request.cwd) = (agent, cwd);
-                (Cow::Borrowed(desk), root)
-            }
-        },
+        _ => {
+            let (cwd, root) = fleet.home.here(&claimed.workspace, request.cwd.clone()).await?;
+            request.cwd = cwd;
+            (Cow::Borrowed(desk), root)
+        }
     };
     let mut options = desk.check(&request, JobMode::Background).await?;
     if !options.workspace.starts_with(&root) {

@@ -7,6 +7,7 @@
 #![expect(clippy::expect_used, clippy::panic, reason = "helpers of tests")]
 
 mod daemon;
+mod slow;
 mod strangers;
 
 use std::path::PathBuf;

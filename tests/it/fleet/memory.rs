@@ -61,6 +61,47 @@ async fn a_busy_machines_consult_is_answered_on_another_and_the_reply_says_where
 }
 
 #[tokio::test]
+async fn a_consult_that_is_a_task_is_looked_at_waited_for_and_cancelled_like_one_of_this_machine() {
+    let (asks, other, fleet) = (new_rig(), new_rig(), queue());
+    let here = host(&asks, &asks, &fleet).await;
+    let mut client = TestClient::of(&here).open();
+    client.handshake("2025-11-25").await;
+    let taken = occupied(&asks, &mut client).await;
+    let there = host(&other, &asks, &fleet).await;
+    let created = async |client: &mut TestClient, prompt: String| {
+        let params = json!({"name": "consult", "arguments": {"prompt": prompt, "placement": "fleet"}, "task": {}});
+        client.request("tools/call", params).await["result"]["task"].clone()
+    };
+    let task = created(&mut client, other.waiting("begun", "go")).await;
+    assert_eq!(task["status"], "working", "{task:#}");
+    other.wait_for_sign("begun").await;
+    let about = |task: &serde_json::Value| json!({"taskId": task["taskId"]});
+    let waiting = client.send("tasks/result", about(&task)).await;
+    let seen = client.request("tasks/get", about(&task)).await;
+    assert_eq!(seen["result"]["status"], "working", "{seen:#}");
+    assert_eq!(seen["result"]["createdAt"], task["createdAt"], "it was made once: {seen:#}");
+    assert!(seen["result"]["statusMessage"].as_str().is_some_and(|said| said.contains("on host")), "{seen:#}");
+    other.give_sign("go");
+    let result = client.answer(waiting).await;
+    assert_eq!(result["result"]["structuredContent"]["response"], "done", "{result:#}");
+    let seen = client.request("tasks/get", about(&task)).await;
+    assert_eq!(seen["result"]["status"], "completed", "{seen:#}");
+    assert_eq!(client.request("tasks/cancel", about(&task)).await["error"]["code"], -32602, "it is over");
+
+    let task = created(&mut client, other.hanging("hangs")).await;
+    other.wait_for_sign("hangs").await;
+    let cancelled = client.request("tasks/cancel", about(&task)).await;
+    assert_eq!(cancelled["result"]["status"], "cancelled", "{cancelled:#}");
+    let nobodys = json!({"taskId": "6f0c4f0e-5f0b-4c0e-9a57-0d7a1f0e8b11"});
+    assert!(client.request("tasks/get", nobodys).await["error"].is_object());
+    other.expect_runs(2);
+    assert!(client.call("consult_cancel", json!({"job_id": taken})).await.is_result());
+    client.finish().await;
+    drop(here.shutdown(Grace::default()).await);
+    other.stop_system_and_check_invariants(there, []).await;
+}
+
+#[tokio::test]
 async fn a_cancel_reaches_the_machine_that_runs_it() {
     let (asks, other, fleet) = (new_rig(), new_rig(), queue());
     let here = host(&asks, &asks, &fleet).await;

@@ -9,7 +9,6 @@
 
 mod callers;
 mod clones;
-mod exec;
 mod hosting;
 mod memory;
 mod processes;
