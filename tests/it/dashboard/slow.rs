@@ -1,4 +1,6 @@
 //! A page that opens a stream and does not read it: what it costs the server and the others.
+//!
+//! Laws: L7, L9.
 
 use std::os::fd::AsFd as _;
 
