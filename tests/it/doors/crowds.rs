@@ -75,7 +75,7 @@ async fn a_thousand_sessions_are_open_and_answer_and_go_through_an_upgrade() {
     let mut more = Vec::new();
     while turned_away.is_none() && more.len() < 100 {
         let mut client = host.connect().await;
-        let said = client.ask(r#"{"type":"hello"}"#).await;
+        let said = client.knock(r#"{"type":"hello"}"#).await;
         if said["type"] == "error" {
             turned_away = Some(said);
         } else {

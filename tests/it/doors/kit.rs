@@ -150,6 +150,12 @@ impl LineClient {
         self.said().await
     }
 
+    /// The same where one may be turned away: then the answer comes, and the door is closed, before anything was asked.
+    pub(super) async fn knock(&mut self, line: &str) -> Value {
+        let _ = self.to.write_all(format!("{line}\n").as_bytes()).await;
+        self.said().await
+    }
+
     pub(super) async fn ping(&mut self) {
         self.last += 1;
         let id = self.last;
