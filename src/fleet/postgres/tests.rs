@@ -444,7 +444,12 @@ async fn insistent(settings: String, until_all_are_over: Arc<AtomicI64>) -> Vec<
     let mut began = Vec::new();
     let (renewal, ask) = (renewal(host, 4), asked(host, 2));
     let _ = insist(|| fleet.renew(&renewal)).await;
+    let mut renewed = Clock::now();
     loop {
+        if renewed.elapsed() > FleetLease::default().renew_every() {
+            renewed = Clock::now();
+            let _ = insist(|| fleet.renew(&renewal)).await;
+        }
         // An answer that was lost may have given jobs to this host: they are held until it is gone, so it lets them go.
         let claim = match fleet.claim(&ask).await {
             Ok(claim) => given(claim),
