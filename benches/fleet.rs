@@ -93,6 +93,7 @@ fn new_job(at: usize) -> NewFleetJob {
         account: String::new(),
         needs: Needs::default(),
         pin_state: None,
+        trace: None,
     }
 }
 

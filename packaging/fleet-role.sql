@@ -37,7 +37,8 @@ GRANT SELECT ON ALL TABLES IN SCHEMA phone_opus TO phone_opus_host;
 GRANT UPDATE (system_id, timeline, quiet_until) ON phone_opus.meta TO phone_opus_host;
 GRANT INSERT (host, name, state_id, labels, lease_until), UPDATE (name, state_id, labels, lease_until, seen), DELETE
     ON phone_opus.host TO phone_opus_host;
-GRANT INSERT (id, workspace, lane, request_key, request, digest, agent, account, needs, session, pin_state, timeout_s),
+GRANT INSERT (id, workspace, lane, request_key, request, digest, agent, account, needs, session, pin_state, timeout_s,
+        traceparent, tracestate),
     UPDATE (state, fence, host, claimed, started, ended, hold_until, cancel, outcome), DELETE
     ON phone_opus.job TO phone_opus_host;
 GRANT INSERT (job, fence, host, state, outcome), DELETE ON phone_opus.late TO phone_opus_host;

@@ -218,6 +218,12 @@ impl JobTrace {
         Self { trace, parent: Some(span), sampled, state, told }
     }
 
+    /// What is above the job itself, which a job that goes to another machine takes along. `None` where nothing is.
+    #[must_use]
+    pub fn above(&self) -> Option<TraceContext> {
+        Some(TraceContext { trace: self.trace, span: self.parent?, sampled: self.sampled, state: self.state.clone() })
+    }
+
     /// The trace of a job nobody's call leads to.
     #[must_use]
     pub fn of_its_own(job: JobId) -> TraceId {
@@ -227,8 +233,11 @@ impl JobTrace {
     /// Where the agent's own spans belong: below its run, where that is told of, else below what is above the job.
     #[must_use]
     pub fn for_agent(&self, job: JobId) -> Option<TraceContext> {
-        let span = if self.told && self.sampled { Some(Self::span(job, AGENT, 0)) } else { self.parent };
-        Some(TraceContext { trace: self.trace, span: span?, sampled: self.sampled, state: self.state.clone() })
+        if !(self.told && self.sampled) {
+            return self.above();
+        }
+        let span = Self::span(job, AGENT, 0);
+        Some(TraceContext { trace: self.trace, span, sampled: self.sampled, state: self.state.clone() })
     }
 }
 

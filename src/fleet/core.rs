@@ -225,8 +225,8 @@ impl FleetCore {
         (job.fence, job.host, job.claimed) = (Some(fence), Some(host), Some(now));
         self.turns.insert(job.frozen.workspace.clone(), fence.0);
         let ticket = Ticket { job: job.frozen.id, host, fence };
-        let (workspace, account) = (job.frozen.workspace.clone(), job.frozen.account.clone());
-        Some(ClaimedJob { ticket, workspace, account, request })
+        let FrozenJob { workspace, account, trace, .. } = job.frozen.clone();
+        Some(ClaimedJob { ticket, workspace, account, request, trace })
     }
 
     /// What a claim looks at.

@@ -24,6 +24,7 @@ use sha2::{Digest as _, Sha256};
 use super::labels::Needs;
 use super::rows::{BadRow, KEY_BYTES, REQUEST_BYTES, WORKSPACE_BYTES, digest, text, word, word_or_nothing, written};
 use crate::base::ids::{FleetJobId, HostId, UnixMillis};
+use crate::base::trace::TraceContext;
 use crate::jobs::turns::SessionKey;
 use crate::jobs::{CloneOf, ConsultRequest, JobOutcome};
 
@@ -144,6 +145,9 @@ pub struct NewFleetJob {
     pub needs: Needs,
     /// The state directory that has the agent session it resumes.
     pub pin_state: Option<String>,
+    /// What is above it in its caller's trace. It is none of what was asked: no digest has it, and who joins a job stays in a trace of
+    /// its own.
+    pub trace: Option<TraceContext>,
 }
 
 /// The parts of a [`NewFleetJob`] as they are kept, each within its bounds.
@@ -167,6 +171,7 @@ pub struct FrozenJob {
     pub pin_state: Option<String>,
     /// How long it may wait, and how long it may run.
     pub timeout_s: u64,
+    pub trace: Option<TraceContext>,
 }
 
 impl NewFleetJob {
@@ -194,6 +199,7 @@ impl NewFleetJob {
             pin_state: self.pin_state.as_deref().map(|pin| word("pin_state", pin).map(str::to_owned)).transpose()?,
             timeout_s: self.request.timeout_s,
             request,
+            trace: self.trace.clone(),
         })
     }
 
@@ -256,6 +262,8 @@ pub struct ClaimedJob {
     pub workspace: String,
     pub account: String,
     pub request: ConsultRequest,
+    /// What is above it in its caller's trace.
+    pub trace: Option<TraceContext>,
 }
 
 /// An outcome that came after its job was somebody else's, or over.
@@ -325,6 +333,7 @@ mod tests {
                 account: "a".into(),
                 needs: Needs::default(),
                 pin_state: None,
+                trace: None,
             };
             change(&mut job);
             job.freeze()
@@ -332,6 +341,9 @@ mod tests {
         let whole = job(&|_| ()).expect("frozen");
         assert!(!whole.request.contains('\0'), "no text of PostgreSQL's holds one");
         assert_eq!(whole.digest, job(&|job| job.request_key = "other".into()).expect("frozen").digest);
+        let traced =
+            job(&|job| job.trace = TraceContext::parse("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"));
+        assert_eq!(whole.digest, traced.expect("frozen").digest, "a trace is none of what is asked");
         for other in [
             job(&|job| job.account = "b".into()),
             job(&|job| job.request.prompt.push('x')),
@@ -367,6 +379,7 @@ mod tests {
                 account: "a".into(),
                 needs: Needs::default(),
                 pin_state: None,
+                trace: None,
             };
             change(&mut job);
             job.freeze().expect("frozen").digest

@@ -336,7 +336,7 @@ fn a_witness_notices_what_breaks_the_laws() {
     let claimed = |fence| {
         let ticket = Ticket { job: frozen.id, host, fence: Fence(fence) };
         let request = crate::jobs::ConsultRequest::new("p");
-        let given = ClaimedJob { ticket, workspace: "w".into(), account: String::new(), request };
+        let given = ClaimedJob { ticket, workspace: "w".into(), account: String::new(), request, trace: None };
         let ask = ClaimAsk { host, most: 1, accepts: Vec::new() };
         let event = FleetEvent::ClaimAsked { ask, user: "me".into() };
         (ticket, event, FleetVerdict::Claim(FleetClaim::Claimed(vec![given])))

@@ -329,7 +329,7 @@ pub struct NewJob {
     /// The host that has custody of it, where another one may follow it in that; set by that host.
     #[serde(default)]
     pub host: Option<HostId>,
-    /// The trace it is part of; set by the host that accepts it.
+    /// The trace it is part of; set by the host that accepts it, below what is here of a job without an invocation.
     #[serde(default)]
     pub trace: Option<JobTrace>,
 }

@@ -23,9 +23,9 @@ use crate::actors::root::Names;
 use crate::actors::session::Gauges;
 use crate::actors::supervision::slot::RestartPolicy;
 use crate::agents::{AgentRegistry, Environment};
-use crate::base::ids::HostId;
 #[cfg(any(test, feature = "otlp"))]
 use crate::base::ids::UnixMillis;
+use crate::base::ids::{FleetJobId, HostId, InvocationId};
 use crate::base::state_dir::StateDir;
 use crate::base::trace::{TRACEPARENT_VARIABLE, TraceContext};
 use crate::config::Config;
@@ -36,6 +36,7 @@ use crate::fleet::Fleet;
 use crate::fleet::postgres::LazyFleet;
 use crate::jobs::ConsultRequest;
 use crate::jobs::client::JobsHandle;
+use crate::jobs::fleet_runs::local;
 use crate::jobs::hosts::HostKind;
 use crate::jobs::store::StoreHandle;
 use crate::places::Places;
@@ -300,7 +301,11 @@ impl Assembly {
         let home = Home { name, dir, places: Arc::new(self.places.clone()) };
         let account = Arc::new(move |request: &ConsultRequest| runner.account_anywhere(request));
         let agents = self.agents.names().into_iter().map(str::to_owned);
-        Some(FleetDesk::new(fleet, home, account, agents, &self.config, self.waiters.clone()))
+        let (telemetry, host) = (self.telemetry.clone(), self.host);
+        let traces = Arc::new(move |call: Option<InvocationId>, job: FleetJobId| {
+            telemetry.traces().of_job(host, call, local(job), None)?.above()
+        });
+        Some(FleetDesk::new(fleet, home, account, agents, &self.config, self.waiters.clone(), traces))
     }
 
     fn tools(&self, desk: &Consults, health: &HealthSource) -> Vec<Arc<dyn Tool>> {

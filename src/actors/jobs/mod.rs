@@ -584,7 +584,9 @@ impl JobsState {
         job.account = run_as.runner.account(&job.request);
         job.environment = run_as.digest.as_deref().map(str::to_owned);
         job.host = self.arguments.life.hold();
-        job.trace = self.arguments.telemetry.traces().of_job(self.arguments.life.host(), job.invocation, job.id);
+        let brought = job.trace.take().and_then(|trace| trace.above());
+        let host = self.arguments.life.host();
+        job.trace = self.arguments.telemetry.traces().of_job(host, job.invocation, job.id, brought);
         let (ask, mode) = (self.arguments.attachments.next_ask(), job.mode);
         let invocation = job.invocation;
         self.asking.insert(ask, Asking { job: Some(job), invocation, run_as, again, reply });

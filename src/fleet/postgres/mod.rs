@@ -14,6 +14,7 @@
 //! are `clock_timestamp()` of the database; (5) what a row of a later version says that is not understood is left to hosts that
 //! understand it, and counts.
 
+mod accepting;
 mod bell;
 mod lazy;
 mod link;
@@ -31,6 +32,7 @@ use std::time::Duration;
 use futures_util::FutureExt as _;
 use tokio::sync::{Mutex, watch};
 use tokio::time::Instant;
+use tokio_postgres::Row;
 
 use self::bell::{Bell, CHANNEL};
 pub use self::lazy::LazyFleet;
@@ -38,15 +40,16 @@ use self::link::{Fate, Link, Tx, VERB_BOUND, Way, flag, number, text};
 use self::read::{LATE_COLUMNS, QUEUE_COLUMNS, VIEW_COLUMNS, big, column};
 use super::claiming::{CapScope, Claimant, FleetQueue, FleetRow, choose};
 use super::core::expired;
-use super::job::{ClaimedJob, Fence, FleetState, FleetView, FrozenJob, NewFleetJob, Ticket};
+use super::job::{ClaimedJob, Fence, FleetState, FleetView, NewFleetJob, Ticket};
 use super::labels::Labels;
 use super::rows::{BadRow, NAME_BYTES, OUTCOME_BYTES, REQUEST_BYTES, json, written};
 use super::{
     ClaimAsk, ClaimRefusal, Fleet, FleetAccept, FleetCancel, FleetClaim, FleetError, FleetFinish, FleetFuture,
-    FleetLease, FleetPause, FleetRenewed, FleetStart, FleetSwept, HOST_KEPT, KEPT, MOST_CLAIMED, MOST_QUEUED,
-    PAUSE_MOST, POLL, Renewal, RunFinish,
+    FleetLease, FleetPause, FleetRenewed, FleetStart, FleetSwept, HOST_KEPT, KEPT, MOST_CLAIMED, PAUSE_MOST, POLL,
+    Renewal, RunFinish,
 };
 use crate::base::ids::{FleetJobId, HostId};
+use crate::base::trace::TraceContext;
 use crate::jobs::{ConsultRequest, JobOutcome};
 
 /// Held by whoever claims or sweeps, for a transaction. Any two numbers that no other program uses: these spell the name.
@@ -196,51 +199,6 @@ impl PgFleet {
         }
     }
 
-    async fn do_accept(&self, job: &NewFleetJob, fate: Fate) -> Result<FleetAccept, FleetError> {
-        let frozen = job.freeze()?;
-        let (id, timeout_s) = (frozen.id.to_string(), whole(frozen.timeout_s)?);
-        let most = i64::try_from(MOST_QUEUED).unwrap_or(i64::MAX);
-        let tx = self.begin(fate).await?;
-        let insert = "INSERT INTO phone_opus.job (id, workspace, lane, request_key, request, digest, agent, account, needs, session,
-                          pin_state, timeout_s)
-                      SELECT $1::uuid, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12
-                      WHERE (SELECT count(*) FROM phone_opus.job WHERE state = 'queued') < $13
-                      ON CONFLICT (lane, request_key) DO NOTHING";
-        let values = [
-            text(&id),
-            text(&frozen.workspace),
-            text(&frozen.lane),
-            text(&frozen.request_key),
-            text(&frozen.request),
-            text(&frozen.digest),
-            text(&frozen.agent),
-            text(&frozen.account),
-            text(&frozen.needs),
-            text(&frozen.session),
-            text(&frozen.pin_state),
-            number(&timeout_s),
-            number(&most),
-        ];
-        if tx.changed(insert, &values).await? == 1 {
-            notify(&tx).await?;
-            tx.commit().await?;
-            return Ok(FleetAccept::Inserted(frozen.id));
-        }
-        // Locked, which is written: the commit waits for a standby again.
-        let find = "SELECT id::text, left(digest, 65) FROM phone_opus.job WHERE lane = $1 AND request_key = $2 FOR NO KEY UPDATE";
-        let found = tx.row(find, &[text(&frozen.lane), text(&frozen.request_key)]).await?;
-        let answer = match found {
-            Some(row) => {
-                let known = super::rows::id("id", column(&row, 0, "id")?)?;
-                let same = frozen.is_same_as(column(&row, 1, "digest")?)?;
-                if same { FleetAccept::Joined(known) } else { FleetAccept::Conflict(known) }
-            }
-            None => full_or_hidden(&tx, &frozen).await?,
-        };
-        tx.commit().await?;
-        Ok(answer)
-    }
-
     async fn do_claim(&self, ask: &ClaimAsk, fate: Fate) -> Result<FleetClaim, FleetError> {
         let tx = self.begin(fate).await?;
         tx.rows("SELECT pg_advisory_xact_lock($1)", &[number(&LOCK_CLAIMS)]).await?;
@@ -273,10 +231,10 @@ impl PgFleet {
         let mut queue = queue(&tx).await?;
         let requests = requests_for(&tx, &mut queue, &claimant).await?;
         let mut given = Vec::new();
-        for (row, request) in requests {
+        for (row, AskedOf { request, trace }) in requests {
             if let Some(fence) = give(&tx, row.job, &host).await? {
                 let ticket = Ticket { job: row.job, host: ask.host, fence };
-                given.push(ClaimedJob { ticket, workspace: row.workspace, account: row.account, request });
+                given.push(ClaimedJob { ticket, workspace: row.workspace, account: row.account, request, trace });
             }
         }
         tx.commit().await?;
@@ -641,7 +599,7 @@ async fn requests_for(
     tx: &Tx,
     queue: &mut FleetQueue,
     claimant: &Claimant<'_>,
-) -> Result<Vec<(FleetRow, ConsultRequest)>, FleetError> {
+) -> Result<Vec<(FleetRow, AskedOf)>, FleetError> {
     'anew: loop {
         let mut requests = Vec::new();
         for job in choose(queue, claimant) {
@@ -656,12 +614,21 @@ async fn requests_for(
     }
 }
 
-async fn request(tx: &Tx, job: FleetJobId) -> Result<Option<ConsultRequest>, FleetError> {
-    let find =
-        "SELECT CASE WHEN octet_length(request) <= 8388608 THEN request END FROM phone_opus.job WHERE id = $1::uuid";
+/// What is asked for in a job, and what is above it in its caller's trace.
+struct AskedOf {
+    request: ConsultRequest,
+    trace: Option<TraceContext>,
+}
+
+async fn request(tx: &Tx, job: FleetJobId) -> Result<Option<AskedOf>, FleetError> {
+    let find = "SELECT CASE WHEN octet_length(request) <= 8388608 THEN request END, left(traceparent, 256), left(tracestate, 513)
+                FROM phone_opus.job WHERE id = $1::uuid";
     let row = tx.row(find, &[text(&job.to_string())]).await?;
-    let written = row.as_ref().and_then(|row| column::<&str>(row, 0, "request").ok());
-    Ok(written.and_then(|written| json("request", written, REQUEST_BYTES).ok()))
+    let asked = |row: &Row| {
+        let request = json("request", column(row, 0, "request").ok()?, REQUEST_BYTES).ok()?;
+        Some(AskedOf { request, trace: read::trace(row, 1) })
+    };
+    Ok(row.as_ref().and_then(asked))
 }
 
 /// Gives a waiting job to a host.
@@ -684,18 +651,6 @@ async fn write_pause(tx: &Tx, pause: &FleetPause) -> Result<(), FleetError> {
                  ON CONFLICT (scope) DO UPDATE SET until = greatest(pause.until, excluded.until), why = excluded.why";
     let (scope, lasts) = (pause.scope.write(), millis(pause.lasts.min(PAUSE_MOST)));
     tx.changed(write, &[text(&scope), number(&lasts), text(&pause.why)]).await.map(drop)
-}
-
-/// Why a job that nobody is shown was not put in.
-async fn full_or_hidden(tx: &Tx, job: &FrozenJob) -> Result<FleetAccept, FleetError> {
-    let find = "SELECT (SELECT count(*) FROM phone_opus.job WHERE state = 'queued'), phone_opus.has_key($1, $2)";
-    let missing = || FleetError::Unavailable { detail: "its tables are not whole".to_owned() };
-    let row = tx.row(find, &[text(&job.lane), text(&job.request_key)]).await?.ok_or_else(missing)?;
-    if column(&row, 1, "has_key")? {
-        return Ok(FleetAccept::Hidden);
-    }
-    let queued = big(&row, 0, "count")?;
-    Ok(FleetAccept::QueueFull { queued: usize::try_from(queued).unwrap_or(MOST_QUEUED) })
 }
 
 /// Runs an update that gives back ids and turns; the ids in the order of acceptance.

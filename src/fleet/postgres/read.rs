@@ -8,6 +8,7 @@ use tokio_postgres::Row;
 use tokio_postgres::types::FromSql;
 
 use crate::base::ids::{FleetJobId, HostId, UnixMillis};
+use crate::base::trace::TraceContext;
 use crate::fleet::claiming::FleetRow;
 use crate::fleet::job::{Fence, FleetState, FleetView, LateOutcome};
 use crate::fleet::labels::Needs;
@@ -119,6 +120,16 @@ pub(super) fn late(row: &Row) -> Result<LateOutcome, BadRow> {
 /// A fence.
 pub(super) fn fence(row: &Row, at: usize) -> Result<Fence, BadRow> {
     Ok(Fence(count("fence", big(row, at, "fence")?)?))
+}
+
+/// What is above a job in its caller's trace, read as a client's `traceparent` and `tracestate` are: what is wrong is none, and costs no
+/// job.
+pub(super) fn trace(row: &Row, at: usize) -> Option<TraceContext> {
+    let context = TraceContext::parse(optional(row, at, "traceparent").ok()??)?;
+    Some(match optional(row, at + 1, "tracestate") {
+        Ok(Some(state)) => context.with_state(state),
+        _ => context,
+    })
 }
 
 /// A state with the ticket it has.

@@ -11,7 +11,7 @@ use super::read::{big, column};
 use crate::fleet::FleetError;
 
 /// Steps in order; once released, one is never changed.
-const STEPS: &[&str] = &[FIRST, HISTORY, USERS, LEASE];
+const STEPS: &[&str] = &[FIRST, HISTORY, USERS, LEASE, TRACE];
 
 /// The version this program writes.
 pub(super) fn known() -> i64 {
@@ -131,6 +131,13 @@ ALTER TABLE phone_opus.meta ADD COLUMN lease_ms bigint NOT NULL DEFAULT 60000 CH
 CREATE FUNCTION phone_opus.has_key(lane text, request_key text) RETURNS boolean
     LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
         SELECT EXISTS (SELECT 1 FROM phone_opus.job j WHERE j.lane = $1 AND j.request_key = $2) $$;
+";
+
+/// What is above a job in its caller's trace, as W3C Trace Context writes it. Columns of their own: the request is what was asked for, and
+/// its digest what a key is held to.
+const TRACE: &str = "
+ALTER TABLE phone_opus.job ADD COLUMN traceparent text;
+ALTER TABLE phone_opus.job ADD COLUMN tracestate text;
 ";
 
 /// Makes the tables, or adds what they lack. Where nothing does, nothing is written, so that a user without the right to can use them.

@@ -9,6 +9,7 @@ mod people;
 mod pooler;
 mod roles;
 mod server;
+mod traces;
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicI64, Ordering};

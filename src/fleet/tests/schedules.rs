@@ -251,6 +251,7 @@ pub(in crate::fleet) fn job(id: FleetJobId, workspace: &str, key: &str, account:
         account: account.into(),
         needs: Needs::default(),
         pin_state: None,
+        trace: None,
     }
 }
 

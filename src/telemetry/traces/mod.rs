@@ -160,9 +160,16 @@ impl Traces {
         self.0.open.store(calls.len(), Ordering::Relaxed);
     }
 
-    /// The trace of a job that is accepted for this invocation; `None` where it is part of none.
+    /// The trace of a job that is accepted for this invocation; `None` where it is part of none. `brought` is what a job without an
+    /// invocation brings from the machine it was asked on.
     #[must_use]
-    pub fn of_job(&self, host: HostId, invocation: Option<InvocationId>, job: JobId) -> Option<JobTrace> {
+    pub fn of_job(
+        &self,
+        host: HostId,
+        invocation: Option<InvocationId>,
+        job: JobId,
+        brought: Option<TraceContext>,
+    ) -> Option<JobTrace> {
         let call = invocation.map(InvocationId::whole).and_then(|call| {
             locked(&self.0.calls).get(&(call.session, CallNumber(call.call))).cloned().map(|trace| (call, trace))
         });
@@ -177,11 +184,10 @@ impl Traces {
                 Some(JobTrace { trace: place.trace, parent, sampled: place.sampled, state, told })
             }
             Some((_, call)) => call.parent.map(|parent| JobTrace::below(*parent, told)),
-            None => match &self.0.above {
-                Some(above) => Some(JobTrace {
-                    sampled: self.samples(above.trace, Some(above)),
-                    ..JobTrace::below(above.clone(), told)
-                }),
+            None => match brought.or_else(|| self.0.above.clone()) {
+                Some(above) => {
+                    Some(JobTrace { sampled: self.samples(above.trace, Some(&above)), ..JobTrace::below(above, told) })
+                }
                 None if told => {
                     let trace = JobTrace::of_its_own(job);
                     Some(JobTrace { trace, parent: None, sampled: self.samples(trace, None), state: None, told })

@@ -22,14 +22,14 @@ fn invocation(host: HostId, call: u64) -> InvocationId {
 fn where_nobody_exports_only_what_a_client_brings_is_remembered_and_reaches_its_job() {
     let (traces, host, job) = (Traces::default(), HostId::random(), JobId::random());
     traces.begin(S, CallNumber(1), None);
-    assert_eq!(traces.of_job(host, Some(invocation(host, 1)), job), None);
+    assert_eq!(traces.of_job(host, Some(invocation(host, 1)), job, None), None);
     traces.begin(S, CallNumber(2), brought());
-    let found = traces.of_job(host, Some(invocation(host, 2).part(3)), job).expect("a trace");
+    let found = traces.of_job(host, Some(invocation(host, 2).part(3)), job, None).expect("a trace");
     assert_eq!(found.for_agent(job).map(|context| context.traceparent()).as_deref(), Some(PARENT));
     assert_eq!((found.state.as_deref(), found.told), (Some("a=1"), false));
     traces.tell(TraceFact::Job(job));
     assert!(traces.end(S, CallNumber(2)).is_none() && traces.is_empty(), "nobody is told");
-    assert_eq!(traces.of_job(host, Some(invocation(host, 2)), job), None, "it is over");
+    assert_eq!(traces.of_job(host, Some(invocation(host, 2)), job, None), None, "it is over");
 }
 
 #[test]
@@ -37,7 +37,7 @@ fn all_jobs_of_a_call_are_below_it_and_of_one_trace() {
     let (traces, host) = (told(), HostId::random());
     for (call, brought) in [(1, None), (2, brought())] {
         traces.begin(S, CallNumber(call), brought.clone());
-        let of = |part: InvocationId| traces.of_job(host, Some(part), JobId::random()).expect("a trace");
+        let of = |part: InvocationId| traces.of_job(host, Some(part), JobId::random(), None).expect("a trace");
         let (whole, part) = (of(invocation(host, call)), of(invocation(host, call).part(2)));
         assert_eq!((whole.trace, whole.parent), (part.trace, part.parent));
         let trace = traces.end(S, CallNumber(call)).expect("it is told");
@@ -46,7 +46,7 @@ fn all_jobs_of_a_call_are_below_it_and_of_one_trace() {
         assert_eq!(place.parent, brought.as_ref().map(|context| context.span));
         assert!(place.sampled && whole.told);
     }
-    assert!(traces.of_job(host, None, JobId::random()).is_some_and(|alone| alone.parent.is_none()));
+    assert!(traces.of_job(host, None, JobId::random(), None).is_some_and(|alone| alone.parent.is_none()));
 }
 
 #[test]
@@ -57,8 +57,20 @@ fn the_host_of_an_agent_that_is_in_a_trace_is_below_it() {
     traces.begin(S, CallNumber(1), None);
     let trace = traces.end(S, CallNumber(1)).expect("it is told");
     assert_eq!(traces.place(host, S, &trace).parent, above.as_ref().map(|above| above.span));
-    let job = traces.of_job(host, None, JobId::random()).expect("a trace");
+    let job = traces.of_job(host, None, JobId::random(), None).expect("a trace");
     assert_eq!(job.parent, above.map(|above| above.span));
+}
+
+#[test]
+fn a_job_of_another_machine_is_below_what_it_brings_and_sampled_as_that_is() {
+    for (traces, told) in [(told(), true), (Traces::default(), false)] {
+        let (host, job) = (HostId::random(), JobId::random());
+        for flags in ["00", "01"] {
+            let above = TraceContext::parse(&format!("{}{flags}", &PARENT[..53])).expect("good").with_state("a=1");
+            let found = traces.of_job(host, None, job, Some(above.clone())).expect("a trace");
+            assert_eq!((found.above(), found.told), (Some(above), told));
+        }
+    }
 }
 
 #[test]
@@ -67,12 +79,12 @@ fn a_call_is_remembered_over_an_upgrade_with_its_attempts() {
     traces.begin(S, CallNumber(7), brought());
     traces.begin(SessionNumber(4), CallNumber(7), None);
     traces.attempt(S, CallNumber(7), Generation(1), UnixMillis(10));
-    let before = traces.of_job(host, Some(invocation(host, 7)), JobId::random());
+    let before = traces.of_job(host, Some(invocation(host, 7)), JobId::random(), None);
     let text = serde_json::to_string(&traces.passed(S)).expect("JSON");
     let next = told();
     next.inherit(S, &serde_json::from_str::<Vec<CallTrace>>(&text).expect("it is read"), UnixMillis(20));
     next.attempt(S, CallNumber(7), Generation(2), UnixMillis(30));
-    assert_eq!(next.of_job(host, Some(invocation(host, 7)), JobId::random()), before);
+    assert_eq!(next.of_job(host, Some(invocation(host, 7)), JobId::random(), None), before);
     let trace = next.end(S, CallNumber(7)).expect("it is told");
     let generations: Vec<u64> = trace.attempts.iter().map(|attempt| attempt.generation.0).collect();
     assert_eq!((generations, trace.upgrades), (vec![1, 2], vec![UnixMillis(20)]));

@@ -32,6 +32,7 @@ use self::waiters::{Waiters, WaitersEvent};
 use super::consult::{ConsultOptions, Consults, look_at};
 use crate::base::fault::{Fault, FaultCode};
 use crate::base::ids::{FleetJobId, InvocationId, JobId};
+use crate::base::trace::{JobTrace, TraceContext};
 use crate::fleet::labels::AgentLabel;
 use crate::fleet::{ClaimedJob, Fleet, FleetAccept, FleetCancel, FleetError, FleetView, Labels, NewFleetJob, POLL};
 use crate::jobs::fleet_runs::local;
@@ -48,6 +49,9 @@ const UNKNOWN_MOST: usize = 3;
 /// Whose usage a request is, where another machine can tell; else empty.
 pub type AccountOf = Arc<dyn Fn(&ConsultRequest) -> String + Send + Sync>;
 
+/// What is above a job in the trace of its call, by its invocation.
+pub type AskersTrace = Arc<dyn Fn(Option<InvocationId>, FleetJobId) -> Option<TraceContext> + Send + Sync>;
+
 /// This host's side of a fleet. Cheap to clone.
 #[derive(Clone)]
 pub struct FleetDesk {
@@ -56,6 +60,7 @@ pub struct FleetDesk {
     account: AccountOf,
     accepts: Arc<[String]>,
     clones: Clones,
+    traces: AskersTrace,
     /// What does not change of the labels.
     labels: Labels,
     waiters: Waiters,
@@ -87,6 +92,7 @@ impl FleetDesk {
         agents: impl Iterator<Item = String>,
         config: &crate::config::Config,
         waiters: Waiters,
+        traces: AskersTrace,
     ) -> Self {
         let agent = |name: String| {
             let request = ConsultRequest { billing: config.billing, ..ConsultRequest::new("").agent(&name) };
@@ -104,7 +110,7 @@ impl FleetDesk {
             ..Labels::default()
         };
         let clones = Clones::new(home.dir.clone(), config);
-        Self { fleet, home, account, accepts: config.fleet_accept.clone().into(), clones, labels, waiters }
+        Self { fleet, home, account, accepts: config.fleet_accept.clone().into(), clones, traces, labels, waiters }
     }
 
     /// The queue.
@@ -192,6 +198,7 @@ impl FleetDesk {
                 || Fault::new(FaultCode::CallerLost, "the call was withdrawn before the consult was accepted.");
             job.id = self.waiters.core().asks(call, job.id).ok_or_else(withdrawn)?;
         }
+        job.trace = (self.traces)(call, job.id);
         let accepted = self.accepted(&job).await;
         match (&accepted, waits) {
             (Ok((id, true)), Some(call)) => self.waiters.core().joined(call, *id, !options.is_keyed_by_caller()),
@@ -319,7 +326,9 @@ pub async fn own_job(desk: &Consults, fleet: &FleetDesk, claimed: &ClaimedJob) -
         return Err(Fault::new(FaultCode::InvalidInput, "the job's directory leads out of its workspace."));
     }
     options.request_key = Some(claimed.ticket.job.to_string());
-    Ok(NewJob { id: local(claimed.ticket.job), given: None, ..desk.job(&options, None) })
+    // Whether its spans are told of is this machine's to say.
+    let trace = claimed.trace.clone().map(|above| JobTrace::below(above, false));
+    Ok(NewJob { id: local(claimed.ticket.job), given: None, trace, ..desk.job(&options, None) })
 }
 
 async fn new_job(
@@ -352,6 +361,7 @@ async fn new_job(
         request,
         needs,
         pin_state: placed.pin_state,
+        trace: None,
     })
 }
 

@@ -16,3 +16,5 @@ mod shell;
 mod storms;
 mod struck;
 mod world;
+
+pub(crate) use self::processes::url;

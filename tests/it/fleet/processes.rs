@@ -10,7 +10,7 @@ use serde_json::json;
 use crate::private_postgres::PrivateServer;
 
 /// The URL of a database, of its settings.
-pub(super) fn url(settings: &str) -> String {
+pub(crate) fn url(settings: &str) -> String {
     let of = |key: &str| settings.split(' ').find_map(|pair| pair.strip_prefix(key)).expect("it is there").to_owned();
     format!("postgres://fleet@{}/{}", of("host=").replace('/', "%2F"), of("dbname="))
 }

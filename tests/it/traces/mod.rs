@@ -17,6 +17,9 @@ use phone_opus::testkit::client::REVISION;
 use phone_opus::testkit::{PATIENCE, Rig, Script, Signal, Step, TestClient, Waiting, tried_program};
 use serde_json::{Value, json};
 
+use crate::fleet::url as fleet_url;
+use crate::private_postgres::PrivateServer;
+
 use self::collector::{Manner, Spans, TestCollector, hex, said};
 
 /// What the client says its call is part of.
@@ -302,6 +305,42 @@ async fn a_consult_that_another_host_adopts_is_told_by_that_one_in_its_callers_t
     assert_eq!(call.links[0].span_id, job.span_id);
     rig.expect_runs(1);
     rig.stop_and_check_invariants([next]).await;
+}
+
+#[tokio::test]
+async fn a_consult_that_another_machine_answers_is_one_trace_over_both() {
+    let Some(server) = PrivateServer::own() else { return };
+    let fleet = fleet_url(&server.database().await);
+    let collector = TestCollector::start(Manner::Takes).await;
+    let rig = || new_rig(&collector).with("PHONE_OPUS_FLEET", &fleet).with("PHONE_OPUS_MAX_RUNNING", "1");
+    let (mut asks, mut other) = (rig(), rig());
+    other.set("PHONE_OPUS_WORKSPACES", asks.work().display().to_string());
+    let mut client = asks.serve().await;
+    let taken = client.consult_in_background(&asks.hanging("taken")).await;
+    asks.wait_for_sign("taken").await;
+    let there = other.serve().await;
+    other.give_sign("go");
+    let sent = client.send("tools/call", traced(&json!({"prompt": working(&other), "placement": "fleet"}))).await;
+    client.reply(sent).await.expect_success();
+    let of_it = |spans: Spans| Spans(spans.0.into_iter().filter(|span| hex(&span.trace_id) == TRACE).collect());
+    let is_there = |spans: &Spans| is_whole(&of_it(Spans(spans.0.clone())));
+    let spans = of_it(collector.until("the whole chain is there", is_there).await);
+    expect_whole(&spans);
+    let (call, job) = (spans.the("tools/call consult"), spans.the("job"));
+    assert_eq!((hex(&call.parent_span_id), call.trace_state.as_str()), (ABOVE.to_owned(), "vendor=1"));
+    assert_eq!((hex(&job.parent_span_id), job.trace_state.as_str()), (hex(&call.span_id), "vendor=1"));
+    let handed = format!("00-{TRACE}-{}-01", hex(&spans.the("invoke_agent claude").span_id));
+    assert_eq!(other.runs()[0].env("TRACEPARENT"), Some(handed.as_str()));
+    // A client that does not collect its trace is not told of there either.
+    let meta = json!({"traceparent": format!("00-{}-{ABOVE}-00", "2".repeat(32))});
+    let arguments = json!({"prompt": other.answering("quiet"), "placement": "fleet"});
+    client.request("tools/call", json!({"name": "consult", "arguments": arguments, "_meta": meta})).await;
+    let quiet = format!("00-{}-{ABOVE}-00", "2".repeat(32));
+    assert_eq!(other.runs()[1].env("TRACEPARENT"), Some(quiet.as_str()));
+    assert!(client.call("consult_cancel", json!({"job_id": taken})).await.is_result());
+    asks.expect_no_agent_left().await;
+    client.finish().await;
+    other.stop_and_check_invariants([there]).await;
 }
 
 #[tokio::test]

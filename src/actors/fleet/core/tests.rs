@@ -60,7 +60,7 @@ impl One {
         assert!(matches!(one.lives()[..], [HostEffect::Claim { on_their_way: 0, .. }]));
         let ticket = Ticket { job: FleetJobId::random(), host: one.core.host, fence: Fence(7) };
         let request = ConsultRequest { clone_of, ..ConsultRequest::new("why?").cwd("/w") };
-        let claimed = ClaimedJob { ticket, workspace: "w".into(), account: String::new(), request };
+        let claimed = ClaimedJob { ticket, workspace: "w".into(), account: String::new(), request, trace: None };
         let effects = one.step(HostEvent::Claimed(Ok(FleetClaim::Claimed(vec![claimed]))));
         assert!(
             matches!(effects[..], [HostEffect::Claim { on_their_way: 1, .. }, HostEffect::Note(run)] if run.fence == 7)
@@ -420,6 +420,7 @@ fn whatever_happens_to_hosts_each_job_is_started_at_most_once_and_ends() {
                         account: String::new(),
                         needs: Needs::default(),
                         pin_state: None,
+                        trace: None,
                     };
                     assert!(matches!(now_of(world.fleet.accept(&job)), Ok(FleetAccept::Inserted(_))));
                     jobs.push(job.id);

@@ -8,7 +8,10 @@ const ROLE: &str = include_str!("../../../../packaging/fleet-role.sql");
 const USERS: &str = include_str!("../../../../packaging/fleet-users.sql");
 
 /// A server of its own, because roles are the whole server's; the settings of its owner and of each of these users, members of the role.
-async fn with_users<const N: usize>(users: [&str; N], apart: bool) -> Option<(PrivateServer, String, [String; N])> {
+pub(super) async fn with_users<const N: usize>(
+    users: [&str; N],
+    apart: bool,
+) -> Option<(PrivateServer, String, [String; N])> {
     let server = PrivateServer::own()?;
     let owner = server.database().await;
     let database = owner.rsplit('=').next().expect("a name").to_owned();
