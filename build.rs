@@ -15,6 +15,12 @@ const ORDER: &str = "linker/hot.ld";
 /// older one refuses the program.
 const READS_PACKED: &[u8] = b"GLIBC_ABI_DT_RELR";
 
+/// Where the linker writes what it put where, if this is set: what `linker/hot_functions.py` reads.
+const MAPS: &str = "PHONE_OPUS_LINK_MAPS";
+
+/// The programs there is an order for.
+const PROGRAMS: [&str; 2] = ["phone-opus", "bench_phone_opus"];
+
 /// What unwinds, to be linked in.
 const UNWINDER: &str = "libgcc_eh.a";
 
@@ -38,6 +44,12 @@ fn main() {
     let order = Path::new(&root).join(ORDER);
     if order.is_file() && can_be_passed(&order) {
         println!("cargo::rustc-link-arg-bins=-Wl,-T,{}", order.display());
+    }
+    println!("cargo::rerun-if-env-changed={MAPS}");
+    if let Some(maps) = env::var_os(MAPS).map(PathBuf::from).filter(|maps| can_be_passed(maps)) {
+        for program in PROGRAMS {
+            println!("cargo::rustc-link-arg-bin={program}=-Wl,-Map={}.map", maps.join(program).display());
+        }
     }
     // What is built for another machine is run by a C library that is not here to be asked.
     if env::var("HOST") == env::var("TARGET") {

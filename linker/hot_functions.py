@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Writes `hot.ld`: the functions a server uses from its start to its first answers, for the linker to put side by side.
 
-    cargo ship --features bench-server
-    python3 linker/hot_functions.py target/release/bench_phone_opus target/release/phone-opus > hot.ld.new
+    PHONE_OPUS_LINK_MAPS=DIRECTORY cargo ship --features full,bench-server
+    python3 linker/hot_functions.py DIRECTORY target/release/bench_phone_opus target/release/phone-opus > hot.ld.new
     mv hot.ld.new linker/hot.ld
 
     python3 linker/hot_functions.py --check target/release/bench_phone_opus target/release/phone-opus
@@ -12,9 +12,11 @@ Needs valgrind, but for the check, which says how many of the names are in the p
 programs use at a start and were not linked with side by side: each such function may map 64 KiB or more of its own. Functions of the first program
 come first, then what the next one uses beside them. What it runs is asked for a handshake, the list of tools and two hundred
 calls. Names are made patterns without what differs from compiler to compiler, so the list need not be made anew for each; what
-it names and is not there costs nothing. It needs the names that `.cargo/config.toml` asks for: the
-older ones are the same for all that a generic function was made into.
+it names and is not there costs nothing. It needs the names that `.cargo/config.toml` asks for: the older ones are the same for
+all that a generic function was made into. What is read is found in the maps that the linker writes where `build.rs` is told to
+ask for them: a constant has no name in a program, and may have another number when the library has changed.
 """
+import bisect
 import fnmatch
 import itertools
 import json
@@ -24,6 +26,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 
 # Calls one after another.
@@ -64,7 +67,11 @@ SECTIONS {
 %s  }
 } INSERT BEFORE .gcc_except_table;
 SECTIONS {
-  .rodata.often : { *(.rodata .rodata.*) }
+  .rodata.often : {
+    *(.rodata.cst*)
+%s    *(.rodata.str*)
+    *(.rodata .rodata.*)
+  }
 } INSERT BEFORE .rodata.seldom;
 """
 
@@ -82,13 +89,15 @@ def lose_workers(pid):
             os.kill(int(child), signal.SIGKILL)
 
 
-def drive(command, output, **more):
+def drive(command, tool, measured, keep=(), **more):
+    """Asks a server, run by this tool of valgrind's, what a client asks first. Calls `measured` with it before it stops: what a stop
+    uses is not wanted, it is used once, when memory no longer matters."""
     with tempfile.TemporaryDirectory() as home:
         environment = {"MEASURED_%d" % number: "set" for number in range(VARIABLES)}
         environment |= {"HOME": home, "PATH": os.environ["PATH"], "PHONE_OPUS_STATE_DIR": os.path.join(home, "state"), **more}
         server = subprocess.Popen(
-            ["valgrind", "--tool=callgrind", "--demangle=no", "--callgrind-out-file=" + output] + command,
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment, cwd=home)
+            ["valgrind"] + tool + command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+            env=environment, cwd=home, pass_fds=keep)
         numbers = itertools.count()
 
         def send(*requests):
@@ -118,8 +127,7 @@ def drive(command, output, **more):
                 answer()
         # Long enough for the last batch of telemetry.
         time.sleep(2)
-        # What a stop uses is not wanted: it is used once, when memory no longer matters.
-        subprocess.run(["callgrind_control", "--dump", str(server.pid)], stdout=subprocess.DEVNULL, check=True)
+        measured(server.pid)
         server.stdin.close()
         server.wait()
 
@@ -190,13 +198,81 @@ def runs(programs):
             yield program, more
 
 
+def command(program):
+    return [os.path.abspath(program)] + (["mcp", "serve"] if os.path.basename(program) == "phone-opus" else [])
+
+
 def profile(program, more):
     """What the program runs, and how often each function is called."""
-    command = [os.path.abspath(program)] + (["mcp", "serve"] if os.path.basename(program) == "phone-opus" else [])
     with tempfile.TemporaryDirectory() as directory:
         output = os.path.join(directory, "profile")
-        drive(command, output, **more)
+
+        def measured(server):
+            subprocess.run(["callgrind_control", "--dump", str(server)], stdout=subprocess.DEVNULL, check=True)
+
+        drive(command(program), ["--tool=callgrind", "--demangle=no", "--callgrind-out-file=" + output], measured, **more)
         return executed(output)
+
+
+def constants(program, maps):
+    """The sections of constants that a start of this program reads, as patterns. Tables that lie together in one section for all
+    are left out: they have their place."""
+    sections, into = [], None
+    with open(os.path.join(maps, os.path.basename(program) + ".map"), errors="replace") as listed:
+        for line in listed:
+            found = re.match(r"\s*([0-9a-f]+) +[0-9a-f]+ +([0-9a-f]+) +\d+ (.*)", line)
+            if not found:
+                continue
+            if found.group(3).startswith("."):
+                into = found.group(3)
+            elif into in (".rodata.often", ".rodata.seldom") and ":(" in found.group(3) and int(found.group(2), 16):
+                name = found.group(3).rsplit(":(", 1)[1].rstrip(")\n")
+                sections.append((int(found.group(1), 16), int(found.group(2), 16), name))
+    sections.sort()
+    starts = [at for at, _, _ in sections]
+    names = set()
+    for read in reads(program, sections[0][0], sections[-1][0] + sections[-1][1]):
+        at, size, name = sections[max(bisect.bisect_right(starts, read) - 1, 0)]
+        if at <= read < at + size and not re.match(r"\.rodata(\.cst\d+|\.str.*)?$", name):
+            names.add(constant(name))
+    return names
+
+
+def constant(name):
+    """The name of such a section without what differs from compiler to compiler."""
+    anonymous = re.match(r"(\.rodata\.\.Lanon\.)[0-9a-f]+(\.\d+)$", name)
+    if anonymous:
+        return anonymous.group(1) + "*" + anonymous.group(2)
+    before, _, ours = name.partition("_R")
+    return before + pattern("_R" + ours) if ours else name
+
+
+def reads(program, first, beyond):
+    """The addresses between these two, as the program counts them, that a start reads."""
+    found = set()
+    heard, told = os.pipe()
+    ours = os.path.abspath(program)
+    base = []
+
+    def listen():
+        with os.fdopen(heard, errors="replace") as trace:
+            for line in trace:
+                # Where the program lies is not known before it runs.
+                if line[:2] in (" L", " M"):
+                    at, _, size = line[3:].strip().partition(",")
+                    found.update((int(at, 16), int(at, 16) + int(size) - 1))
+
+    def measured(server):
+        with open("/proc/%d/maps" % server) as areas:
+            base.append(min(int(area.split("-")[0], 16) for area in areas if area.rstrip().endswith(ours)))
+
+    listener = threading.Thread(target=listen)
+    listener.start()
+    tool = ["--tool=lackey", "--trace-mem=yes", "--log-fd=%d" % told]
+    drive(command(program), tool, measured, keep=(told,))
+    os.close(told)
+    listener.join()
+    return {at - base[0] for at in found if first <= at - base[0] < beyond}
 
 
 def strays(programs):
@@ -224,8 +300,9 @@ def main():
         sys.exit(not check(sys.argv[2:]))
     if sys.argv[1] == "--strays":
         sys.exit(not strays(sys.argv[2:]))
+    maps, programs = sys.argv[1], sys.argv[2:]
     groups, known = [], set()
-    for program, more in runs(sys.argv[1:]):
+    for program, more in runs(programs):
         times = {}
         for _ in range(RUNS):
             for name, called in profile(program, more).items():
@@ -239,7 +316,9 @@ def main():
     for group in groups:
         for name in group:
             sys.stdout.write("    *(%s)\n" % section(name))
-    sys.stdout.write(TAIL % "".join("    *(.rodata.*%s*)\n" % crate for crate in SELDOM))
+    seldom = "".join("    *(.rodata.*%s*)\n" % crate for crate in SELDOM)
+    read = set().union(*(constants(program, maps) for program in programs))
+    sys.stdout.write(TAIL % (seldom, "".join("    *(%s)\n" % name for name in sorted(read))))
 
 
 if __name__ == "__main__":

@@ -17,6 +17,8 @@ use crate::protocol::tasks::TaskAsk;
 
 impl SessionLoop {
     /// Finds out about tasks, beside the session.
+    // Not a part of who performs effects: it makes what is spawned on the stack, and every server's stack would grow by that.
+    #[inline(never)]
     pub(super) fn ask(&mut self, number: CallNumber, ask: TaskAsk, client: ClientInfo) {
         if !self.turn.host_calls.contains_key(&number) {
             return;
@@ -40,6 +42,7 @@ impl SessionLoop {
     }
 
     /// Follows the tasks of this number, beside the session.
+    #[inline(never)]
     pub(super) fn follow(&mut self, number: CallNumber) {
         let Some(desk) = &self.neighbours.task_desk else {
             self.turn.follows.remove(&number);

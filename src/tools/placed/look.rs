@@ -5,6 +5,8 @@
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use futures_util::future::BoxFuture;
+
 use super::placing::{PlaceAsk, PlacedJob, Placing};
 use super::{asked, home};
 use crate::base::fault::{Fault, FaultCode};
@@ -18,6 +20,9 @@ use crate::tools::{ToolCall, ToolReply};
 
 /// How often who waits is told how the job stands, where that is wanted.
 const LOOKS: Duration = Duration::from_secs(1);
+
+/// What asks the fleet, on the heap: hardly a call does, and each would have room for it.
+pub type Told<'a, T> = BoxFuture<'a, Result<T, Fault>>;
 
 /// A job of the fleet as its own machine would tell it, and what is told beside that.
 #[derive(Debug, Clone)]
@@ -130,11 +135,13 @@ impl<'a> Asking<'a> {
 /// # Cancel safety
 ///
 /// Safe.
-pub async fn see(desk: &Consults, job: JobId, caller: Caller, most: Duration) -> Result<Option<Seen>, Fault> {
-    let Some(fleet) = &desk.fleet else { return Ok(None) };
-    let Some(asked) = allowed(desk, fleet, job, caller).await? else { return Ok(None) };
-    let view = fleet.view(job.in_fleet(), most).await?.ok_or_else(gone)?;
-    Ok(Some(asked.seen(desk, fleet, &view, false).await))
+pub fn see(desk: &Consults, job: JobId, caller: Caller, most: Duration) -> Told<'_, Option<Seen>> {
+    Box::pin(async move {
+        let Some(fleet) = &desk.fleet else { return Ok(None) };
+        let Some(asked) = allowed(desk, fleet, job, caller).await? else { return Ok(None) };
+        let view = fleet.view(job.in_fleet(), most).await?.ok_or_else(gone)?;
+        Ok(Some(asked.seen(desk, fleet, &view, false).await))
+    })
 }
 
 /// Ends such a job, and waits so long for its end. How it stands then, and how it stood where it was over already.
@@ -146,68 +153,74 @@ pub async fn see(desk: &Consults, job: JobId, caller: Caller, most: Duration) ->
 /// # Cancel safety
 ///
 /// Safe; what was asked of its machine stays asked.
-pub async fn end(
+pub fn end(
     desk: &Consults,
     job: JobId,
     caller: Caller,
     most: Duration,
-) -> Result<Option<(JobRecord, Option<JobState>)>, Fault> {
-    let Some(fleet) = &desk.fleet else { return Ok(None) };
-    let Some(asked) = allowed(desk, fleet, job, caller).await? else { return Ok(None) };
-    let was = match fleet.cancel(job.in_fleet()).await? {
-        FleetCancel::Over { state } => Some(of_state(state)),
-        FleetCancel::Ended | FleetCancel::Asked => None,
-        FleetCancel::NoJob => return Ok(None),
-    };
-    let most = if was.is_none() { most } else { Duration::ZERO };
-    let view = fleet.view(job.in_fleet(), most).await?.ok_or_else(gone)?;
-    Ok(Some((asked.record(&view), was)))
+) -> Told<'_, Option<(JobRecord, Option<JobState>)>> {
+    Box::pin(async move {
+        let Some(fleet) = &desk.fleet else { return Ok(None) };
+        let Some(asked) = allowed(desk, fleet, job, caller).await? else { return Ok(None) };
+        let was = match fleet.cancel(job.in_fleet()).await? {
+            FleetCancel::Over { state } => Some(of_state(state)),
+            FleetCancel::Ended | FleetCancel::Asked => None,
+            FleetCancel::NoJob => return Ok(None),
+        };
+        let most = if was.is_none() { most } else { Duration::ZERO };
+        let view = fleet.view(job.in_fleet(), most).await?.ok_or_else(gone)?;
+        Ok(Some((asked.record(&view), was)))
+    })
 }
 
 /// Asks the fleet for a call, and waits.
-pub(in crate::tools) async fn consult(
-    desk: &Consults,
-    fleet: &Placing,
-    call: &ToolCall,
+pub(in crate::tools) fn consult<'a>(
+    desk: &'a Consults,
+    fleet: &'a Placing,
+    call: &'a ToolCall,
     options: ConsultOptions,
     shape: Shape,
-) -> Result<ToolReply, Fault> {
-    let options = asked::with_commit(desk, options, Caller::Client(call.invocation.session)).await?;
-    let placed = fleet.place(PlaceAsk { options: options.clone(), call: Some(call.invocation) }).await?;
-    let job = placed.job;
-    let keyed = options.is_keyed_by_caller() && call.evidence.is_none();
-    let (most, _) = desk.wait(options.wait, call.client.name().as_deref());
-    let most = if options.background { Duration::ZERO } else { most };
-    let waits = !options.background;
-    let mut asked = Asked::for_it(options, placed, JobMode::Background);
-    let view = watched(desk, fleet, call, &asked, job, most).await;
-    if waits {
-        // Whatever comes of the reply: the job is over, or goes on in the background.
-        fleet.settle(call.invocation).await;
-    }
-    let view = view.map_err(|fault| fault.job(local(job)))?;
-    if waits && view.state.is_terminal() {
-        asked.mode = JobMode::Sync;
-    }
-    let seen = asked.seen(desk, fleet, &view, waits).await;
-    let joined = placed.joined && keyed && seen.record.state.is_terminal();
-    Ok(reply::job(&seen.record, &Context { joined, ..seen.context }, shape))
+) -> Told<'a, ToolReply> {
+    Box::pin(async move {
+        let options = asked::with_commit(desk, options, Caller::Client(call.invocation.session)).await?;
+        let placed = fleet.place(PlaceAsk { options: options.clone(), call: Some(call.invocation) }).await?;
+        let job = placed.job;
+        let keyed = options.is_keyed_by_caller() && call.evidence.is_none();
+        let (most, _) = desk.wait(options.wait, call.client.name().as_deref());
+        let most = if options.background { Duration::ZERO } else { most };
+        let waits = !options.background;
+        let mut asked = Asked::for_it(options, placed, JobMode::Background);
+        let view = watched(desk, fleet, call, &asked, job, most).await;
+        if waits {
+            // Whatever comes of the reply: the job is over, or goes on in the background.
+            fleet.settle(call.invocation).await;
+        }
+        let view = view.map_err(|fault| fault.job(local(job)))?;
+        if waits && view.state.is_terminal() {
+            asked.mode = JobMode::Sync;
+        }
+        let seen = asked.seen(desk, fleet, &view, waits).await;
+        let joined = placed.joined && keyed && seen.record.state.is_terminal();
+        Ok(reply::job(&seen.record, &Context { joined, ..seen.context }, shape))
+    })
 }
 
 /// The reply about a job that this machine's store does not have and the fleet does; `None` where the fleet has none either.
-pub(in crate::tools) async fn read(
-    desk: &Consults,
-    call: &ToolCall,
+pub(in crate::tools) fn read<'a>(
+    desk: &'a Consults,
+    call: &'a ToolCall,
     job: JobId,
     caller: Caller,
     most: Duration,
     shape: Shape,
-) -> Result<Option<ToolReply>, Fault> {
-    let Some(fleet) = &desk.fleet else { return Ok(None) };
-    let Some(asked) = allowed(desk, fleet, job, caller).await? else { return Ok(None) };
-    let view = watched(desk, fleet, call, &asked, job.in_fleet(), most).await.map_err(|fault| fault.job(job))?;
-    let seen = asked.seen(desk, fleet, &view, false).await;
-    Ok(Some(reply::job(&seen.record, &seen.context, shape)))
+) -> Told<'a, Option<ToolReply>> {
+    Box::pin(async move {
+        let Some(fleet) = &desk.fleet else { return Ok(None) };
+        let Some(asked) = allowed(desk, fleet, job, caller).await? else { return Ok(None) };
+        let view = watched(desk, fleet, call, &asked, job.in_fleet(), most).await.map_err(|fault| fault.job(job))?;
+        let seen = asked.seen(desk, fleet, &view, false).await;
+        Ok(Some(reply::job(&seen.record, &seen.context, shape)))
+    })
 }
 
 async fn allowed(desk: &Consults, fleet: &Placing, job: JobId, caller: Caller) -> Result<Option<Asked>, Fault> {
