@@ -22,7 +22,7 @@ use crate::tools::{ToolCall, ToolReply};
 const LOOKS: Duration = Duration::from_secs(1);
 
 /// What asks the fleet, on the heap: hardly a call does, and each would have room for it.
-pub type Told<'a, T> = BoxFuture<'a, Result<T, Fault>>;
+pub type LookFuture<'a, T> = BoxFuture<'a, Result<T, Fault>>;
 
 /// A job of the fleet as its own machine would tell it, and what is told beside that.
 #[derive(Debug, Clone)]
@@ -135,7 +135,7 @@ impl<'a> Asking<'a> {
 /// # Cancel safety
 ///
 /// Safe.
-pub fn see(desk: &Consults, job: JobId, caller: Caller, most: Duration) -> Told<'_, Option<Seen>> {
+pub fn see(desk: &Consults, job: JobId, caller: Caller, most: Duration) -> LookFuture<'_, Option<Seen>> {
     Box::pin(async move {
         let Some(fleet) = &desk.fleet else { return Ok(None) };
         let Some(asked) = allowed(desk, fleet, job, caller).await? else { return Ok(None) };
@@ -158,7 +158,7 @@ pub fn end(
     job: JobId,
     caller: Caller,
     most: Duration,
-) -> Told<'_, Option<(JobRecord, Option<JobState>)>> {
+) -> LookFuture<'_, Option<(JobRecord, Option<JobState>)>> {
     Box::pin(async move {
         let Some(fleet) = &desk.fleet else { return Ok(None) };
         let Some(asked) = allowed(desk, fleet, job, caller).await? else { return Ok(None) };
@@ -180,7 +180,7 @@ pub(in crate::tools) fn consult<'a>(
     call: &'a ToolCall,
     options: ConsultOptions,
     shape: Shape,
-) -> Told<'a, ToolReply> {
+) -> LookFuture<'a, ToolReply> {
     Box::pin(async move {
         let options = asked::with_commit(desk, options, Caller::Client(call.invocation.session)).await?;
         let placed = fleet.place(PlaceAsk { options: options.clone(), call: Some(call.invocation) }).await?;
@@ -213,7 +213,7 @@ pub(in crate::tools) fn read<'a>(
     caller: Caller,
     most: Duration,
     shape: Shape,
-) -> Told<'a, Option<ToolReply>> {
+) -> LookFuture<'a, Option<ToolReply>> {
     Box::pin(async move {
         let Some(fleet) = &desk.fleet else { return Ok(None) };
         let Some(asked) = allowed(desk, fleet, job, caller).await? else { return Ok(None) };
