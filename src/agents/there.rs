@@ -101,6 +101,16 @@ impl There<'_> {
         }
     }
 
+    /// What a program of the machine itself says to these words, run in this directory; `None` for nothing.
+    ///
+    /// # Errors
+    ///
+    /// It was not started.
+    pub async fn asked(&self, program: &str, cwd: &Path, words: &[&str]) -> Result<Option<String>, ProcessStartError> {
+        let program = Candidate { program: program.into(), path: None };
+        self.ask(&program, AskedThere { env: &[], cwd }, words).await
+    }
+
     /// What it says to these words; `None` for nothing, in time or at all.
     ///
     /// # Errors

@@ -151,7 +151,7 @@ impl Claimant<'_> {
     #[must_use]
     pub fn way(&self, row: &FleetRow) -> Option<WorkspaceWay> {
         let has_state = row.pin_state.as_deref().is_none_or(|pin| pin == self.state_id);
-        self.labels.way(&row.needs, has_state)
+        self.labels.way(&row.needs, &row.agent, &row.account, has_state)
     }
 }
 
@@ -208,7 +208,6 @@ impl Capacity<FleetRow> for Used<'_> {
         self.taken < claimant.most
             && self.own < slots
             && claimant.owners.contains(&row.owner)
-            && claimant.labels.serves(&row.agent, &row.account)
             && claimant.way(row).is_some_and(|way| row.waited >= way.patience())
             && scopes(row, Some(claimant.name)).all(|scope| {
                 let used = self.of.get(&scope).copied().unwrap_or(0);

@@ -37,6 +37,9 @@ pub struct Labels {
     pub mounts: Vec<MountLabel>,
     /// Exec servers it reaches, by id.
     pub exec: Vec<String>,
+    /// Agents on machines it reaches by an exec server, with the workspaces there.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub reach: Vec<ReachLabel>,
     /// Repositories it makes clones of, as patterns.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub clones: Vec<String>,
@@ -59,6 +62,18 @@ pub struct AgentLabel {
     /// How it is paid for.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub billing: String,
+}
+
+/// An agent on a machine that a host reaches by an exec server.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ReachLabel {
+    /// Which agent it is.
+    pub agent: String,
+    /// How it is paid for.
+    pub billing: String,
+    /// The workspaces there, by id.
+    pub workspaces: Vec<String>,
 }
 
 /// A file system a host shares with others.
@@ -101,11 +116,16 @@ pub struct Needs {
     pub clone: String,
 }
 
+/// How long a job is left to hosts that have its workspace. It is less than what is left to those that reach it.
+const EXEC_PATIENCE: Duration = Duration::from_secs(2);
+
 /// How a host comes to the files of a job, the best first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum WorkspaceWay {
     /// The workspace itself is there: it is the machine's own, or proven to be the same.
     Same,
+    /// By an exec server on the workspace's machine.
+    Exec,
     /// By a clone of the commit.
     Clone,
 }
@@ -116,22 +136,43 @@ impl WorkspaceWay {
     pub const fn patience(self) -> Duration {
         match self {
             Self::Same => Duration::ZERO,
+            Self::Exec => EXEC_PATIENCE,
             Self::Clone => POLL,
         }
     }
 }
 
 impl Labels {
-    /// How this host comes to the files of a job, if it has all else that is needed. `has_state`: whether it is the state directory
-    /// that the job is tied to, or the job is tied to none.
+    /// How this host comes to the files of a job of this agent and account, if it has all else that is needed. `has_state`: whether
+    /// it is the state directory that the job is tied to, or the job is tied to none.
     #[must_use]
-    pub fn way(&self, needs: &Needs, has_state: bool) -> Option<WorkspaceWay> {
-        if has_state && self.hold(needs) {
+    pub fn way(&self, needs: &Needs, agent: &str, account: &str, has_state: bool) -> Option<WorkspaceWay> {
+        let served = self.serves(agent, account);
+        if has_state && served && self.hold(needs) {
             return Some(WorkspaceWay::Same);
         }
         let elsewhere = Needs { workspaces: Vec::new(), mounts: Vec::new(), ..needs.clone() };
+        // Whose account an agent there has is not known here.
+        if has_state && account.is_empty() && self.reaches(needs, agent) {
+            let rest = Needs { agents: BTreeMap::new(), ..elsewhere };
+            return self.hold(&rest).then_some(WorkspaceWay::Exec);
+        }
         let clones = !needs.clone.is_empty() && covered(&self.clones, &needs.clone);
-        (clones && self.hold(&elsewhere)).then_some(WorkspaceWay::Clone)
+        (clones && served && self.hold(&elsewhere)).then_some(WorkspaceWay::Clone)
+    }
+
+    /// Whether this agent is on a machine it reaches, with everything of the workspace that is needed.
+    fn reaches(&self, needs: &Needs, agent: &str) -> bool {
+        let pays = |here: &ReachLabel| {
+            needs.agents.values().all(|asked| {
+                asked.version.is_empty()
+                    && asked.accounts.is_empty()
+                    && (asked.billing.is_empty() || asked.billing == here.billing)
+            })
+        };
+        let only = needs.agents.keys().all(|name| name == agent);
+        let has = |here: &&ReachLabel| here.agent == agent && all_in(&needs.workspaces, &here.workspaces) && pays(here);
+        only && !needs.workspaces.is_empty() && needs.mounts.is_empty() && self.reach.iter().any(|here| has(&here))
     }
 
     /// Whether everything that is needed is here.
@@ -186,6 +227,12 @@ impl Labels {
         places(&self.workspaces, &self.mounts)?;
         words("labels.exec", &self.exec)?;
         words("labels.tags", &self.tags)?;
+        few("labels.reach", &self.reach)?;
+        for here in &self.reach {
+            word("reach.agent", &here.agent)?;
+            word_or_nothing("reach.billing", &here.billing)?;
+            places(&here.workspaces, &[])?;
+        }
         few("labels.clones", &self.clones)?;
         if self.clones.iter().any(|pattern| RemotePattern::read(pattern).is_err()) {
             return Err(BadRow::new("labels.clones", "is no pattern of addresses"));
@@ -311,9 +358,10 @@ mod tests {
     fn a_clone_is_a_way_to_a_job_that_names_its_repository_and_the_workspace_itself_is_a_better_one() {
         let host = |labels: &str| Labels::read(labels).expect(labels);
         let clones = r#""clones":["ssh://git@git.example/team/*"]"#;
-        let both = host(&format!(r#"{{"workspaces":["w"],"tags":["gpu"],{clones}}}"#));
-        let only = host(&format!(r#"{{"tags":["gpu"],{clones}}}"#));
-        let neither = host(r#"{"tags":["gpu"]}"#);
+        let rest = r#""agents":{"claude":{}},"tags":["gpu"]"#;
+        let both = host(&format!(r#"{{"workspaces":["w"],{rest},{clones}}}"#));
+        let only = host(&format!(r#"{{{rest},{clones}}}"#));
+        let neither = host(&format!("{{{rest}}}"));
         let (same, clone) = (Some(WorkspaceWay::Same), Some(WorkspaceWay::Clone));
         for (needs, has_state, ways) in [
             (r#"{"workspaces":["w"]}"#, true, [same, None, None]),
@@ -326,11 +374,51 @@ mod tests {
             (r#"{}"#, false, [None, None, None]),
         ] {
             let read = Needs::read(needs).expect(needs);
-            assert_eq!([&both, &only, &neither].map(|host| host.way(&read, has_state)), ways, "{needs} {has_state}");
+            assert_eq!(
+                [&both, &only, &neither].map(|host| host.way(&read, "claude", "", has_state)),
+                ways,
+                "{needs} {has_state}"
+            );
         }
         assert!(WorkspaceWay::Same < WorkspaceWay::Clone && WorkspaceWay::Same.patience().is_zero());
         let again = Labels::read(&both.write().expect("written")).expect("read");
         assert_eq!(again, both);
+    }
+
+    #[test]
+    fn of_four_ways_to_a_workspace_the_best_one_counts_and_each_asks_for_all_of_its_own() {
+        let (same, exec, cloned) = (WorkspaceWay::Same, WorkspaceWay::Exec, WorkspaceWay::Clone);
+        let here = r#""workspaces":["w"]"#;
+        let reach = r#""reach":[{"agent":"claude","billing":"subscription","workspaces":["w"]}]"#;
+        let clones = r#""clones":["https://git.example/*"]"#;
+        let agents = r#""agents":{"claude":{"accounts":["a"],"billing":"subscription"}}"#;
+        let needs = |rest: &str| Needs::read(&format!("{{{rest}}}")).expect(rest);
+        let asked = r#""agents":{"claude":{"billing":"subscription"}},"workspaces":["w"]"#;
+        let clone = format!(r#"{asked},"clone":"https://git.example/a""#);
+        for (labels, asked, account, has_state, way) in [
+            (format!("{agents},{here},{reach},{clones}"), clone.as_str(), "", true, Some(same)),
+            (format!("{agents},{reach},{clones}"), &clone, "", true, Some(exec)),
+            (format!("{agents},{clones}"), &clone, "", true, Some(cloned)),
+            (agents.to_owned(), &clone, "", true, None),
+            // No agent of its own is needed for one that is there.
+            (reach.to_owned(), asked, "", true, Some(exec)),
+            (here.to_owned(), asked, "", true, None),
+            // Whose account is used there is not known, and a state directory is nowhere else.
+            (format!("{agents},{reach}"), asked, "a", true, None),
+            (format!("{agents},{here},{reach}"), asked, "a", true, Some(same)),
+            (format!("{agents},{reach}"), asked, "", false, None),
+            // Another workspace, agent or way of paying.
+            (reach.replace("\"w\"", "\"v\""), asked, "", true, None),
+            (reach.replace("claude", "codex"), asked, "", true, None),
+            (reach.replace("subscription", "api_key"), asked, "", true, None),
+            (reach.to_owned(), &format!(r#"{asked},"tags":["gpu"]"#), "", true, None),
+            // A job without a proven workspace is reached by nobody.
+            (reach.to_owned(), r#""agents":{"claude":{}}"#, "", true, None),
+        ] {
+            let host = Labels::read(&format!("{{{labels}}}")).expect(&labels);
+            assert_eq!(host.way(&needs(asked), "claude", account, has_state), way, "{labels} for {asked}");
+        }
+        assert!(same.patience() < exec.patience() && exec.patience() < cloned.patience());
     }
 
     #[test]

@@ -603,6 +603,9 @@ pub struct JobOutcome {
     /// Milliseconds from the agent's start to the end of its process group.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub run_ms: Option<u64>,
+    /// The exec server of the machine it ran on, where a host of a fleet reached that for somebody else.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub machine: Option<String>,
     /// The commit it ran in a clone of, where it did not run in the directory that was asked about.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub clone_of: Option<CloneOf>,

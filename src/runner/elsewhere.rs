@@ -37,7 +37,7 @@ use crate::jobs::lock::JobLock;
 use crate::places::{self, PlaceRefused};
 
 /// How long a machine may take to be reached and to say what it is like. A login over `ssh` takes seconds.
-const REACH: Duration = Duration::from_secs(45);
+pub(super) const REACH: Duration = Duration::from_secs(45);
 
 /// How long a socket is tried before it is said that nobody answers there.
 const CONNECT: Duration = Duration::from_secs(8);
@@ -210,7 +210,7 @@ fn own_machine(site: &AgentSite, machine: Arc<dyn Machine>, environment: &Enviro
     Reached { backend, site: site.clone(), home: None, over_within }
 }
 
-async fn reach(site: &AgentSite, faults: Faults) -> Result<Reached, Fault> {
+pub(super) async fn reach(site: &AgentSite, faults: Faults) -> Result<Reached, Fault> {
     let token = match &site.token_file {
         Some(file) => Some(token(file).map_err(|wrong| {
             let detail = format!("the token for {} cannot be read: {} {wrong}.", site.target, file.display());
@@ -375,7 +375,7 @@ fn not_reached(site: &AgentSite, code: FaultCode, failed_to: &str) -> Fault {
     Fault::new(code, detail).hint(hint)
 }
 
-fn too_late(site: &AgentSite) -> Fault {
+pub(super) fn too_late(site: &AgentSite) -> Fault {
     let detail = format!("{} did not answer in time. Nothing was started there.", site.target);
     Fault::new(FaultCode::ExecUnreachable, detail).hint("Is its exec server running, and not busy?")
 }

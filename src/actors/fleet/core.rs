@@ -369,6 +369,8 @@ impl HostCore {
             _ => FleetState::Failed,
         };
         let mut outcome = Box::new(record.outcome.unwrap_or_default());
+        // Everybody of the fleet sees it, and the words of a command may hold what is theirs alone: its program says enough.
+        outcome.machine = record.request.machine.and_then(|target| target.split(' ').next().map(str::to_owned));
         if let Some(of) = record.request.clone_of {
             // The directory its session was had in is gone.
             (outcome.clone_of, outcome.resumable) = (Some(of), Some(false));

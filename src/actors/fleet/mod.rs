@@ -25,14 +25,19 @@ use crate::base::fault::{Fault, FaultCode};
 use crate::base::ids::{FleetJobId, HostId, UnixMillis};
 use crate::failpoints::{Broken, FaultPoint, Faults, Operation};
 use crate::fleet::{
-    ClaimAsk, ClaimedJob, Fleet, FleetClaim, FleetError, FleetRenewed, FleetState, POLL, Renewal, RunFinish, Ticket,
+    ClaimAsk, ClaimedJob, Fleet, FleetClaim, FleetError, FleetRenewed, FleetState, LEASE, POLL, Renewal, RunFinish,
+    Ticket,
 };
 use crate::jobs::client::{JobsHandle, News};
 use crate::jobs::fleet_runs::{FleetRun, local};
 use crate::jobs::store::{StoreError, StoreHandle};
 use crate::jobs::{JobOutcome, JobRecord};
+use crate::runner::{MachineSeen, WorkspaceSeen, seen_there};
 use crate::tools::consult::Consults;
-use crate::tools::placed::{self, FleetDesk};
+use crate::tools::placed::{self, DirectorySeen, FleetDesk, WorkspaceThere};
+
+/// How often the machines this host reaches are looked at: as often as a lease, after which a host that is gone is not believed either.
+const LOOK_AT_SITES_EVERY: Duration = LEASE;
 
 /// What it is started with.
 #[derive(Clone)]
@@ -94,6 +99,7 @@ impl Actor for Hosting {
         a.desk.begin_anew();
         let mut tasks = JoinSet::new();
         tasks.spawn(listen(Arc::clone(a.desk.fleet()), me.clone()));
+        tasks.spawn(look_at_sites(a.desk.clone()));
         me.cast(HostEvent::Due.into())?;
         // Another one for each incarnation: what the last one claimed and did not come to is for others.
         let core = HostCore::new(HostId::random(), clock::now());
@@ -125,6 +131,36 @@ async fn listen(fleet: Arc<dyn Fleet>, me: ActorRef<FleetMsg>) {
         // The database is away; everything is looked at by the clock meanwhile.
         tokio::time::sleep(POLL).await;
     }
+}
+
+/// Looks at the machines this host reaches, for as long as the actor lives. What was not reached is not offered.
+async fn look_at_sites(desk: FleetDesk) {
+    if desk.sites().is_empty() {
+        return;
+    }
+    loop {
+        for (name, site) in desk.sites() {
+            let there = match seen_there(site).await {
+                Ok(seen) => workspaces_of(&seen),
+                Err(fault) => {
+                    tracing::debug!(%fault, name, "the machine of an agent is not offered to the fleet");
+                    Vec::new()
+                }
+            };
+            desk.note_site(name, there);
+        }
+        tokio::time::sleep(LOOK_AT_SITES_EVERY).await;
+    }
+}
+
+/// The workspaces of a machine that are proven.
+fn workspaces_of(seen: &MachineSeen) -> Vec<WorkspaceThere> {
+    let proven = |there: &WorkspaceSeen| {
+        let WorkspaceSeen { named, dir, dev, ino, git } = there;
+        let seen = DirectorySeen { dir, dev: *dev, ino: *ino, git: *git, mounts: &seen.mounts, boot: &seen.boot };
+        Some(WorkspaceThere { dir: named.clone(), proof: seen.proof()? })
+    };
+    seen.workspaces.iter().filter_map(proven).collect()
 }
 
 impl HostingState {

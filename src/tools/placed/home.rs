@@ -158,6 +158,11 @@ impl Home {
     }
 }
 
+/// What proves the workspace of this name, and the path of it on the machine that asked.
+pub(super) fn parts_of(workspace: &str) -> Option<(&str, &Path)> {
+    workspace.split_once(IN).map(|(proof, path)| (proof, Path::new(path)))
+}
+
 /// The path on the machine that asked, of a workspace's name.
 pub(super) fn path_of(workspace: &str) -> PathBuf {
     workspace.split_once(IN).map_or_else(PathBuf::new, |(_, path)| PathBuf::from(path))
@@ -178,17 +183,43 @@ fn hangs(wrong: &'static str) -> Fault {
     )
 }
 
-/// What proves that a directory is this one, wherever it is seen from.
+/// What a machine says of a directory of its own.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DirectorySeen<'a> {
+    /// The directory, links followed.
+    pub dir: &'a Path,
+    /// The number of its file system.
+    pub dev: u64,
+    /// Its inode.
+    pub ino: u64,
+    /// That of the `.git` in it.
+    pub git: Option<u64>,
+    /// What is mounted there, as `/proc/self/mountinfo` says it.
+    pub mounts: &'a str,
+    /// The machine's boot id.
+    pub boot: &'a str,
+}
+
+impl DirectorySeen<'_> {
+    /// What proves that a directory is this one, wherever it is seen from; `None` where nothing does.
+    #[must_use]
+    pub fn proof(&self) -> Option<String> {
+        let (mount, root, kind, source) = mount_of(self.dir, self.mounts)?;
+        if SHARED.contains(&kind) {
+            let git = self.git.map_or_else(|| "-".to_owned(), |git| git.to_string());
+            let below = self.dir.strip_prefix(mount).ok()?.to_str()?;
+            // A part of the file system may be mounted, each host's another one.
+            return Some(format!("mount:{kind}:{source}:{root}:{below}:{}:{git}", self.ino));
+        }
+        (!self.boot.is_empty()).then(|| format!("dev:{}:{:x}:{}", self.boot, self.dev, self.ino))
+    }
+}
+
+/// The same of a directory of this machine.
 fn proof(dir: &Path, mounts: &str, boot: &str) -> Option<String> {
     let meta = fs::metadata(dir).ok()?;
-    let (mount, root, kind, source) = mount_of(dir, mounts)?;
-    if SHARED.contains(&kind) {
-        let git = fs::metadata(dir.join(".git")).map_or_else(|_| "-".to_owned(), |git| git.ino().to_string());
-        let below = dir.strip_prefix(mount).ok()?.to_str()?;
-        // A part of the file system may be mounted, each host's another one.
-        return Some(format!("mount:{kind}:{source}:{root}:{below}:{}:{git}", meta.ino()));
-    }
-    (!boot.is_empty()).then(|| format!("dev:{boot}:{:x}:{}", meta.dev(), meta.ino()))
+    let git = fs::metadata(dir.join(".git")).ok().map(|git| git.ino());
+    DirectorySeen { dir, dev: meta.dev(), ino: meta.ino(), git, mounts, boot }.proof()
 }
 
 /// The mount a directory lies in: where it is, which part of the file system it shows, its type and its source. `None` where a

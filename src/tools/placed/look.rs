@@ -345,6 +345,10 @@ impl Asked {
             let because = format!("it cloned commit {} of {}; {}", of.commit, of.remote, of.changes.told());
             return MachineTold { machine, because };
         }
+        if let Some(target) = view.outcome.as_ref().and_then(|outcome| outcome.machine.as_ref()) {
+            let because = format!("it reaches the machine of the workspace by its exec server, {target}");
+            return MachineTold { machine, because };
+        }
         if view.may_clone && !view.state.is_terminal() {
             let whether = match machine {
                 None => "it waits for a machine of the fleet that has the same workspace or may clone",

@@ -14,6 +14,7 @@ mod fetch;
 mod home;
 pub mod look;
 pub mod placing;
+mod reached;
 pub mod waiters;
 
 use std::borrow::Cow;
@@ -25,11 +26,14 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 
 use self::clones::Clones;
-pub use self::home::Home;
+pub use self::home::{DirectorySeen, Home};
 pub(super) use self::look::{consult, end, read};
 use self::placing::{PlaceAsk, PlacedJob, PlacingBackend};
+use self::reached::Reached;
+pub use self::reached::WorkspaceThere;
 use self::waiters::{Waiters, WaitersEvent};
 use super::consult::{ConsultOptions, Consults, look_at};
+use crate::agents::AgentSites;
 use crate::base::fault::{Fault, FaultCode};
 use crate::base::ids::{FleetJobId, InvocationId, JobId};
 use crate::base::trace::{JobTrace, TraceContext};
@@ -38,7 +42,7 @@ use crate::fleet::{ClaimedJob, Fleet, FleetAccept, FleetCancel, FleetError, Flee
 use crate::jobs::fleet_runs::local;
 use crate::jobs::store::StoreHandle;
 use crate::jobs::{ConsultRequest, JobMode, NewJob};
-use crate::places::Places;
+use crate::places::{self, Places};
 
 /// What begins the key of a job whose caller gave none: its call is asked again by the same.
 const KEY_OF_CALL: &str = "phone-opus-call:";
@@ -61,6 +65,10 @@ pub struct FleetDesk {
     accepts: Arc<[String]>,
     clones: Clones,
     traces: AskersTrace,
+    /// Agents on machines that are reached by an exec server.
+    sites: AgentSites,
+    billing: String,
+    reached: Reached,
     /// What does not change of the labels.
     labels: Labels,
     waiters: Waiters,
@@ -110,7 +118,11 @@ impl FleetDesk {
             ..Labels::default()
         };
         let clones = Clones::new(home.dir.clone(), config);
-        Self { fleet, home, account, accepts: config.fleet_accept.clone().into(), clones, traces, labels, waiters }
+        let sites = config.agents.iter().filter(|(_, site)| !site.is_own());
+        let sites = sites.map(|(name, site)| (name.clone(), site.clone())).collect();
+        let (accepts, billing) = (config.fleet_accept.clone().into(), config.billing.as_str().to_owned());
+        let reached = Reached::default();
+        Self { fleet, home, account, accepts, clones, traces, sites, billing, reached, labels, waiters }
     }
 
     /// The queue.
@@ -128,6 +140,17 @@ impl FleetDesk {
     /// Lets go of the clones an earlier incarnation looked after: those whose jobs run go on being followed, the others are swept.
     pub fn begin_anew(&self) {
         self.clones.let_go();
+    }
+
+    /// Agents on machines that are reached by an exec server, by the names callers use.
+    #[must_use]
+    pub const fn sites(&self) -> &AgentSites {
+        &self.sites
+    }
+
+    /// Takes note of the workspaces the machine of such an agent was seen to have; none where it was not reached.
+    pub fn note_site(&self, name: &str, workspaces: Vec<WorkspaceThere>) {
+        self.reached.note(name, workspaces);
     }
 
     /// Removes the clone of a job that is over.
@@ -161,7 +184,8 @@ impl FleetDesk {
         let (state_id, workspaces) =
             self.home.told().await.map_err(|fault| FleetError::Unavailable { detail: fault.detail })?;
         let slots = u32::try_from(slots).unwrap_or(crate::fleet::labels::SLOTS);
-        let labels = home::with_workspaces(Labels { slots, ..self.labels.clone() }, workspaces);
+        let reach = self.reached.labels(&self.sites, &self.billing);
+        let labels = home::with_workspaces(Labels { slots, reach, ..self.labels.clone() }, workspaces);
         Ok(FleetHostSaid { name: self.home.name.clone(), state_id, labels })
     }
 
@@ -266,8 +290,9 @@ impl PlacingBackend for FleetDesk {
 ///
 /// May be dropped at any time: nothing of it is left.
 pub async fn prepare(desk: &Consults, fleet: &FleetDesk, claimed: &ClaimedJob) -> Result<(), Fault> {
-    let Some(asked) = &claimed.request.clone_of else { return Ok(()) };
-    if fleet.home.here(&claimed.workspace, claimed.request.cwd.clone()).await.is_ok() {
+    let (Some(asked), request) = (&claimed.request.clone_of, &claimed.request) else { return Ok(()) };
+    let here = fleet.home.here(&claimed.workspace, request.cwd.clone()).await.is_ok();
+    if here || fleet.reached.find(&fleet.sites, &request.agent, &claimed.workspace, &request.cwd).is_some() {
         return Ok(());
     }
     let context = Arc::clone(desk.callers.host());
@@ -315,11 +340,19 @@ pub async fn own_job(desk: &Consults, fleet: &FleetDesk, claimed: &ClaimedJob) -
             let places = Places { clone_tree: Some(root.clone()), ..Places::clone(&desk.places) };
             (Cow::Owned(Consults { places: Arc::new(places), ..desk.clone() }), root)
         }
-        _ => {
-            let (cwd, root) = fleet.home.here(&claimed.workspace, request.cwd.clone()).await?;
-            request.cwd = cwd;
-            (Cow::Borrowed(desk), root)
-        }
+        _ => match fleet.home.here(&claimed.workspace, request.cwd.clone()).await {
+            Ok((cwd, root)) => {
+                request.cwd = cwd;
+                (Cow::Borrowed(desk), root)
+            }
+            Err(refused) => {
+                let there = fleet.reached.find(&fleet.sites, &request.agent, &claimed.workspace, &request.cwd);
+                let (agent, root, cwd) = there.ok_or(refused)?;
+                let root = places::elsewhere(&agent, &root);
+                (request.agent, request.cwd) = (agent, cwd);
+                (Cow::Borrowed(desk), root)
+            }
+        },
     };
     let mut options = desk.check(&request, JobMode::Background).await?;
     if !options.workspace.starts_with(&root) {

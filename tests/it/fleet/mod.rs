@@ -9,6 +9,7 @@
 
 mod callers;
 mod clones;
+mod exec;
 mod hosting;
 mod memory;
 mod processes;
