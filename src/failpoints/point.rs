@@ -327,8 +327,8 @@ const JOBS_MESSAGES: [&str; 18] = [
 ];
 
 /// What a host of a fleet asks, by the names it has for it.
-const FLEET_QUESTIONS: [&str; 10] =
-    ["renew", "claim", "note", "start", "accept", "tell", "forget", "look", "sweep", "read"];
+const FLEET_QUESTIONS: [&str; 11] =
+    ["renew", "claim", "note", "prepare", "start", "accept", "tell", "forget", "look", "sweep", "read"];
 
 impl FaultPoint {
     /// Whether a plan may ask for this here.

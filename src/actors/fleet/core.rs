@@ -243,12 +243,7 @@ impl HostCore {
                 }),
                 false => self.again(job),
             },
-            HostEvent::Prepared { job, answer } => {
-                self.to(job, Stage::Preparing(Asking::Underway), |_| match answer {
-                    Ok(()) => Stage::Starting(Asking::Now),
-                    Err(fault) => failed(fault),
-                });
-            }
+            HostEvent::Prepared { job, answer } => self.prepared(job, answer),
             HostEvent::Started { job, answer } => self.started(job, answer, now, effects),
             HostEvent::Accepted { job, answer } => self.accepted(job, answer, effects),
             HostEvent::Over { job, record } => self.over(job, *record),
@@ -315,6 +310,15 @@ impl HostCore {
             let account = job.account.clone();
             let run = Run { ticket, account, claimed: Some(Box::new(job)), stage: Stage::Noting(Asking::Now) };
             self.runs.insert(ticket.job, run);
+        }
+    }
+
+    fn prepared(&mut self, job: FleetJobId, answer: Result<(), Fault>) {
+        match answer {
+            Ok(()) => self.to(job, Stage::Preparing(Asking::Underway), |_| Stage::Starting(Asking::Now)),
+            // It says nothing of the clone; one that is there by now is found when it is asked again.
+            Err(fault) if fault.code == FaultCode::StoreUnavailable => self.again(job),
+            Err(fault) => self.to(job, Stage::Preparing(Asking::Underway), |_| failed(fault)),
         }
     }
 

@@ -17,6 +17,7 @@ pub(super) enum Question {
     Renew { host: HostId, asked: Instant },
     Claim,
     Note(FleetJobId),
+    Prepare(FleetJobId),
     Start(FleetJobId),
     Accept(FleetJobId),
     Tell(FleetJobId),
@@ -33,6 +34,7 @@ impl Question {
             HostEffect::Renew { host, .. } => Self::Renew { host: *host, asked: now },
             HostEffect::Claim { .. } => Self::Claim,
             HostEffect::Note(run) => Self::Note(run.job),
+            HostEffect::Prepare(claimed) => Self::Prepare(claimed.ticket.job),
             HostEffect::Start(ticket) => Self::Start(ticket.job),
             HostEffect::Accept(claimed) => Self::Accept(claimed.ticket.job),
             HostEffect::Tell { ticket, .. } => Self::Tell(ticket.job),
@@ -40,7 +42,7 @@ impl Question {
             HostEffect::Look(job) => Self::Look(*job),
             HostEffect::Sweep => Self::Sweep,
             HostEffect::Read => Self::Read,
-            HostEffect::Follow(_) | HostEffect::Prepare(_) | HostEffect::Cancel(_) => return None,
+            HostEffect::Follow(_) | HostEffect::Cancel(_) => return None,
         })
     }
 
@@ -50,6 +52,7 @@ impl Question {
             Self::Renew { .. } => "renew",
             Self::Claim => "claim",
             Self::Note(_) => "note",
+            Self::Prepare(_) => "prepare",
             Self::Start(_) => "start",
             Self::Accept(_) => "accept",
             Self::Tell(_) => "tell",
@@ -67,10 +70,8 @@ impl Question {
             Self::Claim => HostEvent::Claimed(Err(error)),
             Self::Note(job) => HostEvent::Noted { job, noted: false },
             Self::Start(job) => HostEvent::Started { job, answer: Err(error) },
-            Self::Accept(job) => {
-                let fault = Fault::new(FaultCode::StoreUnavailable, "the store did not answer.");
-                HostEvent::Accepted { job, answer: Err(fault) }
-            }
+            Self::Prepare(job) => HostEvent::Prepared { job, answer: Err(unanswered()) },
+            Self::Accept(job) => HostEvent::Accepted { job, answer: Err(unanswered()) },
             Self::Tell(job) => HostEvent::Told { job, told: false },
             Self::Look(job) => HostEvent::Looked { job, cancel: false },
             Self::Sweep => HostEvent::Swept,
@@ -79,6 +80,11 @@ impl Question {
             Self::Forget => return None,
         })
     }
+}
+
+/// Nobody answered; it is asked again.
+fn unanswered() -> Fault {
+    Fault::new(FaultCode::StoreUnavailable, "the store did not answer.")
 }
 
 /// The usage limit of an account that an outcome tells of. It is given as a time that is left, by this host's clock: the queue's own
@@ -132,6 +138,7 @@ mod tests {
             Question::Renew { host, asked },
             Question::Claim,
             Question::Note(job),
+            Question::Prepare(job),
             Question::Start(job),
             Question::Accept(job),
             Question::Tell(job),

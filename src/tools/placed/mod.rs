@@ -295,6 +295,10 @@ pub async fn prepare(desk: &Consults, fleet: &FleetDesk, claimed: &ClaimedJob) -
     if here || fleet.reached.find(&fleet.sites, &request.agent, &claimed.workspace, &request.cwd).is_some() {
         return Ok(());
     }
+    if fleet.clones.tree(local(claimed.ticket.job)).is_some() {
+        // Made before, and nobody heard of it.
+        return Ok(());
+    }
     let context = Arc::clone(desk.callers.host());
     let within = Duration::from_secs(claimed.request.timeout_s);
     tokio::select! {

@@ -28,12 +28,17 @@ pub(super) struct Hosting {
 impl Hosting {
     /// Makes the directory of this machine a checkout whose commit is pushed. `None`, said aloud, without git.
     pub(super) fn of(asks: &Rig) -> Option<Self> {
+        Self::at(asks.path("hosting"), asks.work())
+    }
+
+    /// The same of any directory; it serves from another one.
+    pub(super) fn at(dir: PathBuf, work: PathBuf) -> Option<Self> {
         if !Command::new("git").arg("version").output().is_ok_and(|answer| answer.status.success()) {
             assert!(std::env::var_os("CI").is_none(), "git is needed");
             eprintln!("SKIPPED: there is no git");
             return None;
         }
-        let it = Self { dir: asks.path("hosting"), work: asks.work() };
+        let it = Self { dir, work };
         fs::create_dir_all(it.dir.join("bin")).expect("made");
         fs::create_dir_all(it.dir.join("team")).expect("made");
         it.answers("exec git upload-pack \"$path\"");

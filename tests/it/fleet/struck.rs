@@ -8,9 +8,10 @@ use std::time::{Duration, Instant};
 
 use futures_util::StreamExt as _;
 use phone_opus::testkit::rig::FAULTS;
-use phone_opus::testkit::{Step, Waiting};
+use phone_opus::testkit::{Step, Waiting, until};
 use serde_json::json;
 
+use super::hosting::{Hosting, clones_of};
 use super::world::{PATIENCE, World, seconds};
 use crate::private_postgres::PrivateServer;
 
@@ -40,13 +41,16 @@ const RAN: Promise = Promise { ends: &["interrupted", "succeeded"], runs: &[1] }
 
 /// Each moment of a job, and what is promised when the host's process is killed in it and when its actor panics. After any error it is
 /// answered.
-const MOMENTS: [(&str, &Promise, &Promise); 8] = [
+const MOMENTS: [(&str, &Promise, &Promise); 10] = [
     // The machine has it, and whether it has a runner by then is open: a next host finds it by its sweep, which takes longest.
     ("fleet.answered@accept", &BEGUN, &ANSWERED),
     ("fleet.ask@claim", &ANSWERED, &ANSWERED),
     // The claim is nobody's until its lease is over.
     ("fleet.answered@claim", &ANSWERED, &ANSWERED),
     ("fleet.answered@note", &ANSWERED, &ANSWERED),
+    // Before and after a clone is fetched: nothing has begun, and no clone is left.
+    ("fleet.ask@prepare", &ANSWERED, &ANSWERED),
+    ("fleet.answered@prepare", &ANSWERED, &ANSWERED),
     ("fleet.ask@start", &ANSWERED, &ANSWERED),
     // Between the commit of the start and the run.
     ("fleet.answered@start", &BEGUN_ONLY, &BEGUN_ONLY),
@@ -75,7 +79,13 @@ async fn strike(server: Arc<PrivateServer>, plan: &str, is_killed: bool, promise
     let began = Instant::now();
     let mut world = World::new(server, LEASE, 2, 1, 1).await;
     let workspace = world.workspaces[0].clone();
-    let arguments = world.asking("k", &workspace, vec![Step::Text("at work".into())]);
+    let mut arguments = world.asking("k", &workspace, vec![Step::Text("at work".into())]);
+    if plan.contains("@prepare") {
+        let Some(hosting) = Hosting::at(world.sign("hosting"), workspace) else { return format!("{plan}: SKIPPED") };
+        world.machines[0].clones_only(&hosting);
+        world.machines[1].rig.set("PATH", hosting.path());
+        arguments["placement"] = "clone".into();
+    }
     world.machines[1].start().await;
     world.is_in(1).await;
     world.sql("UPDATE phone_opus.host SET drained = true").await;
@@ -103,6 +113,9 @@ async fn strike(server: Arc<PrivateServer>, plan: &str, is_killed: bool, promise
     let least = i64::from(job.state == "interrupted" && runs > 0);
     assert!((least..=1).contains(&job.late), "{plan}: {job:?} after {runs} runs, {ended} ends");
     let told = format!("{plan}: {}, {runs} runs, {} late, {}", job.state, job.late, seconds(began));
+    for machine in &world.machines {
+        until("no clone is left", async || (clones_of(&machine.rig) == 0).then_some(())).await;
+    }
     world.end().await;
     told
 }

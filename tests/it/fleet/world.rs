@@ -25,6 +25,7 @@ use serde_json::{Value, json};
 use tokio::sync::Mutex;
 use tokio_postgres::{Client, NoTls, Row};
 
+use super::hosting::{Hosting, PATTERN};
 use super::processes::url;
 use crate::private_postgres::PrivateServer;
 
@@ -88,6 +89,14 @@ impl Machine {
     /// Starts its host, which may be gone before it is greeted.
     pub(super) fn start_unheard(&mut self) {
         self.client = Some(self.rig.host());
+    }
+
+    /// Takes its workspaces away, so that it serves a job by a clone alone.
+    pub(super) fn clones_only(&mut self, hosting: &Hosting) {
+        self.workspaces.clear();
+        self.rig.unset("PHONE_OPUS_WORKSPACES");
+        self.rig.set("PATH", hosting.path());
+        self.rig.set("PHONE_OPUS_FLEET_CLONE", PATTERN);
     }
 
     /// Kills its host, and nothing else of it.

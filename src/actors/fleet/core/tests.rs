@@ -91,6 +91,13 @@ fn what_may_need_a_clone_is_prepared_before_its_start_is_asked_for_and_fails_wit
 
     let (mut one, job, ticket) = One::given_with(Some(of));
     one.step(HostEvent::Noted { job, noted: true });
+    let unanswered = Fault::new(FaultCode::StoreUnavailable, "nobody answered.");
+    assert!(one.step(HostEvent::Prepared { job, answer: Err(unanswered) }).is_empty(), "not at once");
+    one.now += POLL;
+    assert!(
+        one.step(HostEvent::Due).iter().any(|effect| matches!(effect, HostEffect::Prepare(_))),
+        "it is asked again"
+    );
     let fault = Fault::new(FaultCode::WorkspaceUnavailable, "no clone.");
     let effects = one.step(HostEvent::Prepared { job, answer: Err(fault) });
     let [HostEffect::Tell { ticket: told, end: FleetState::Failed, .. }] = &effects[..] else { panic!("{effects:?}") };
