@@ -306,7 +306,9 @@ impl FleetCore {
         let job = self.jobs.get_mut(&ticket.job);
         let known = job.as_ref().map(|job| job.state);
         if let Some(job) = job.filter(|job| job.is_of(ticket)) {
-            let told = matches!(job.state, FleetState::Succeeded | FleetState::Failed | FleetState::Cancelled);
+            // Of two that were interrupted the one its host told has an outcome.
+            let told = matches!(job.state, FleetState::Succeeded | FleetState::Failed | FleetState::Cancelled)
+                || (job.state == FleetState::Interrupted && job.outcome.is_some());
             if job.state.is_held()
                 && let Some(state) = job.state.advance(end)
             {

@@ -52,6 +52,9 @@ struct Witnessed {
     host_name: Option<String>,
 }
 
+/// The law of states.
+const EDGES: &str = "states change along the edges that are drawn, and what is over stays over";
+
 impl FleetWitness {
     /// Notes what was asked, when, and what was answered.
     pub fn saw(&mut self, event: &FleetEvent, verdict: &FleetVerdict, now: UnixMillis) {
@@ -198,7 +201,7 @@ impl FleetWitness {
     fn saw_finish(&mut self, ticket: Ticket, end: FleetState, answer: FleetFinish) {
         let Some(job) = self.jobs.get_mut(&ticket.job) else { return };
         match answer {
-            FleetFinish::Finished => self.moved(ticket.job, end, UnixMillis(0)),
+            FleetFinish::Finished => self.told(ticket.job, end),
             FleetFinish::Late { .. } => {
                 job.late.insert(ticket.fence);
                 if job.ticket == Some(ticket) {
@@ -209,10 +212,18 @@ impl FleetWitness {
         }
     }
 
+    /// Its host said how it ended: nothing is taken from anybody, and nothing of it runs.
+    fn told(&mut self, id: FleetJobId, end: FleetState) {
+        let Some(job) = self.jobs.get_mut(&id) else { return };
+        let from = std::mem::replace(&mut job.state, end);
+        if from.advance(end).is_none() {
+            self.broke(EDGES, format!("{id} went from {from:?} to {end:?}"));
+        }
+    }
+
     fn moved(&mut self, id: FleetJobId, to: FleetState, now: UnixMillis) {
-        const LAW: &str = "states change along the edges that are drawn, and what is over stays over";
         let Some(job) = self.jobs.get_mut(&id) else {
-            return self.broke(LAW, format!("{id} is none"));
+            return self.broke(EDGES, format!("{id} is none"));
         };
         let from = job.state;
         job.state = to;
@@ -229,7 +240,7 @@ impl FleetWitness {
             (FleetState::Claimed, FleetState::Queued) | (FleetState::Running, FleetState::Interrupted)
         );
         if from.advance(to).is_none() {
-            self.broke(LAW, format!("{id} went from {from:?} to {to:?}"));
+            self.broke(EDGES, format!("{id} went from {from:?} to {to:?}"));
         } else if taken && lease.is_some_and(|until| until > now) && !(from == FleetState::Claimed && is_old) {
             self.broke("nothing is taken from a host that may live", format!("{id} at {now:?}"));
         }

@@ -5,7 +5,7 @@
 //!
 //! ```text
 //!             claimed by a host        its start was committed       outcome
-//!   queued ───────────────────▶ claimed ────────────────▶ running ─────────▶ succeeded | failed | cancelled
+//!   queued ───────────────────▶ claimed ────────────────▶ running ─────────▶ succeeded | failed | cancelled | interrupted
 //!     ▲                           │ │                         └── host gone ──▶ interrupted
 //!     └──────── host gone ────────┘ └── cancelled, could not start ──▶ cancelled | failed
 //!   queued ── cancelled, nobody took it in its time ──▶ cancelled | failed
@@ -50,7 +50,7 @@ pub enum FleetState {
     Failed,
     /// Stopped by request.
     Cancelled,
-    /// Its host is gone, and what it did is not known.
+    /// Its host is gone, and what it did is not known; or its host says that what ran the agent is gone, and has an outcome for it.
     Interrupted,
 }
 

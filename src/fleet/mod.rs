@@ -241,7 +241,7 @@ pub struct FleetRenewed {
 #[derive(Debug, Clone, PartialEq)]
 pub struct RunFinish {
     pub ticket: Ticket,
-    /// `succeeded`, `failed` or `cancelled`.
+    /// `succeeded`, `failed`, `cancelled`, or `interrupted` where its host lives and has lost what ran the agent: nothing of it runs any more.
     pub end: FleetState,
     pub outcome: JobOutcome,
     /// A usage limit it met, for everybody.
@@ -255,7 +255,7 @@ impl RunFinish {
     ///
     /// The first field that is not.
     pub fn checked(&self) -> Result<String, BadRow> {
-        if !matches!(self.end, FleetState::Succeeded | FleetState::Failed | FleetState::Cancelled) {
+        if !self.end.is_terminal() {
             return Err(BadRow::new("end", "is no end of a run"));
         }
         if let Some(pause) = &self.pause {

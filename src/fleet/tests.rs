@@ -123,7 +123,11 @@ impl Told {
     }
 
     fn finish(&mut self, ticket: Ticket) -> FleetFinish {
-        let finish = RunFinish { ticket, end: FleetState::Succeeded, outcome: JobOutcome::default(), pause: None };
+        self.end(ticket, FleetState::Succeeded)
+    }
+
+    fn end(&mut self, ticket: Ticket, end: FleetState) -> FleetFinish {
+        let finish = RunFinish { ticket, end, outcome: JobOutcome::default(), pause: None };
         match self.core.step(FleetEvent::RunEnded(Box::new(finish)), self.now) {
             FleetVerdict::Finish(finish) => finish,
             other => panic!("{other:?}"),
@@ -226,6 +230,22 @@ fn what_a_lost_host_ran_counts_until_its_deadline_or_its_late_outcome() {
         }
         assert_eq!(told.claim(other).len(), 1, "late: {is_late}");
     }
+}
+
+#[test]
+fn what_its_host_says_was_interrupted_is_over_at_once_and_holds_no_place() {
+    let mut told = Told::new();
+    told.cap(CapScope::Fleet, 1);
+    let host = told.host(1);
+    let job = inserted(told.accept("a", "1"));
+    let ticket = told.claim(host)[0].ticket;
+    assert_eq!(told.start(ticket), FleetStart::Started);
+    assert_eq!(told.end(ticket, FleetState::Interrupted), FleetFinish::Finished);
+    assert_eq!(told.end(ticket, FleetState::Interrupted), FleetFinish::Already);
+    let view = told.core.view(job).expect("kept");
+    assert_eq!((view.state, view.outcome.is_some(), view.late.len()), (FleetState::Interrupted, true, 0));
+    inserted(told.accept("b", "1"));
+    assert_eq!(told.claim(host).len(), 1, "nothing of it runs");
 }
 
 #[test]
@@ -401,6 +421,6 @@ async fn who_waits_for_a_job_is_told_of_its_end_or_of_how_it_stands() {
     );
     clock.fetch_add(1, Ordering::Relaxed);
     assert_eq!(fleet.sweep().await, Ok(FleetSwept::default()));
-    let bad = RunFinish { end: FleetState::Interrupted, ..finish };
-    assert!(matches!(fleet.finish(&bad).await, Err(FleetError::Bad(_))), "only a sweep says that");
+    let bad = RunFinish { end: FleetState::Running, ..finish };
+    assert!(matches!(fleet.finish(&bad).await, Err(FleetError::Bad(_))), "it is no end");
 }

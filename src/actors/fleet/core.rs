@@ -369,8 +369,9 @@ impl HostCore {
         let end = match record.state {
             JobState::Succeeded => FleetState::Succeeded,
             JobState::Cancelled => FleetState::Cancelled,
-            // A run whose runner was lost is no end of a host: its record says what became of it.
-            _ => FleetState::Failed,
+            // Its runner, or the exec server its agent ran by, was lost; this machine has seen to it that nothing of it runs.
+            JobState::Interrupted => FleetState::Interrupted,
+            JobState::Queued | JobState::Running | JobState::Failed => FleetState::Failed,
         };
         let mut outcome = Box::new(record.outcome.unwrap_or_default());
         // Everybody of the fleet sees it, and the words of a command may hold what is theirs alone: its program says enough.

@@ -445,7 +445,7 @@ impl Driver {
         let positions: Vec<_> =
             self.routes.iter().map(|(process, route)| (process.clone(), route.session.last_seq())).collect();
         for (_, route) in self.routes.drain() {
-            route.session.publish_failed(format!("the connection to the exec server was lost: {reason}"));
+            route.session.publish_failed(format!("its pipes were lost: {reason}"));
         }
         // Dropping their replies ends the calls in flight, and those that were still queued.
         self.calls.clear();

@@ -324,6 +324,8 @@ impl PgFleet {
             Some((FleetState::Succeeded | FleetState::Failed | FleetState::Cancelled, ..)) if own => {
                 FleetFinish::Already
             }
+            // Of two that were interrupted the one its host told has an outcome.
+            Some((FleetState::Interrupted, ..)) if own && has_outcome(&tx, &job).await? => FleetFinish::Already,
             Some((state, ..)) => FleetFinish::Late { state },
             None => FleetFinish::NoJob,
         };
@@ -506,6 +508,11 @@ async fn standing(tx: &Tx, job: &str) -> Result<Option<(FleetState, Option<HostI
     let find = "SELECT state, host::text, fence FROM phone_opus.job WHERE id = $1::uuid FOR NO KEY UPDATE";
     let row = tx.row(find, &[text(&job)]).await?;
     Ok(row.map(|row| read::standing(&row)).transpose()?)
+}
+
+async fn has_outcome(tx: &Tx, job: &str) -> Result<bool, FleetError> {
+    let find = "SELECT 1 FROM phone_opus.job WHERE id = $1::uuid AND outcome IS NOT NULL";
+    Ok(tx.row(find, &[text(&job)]).await?.is_some())
 }
 
 /// What holds for the whole fleet.

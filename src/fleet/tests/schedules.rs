@@ -71,6 +71,10 @@ pub(in crate::fleet) enum Op {
     TimelineChanged,
 }
 
+/// How a run ends, as its host tells it.
+const ENDS: [FleetState; 4] =
+    [FleetState::Succeeded, FleetState::Failed, FleetState::Cancelled, FleetState::Interrupted];
+
 /// The things that happen in the schedule of this seed.
 pub(in crate::fleet) fn ops(seed: u64, count: usize) -> Vec<Op> {
     let mut random = fastrand::Rng::with_seed(seed);
@@ -90,7 +94,7 @@ pub(in crate::fleet) fn ops(seed: u64, count: usize) -> Vec<Op> {
             44..60 => Op::Start { nth: random.usize(0..4) },
             60..74 => Op::Finish {
                 nth: random.usize(0..6),
-                end: [FleetState::Succeeded, FleetState::Failed, FleetState::Cancelled][random.usize(0..3)],
+                end: ENDS[random.usize(0..ENDS.len())],
                 pause: random.u8(0..12) == 0,
             },
             74..80 => Op::Sweep,

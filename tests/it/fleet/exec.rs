@@ -10,7 +10,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use phone_opus::internals::fleet::Fleet;
-use phone_opus::testkit::{Rig, Role, TestClient};
+use phone_opus::testkit::processes::Process;
+use phone_opus::testkit::{Rig, Role, Signal, TestClient};
 use phone_opus::{AgentRegistry, AgentSite, AgentSites, Config, ExecTarget, Grace, System, TargetWords};
 use serde_json::json;
 
@@ -33,8 +34,15 @@ async fn reaching(rig: &Rig, of: &Rig, fleet: &Arc<dyn Fleet>) -> System {
     rig.system().agents(registry).config(config).fleet(Arc::clone(fleet)).start().await.expect("a system")
 }
 
+/// The exec servers that run. A runner's words name the server too.
+fn servers(rig: &Rig) -> Vec<Process> {
+    let serves = |process: &Process| process.role == Role::Other && process.command.contains("exec-server");
+    rig.processes().into_iter().filter(serves).collect()
+}
+
 #[tokio::test]
-async fn a_host_that_reaches_the_workspaces_machine_runs_a_job_there_and_a_lost_runner_ends_it() {
+async fn a_host_that_reaches_the_workspaces_machine_runs_a_job_there_and_one_whose_runner_or_server_is_lost_is_interrupted()
+ {
     let (asks, other, fleet) = (new_rig(), new_rig(), queue());
     let config = Config { wait: Some(Duration::from_secs(300)), max_running: 1, ..Config::default() };
     let here = asks.system().config(config).fleet(Arc::clone(&fleet)).start().await.expect("a system");
@@ -45,14 +53,26 @@ async fn a_host_that_reaches_the_workspaces_machine_runs_a_job_there_and_a_lost_
     let reply = client.call("consult", arguments).await.expect_success();
     assert_eq!(reply.str("response"), "from there", "{:#}", reply.0);
     assert!(reply.str("placed_because").contains("by its exec server"), "{:#}", reply.0);
-    let arguments = json!({"prompt": other.hanging("begun"), "placement": "fleet", "background": true});
-    let reply = client.call("consult", arguments).await;
-    other.wait_for_sign("begun").await;
-    other.kill(Role::Runner);
-    let read = client.call("consult_job", json!({"job_id": reply["job_id"], "wait_s": 60})).await;
-    let read = read.expect_fault("runner_lost");
-    assert_eq!(read["status"], "failed", "{:#}", read.0);
-    other.expect_no_agent_left().await;
+    // Whatever it was lost by: what a killed server or a connection that is gone for good leaves is told alike (`exec_consult::kills`).
+    for (lost, code) in [("runner", "runner_lost"), ("server", "exec_lost")] {
+        let arguments = json!({"prompt": other.hanging(lost), "placement": "fleet", "background": true});
+        let reply = client.call("consult", arguments).await;
+        other.wait_for_sign(lost).await;
+        match lost {
+            "runner" => drop(other.kill(Role::Runner)),
+            // One may take another along.
+            _ => servers(&other).iter().for_each(|server| _ = server.send(Signal::KILL)),
+        }
+        let read = client.call("consult_job", json!({"job_id": reply["job_id"], "wait_s": 60})).await;
+        let read = read.expect_fault(code);
+        assert_eq!(read["status"], "interrupted", "{lost}: {:#}", read.0);
+        assert!(
+            !read.text().contains("host") || !read.text().contains("is gone, and whether"),
+            "{lost}: {}",
+            read.text()
+        );
+        other.expect_no_agent_left().await;
+    }
     assert!(client.call("consult_cancel", json!({"job_id": taken})).await.is_result());
     client.finish().await;
     drop(here.shutdown(Grace::default()).await);

@@ -132,7 +132,7 @@ pub(super) struct JobSeen {
     pub(super) id: String,
     pub(super) key: String,
     pub(super) state: String,
-    /// How many outcomes came too late.
+    /// How many outcomes are kept of it that say nothing of its end: those that came too late, and that of an interrupted run.
     pub(super) late: i64,
 }
 
@@ -260,6 +260,7 @@ impl World {
     /// Every job.
     pub(super) async fn jobs(&self) -> Vec<JobSeen> {
         let find = "SELECT id::text, request_key, state, (SELECT count(*) FROM phone_opus.late l WHERE l.job = j.id)
+                        + (state = 'interrupted' AND outcome IS NOT NULL)::int
                     FROM phone_opus.job j ORDER BY turn";
         let rows = self.rows(find).await;
         let seen = |row: &Row| JobSeen { id: row.get(0), key: row.get(1), state: row.get(2), late: row.get(3) };

@@ -128,6 +128,25 @@ fn a_claimed_job_is_noted_then_started_then_accepted_then_told_and_then_forgotte
 }
 
 #[test]
+fn a_run_ends_in_the_fleet_as_it_ended_on_its_machine() {
+    for (state, told) in [
+        (JobState::Succeeded, FleetState::Succeeded),
+        (JobState::Failed, FleetState::Failed),
+        (JobState::Cancelled, FleetState::Cancelled),
+        // Its runner was lost, or the exec server by which its agent was reached.
+        (JobState::Interrupted, FleetState::Interrupted),
+    ] {
+        let (mut one, job, _) = One::given();
+        one.step(HostEvent::Noted { job, noted: true });
+        one.step(HostEvent::Started { job, answer: Ok(FleetStart::Started) });
+        one.step(HostEvent::Accepted { job, answer: Ok(()) });
+        let effects = one.step(HostEvent::Over { job, record: record(state) });
+        let [HostEffect::Tell { end, .. }] = &effects[..] else { panic!("{effects:?}") };
+        assert_eq!(*end, told, "{state:?}");
+    }
+}
+
+#[test]
 fn a_fleet_with_a_shorter_lease_has_everything_done_as_often_as_that_asks() {
     let mut one = One::new();
     one.step(HostEvent::Due);

@@ -118,7 +118,7 @@ impl Link {
                 // Closed means: terminal, durable, nothing left alive.
                 Some(ProcessEvent::Closed { .. }) | None => return RunnerWord::Closed,
                 Some(ProcessEvent::Failed { message }) => {
-                    let detail = format!("the pipe to the job's runner ended: {message}.");
+                    let detail = format!("the job's runner is gone: {message}.");
                     return RunnerWord::Failed(Fault::new(FaultCode::RunnerLost, detail));
                 }
             }
@@ -183,9 +183,10 @@ impl Ends {
 
 fn pipe_failed(error: ExecError) -> Fault {
     // A runner that dies while it greets has said nothing wrong.
-    let code = match error {
-        ExecError::Disconnected { .. } => FaultCode::RunnerLost,
-        _ => FaultCode::RunnerProtocol,
-    };
-    Fault::new(code, format!("the pipe to the job's runner failed: {error}."))
+    match error {
+        ExecError::Disconnected { reason } => {
+            Fault::new(FaultCode::RunnerLost, format!("the job's runner is gone: its pipes were lost: {reason}."))
+        }
+        error => Fault::new(FaultCode::RunnerProtocol, format!("the pipe to the job's runner failed: {error}.")),
+    }
 }
