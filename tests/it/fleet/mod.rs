@@ -8,6 +8,7 @@
 #![cfg(target_os = "linux")]
 
 mod callers;
+mod caps;
 mod clones;
 mod exec;
 mod hosting;

@@ -284,6 +284,11 @@ impl World {
     pub(super) async fn cap(&mut self, scope: CapScope, cap: u64) {
         let fleet = PgFleet::open(&self.settings).await.expect("opened");
         fleet.set_cap(&scope, Some(cap)).await.expect("set");
+        self.watch_cap(cap);
+    }
+
+    /// Agents of what is asked from here on look after a cap, which nobody else keeps.
+    pub(super) fn watch_cap(&mut self, cap: u64) {
         let dir = self.scratch.path().join("places").join(self.places.len().to_string());
         std::fs::create_dir(&dir).expect("a directory");
         self.places.push((dir, cap));
@@ -373,7 +378,14 @@ impl World {
     }
 
     /// Ends the hosts that are up, and holds everything that happened against the laws. How many jobs ended in each way.
-    pub(super) async fn end(mut self) -> BTreeMap<String, usize> {
+    pub(super) async fn end(self) -> BTreeMap<String, usize> {
+        let (ends, broken) = self.judged().await;
+        assert!(broken.is_empty(), "laws are broken:\n{broken}");
+        ends
+    }
+
+    /// The same, with the laws that are broken.
+    pub(super) async fn judged(mut self) -> (BTreeMap<String, usize>, String) {
         let jobs = self.jobs().await;
         for machine in &mut self.machines {
             if let Some(mut client) = machine.client.take() {
@@ -411,14 +423,9 @@ impl World {
                 breaks("L16: it took an edge that is not drawn");
             }
         }
-        for (dir, cap) in &self.places {
-            if dir.join("over").exists() {
-                let _ = writeln!(broken, "L19: more than {cap} ran at once ({})", dir.display());
-            }
-        }
+        broken.push_str(&broken_caps(&self.places));
         self.one_machine_each(&jobs, &mut broken).await;
-        assert!(broken.is_empty(), "laws are broken:\n{broken}");
-        ends
+        (ends, broken)
     }
 
     async fn edges(&self) -> BTreeMap<String, Vec<(String, String)>> {
@@ -464,6 +471,12 @@ impl World {
         let words = self.machines.iter().enumerate().map(|(nr, machine)| format!("machine {nr}: {}", machine.words()));
         words.collect::<Vec<_>>().join("\n")
     }
+}
+
+/// The caps that agents saw broken by the locks they take: of each a line.
+fn broken_caps(places: &[(PathBuf, u64)]) -> String {
+    let over = places.iter().filter(|(dir, _)| dir.join("over").exists());
+    over.map(|(dir, cap)| format!("L19: more than {cap} ran at once ({})\n", dir.display())).collect()
 }
 
 impl Machine {
