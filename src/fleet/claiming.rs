@@ -14,7 +14,7 @@ use std::ffi::OsStr;
 use std::time::Duration;
 
 use super::job::FleetState;
-use super::labels::{Labels, Needs, WorkspaceWay};
+use super::labels::{Labels, Needs, StateHere, WorkspaceWay};
 use super::rows::{BadRow, NAME_BYTES, text, word};
 use crate::base::ids::{FleetJobId, HostId};
 use crate::jobs::turns::{Capacity, InLine, SessionKey, TurnOrder};
@@ -150,8 +150,13 @@ impl Claimant<'_> {
     /// How it comes to the files of a job.
     #[must_use]
     pub fn way(&self, row: &FleetRow) -> Option<WorkspaceWay> {
-        let has_state = row.pin_state.as_deref().is_none_or(|pin| pin == self.state_id);
-        self.labels.way(&row.needs, &row.agent, &row.account, has_state)
+        let owner = Some(row.needs.owner.as_str()).filter(|owner| !owner.is_empty());
+        let state = match (row.pin_state.as_deref(), owner) {
+            (Some(pin), _) if pin != self.state_id => StateHere::Missing,
+            (None, Some(owner)) if owner != self.state_id => StateHere::Other,
+            _ => StateHere::Owner,
+        };
+        self.labels.way(&row.needs, &row.agent, &row.account, state)
     }
 }
 
@@ -330,6 +335,38 @@ mod tests {
             assert_eq!(by(&clones), by_clone, "{waited:?}");
             assert_eq!(by(&owns), [1, 3, 4], "{waited:?}");
         }
+    }
+
+    #[test]
+    fn a_job_is_left_to_its_owner_then_to_who_shares_the_files_then_to_who_reaches_them_then_to_a_clone() {
+        let (here, clones) = (r#""workspaces":["w"]"#, r#""clones":["ssh://git@git.example/*"]"#);
+        let reach = r#""reach":[{"agent":"claude","workspaces":["w"]}]"#;
+        let hosts = [("owner", here), ("other", here), ("other", reach), ("other", clones)];
+        let needs = r#"{"workspaces":["w"],"clone":"ssh://git@git.example/team/a","owner":"owner"}"#;
+        let unowned = Needs { owner: String::new(), ..Needs::read(needs).expect("needs") };
+        let seconds = Duration::from_secs;
+        for (needs, waited, given) in [
+            (Needs::read(needs).expect("needs"), seconds(0), [true, false, false, false]),
+            (Needs::read(needs).expect("needs"), seconds(1), [true, true, false, false]),
+            (Needs::read(needs).expect("needs"), seconds(2), [true, true, true, false]),
+            (Needs::read(needs).expect("needs"), seconds(5), [true, true, true, true]),
+            // Put there by a program that does not say whose it is.
+            (unowned, seconds(0), [true, true, false, false]),
+        ] {
+            let row = FleetRow { needs, waited, account: String::new(), ..row(1) };
+            let queue = queue(vec![row]);
+            let takes = hosts.map(|(state, rest)| {
+                let labels = format!(r#"{{"agents":{{"claude":{{}}}},"slots":4,{rest}}}"#);
+                let labels = Labels::read(&labels).expect("labels");
+                !chosen_by(&queue, state, &labels).is_empty()
+            });
+            assert_eq!(takes, given, "{:?} after {waited:?}", queue.rows[0].needs);
+        }
+    }
+
+    fn chosen_by(queue: &FleetQueue, state_id: &str, labels: &Labels) -> Vec<FleetJobId> {
+        let owners = ["me".to_owned()];
+        choose(queue, &Claimant { host: HostId::random(), name: "box", state_id, labels, owners: &owners, most: 9 })
     }
 
     #[test]

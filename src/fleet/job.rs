@@ -211,7 +211,9 @@ impl NewFleetJob {
         let clone_of = self.request.clone_of.as_ref().map(CloneOf::asked);
         let words = ConsultRequest { prompt: self.request.words().to_owned(), clone_of, ..self.request.clone() };
         let whole = written("request", &words, REQUEST_BYTES)?;
-        let Some(given) = &self.given else { return Ok(hex_digest(&[&whole, &self.account, &self.needs.write()?])) };
+        // Who shares its files is as good as who owns them.
+        let mut needs = Needs { owner: String::new(), ..self.needs.clone() };
+        let Some(given) = &self.given else { return Ok(hex_digest(&[&whole, &self.account, &needs.write()?])) };
         let mut options: serde_json::Map<String, serde_json::Value> =
             serde_json::from_str(&whole).map_err(|_| BadRow::new("request", "is no object"))?;
         options.retain(|name, _| ALWAYS.contains(&name.as_str()) || given.contains(name));
@@ -219,7 +221,6 @@ impl NewFleetJob {
         let agent_is_named = given.iter().any(|name| name == "agent");
         // Account and needs name the agent as well.
         let account = if agent_is_named { &self.account } else { "" };
-        let mut needs = self.needs.clone();
         if !agent_is_named {
             needs.agents.clear();
         }
@@ -343,6 +344,8 @@ mod tests {
         assert_eq!(whole.digest, job(&|job| job.request_key = "other".into()).expect("frozen").digest);
         let traced =
             job(&|job| job.trace = TraceContext::parse("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"));
+        let owned = job(&|job| job.needs.owner = "s".into());
+        assert_eq!(whole.digest, owned.expect("frozen").digest, "nor is whose the workspace is");
         assert_eq!(whole.digest, traced.expect("frozen").digest, "a trace is none of what is asked");
         for other in [
             job(&|job| job.account = "b".into()),

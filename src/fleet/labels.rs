@@ -99,6 +99,10 @@ pub struct Needs {
     /// These agents, with these versions, accounts and ways of paying.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub agents: BTreeMap<String, AgentLabel>,
+    /// The state directory of the machine whose workspace it is, where others may have the same by a file system they share. It is asked
+    /// of nobody: who has it is asked first.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub owner: String,
     /// These workspaces.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub workspaces: Vec<String>,
@@ -116,18 +120,33 @@ pub struct Needs {
     pub clone: String,
 }
 
-/// How long a job is left to hosts that have its workspace. It is less than what is left to those that reach it.
+/// How long a job is left to its workspace's own machine, and then to those that share its file system. Each is less than the next, and
+/// enough for a host that is told at once and has room.
+const MOUNT_PATIENCE: Duration = Duration::from_secs(1);
 const EXEC_PATIENCE: Duration = Duration::from_secs(2);
 
 /// How a host comes to the files of a job, the best first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum WorkspaceWay {
-    /// The workspace itself is there: it is the machine's own, or proven to be the same.
-    Same,
+    /// The workspace is the machine's own, or nobody says whose it is.
+    Own,
+    /// The same file system is mounted there, proven.
+    Mount,
     /// By an exec server on the workspace's machine.
     Exec,
     /// By a clone of the commit.
     Clone,
+}
+
+/// What a host's state directory is to a job.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StateHere {
+    /// That of the machine whose workspace it is, or any is as good.
+    Owner,
+    /// That of another machine, which may share the workspace.
+    Other,
+    /// Not the one that the job is tied to.
+    Missing,
 }
 
 impl WorkspaceWay {
@@ -135,7 +154,8 @@ impl WorkspaceWay {
     #[must_use]
     pub const fn patience(self) -> Duration {
         match self {
-            Self::Same => Duration::ZERO,
+            Self::Own => Duration::ZERO,
+            Self::Mount => MOUNT_PATIENCE,
             Self::Exec => EXEC_PATIENCE,
             Self::Clone => POLL,
         }
@@ -143,13 +163,12 @@ impl WorkspaceWay {
 }
 
 impl Labels {
-    /// How this host comes to the files of a job of this agent and account, if it has all else that is needed. `has_state`: whether
-    /// it is the state directory that the job is tied to, or the job is tied to none.
+    /// How this host comes to the files of a job of this agent and account, if it has all else that is needed.
     #[must_use]
-    pub fn way(&self, needs: &Needs, agent: &str, account: &str, has_state: bool) -> Option<WorkspaceWay> {
-        let served = self.serves(agent, account);
+    pub fn way(&self, needs: &Needs, agent: &str, account: &str, state: StateHere) -> Option<WorkspaceWay> {
+        let (served, has_state) = (self.serves(agent, account), state != StateHere::Missing);
         if has_state && served && self.hold(needs) {
-            return Some(WorkspaceWay::Same);
+            return Some(if state == StateHere::Owner { WorkspaceWay::Own } else { WorkspaceWay::Mount });
         }
         let elsewhere = Needs { workspaces: Vec::new(), mounts: Vec::new(), ..needs.clone() };
         // Whose account an agent there has is not known here.
@@ -264,6 +283,7 @@ impl Needs {
         word_or_nothing("needs.os", &self.os)?;
         word_or_nothing("needs.build", &self.build)?;
         agents(&self.agents)?;
+        word_or_nothing("needs.owner", &self.owner)?;
         places(&self.workspaces, &self.mounts)?;
         words("needs.exec", &self.exec)?;
         words("needs.tags", &self.tags)?;
@@ -362,32 +382,35 @@ mod tests {
         let both = host(&format!(r#"{{"workspaces":["w"],{rest},{clones}}}"#));
         let only = host(&format!(r#"{{{rest},{clones}}}"#));
         let neither = host(&format!("{{{rest}}}"));
-        let (same, clone) = (Some(WorkspaceWay::Same), Some(WorkspaceWay::Clone));
-        for (needs, has_state, ways) in [
-            (r#"{"workspaces":["w"]}"#, true, [same, None, None]),
-            (r#"{"workspaces":["w"],"clone":"ssh://git@git.example/team/a"}"#, true, [same, clone, None]),
-            (r#"{"workspaces":["v"],"clone":"ssh://git@git.example/team/a"}"#, true, [clone, clone, None]),
-            (r#"{"clone":"ssh://git@git.example/team/a"}"#, false, [clone, clone, None]),
-            (r#"{"clone":"ssh://git@git.example/team/a"}"#, true, [same, same, same]),
-            (r#"{"clone":"ssh://git@git.example/other/a"}"#, false, [None, None, None]),
-            (r#"{"clone":"ssh://git@git.example/team/a","tags":["big"]}"#, false, [None, None, None]),
-            (r#"{}"#, false, [None, None, None]),
+        let (same, clone) = (Some(WorkspaceWay::Own), Some(WorkspaceWay::Clone));
+        let (tied_here, tied_elsewhere) = (StateHere::Owner, StateHere::Missing);
+        for (needs, state, ways) in [
+            (r#"{"workspaces":["w"]}"#, tied_here, [same, None, None]),
+            (r#"{"workspaces":["w"],"clone":"ssh://git@git.example/team/a"}"#, tied_here, [same, clone, None]),
+            (r#"{"workspaces":["v"],"clone":"ssh://git@git.example/team/a"}"#, tied_here, [clone, clone, None]),
+            (r#"{"clone":"ssh://git@git.example/team/a"}"#, tied_elsewhere, [clone, clone, None]),
+            (r#"{"clone":"ssh://git@git.example/team/a"}"#, tied_here, [same, same, same]),
+            (r#"{"clone":"ssh://git@git.example/other/a"}"#, tied_elsewhere, [None, None, None]),
+            (r#"{"clone":"ssh://git@git.example/team/a","tags":["big"]}"#, tied_elsewhere, [None, None, None]),
+            (r#"{}"#, tied_elsewhere, [None, None, None]),
         ] {
             let read = Needs::read(needs).expect(needs);
             assert_eq!(
-                [&both, &only, &neither].map(|host| host.way(&read, "claude", "", has_state)),
+                [&both, &only, &neither].map(|host| host.way(&read, "claude", "", state)),
                 ways,
-                "{needs} {has_state}"
+                "{needs} {state:?}"
             );
         }
-        assert!(WorkspaceWay::Same < WorkspaceWay::Clone && WorkspaceWay::Same.patience().is_zero());
+        assert!(WorkspaceWay::Own < WorkspaceWay::Clone && WorkspaceWay::Own.patience().is_zero());
         let again = Labels::read(&both.write().expect("written")).expect("read");
         assert_eq!(again, both);
     }
 
     #[test]
-    fn of_four_ways_to_a_workspace_the_best_one_counts_and_each_asks_for_all_of_its_own() {
-        let (same, exec, cloned) = (WorkspaceWay::Same, WorkspaceWay::Exec, WorkspaceWay::Clone);
+    fn of_five_ways_to_a_workspace_the_best_one_counts_and_each_asks_for_all_of_its_own() {
+        let (own, mount, exec, cloned) =
+            (WorkspaceWay::Own, WorkspaceWay::Mount, WorkspaceWay::Exec, WorkspaceWay::Clone);
+        let (owner, other, missing) = (StateHere::Owner, StateHere::Other, StateHere::Missing);
         let here = r#""workspaces":["w"]"#;
         let reach = r#""reach":[{"agent":"claude","billing":"subscription","workspaces":["w"]}]"#;
         let clones = r#""clones":["https://git.example/*"]"#;
@@ -395,30 +418,35 @@ mod tests {
         let needs = |rest: &str| Needs::read(&format!("{{{rest}}}")).expect(rest);
         let asked = r#""agents":{"claude":{"billing":"subscription"}},"workspaces":["w"]"#;
         let clone = format!(r#"{asked},"clone":"https://git.example/a""#);
-        for (labels, asked, account, has_state, way) in [
-            (format!("{agents},{here},{reach},{clones}"), clone.as_str(), "", true, Some(same)),
-            (format!("{agents},{reach},{clones}"), &clone, "", true, Some(exec)),
-            (format!("{agents},{clones}"), &clone, "", true, Some(cloned)),
-            (agents.to_owned(), &clone, "", true, None),
+        for (labels, asked, account, state, way) in [
+            (format!("{agents},{here},{reach},{clones}"), clone.as_str(), "", owner, Some(own)),
+            (format!("{agents},{here},{reach},{clones}"), &clone, "", other, Some(mount)),
+            (format!("{agents},{reach},{clones}"), &clone, "", other, Some(exec)),
+            (format!("{agents},{here}"), asked, "a", other, Some(mount)),
+            (format!("{agents},{here}"), asked, "", missing, None),
+            (format!("{agents},{reach},{clones}"), &clone, "", owner, Some(exec)),
+            (format!("{agents},{clones}"), &clone, "", owner, Some(cloned)),
+            (agents.to_owned(), &clone, "", owner, None),
             // No agent of its own is needed for one that is there.
-            (reach.to_owned(), asked, "", true, Some(exec)),
-            (here.to_owned(), asked, "", true, None),
+            (reach.to_owned(), asked, "", owner, Some(exec)),
+            (here.to_owned(), asked, "", owner, None),
             // Whose account is used there is not known, and a state directory is nowhere else.
-            (format!("{agents},{reach}"), asked, "a", true, None),
-            (format!("{agents},{here},{reach}"), asked, "a", true, Some(same)),
-            (format!("{agents},{reach}"), asked, "", false, None),
+            (format!("{agents},{reach}"), asked, "a", owner, None),
+            (format!("{agents},{here},{reach}"), asked, "a", owner, Some(own)),
+            (format!("{agents},{reach}"), asked, "", missing, None),
             // Another workspace, agent or way of paying.
-            (reach.replace("\"w\"", "\"v\""), asked, "", true, None),
-            (reach.replace("claude", "codex"), asked, "", true, None),
-            (reach.replace("subscription", "api_key"), asked, "", true, None),
-            (reach.to_owned(), &format!(r#"{asked},"tags":["gpu"]"#), "", true, None),
+            (reach.replace("\"w\"", "\"v\""), asked, "", owner, None),
+            (reach.replace("claude", "codex"), asked, "", owner, None),
+            (reach.replace("subscription", "api_key"), asked, "", owner, None),
+            (reach.to_owned(), &format!(r#"{asked},"tags":["gpu"]"#), "", owner, None),
             // A job without a proven workspace is reached by nobody.
-            (reach.to_owned(), r#""agents":{"claude":{}}"#, "", true, None),
+            (reach.to_owned(), r#""agents":{"claude":{}}"#, "", owner, None),
         ] {
             let host = Labels::read(&format!("{{{labels}}}")).expect(&labels);
-            assert_eq!(host.way(&needs(asked), "claude", account, has_state), way, "{labels} for {asked}");
+            assert_eq!(host.way(&needs(asked), "claude", account, state), way, "{labels} for {asked}");
         }
-        assert!(same.patience() < exec.patience() && exec.patience() < cloned.patience());
+        let patience = [own, mount, exec, cloned].map(WorkspaceWay::patience);
+        assert!(patience.is_sorted_by(|one, next| one < next), "{patience:?}");
     }
 
     #[test]

@@ -26,6 +26,9 @@ use crate::tools::consult::{LOOK_BOUND, within};
 /// What stands between what proves a workspace and its path on the machine that asks.
 const IN: &str = " in ";
 
+/// What the proof of a directory on a file system begins with that machines share.
+const MOUNT: &str = "mount:";
+
 /// Types of file systems that machines share.
 const SHARED: [&str; 14] = [
     "nfs",
@@ -126,7 +129,12 @@ impl Home {
         Ok(match root.proof.filter(|_| !tied) {
             Some(proof) => Placed {
                 workspace: format!("{proof}{IN}{}", root.path.display()),
-                needs: Needs { workspaces: vec![proof], ..Needs::default() },
+                // Of a machine's own directories every host that has them is its owner's.
+                needs: Needs {
+                    owner: if proof.starts_with(MOUNT) { id } else { String::new() },
+                    workspaces: vec![proof],
+                    ..Needs::default()
+                },
                 pin_state: None,
             },
             None => Placed {
@@ -209,7 +217,7 @@ impl DirectorySeen<'_> {
             let git = self.git.map_or_else(|| "-".to_owned(), |git| git.to_string());
             let below = self.dir.strip_prefix(mount).ok()?.to_str()?;
             // A part of the file system may be mounted, each host's another one.
-            return Some(format!("mount:{kind}:{source}:{root}:{below}:{}:{git}", self.ino));
+            return Some(format!("{MOUNT}{kind}:{source}:{root}:{below}:{}:{git}", self.ino));
         }
         (!self.boot.is_empty()).then(|| format!("dev:{}:{:x}:{}", self.boot, self.dev, self.ino))
     }
