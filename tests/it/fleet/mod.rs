@@ -17,6 +17,7 @@ mod processes;
 mod shell;
 mod storms;
 mod struck;
+mod tasks;
 mod world;
 
 pub(crate) use self::processes::url;
