@@ -8,6 +8,7 @@
 
 mod core;
 mod questions;
+mod sites;
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -19,25 +20,21 @@ use tokio::task::JoinSet;
 
 use self::core::{HostCore, HostEffect, HostEvent};
 use self::questions::{Question, pause_of};
+use self::sites::look_at_sites;
 use super::child;
 use super::clock;
 use crate::base::fault::{Fault, FaultCode};
 use crate::base::ids::{FleetJobId, HostId, UnixMillis};
 use crate::failpoints::{Broken, FaultPoint, Faults, Operation};
 use crate::fleet::{
-    ClaimAsk, ClaimedJob, Fleet, FleetClaim, FleetError, FleetRenewed, FleetState, LEASE, POLL, Renewal, RunFinish,
-    Ticket,
+    ClaimAsk, ClaimedJob, Fleet, FleetClaim, FleetError, FleetRenewed, FleetState, POLL, Renewal, RunFinish, Ticket,
 };
 use crate::jobs::client::{JobsHandle, News};
 use crate::jobs::fleet_runs::{FleetRun, local};
 use crate::jobs::store::{StoreError, StoreHandle};
 use crate::jobs::{JobOutcome, JobRecord};
-use crate::runner::{MachineSeen, WorkspaceSeen, seen_there};
 use crate::tools::consult::Consults;
-use crate::tools::placed::{self, DirectorySeen, FleetDesk, WorkspaceThere};
-
-/// How often the machines this host reaches are looked at: as often as a lease, after which a host that is gone is not believed either.
-const LOOK_AT_SITES_EVERY: Duration = LEASE;
+use crate::tools::placed::{self, FleetDesk};
 
 /// What it is started with.
 #[derive(Clone)]
@@ -131,36 +128,6 @@ async fn listen(fleet: Arc<dyn Fleet>, me: ActorRef<FleetMsg>) {
         // The database is away; everything is looked at by the clock meanwhile.
         tokio::time::sleep(POLL).await;
     }
-}
-
-/// Looks at the machines this host reaches, for as long as the actor lives. What was not reached is not offered.
-async fn look_at_sites(desk: FleetDesk) {
-    if desk.sites().is_empty() {
-        return;
-    }
-    loop {
-        for (name, site) in desk.sites() {
-            let there = match seen_there(site).await {
-                Ok(seen) => workspaces_of(&seen),
-                Err(fault) => {
-                    tracing::debug!(%fault, name, "the machine of an agent is not offered to the fleet");
-                    Vec::new()
-                }
-            };
-            desk.note_site(name, there);
-        }
-        tokio::time::sleep(LOOK_AT_SITES_EVERY).await;
-    }
-}
-
-/// The workspaces of a machine that are proven.
-fn workspaces_of(seen: &MachineSeen) -> Vec<WorkspaceThere> {
-    let proven = |there: &WorkspaceSeen| {
-        let WorkspaceSeen { named, dir, dev, ino, git } = there;
-        let seen = DirectorySeen { dir, dev: *dev, ino: *ino, git: *git, mounts: &seen.mounts, boot: &seen.boot };
-        Some(WorkspaceThere { dir: named.clone(), proof: seen.proof()? })
-    };
-    seen.workspaces.iter().filter_map(proven).collect()
 }
 
 impl HostingState {

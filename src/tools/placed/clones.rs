@@ -22,7 +22,7 @@ use std::time::Duration;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
-use super::fetch::{CloneRefused, Fetch, NO_THREAD, checked};
+use super::fetch::{CloneRefused, Fetch, NO_THREAD, checked, looked};
 use crate::agents::Environment;
 use crate::base::beside::beside;
 use crate::base::fault::Fault;
@@ -174,13 +174,19 @@ impl Clones {
 
     /// Removes what nobody looks after and no job runs in: what hosts that are gone have left.
     pub(super) async fn sweep(&self, store: &StoreHandle) {
-        let found = fs::read_dir(self.dir.clones()).into_iter().flatten().flatten();
-        let jobs = found.filter_map(|entry| entry.file_name().to_str()?.parse::<JobId>().ok());
-        for job in jobs.collect::<Vec<_>>() {
+        let clones = self.dir.clones();
+        // On a thread of its own: a disk that hangs holds up no session.
+        let found = looked(move || {
+            let found = fs::read_dir(clones).into_iter().flatten().flatten();
+            found.filter_map(|entry| entry.file_name().to_str()?.parse::<JobId>().ok()).collect::<Vec<_>>()
+        });
+        for job in found.await.unwrap_or_default() {
             if self.held.lock().unwrap_or_else(PoisonError::into_inner).contains_key(&job) {
                 continue;
             }
-            let Ok(Some(lock)) = HeldLock::try_take(&self.dir.clone_lock(job), Duration::ZERO) else { continue };
+            let path = self.dir.clone_lock(job);
+            let lock = looked(move || HeldLock::try_take(&path, Duration::ZERO).ok().flatten()).await.flatten();
+            let Some(lock) = lock else { continue };
             // Looked at under its lock: whoever makes one has accepted its job before the lock is given back.
             let runs_on = match store.job(job).await {
                 Ok(record) => !record.state.is_terminal(),

@@ -268,7 +268,7 @@ impl Fetch<'_> {
 }
 
 /// Does something with files on a thread of its own.
-async fn looked<T: Send + 'static>(look: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+pub(super) async fn looked<T: Send + 'static>(look: impl FnOnce() -> T + Send + 'static) -> Option<T> {
     beside("clone", look)?.await
 }
 
