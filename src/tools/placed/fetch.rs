@@ -97,7 +97,12 @@ const LET_THROUGH: &[&str] = &[
     "NO_PROXY",
     "SSL_CERT_FILE",
     "SSL_CERT_DIR",
+    "GIT_SSL_CAINFO",
+    "GIT_SSL_CAPATH",
 ];
+
+/// Authorities by the names that git hears of, and by those that other programs have for them.
+const AUTHORITIES: [(&str, &str); 2] = [("GIT_SSL_CAINFO", "SSL_CERT_FILE"), ("GIT_SSL_CAPATH", "SSL_CERT_DIR")];
 
 /// Bytes of an answer of git's that are read.
 const ANSWER: usize = 4 * 1024;
@@ -282,7 +287,9 @@ impl Asks<'_> {
     async fn ask(&self, dir: &Path, words: &[&str]) -> Result<Result<String, String>, CloneRefused> {
         let mut command = self.git.command(dir);
         let through = LET_THROUGH.iter().filter_map(|name| Some((*name, self.fetch.environment.get(name)?)));
-        command.args(ALWAYS).envs(through).envs(VARIABLES.iter().copied());
+        let environment = self.fetch.environment;
+        let authorities = AUTHORITIES.iter().filter_map(|(name, other)| Some((*name, environment.get(other)?)));
+        command.args(ALWAYS).envs(authorities).envs(through).envs(VARIABLES.iter().copied());
         for helper in self.fetch.helpers {
             command.arg("-c").arg(format!("credential.helper={helper}"));
         }

@@ -73,6 +73,11 @@ impl Hosting {
         fs::rename(new, at).expect("named");
     }
 
+    /// The checkout's remote is this address from here on.
+    pub(super) fn is_at(&self, address: &str) {
+        self.git(&["remote", "set-url", "origin", address]);
+    }
+
     /// Commits everything, and pushes nothing.
     pub(super) fn commit(&self) -> String {
         self.git(&["add", "--all"]);

@@ -12,6 +12,7 @@ mod caps;
 mod clones;
 mod exec;
 mod hosting;
+mod https;
 mod memory;
 mod processes;
 mod shell;
