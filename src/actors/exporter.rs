@@ -10,12 +10,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use ractor::{Actor, ActorProcessingErr, ActorRef};
 use tokio::sync::oneshot;
-use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::kept::Kept;
+use super::pump::Pumped;
 use crate::base::ids::{HostId, JobId, SessionNumber};
 use crate::jobs::store::StoreHandle;
 use crate::jobs::{JobRecord, JournalEntry};
@@ -47,10 +46,7 @@ const PAGE_BYTES: usize = 1024 * 1024;
 /// What the last sending may take when the system stops. A collector that did not answer before is not asked again.
 const LAST: Duration = Duration::from_millis(700);
 
-/// The exporter actor.
-pub(super) struct Exporter;
-
-/// What it is started with.
+/// What the exporter, a [`Pump`](super::pump::Pump), is started with.
 #[derive(Clone)]
 pub struct ExporterArguments {
     /// What is told.
@@ -67,70 +63,11 @@ pub struct ExporterArguments {
     pub counters: Arc<Kept<Counters>>,
 }
 
-/// The pump ended, which it must not.
-#[derive(Debug, thiserror::Error)]
-#[error("the exporter's pump ended")]
-struct PumpEnded;
+impl Pumped for ExporterArguments {
+    const NAME: &'static str = "the exporter's pump";
 
-/// The actor's state; dropping it ends the pump.
-pub(super) struct ExporterState {
-    pump: JoinSet<()>,
-    stop: Option<oneshot::Sender<()>>,
-}
-
-/// Everything that can wake it besides its intake.
-pub(super) enum ExporterMsg {
-    /// The pump ended.
-    PumpEnded,
-}
-
-#[cfg_attr(feature = "ractor-async-trait", ractor::async_trait)]
-impl Actor for Exporter {
-    type Msg = ExporterMsg;
-    type State = ExporterState;
-    type Arguments = ExporterArguments;
-
-    async fn pre_start(
-        &self,
-        me: ActorRef<Self::Msg>,
-        arguments: Self::Arguments,
-    ) -> Result<Self::State, ActorProcessingErr> {
-        let (stop, stopped) = oneshot::channel();
-        let mut pump = JoinSet::new();
-        // The message is sent by a guard, so that a panic of the pump is noticed too.
-        let guard = Guard(me);
-        pump.spawn(async move {
-            let _guard = guard;
-            Courier::new(arguments).run(stopped).await;
-        });
-        Ok(ExporterState { pump, stop: Some(stop) })
-    }
-
-    async fn handle(
-        &self,
-        _me: ActorRef<Self::Msg>,
-        message: Self::Msg,
-        _state: &mut Self::State,
-    ) -> Result<(), ActorProcessingErr> {
-        match message {
-            ExporterMsg::PumpEnded => Err(PumpEnded.into()),
-        }
-    }
-
-    async fn post_stop(&self, _me: ActorRef<Self::Msg>, state: &mut Self::State) -> Result<(), ActorProcessingErr> {
-        if let Some(stop) = state.stop.take() {
-            let _ = stop.send(());
-        }
-        while state.pump.join_next().await.is_some() {}
-        Ok(())
-    }
-}
-
-struct Guard(ActorRef<ExporterMsg>);
-
-impl Drop for Guard {
-    fn drop(&mut self) {
-        let _ = self.0.cast(ExporterMsg::PumpEnded);
+    async fn run(self, stopped: oneshot::Receiver<()>) {
+        Courier::new(self).run(stopped).await;
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! Actors know nothing of wire text (`protocol` writes every byte) and nothing of SQL. Reading order: [`root`] for the
 //! tree and its start and stop, [`doors`], [`sessions`], [`session`] for a client's side, [`workers`]
-//! for execution, [`jobs`] for jobs, [`callers`] for whose, [`rollout`] for upgrades, [`telemetry`] for the sink, [`exporter`] for the way out, [`reply`],
+//! for execution, [`jobs`] for jobs, [`callers`] for whose, [`rollout`] for upgrades, [`telemetry`] for the sink, [`exporter`] for the way out, `pump` around both, [`reply`],
 //! [`child`] and [`current`] for what they share.
 
 pub mod callers;
@@ -17,6 +17,7 @@ pub mod fleet;
 pub mod health;
 pub mod jobs;
 pub mod kept;
+mod pump;
 pub mod reply;
 pub mod rollout;
 pub mod root;

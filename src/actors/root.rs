@@ -25,11 +25,12 @@ use super::doors::messages::DoorsMsg;
 use super::doors::{Doors, DoorsArguments};
 use super::exec::links::ExecLinks;
 use super::exec::{ExecMsg, Execs};
-use super::exporter::{Exporter, ExporterArguments};
+use super::exporter::ExporterArguments;
 use super::fleet::{FleetArguments, Hosting};
 use super::jobs::messages::JobsMsg;
 use super::jobs::{Jobs, JobsArguments};
 use super::kept::Kept;
+use super::pump::Pump;
 use super::rollout::{RolloutArguments, RolloutMsg, Rollouts};
 use super::sessions::messages::{SessionEnd, SessionsMsg};
 use super::sessions::{Sessions, SessionsArguments};
@@ -37,7 +38,7 @@ use super::supervision::driver::{ChildDriver, ChildNews, ChildReport, Spawned};
 use super::supervision::slot::RestartPolicy;
 use super::supervision::table::{Begin, ChildId, ChildTable, OnGiveUp, Others, TableEntry};
 use super::supervision::{ChildEvent, ChildSpec, RestartType, Strategy};
-use super::telemetry::{Telemetry, TelemetryArguments};
+use super::telemetry::TelemetryArguments;
 use super::workers::messages::WorkersMsg;
 use super::workers::{Workers, WorkersArguments};
 use crate::base::fault::{Fault, FaultCode};
@@ -122,7 +123,7 @@ const FLEET: ChildId = ChildId(PARTS.len() - 3);
 
 async fn exporter(a: &RootArguments, root: ActorCell) -> Result<Spawned, String> {
     let Some(arguments) = a.exporter.clone() else { return Ok(Spawned::NotNeeded) };
-    Spawned::up(Exporter::spawn_linked(None, Exporter, arguments, root).await)
+    Spawned::up(Pump::spawn_linked(None, Pump::new(), arguments, root).await)
 }
 
 async fn telemetry(a: &RootArguments, root: ActorCell) -> Result<Spawned, String> {
@@ -132,7 +133,7 @@ async fn telemetry(a: &RootArguments, root: ActorCell) -> Result<Spawned, String
         log: a.log.clone(),
         faults: a.faults.clone(),
     };
-    Spawned::up(Telemetry::spawn_linked(None, Telemetry, arguments, root).await)
+    Spawned::up(Pump::spawn_linked(None, Pump::new(), arguments, root).await)
 }
 
 async fn jobs(a: &RootArguments, root: ActorCell) -> Result<Spawned, String> {

@@ -7,12 +7,12 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ractor::{Actor, ActorProcessingErr, ActorRef};
-use tokio::task::JoinSet;
+use tokio::sync::oneshot;
 
 use super::child;
 use super::clock;
 use super::kept::{Kept, Lent};
+use super::pump::Pumped;
 use crate::base::ids::UnixMillis;
 use crate::failpoints::{Broken, FaultPoint, Faults, Operation};
 use crate::protocol::session::FinishedAs;
@@ -26,10 +26,7 @@ use crate::telemetry::{Record, TelemetryHandle};
 /// Longest a record waits to be counted and written. It keeps this task and the disk's thread asleep between batches.
 const AGE: Duration = Duration::from_millis(250);
 
-/// The telemetry actor.
-pub struct Telemetry;
-
-/// What it is started with.
+/// What telemetry, a [`Pump`](super::pump::Pump), is started with.
 pub struct TelemetryArguments {
     /// Where records come from; it outlives the actor.
     pub telemetry: TelemetryHandle,
@@ -41,74 +38,15 @@ pub struct TelemetryArguments {
     pub faults: Faults,
 }
 
-/// The pump ended, which it must not.
-#[derive(Debug, thiserror::Error)]
-#[error("the telemetry pump ended")]
-pub struct PumpEnded;
+impl Pumped for TelemetryArguments {
+    const NAME: &'static str = "the telemetry pump";
 
-/// The actor's state; dropping it ends the pump.
-pub struct TelemetryState {
-    pump: JoinSet<()>,
-    stop: Option<tokio::sync::oneshot::Sender<()>>,
-}
-
-/// Everything that can wake the actor besides its intake.
-pub enum TelemetryMsg {
-    /// The pump ended.
-    PumpEnded,
-}
-
-#[cfg_attr(feature = "ractor-async-trait", ractor::async_trait)]
-impl Actor for Telemetry {
-    type Msg = TelemetryMsg;
-    type State = TelemetryState;
-    type Arguments = TelemetryArguments;
-
-    async fn pre_start(
-        &self,
-        me: ActorRef<Self::Msg>,
-        arguments: Self::Arguments,
-    ) -> Result<Self::State, ActorProcessingErr> {
-        let (stop, stopped) = tokio::sync::oneshot::channel();
-        let mut pump = JoinSet::new();
-        // The message is sent by a guard, so that a panic of the pump is noticed too.
-        let guard = Guard(me);
-        pump.spawn(async move {
-            let _guard = guard;
-            run(arguments, stopped).await;
-        });
-        Ok(TelemetryState { pump, stop: Some(stop) })
-    }
-
-    async fn handle(
-        &self,
-        _me: ActorRef<Self::Msg>,
-        message: Self::Msg,
-        _state: &mut Self::State,
-    ) -> Result<(), ActorProcessingErr> {
-        match message {
-            TelemetryMsg::PumpEnded => Err(PumpEnded.into()),
-        }
-    }
-
-    async fn post_stop(&self, _me: ActorRef<Self::Msg>, state: &mut Self::State) -> Result<(), ActorProcessingErr> {
-        if let Some(stop) = state.stop.take() {
-            let _ = stop.send(());
-        }
-        while state.pump.join_next().await.is_some() {}
-        Ok(())
+    async fn run(self, stopped: oneshot::Receiver<()>) {
+        run(self, stopped).await;
     }
 }
 
-struct Guard(ActorRef<TelemetryMsg>);
-
-impl Drop for Guard {
-    fn drop(&mut self) {
-        let _ = self.0.cast(TelemetryMsg::PumpEnded);
-    }
-}
-
-async fn run(arguments: TelemetryArguments, mut stopped: tokio::sync::oneshot::Receiver<()>) {
+async fn run(arguments: TelemetryArguments, mut stopped: oneshot::Receiver<()>) {
     let TelemetryArguments { telemetry, counters, log, faults } = arguments;
     let path = log;
     let mut log = path.clone().map(LogWriter::new);
