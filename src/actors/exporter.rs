@@ -7,15 +7,19 @@
 //! room in the intake, which is counted (L10), and at the end of the system at most [`LAST`]. Its crash costs the batch it had in hand,
 //! counted too.
 
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep_until, timeout};
 
+use super::child;
 use super::kept::Kept;
 use super::pump::Pumped;
+use crate::base::fault::Fault;
 use crate::base::ids::{HostId, JobId, SessionNumber};
+use crate::failpoints::{FaultPoint, Faults, Operation};
 use crate::jobs::store::StoreHandle;
 use crate::jobs::{JobRecord, JournalEntry};
 use crate::telemetry::TelemetryHandle;
@@ -61,6 +65,8 @@ pub struct ExporterArguments {
     pub host: HostId,
     /// What was counted, which outlives telemetry and so can be told last.
     pub counters: Arc<Kept<Counters>>,
+    /// Fault plan.
+    pub faults: Faults,
 }
 
 impl Pumped for ExporterArguments {
@@ -93,10 +99,12 @@ impl Courier {
     }
 
     async fn run(mut self, mut stopped: oneshot::Receiver<()>) {
+        // What the incarnation before had in hand may have been sent, or be what it failed at.
+        self.traces().give_up();
         tokio::select! {
             biased;
             _ = &mut stopped => {}
-            () = self.carry_on() => {}
+            _ = self.carry_on() => return,
         }
         // What was in hand when the stop came is tried once more with the rest.
         if !self.delivery.fails() {
@@ -106,10 +114,14 @@ impl Courier {
 
     /// For as long as nobody stops it.
     ///
+    /// # Errors
+    ///
+    /// It stood still.
+    ///
     /// # Cancel safety
     ///
     /// Safe: what is in hand stays there.
-    async fn carry_on(&mut self) {
+    async fn carry_on(&mut self) -> Result<Infallible, Fault> {
         let traces = self.traces().clone();
         loop {
             if traces.is_empty() {
@@ -128,7 +140,7 @@ impl Courier {
                 if let Some(pause) = self.delivery.pause() {
                     tokio::time::sleep(pause).await;
                 }
-                self.carry().await;
+                self.carry().await?;
                 if self.due.is_some_and(|due| due <= Instant::now()) {
                     self.send_metrics().await;
                 }
@@ -141,6 +153,9 @@ impl Courier {
         self.traces().put_back();
         while !self.traces().is_empty() {
             let spans = self.look_at_some().await;
+            if self.a.faults.meet(FaultPoint::ExporterCarry, Operation::None).await.is_some() {
+                return;
+            }
             for request in spans.chunks(REQUEST) {
                 if !matches!(self.a.collector.spans(request).await, ExportAnswer::Taken { .. }) {
                     return;
@@ -158,15 +173,20 @@ impl Courier {
     }
 
     /// Takes some facts and has them delivered, or gives them up.
-    async fn carry(&mut self) {
+    async fn carry(&mut self) -> Result<(), Fault> {
         let spans = self.look_at_some().await;
+        if child::in_time(self.a.faults.meet(FaultPoint::ExporterCarry, Operation::None)).await?.is_some() {
+            self.traces().give_up();
+            return Ok(());
+        }
         for request in spans.chunks(REQUEST) {
             if !self.deliver(request).await {
                 self.traces().give_up();
-                return;
+                return Ok(());
             }
         }
         self.traces().exported();
+        Ok(())
     }
 
     async fn look_at_some(&mut self) -> Vec<Span> {
@@ -335,8 +355,15 @@ mod tests {
     }
 
     fn stage(collector: Scripted) -> Stage {
+        stage_with(collector, Faults::none())
+    }
+
+    fn stage_with(collector: Scripted, faults: Faults) -> Stage {
         let telemetry = TelemetryHandle::with_traces(Traces::new(Telling::Exporter(Sampler::default()), None));
-        let collector = Arc::new(collector);
+        begin(telemetry, Arc::new(collector), faults)
+    }
+
+    fn begin(telemetry: TelemetryHandle, collector: Arc<Scripted>, faults: Faults) -> Stage {
         let arguments = ExporterArguments {
             telemetry: telemetry.clone(),
             store: StoreHandle::sqlite(StateDir::at("/nonexistent")),
@@ -344,6 +371,7 @@ mod tests {
             collector: Arc::clone(&collector) as Arc<dyn Collector>,
             host: HostId::random(),
             counters: Kept::new(Counters::default()),
+            faults,
         };
         let (stop, stopped) = oneshot::channel();
         let running = tokio::spawn(Courier::new(arguments).run(stopped));
@@ -409,6 +437,25 @@ mod tests {
         stage.tell();
         tokio::time::sleep(Duration::from_secs(2)).await;
         assert_eq!((stage.came(), stage.lost()), (vec![1, 1], 1));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_batch_that_a_crash_or_a_standstill_took_is_counted_before_anything_follows() {
+        for action in ["panic", "hang"] {
+            let faults = Faults::armed(&format!("exporter.carry={action}")).expect("a plan");
+            let before = stage_with(Scripted::default(), faults);
+            let (telemetry, collector) = (before.telemetry.clone(), Arc::clone(&before.collector));
+            before.tell();
+            before.tell();
+            assert_eq!(before.running.await.is_err(), action == "panic", "it ends by itself");
+            assert_eq!(telemetry.traces().lost(), 0);
+            let next = begin(telemetry, collector, Faults::none());
+            tokio::task::yield_now().await;
+            assert_eq!((next.lost(), next.came()), (2, vec![]), "{action}");
+            next.tell();
+            tokio::time::sleep(Duration::from_secs(2)).await;
+            assert_eq!((next.lost(), next.came()), (2, vec![1]), "{action}");
+        }
     }
 
     #[tokio::test(start_paused = true)]

@@ -245,6 +245,9 @@ fault_points! {
     TelemetryWrite = "telemetry.write", Host, built,
         [Panic Error Exit Kill Abort Delay Hang Drop Torn],
         "the log is about to be written";
+    ExporterCarry = "exporter.carry", Host, built,
+        [Panic Error Exit Kill Abort Delay Hang],
+        "a batch for the collector is in hand and nothing of it was sent; an error is that of a collector that refuses it";
     RolloutSnapshot = "rollout.snapshot", Rollout, built,
         [Panic Error Exit Kill Abort Delay Hang],
         "everything is at rest and the snapshot is about to be put into memory; an error has it put into a file without a name";
@@ -348,6 +351,7 @@ impl FaultPoint {
             | Self::RunnerBeforeTerminal
             | Self::RunnerAfterTerminal
             | Self::TelemetryWrite
+            | Self::ExporterCarry
             | Self::RolloutSnapshot
             | Self::RolloutBeforeExec
             | Self::RolloutAfterRestore
@@ -521,6 +525,7 @@ mod tests {
             runner.after_terminal   x x x x x x x x - - - -
             store.commit            x x x x x x x - - - - -
             telemetry.write         x x x x x x x x x - - -
+            exporter.carry          x x x x x x x - - - - -
             rollout.snapshot        x x x x x x x - - - - -
             rollout.before_exec     x x x x x x x - - - - -
             rollout.after_restore   x x x x x x x - - - - -

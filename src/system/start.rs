@@ -213,6 +213,7 @@ impl Assembly {
             collector: self.collector.clone()?,
             host: self.host,
             counters: Arc::clone(counters),
+            faults: self.faults.clone(),
         })
     }
 

@@ -17,7 +17,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use tokio::process::Child;
 
-use super::rows::{Control, ExpectedAnswer, FaultRow, OVER, needs_upgrade};
+use super::rows::{Control, ExpectedAnswer, FaultRow, OVER, needs_collector, needs_upgrade};
 use super::{PATIENCE, Recovered, Score};
 use crate::base::ids::UnixMillis;
 use crate::config::WorkerIsolation;
@@ -201,6 +201,9 @@ impl World {
 /// After how long an upgrade that has not begun is asked for again: twice a trial's own deadline.
 const ASKED_AGAIN: Duration = Duration::from_secs(10);
 
+/// Where a collector would be, and nobody listens.
+const NOBODYS: &str = "http://127.0.0.1:1";
+
 /// The least generation a row's worker has at its end.
 const LEAST: u64 = 1;
 
@@ -212,6 +215,9 @@ const LEAST: u64 = 1;
 pub(super) async fn play(program: &Path, seed: u64, row: &FaultRow) -> Score {
     let mut world = World::new(program, &row.plan(), seed, row.isolation, PATIENCE).through(row.through);
     let mut score = Score::default();
+    if needs_collector(row.rule.point) {
+        world.rig.set("PHONE_OPUS_OTLP", NOBODYS);
+    }
     if row.through == Through::Daemon {
         // The plan is this daemon's alone: neither the bridge's nor that of whoever comes after it.
         world.daemon = Some(world.rig.daemon(&[]).await);

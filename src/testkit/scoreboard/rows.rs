@@ -156,6 +156,9 @@ const fn strikes(point: FaultPoint) -> &'static [(Option<&'static str>, u64)] {
         | FaultPoint::RolloutSnapshot
         | FaultPoint::RolloutBeforeExec
         | FaultPoint::RolloutAfterRestore => &[(None, 1)],
+        // The row's host has a collector, which is away.
+        FaultPoint::ExporterCarry if cfg!(feature = "otlp") => &[(None, 1)],
+        FaultPoint::ExporterCarry => &[],
         // Where the rows' host has a socket.
         FaultPoint::UnixAccept => &[(None, 1)],
         // Met before anybody can be a client.
@@ -188,6 +191,11 @@ const fn concerns_worker(point: FaultPoint) -> bool {
 /// Whether it is met in an upgrade only: the row's host is upgraded while the struck consult is under way.
 pub(super) const fn needs_upgrade(point: FaultPoint) -> bool {
     matches!(point, FaultPoint::RolloutSnapshot | FaultPoint::RolloutBeforeExec | FaultPoint::RolloutAfterRestore)
+}
+
+/// Whether it is met only where a collector is configured.
+pub(super) const fn needs_collector(point: FaultPoint) -> bool {
+    matches!(point, FaultPoint::ExporterCarry)
 }
 
 /// An action of this kind, as rows use it.
@@ -360,7 +368,9 @@ pub fn expected(
             // A verb that panics, or stands still for 15 s, is asked for again where that is safe.
             _ => good(1),
         },
-        (P::TelemetryWrite, _) => good(1),
+        // A quarter of a second after a call is over its facts are told, and half a second later they are in hand.
+        (P::ExporterCarry, kind) if kind.ends_process() => ends(1, 1),
+        (P::TelemetryWrite | P::ExporterCarry, _) => good(1),
         // Before the new program is started the old one goes on, with another worker: the one there was has been ended.
         (P::RolloutSnapshot | P::RolloutBeforeExec, kind) if kind.ends_process() => ends(1, 1),
         (P::RolloutSnapshot | P::RolloutBeforeExec, _) | (P::RolloutAfterRestore, A::Delay) => good(2),
@@ -399,6 +409,7 @@ mod tests {
                     let is_met = point.is_reached() && (sockets || !point.is_of_a_socket());
                     let nowhere = [FaultPoint::UnixBind, FaultPoint::ExecConnect, FaultPoint::ExecRead];
                     let is_met = is_met && !nowhere.contains(&point) && !point.is_of_a_fleet();
+                    let is_met = is_met && (cfg!(feature = "otlp") || !needs_collector(point));
                     assert_eq!(found.count() > 0, is_met, "{point}={kind}");
                 }
             }

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use super::case::{World, upgrade};
-use super::rows::{action, place};
+use super::rows::{action, needs_collector, place};
 use super::{Recovered, Score};
 use crate::config::WorkerIsolation;
 use crate::failpoints::{ActionKind, FaultPoint, FaultRule, When};
@@ -121,10 +121,9 @@ impl Dice {
 
 /// Every point that a host on standard streams meets, with every action it accepts.
 fn pairs() -> Vec<(FaultPoint, ActionKind)> {
-    let reached = FaultPoint::ALL
-        .iter()
-        .copied()
-        .filter(|point| point.is_reached() && !point.is_of_a_socket() && !point.is_of_a_fleet());
+    let reached = FaultPoint::ALL.iter().copied().filter(|point| {
+        point.is_reached() && !point.is_of_a_socket() && !point.is_of_a_fleet() && !needs_collector(*point)
+    });
     reached.flat_map(|point| point.accepted().iter().map(move |&kind| (point, kind))).collect()
 }
 
