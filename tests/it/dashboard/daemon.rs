@@ -8,7 +8,7 @@ use serde_json::Value;
 use super::{Following, Served, new_rig, place};
 
 /// What `dashboard` prints: the address, by its port and its token.
-async fn address(rig: &Rig, words: &[&str]) -> (u16, String) {
+pub(super) async fn address(rig: &Rig, words: &[&str]) -> (u16, String) {
     let mut all = vec!["dashboard", "--json"];
     all.extend(words);
     let output = rig.run(&all).await;
@@ -24,8 +24,8 @@ async fn a_daemon_serves_the_page_when_asked_and_goes_on_through_an_upgrade_unti
     let daemon = rig.daemon(&[]).await;
     let socket = rig.state_dir().root().join("dashboard.sock");
     assert!(!socket.exists(), "nobody asked");
-    let (port, token) = address(&rig, &[]).await;
-    let served = Served { child: daemon, port, token, socket: socket.clone() };
+    let served = Served::of(daemon, &rig).await;
+    let port = served.port;
     let opened = served.open().await;
     assert_eq!(served.exchange(&served.token).await.status, 401, "it was used");
     assert_eq!(served.ask("GET /api/overview", "", "").await.status, 401);

@@ -72,21 +72,23 @@ fn open_up(rig: &Rig, socket: &Path) {
 }
 
 #[tokio::test]
-async fn another_user_gets_nothing_by_either_door_though_both_stand_open() {
-    let rig = new_rig();
-    let served = Served::start(&rig, &[]).await;
-    let mode = |path: &Path| std::fs::metadata(path).expect("it is there").permissions().mode() & 0o777;
-    assert_eq!((mode(&served.socket), mode(served.socket.parent().expect("a directory"))), (0o600, 0o700));
-    if let Some(heard) = stranger(&served).await {
-        assert!(heard.contains("by socket: closed"), "{heard}");
-        open_up(&rig, &served.socket);
-        let heard = stranger(&served).await.expect("it ran before");
-        assert!(heard.contains("by socket: HTTP/1.1 403 Forbidden"), "{heard}");
-        // Where the kernel does not say whose a connection is, the cookie keeps it out of everything but the page's own files.
-        let refused = heard.contains("by port: HTTP/1.1 403 Forbidden");
-        assert!(refused || !cfg!(target_os = "linux"), "{heard}");
-        std::fs::set_permissions(rig.state_dir().root(), std::fs::Permissions::from_mode(0o700)).expect("a mode");
+async fn another_user_gets_nothing_by_either_door_of_either_page_though_both_stand_open() {
+    for by in By::BOTH {
+        let mut rig = new_rig();
+        let served = Served::by(&mut rig, by).await;
+        let mode = |path: &Path| std::fs::metadata(path).expect("it is there").permissions().mode() & 0o777;
+        assert_eq!((mode(&served.socket), mode(served.socket.parent().expect("a directory"))), (0o600, 0o700));
+        if let Some(heard) = stranger(&served).await {
+            assert!(heard.contains("by socket: closed"), "{by:?}: {heard}");
+            open_up(&rig, &served.socket);
+            let heard = stranger(&served).await.expect("it ran before");
+            assert!(heard.contains("by socket: HTTP/1.1 403 Forbidden"), "{by:?}: {heard}");
+            // Where the kernel does not say whose a connection is, the cookie keeps it out of everything but the page's own files.
+            let refused = heard.contains("by port: HTTP/1.1 403 Forbidden");
+            assert!(refused || !cfg!(target_os = "linux"), "{by:?}: {heard}");
+            std::fs::set_permissions(rig.state_dir().root(), std::fs::Permissions::from_mode(0o700)).expect("a mode");
+        }
+        served.end(Signal::INT).await;
+        rig.stop_and_check_invariants([]).await;
     }
-    served.end(Signal::INT).await;
-    rig.stop_and_check_invariants([]).await;
 }
