@@ -13,6 +13,7 @@ mod exec;
 mod exec_consult;
 mod failpoints;
 mod fleet;
+mod front;
 mod jobs;
 mod kit;
 #[path = "../../src/fleet/postgres/tests/server.rs"]

@@ -27,6 +27,8 @@ pub mod ws;
 
 #[cfg(any(feature = "fleet", feature = "otlp"))]
 pub(crate) use self::tls::client_config;
+#[cfg(feature = "otlp")]
+pub(crate) use self::tls::client_config_by;
 
 /// How long a connection may take to be made, name, handshake and certificate included: shorter than the 25 s in which a client may
 /// resume, so that a second attempt has its time too.

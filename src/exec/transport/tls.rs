@@ -1,10 +1,12 @@
 //! Proof of who a server is.
 //!
-//! Owns: which authorities are believed (those of the platform) and the handshake. May not know: what is said afterwards.
+//! Owns: which authorities are believed (those of the platform, or of a file that is named) and the handshake. May not know: what is said afterwards.
 //!
 //! Invariant: there is no way to connect to a server that is not verified.
 
 use std::io;
+#[cfg(feature = "otlp")]
+use std::path::Path;
 use std::sync::Arc;
 
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -13,6 +15,8 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tokio_rustls::rustls::crypto::ring;
 use tokio_rustls::rustls::pki_types::ServerName;
+#[cfg(feature = "otlp")]
+use tokio_rustls::rustls::pki_types::{CertificateDer, pem::PemObject as _};
 use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 
 /// A connection to a server that has proven to be `host`.
@@ -45,6 +49,22 @@ where
 #[cfg(any(feature = "fleet", feature = "otlp"))]
 pub(crate) fn client_config() -> io::Result<ClientConfig> {
     believing(roots()?)
+}
+
+/// The same by the authorities in this file, and no others.
+///
+/// # Errors
+///
+/// The file cannot be read, or has none.
+#[cfg(feature = "otlp")]
+pub(crate) fn client_config_by(file: &Path) -> io::Result<ClientConfig> {
+    let found = CertificateDer::pem_file_iter(file).map_err(io::Error::other)?;
+    let mut roots = RootCertStore::empty();
+    let (taken, _) = roots.add_parsable_certificates(found.filter_map(Result::ok));
+    if taken == 0 {
+        return Err(io::Error::new(io::ErrorKind::NotFound, "there is no authority in it"));
+    }
+    believing(roots)
 }
 
 fn believing(roots: RootCertStore) -> io::Result<ClientConfig> {

@@ -28,6 +28,7 @@ use super::metrics::Metric;
 use super::traces::spans::Span;
 use crate::base::ids::UnixMillis;
 use crate::config::CollectorUrl;
+use crate::exec::transport::{client_config, client_config_by};
 
 /// A collector at the other end of an HTTP connection. Each request has a connection of its own: there is one in seconds at most.
 pub struct OtlpCollector {
@@ -67,9 +68,14 @@ impl OtlpCollector {
 
     async fn tls(&self) -> Result<Arc<ClientConfig>, String> {
         let config = self.tls.get_or_try_init(|| async {
+            let file = self.settings.certificate.clone();
             // Files are read: not on the runtime's thread.
-            let read = tokio::task::spawn_blocking(crate::exec::transport::client_config).await;
-            read.map_err(|error| error.to_string())?.map(Arc::new).map_err(|error| error.to_string())
+            let read = tokio::task::spawn_blocking(move || match file {
+                None => client_config().map_err(|error| error.to_string()),
+                Some(file) => client_config_by(&file)
+                    .map_err(|error| format!("failed to read OTEL_EXPORTER_OTLP_CERTIFICATE: {error}")),
+            });
+            read.await.map_err(|error| error.to_string())?.map(Arc::new)
         });
         config.await.cloned()
     }

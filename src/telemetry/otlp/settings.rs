@@ -4,11 +4,13 @@
 //! protocol.
 //!
 //! The configuration's `otlp` alone switches this on. The standard variables are set for other programs too: what they say of an
-//! endpoint counts where `otlp` is `env`, and headers, which are secrets of one collector, are sent to no other.
+//! endpoint counts where `otlp` is `env`; headers, which are secrets of one collector, are sent to no other, and by whose certificate one
+//! is verified, no other is.
 //!
 //! Invariant (L13): the value of a header is in [`Header`] alone, which shows none; what is refused is told without its text.
 
 use std::fmt;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use hyper::header::{HeaderName, HeaderValue};
@@ -59,6 +61,8 @@ pub struct OtlpSettings {
     pub metrics: Option<CollectorUrl>,
     /// What each request carries.
     pub headers: Vec<Header>,
+    /// The file of the authorities that a collector is verified by; `None` for those this platform trusts.
+    pub certificate: Option<PathBuf>,
     /// What the sender says of itself.
     pub resource: Vec<(String, Value)>,
     /// Which traces are collected.
@@ -87,11 +91,15 @@ impl OtlpSettings {
             return Ok(None);
         }
         Ok(Some(Self {
-            headers: if endpoints.headers_are_its {
+            headers: if endpoints.variables_are_its {
                 variables.headers("OTEL_EXPORTER_OTLP_HEADERS")?
             } else {
                 Vec::new()
             },
+            certificate: variables
+                .get("OTEL_EXPORTER_OTLP_CERTIFICATE")
+                .filter(|_| endpoints.variables_are_its)
+                .map(PathBuf::from),
             traces: traces.then_some(endpoints.traces),
             metrics: metrics.then_some(endpoints.metrics),
             resource: variables.resource(host),
@@ -105,8 +113,8 @@ impl OtlpSettings {
 struct Endpoints {
     traces: CollectorUrl,
     metrics: CollectorUrl,
-    /// Whether the variables' headers are meant for it.
-    headers_are_its: bool,
+    /// Whether the variables' headers and certificate are meant for it.
+    variables_are_its: bool,
 }
 
 impl Endpoints {
@@ -124,8 +132,8 @@ impl Endpoints {
                     .get(name)
                     .is_none_or(|text| CollectorUrl::parse(&text).is_ok_and(|url| url.is_same_server(&base)))
             };
-            let headers_are_its = ["OTEL_EXPORTER_OTLP_ENDPOINT", of_traces, of_metrics].into_iter().all(is_its);
-            return Ok(Self { traces: base.below("v1/traces"), metrics: base.below("v1/metrics"), headers_are_its });
+            let variables_are_its = ["OTEL_EXPORTER_OTLP_ENDPOINT", of_traces, of_metrics].into_iter().all(is_its);
+            return Ok(Self { traces: base.below("v1/traces"), metrics: base.below("v1/metrics"), variables_are_its });
         }
         for name in
             ["OTEL_EXPORTER_OTLP_PROTOCOL", "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_METRICS_PROTOCOL"]
@@ -142,7 +150,7 @@ impl Endpoints {
         Ok(Self {
             traces: url(of_traces)?.unwrap_or_else(|| base.below("v1/traces")),
             metrics: url(of_metrics)?.unwrap_or_else(|| base.below("v1/metrics")),
-            headers_are_its: true,
+            variables_are_its: true,
         })
     }
 }
@@ -301,6 +309,18 @@ mod tests {
         for variables in others {
             assert_eq!(names(&good("https://c.example", variables)), Vec::<String>::new(), "{variables:?}");
         }
+    }
+
+    #[test]
+    fn the_variables_authorities_are_believed_for_the_collector_they_are_meant_for() {
+        const CERTIFICATE: (&str, &str) = ("OTEL_EXPORTER_OTLP_CERTIFICATE", "/etc/ours.pem");
+        let by = |target, variables: &[(&str, &str)]| good(target, variables).certificate;
+        let ours = Some(PathBuf::from(CERTIFICATE.1));
+        assert_eq!(by("https://c.example", &[CERTIFICATE]), ours);
+        assert_eq!(by("https://c.example", &[CERTIFICATE, (ENDPOINT, "https://c.example")]), ours);
+        assert_eq!(by("env", &[CERTIFICATE, (ENDPOINT, "https://c.example")]), ours);
+        assert_eq!(by("https://c.example", &[CERTIFICATE, (ENDPOINT, "https://other.example")]), None);
+        assert_eq!(by("https://c.example", &[]), None);
     }
 
     #[test]

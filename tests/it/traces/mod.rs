@@ -8,6 +8,7 @@
 #![expect(clippy::expect_used, reason = "helpers of tests")]
 
 mod collector;
+mod secure;
 mod struck;
 
 use std::time::{Duration, Instant};
