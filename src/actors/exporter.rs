@@ -222,7 +222,9 @@ impl Courier {
                 self.runs.add(&record);
                 let told = record.trace.as_ref().is_some_and(|trace| trace.told && trace.sampled);
                 let journal = if told { self.journal(*job, &record).await? } else { Vec::new() };
-                Some(spans::of_job(&record, &journal))
+                let mut all = spans::of_job(&record, &journal);
+                all.extend(spans::of_lost_call(&record, self.a.host));
+                Some(all)
             }
         }
     }

@@ -12,7 +12,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::ids::JobId;
+use super::ids::{JobId, UnixMillis};
 
 /// The variable by which programs hand their trace on to those they start.
 pub const TRACEPARENT_VARIABLE: &str = "TRACEPARENT";
@@ -202,6 +202,20 @@ pub struct JobTrace {
     pub state: Option<String>,
     /// Whether the host that accepted it tells of the job's own spans.
     pub told: bool,
+    /// The call that asked for it, where it is collected: whoever adopts the job of a host that is lost tells of it too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub call: Option<AskingCall>,
+}
+
+/// What of a job's call is derived from nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AskingCall {
+    /// What is above the call's span, where its client said so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub above: Option<SpanId>,
+    /// When it was first given to a worker; `None` where it never was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub at: Option<UnixMillis>,
 }
 
 impl JobTrace {
@@ -215,7 +229,7 @@ impl JobTrace {
     #[must_use]
     pub fn below(above: TraceContext, told: bool) -> Self {
         let TraceContext { trace, span, sampled, state } = above;
-        Self { trace, parent: Some(span), sampled, state, told }
+        Self { trace, parent: Some(span), sampled, state, told, call: None }
     }
 
     /// What is above the job itself, which a job that goes to another machine takes along. `None` where nothing is.
@@ -350,7 +364,8 @@ mod tests {
     fn an_agent_is_led_to_its_run_where_that_is_told_of_and_else_to_whoever_asked() {
         let job = JobId::random();
         let above = TraceContext::parse(GOOD).expect("good");
-        let trace = |told, sampled, parent| JobTrace { trace: above.trace, parent, sampled, state: None, told };
+        let trace =
+            |told, sampled, parent| JobTrace { trace: above.trace, parent, sampled, state: None, told, call: None };
         let led = |trace: JobTrace| trace.for_agent(job).map(|context| (context.span, context.sampled));
         let (own, parent) = (JobTrace::span(job, AGENT, 0), Some(above.span));
         assert_eq!(led(trace(true, true, parent)), Some((own, true)));
@@ -368,9 +383,15 @@ mod tests {
             sampled: true,
             state: Some("a=1".to_owned()),
             told: true,
+            call: Some(AskingCall { above: None, at: Some(UnixMillis(7)) }),
         };
         let text = serde_json::to_string(&trace).expect("JSON");
         assert_eq!(serde_json::from_str::<JobTrace>(&text).expect("it is read"), trace);
+        // As versions before wrote it.
+        let before = JobTrace { call: None, ..trace.clone() };
+        let without = serde_json::to_string(&before).expect("JSON");
+        assert!(!without.contains("call"));
+        assert_eq!(serde_json::from_str::<JobTrace>(&without).expect("it is read"), before);
         let zero = text.replace(&trace.trace.to_string(), &"0".repeat(32));
         assert!(serde_json::from_str::<JobTrace>(&zero).is_err());
     }

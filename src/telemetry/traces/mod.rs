@@ -22,7 +22,7 @@ use tokio::sync::Notify;
 pub use self::facts::{AttemptSeen, CallFact, CallTrace, TraceFact};
 use self::sampling::Sampler;
 use crate::base::ids::{CallNumber, Generation, HostId, InvocationId, JobId, SessionNumber, UnixMillis};
-use crate::base::trace::{JobTrace, SpanId, TraceContext, TraceId};
+use crate::base::trace::{AskingCall, JobTrace, SpanId, TraceContext, TraceId};
 
 /// Facts that may wait for whoever exports them: some hundred bytes each. A collector that is away for a while costs what is beyond.
 const FACTS: usize = 4 * 1024;
@@ -177,11 +177,13 @@ impl Traces {
         match call {
             Some((invocation, call)) if told => {
                 let place = self.place(host, invocation.session, &call);
+                let asking = AskingCall { above: place.parent, at: call.attempts.first().map(|attempt| attempt.at) };
                 let state = call.parent.and_then(|parent| parent.state);
                 // Of a call that is not collected there is no span; whoever is above it is what the agent can belong to.
                 let above = if place.sampled { None } else { place.parent };
                 let parent = above.or(Some(place.span));
-                Some(JobTrace { trace: place.trace, parent, sampled: place.sampled, state, told })
+                let call = place.sampled.then_some(asking);
+                Some(JobTrace { trace: place.trace, parent, sampled: place.sampled, state, told, call })
             }
             Some((_, call)) => call.parent.map(|parent| JobTrace::below(*parent, told)),
             None => match brought.or_else(|| self.0.above.clone()) {
@@ -190,7 +192,8 @@ impl Traces {
                 }
                 None if told => {
                     let trace = JobTrace::of_its_own(job);
-                    Some(JobTrace { trace, parent: None, sampled: self.samples(trace, None), state: None, told })
+                    let sampled = self.samples(trace, None);
+                    Some(JobTrace { trace, parent: None, sampled, state: None, told, call: None })
                 }
                 None => None,
             },

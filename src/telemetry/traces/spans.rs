@@ -25,7 +25,7 @@ use super::facts::{CallEnd, CallFact};
 use crate::base::ids::{HostId, JobId, UnixMillis};
 use crate::base::trace::{AGENT, JobTrace, SpanId, TraceId};
 use crate::jobs::journal::AgentEvent;
-use crate::jobs::{JobOutcome, JobRecord, JobState, JournalEntry, JournalEvent};
+use crate::jobs::{JobMode, JobOutcome, JobRecord, JobState, JournalEntry, JournalEvent};
 
 /// Turns and tool uses that are told of one job, each; a long run has a hundred. How many were left out is said.
 const PARTS: usize = 256;
@@ -266,6 +266,38 @@ pub fn of_call(fact: &CallFact, host: HostId, place: CallPlace, of_job: Option<(
     attempts.insert(0, call);
     attempts
 }
+
+/// The span of the call that asked for a job and was lost with its host, where `host` has adopted the job: what is above the job is
+/// there then too. What is known of the call is when it began.
+///
+/// One that was answered or withdrawn before is none of these: its own host told of it.
+#[must_use]
+pub fn of_lost_call(record: &JobRecord, host: HostId) -> Option<Span> {
+    let trace = record.trace.as_ref().filter(|trace| trace.told && trace.sampled)?;
+    let (call, id) = (trace.call?, trace.parent?);
+    let (asked, rest) = record.invocation.as_deref()?.split_once(':')?;
+    let session = rest.split(':').next()?;
+    let is_adopted = record.host == Some(host) && asked != host.to_string();
+    if !is_adopted || record.mode != JobMode::Sync || record.cancel_requested.is_some() {
+        return None;
+    }
+    // The same for each of its jobs, so that nothing but the call is said here.
+    let at = nanos(call.at.unwrap_or(record.accepted_at));
+    let mut span = Span::new((trace.trace, id, call.above), CONSULTED, (at, at))
+        .of_kind(SpanKind::Server)
+        .with("mcp.method.name", "tools/call")
+        .with("gen_ai.operation.name", "execute_tool")
+        .with("gen_ai.tool.name", "consult")
+        .with("mcp.session.id", format!("{asked}/{session}"))
+        .with("phone_opus.outcome", "host_lost")
+        .with_some("phone_opus.workspace", last_part(&record.workspace));
+    span.failed = true;
+    span.state.clone_from(&trace.state);
+    Some(span)
+}
+
+/// The name of a call's span, of the one tool that asks for jobs.
+const CONSULTED: &str = "tools/call consult";
 
 /// The spans of a job that is over, by what the store has of it.
 #[must_use]

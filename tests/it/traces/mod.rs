@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use opentelemetry_proto::tonic::metrics::v1::metric::Data;
 use opentelemetry_proto::tonic::metrics::v1::number_data_point::Value as Number;
+use opentelemetry_proto::tonic::trace::v1::Span;
 use phone_opus::testkit::client::REVISION;
 use phone_opus::testkit::{PATIENCE, Rig, Script, Signal, Step, TestClient, Waiting, tried_program};
 use serde_json::{Value, json};
@@ -299,12 +300,22 @@ async fn a_consult_that_another_host_adopts_is_told_by_that_one_in_its_callers_t
     }
     rig.give_sign("go");
     next.reply(sent).await.expect_success();
-    let spans = collector.until("the whole chain is there", is_whole).await;
+    let both = |spans: &Spans| is_whole(spans) && spans.named("tools/call consult").count() == 2;
+    let spans = collector.until("the whole chain and both calls are there", both).await;
     let mine = Spans(spans.0.into_iter().filter(|span| hex(&span.trace_id) == TRACE).collect());
-    // The call it was asked by first is lost with its host; the one that was answered is linked to the job.
-    let (job, call) = (mine.the("job"), mine.the("tools/call consult"));
-    assert_eq!(mine.way_to(mine.the("execute_tool Grep")), CHAIN[1..]);
-    assert_eq!(call.links[0].span_id, job.span_id);
+    // The call it was asked by first is lost with its host, and the next one says so; its own, which was answered, is linked to the job.
+    for (depth, name) in CHAIN.iter().enumerate().skip(1) {
+        assert_eq!(mine.way_to(mine.the(name)), CHAIN[..=depth], "{:#?}", mine.drawn());
+    }
+    let job = mine.the("job");
+    let lost = mine.above(job).expect("the lost call");
+    let answered = mine.named("tools/call consult").find(|call| call.span_id != lost.span_id).expect("the other one");
+    assert_eq!(answered.links[0].span_id, job.span_id);
+    let outcome = |call: &Span| said(&call.attributes, "phone_opus.outcome");
+    assert_eq!((outcome(lost).as_deref(), outcome(answered).as_deref()), (Some("host_lost"), Some("success")));
+    for call in [lost, answered] {
+        assert_eq!((hex(&call.parent_span_id), call.trace_state.as_str()), (ABOVE.to_owned(), "vendor=1"));
+    }
     rig.expect_runs(1);
     rig.stop_and_check_invariants([next]).await;
 }

@@ -3,8 +3,8 @@
 use super::*;
 use crate::base::fault::{Fault, FaultCode};
 use crate::base::ids::{CallNumber, Generation, SessionNumber};
-use crate::base::trace::TraceContext;
-use crate::jobs::{ConsultRequest, PermissionDenial};
+use crate::base::trace::{AskingCall, TraceContext};
+use crate::jobs::{CancelReason, ConsultRequest, PermissionDenial};
 use crate::telemetry::traces::sampling::Sampler;
 use crate::telemetry::traces::{AttemptSeen, CallTrace, Telling, Traces};
 
@@ -82,7 +82,7 @@ fn a_call_about_somebody_elses_job_is_linked_to_it_and_to_its_own_it_is_not() {
     let fact = call(&[], &[]);
     let job = fact.job.expect("a job");
     let own = &spans_of(&fact, None)[0];
-    let mine = JobTrace { trace: own.trace, parent: Some(own.id), sampled: true, state: None, told: true };
+    let mine = JobTrace { trace: own.trace, parent: Some(own.id), sampled: true, state: None, told: true, call: None };
     assert_eq!(spans_of(&fact, Some((job, &mine)))[0].links, []);
     let other = JobTrace { trace: TraceId::derived(&["other"]), ..mine.clone() };
     assert_eq!(spans_of(&fact, Some((job, &other)))[0].links, [(other.trace, JobTrace::span(job, "job", 0))]);
@@ -115,6 +115,7 @@ fn job(state: JobState) -> JobRecord {
         sampled: true,
         state: Some("a=1".to_owned()),
         told: true,
+        call: Some(AskingCall { above: Some(SpanId::derived(&["above"])), at: Some(UnixMillis(900)) }),
     });
     record.outcome = Some(JobOutcome {
         response: Some("ANSWER".to_owned()),
@@ -125,6 +126,31 @@ fn job(state: JobState) -> JobRecord {
         ..JobOutcome::default()
     });
     record
+}
+
+#[test]
+fn a_call_that_was_lost_with_its_host_is_told_by_whoever_adopted_its_job_and_by_nobody_else() {
+    let (lost, next) = (HostId::random(), HostId::random());
+    let mut adopted = job(JobState::Succeeded);
+    adopted.invocation = Some(format!("{lost}:3:8"));
+    adopted.host = Some(next);
+    let call = of_lost_call(&adopted, next).expect("a span");
+    assert_eq!((Some(call.id), call.trace), (of_job(&adopted, &[])[0].parent, TraceId::derived(&["t"])));
+    assert_eq!((call.parent, call.start, call.end), (Some(SpanId::derived(&["above"])), 900_000_000, 900_000_000));
+    assert_eq!((call.failed, said(&call, "phone_opus.outcome")), (true, Some(&"host_lost".into())));
+    assert_eq!(said(&call, "mcp.session.id"), Some(&format!("{lost}/3").into()));
+    // Another job of the same call says the same.
+    let part =
+        JobRecord { invocation: Some(format!("{lost}:3:8/2")), accepted_at: UnixMillis(2_000), ..adopted.clone() };
+    assert_eq!(of_lost_call(&part, next).as_ref(), Some(&call));
+    let own = JobRecord { invocation: Some(format!("{next}:3:8")), ..adopted.clone() };
+    let followed = JobRecord { host: Some(lost), ..adopted.clone() };
+    let answered = JobRecord { mode: JobMode::Background, ..adopted.clone() };
+    let withdrawn = JobRecord { cancel_requested: Some(CancelReason::Requested), ..adopted.clone() };
+    let nobodys = JobRecord { invocation: None, ..adopted };
+    for other in [own, followed, answered, withdrawn, nobodys] {
+        assert_eq!(of_lost_call(&other, next), None, "{other:?}");
+    }
 }
 
 fn journal(events: &[(i64, JournalEvent)]) -> Vec<JournalEntry> {
