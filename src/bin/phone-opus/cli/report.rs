@@ -1,4 +1,4 @@
-//! The words of `report` and `top`, in programs that have them.
+//! The words of `report`, `top` and `dashboard`, in programs that have them.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -13,6 +13,29 @@ const ACCEPTED: &str = "accepted: a number with m, h, d or w (30m, 24h, 7d, 4w),
 
 /// The longest way back by a number: ten years.
 const LONGEST: Duration = Duration::from_secs(10 * 366 * 24 * 60 * 60);
+
+/// `dashboard`.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct DashboardOptions {
+    /// The port of 127.0.0.1 [default: any that is free].
+    #[arg(long, value_name = "PORT", default_value_t = 0, hide_default_value = true)]
+    pub(crate) port: u16,
+    /// Serve it here, whether or not there is a daemon.
+    #[arg(long)]
+    pub(crate) alone: bool,
+    /// Have the daemon serve it no longer.
+    #[arg(long, conflicts_with_all = ["port", "alone", "metrics_token_file"])]
+    pub(crate) stop: bool,
+    /// A file with the token that Prometheus brings for /metrics (yours alone, mode 0600). It is served here then.
+    #[arg(long, value_name = "PATH")]
+    pub(crate) metrics_token_file: Option<PathBuf>,
+    /// The address as one JSON object.
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Where jobs are kept.
+    #[command(flatten)]
+    pub(crate) common: Common,
+}
 
 /// `report`.
 #[derive(Debug, Clone, Args)]
