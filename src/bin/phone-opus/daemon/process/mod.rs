@@ -10,29 +10,31 @@
 //! Invariants: (1) nothing is made in a state directory of another user; (2) who cannot start says why where it is waited for, and
 //! leaves nothing behind; (3) every step of a stop is done by [`Life`]'s word, in its order.
 
-use std::collections::{HashSet, VecDeque};
+mod answers;
+mod keys;
+mod passed;
+mod signals;
+mod words;
+
+use std::collections::VecDeque;
 use std::convert::Infallible;
-use std::ffi::OsString;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use phone_opus::internals::actors::callers::{HostSide, opened};
+use phone_opus::internals::actors::callers::HostSide;
 use phone_opus::internals::actors::doors::desk::ControlReply;
 use phone_opus::internals::actors::doors::handle::{DoorHandle, ListenOptions};
 use phone_opus::internals::actors::jobs::room::Beginning;
 use phone_opus::internals::base::descriptors::PassedPipe;
 use phone_opus::internals::base::fault::Fault;
-use phone_opus::internals::base::ids::{DaemonId, SessionNumber};
-use phone_opus::internals::base::signals;
+use phone_opus::internals::base::ids::DaemonId;
+use phone_opus::internals::base::signals::let_through;
 use phone_opus::internals::base::state_dir::{StateDir, StateDirError};
-use phone_opus::internals::daemon::PROTOCOL;
-use phone_opus::internals::daemon::control::{
-    self, About, ControlRefusal, DaemonAnswer, DaemonStatus, Opening, SessionOpened,
-};
+use phone_opus::internals::daemon::control::{self, About, ControlRefusal};
 use phone_opus::internals::daemon::idle::IDLE;
 use phone_opus::internals::daemon::life::{
     Farewell, LOOK_EVERY, Life, LifeEffect, LifeEvent, LifeVerb, Sighting, SocketOwner,
@@ -44,22 +46,24 @@ use phone_opus::internals::daemon::record::{DaemonRecord, DaemonRecordError};
 use phone_opus::internals::daemon::start::{READY, TAKEN};
 use phone_opus::internals::failpoints::{FaultPoint, Faults, Operation};
 use phone_opus::internals::jobs::host_lock::ORPHAN_GRACE;
-use phone_opus::internals::jobs::hosts::{HostKind, HostSaid, TreeSaid};
+use phone_opus::internals::jobs::hosts::HostKind;
 use phone_opus::internals::jobs::lock::LockError;
 use phone_opus::internals::rollout::Trigger;
-use phone_opus::internals::system::handover::{HostSnapshot, Luggage, NewImage, Packed, Restore};
+use phone_opus::internals::system::handover::{HostSnapshot, Luggage, NewImage, Restore};
 use phone_opus::internals::system::{Grace, Shutdown, System};
 use rustix::io::Errno;
 use sd_notify::NotifyState;
-use serde::{Deserialize, Serialize};
-use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
-use super::asking::{overriding, serving};
+use self::keys::Keys;
+use self::passed::{PassedDaemon, Trunk};
+use self::signals::Signals;
+use self::words::{begin_environment, named, words};
+use super::asking::overriding;
 use super::desk::{Desk, Request};
 use super::detach::Ready;
-use super::page::{OpenPage, Page, PassedPage};
+use super::page::{Page, PassedPage};
 use super::{activation, detach, place};
 use crate::begin::{self, Image, Kind};
 use crate::cli::DaemonRunOptions;
@@ -72,9 +76,6 @@ const RUNTIME_END: Duration = Duration::from_millis(100);
 
 /// How long a part may take to say how it is. One that does not answer counts as busy.
 const ASK: Duration = Duration::from_secs(2);
-
-/// Sessions whose keys are remembered, so that one that comes again is told so. The oldest are forgotten.
-const KEYS: usize = 4096;
 
 /// Why a daemon does not serve.
 #[derive(Debug, thiserror::Error)]
@@ -180,7 +181,7 @@ fn serve(options: &DaemonRunOptions, passed: Option<Listener>, ready: &mut Ready
         if passed_on.is_some() {
             tracing::info!("going on where another image of the program stood");
             // Held since before this image began.
-            signals::let_through();
+            let_through();
         }
         let faults = prepared.faults.clone();
         let config = Arc::new(prepared.config.clone());
@@ -240,53 +241,6 @@ fn listen(candidates: &[PathBuf], faults: &Faults) -> Result<Listener, ListenErr
     })
 }
 
-/// What a daemon tells its next image of itself.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-struct PassedDaemon {
-    generation: DaemonId,
-    lock: PassedPipe,
-    place: SocketPlace,
-    activated: bool,
-    paused: bool,
-    #[serde(default)]
-    page: Option<PassedPage>,
-}
-
-impl PassedDaemon {
-    fn read(told: &serde_json::Value) -> Option<Self> {
-        serde_json::from_value(told.clone())
-            .inspect_err(|error| tracing::warn!(%error, "the daemon before this one cannot be understood"))
-            .ok()
-    }
-}
-
-/// What goes into the next image, as it is now; nothing while it ends.
-struct Trunk(Mutex<Option<PassedDaemon>>, OpenPage);
-
-impl Trunk {
-    fn change(&self, change: impl FnOnce(&mut PassedDaemon)) {
-        if let Some(passed) = &mut *self.0.lock().unwrap_or_else(PoisonError::into_inner) {
-            change(passed);
-        }
-    }
-
-    fn empty(&self) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = None;
-    }
-}
-
-impl Luggage for Trunk {
-    fn pack(&self) -> Packed {
-        let mut passed = self.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        if let Some(passed) = &mut passed {
-            passed.page = self.1.passed();
-        }
-        let page = passed.iter().filter_map(|passed| Some(passed.page.as_ref()?.port));
-        let files = passed.iter().map(|passed| passed.lock).chain(page).collect();
-        Packed { state: serde_json::json!(passed), files }
-    }
-}
-
 /// Where a daemon is, and what it was given.
 struct Place {
     dir: StateDir,
@@ -296,63 +250,6 @@ struct Place {
     earlier: Option<PassedDaemon>,
     /// The page of the image before, and its port.
     page: Option<(PassedPage, OwnedFd)>,
-}
-
-/// The words this daemon could be started with again from anywhere.
-fn words(options: &DaemonRunOptions, dir: &StateDir, asked: Option<&PathBuf>) -> Vec<OsString> {
-    let mut words: Vec<OsString> = vec!["daemon".into(), "run".into()];
-    words.extend(["--state-dir".into(), dir.root().as_os_str().to_owned()]);
-    if let Some(path) = asked {
-        words.extend(["--socket".into(), path.as_os_str().to_owned()]);
-    }
-    for (given, word) in [(options.detached, "--detached"), (options.started_by_client, "--started-by-client")] {
-        if given {
-            words.push(word.into());
-        }
-    }
-    if let Some(scope) = &options.scope {
-        words.extend(["--scope".into(), scope.into()]);
-    }
-    words.extend(serving(&options.serves));
-    words
-}
-
-fn named(words: &[OsString]) -> Vec<OsString> {
-    std::env::args_os().next().into_iter().chain(words.iter().cloned()).collect()
-}
-
-/// What the next image begins with. What was passed on to this one is passed on by the snapshot.
-fn begin_environment() -> Vec<(OsString, OsString)> {
-    crate::serve::environment().filter(|(name, _)| !activation::is_of_descriptors(name)).collect()
-}
-
-/// The signals a daemon hears.
-struct Signals {
-    ends: [Signal; 3],
-    look: Signal,
-    reload: Signal,
-}
-
-impl Signals {
-    fn new() -> Result<Self, SetupError> {
-        let hear = |kind| signal(kind).map_err(SetupError::Runtime);
-        let signals = Self {
-            ends: [hear(SignalKind::terminate())?, hear(SignalKind::interrupt())?, hear(SignalKind::quit())?],
-            look: hear(SignalKind::hangup())?,
-            reload: hear(SignalKind::user_defined2())?,
-        };
-        begin::ignore(Kind::Server)?;
-        Ok(signals)
-    }
-
-    async fn end(ends: &mut [Signal; 3]) {
-        let [first, second, third] = ends;
-        tokio::select! {
-            _ = first.recv() => {}
-            _ = second.recv() => {}
-            _ = third.recv() => {}
-        }
-    }
 }
 
 /// A daemon that serves.
@@ -380,29 +277,6 @@ struct Daemon {
     page: Page,
     /// Answers that are being made.
     answering: JoinSet<()>,
-}
-
-/// The keys of sessions that were opened here.
-#[derive(Default)]
-struct Keys {
-    known: HashSet<String>,
-    order: VecDeque<String>,
-}
-
-impl Keys {
-    /// Whether the key was known. It is from now on.
-    fn note(&mut self, key: &str) -> bool {
-        if !self.known.insert(key.to_owned()) {
-            return true;
-        }
-        self.order.push_back(key.to_owned());
-        if self.order.len() > KEYS
-            && let Some(oldest) = self.order.pop_front()
-        {
-            self.known.remove(&oldest);
-        }
-        false
-    }
 }
 
 impl Daemon {
@@ -690,62 +564,6 @@ impl Daemon {
 
     fn forget(&self) {
         DaemonRecord::forget(self.about.generation, &self.dir);
-    }
-
-    fn status(&mut self, reply: ControlReply) {
-        let status = DaemonStatus {
-            protocol: PROTOCOL,
-            build: env!("CARGO_PKG_VERSION").to_owned(),
-            generation: self.about.generation,
-            pid: self.about.pid,
-            state: self.life.state(),
-            uptime_s: self.began.elapsed().as_secs(),
-            connections: *self.connections.borrow(),
-            attached_jobs: 0,
-            queued: 0,
-            running: 0,
-            idle_s: self.idle.map(|idle| idle.as_secs()),
-            scope: self.scope.clone(),
-            host: Some(self.system.host()),
-            max_running: self.side.config.max_running,
-            sessions: Vec::new(),
-            jobs: Vec::new(),
-            tree: TreeSaid::default(),
-            rollout_rejected: None,
-        };
-        let (system, jobs) = (self.system.clone(), self.system.jobs().clone());
-        self.answering.spawn(async move {
-            // A store that does not answer is no reason to say nothing; who asks sees zeros, and health says why.
-            let counts = tokio::time::timeout(ASK / 2, jobs.counts()).await.ok().and_then(Result::ok);
-            let attached = tokio::time::timeout(ASK / 2, jobs.attached()).await.unwrap_or(0);
-            let (queued, running) = counts.map_or((0, 0), |counts| (counts.queued, counts.running));
-            let HostSaid { sessions, jobs, tree, rollout_rejected, .. } = system.seen().await;
-            let said = DaemonStatus { sessions, jobs, tree, rollout_rejected, ..status };
-            let counted = DaemonStatus { attached_jobs: attached, queued, running, ..said };
-            reply.answer(DaemonAnswer::Status(counted).line());
-        });
-    }
-
-    /// Makes the session its caller's.
-    fn open_session(&mut self, session: SessionNumber, opening: Opening, reply: ControlReply) {
-        let answer = SessionOpened {
-            protocol: PROTOCOL,
-            build: env!("CARGO_PKG_VERSION").to_owned(),
-            generation: self.about.generation,
-            catalog: format!("{:016x}", self.system.catalog_digest()),
-            resumed: self.keys.note(&opening.session),
-            settings_ignored: opening.settings_ignored(&self.side.config),
-        };
-        let (side, callers) = (Arc::clone(&self.side), self.system.callers().clone());
-        self.answering.spawn(async move {
-            match opened(opening, side).await {
-                Ok(context) => {
-                    callers.set(session, context);
-                    reply.answer(DaemonAnswer::SessionOpened(answer).line());
-                }
-                Err(refusal) => reply.refuse(&refusal),
-            }
-        });
     }
 }
 
