@@ -28,15 +28,7 @@ impl Front {
     /// Encrypts before this address of a server.
     pub(crate) async fn before(server: &str) -> Self {
         let server: Arc<str> = server.into();
-        let proof = CertificateDer::from_pem_file(certificate("server.pem")).expect("a certificate");
-        let key = PrivateKeyDer::from_pem_file(certificate("server.key")).expect("a key");
-        let config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
-            .with_safe_default_protocol_versions()
-            .expect("versions")
-            .with_no_client_auth()
-            .with_single_cert(vec![proof], key)
-            .expect("a server");
-        let acceptor = TlsAcceptor::from(Arc::new(config));
+        let acceptor = acceptor();
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let port = listener.local_addr().expect("an address").port();
         let mut serving = JoinSet::new();
@@ -60,6 +52,19 @@ impl Front {
     pub(crate) const fn port(&self) -> u16 {
         self.port
     }
+}
+
+/// What proves to be 127.0.0.1, to who believes that authority.
+pub(crate) fn acceptor() -> TlsAcceptor {
+    let proof = CertificateDer::from_pem_file(certificate("server.pem")).expect("a certificate");
+    let key = PrivateKeyDer::from_pem_file(certificate("server.key")).expect("a key");
+    let config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .expect("versions")
+        .with_no_client_auth()
+        .with_single_cert(vec![proof], key)
+        .expect("a server");
+    TlsAcceptor::from(Arc::new(config))
 }
 
 /// A file of those certificates.

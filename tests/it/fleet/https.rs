@@ -1,7 +1,7 @@
 //! Clones by https: of a server that proves who it is by an authority of the machine's own, and gives nothing without a login.
 //!
 //! The repository is served by git's own `http-backend` behind a TLS listener of this test. The certificates are those of
-//! `exec_consult::proven`, for 127.0.0.1.
+//! `front`, for 127.0.0.1.
 //!
 //! Laws: L13, L19.
 
@@ -29,14 +29,10 @@ use serde_json::json;
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
-use tokio_rustls::TlsAcceptor;
-use tokio_rustls::rustls::ServerConfig;
-use tokio_rustls::rustls::crypto::ring;
-use tokio_rustls::rustls::pki_types::pem::PemObject as _;
-use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
 use super::hosting::{Hosting, clones_of};
 use super::memory::{new_rig, occupied, queue};
+use crate::front::{acceptor, certificate};
 
 /// `ada:s3cret`, as a request has it.
 const LOGIN: &str = "Basic YWRhOnMzY3JldA==";
@@ -49,15 +45,7 @@ struct Served {
 
 impl Served {
     async fn over_tls(root: PathBuf) -> Self {
-        let proof = CertificateDer::from_pem_file(certificate("server.pem")).expect("a certificate");
-        let key = PrivateKeyDer::from_pem_file(certificate("server.key")).expect("a key");
-        let config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
-            .with_safe_default_protocol_versions()
-            .expect("versions")
-            .with_no_client_auth()
-            .with_single_cert(vec![proof], key)
-            .expect("a server");
-        let acceptor = TlsAcceptor::from(Arc::new(config));
+        let acceptor = acceptor();
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let port = listener.local_addr().expect("an address").port();
         let mut serving = JoinSet::new();
@@ -79,10 +67,6 @@ impl Served {
         });
         Self { port, _serving: serving }
     }
-}
-
-fn certificate(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/exec_consult/certificates").join(name)
 }
 
 /// What git's own program for it answers, to who has the login.
