@@ -55,7 +55,7 @@ impl Front {
 }
 
 /// What proves to be 127.0.0.1, to who believes that authority.
-pub(crate) fn acceptor() -> TlsAcceptor {
+fn acceptor() -> TlsAcceptor {
     let proof = CertificateDer::from_pem_file(certificate("server.pem")).expect("a certificate");
     let key = PrivateKeyDer::from_pem_file(certificate("server.key")).expect("a key");
     let config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))

@@ -1,7 +1,7 @@
 //! Clones by https: of a server that proves who it is by an authority of the machine's own, and gives nothing without a login.
 //!
-//! The repository is served by git's own `http-backend` behind a TLS listener of this test. The certificates are those of
-//! `front`, for 127.0.0.1.
+//! The repository is served by git's own `http-backend` behind the tests' `front`, whose certificates
+//! are for 127.0.0.1.
 //!
 //! Laws: L13, L19.
 
@@ -32,30 +32,27 @@ use tokio::task::JoinSet;
 
 use super::hosting::{Hosting, clones_of};
 use super::memory::{new_rig, occupied, queue};
-use crate::front::{acceptor, certificate};
+use crate::front::{Front, certificate};
 
 /// `ada:s3cret`, as a request has it.
 const LOGIN: &str = "Basic YWRhOnMzY3JldA==";
 
 /// A server of what lies in a directory.
 struct Served {
-    port: u16,
+    front: Front,
     _serving: JoinSet<()>,
 }
 
 impl Served {
     async fn over_tls(root: PathBuf) -> Self {
-        let acceptor = acceptor();
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-        let port = listener.local_addr().expect("an address").port();
+        let front = Front::before(&listener.local_addr().expect("an address").to_string()).await;
         let mut serving = JoinSet::new();
         serving.spawn(async move {
             let mut connections = JoinSet::new();
             while let Ok((client, _)) = listener.accept().await {
-                let (acceptor, root) = (acceptor.clone(), root.clone());
+                let root = root.clone();
                 connections.spawn(async move {
-                    // Whoever does not believe us goes away.
-                    let Ok(client) = acceptor.accept(client).await else { return };
                     let service = service_fn(move |request| {
                         let root = root.clone();
                         async move { Ok::<_, Infallible>(answer(&root, request).await) }
@@ -65,7 +62,7 @@ impl Served {
                 while connections.try_join_next().is_some() {}
             }
         });
-        Self { port, _serving: serving }
+        Self { front, _serving: serving }
     }
 }
 
@@ -130,7 +127,7 @@ async fn a_private_repository_is_cloned_by_the_helper_that_is_named_for_it_and_b
     let dir = asks.path("hosting");
     let Some(hosting) = Hosting::at(dir.clone(), asks.work()) else { return };
     let served = Served::over_tls(dir.clone()).await;
-    hosting.is_at(&format!("https://127.0.0.1:{}/team/tool.git", served.port));
+    hosting.is_at(&format!("https://127.0.0.1:{}/team/tool.git", served.front.port()));
     // A helper that the repository names for whoever asks, and one of the user's own that was not named for clones.
     let canary = asks.path("canary");
     let config = asks.work().join(".git/config");
@@ -149,12 +146,12 @@ async fn a_private_repository_is_cloned_by_the_helper_that_is_named_for_it_and_b
         let home = other.at_home(".config").join("git");
         fs::create_dir_all(&home).expect("made");
         fs::write(home.join("config"), trap(&dir.join("of-the-user"), &canary)).expect("written");
-        let login = format!("https://ada:s3cret@127.0.0.1:{}\n", served.port);
+        let login = format!("https://ada:s3cret@127.0.0.1:{}\n", served.front.port());
         fs::write(home.join("credentials"), login).expect("written");
         if trusts {
             other.set("SSL_CERT_FILE", certificate("authority.pem").display().to_string());
         }
-        let there = cloning(&other, &fleet, served.port, helpers).await;
+        let there = cloning(&other, &fleet, served.front.port(), helpers).await;
         let asked = json!({"prompt": other.answering("from a clone"), "placement": "clone"});
         let reply = client.call("consult", asked).await;
         match told {
