@@ -138,6 +138,14 @@ impl Process {
         self.signal(Signal::CONT);
     }
 
+    /// The environment it was started with, an entry after the other, each ended by a NUL. `None` once it is gone, and where it
+    /// cannot be read: what is looked for in vain in an environment that nobody has seen is not known to be missing.
+    #[must_use]
+    pub fn environment(&self) -> Option<String> {
+        let environment = fs::read(format!("/proc/{}/environ", self.pid.as_raw_nonzero())).ok()?;
+        (!environment.is_empty() && self.lives()).then(|| String::from_utf8_lossy(&environment).into_owned())
+    }
+
     /// Sends a signal to this process and to no later one of the same pid; whether it was there.
     #[must_use]
     #[cfg(target_os = "linux")]
@@ -203,6 +211,13 @@ pub fn resident(pid: Pid) -> Option<u64> {
 #[must_use]
 pub fn peak(pid: Pid) -> Option<u64> {
     memory(pid, "VmHWM:")
+}
+
+/// The most memory of its own a process ever had, in bytes: [`peak`] without what it has mapped of files now. How much of its
+/// program the kernel maps with a page that is read depends on how the file came into the cache, and is none of its doing.
+#[must_use]
+pub fn own_peak(pid: Pid) -> Option<u64> {
+    Some(peak(pid)?.saturating_sub(memory(pid, "RssFile:")?).saturating_sub(memory(pid, "RssShmem:")?))
 }
 
 fn memory(pid: Pid, field: &str) -> Option<u64> {

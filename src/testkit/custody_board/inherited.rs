@@ -15,15 +15,12 @@ pub(super) async fn in_the_runner(tried: &Tried) -> Seen {
     let mut host = rig.serve().await;
     let sent = host.start("consult", json!({"prompt": rig.waiting("begun", "go")})).await;
     rig.wait_for_sign("begun").await;
-    let runner = rig.runners().pop();
-    let environ =
-        runner.and_then(|runner| std::fs::read(format!("/proc/{}/environ", runner.pid.as_raw_nonzero())).ok());
+    let environ = rig.runners().pop().and_then(|runner| runner.environment());
     rig.give_sign("go");
     host.reply(sent).await.expect_success();
-    let seen = match environ.filter(|environ| !environ.is_empty()) {
+    let seen = match environ {
         None => ("it cannot be read here".to_owned(), None),
-        Some(environ) => {
-            let text = String::from_utf8_lossy(&environ).into_owned();
+        Some(text) => {
             let held = |name: &str, value: &str| {
                 text.split('\0')
                     .any(|entry| entry.starts_with(&format!("{name}=")) || value.len() > 1 && entry.contains(value))

@@ -55,7 +55,7 @@ use phone_opus::internals::daemon::control::{DaemonAnswer, Opening};
 use phone_opus::internals::daemon::record::DaemonRecord;
 use phone_opus::internals::daemon::start::{DaemonStart, DaemonStarter, PATIENCE as STARTS_WITHIN};
 use phone_opus::testkit::{
-    NOBODY, PATIENCE, Process, Rig, Signal, Start, Waiting, give_away, tried_program, until, until_seen,
+    NOBODY, PATIENCE, Process, Rig, Role, Signal, Start, Waiting, give_away, tried_program, until, until_seen,
 };
 use rustix::fs::{CWD, FileType, Mode};
 use serde_json::{Value, json};
@@ -153,6 +153,11 @@ struct Peer(BufReader<UnixStream>);
 impl Peer {
     async fn at(path: &Path) -> std::io::Result<Self> {
         Ok(Self(BufReader::new(UnixStream::connect(path).await?)))
+    }
+
+    /// A socket that somebody else makes has its name before it takes anybody.
+    async fn once_there_is_a_listener(path: &Path) -> Self {
+        until("somebody listens", async || Self::at(path).await.ok()).await
     }
 
     async fn of(rig: &Rig) -> Self {
@@ -890,9 +895,8 @@ async fn one_that_a_service_manager_activates_serves_on_that_socket_and_leaves_i
     let rig = new_rig();
     let path = door(&rig);
     let mut manager = or_skip!(activated(&rig, &path));
-    until("the socket is there", async || path.exists().then_some(())).await;
+    let mut peer = Peer::once_there_is_a_listener(&path).await;
     let made = std::os::unix::fs::MetadataExt::ino(&std::fs::metadata(&path).expect("it is there"));
-    let mut peer = Peer::at(&path).await.expect("it listens");
     let hello = peer.asked(json!({"type": "hello"})).await;
     assert_eq!(hello["type"], "hello", "{hello}");
     assert_eq!(socket(&rig), path, "others find it by the record");
@@ -900,11 +904,14 @@ async fn one_that_a_service_manager_activates_serves_on_that_socket_and_leaves_i
     peer.open(&rig, &rig.work()).await;
     peer.call(2, &rig.waiting("begun", "go")).await;
     rig.wait_for_sign("begun").await;
-    for process in rig.runners().into_iter().chain(rig.agents()) {
-        let environment =
-            std::fs::read(format!("/proc/{}/environ", process.pid.as_raw_nonzero())).expect("it is there");
-        let text = String::from_utf8_lossy(&environment).into_owned();
-        assert!(!text.contains("LISTEN_") && !text.contains("NOTIFY_SOCKET"), "{process:?}");
+    let started: Vec<Process> = rig.runners().into_iter().chain(rig.agents()).collect();
+    let seen: Vec<(Role, String)> =
+        started.iter().filter_map(|process| Some((process.role, process.environment()?))).collect();
+    for role in [Role::Runner, Role::Agent] {
+        assert!(seen.iter().any(|(of, _)| *of == role), "no {role:?} was seen: {started:?}");
+    }
+    for (role, environment) in seen {
+        assert!(!environment.contains("LISTEN_") && !environment.contains("NOTIFY_SOCKET"), "{role:?}");
     }
     rig.give_sign("go");
     assert_eq!(response(&peer.answer(2).await.expect("an answer"))["response"], "done");
@@ -921,9 +928,8 @@ async fn one_that_is_activated_and_cannot_serve_answers_a_hundred_and_ends_well(
     rig.configure("max_running = 0\n");
     let path = door(&rig);
     let mut manager = or_skip!(activated(&rig, &path));
-    until("the socket is there", async || path.exists().then_some(())).await;
     for _ in 0..100 {
-        let mut peer = Peer::at(&path).await.expect("it listens");
+        let mut peer = Peer::once_there_is_a_listener(&path).await;
         let told = peer.hear().await.expect("a line");
         assert_eq!((&told["type"], &told["to"]), (&json!("error"), &json!("start")), "{told}");
         assert!(told["message"].as_str().is_some_and(|text| text.contains("max_running")), "{told}");

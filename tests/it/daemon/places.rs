@@ -7,9 +7,9 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
 use std::time::Instant;
 
+use phone_opus::testkit::TestClient;
 use phone_opus::testkit::client::REVISION;
 use phone_opus::testkit::rig::FAULTS;
-use phone_opus::testkit::{Role, TestClient};
 
 use super::*;
 

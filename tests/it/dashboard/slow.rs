@@ -4,8 +4,9 @@
 
 use std::os::fd::AsFd as _;
 
-use phone_opus::testkit::{Signal, Step, until_seen};
+use phone_opus::testkit::{Signal, Step, processes, until_seen};
 use rustix::net::sockopt::set_socket_recv_buffer_size;
+use rustix::process::Pid;
 use tokio::net::TcpSocket;
 
 use super::*;
@@ -20,11 +21,10 @@ const SLOW: usize = 12;
 /// reads. What was said is kept for nobody, which would be twice as much.
 const GROWN: u64 = 40 << 20;
 
-/// The most memory the process ever had, in bytes.
+/// The most memory of its own the process ever had, in bytes.
 fn peak(child: &Child) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{}/status", child.id().expect("it lives"))).expect("it lives");
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("a line");
-    line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") * 1024
+    let pid = child.id().and_then(|pid| Pid::from_raw(i32::try_from(pid).ok()?)).expect("it lives");
+    processes::own_peak(pid).expect("it lives, and its memory can be read")
 }
 
 #[tokio::test]

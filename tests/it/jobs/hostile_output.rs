@@ -9,19 +9,18 @@
 
 use std::time::Duration;
 
-use phone_opus::testkit::{ForkPlace, Process, Reply, Rig, Role, Script, Step, TestClient, Waiting, tried_program};
+use phone_opus::testkit::{
+    ForkPlace, Process, Reply, Rig, Role, Script, Step, TestClient, Waiting, processes, tried_program,
+};
 use serde_json::{Map, Value, json};
 
 /// What a host may take beyond what it had after a small consult, whatever an agent writes: buffers and news that do not grow with
-/// it. What an unoptimised program has by then is mostly its own code, and grows with that.
+/// it.
 const HOST_GROWTH_MB: u64 = 18;
 
-/// The same for a runner whose agent writes much but no long lines: 1 MiB of ring, 1 MiB of the tap, 8 MiB of journal on
-/// its way to the disk, 256 KiB of text.
-const RUNNER_MB: u64 = 60;
-
-/// What a runner of the unoptimised program takes before a line comes: most of it is the own pages of a program that has every feature.
-const PROGRAM_MB: u64 = 32;
+/// What a runner may take beyond one whose agent says nothing, when its agent writes much but no long lines: 1 MiB of ring,
+/// 1 MiB of the tap, 8 MiB of journal on its way to the disk, 256 KiB of text, and what the allocator keeps of them.
+const RUNNER_GROWTH_MB: u64 = 24;
 
 /// A long line is kept (up to 64 MiB), read, and its text taken out of it; the text is then written into the outcome, which is
 /// kept for another try and turned into JSON for the store: this many times its length with what buffers have grown beyond it.
@@ -37,17 +36,24 @@ fn megabytes() -> u64 {
     std::env::var("PHONE_OPUS_HOSTILE_MB").ok().and_then(|text| text.parse().ok()).unwrap_or(10)
 }
 
-/// The most memory a process ever had resident, in MB; `None` where `/proc` does not say.
-fn peak_mb(process: &Process) -> Option<u64> {
-    let status = std::fs::read_to_string(format!("/proc/{}/status", process.pid.as_raw_nonzero())).ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
-    let kib: u64 = line.trim().strip_suffix(" kB")?.parse().ok()?;
-    Some(kib * 1024 / 1_000_000)
+/// The most memory of its own a host and a runner had, in MB.
+#[derive(Debug, Clone, Copy)]
+struct Peaks {
+    host: u64,
+    runner: u64,
+}
+
+impl Peaks {
+    /// `None` where `/proc` does not say.
+    fn of(host: &Process, runner: &Process) -> Option<Self> {
+        let megabytes = |process: &Process| Some(processes::own_peak(process.pid)? / 1_000_000);
+        Some(Self { host: megabytes(host)?, runner: megabytes(runner)? })
+    }
 }
 
 /// What a consult of these steps is answered, and the most memory its host and its runner had by the time everything was
 /// read.
-async fn consulted(rig: &Rig, host: &mut TestClient, script: Script) -> (Reply, Option<(u64, u64)>) {
+async fn consulted(rig: &Rig, host: &mut TestClient, script: Script) -> (Reply, Option<Peaks>) {
     let mut script = script;
     // Said in a line of its own, so that whoever has heard it has read everything before it.
     script.steps.extend([Step::Text("all said".into()), Step::WaitForFile(rig.sign("go"))]);
@@ -61,11 +67,11 @@ async fn consulted(rig: &Rig, host: &mut TestClient, script: Script) -> (Reply, 
         waiting.again(|| reply.text().chars().take(300).collect::<String>()).await;
     }
     // The runner reads the same bytes apart from its host, and writes them down.
-    let runner = rig.the(Role::Runner).await;
+    let (serving, runner) = (rig.the(Role::Host).await, rig.the(Role::Runner).await);
     let waiting = Waiting::until("the runner has read everything", Duration::from_secs(120));
-    let mut before = (0, 0);
+    let mut before = (0, None);
     loop {
-        let now = (busy_ticks(&runner), peak_mb(&runner).unwrap_or_default());
+        let now = (busy_ticks(&runner), processes::own_peak(runner.pid));
         if now == before {
             break;
         }
@@ -73,18 +79,18 @@ async fn consulted(rig: &Rig, host: &mut TestClient, script: Script) -> (Reply, 
         waiting.again(|| format!("{now:?}")).await;
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
-    let serving = rig.all(Role::Host);
-    let peaks = serving.first().and_then(peak_mb).zip(peak_mb(&runner));
+    let peaks = Peaks::of(&serving, &runner);
     rig.give_sign("go");
     let reply = host.job(&job).await;
     std::fs::remove_file(rig.sign("go")).expect("the sign is taken back");
     (reply, peaks)
 }
 
-/// The most memory a host may have whatever an agent writes. A first consult has used the code that any other one uses.
-async fn host_most(rig: &Rig, host: &mut TestClient) -> u64 {
-    host.consult(&rig.answering("so")).await.expect_success();
-    rig.all(Role::Host).first().and_then(peak_mb).unwrap_or_default() + HOST_GROWTH_MB
+/// What a host and a runner take when an agent says next to nothing. The code that any other consult uses is used by then.
+async fn plain(rig: &Rig, host: &mut TestClient) -> Option<Peaks> {
+    let (reply, peaks) = consulted(rig, host, answering("so", Vec::new())).await;
+    reply.expect_success();
+    peaks
 }
 
 /// The processor time a process has used, in the kernel's ticks.
@@ -99,17 +105,21 @@ fn answering(answer: &str, steps: Vec<Step>) -> Script {
     Script { answer: Some(answer.into()), steps, ..Script::default() }
 }
 
-fn expect_below(what: &str, peaks: Option<(u64, u64)>, host_mb: u64, runner_mb: u64) {
-    let Some((host, runner)) = peaks else { return println!("{what}: memory cannot be read here") };
-    println!("{what}: the host had {host} MB at most (bound {host_mb}), the runner {runner} MB (bound {runner_mb})");
-    assert!(host <= host_mb && runner <= runner_mb, "{what}: host {host} MB, runner {runner} MB");
+fn expect_growth_below(what: &str, plain: Option<Peaks>, now: Option<Peaks>, runner_mb: u64) {
+    let Some((plain, now)) = plain.zip(now) else { return println!("{what}: memory cannot be read here") };
+    let grown = |now: u64, plain: u64| now.saturating_sub(plain);
+    let (host, runner) = (grown(now.host, plain.host), grown(now.runner, plain.runner));
+    println!(
+        "{what}: +{host} MB at the host (bound {HOST_GROWTH_MB}), +{runner} MB at the runner (bound {runner_mb}); {now:?}"
+    );
+    assert!(host <= HOST_GROWTH_MB && runner <= runner_mb, "{what}: {now:?} where a small one has {plain:?}");
 }
 
 #[tokio::test]
 async fn memory_does_not_grow_with_the_output() {
     let mut rig = new_rig();
     let mut host = rig.serve().await;
-    let most = host_most(&rig, &mut host).await;
+    let plain = plain(&rig, &mut host).await;
     let bytes = megabytes() * 1_000_000;
     for (what, steps) in [
         ("events", vec![Step::HugeOutput(bytes)]),
@@ -118,7 +128,7 @@ async fn memory_does_not_grow_with_the_output() {
     ] {
         let (reply, peaks) = consulted(&rig, &mut host, answering("42", steps)).await;
         assert_eq!(reply.expect_success()["response"], "42", "after {what}");
-        expect_below(&format!("{} MB of {what}", megabytes()), peaks, most, RUNNER_MB);
+        expect_growth_below(&format!("{} MB of {what}", megabytes()), plain, peaks, RUNNER_GROWTH_MB);
     }
     rig.stop_and_check_invariants([host]).await;
 }
@@ -127,25 +137,21 @@ async fn memory_does_not_grow_with_the_output() {
 async fn one_long_line_costs_the_runner_some_copies_of_it_and_the_host_nothing() {
     let mut rig = new_rig();
     let mut host = rig.serve().await;
-    let most = host_most(&rig, &mut host).await;
+    let plain = plain(&rig, &mut host).await;
     let length = megabytes() / 2;
     let bytes = length * 1_000_000;
     let (reply, peaks) = consulted(&rig, &mut host, answering("42", vec![Step::HugeLine(bytes)])).await;
     assert_eq!(reply.expect_success()["response"], "42");
-    expect_below(
-        &format!("a line of {length} MB that means nothing"),
-        peaks,
-        most,
-        PROGRAM_MB + COPIES_OF_A_LINE * length,
-    );
+    let bound = COPIES_OF_A_LINE * length;
+    expect_growth_below(&format!("a line of {length} MB that means nothing"), plain, peaks, bound);
     let (reply, peaks) = consulted(&rig, &mut host, answering("42", vec![Step::HugeText(bytes)])).await;
     assert_eq!(reply.expect_success()["response"], "42");
-    expect_below(&format!("a text of {length} MB"), peaks, most, PROGRAM_MB + COPIES_OF_A_LINE * length);
+    expect_growth_below(&format!("a text of {length} MB"), plain, peaks, bound);
     // A text that is no longer news, many times: none of them may wait for the disk as a whole.
     let texts = vec![Step::HugeText(1_000_000); usize::try_from(megabytes()).expect("few enough")];
     let (reply, peaks) = consulted(&rig, &mut host, answering("42", texts)).await;
     assert_eq!(reply.expect_success()["response"], "42");
-    expect_below(&format!("{} texts of 1 MB", megabytes()), peaks, most, RUNNER_MB);
+    expect_growth_below(&format!("{} texts of 1 MB", megabytes()), plain, peaks, RUNNER_GROWTH_MB);
     rig.stop_and_check_invariants([host]).await;
 }
 
