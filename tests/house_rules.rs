@@ -71,6 +71,12 @@ const RULES: &[Rule] = &[
         such_as: "println!(\"{answer}\");",
     },
     Rule {
+        name: "tasks are boxed: each type of future costs a hundred functions more (base/tasks.rs)",
+        never: &["tokio::spawn(", "task::spawn_blocking(", "JoinSet"],
+        but_in: &["base/tasks.rs", "testkit", "bin"],
+        such_as: "tokio::spawn(async move { kept.await });",
+    },
+    Rule {
         name: "no string errors and no anyhow",
         never: &["Box<dyn Error", "Box<dyn std::error::Error", "anyhow"],
         but_in: &[],

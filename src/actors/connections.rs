@@ -14,7 +14,6 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::{oneshot, watch};
-use tokio::task::JoinSet;
 
 use super::callers::CallerSnapshot;
 use super::clock;
@@ -33,6 +32,7 @@ use super::workers::messages::WorkersMsg;
 use crate::base::descriptors::PassedPipe;
 use crate::base::fault::{Fault, FaultCode};
 use crate::base::ids::{HostId, SessionNumber, UnixMillis};
+use crate::base::tasks::TaskSet;
 use crate::config::clients::Clients;
 use crate::failpoints::Faults;
 use crate::jobs::hosts::{SessionSeen, shown_directory, shown_word};
@@ -539,7 +539,7 @@ impl Connections {
     ///
     /// Not safe: what was not ended by then stays open.
     pub async fn end_all(&self, limit: Duration) {
-        let mut ending = JoinSet::new();
+        let mut ending = TaskSet::new();
         for session in self.numbers().into_iter().filter_map(|number| self.session(number)) {
             ending.spawn(async move {
                 if let Some(mut lent) = session.lend().await

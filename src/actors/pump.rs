@@ -6,11 +6,11 @@
 //! Invariants: (1) the task has ended when the actor has; (2) a task that ends or panics before it was told to fails the actor, so
 //! that its supervisor starts another.
 
+use crate::base::tasks::TaskSet;
 use std::marker::PhantomData;
 
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use tokio::sync::oneshot;
-use tokio::task::JoinSet;
 
 /// What a pump does, and what it is started with.
 pub(super) trait Pumped: Send + 'static {
@@ -37,7 +37,7 @@ struct PumpEnded(&'static str);
 
 /// The actor's state; dropping it ends the task.
 pub(super) struct PumpState {
-    task: JoinSet<()>,
+    task: TaskSet<()>,
     stop: Option<oneshot::Sender<()>>,
 }
 
@@ -55,7 +55,7 @@ impl<P: Pumped> Actor for Pump<P> {
 
     async fn pre_start(&self, me: ActorRef<PumpMsg>, pumped: P) -> Result<PumpState, ActorProcessingErr> {
         let (stop, stopped) = oneshot::channel();
-        let mut task = JoinSet::new();
+        let mut task = TaskSet::new();
         // The message is sent by a guard, so that a panic of the task is noticed too.
         let guard = Guard(me);
         task.spawn(async move {

@@ -14,6 +14,7 @@ use super::clock;
 use super::kept::{Kept, Lent};
 use super::pump::Pumped;
 use crate::base::ids::UnixMillis;
+use crate::base::tasks;
 use crate::failpoints::{Broken, FaultPoint, Faults, Operation};
 use crate::protocol::session::FinishedAs;
 use crate::telemetry::counters::Counters;
@@ -105,7 +106,7 @@ async fn run(arguments: TelemetryArguments, mut stopped: oneshot::Receiver<()>) 
         if !taken.passing.is_empty() {
             // The thread ends with what it was given; the next batch starts another, if there is one.
             if let Some(log) = std::mem::replace(&mut log, path.clone().map(LogWriter::new)) {
-                let lost = tokio::task::spawn_blocking(move || log.close()).await;
+                let lost = tasks::spawn_blocking(move || log.close()).await;
                 telemetry.lose(lost.unwrap_or_default());
             }
             taken.passing.into_iter().for_each(|reply| drop(reply.send(counters.passed_on())));
@@ -113,7 +114,7 @@ async fn run(arguments: TelemetryArguments, mut stopped: oneshot::Receiver<()>) 
     }
     if let Some(log) = log {
         // The last batch is small; the thread has written it in well under the actor's stop limit.
-        let _ = tokio::task::spawn_blocking(move || log.close()).await;
+        let _ = tasks::spawn_blocking(move || log.close()).await;
     }
 }
 

@@ -16,4 +16,5 @@ pub mod signals;
 pub mod socket;
 pub mod state_dir;
 pub mod stdio;
+pub(crate) mod tasks;
 pub mod trace;

@@ -24,12 +24,13 @@ use std::time::{Duration, Instant};
 use bytes::{Buf as _, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::UnixStream;
-use tokio::task::{JoinError, JoinSet};
+use tokio::task::JoinError;
 
 use self::core::{BridgeCore, BridgeEffect, BridgeEvent, BridgeSetup, LinkNumber, Reach};
 use self::links::{Links, Stream};
 use crate::base::fault::{Fault, chain};
 use crate::base::state_dir::StateDir;
+use crate::base::tasks::TaskSet;
 use crate::daemon::start::{self, DaemonLook, DaemonStart};
 use crate::protocol::frame::{FrameReader, LINE_LIMIT};
 use crate::system::{Grace, Shutdown, System, SystemBuilder};
@@ -88,13 +89,13 @@ struct Bridge<W> {
     means: Means,
     links: Links,
     next_link: u64,
-    under_way: JoinSet<Outcome>,
+    under_way: TaskSet<Outcome>,
     /// A system that starts in this process.
-    beginning: JoinSet<Result<System, Fault>>,
+    beginning: TaskSet<Result<System, Fault>>,
     /// The system in this process.
     host: Option<Host>,
     /// Systems in this process that end, as a daemon serves again.
-    endings: JoinSet<Option<Fault>>,
+    endings: TaskSet<Option<Fault>>,
     output: W,
     out: BytesMut,
     over: bool,
@@ -105,7 +106,7 @@ struct Host {
     link: LinkNumber,
     system: System,
     /// The task that serves the bridge there.
-    serving: JoinSet<()>,
+    serving: TaskSet<()>,
 }
 
 impl Host {
@@ -145,10 +146,10 @@ where
         means: Means { dir, socket, start, unfit, host },
         links: Links::default(),
         next_link: 1,
-        under_way: JoinSet::new(),
-        beginning: JoinSet::new(),
+        under_way: TaskSet::new(),
+        beginning: TaskSet::new(),
         host: None,
-        endings: JoinSet::new(),
+        endings: TaskSet::new(),
         output,
         out: BytesMut::new(),
         over: false,
@@ -299,7 +300,7 @@ impl<W: AsyncWrite + Unpin> Bridge<W> {
     /// A system in this process serves the bridge as it would any client.
     fn hosted(&mut self, system: System) -> LinkNumber {
         let (ours, theirs) = tokio::io::duplex(BETWEEN);
-        let mut serving = JoinSet::new();
+        let mut serving = TaskSet::new();
         let serves = system.clone();
         serving.spawn(async move {
             let (reader, writer) = tokio::io::split(theirs);

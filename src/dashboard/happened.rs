@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 
 use crate::base::ids::UnixMillis;
 use crate::base::state_dir::StateDir;
+use crate::base::tasks;
 use crate::seen::past::Period;
 use crate::seen::said::{self, LogSaid};
 
@@ -41,7 +42,7 @@ impl Happened {
         let (log, was) = (self.log.clone(), self.was);
         let until = UnixMillis::now();
         let period = Period { since: UnixMillis(until.0 - BACK), until };
-        let read = tokio::task::spawn_blocking(move || {
+        let read = tasks::spawn_blocking(move || {
             let is = std::fs::metadata(&log).ok().map(|found| (found.ino(), found.len()))?;
             (Some(is) != was).then(|| (is, said::read(&log, period)))
         });

@@ -20,6 +20,7 @@ use super::picture::{self, CLIENT};
 use crate::base::fault::{Fault, chain};
 use crate::base::ids::UnixMillis;
 use crate::base::state_dir::StateDir;
+use crate::base::tasks;
 use crate::daemon::ask::{ANSWER, ask_line};
 use crate::daemon::control::DaemonStatus;
 use crate::daemon::start::{DaemonLook, look};
@@ -152,7 +153,7 @@ impl Looking {
     /// Whether it is another one than before.
     async fn ask_daemon(&mut self, and_health: bool) -> bool {
         let dir = self.dir.clone();
-        let question = tokio::task::spawn_blocking(move || {
+        let question = tasks::spawn_blocking(move || {
             let status = live::daemon(&dir);
             let health = if and_health && status.is_some() { tool(&dir, "health_snapshot") } else { None };
             (status, health)

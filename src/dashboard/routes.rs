@@ -32,6 +32,7 @@ use super::picture;
 use super::streams::{job_stream, picture_stream};
 use crate::base::fault::{Fault, FaultClass, FaultCode};
 use crate::base::ids::{JobId, UnixMillis};
+use crate::base::tasks;
 use crate::config::Config;
 use crate::daemon::control::DaemonStatus;
 use crate::jobs::host_lock::HostLock;
@@ -346,7 +347,7 @@ async fn link(State(desk): State<Desk>) -> Response {
 
 async fn numbers(State(desk): State<Desk>) -> Response {
     let dir = desk.dir().clone();
-    let asked = tokio::task::spawn_blocking(move || {
+    let asked = tasks::spawn_blocking(move || {
         let status = live::daemon(&dir);
         let tool = |name| status.as_ref().and_then(|_| looking::tool(&dir, name));
         let (telemetry, health) = (tool("telemetry_snapshot"), tool("health_snapshot"));

@@ -26,7 +26,6 @@ use serde_json::json;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::{Semaphore, watch};
-use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
 use super::desk::{Asks, Desk};
@@ -39,6 +38,7 @@ use crate::base::ids::UnixMillis;
 use crate::base::socket::listener::{ListenError, Listener, SocketPlace};
 use crate::base::socket::peer::admit;
 use crate::base::state_dir::{StateDir, StateDirError};
+use crate::base::tasks::{self, TaskSet};
 use crate::exec::server::admission::{BearerToken, peer_uid};
 use crate::jobs::store::StoreHandle;
 
@@ -181,7 +181,7 @@ impl Dashboard {
             room: Arc::new(Semaphore::new(CONNECTIONS)),
             stop: desk.stop(),
         };
-        let mut tasks = JoinSet::new();
+        let mut tasks = TaskSet::new();
         let reading = desk.clone();
         tasks.spawn(async move { reading.read(asks, about).await });
         let mut end = std::pin::pin!(end);
@@ -232,7 +232,7 @@ impl Serving {
     /// Serves one connection in a task of its own, where there is room. `admitted` may block for a moment.
     fn take<S>(
         &self,
-        tasks: &mut JoinSet<()>,
+        tasks: &mut TaskSet<()>,
         mut stream: S,
         by: CameBy,
         admitted: impl FnOnce() -> bool + Send + 'static,
@@ -242,7 +242,7 @@ impl Serving {
         let Ok(room) = Arc::clone(&self.room).try_acquire_owned() else { return };
         let (router, stop, open) = (self.router.clone(), self.stop.clone(), self.desk.connected());
         tasks.spawn(async move {
-            let admitted = tokio::task::spawn_blocking(admitted).await.unwrap_or(false);
+            let admitted = tasks::spawn_blocking(admitted).await.unwrap_or(false);
             if admitted {
                 connection(Stalling::new(stream, STALL), by, router, stop).await;
             } else {

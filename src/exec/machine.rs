@@ -13,6 +13,7 @@
 //! exactly one end (L20), also when the machine's own code panics; (3) nobody waits for a machine that does not end what it killed
 //! longer than [`KILL_BOUND`] (L9).
 
+use crate::base::tasks::{self, TaskSet};
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::fmt;
@@ -26,7 +27,6 @@ use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{mpsc, watch};
-use tokio::task::JoinSet;
 
 use super::OutputStream;
 use super::backend::{
@@ -463,11 +463,11 @@ impl OwnProcess {
     ) -> (Self, OutputTap) {
         let (sender, receiver) = mpsc::channel(TAP_CHUNKS);
         let until = watch::Sender::new(None);
-        let mut pumps = JoinSet::new();
+        let mut pumps = TaskSet::new();
         pumps.spawn(Pump::new(OutputStream::Stdout, &session, &sender, &until).run(pipes.stdout));
         pumps.spawn(Pump::new(OutputStream::Stderr, &session, &sender, &until).run(pipes.stderr));
         drop(sender);
-        let mut feeder = JoinSet::new();
+        let mut feeder = TaskSet::new();
         let stdin = match pipes.kind {
             StdinKind::Null => None,
             StdinKind::Bytes(bytes) => {
@@ -493,7 +493,7 @@ impl OwnProcess {
             _one: One::new(all),
         };
         // Nobody joins it: it lives until the process is over, which is when `told` is, and its fuse kills if it is dropped.
-        tokio::spawn(keeper.run());
+        tasks::spawn(keeper.run());
         (Self { id, session, steering, stdin: Mutex::new(stdin), stop, end }, OutputTap::bounded(receiver))
     }
 
@@ -618,8 +618,8 @@ struct Keeper {
     fuse: Fuse,
     stop: watch::Receiver<Stop>,
     over: watch::Receiver<bool>,
-    pumps: JoinSet<PumpEnd>,
-    feeder: JoinSet<()>,
+    pumps: TaskSet<PumpEnd>,
+    feeder: TaskSet<()>,
     until: watch::Sender<Option<tokio::time::Instant>>,
     told: watch::Sender<Known>,
     _one: One,

@@ -29,6 +29,7 @@ use super::selfcheck::{NAME, Refusal, RefusalCode, SNAPSHOT_FORMAT, SelfCheck};
 use super::{HandOver, SnapshotFile};
 use crate::agents::Environment;
 use crate::base::fault::Fault;
+use crate::base::tasks;
 use crate::exec::local::{Adopt, CloseBy, LocalExec, SpawnError, SpawnSpec, Stdin};
 use crate::exec::{OutputStream, ProcessSession};
 use crate::failpoints::{CRASH_ONCE_KEY, FAULT_COUNTERS, FAULT_SEED, FAULTS, FORCE_ROLLOUT_KEY};
@@ -377,7 +378,7 @@ fn refused(refusal: Refusal) -> Verdict {
 }
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Verdict> {
-    let joined = tokio::time::timeout(DEADLINE, tokio::task::spawn_blocking(work)).await;
+    let joined = tokio::time::timeout(DEADLINE, tasks::spawn_blocking(work)).await;
     match joined {
         Ok(Ok(done)) => Ok(done),
         Ok(Err(_)) => Err(Verdict::NotChecked("a look at the file failed.".to_owned())),

@@ -10,8 +10,6 @@ use std::ffi::OsString;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use tokio::task::JoinSet;
-
 use super::elsewhere::Reached;
 use super::patience::insist;
 use super::process::Process;
@@ -23,6 +21,7 @@ use crate::agents::{Agent, AgentCommand, RunEnd, RunRequest, RunVerdict, core_en
 use crate::base::fault::{Fault, FaultCode};
 use crate::base::ids::{JobId, RUN_TOKEN_VARIABLE, RunToken, UnixMillis};
 use crate::base::procfs;
+use crate::base::tasks::TaskSet;
 use crate::exec::backend::{ProcessStartError, StartRequest, StdinKind};
 use crate::exec::local::{Adopt, DESCRIPTORS_VARIABLE, OutputTap, SpawnSpec, Stdin};
 use crate::exec::target::OWN;
@@ -284,9 +283,9 @@ impl Runner {
     /// Stores the agent's number beside the run's mark, as soon as the store takes it and for as long as what is returned is
     /// kept. A sweep finds what is left of a run by its mark alone; an agent that is at work, and may be paid for, is not
     /// ended for want of the number.
-    fn store_number(&self, job: JobId, process: RunProcess) -> JoinSet<()> {
+    fn store_number(&self, job: JobId, process: RunProcess) -> TaskSet<()> {
         let store = self.store.clone();
-        let mut storing = JoinSet::new();
+        let mut storing = TaskSet::new();
         storing.spawn(async move {
             if let Err(error) = insist(Duration::MAX, || store.set_process(job, process)).await {
                 tracing::warn!(%error, "the number of the agent's process is not stored");

@@ -22,6 +22,7 @@ use super::patience::is_passing;
 use crate::agents::RunVerdict;
 use crate::base::ids::UnixMillis;
 use crate::base::state_dir::StateDir;
+use crate::base::tasks;
 use crate::exec::{OutputStream, ProcessSession};
 use crate::jobs::lock::JobLock;
 use crate::jobs::outcome_file::{self, LeftOutcome};
@@ -143,7 +144,7 @@ impl Ending<'_> {
     /// Keeps the outcome in the job's directory; whether it is safe there.
     async fn keep(&mut self, left: &LeftOutcome) -> bool {
         let (dir, left) = (self.dir.clone(), left.clone());
-        let writing = tokio::task::spawn_blocking(move || {
+        let writing = tasks::spawn_blocking(move || {
             outcome_file::keep(&dir, &left).or_else(|error| {
                 if reserve::give_up(&dir) {
                     tracing::warn!("the disk is full: the reserve was given up");

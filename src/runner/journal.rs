@@ -11,6 +11,7 @@ use tokio::task::JoinHandle;
 use super::patience::is_passing;
 use crate::agents::AgentEvent;
 use crate::base::ids::{JobId, UnixMillis};
+use crate::base::tasks;
 use crate::jobs::JournalEvent;
 use crate::jobs::store::{StoreError, StoreHandle};
 
@@ -48,7 +49,7 @@ pub(super) struct Journal {
 impl Journal {
     pub(super) fn start(store: StoreHandle, job: JobId) -> Self {
         let (entries, mut waiting) = mpsc::channel(WAITING);
-        let writer = tokio::spawn(async move {
+        let writer = tasks::spawn(async move {
             let mut batch = Vec::with_capacity(BATCH);
             let mut last = 0;
             while waiting.recv_many(&mut batch, BATCH).await > 0 {

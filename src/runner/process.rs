@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+use crate::base::tasks;
 use crate::exec::backend::{ExecBackend, ExecProcess, ProcessLost};
 use crate::exec::local::{GRACE, LocalProcess, ProcessControl, ProcessEnd, WriteStatus};
 use crate::exec::{OutputStream, ProcessSession};
@@ -138,7 +139,7 @@ impl Steering {
                 }
                 let process = Arc::clone(process);
                 // Nobody waits for it: who does waits for the end of the process.
-                tokio::spawn(async move {
+                tasks::spawn(async move {
                     let said = tokio::time::timeout(ASKED, process.terminate(Some(GRACE))).await;
                     if !matches!(said, Ok(Ok(_))) {
                         process.kill();

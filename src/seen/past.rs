@@ -7,6 +7,7 @@ use serde::Serialize;
 use super::said::{self, LogSaid};
 use crate::base::ids::UnixMillis;
 use crate::base::state_dir::StateDir;
+use crate::base::tasks;
 use crate::jobs::row::{JobRow, ROWS_MOST};
 use crate::jobs::store::{StoreError, StoreHandle};
 
@@ -71,6 +72,6 @@ pub async fn past(store: &StoreHandle, dir: &StateDir, period: Period) -> Result
     // A job that was accepted while we look belongs to the next period.
     jobs.retain(|row| row.accepted_at <= period.until);
     let file = dir.telemetry();
-    let said = tokio::task::spawn_blocking(move || said::read(&file, period)).await.unwrap_or_default();
+    let said = tasks::spawn_blocking(move || said::read(&file, period)).await.unwrap_or_default();
     Ok(Past { period, jobs, more, said })
 }

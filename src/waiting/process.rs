@@ -16,7 +16,6 @@ use tokio::net::unix::pipe;
 use tokio::process::ChildStdin;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
-use tokio::task::JoinSet;
 
 use super::core::{WaitingCore, WaitingEffect, WaitingEvent};
 use super::wire::{self, FromWaiting, Pieces, ToWaiting};
@@ -25,6 +24,7 @@ use crate::base::fault::{Fault, FaultCode};
 use crate::base::ids::{HostId, JobId, UnixMillis};
 use crate::base::signals;
 use crate::base::state_dir::StateDir;
+use crate::base::tasks::TaskSet;
 use crate::exec::lines::LineReader;
 use crate::jobs::evidence::{JobEvidence, WaiterLock};
 use crate::jobs::host_lock::HostLock;
@@ -99,7 +99,7 @@ where
         options,
         lock,
         freed,
-        runners: JoinSet::new(),
+        runners: TaskSet::new(),
         lifelines: Vec::new(),
         pieces: Pieces::default(),
         manners: HashMap::new(),
@@ -186,7 +186,7 @@ struct Process<W> {
     /// Where the threads say that a lock is free that they were blocked on.
     freed: mpsc::UnboundedSender<WaitingEvent>,
     /// Runners of ours; each ends as an event.
-    runners: JoinSet<WaitingEvent>,
+    runners: TaskSet<WaitingEvent>,
     /// What tells runners of ours that their host is there: one that is stuck is not gone.
     lifelines: Vec<(JobId, ChildStdin)>,
     /// What has come of the manner of the next job.

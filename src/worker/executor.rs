@@ -13,10 +13,11 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use futures_util::FutureExt;
-use tokio::task::{AbortHandle, JoinSet};
+use tokio::task::AbortHandle;
 
 use crate::base::fault::Fault;
 use crate::base::ids::CallKey;
+use crate::base::tasks::TaskSet;
 use crate::failpoints::{Broken, FaultPoint, Faults, Operation};
 use crate::protocol::session::CallOutcome;
 use crate::protocol::wire::ToolReply;
@@ -78,7 +79,7 @@ pub struct EndedTask {
 pub struct Executor<T> {
     /// Keyed by our own numbers, so the hash need not resist anybody.
     running: HashMap<CallKey, (T, AbortHandle), foldhash::fast::RandomState>,
-    tasks: JoinSet<EndedTask>,
+    tasks: TaskSet<EndedTask>,
     waiting: VecDeque<Work<T>>,
     concurrent: usize,
     faults: Faults,
@@ -92,7 +93,7 @@ impl<T> Executor<T> {
     pub fn new(concurrent: usize, faults: Faults) -> Self {
         Self {
             running: HashMap::default(),
-            tasks: JoinSet::new(),
+            tasks: TaskSet::new(),
             waiting: VecDeque::new(),
             concurrent,
             faults,

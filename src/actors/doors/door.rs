@@ -9,13 +9,13 @@ use std::sync::Arc;
 
 use futures_util::FutureExt;
 use ractor::{Actor, ActorProcessingErr, ActorRef};
-use tokio::task::JoinSet;
 
 use super::messages::DoorsMsg;
 use super::table::{DoorLoop, Entrance};
 use crate::actors::kept::Kept;
 use crate::base::fault::{Fault, FaultCode};
 use crate::base::ids::DoorNumber;
+use crate::base::tasks::TaskSet;
 
 /// The actor.
 pub(super) struct Door;
@@ -39,7 +39,7 @@ pub(super) struct DoorEnded(Result<(), Fault>);
 pub(super) struct DoorState {
     number: DoorNumber,
     doors: ActorRef<DoorsMsg>,
-    task: JoinSet<()>,
+    task: TaskSet<()>,
 }
 
 #[cfg_attr(feature = "ractor-async-trait", ractor::async_trait)]
@@ -50,7 +50,7 @@ impl Actor for Door {
 
     async fn pre_start(&self, me: ActorRef<Self::Msg>, a: Self::Arguments) -> Result<Self::State, ActorProcessingErr> {
         let DoorArguments { number, kept, entrance, doors } = a;
-        let mut task = JoinSet::new();
+        let mut task = TaskSet::new();
         task.spawn(async move {
             // The last incarnation may still be giving it back.
             let Some(mut lent) = kept.lend().await else {

@@ -8,11 +8,11 @@ use std::panic::AssertUnwindSafe;
 
 use futures_util::FutureExt;
 use ractor::{Actor, ActorProcessingErr, ActorRef};
-use tokio::task::JoinSet;
 
 use super::ExecMsg;
 use crate::base::fault::{Fault, FaultCode};
 use crate::base::ids::ExecNumber;
+use crate::base::tasks::TaskSet;
 use crate::exec::remote::RemoteLoop;
 
 /// The actor.
@@ -25,7 +25,7 @@ pub(super) struct LoopEnded(Result<(), Fault>);
 pub(super) struct ConnectionState {
     number: ExecNumber,
     execs: ActorRef<ExecMsg>,
-    task: JoinSet<()>,
+    task: TaskSet<()>,
 }
 
 #[cfg_attr(feature = "ractor-async-trait", ractor::async_trait)]
@@ -39,7 +39,7 @@ impl Actor for ExecConnection {
         me: ActorRef<Self::Msg>,
         (number, work, execs): Self::Arguments,
     ) -> Result<Self::State, ActorProcessingErr> {
-        let mut task = JoinSet::new();
+        let mut task = TaskSet::new();
         task.spawn(async move {
             let ended = AssertUnwindSafe(work.run()).catch_unwind().await;
             let end = ended.map_err(|_| Fault::new(FaultCode::Internal, "the loop of an exec connection panicked"));

@@ -16,7 +16,6 @@ use std::time::Duration;
 
 use futures_util::FutureExt as _;
 use ractor::{Actor, ActorProcessingErr, ActorRef};
-use tokio::task::JoinSet;
 
 use self::core::{HostCore, HostEffect, HostEvent};
 use self::questions::{Question, pause_of};
@@ -25,6 +24,7 @@ use super::child;
 use super::clock;
 use crate::base::fault::{Fault, FaultCode};
 use crate::base::ids::{FleetJobId, HostId, UnixMillis};
+use crate::base::tasks::TaskSet;
 use crate::failpoints::{Broken, FaultPoint, Faults, Operation};
 use crate::fleet::{
     ClaimAsk, ClaimedJob, Fleet, FleetClaim, FleetError, FleetRenewed, FleetState, POLL, Renewal, RunFinish, Ticket,
@@ -81,9 +81,9 @@ pub(super) struct Hosting;
 pub(super) struct HostingState {
     arguments: FleetArguments,
     core: HostCore,
-    tasks: JoinSet<()>,
+    tasks: TaskSet<()>,
     /// Wakes it when something is due.
-    timer: JoinSet<()>,
+    timer: TaskSet<()>,
 }
 
 #[cfg_attr(feature = "ractor-async-trait", ractor::async_trait)]
@@ -94,13 +94,13 @@ impl Actor for Hosting {
 
     async fn pre_start(&self, me: ActorRef<Self::Msg>, a: FleetArguments) -> Result<HostingState, ActorProcessingErr> {
         a.desk.begin_anew();
-        let mut tasks = JoinSet::new();
+        let mut tasks = TaskSet::new();
         tasks.spawn(listen(Arc::clone(a.desk.fleet()), me.clone()));
         tasks.spawn(look_at_sites(a.desk.clone()));
         me.cast(HostEvent::Due.into())?;
         // Another one for each incarnation: what the last one claimed and did not come to is for others.
         let core = HostCore::new(HostId::random(), clock::now());
-        Ok(HostingState { arguments: a, core, tasks, timer: JoinSet::new() })
+        Ok(HostingState { arguments: a, core, tasks, timer: TaskSet::new() })
     }
 
     async fn handle(
@@ -145,7 +145,7 @@ impl HostingState {
         }
         while self.tasks.try_join_next().is_some() {}
         let (due, me) = (tokio::time::Instant::from_std(self.core.due()), me.clone());
-        self.timer = JoinSet::new();
+        self.timer = TaskSet::new();
         self.timer.spawn(async move {
             tokio::time::sleep_until(due).await;
             let _ = me.cast(HostEvent::Due.into());

@@ -25,6 +25,7 @@ use crate::actors::rollout::RolloutHandle;
 use crate::actors::workers::messages::{WorkersMsg, WorkersSnapshot};
 use crate::base::ids::{SessionNumber, UnixMillis};
 use crate::base::state_dir::StateDir;
+use crate::base::tasks;
 use crate::jobs::host_lock::HostLock;
 use crate::jobs::hosts::{AttachedJob, HostKind, HostRow, HostSaid, HostState, SESSIONS, TreeSaid};
 use crate::jobs::store::StoreHandle;
@@ -216,7 +217,7 @@ pub(super) async fn clear_rows(store: &StoreHandle, dir: &StateDir) {
     };
     let dir = dir.clone();
     let gone = move || rows.iter().map(|row| row.host).filter(|host| !HostLock::lives(&dir, *host)).collect::<Vec<_>>();
-    let gone = tokio::task::spawn_blocking(gone).await.unwrap_or_default();
+    let gone = tasks::spawn_blocking(gone).await.unwrap_or_default();
     if !gone.is_empty()
         && let Err(error) = store.forget_hosts(gone).await
     {

@@ -5,6 +5,7 @@
 use super::attachments::Attachment;
 use crate::base::ids::{JobId, UnixMillis};
 use crate::base::state_dir::StateDir;
+use crate::base::tasks;
 use crate::jobs::store::{Accept, AcceptLimits, CancelState, RetentionPolicy, StoreError, StoreHandle};
 use crate::jobs::{CancelReason, NewJob, reserve};
 
@@ -36,7 +37,7 @@ pub(super) async fn end_for_lost_caller(store: StoreHandle, attachment: Attachme
 /// Keeps a little room on the disk for an answer that finds it full.
 pub(super) async fn keep_reserve(dir: &StateDir) {
     let dir = dir.clone();
-    let kept = tokio::task::spawn_blocking(move || reserve::keep(&dir)).await;
+    let kept = tasks::spawn_blocking(move || reserve::keep(&dir)).await;
     if let Ok(Err(error)) = kept {
         tracing::debug!(%error, "no room is kept on the disk");
     }

@@ -8,13 +8,13 @@ use std::sync::Arc;
 
 use futures_util::FutureExt;
 use ractor::{Actor, ActorProcessingErr, ActorRef};
-use tokio::task::JoinSet;
 
 use super::custody::Custody;
 use super::messages::JobsMsg;
 use crate::actors::child;
 use crate::actors::kept::Kept;
 use crate::base::ids::JobId;
+use crate::base::tasks::TaskSet;
 use crate::failpoints::{FaultPoint, Faults};
 use crate::jobs::JobRecord;
 
@@ -54,7 +54,7 @@ pub(super) struct ConsultState {
     job: JobId,
     jobs: ActorRef<JobsMsg>,
     faults: Faults,
-    _task: JoinSet<()>,
+    _task: TaskSet<()>,
 }
 
 #[cfg_attr(feature = "ractor-async-trait", ractor::async_trait)]
@@ -66,7 +66,7 @@ impl Actor for Consult {
     async fn pre_start(&self, me: ActorRef<Self::Msg>, a: Self::Arguments) -> Result<Self::State, ActorProcessingErr> {
         let custody = a.custody;
         let began = me.clone();
-        let mut task = JoinSet::new();
+        let mut task = TaskSet::new();
         task.spawn(async move {
             let attending = async {
                 // The last incarnation may still be giving it back. Nothing to borrow means that it is over.

@@ -35,7 +35,6 @@ use std::time::Duration;
 use futures_util::future::poll_immediate;
 use ractor::{Actor, ActorProcessingErr, ActorRef, SupervisionEvent};
 use tokio::sync::oneshot;
-use tokio::task::JoinSet;
 
 use self::adopting::{AtWork, LeftAlone, Looked};
 use self::attachments::{Attachment, Attachments};
@@ -60,6 +59,7 @@ use super::supervision::{ChildEvent, ChildSpec, RestartType};
 use crate::base::fault::{Fault, FaultCode};
 use crate::base::ids::{InvocationId, JobId, UnixMillis};
 use crate::base::state_dir::StateDir;
+use crate::base::tasks::{self, TaskSet};
 use crate::failpoints::{Broken, FaultPoint, Faults, Operation};
 use crate::jobs::client::Accepted;
 use crate::jobs::evidence::JobEvidence;
@@ -145,11 +145,11 @@ pub struct JobsState {
     overdue: Arc<Overdue>,
     /// Waiting jobs of hosts that are gone.
     alone: Arc<LeftAlone>,
-    tasks: JoinSet<()>,
+    tasks: TaskSet<()>,
     /// Jobs of the fleet that have lost their callers and are being cancelled.
-    cancelling: JoinSet<()>,
+    cancelling: TaskSet<()>,
     /// The next sweep, where one is due sooner than the others.
-    soon: JoinSet<()>,
+    soon: TaskSet<()>,
     /// Who is to be told that no accept is under way.
     still: Option<oneshot::Sender<()>>,
     runners: Runners,
@@ -187,7 +187,7 @@ impl Actor for Jobs {
         me: ActorRef<Self::Msg>,
         arguments: Self::Arguments,
     ) -> Result<Self::State, ActorProcessingErr> {
-        let mut tasks = JoinSet::new();
+        let mut tasks = TaskSet::new();
         let sweeping = me.clone();
         if arguments.runner.is_some() {
             // Where no job was ever accepted there is nothing to sweep yet, and an idle host stays asleep.
@@ -229,8 +229,8 @@ impl Actor for Jobs {
             overdue: Arc::default(),
             alone: Arc::default(),
             tasks,
-            cancelling: JoinSet::new(),
-            soon: JoinSet::new(),
+            cancelling: TaskSet::new(),
+            soon: TaskSet::new(),
             still: None,
         })
     }
@@ -257,7 +257,7 @@ impl Actor for Jobs {
 
     async fn post_stop(&self, _me: ActorRef<Self::Msg>, state: &mut Self::State) -> Result<(), ActorProcessingErr> {
         // All at once: a synchronous job has lost its caller and ends, a background job is let go.
-        let mut asking = JoinSet::new();
+        let mut asking = TaskSet::new();
         let attached = state.arguments.attachments.all();
         let is_sync = |attachment: &Attachment| attachment.claim().0 == JobMode::Sync;
         for (job, attachment) in attached.iter().filter(|(_, attachment)| is_sync(attachment)) {
@@ -496,7 +496,7 @@ impl JobsState {
         let remnants = dir.clone();
         self.tasks.spawn(async move {
             let remove = move || (remnants.remove_remnants(), clear_hosts(&remnants));
-            drop(tokio::task::spawn_blocking(remove).await);
+            drop(tasks::spawn_blocking(remove).await);
         });
         if !dir.database().exists() {
             // No job was ever accepted here, so an idle host leaves the disk alone.

@@ -20,7 +20,6 @@ use serde::{Deserialize, Serialize};
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::unix::pipe;
 use tokio::sync::{mpsc, watch};
-use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::custody::core::HandIn;
@@ -30,6 +29,7 @@ use super::starting::NotStarted;
 use crate::base::descriptors::{InheritedPipes, PassedPipe};
 use crate::base::fault::{Fault, FaultCode};
 use crate::base::ids::JobId;
+use crate::base::tasks::TaskSet;
 use crate::exec::lines::LineReader;
 use crate::exec::local::is_no_room;
 use crate::jobs::JobState;
@@ -92,7 +92,7 @@ struct State {
     /// A process another image started, or one whose talk was interrupted, until somebody enters.
     resting: Option<(RunnerChild, Ends)>,
     links: u64,
-    talks: JoinSet<()>,
+    talks: TaskSet<()>,
 }
 
 /// Whether a system begins jobs.

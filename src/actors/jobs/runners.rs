@@ -12,6 +12,7 @@ use std::sync::{Arc, OnceLock};
 
 use crate::base::ids::SessionNumber;
 use crate::base::state_dir::StateDir;
+use crate::base::tasks;
 use crate::runner::{RunnerCommand, manner_digest};
 use crate::tools::callers::{CallerContext, CallerOrigin, Callers};
 
@@ -55,7 +56,7 @@ impl Present {
         if self.sessions.is_empty() {
             return self.made();
         }
-        tokio::task::spawn_blocking(|| self.made()).await.unwrap_or_default()
+        tasks::spawn_blocking(|| self.made()).await.unwrap_or_default()
     }
 
     fn made(self) -> HashSet<Option<String>> {

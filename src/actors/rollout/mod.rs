@@ -16,13 +16,13 @@ use std::time::Instant;
 use futures_util::FutureExt;
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use tokio::sync::oneshot;
-use tokio::task::JoinSet;
 
 pub use self::handle::RolloutHandle;
 use super::kept::{Kept, Lent};
 use crate::actors::clock;
 use crate::agents::Environment;
 use crate::base::ids::UnixMillis;
+use crate::base::tasks::{self, TaskSet};
 use crate::rollout::candidate::{DEADLINE, Trial};
 use crate::rollout::core::{Candidate, RolloutEffect, RolloutEvent, SETTLE};
 use crate::rollout::selfcheck::SelfCheck;
@@ -79,7 +79,7 @@ pub struct RolloutState {
     lent: Option<Lent<Rollout>>,
     waiting: Vec<oneshot::Sender<NotAdopted>>,
     /// The one thing that is under way.
-    tasks: JoinSet<()>,
+    tasks: TaskSet<()>,
     /// The running image's content, once it was read.
     running: Option<Digest>,
     since: Instant,
@@ -100,7 +100,7 @@ impl Actor for Rollouts {
             a,
             lent: Some(lent),
             waiting: Vec::new(),
-            tasks: JoinSet::new(),
+            tasks: TaskSet::new(),
             running: None,
             since: clock::now(),
         };
@@ -278,5 +278,5 @@ impl RolloutState {
 
 /// `None` when the file system does not answer.
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
-    tokio::time::timeout(DEADLINE, tokio::task::spawn_blocking(work)).await.ok()?.ok()
+    tokio::time::timeout(DEADLINE, tasks::spawn_blocking(work)).await.ok()?.ok()
 }

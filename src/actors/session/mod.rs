@@ -40,7 +40,6 @@ use futures_util::FutureExt;
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use tokio::io::AsyncWriteExt;
 use tokio::sync::{mpsc, oneshot};
-use tokio::task::JoinSet;
 
 pub use self::events::{ClientSeen, SessionEvent};
 pub use self::gauges::Gauges;
@@ -63,6 +62,7 @@ use super::workers::messages::WorkersMsg;
 use crate::actors::clock;
 use crate::base::fault::Fault;
 use crate::base::ids::{HostId, SessionNumber, UnixMillis};
+use crate::base::tasks::TaskSet;
 use crate::config::clients::Clients;
 use crate::failpoints::{Faults, Operation};
 use crate::protocol::session::{CallOutcome, SessionCore};
@@ -154,7 +154,7 @@ pub struct SessionState {
     /// The loop's mailbox: it is told there that the system stops.
     mailbox: Option<SessionMailbox>,
     lending: Option<oneshot::Receiver<SessionMailbox>>,
-    task: JoinSet<()>,
+    task: TaskSet<()>,
 }
 
 #[cfg_attr(feature = "ractor-async-trait", ractor::async_trait)]
@@ -166,7 +166,7 @@ impl Actor for SessionActor {
     async fn pre_start(&self, me: ActorRef<Self::Msg>, a: Self::Arguments) -> Result<Self::State, ActorProcessingErr> {
         let (lent, lending) = oneshot::channel();
         let kept = a.kept;
-        let mut task = JoinSet::new();
+        let mut task = TaskSet::new();
         task.spawn(async move {
             // The last incarnation may still be giving it back. One that is over had an end that was not heard.
             let Some(connection) = kept.lend().await else {
@@ -332,7 +332,7 @@ pub struct SessionLoop {
     events: mpsc::UnboundedReceiver<SessionEvent>,
     streams: Streams,
     /// Host tools and probes; they end with the session.
-    tasks: JoinSet<()>,
+    tasks: TaskSet<()>,
     alarm: Alarm,
     /// Whether an incarnation has served before.
     resumed: bool,
@@ -369,7 +369,7 @@ impl SessionLoop {
             mailbox,
             events,
             streams: Streams { input: a.input, sink: a.sink },
-            tasks: JoinSet::new(),
+            tasks: TaskSet::new(),
             alarm: Alarm::new(),
             resumed: false,
             handed_over: false,

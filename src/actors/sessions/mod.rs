@@ -13,7 +13,6 @@ use std::time::Duration;
 
 use futures_util::FutureExt;
 use ractor::{Actor, ActorProcessingErr, ActorRef, SupervisionEvent};
-use tokio::task::JoinSet;
 
 use self::messages::{SessionEnd, SessionsMsg};
 use super::child;
@@ -27,6 +26,7 @@ use super::supervision::slot::RestartPolicy;
 use super::supervision::{ChildEvent, ChildSpec, RestartType};
 use super::workers::messages::WorkersMsg;
 use crate::base::ids::SessionNumber;
+use crate::base::tasks::TaskSet;
 use crate::failpoints::{FaultPoint, Faults};
 
 /// Longest a session may take to stop: its last answers have a second to be written.
@@ -67,7 +67,7 @@ pub struct SessionsState {
     arguments: SessionsArguments,
     sessions: ChildDriver<DynamicChildren<SessionNumber>, SessionsMsg>,
     /// Last words of sessions that were given up.
-    endings: JoinSet<()>,
+    endings: TaskSet<()>,
 }
 
 #[cfg_attr(feature = "ractor-async-trait", ractor::async_trait)]
@@ -86,7 +86,7 @@ impl Actor for Sessions {
             me.cast(SessionsMsg::Opened(number))?;
         }
         let sessions = ChildDriver::new(DynamicChildren::new(SESSION), SessionsMsg::Child);
-        Ok(SessionsState { arguments, sessions, endings: JoinSet::new() })
+        Ok(SessionsState { arguments, sessions, endings: TaskSet::new() })
     }
 
     async fn handle(

@@ -15,12 +15,12 @@ use std::time::Duration;
 
 use ractor::concurrency::JoinHandle;
 use ractor::{ActorCell, ActorRef, Message, SpawnErr, SupervisionEvent};
-use tokio::task::JoinSet;
 
 use super::{ChildEffect, ChildEvent, Children, Exit};
 use crate::actors::child::{Child, Stopped, reason};
 use crate::actors::clock;
 use crate::base::ids::Generation;
+use crate::base::tasks::TaskSet;
 
 /// What the driver has to tell the supervisor it belongs to, in a message of the supervisor's own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -88,7 +88,7 @@ pub struct ChildDriver<C: Children, M> {
     children: C,
     running: BTreeMap<C::Key, Running>,
     news: fn(ChildNews<C::Key>) -> M,
-    tasks: JoinSet<()>,
+    tasks: TaskSet<()>,
     effects: VecDeque<ChildEffect<C::Key>>,
 }
 
@@ -101,7 +101,7 @@ where
     /// Nobody is started yet.
     #[must_use]
     pub fn new(children: C, news: fn(ChildNews<C::Key>) -> M) -> Self {
-        Self { children, running: BTreeMap::new(), news, tasks: JoinSet::new(), effects: VecDeque::new() }
+        Self { children, running: BTreeMap::new(), news, tasks: TaskSet::new(), effects: VecDeque::new() }
     }
 
     /// What decides.

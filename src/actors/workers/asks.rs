@@ -5,9 +5,10 @@
 
 use std::collections::HashMap;
 
-use tokio::task::{AbortHandle, JoinSet};
+use tokio::task::AbortHandle;
 
 use crate::base::fault::{Fault, FaultCode};
+use crate::base::tasks::TaskSet;
 use crate::jobs::client::{Accepted, Follow, JobsHandle, News, View};
 use crate::tools::placed::placing::Placing;
 use crate::tools::roots::RootsHandle;
@@ -57,12 +58,12 @@ pub(super) struct Asks {
     roots: RootsHandle,
     fleet: Option<Placing>,
     follows: HashMap<u64, Followed>,
-    tasks: JoinSet<Answered>,
+    tasks: TaskSet<Answered>,
 }
 
 impl Asks {
     pub(super) fn new(jobs: JobsHandle, roots: RootsHandle, fleet: Option<Placing>) -> Self {
-        Self { jobs, roots, fleet, follows: HashMap::new(), tasks: JoinSet::new() }
+        Self { jobs, roots, fleet, follows: HashMap::new(), tasks: TaskSet::new() }
     }
 
     /// Whether there is anything to wait for in [`Asks::answered`].

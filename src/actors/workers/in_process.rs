@@ -9,13 +9,13 @@ use std::time::Duration;
 
 use tokio::sync::oneshot::error::TryRecvError;
 use tokio::sync::{mpsc, oneshot};
-use tokio::task::JoinSet;
 
 use super::lifeline::{Keeping, Order};
 use super::messages::{Attempt, WorkerMsg};
 use crate::actors::reply::AttemptReply;
 use crate::base::fault::{Fault, FaultCode};
 use crate::base::ids::{CallKey, CallNumber, SessionNumber};
+use crate::base::tasks::TaskSet;
 use crate::failpoints::{Broken, FaultPoint, Faults, Operation};
 use crate::protocol::session::CallOutcome;
 use crate::worker::executor::{CONCURRENT, Executor, Mishap, Work};
@@ -39,7 +39,7 @@ pub(super) async fn keep(
     faults: Faults,
 ) -> Fault {
     let (end, told_to_end) = oneshot::channel();
-    let mut looping = JoinSet::new();
+    let mut looping = TaskSet::new();
     looping.spawn(run(inbox, faults, up, told_to_end));
     let ordered = tokio::select! {
         biased;

@@ -31,7 +31,6 @@ use rustix::process::{Pid, Signal};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 use tokio::sync::mpsc;
-use tokio::task::JoinSet;
 
 use super::asks::Asks;
 use super::lifeline::{Keeping, Order};
@@ -42,6 +41,7 @@ use crate::actors::session::gauges::Gauges;
 use crate::base::fault::{Fault, FaultCode};
 use crate::base::ids::{CallKey, CallNumber, Generation, SessionNumber};
 use crate::base::image::StandIn;
+use crate::base::tasks::TaskSet;
 use crate::jobs::client::JobsHandle;
 use crate::protocol::frame::{Frame, FrameReader};
 use crate::protocol::session::CallOutcome;
@@ -167,7 +167,7 @@ pub(super) async fn keep(
     let (Some(stdin), Some(stdout)) = (child.stdin.take(), child.stdout.take()) else {
         return failed("the worker process has no pipes.".to_owned());
     };
-    let mut looping = JoinSet::new();
+    let mut looping = TaskSet::new();
     let pump = Pump::new(backend, generation, inbox, stdin, stdout);
     looping.spawn(pump.run(move || up(pid)));
     let cause = tokio::select! {
@@ -221,7 +221,7 @@ pub(super) async fn keep(
 }
 
 /// What the loop still has to say about a process that is dead.
-async fn rest(looping: &mut JoinSet<(Pump, Fault)>) -> Option<Box<(Pump, Fault)>> {
+async fn rest(looping: &mut TaskSet<(Pump, Fault)>) -> Option<Box<(Pump, Fault)>> {
     match tokio::time::timeout(REST, looping.join_next()).await {
         Ok(ended) => ended.and_then(Result::ok).map(Box::new),
         Err(_) => {

@@ -21,6 +21,7 @@ use super::lifeline::{Keeping, Lifeline, Order};
 use super::messages::{WorkerMsg, WorkersMsg};
 use crate::base::fault::{Fault, FaultCode};
 use crate::base::ids::Generation;
+use crate::base::tasks;
 
 /// The worker actor: what supervision sees of an incarnation.
 pub(super) struct Worker;
@@ -68,7 +69,7 @@ impl Actor for Worker {
         let WorkerArguments { generation, backend, inbox, mut keeping, lifeline, workers } = a;
         let farewell = Farewell { generation, told: Some((me, workers.clone())) };
         // The keeper is not the actor's own task: it has to outlive a kill of the actor, to see the process off.
-        tokio::spawn(async move {
+        tasks::spawn(async move {
             let fault = backend.keep(generation, inbox, &mut keeping, &workers).await;
             let ordered = matches!(&*keeping.orders.borrow(), Some(Order::Stop));
             keeping.over.send_replace(true);

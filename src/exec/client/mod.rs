@@ -37,6 +37,7 @@ use super::wire::{
 };
 use super::{OutputCursor, ReadResult};
 use crate::base::base64::Base64;
+use crate::base::tasks;
 
 pub(super) mod route;
 
@@ -223,9 +224,9 @@ impl ExecClient {
         let (down_sender, down) = watch::channel(None);
         let (outbox, outbox_receiver) = mpsc::channel(OUTBOX_LINES);
         // Neither task is joined: the driver ends with its last client or with its peer, which `down` says, and ends the writer.
-        let writer = tokio::spawn(write_lines(writer, outbox_receiver));
+        let writer = tasks::spawn(write_lines(writer, outbox_receiver));
         let driver = Driver { outbox, next_id, calls: HashMap::new(), routes: HashMap::new(), nonsense: 0 };
-        tokio::spawn(driver.run(lines, receiver, down_sender, writer));
+        tasks::spawn(driver.run(lines, receiver, down_sender, writer));
         let permits = Permits { calls: Semaphore::new(CALLS_IN_FLIGHT), urgent: Semaphore::new(URGENT_CALLS) };
         Self { commands, permits: Arc::new(permits), down }
     }

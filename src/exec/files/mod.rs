@@ -19,6 +19,7 @@ use self::stream::OpenFile;
 use super::server::Extra;
 use super::wire::{self, WireError, code, read_cwd};
 use crate::base::base64::Base64;
+use crate::base::tasks;
 
 mod plain;
 mod stream;
@@ -142,7 +143,7 @@ pub(super) fn call(name: &str, params: &RawValue, handles: &Arc<FileHandles>) ->
     let work = perform(name, params, handles)?;
     let work = Box::pin(async move {
         // Not cancelled with the connection: what was begun is finished.
-        match tokio::task::spawn_blocking(work).await {
+        match tasks::spawn_blocking(work).await {
             Ok(outcome) => outcome,
             Err(error) => Err(WireError::new(code::INTERNAL, error.to_string())),
         }

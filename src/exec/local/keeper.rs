@@ -21,7 +21,7 @@ use std::time::Duration;
 use rustix::process::{Pid, Signal, WaitOptions};
 use tokio::process::Child;
 use tokio::sync::watch;
-use tokio::task::{AbortHandle, JoinSet};
+use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
 use super::super::session::ProcessSession;
@@ -29,6 +29,7 @@ use super::group::{Group, GroupState, Look};
 use super::pipes::PumpEnd;
 use super::{Adopt, CloseBy, GRACE, KILL_BOUND, Leftovers, PIPE_BOUND, ProcessEnd, Stop};
 use crate::base::procfs;
+use crate::base::tasks::TaskSet;
 
 /// The longest pause between two looks at a group. Others' children end without telling us, so we have to look.
 const LOOK_PAUSE: Duration = Duration::from_millis(50);
@@ -76,7 +77,7 @@ pub(super) struct Keeper {
     pub(super) grace: Arc<Mutex<Duration>>,
     /// When the grace of a stop is over.
     pub(super) kill_at: Option<Instant>,
-    pub(super) pumps: JoinSet<PumpEnd>,
+    pub(super) pumps: TaskSet<PumpEnd>,
     pub(super) pipes_until: watch::Sender<Option<Instant>>,
     pub(super) feeder: Option<AbortOnDrop>,
 }

@@ -11,7 +11,6 @@ use rustix::io::Errno;
 use rustix::process::Pid;
 use tokio::process::Command;
 use tokio::sync::{mpsc, watch};
-use tokio::task::JoinSet;
 
 use super::super::OutputStream;
 use super::super::session::ProcessSession;
@@ -26,6 +25,7 @@ use super::{
 };
 use crate::base::image::StandIn;
 use crate::base::procfs;
+use crate::base::tasks::{self, TaskSet};
 
 /// Why a process could not be started. Nothing of it is left.
 #[derive(Debug, thiserror::Error)]
@@ -203,7 +203,7 @@ impl LocalExec {
 
         let (tap, tap_receiver) = mpsc::channel(TAP_CHUNKS);
         let (pipes_until, _) = watch::channel(None);
-        let mut pumps = JoinSet::new();
+        let mut pumps = TaskSet::new();
         if let Some(pipe) = child.stdout.take() {
             let pump = Pump::new(OutputStream::Stdout, &session, &tap, &pipes_until);
             pumps.spawn(pump.run(pipe));
@@ -223,15 +223,15 @@ impl LocalExec {
             (None, _) if terminal_input.is_some() => match terminal_input {
                 Some(side) => {
                     let (stdin, receiver, room) = StdinQueue::new();
-                    let feeder = tokio::spawn(feed_queue(side, receiver, room, END_OF_FILE));
+                    let feeder = tasks::spawn(feed_queue(side, receiver, room, END_OF_FILE));
                     (Some(stdin), Some(feeder.abort_handle()))
                 }
                 None => (None, None),
             },
-            (Some(pipe), Stdin::Bytes(bytes)) => (None, Some(tokio::spawn(feed_bytes(pipe, bytes)).abort_handle())),
+            (Some(pipe), Stdin::Bytes(bytes)) => (None, Some(tasks::spawn(feed_bytes(pipe, bytes)).abort_handle())),
             (Some(pipe), Stdin::Piped) => {
                 let (stdin, receiver, room) = StdinQueue::new();
-                let feeder = tokio::spawn(feed_queue(pipe, receiver, room, b""));
+                let feeder = tasks::spawn(feed_queue(pipe, receiver, room, b""));
                 (Some(stdin), Some(feeder.abort_handle()))
             }
             _ => (None, None),
@@ -265,7 +265,7 @@ impl LocalExec {
             feeder: feeder.map(AbortOnDrop),
         };
         // The keeper outlives every handle, since it has to empty the process group and reap the process; `end` says when.
-        tokio::spawn(async move {
+        tasks::spawn(async move {
             let how = keeper.run().await;
             end.send_replace(Some(how));
         });

@@ -20,11 +20,12 @@ use futures_util::future::BoxFuture;
 use serde_json::value::RawValue;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
-use tokio::task::{JoinHandle, JoinSet};
+use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use super::core::{Asked, RemoteCore, RemoteEffect, RemoteEvent, RemoteState, Reply, Retry};
 use crate::base::fault::Fault;
+use crate::base::tasks::{self, TaskSet};
 use crate::exec::client::ExecError;
 use crate::exec::lines::{LineReader, Waited};
 use crate::failpoints::{Broken, FaultPoint, Faults, Operation};
@@ -180,7 +181,7 @@ pub(super) async fn keep(shared: Arc<Shared>) {
 /// Dropping the future closes the connection; another run makes the next one.
 pub(super) async fn run(shared: &Shared) {
     let mut inbox = shared.inbox.lock().await;
-    let mut work = Work { shared, link: None, connecting: None, ends: JoinSet::new(), over: false };
+    let mut work = Work { shared, link: None, connecting: None, ends: TaskSet::new(), over: false };
     let begun = shared.step(RemoteEvent::Begun);
     work.perform(begun);
     while !work.over {
@@ -207,7 +208,7 @@ impl Link {
     fn over(generation: u64, streams: Streams) -> Self {
         let Streams { reader, writer, ending } = streams;
         let (outbox, queue) = mpsc::channel(OUTBOX_LINES);
-        let writer = tokio::spawn(write_lines(writer, queue));
+        let writer = tasks::spawn(write_lines(writer, queue));
         Self { generation, lines: LineReader::after(&[], reader).up_to(LINE_MOST), outbox, writer, ending }
     }
 
@@ -239,7 +240,7 @@ struct Work<'a> {
     link: Option<Link>,
     connecting: Option<Connecting>,
     /// Connections that are being closed.
-    ends: JoinSet<()>,
+    ends: TaskSet<()>,
     over: bool,
 }
 

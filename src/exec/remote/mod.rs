@@ -47,6 +47,7 @@ use super::wire::{
     WireError, WireSignal, WireWriteStatus, WriteAnswer, WriteParams, code, method,
 };
 use crate::base::base64::Base64;
+use crate::base::tasks;
 use crate::failpoints::Faults;
 
 pub(super) mod core;
@@ -183,7 +184,7 @@ impl RemoteExec {
     ) -> Result<Self, ExecError> {
         let (remote, work) = Self::lent(connector, after_a_cut, options);
         // It ends with the last handle, and ends what runs when the runtime does.
-        tokio::spawn(drive::keep(work.shared));
+        tasks::spawn(drive::keep(work.shared));
         remote.up().await?;
         Ok(remote)
     }
@@ -302,7 +303,7 @@ impl RemoteExec {
                     let _ = writer.close().await;
                 }
             };
-            AbortOnDrop(tokio::spawn(feed).abort_handle())
+            AbortOnDrop(tasks::spawn(feed).abort_handle())
         });
         let process = RemoteProcess {
             writer,

@@ -9,6 +9,7 @@
 //! Invariants: (1) it waits for input and for finished work, never for the writer; (2) each request gets one answer, also when its
 //! work panics; (3) the requests of one lane are performed in the order in which they came, and everything else overtakes them.
 
+use crate::base::tasks::TaskSet;
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -19,7 +20,6 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 use tokio::io::AsyncRead;
 use tokio::sync::watch;
-use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::super::OutputCursor;
@@ -99,7 +99,7 @@ pub(super) struct Dispatcher<T> {
     traits: ConnectionTraits,
     stage: Stage,
     outbox: Outbox,
-    work: JoinSet<Done>,
+    work: TaskSet<Done>,
     /// Jobs behind the one that runs; a lane is here exactly while one runs.
     lanes: HashMap<String, VecDeque<LaneJob>>,
     /// Jobs in all lanes, and their bytes.
@@ -117,7 +117,7 @@ impl<T: ProcessTable> Dispatcher<T> {
             traits,
             stage: Stage::Fresh,
             outbox,
-            work: JoinSet::new(),
+            work: TaskSet::new(),
             lanes: HashMap::new(),
             queued: (0, 0),
             held: HashSet::new(),

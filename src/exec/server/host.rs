@@ -10,6 +10,7 @@
 //! 2. A session that ends takes every group along that it started; what left its group ends when no session is left.
 //! 3. Who was lost is detached at once, whatever was in flight for it.
 
+use crate::base::tasks;
 use std::collections::{HashMap, VecDeque};
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -160,7 +161,7 @@ impl ExecServer {
             due: Arc::clone(&due),
         });
         // It ends with the server, whose clock it is.
-        tokio::spawn(keep_time(Arc::downgrade(&shared), due));
+        tasks::spawn(keep_time(Arc::downgrade(&shared), due));
         Self { shared }
     }
 
@@ -370,7 +371,7 @@ impl Shared {
         }
         drop(state);
         // It ends with the process, which ends with its session.
-        tokio::spawn(watch_end(Arc::downgrade(self), session, session_id, process_id.clone()));
+        tasks::spawn(watch_end(Arc::downgrade(self), session, session_id, process_id.clone()));
         Ok(StartResult { process_id, sandbox_type: Some("none".to_owned()) })
     }
 

@@ -13,13 +13,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::net::UnixListener;
-use tokio::task::JoinSet;
 
 use super::admission::{BearerToken, is_loopback};
 use super::host::ExecServer;
 use crate::base::socket::accept::{Accepting, Arrival, Next};
 use crate::base::socket::listener::{ListenError, Listener, SocketPlace};
 use crate::base::socket::{paths, peer};
+use crate::base::tasks::TaskSet;
 
 #[cfg(feature = "ws")]
 mod upgrade;
@@ -182,7 +182,7 @@ impl ExecDoor {
     /// Dropping the future closes the door and ends every connection.
     pub async fn serve(self, server: ExecServer) -> io::Result<()> {
         let token = self.token.map(Arc::new);
-        let mut connections = JoinSet::new();
+        let mut connections = TaskSet::new();
         let mut accepting = Accepting::default();
         loop {
             // A peer that went is forgotten before the next one is counted.
@@ -210,7 +210,7 @@ impl ExecDoor {
     }
 }
 
-async fn rest_for(rest: Duration, connections: &mut JoinSet<()>) {
+async fn rest_for(rest: Duration, connections: &mut TaskSet<()>) {
     tracing::warn!(?rest, "no client can be let in for the moment");
     let resting = tokio::time::sleep(rest);
     tokio::pin!(resting);

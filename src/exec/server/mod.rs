@@ -15,6 +15,7 @@
 //! 3. The end of input is known at once, whatever is in flight.
 //! 4. [`Server::finish`] writes what has been published, the terminal events above all, before it closes.
 
+use crate::base::tasks::TaskSet;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
@@ -23,7 +24,6 @@ use std::time::Duration;
 use serde_json::value::RawValue;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{mpsc, watch};
-use tokio::task::JoinSet;
 use uuid::Uuid;
 
 use self::dispatcher::Dispatcher;
@@ -223,7 +223,7 @@ pub enum Flush {
 pub struct Server {
     ended: watch::Receiver<Option<PeerEnd>>,
     finish: watch::Sender<bool>,
-    tasks: JoinSet<()>,
+    tasks: TaskSet<()>,
 }
 
 /// Serves until the peer is gone or breaks the protocol, then writes what is left to be said, for a second at most.
@@ -268,7 +268,7 @@ impl Server {
         let outbox = Outbox::new(queue, Arc::clone(&queued));
         let dispatcher = Dispatcher::new(Arc::new(table), traits, outbox, finish_receiver);
         let lines = LineReader::after(&[], reader).up_to(traits.line_bytes);
-        let mut tasks = JoinSet::new();
+        let mut tasks = TaskSet::new();
         tasks.spawn(dispatcher.run(lines, end_sender));
         tasks.spawn(Writer::new(writer, queued, traits.delivery, marks).run(queue_receiver));
         Self { ended, finish, tasks }

@@ -4,6 +4,7 @@
 //!
 //! Invariants: its group gets no signal once it was reaped; dropping it kills the group, and the runtime reaps it.
 
+use crate::base::tasks;
 use std::io;
 use std::process::Stdio;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -53,7 +54,7 @@ impl Child {
         };
         let words = Arc::new(Mutex::new(Vec::new()));
         // Ends with the child's standard error, or with the guard.
-        let listening = tokio::spawn(listen(words_of, Arc::clone(&words))).abort_handle();
+        let listening = tasks::spawn(listen(words_of, Arc::clone(&words))).abort_handle();
         Ok((Box::new(read), Box::new(write), Self { process, words, listening: Some(listening) }))
     }
 

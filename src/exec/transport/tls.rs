@@ -4,6 +4,7 @@
 //!
 //! Invariant: there is no way to connect to a server that is not verified.
 
+use crate::base::tasks;
 use std::io;
 #[cfg(feature = "otlp")]
 use std::path::Path;
@@ -22,7 +23,7 @@ use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 /// A connection to a server that has proven to be `host`.
 pub(super) async fn secure(host: &str, socket: TcpStream) -> io::Result<TlsStream<TcpStream>> {
     // Files are read: not on the runtime's thread.
-    let roots = tokio::task::spawn_blocking(roots).await.map_err(io::Error::other)??;
+    let roots = tasks::spawn_blocking(roots).await.map_err(io::Error::other)??;
     prove(host, socket, roots).await
 }
 

@@ -13,6 +13,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 
 use super::link::Way;
+use crate::base::tasks;
 use crate::fleet::POLL;
 
 /// Where all hosts of a database's fleet hear of changes.
@@ -44,7 +45,7 @@ impl Bell {
     /// Begins to listen.
     pub(super) fn hang(way: Way) -> Self {
         let (sender, rings) = watch::channel(0);
-        Self { rings, task: tokio::spawn(listen(way, sender)) }
+        Self { rings, task: tasks::spawn(listen(way, sender)) }
     }
 
     /// Whoever has this is told of each ring.

@@ -22,6 +22,7 @@ use tokio_postgres::{AsyncMessage, Client, Config, Connection, NoTls, Row, Socke
 #[cfg(feature = "fleet")]
 use tokio_postgres_rustls::MakeRustlsConnect;
 
+use crate::base::tasks;
 use crate::fleet::FleetError;
 
 /// Longest a verb takes, the way to the database included. What a server does with it after that is not known.
@@ -132,7 +133,7 @@ impl Link {
     {
         let warnings = Arc::new(AtomicU64::new(0));
         // Messages are handled in the order they came in, so whoever has an answer finds the warnings before it counted.
-        let driver = tokio::spawn(drive(connection, Arc::clone(&warnings), heard));
+        let driver = tasks::spawn(drive(connection, Arc::clone(&warnings), heard));
         Self { client, warnings, driver }
     }
 

@@ -49,6 +49,7 @@ use super::{
     Renewal, RunFinish,
 };
 use crate::base::ids::{FleetJobId, HostId};
+use crate::base::tasks;
 use crate::base::trace::TraceContext;
 use crate::jobs::{ConsultRequest, JobOutcome};
 
@@ -118,7 +119,7 @@ impl PgFleet {
     async fn open_at(settings: &str, version: i64) -> Result<Self, FleetError> {
         let settings = settings.to_owned();
         // The platform's authorities are files.
-        let way = tokio::task::spawn_blocking(move || Way::new(&settings)).await;
+        let way = tasks::spawn_blocking(move || Way::new(&settings)).await;
         let way = way.map_err(|_| FleetError::Settings { detail: "the database's address is not understood" })??;
         Self::open_by(way, version).await
     }

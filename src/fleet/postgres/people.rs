@@ -14,6 +14,7 @@ use super::link::{Fate, Link, Tx, VERB_BOUND, Way, flag, number, text};
 use super::read::{big, column};
 use super::{PgFleet, schema};
 use crate::base::ids::{HostId, UnixMillis};
+use crate::base::tasks;
 use crate::fleet::claiming::CapScope;
 use crate::fleet::labels::Labels;
 use crate::fleet::people::{CapSeen, FleetExam, FleetHostSeen, FleetSeen, PauseSeen, SETTINGS, SHOWN};
@@ -66,7 +67,7 @@ impl PgFleet {
     pub async fn examine(settings: &str) -> Result<FleetExam, FleetError> {
         let settings = settings.to_owned();
         // The platform's authorities are files.
-        let way = tokio::task::spawn_blocking(move || Way::new(&settings)).await;
+        let way = tasks::spawn_blocking(move || Way::new(&settings)).await;
         let way = way.map_err(|_| FleetError::Settings { detail: "the database's address is not understood" })??;
         let fate = Fate::default();
         timeout(VERB_BOUND + HEARS_WITHIN, exam(&way)).await.unwrap_or_else(|_| Err(fate.overdue()))

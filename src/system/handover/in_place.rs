@@ -9,6 +9,7 @@ use std::sync::{Arc, Weak};
 
 use super::{HandOverDesk, NewImage};
 use crate::base::fault::{Fault, FaultCode, chain};
+use crate::base::tasks;
 use crate::rollout::{HandOver, Handing, SnapshotFile, Successor};
 
 /// Replaces this process's image.
@@ -41,7 +42,7 @@ impl HandOver for InPlace {
             };
             let image = self.image.checked(to.program, to.fingerprint);
             // A task of its own: it may not be broken off between what it stops and what it starts again.
-            match tokio::spawn(async move { desk.hand_over(&image).await }).await {
+            match tasks::spawn(async move { desk.hand_over(&image).await }).await {
                 Ok(error) => fault(&error),
                 Err(_) => Fault::new(FaultCode::Internal, "the hand-over was broken off."),
             }

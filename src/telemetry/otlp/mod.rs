@@ -27,6 +27,7 @@ use super::collector::{Collector, ExportAnswer};
 use super::metrics::Metric;
 use super::traces::spans::Span;
 use crate::base::ids::UnixMillis;
+use crate::base::tasks;
 use crate::config::CollectorUrl;
 use crate::exec::transport::{client_config, client_config_by};
 
@@ -70,7 +71,7 @@ impl OtlpCollector {
         let config = self.tls.get_or_try_init(|| async {
             let file = self.settings.certificate.clone();
             // Files are read: not on the runtime's thread.
-            let read = tokio::task::spawn_blocking(move || match file {
+            let read = tasks::spawn_blocking(move || match file {
                 None => client_config().map_err(|error| error.to_string()),
                 Some(file) => client_config_by(&file)
                     .map_err(|error| format!("failed to read OTEL_EXPORTER_OTLP_CERTIFICATE: {error}")),

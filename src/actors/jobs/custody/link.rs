@@ -7,13 +7,13 @@ use std::time::Duration;
 use rustix::fd::{AsFd, OwnedFd};
 use tokio::net::unix::pipe;
 use tokio::sync::watch;
-use tokio::task::JoinSet;
 
 use crate::actors::jobs::runner_child::RunnerChild;
 use crate::actors::jobs::starting::Started;
 use crate::agents::{AgentEvent, OutputReader};
 use crate::base::fault::{Fault, FaultCode};
 use crate::base::ids::JobId;
+use crate::base::tasks::TaskSet;
 use crate::exec::client::{ExecClient, ExecError, Handover};
 use crate::exec::session::EventStream;
 use crate::exec::{OutputCursor, OutputStream, ProcessEvent};
@@ -33,7 +33,7 @@ pub(super) struct Link {
     /// The connection while nobody has it: between two images, or between letting go and going on after all.
     pub(super) resting: Option<(Handover, u64)>,
     /// The handshake; a task of its own, so that nobody who stops waiting for it loses the pipes.
-    pub(super) connecting: JoinSet<Result<(ExecClient, EventStream), Fault>>,
+    pub(super) connecting: TaskSet<Result<(ExecClient, EventStream), Fault>>,
     pub(super) connected: Option<(ExecClient, EventStream)>,
     pub(super) reader: Option<OutputReader>,
 }
@@ -62,7 +62,7 @@ impl Link {
         let Started { child, input, output } = started;
         let ends = Ends::again(&input, &output).ok();
         let job = job.to_string();
-        let mut connecting = JoinSet::new();
+        let mut connecting = TaskSet::new();
         connecting.spawn(async move {
             let client = ExecClient::connect(output, input, "phone-opus").await.map_err(pipe_failed)?;
             let events = client.subscribe(&job, OutputCursor::start()).await.map_err(pipe_failed)?;
@@ -163,9 +163,9 @@ impl Ends {
         job: JobId,
         handover: Handover,
         seen: u64,
-    ) -> JoinSet<Result<(ExecClient, EventStream), Fault>> {
+    ) -> TaskSet<Result<(ExecClient, EventStream), Fault>> {
         let ends = Self::again(&self.input, &self.output);
-        let mut connecting = JoinSet::new();
+        let mut connecting = TaskSet::new();
         connecting.spawn(async move {
             let lost = |error: std::io::Error| {
                 Fault::new(FaultCode::RunnerLost, format!("the pipes of the job's runner were lost: {error}."))

@@ -25,7 +25,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
-use tokio::task::JoinSet;
 use tokio::time::{Instant, Interval, MissedTickBehavior};
 
 use self::core::{
@@ -41,6 +40,7 @@ use super::starting::{self, HeldRunner, NotStarted};
 use crate::actors::clock;
 use crate::base::fault::Fault;
 use crate::base::ids::{JobId, UnixMillis};
+use crate::base::tasks::TaskSet;
 use crate::exec::client::ExecError;
 use crate::jobs::JobRecord;
 use crate::jobs::admission::{Position, plan};
@@ -72,11 +72,11 @@ pub struct Custody {
     /// What the runner said about an outcome that is not stored.
     unstored: Option<JobRecord>,
     /// Requests to end on their way to the runner.
-    telling: JoinSet<()>,
+    telling: TaskSet<()>,
     /// A question to the runner, and what it had to say about an outcome.
-    asking: JoinSet<Result<Option<JobRecord>, ExecError>>,
+    asking: TaskSet<Result<Option<JobRecord>, ExecError>>,
     /// A look at the store; whether somebody wants the job to end.
-    looking: JoinSet<bool>,
+    looking: TaskSet<bool>,
     /// When the job is to be looked after.
     looks: Option<Interval>,
     /// What was seen of a job that was adopted.
@@ -137,9 +137,9 @@ impl Custody {
             leaving: None,
             record: None,
             unstored: None,
-            telling: JoinSet::new(),
-            asking: JoinSet::new(),
-            looking: JoinSet::new(),
+            telling: TaskSet::new(),
+            asking: TaskSet::new(),
+            looking: TaskSet::new(),
             looks: None,
             watched: Watched::default(),
         }
@@ -215,7 +215,7 @@ impl Custody {
                 }
             }
             CustodyEffect::LetGoOfPipes => {
-                (self.asking, self.looking, self.looks) = (JoinSet::new(), JoinSet::new(), None);
+                (self.asking, self.looking, self.looks) = (TaskSet::new(), TaskSet::new(), None);
                 self.leaving = self.link.take().map(|link| link.child);
             }
             CustodyEffect::KillRunner => {

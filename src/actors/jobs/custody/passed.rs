@@ -11,7 +11,6 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, watch};
-use tokio::task::JoinSet;
 
 use super::Custody;
 use super::core::{CustodyCore, CustodyEvent, CustodyPast, CustodyStage, HandIn, Ours, RUNNER_STARTS};
@@ -28,6 +27,7 @@ use crate::base::descriptors::{InheritedPipes, PassedPipe};
 use crate::base::fault::Fault;
 use crate::base::ids::{InvocationId, JobId};
 use crate::base::procfs;
+use crate::base::tasks::TaskSet;
 use crate::exec::client::Handover;
 use crate::jobs::JobMode;
 use crate::jobs::live::{JobLive, Phase};
@@ -295,7 +295,7 @@ fn stage(passed: &CustodySnapshot, pipes: &mut InheritedPipes, means: &Means) ->
                 child,
                 ends: Some(Ends { input, output }),
                 resting: Some((handover, link.seen)),
-                connecting: JoinSet::new(),
+                connecting: TaskSet::new(),
                 connected: None,
                 reader,
             };

@@ -2,6 +2,7 @@
 //!
 //! Owns: reading a request's head, answering it, and beginning the session. May not know: the rules, which are `admission.rs`'s.
 
+use crate::base::tasks;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -49,7 +50,7 @@ async fn shake_hands(socket: &mut TcpStream, peer: SocketAddr, token: Option<&Be
     let _ = rustix::net::sockopt::set_socket_send_buffer_size(&*socket, SEND_BUFFER);
     // Now, while the peer waits for us: its socket is its own.
     let uid = if super::is_loopback(peer.ip()) {
-        tokio::task::spawn_blocking(move || peer_uid(peer, ours)).await.ok()?
+        tasks::spawn_blocking(move || peer_uid(peer, ours)).await.ok()?
     } else {
         None
     };
