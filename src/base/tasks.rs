@@ -16,7 +16,7 @@ use tokio::task::{AbortHandle, JoinHandle, JoinSet};
 /// # Panics
 ///
 /// Outside a runtime.
-pub fn spawn<T: Send + 'static>(future: impl Future<Output = T> + Send + 'static) -> JoinHandle<T> {
+pub(crate) fn spawn<T: Send + 'static>(future: impl Future<Output = T> + Send + 'static) -> JoinHandle<T> {
     let future: BoxFuture<'static, T> = Box::pin(future);
     tokio::spawn(future)
 }
@@ -26,14 +26,14 @@ pub fn spawn<T: Send + 'static>(future: impl Future<Output = T> + Send + 'static
 /// # Panics
 ///
 /// Outside a runtime.
-pub fn spawn_blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> JoinHandle<T> {
+pub(crate) fn spawn_blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> JoinHandle<T> {
     let work: Box<dyn FnOnce() -> T + Send> = Box::new(work);
     tokio::task::spawn_blocking(work)
 }
 
 /// Tasks that are aborted when this is dropped: a [`JoinSet`] of boxed futures.
 #[derive(Debug)]
-pub struct TaskSet<T>(JoinSet<T>);
+pub(crate) struct TaskSet<T>(JoinSet<T>);
 
 impl<T> Default for TaskSet<T> {
     fn default() -> Self {
@@ -44,7 +44,7 @@ impl<T> Default for TaskSet<T> {
 impl<T> TaskSet<T> {
     /// None.
     #[must_use]
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self(JoinSet::new())
     }
 }
@@ -55,7 +55,7 @@ impl<T: Send + 'static> TaskSet<T> {
     /// # Panics
     ///
     /// Outside a runtime.
-    pub fn spawn(&mut self, future: impl Future<Output = T> + Send + 'static) -> AbortHandle {
+    pub(crate) fn spawn(&mut self, future: impl Future<Output = T> + Send + 'static) -> AbortHandle {
         let future: BoxFuture<'static, T> = Box::pin(future);
         self.0.spawn(future)
     }
@@ -65,7 +65,7 @@ impl<T: Send + 'static> TaskSet<T> {
     /// # Panics
     ///
     /// Outside a runtime.
-    pub fn spawn_blocking(&mut self, work: impl FnOnce() -> T + Send + 'static) -> AbortHandle {
+    pub(crate) fn spawn_blocking(&mut self, work: impl FnOnce() -> T + Send + 'static) -> AbortHandle {
         let work: Box<dyn FnOnce() -> T + Send> = Box::new(work);
         self.0.spawn_blocking(work)
     }
