@@ -12,7 +12,7 @@ Needs valgrind, but for the check, which says how many of the names are in the p
 programs use at a start and were not linked with side by side: each such function may map 64 KiB or more of its own. Functions of the first program
 come first, then what the next one uses beside them. What it runs is asked for a handshake, the list of tools and two hundred
 calls. Names are made patterns without what differs from compiler to compiler, so the list need not be made anew for each; what
-it names and is not there costs nothing. It needs the names that `.cargo/config.toml` asks for: the older ones are the same for
+it names and is not there costs nothing. It needs the names that `.cargo/ship.toml` asks for: the older ones are the same for
 all that a generic function was made into. What is read is found in the maps that the linker writes where `build.rs` is told to
 ask for them: a constant has no name in a program, and may have another number when the library has changed.
 """

@@ -201,10 +201,11 @@ pub fn marked(mark: &Path) -> Vec<Process> {
     pids().filter(|pid| *pid != ours).filter_map(look).collect()
 }
 
-/// Bytes of memory a process has resident; `None` when it is gone, or nothing tells.
+/// Bytes of memory of its own a process has resident; `None` when it is gone, or nothing tells. What it has mapped of files is not
+/// counted: how much of its program the kernel maps with a page that is read depends on how the file came into the cache.
 #[must_use]
 pub fn resident(pid: Pid) -> Option<u64> {
-    memory(pid, "VmRSS:")
+    memory(pid, "RssAnon:")
 }
 
 /// The most memory a process ever had at once, in bytes. `None` where the system does not say, or the process is gone.
@@ -213,8 +214,7 @@ pub fn peak(pid: Pid) -> Option<u64> {
     memory(pid, "VmHWM:")
 }
 
-/// The most memory of its own a process ever had, in bytes: [`peak`] without what it has mapped of files now. How much of its
-/// program the kernel maps with a page that is read depends on how the file came into the cache, and is none of its doing.
+/// The most memory of its own a process ever had, in bytes: [`peak`] without what it has mapped of files now, as in [`resident`].
 #[must_use]
 pub fn own_peak(pid: Pid) -> Option<u64> {
     Some(peak(pid)?.saturating_sub(memory(pid, "RssFile:")?).saturating_sub(memory(pid, "RssShmem:")?))
