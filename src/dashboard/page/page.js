@@ -142,22 +142,28 @@ function enter(id) {
   if (matchMedia("(max-width: 1099px)").matches) scrollTo(0, 0);
 }
 
-async function cancel(record) {
+// The job that the question is about.
+let asked = null;
+
+function cancel(record) {
   const sure = at("sure");
   at("sure-what").textContent = line(record.prompt, 200);
-  sure.returnValue = "no";
+  asked = record;
   sure.showModal();
-  await new Promise((closed) => sure.addEventListener("close", closed, { once: true }));
-  if (sure.returnValue !== "yes") return;
+}
+
+// The answer is what is pressed. That the question was closed is told later, perhaps when it has been asked again.
+at("sure").querySelector("form").addEventListener("submit", async (event) => {
+  if (event.submitter?.value !== "yes") return;
   say("The job is being ended.");
   try {
-    const done = await change(`/api/jobs/${record.id}/cancel`);
+    const done = await change(`/api/jobs/${asked.id}/cancel`);
     if (!done.changed) say(`The job was over already: ${done.status}.`);
   } catch (error) {
     if (error instanceof Locked) lock(error.message);
     else say(`The job was not ended: ${line(error.message)}`);
   }
-}
+});
 
 function route() {
   const open = JOB.exec(location.hash);
